@@ -1,0 +1,320 @@
+"""A detector's architecture: a frozen value with one canonical string.
+
+``backbone+neck+rpn+head+WxH``, for example
+``basicblock_54_1211-211-1111-12111+fpn_2-6_128+rpn+cascade_3_1024+800x600``. The string is safe in a shell and in a file
+name, diffs, greps and is a primary key: ``Architecture.parse(str(a)) == a``.
+
+The backbone notation ``{block}_{base}_{code}`` is SM-NAS's (Yao et al., AAAI 2020): in the code, ``1`` is a block that
+keeps its channels, ``2`` one that doubles them and ``-`` starts the next stage.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal, get_args
+
+from profiler.errors import UserError
+
+__all__ = [
+    "Architecture",
+    "ArchitectureError",
+    "Backbone",
+    "BlockKind",
+    "C4Spec",
+    "CascadeSpec",
+    "FPNSpec",
+    "Head",
+    "MobileNetV2Spec",
+    "Neck",
+    "RCNNSpec",
+    "RPNKind",
+    "ResNetSpec",
+    "RetinaSpec",
+]
+
+BlockKind = Literal["basicblock", "bottleneck", "resnext"]
+
+_EXPANSION: dict[str, int] = {"basicblock": 1, "bottleneck": 4, "resnext": 4}
+_DEFAULT_RETINA_DEPTH = 4
+
+
+class ArchitectureError(UserError):
+    """A string that is not an architecture, or a combination of modules that does not fit together."""
+
+
+def _require(holds: bool, rule: str, got: object) -> None:
+    if not holds:
+        raise ArchitectureError(f"{rule}, but got {got}")
+
+
+@dataclass(frozen=True, order=True)
+class ResNetSpec:
+    """A residual backbone ``{block}_{base}_{code}``.
+
+    Attributes:
+        block: ``basicblock``, ``bottleneck`` or ``resnext``.
+        base: Width of the first block before any doubling (64 for the published ResNets).
+        code: Blocks per stage, e.g. ``11-21-21-21`` for ResNet-18.
+    """
+
+    block: BlockKind
+    base: int
+    code: str
+
+    def __post_init__(self) -> None:
+        _require(self.block in get_args(BlockKind), f"the block must be one of {', '.join(get_args(BlockKind))}", self.block)
+        _require(8 <= self.base <= 512 and self.base % 2 == 0, "the base width must be even and between 8 and 512", self.base)
+        _require(
+            re.fullmatch(r"[12]+(-[12]+){0,3}", self.code) is not None,
+            "a backbone code is one to four stages of the digits 1 and 2 joined by '-', as in 11-21-21-21",
+            repr(self.code),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.block}_{self.base}_{self.code}"
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The code of every stage, top to bottom."""
+        return tuple(self.code.split("-"))
+
+    @property
+    def depth(self) -> int:
+        """Number of residual blocks."""
+        return sum(map(len, self.stages))
+
+    @property
+    def doublings(self) -> int:
+        """How often the width doubles along the backbone."""
+        return self.code.count("2")
+
+    @property
+    def top_level(self) -> int:
+        """The coarsest pyramid level: C2 is the first stage (stride 4), so four stages end at C5 (stride 32)."""
+        return 1 + len(self.stages)
+
+    @property
+    def expansion(self) -> int:
+        """Output channels of a block divided by its width."""
+        return _EXPANSION[self.block]
+
+    def stage_widths(self) -> tuple[tuple[int, ...], ...]:
+        """Width (channels before expansion) of every block, by stage."""
+        width = self.base
+        widths = []
+        for stage in self.stages:
+            row = []
+            for digit in stage:
+                width *= int(digit)
+                row.append(width)
+            widths.append(tuple(row))
+        return tuple(widths)
+
+
+@dataclass(frozen=True, order=True)
+class MobileNetV2Spec:
+    """MobileNetV2 with a width multiplier in percent: ``mobilenetv2_100``."""
+
+    width_percent: int
+
+    def __post_init__(self) -> None:
+        _require(10 <= self.width_percent <= 400, "a MobileNetV2 width is between 10 and 400 percent", self.width_percent)
+
+    def __str__(self) -> str:
+        return f"mobilenetv2_{self.width_percent}"
+
+    @property
+    def top_level(self) -> int:
+        """MobileNetV2 ends at stride 32."""
+        return 5
+
+
+Backbone = ResNetSpec | MobileNetV2Spec
+
+
+@dataclass(frozen=True, order=True)
+class C4Spec:
+    """No pyramid: proposals and RoIs read C4 (stride 16); a stage behind C4 runs on every RoI instead."""
+
+    def __str__(self) -> str:
+        return "c4"
+
+
+@dataclass(frozen=True, order=True)
+class FPNSpec:
+    """A feature pyramid ``fpn_{low}-{high}_{width}`` with outputs P_low..P_high.
+
+    Laterals read C_low up to the backbone's coarsest level; outputs above that level come from further down-sampling.
+    """
+
+    low: int
+    high: int
+    width: int
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.low <= self.high <= 7, "pyramid levels must satisfy 1 <= low <= high <= 7", f"{self.low}-{self.high}")
+        _require(8 <= self.width <= 1024 and self.width % 8 == 0, "a pyramid width is a multiple of 8 from 8 to 1024", self.width)
+
+    def __str__(self) -> str:
+        return f"fpn_{self.low}-{self.high}_{self.width}"
+
+
+Neck = C4Spec | FPNSpec
+
+
+class RPNKind(StrEnum):
+    """How region proposals are made: not at all, by an RPN, or by Guided Anchoring."""
+
+    NONE = "norpn"
+    RPN = "rpn"
+    GUIDED = "garpn"
+
+
+def _require_head_width(width: int) -> None:
+    _require(8 <= width <= 4096 and width % 8 == 0, "a head width is a multiple of 8 from 8 to 4096", width)
+
+
+@dataclass(frozen=True, order=True)
+class RCNNSpec:
+    """Two fully connected layers of ``width`` on every RoI: ``rcnn_1024``."""
+
+    width: int
+
+    def __post_init__(self) -> None:
+        _require_head_width(self.width)
+
+    def __str__(self) -> str:
+        return f"rcnn_{self.width}"
+
+
+@dataclass(frozen=True, order=True)
+class CascadeSpec:
+    """Two to four RoI stages in a row, each two fully connected layers of ``width``: ``cascade_3_1024``."""
+
+    stages: int
+    width: int
+
+    def __post_init__(self) -> None:
+        _require(2 <= self.stages <= 4, "a cascade has 2, 3 or 4 stages", self.stages)
+        _require_head_width(self.width)
+
+    def __str__(self) -> str:
+        return f"cascade_{self.stages}_{self.width}"
+
+
+@dataclass(frozen=True, order=True)
+class RetinaSpec:
+    """RetinaNet's dense head, ``depth`` convolutions of ``width`` in each branch: ``retina_256`` or ``retina_256_2``."""
+
+    width: int
+    depth: int = _DEFAULT_RETINA_DEPTH
+
+    def __post_init__(self) -> None:
+        _require_head_width(self.width)
+        _require(1 <= self.depth <= 8, "a RetinaNet head has 1 to 8 convolutions in each branch", self.depth)
+
+    def __str__(self) -> str:
+        suffix = "" if self.depth == _DEFAULT_RETINA_DEPTH else f"_{self.depth}"
+        return f"retina_{self.width}{suffix}"
+
+
+Head = RCNNSpec | CascadeSpec | RetinaSpec
+
+
+@dataclass(frozen=True, order=True)
+class Architecture:
+    """One detector: backbone, neck, proposals, head and the input size in pixels.
+
+    Raises:
+        ArchitectureError: the parts do not fit together; the message names the rule.
+    """
+
+    backbone: Backbone
+    neck: Neck
+    rpn: RPNKind
+    head: Head
+    input_width: int
+    input_height: int
+
+    def __post_init__(self) -> None:
+        one_stage = isinstance(self.head, RetinaSpec)
+        _require(
+            one_stage == (self.rpn is RPNKind.NONE),
+            "a RetinaNet head goes with norpn, an RCNN or cascade head with rpn or garpn",
+            f"{self.rpn}+{self.head}",
+        )
+        top = self.backbone.top_level
+        if isinstance(self.neck, C4Spec):
+            _require(not one_stage, "a RetinaNet head needs a feature pyramid", f"{self.neck}+{self.head}")
+            _require(top >= 4, "the c4 neck needs a backbone that reaches C4 (three stages or more)", str(self.backbone))
+        else:
+            _require(
+                self.neck.low <= top,
+                f"the pyramid's finest level must exist in the backbone, whose coarsest is C{top}",
+                str(self.neck),
+            )
+        for name, size in (("width", self.input_width), ("height", self.input_height)):
+            _require(32 <= size <= 4096, f"the input {name} must be between 32 and 4096 pixels", size)
+
+    def __str__(self) -> str:
+        return f"{self.backbone}+{self.neck}+{self.rpn}+{self.head}+{self.input_width}x{self.input_height}"
+
+    @property
+    def id(self) -> str:
+        """Ten hexadecimal digits that are stable across machines and versions."""
+        return hashlib.sha256(str(self).encode()).hexdigest()[:10]
+
+    @classmethod
+    def parse(cls, text: str) -> "Architecture":
+        """Read the canonical string.
+
+        Raises:
+            ArchitectureError: ``text`` is not an architecture.
+        """
+        parts = text.split("+")
+        _require(len(parts) == 5, "an architecture is backbone+neck+rpn+head+WIDTHxHEIGHT", repr(text))
+        backbone, neck, rpn, head, size = parts
+        _require(
+            rpn in list(RPNKind), f"the proposal part must be one of {', '.join(RPNKind)}", repr(rpn)
+        )
+        match = re.fullmatch(r"(\d{1,4})x(\d{1,4})", size)
+        if match is None:
+            raise ArchitectureError(f"an input size is WIDTHxHEIGHT in pixels, but got {size!r}")
+        parsed = cls(
+            parse_backbone(backbone), parse_neck(neck), RPNKind(rpn), parse_head(head), int(match[1]), int(match[2])
+        )
+        _require(str(parsed) == text, f"an architecture is written canonically ({parsed})", repr(text))
+        return parsed
+
+
+def parse_backbone(text: str) -> Backbone:
+    """Read ``{block}_{base}_{code}`` or ``mobilenetv2_{percent}``; raises :class:`ArchitectureError`."""
+    if match := re.fullmatch(r"mobilenetv2_(\d{1,4})", text):
+        return MobileNetV2Spec(int(match[1]))
+    for block in get_args(BlockKind):
+        if match := re.fullmatch(rf"{block}_(\d{{1,4}})_([0-9-]+)", text):
+            return ResNetSpec(block, int(match[1]), match[2])
+    raise ArchitectureError(
+        f"a backbone is {{{'|'.join(get_args(BlockKind))}}}_BASE_CODE or mobilenetv2_PERCENT, but got {text!r}"
+    )
+
+
+def parse_neck(text: str) -> Neck:
+    """Read ``c4`` or ``fpn_LOW-HIGH_WIDTH``; raises :class:`ArchitectureError`."""
+    if text == "c4":
+        return C4Spec()
+    if match := re.fullmatch(r"fpn_(\d)-(\d)_(\d{1,4})", text):
+        return FPNSpec(int(match[1]), int(match[2]), int(match[3]))
+    raise ArchitectureError(f"a neck is c4 or fpn_LOW-HIGH_WIDTH, but got {text!r}")
+
+
+def parse_head(text: str) -> Head:
+    """Read ``rcnn_WIDTH``, ``cascade_STAGES_WIDTH`` or ``retina_WIDTH[_DEPTH]``; raises :class:`ArchitectureError`."""
+    if match := re.fullmatch(r"rcnn_(\d{1,5})", text):
+        return RCNNSpec(int(match[1]))
+    if match := re.fullmatch(r"cascade_(\d)_(\d{1,5})", text):
+        return CascadeSpec(int(match[1]), int(match[2]))
+    if match := re.fullmatch(r"retina_(\d{1,5})(?:_(\d))?", text):
+        return RetinaSpec(int(match[1]), int(match[2]) if match[2] else _DEFAULT_RETINA_DEPTH)
+    raise ArchitectureError(f"a head is rcnn_WIDTH, cascade_STAGES_WIDTH or retina_WIDTH[_DEPTH], but got {text!r}")
