@@ -1,0 +1,1 @@
+"""Training a detector from scratch: recipes, the learning rate's schedule, the loop, checkpoints and resuming."""

@@ -1,0 +1,137 @@
+"""What a training run is: every number that decides its result, apart from the data, the architecture and the seed.
+
+Recipes are data, one TOML file each in ``recipes/``; :func:`load_recipe` reads one by name and :meth:`Recipe.with_` gives
+a changed copy. Unknown keys are refused, so that a misspelt setting never trains a different model in silence.
+"""
+
+import tomllib
+from importlib.resources import files
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from profiler.errors import UserError
+
+__all__ = ["Recipe", "RecipeError", "load_recipe", "recipe_names"]
+
+_FOLDER = files("smnas.training") / "recipes"
+
+
+class RecipeError(UserError):
+    """An unknown recipe, an unknown key or a value out of its bounds."""
+
+
+class Recipe(BaseModel):
+    """One training run's settings.
+
+    **The learning rate's scale rule**: ``learning_rate`` is stated for ``learning_rate_batch`` images a step, and the
+    rate that trains is proportional to the images in a step (Goyal et al. 2017, arXiv 1706.02677):
+    :attr:`peak_learning_rate` = ``learning_rate * batch_size / learning_rate_batch``. Changing ``batch_size`` alone
+    therefore keeps the recipe balanced.
+
+    Raises:
+        RecipeError: from :meth:`with_` and :meth:`parse`; one line that names the key, its rule and the value.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    name: str = Field(min_length=1, description="What the recipe is called in reports and checkpoints.")
+
+    epochs: int = Field(ge=1, description="Passes over the training pictures.")
+    batch_size: int = Field(ge=1, description="Pictures in a step.")
+
+    learning_rate: float = Field(gt=0, description="Peak learning rate for learning_rate_batch pictures a step.")
+    learning_rate_batch: int = Field(default=16, ge=1, description="Pictures a step that learning_rate is stated for.")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="Momentum of the stochastic gradient descent.")
+    weight_decay: float = Field(default=1e-4, ge=0, description="L2 penalty on weights, per step, scaled by the rate.")
+    decay_norm_and_bias: bool = Field(
+        default=False, description="Whether weight_decay also pulls on norm parameters and biases (one-dimensional)."
+    )
+
+    schedule: Literal["cosine", "step"] = Field(
+        default="cosine", description="cosine: half a cosine to final_factor; step: times step_factor at each step_at."
+    )
+    final_factor: float = Field(default=0.0, ge=0, le=1, description="cosine: last learning rate / peak.")
+    step_at: tuple[float, ...] = Field(
+        default=(2 / 3, 11 / 12), description="step: when to drop, as shares of the whole run, rising, inside (0, 1)."
+    )
+    step_factor: float = Field(default=0.1, gt=0, le=1, description="step: what each drop multiplies the rate by.")
+    warmup_iterations: int = Field(default=0, ge=0, description="Steps of the linear warm-up.")
+    warmup_start: float = Field(default=0.1, gt=0, le=1, description="First learning rate / what the schedule says.")
+    warmup_limit: float = Field(
+        default=0.25, ge=0, le=1, description="The warm-up takes at most this share of the run, however short it is."
+    )
+
+    clip_norm: float | None = Field(
+        default=None, gt=0, description="Gradients are scaled to at most this L2 norm over all parameters."
+    )
+
+    flip: float = Field(default=0.5, ge=0, le=1, description="Probability that a picture is mirrored left to right.")
+    scale_jitter: tuple[float, float] = Field(
+        default=(1.0, 1.0), description="A picture is resized by a factor drawn between these two; (1, 1) is off."
+    )
+
+    amp: Literal["off", "bf16", "fp16"] = Field(
+        default="off", description="Mixed precision on a CUDA device; a CPU always trains in float32."
+    )
+    channels_last: bool = Field(default=True, description="Keep pictures and filters in NHWC order; same result, faster.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        rising = all(a < b for a, b in zip(self.step_at, self.step_at[1:], strict=False))
+        if not rising or any(not 0 < share < 1 for share in self.step_at):
+            raise ValueError("step_at must rise strictly inside (0, 1)")
+        low, high = self.scale_jitter
+        if not 0.1 <= low <= high <= 4:
+            raise ValueError("scale_jitter must satisfy 0.1 <= low <= high <= 4")
+        return self
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate between warm-up and decay, by the scale rule."""
+        return self.learning_rate * self.batch_size / self.learning_rate_batch
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> "Recipe":
+        """Check plain values, as read from TOML or JSON.
+
+        Raises:
+            RecipeError: an unknown key or a value out of its bounds.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise RecipeError(_one_line(error)) from None
+
+    def with_(self, **changes: Any) -> "Recipe":
+        """A copy with some settings changed, checked like a new one; ``None`` values leave a setting as it is.
+
+        Raises:
+            RecipeError: an unknown key or a value out of its bounds.
+        """
+        return Recipe.parse({**self.model_dump(), **{key: value for key, value in changes.items() if value is not None}})
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    key = ".".join(map(str, first["loc"])) or "settings"
+    if first["type"] == "extra_forbidden":
+        return f"a recipe has the keys {', '.join(Recipe.model_fields)}, but got {key!r}"
+    got = "" if first["type"] == "missing" or first["loc"] == () else f", but got {first['input']!r}"
+    return f"recipe {key}: {first['msg']}{got}"
+
+
+def recipe_names() -> tuple[str, ...]:
+    """The recipes that come with the project, sorted."""
+    return tuple(sorted(entry.name.removesuffix(".toml") for entry in _FOLDER.iterdir() if entry.name.endswith(".toml")))
+
+
+def load_recipe(name: str) -> Recipe:
+    """Read a recipe that comes with the project.
+
+    Raises:
+        RecipeError: no such recipe; the message lists the known ones.
+    """
+    if name not in recipe_names():
+        raise RecipeError(f"a recipe is one of {', '.join(recipe_names())}, but got {name!r}")
+    return Recipe.parse({"name": name, **tomllib.loads((_FOLDER / f"{name}.toml").read_text(encoding="utf-8"))})
