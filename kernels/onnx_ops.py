@@ -1,0 +1,102 @@
+"""ONNX forms of this package's operators, for ``torch.onnx.export(custom_translation_table=...)``.
+
+These are the native forms (``NonMaxSuppression``, ``RoiAlign``), the fastest in ONNX Runtime on a CPU.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnxscript import opset18 as op
+
+from kernels import nms, roi_align
+
+__all__ = ["translation_table"]
+
+
+def _constant(value: object, dtype: type[np.generic]) -> Any:
+    return op.Constant(value=onnx.numpy_helper.from_array(np.asarray(value, dtype=dtype)))
+
+
+def _nms_mask(boxes: Any, scores: Any, iou_threshold: float) -> Any:
+    """Indices of ``NonMaxSuppression`` scattered into a mask; ``(x, y)`` order does not change an IoU."""
+    count = _constant([np.iinfo(np.int32).max], np.int64)
+    selected = op.NonMaxSuppression(
+        boxes,
+        op.Unsqueeze(scores, _constant([1], np.int64)),
+        count,
+        _constant([iou_threshold], np.float32),
+        _constant([0.0], np.float32),
+    )
+    image_and_box = op.Gather(selected, _constant([0, 2], np.int64), axis=1)
+    rows = op.Shape(selected, start=0, end=1)
+    ones = op.Expand(_constant([1.0], np.float32), rows)
+    zeros = op.Mul(scores, _constant(0.0, np.float32))
+    return op.Greater(op.ScatterND(zeros, image_and_box, ones), _constant(0.5, np.float32))
+
+
+def _multi_level_roi_align(
+    features: Sequence[Any], boxes: Any, strides: Sequence[int], output_size: int, canonical_size: float
+) -> Any:
+    """Each level pools its own boxes; the pieces are put back in order by one gather."""
+    shape = op.Shape(boxes)
+    flat = op.Reshape(boxes, _constant([-1, 4], np.int64))
+    batch, count = op.Gather(shape, _constant(0, np.int64)), op.Gather(shape, _constant(1, np.int64))
+    index = op.Range(_constant(0, np.int64), batch, _constant(1, np.int64))
+    images = op.Reshape(
+        op.Expand(
+            op.Unsqueeze(index, _constant([1], np.int64)),
+            op.Concat(
+                op.Unsqueeze(batch, _constant([0], np.int64)), op.Unsqueeze(count, _constant([0], np.int64)), axis=0
+            ),
+        ),
+        _constant([-1], np.int64),
+    )
+
+    def pool(feature: Any, rois: Any, image: Any, stride: int) -> Any:
+        return op.RoiAlign(
+            feature,
+            rois,
+            image,
+            coordinate_transformation_mode="output_half_pixel",
+            output_height=output_size,
+            output_width=output_size,
+            sampling_ratio=roi_align._SAMPLES,
+            spatial_scale=1.0 / stride,
+        )
+
+    if len(features) == 1:
+        return pool(features[0], flat, images, strides[0])
+    corners = op.Split(flat, num_outputs=4, axis=1)
+    sides = [op.Relu(op.Sub(corners[2], corners[0])), op.Relu(op.Sub(corners[3], corners[1]))]
+    size = op.Squeeze(op.Sqrt(op.Mul(*sides)), _constant([1], np.int64))
+    relative = op.Add(op.Div(size, _constant(canonical_size, np.float32)), _constant(1e-6, np.float32))
+    log2 = op.Div(op.Log(relative), _constant(np.log(2.0), np.float32))
+    level = op.Floor(op.Add(log2, _constant(np.log2(16 / strides[0]), np.float32)))
+    level = op.Clip(level, _constant(0, np.float32), _constant(len(strides) - 1, np.float32))
+    order, pooled = [], []
+    for position, (feature, stride) in enumerate(zip(features, strides, strict=True)):
+        mine = op.Equal(level, _constant(position, np.float32))
+        chosen = op.Squeeze(op.NonZero(mine), _constant([0], np.int64))
+        order.append(chosen)
+        pooled.append(pool(feature, op.Gather(flat, chosen, axis=0), op.Gather(images, chosen), stride))
+    positions = op.Concat(*order, axis=0)
+    # the inverse of a permutation: positions[i] is where row i belongs
+    rows = op.Shape(positions)
+    arange = op.Range(_constant(0, np.int64), op.Squeeze(rows, _constant([0], np.int64)), _constant(1, np.int64))
+    inverse = op.ScatterElements(positions, positions, arange)
+    return op.Gather(op.Concat(*pooled, axis=0), inverse, axis=0)
+
+
+def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """Operator overload to the function that writes its ONNX form."""
+    return {
+        torch.ops.smnas.nms_mask.default: _nms_mask,
+        torch.ops.smnas.multi_level_roi_align.default: _multi_level_roi_align,
+    }
+
+
+# the operators exist once their modules are loaded
+_ = (nms, roi_align)
