@@ -1,0 +1,156 @@
+"""What the profiler times: a module, the shapes of its inputs, and the key under which its latency is kept."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+__all__ = ["TensorSpec", "Workload", "count_flops", "random_inputs"]
+
+_DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "uint8": torch.uint8,
+    "int32": torch.int32,
+    "int64": torch.int64,
+    "bool": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """How one random input is drawn.
+
+    Attributes:
+        shape: the tensor's shape, batch included.
+        dtype: ``float32``, ``float16``, ``bfloat16``, ``uint8``, ``int32``, ``int64`` or ``bool``.
+        low: lower bound, inclusive. Floats without bounds are drawn from the standard normal distribution.
+        high: upper bound, exclusive. ``uint8`` defaults to 0..255; ``int32`` and ``int64`` need both bounds.
+        draw: ``values`` draws every element alone. ``boxes`` draws axis-aligned boxes: the last axis has 4 elements
+            ``(x1, y1, x2, y2)`` with ``x1 <= x2`` and ``y1 <= y2``, because operators that read boxes do less work
+            on inverted ones.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    low: float | None = None
+    high: float | None = None
+    draw: Literal["values", "boxes"] = "values"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, but got {self.dtype!r}")
+        if any(size < 1 for size in self.shape):
+            raise ValueError(f"every size must be at least 1, but got shape {self.shape}")
+        if (self.low is None) != (self.high is None):
+            raise ValueError(f"low and high come together, but got low={self.low} and high={self.high}")
+        if self.low is not None and self.high is not None and not self.low < self.high:
+            raise ValueError(f"low < high must hold, but got low={self.low} and high={self.high}")
+        if self.dtype in ("int32", "int64") and self.low is None:
+            raise ValueError(f"{self.dtype} needs low and high: without them its range is anyone's guess")
+        if self.draw == "boxes" and (self.low is None or not self.shape or self.shape[-1] != 4):
+            raise ValueError(f"boxes need bounds and a last axis of 4, but got shape {self.shape} and low={self.low}")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype as torch names it."""
+        return _DTYPES[self.dtype]
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    def meta(self) -> Tensor:
+        """An input of this shape without storage, on the ``meta`` device."""
+        return torch.empty(self.shape, dtype=self.torch_dtype, device="meta")
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Draw the input on the CPU."""
+        dtype = self.torch_dtype
+        if dtype == torch.bool:
+            return torch.randint(0, 2, self.shape, generator=generator).to(dtype)
+        if self.draw == "boxes":
+            low, high = float(self.low or 0.0), float(self.high or 0.0)
+            corners = _uniform((*self.shape[:-1], 2, 2), low, high, generator).sort(dim=-2).values
+            return corners.flatten(-2).to(dtype)
+        if dtype.is_floating_point:
+            if self.low is None or self.high is None:
+                return torch.randn(self.shape, generator=generator).to(dtype)
+            return _uniform(self.shape, self.low, self.high, generator).to(dtype)
+        first, end = (0, 256) if self.low is None or self.high is None else (int(self.low), int(self.high))
+        return torch.randint(first, end, self.shape, generator=generator).to(dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Workload:
+    """A module to time.
+
+    Attributes:
+        name: what a person calls it, such as ``backbone.stage2.block1``. Two workloads may share a key under
+            different names.
+        key: the text that alone decides the latency (what is computed, and on which shapes). Rows of the latency
+            table are found by it.
+        module: takes ``inputs`` as positional arguments. It may live on the ``meta`` device for counting; to be
+            measured it must have real weights.
+        inputs: one spec per positional argument.
+    """
+
+    name: str
+    key: str
+    module: nn.Module
+    inputs: tuple[TensorSpec, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters of the module, shared ones counted once."""
+        return sum(parameter.numel() for parameter in self.module.parameters())
+
+    @property
+    def flops(self) -> int:
+        """Floating point operations of one run, a multiply-add counted as two, as :func:`count_flops` says."""
+        return count_flops(self.module, self.inputs)
+
+    @property
+    def is_meta(self) -> bool:
+        """Whether any weight is still without storage."""
+        tensors = [*self.module.parameters(), *self.module.buffers()]
+        return any(tensor.is_meta for tensor in tensors)
+
+
+def count_flops(module: nn.Module, inputs: Sequence[TensorSpec]) -> int:
+    """Count the operations of one run from shapes alone, without computing anything.
+
+    Convolutions, matrix products and attention count, a multiply-add as two operations; element-wise work,
+    normalisation and pooling do not. That is :class:`torch.utils.flop_counter.FlopCounterMode`'s convention.
+
+    Args:
+        module: on any device; its weights are replaced by storage-free ones for the count.
+        inputs: one spec per positional argument.
+    """
+    weights = {name: _meta_like(tensor) for name, tensor in module.named_parameters()}
+    weights |= {name: _meta_like(tensor) for name, tensor in module.named_buffers()}
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        functional_call(module, weights, tuple(spec.meta() for spec in inputs))
+    return counter.get_total_flops()
+
+
+def random_inputs(inputs: Sequence[TensorSpec], seed: int) -> tuple[Tensor, ...]:
+    """Draw all inputs on the CPU; the same seed gives the same numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(spec.sample(generator) for spec in inputs)
+
+
+def _meta_like(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, device="meta")
+
+
+def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:
+    return torch.rand(shape, generator=generator) * (high - low) + low
