@@ -1,8 +1,8 @@
 """A detector's architecture: a frozen value with one canonical string.
 
 ``backbone+neck+rpn+head+WxH``, for example
-``basicblock_54_1211-211-1111-12111+fpn_2-6_128+rpn+cascade_3_1024+800x600``. The string is safe in a shell and in a file
-name, diffs, greps and is a primary key: ``Architecture.parse(str(a)) == a``.
+``basicblock_54_1211-211-1111-12111+fpn_2-6_128+rpn+cascade_3_1024+800x600``. The string is safe in a shell and in a
+file name, diffs, greps and is a primary key: ``Architecture.parse(str(a)) == a``.
 
 The backbone notation ``{block}_{base}_{code}`` is SM-NAS's (Yao et al., AAAI 2020): in the code, ``1`` is a block that
 keeps its channels, ``2`` one that doubles them and ``-`` starts the next stage.
@@ -63,8 +63,12 @@ class ResNetSpec:
     code: str
 
     def __post_init__(self) -> None:
-        _require(self.block in get_args(BlockKind), f"the block must be one of {', '.join(get_args(BlockKind))}", self.block)
-        _require(8 <= self.base <= 512 and self.base % 2 == 0, "the base width must be even and between 8 and 512", self.base)
+        _require(
+            self.block in get_args(BlockKind), f"the block must be one of {', '.join(get_args(BlockKind))}", self.block
+        )
+        _require(
+            8 <= self.base <= 512 and self.base % 2 == 0, "the base width must be even and between 8 and 512", self.base
+        )
         _require(
             re.fullmatch(r"[12]+(-[12]+){0,3}", self.code) is not None,
             "a backbone code is one to four stages of the digits 1 and 2 joined by '-', as in 11-21-21-21",
@@ -119,7 +123,9 @@ class MobileNetV2Spec:
     width_percent: int
 
     def __post_init__(self) -> None:
-        _require(10 <= self.width_percent <= 400, "a MobileNetV2 width is between 10 and 400 percent", self.width_percent)
+        _require(
+            10 <= self.width_percent <= 400, "a MobileNetV2 width is between 10 and 400 percent", self.width_percent
+        )
 
     def __str__(self) -> str:
         return f"mobilenetv2_{self.width_percent}"
@@ -153,8 +159,16 @@ class FPNSpec:
     width: int
 
     def __post_init__(self) -> None:
-        _require(1 <= self.low <= self.high <= 7, "pyramid levels must satisfy 1 <= low <= high <= 7", f"{self.low}-{self.high}")
-        _require(8 <= self.width <= 1024 and self.width % 8 == 0, "a pyramid width is a multiple of 8 from 8 to 1024", self.width)
+        _require(
+            1 <= self.low <= self.high <= 7,
+            "pyramid levels must satisfy 1 <= low <= high <= 7",
+            f"{self.low}-{self.high}",
+        )
+        _require(
+            8 <= self.width <= 1024 and self.width % 8 == 0,
+            "a pyramid width is a multiple of 8 from 8 to 1024",
+            self.width,
+        )
 
     def __str__(self) -> str:
         return f"fpn_{self.low}-{self.high}_{self.width}"
@@ -205,7 +219,7 @@ class CascadeSpec:
 
 @dataclass(frozen=True, order=True)
 class RetinaSpec:
-    """RetinaNet's dense head, ``depth`` convolutions of ``width`` in each branch: ``retina_256`` or ``retina_256_2``."""
+    """RetinaNet's dense head, ``depth`` convolutions of ``width`` in each branch: ``retina_256``, ``retina_256_2``."""
 
     width: int
     depth: int = _DEFAULT_RETINA_DEPTH
@@ -247,7 +261,9 @@ class Architecture:
         top = self.backbone.top_level
         if isinstance(self.neck, C4Spec):
             _require(not one_stage, "a RetinaNet head needs a feature pyramid", f"{self.neck}+{self.head}")
-            _require(top >= 4, "the c4 neck needs a backbone that reaches C4 (three stages or more)", str(self.backbone))
+            _require(
+                top >= 4, "the c4 neck needs a backbone that reaches C4 (three stages or more)", str(self.backbone)
+            )
         else:
             _require(
                 self.neck.low <= top,
@@ -275,9 +291,7 @@ class Architecture:
         parts = text.split("+")
         _require(len(parts) == 5, "an architecture is backbone+neck+rpn+head+WIDTHxHEIGHT", repr(text))
         backbone, neck, rpn, head, size = parts
-        _require(
-            rpn in list(RPNKind), f"the proposal part must be one of {', '.join(RPNKind)}", repr(rpn)
-        )
+        _require(rpn in list(RPNKind), f"the proposal part must be one of {', '.join(RPNKind)}", repr(rpn))
         match = re.fullmatch(r"(\d{1,4})x(\d{1,4})", size)
         if match is None:
             raise ArchitectureError(f"an input size is WIDTHxHEIGHT in pixels, but got {size!r}")

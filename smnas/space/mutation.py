@@ -1,0 +1,158 @@
+"""Small moves in a space. Pure functions of the space, the architecture and the generator.
+
+The modular move is SM-NAS's (Yao et al., AAAI 2020): the base width to a neighbour with probability 1/2, then a few of
+{insert a ``1``, remove a ``1``, swap a ``2`` or ``-`` with a near neighbour}; there is no crossover. How many "a few"
+are, how near a neighbour is, and the moves of the pyramid's and the head's width are choices of this project.
+"""
+
+from dataclasses import replace
+from itertools import combinations, product
+
+import numpy as np
+
+from smnas.space.architecture import Architecture, FPNSpec, ResNetSpec
+from smnas.space.preset import ModularBounds, Space, SpaceError, compatible
+
+__all__ = ["NoMoveError", "mutate_code", "mutate_modular", "mutate_structural"]
+
+_TRIES = 200
+_BASE_PROBABILITY = 0.5
+_WIDTH_PROBABILITY = 0.25
+_MOST_EDITS = 3
+_REACH = 2  # how far a 2 or a '-' travels in one swap
+_TWO_CHOICES_PROBABILITY = 0.5
+
+
+class NoMoveError(SpaceError):
+    """No move from this architecture leads to another one of the space."""
+
+
+def mutate_structural(space: Space, architecture: Architecture, rng: np.random.Generator) -> Architecture:
+    """Change one or two of the five structural choices, then repair to compatibility with the fewest further changes.
+
+    Raises:
+        NoMoveError: the space offers nothing else.
+    """
+    choices = (space.backbones, space.necks, space.rpns, space.heads, space.inputs)
+    present = (
+        architecture.backbone,
+        architecture.neck,
+        architecture.rpn,
+        architecture.head,
+        (architecture.input_width, architecture.input_height),
+    )
+    others = [[choice for choice in row if choice != now] for row, now in zip(choices, present, strict=True)]
+    movable = [slot for slot, row in enumerate(others) if row]
+    for _ in range(_TRIES if movable else 0):
+        count = min(len(movable), 1 + int(rng.random() < _TWO_CHOICES_PROBABILITY))
+        changed = {
+            slot: others[slot][int(rng.integers(len(others[slot])))]
+            for slot in sorted(rng.choice(movable, size=count, replace=False).tolist())
+        }
+        free = [slot for slot in range(len(choices)) if slot not in changed]
+        for repairs in range(len(free) + 1):
+            fitting = [
+                fit
+                for redrawn in combinations(free, repairs)
+                for fit in _combinations(space, present, changed, redrawn, choices)
+                if fit != architecture
+            ]
+            if fitting:
+                return fitting[int(rng.integers(len(fitting)))]
+    raise NoMoveError(
+        f"a structural move must reach another architecture of {space.name}, but none does from {architecture}"
+    )
+
+
+def _combinations(
+    space: Space,
+    present: tuple[object, ...],
+    changed: dict[int, object],
+    redrawn: tuple[int, ...],
+    choices: tuple[tuple[object, ...], ...],
+) -> list[Architecture]:
+    """Every permitted architecture with the ``changed`` slots, the ``redrawn`` slots free and the rest as present."""
+    rows = [choices[slot] if slot in redrawn else (changed.get(slot, present[slot]),) for slot in range(len(choices))]
+    built = (compatible(*parts) for parts in product(*rows))  # type: ignore[arg-type]
+    return [architecture for architecture in built if architecture is not None and space.permits(architecture)]
+
+
+def mutate_modular(space: Space, architecture: Architecture, rng: np.random.Generator) -> Architecture:
+    """One SM-NAS move inside the modules; the structure (block, stages, levels, head kind, input) stays.
+
+    A backbone that the bounds do not evolve keeps its code; then only the pyramid's and the head's width move.
+
+    A code with an empty stage or out of bounds, and a child equal to its parent, are drawn again.
+
+    Raises:
+        NoMoveError: 200 tries gave no other architecture inside the bounds that the space permits.
+    """
+    for _ in range(_TRIES):
+        child = _move(space.modular, architecture, rng)
+        if child not in (None, architecture) and space.permits(child):
+            return child
+    raise NoMoveError(
+        f"a modular move must reach another architecture inside the bounds of {space.name}, "
+        f"but {_TRIES} tries from {architecture} found none"
+    )
+
+
+def _move(bounds: ModularBounds, parent: Architecture, rng: np.random.Generator) -> Architecture | None:
+    """One draw of the move; None where the code breaks the bounds or leaves a stage empty."""
+    backbone, neck, head = parent.backbone, parent.neck, parent.head
+    if isinstance(backbone, ResNetSpec) and backbone.block in bounds.blocks and len(backbone.stages) in bounds.stages:
+        base = backbone.base
+        if base not in bounds.bases or rng.random() < _BASE_PROBABILITY:
+            base = _neighbour(base, bounds.bases, rng)
+        code = mutate_code(backbone.code, rng)
+        if not bounds.contains_code(code):
+            return None
+        backbone = ResNetSpec(backbone.block, base, code)
+    if isinstance(neck, FPNSpec) and rng.random() < _WIDTH_PROBABILITY:
+        neck = replace(neck, width=_neighbour(neck.width, bounds.fpn_widths, rng))
+    if rng.random() < _WIDTH_PROBABILITY:
+        head = replace(head, width=_neighbour(head.width, bounds.head_widths.for_head(head), rng))
+    return replace(parent, backbone=backbone, neck=neck, head=head)
+
+
+def mutate_code(code: str, rng: np.random.Generator) -> str:
+    """Apply one to three edits to a backbone code. The result may have an empty stage or be the same: check it."""
+    for _ in range(1 + int(rng.integers(_MOST_EDITS))):
+        code = _EDITS[int(rng.integers(len(_EDITS)))](code, rng)
+    return code
+
+
+def _insert_one(code: str, rng: np.random.Generator) -> str:
+    at = int(rng.integers(len(code) + 1))
+    return f"{code[:at]}1{code[at:]}"
+
+
+def _remove_one(code: str, rng: np.random.Generator) -> str:
+    ones = [i for i, digit in enumerate(code) if digit == "1"]
+    if not ones:
+        return code
+    at = ones[int(rng.integers(len(ones)))]
+    return code[:at] + code[at + 1 :]
+
+
+def _swap(code: str, rng: np.random.Generator) -> str:
+    marks = [i for i, digit in enumerate(code) if digit != "1"]
+    if not marks:
+        return code
+    here = marks[int(rng.integers(len(marks)))]
+    near = [i for i in range(max(0, here - _REACH), min(len(code), here + _REACH + 1)) if code[i] != code[here]]
+    if not near:
+        return code
+    there = near[int(rng.integers(len(near)))]
+    digits = list(code)
+    digits[here], digits[there] = digits[there], digits[here]
+    return "".join(digits)
+
+
+_EDITS = (_insert_one, _remove_one, _swap)
+
+
+def _neighbour(value: int, values: tuple[int, ...], rng: np.random.Generator) -> int:
+    """The next smaller or the next larger of ``values``; ``value`` itself when there is neither."""
+    near = [v for v in values if v < value][-1:] + [v for v in values if v > value][:1]
+    return near[int(rng.integers(len(near)))] if near else value

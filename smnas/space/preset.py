@@ -1,0 +1,363 @@
+"""A search space as data: lists of structural choices, and bounds for the modular stage.
+
+A preset is one TOML file in ``presets/``. The structural space (stage 1 of SM-NAS) is every compatible combination of
+its choices; the modular space (stage 2) is every backbone code and every width inside its bounds, for one structure.
+"""
+
+import tomllib
+from collections.abc import Callable
+from functools import cached_property
+from importlib import resources
+from itertools import product
+from math import comb
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+
+from profiler.errors import UserError
+from smnas.space.architecture import (
+    Architecture,
+    ArchitectureError,
+    Backbone,
+    BlockKind,
+    C4Spec,
+    FPNSpec,
+    Head,
+    Neck,
+    RCNNSpec,
+    ResNetSpec,
+    RetinaSpec,
+    RPNKind,
+    parse_backbone,
+    parse_head,
+    parse_neck,
+)
+
+__all__ = [
+    "HeadWidths",
+    "ModularBounds",
+    "Space",
+    "SpaceError",
+    "StructuralChoices",
+    "load_space",
+    "preset_names",
+]
+
+
+class SpaceError(UserError):
+    """An unknown preset, a preset file that breaks a rule, or a space in which nothing is left to choose."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StructuralChoices(_Strict):
+    """What stage 1 chooses from, as the parts are written in an architecture string."""
+
+    backbones: tuple[str, ...] = Field(min_length=1)
+    necks: tuple[str, ...] = Field(min_length=1)
+    rpns: tuple[str, ...] = Field(min_length=1)
+    heads: tuple[str, ...] = Field(min_length=1)
+    inputs: tuple[str, ...] = Field(min_length=1, description="WIDTHxHEIGHT in pixels")
+
+    @field_validator("*")
+    @classmethod
+    def _distinct(cls, choices: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(choices)) != len(choices):
+            raise ValueError("a choice must be listed once")
+        return choices
+
+
+def _ascending(values: tuple[int, ...]) -> tuple[int, ...]:
+    if list(values) != sorted(set(values)):
+        raise ValueError("the values must ascend without repetition")
+    return values
+
+
+class HeadWidths(_Strict):
+    """Widths that stage 2 may give to a head, by kind of head. An empty list keeps the parent's width."""
+
+    rcnn: tuple[int, ...] = ()
+    cascade: tuple[int, ...] = ()
+    retina: tuple[int, ...] = ()
+
+    _check = field_validator("*")(_ascending)
+
+    def for_head(self, head: Head) -> tuple[int, ...]:
+        """The widths for heads of the kind of ``head``, ascending."""
+        if isinstance(head, RCNNSpec):
+            return self.rcnn
+        return self.retina if isinstance(head, RetinaSpec) else self.cascade
+
+
+class ModularBounds(_Strict):
+    """What stage 2 may change inside the modules that stage 1 chose. The kind of block and the stages stay."""
+
+    blocks: tuple[BlockKind, ...] = Field(min_length=1, description="kinds of blocks whose backbones are evolved")
+    bases: tuple[int, ...] = Field(min_length=1, description="base widths, ascending")
+    stages: tuple[int, ...] = Field(min_length=1, description="numbers of backbone stages that are evolved")
+    min_blocks: int = Field(ge=1)
+    max_blocks: int = Field(ge=1)
+    min_doublings: int = Field(ge=0)
+    max_doublings: int = Field(ge=0)
+    fpn_widths: tuple[int, ...] = Field(default=(), description="pyramid widths, ascending; empty keeps the parent's")
+    head_widths: HeadWidths = HeadWidths()
+
+    _check = field_validator("bases", "stages", "fpn_widths")(_ascending)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_blocks > self.max_blocks or self.min_doublings > self.max_doublings:
+            raise ValueError("a lower bound must not exceed its upper bound")
+        if self.max_blocks < max(self.stages):
+            raise ValueError("max_blocks must give every stage a block")
+        if self.min_doublings > self.max_blocks:
+            raise ValueError("min_doublings must not exceed max_blocks")
+        return self
+
+    def contains_code(self, code: str) -> bool:
+        """Whether ``code`` keeps the bounds on stages, blocks and doublings, with no empty stage."""
+        stages = code.split("-")
+        return (
+            all(stages)
+            and len(stages) in self.stages
+            and self.min_blocks <= sum(map(len, stages)) <= self.max_blocks
+            and self.min_doublings <= code.count("2") <= self.max_doublings
+        )
+
+    def contains_backbone(self, backbone: Backbone) -> bool:
+        """Whether ``backbone`` is residual, of an evolved kind, with a listed base and a code inside the bounds."""
+        return (
+            isinstance(backbone, ResNetSpec)
+            and backbone.block in self.blocks
+            and backbone.base in self.bases
+            and self.contains_code(backbone.code)
+        )
+
+    def code_count(self, stages: int) -> int:
+        """How many codes of ``stages`` stages are inside the bounds.
+
+        ``n`` blocks split into ``s`` stages that are not empty in C(n - 1, s - 1) ways, and ``d`` doublings fall on
+        them in C(n, d) ways.
+        """
+        if stages not in self.stages:
+            return 0
+        return sum(
+            comb(blocks - 1, stages - 1) * comb(blocks, doublings)
+            for blocks in range(max(self.min_blocks, stages), self.max_blocks + 1)
+            for doublings in range(self.min_doublings, self.max_doublings + 1)
+        )
+
+
+def _everything(_: Architecture) -> bool:
+    return True
+
+
+class Space(_Strict):
+    """A named search space. Frozen; :meth:`restricted` makes a smaller one.
+
+    Attributes:
+        name: The preset's name.
+        description: One sentence for ``smnas space``.
+        baseline: The architecture that every search trains beside its candidates.
+        structural: Stage 1's choices.
+        modular: Stage 2's bounds.
+    """
+
+    name: str
+    description: str
+    baseline: str
+    structural: StructuralChoices
+    modular: ModularBounds
+
+    _allowed: Callable[[Architecture], bool] = PrivateAttr(default_factory=lambda: _everything)
+
+    @model_validator(mode="after")
+    def _readable(self) -> Self:
+        # Reads every part once, so that a wrong preset fails when it is loaded and not hours into a search.
+        try:
+            _ = (self.backbones, self.necks, self.rpns, self.heads, self.inputs)
+            Architecture.parse(self.baseline)
+        except ArchitectureError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    @cached_property
+    def backbones(self) -> tuple[Backbone, ...]:
+        """Backbone choices of the structural space."""
+        return tuple(parse_backbone(text) for text in self.structural.backbones)
+
+    @cached_property
+    def necks(self) -> tuple[Neck, ...]:
+        """Neck choices of the structural space."""
+        return tuple(parse_neck(text) for text in self.structural.necks)
+
+    @cached_property
+    def rpns(self) -> tuple[RPNKind, ...]:
+        """Proposal choices of the structural space."""
+        try:
+            return tuple(RPNKind(text) for text in self.structural.rpns)
+        except ValueError as error:
+            raise ArchitectureError(
+                f"the proposal part must be one of {', '.join(RPNKind)}, but got {error}"
+            ) from error
+
+    @cached_property
+    def heads(self) -> tuple[Head, ...]:
+        """Head choices of the structural space."""
+        return tuple(parse_head(text) for text in self.structural.heads)
+
+    @cached_property
+    def inputs(self) -> tuple[tuple[int, int], ...]:
+        """Input sizes, (width, height) in pixels."""
+        sizes = []
+        for text in self.structural.inputs:
+            width, separator, height = text.partition("x")
+            if not (separator and width.isdecimal() and height.isdecimal()):
+                raise ArchitectureError(f"an input size is WIDTHxHEIGHT in pixels, but got {text!r}")
+            sizes.append((int(width), int(height)))
+        return tuple(sizes)
+
+    @property
+    def baseline_architecture(self) -> Architecture:
+        """The baseline as a value."""
+        return Architecture.parse(self.baseline)
+
+    @cached_property
+    def structures(self) -> tuple[Architecture, ...]:
+        """Every compatible and permitted combination of the structural choices, in the preset's order."""
+        found = []
+        for backbone, neck, rpn, head in product(self.backbones, self.necks, self.rpns, self.heads):
+            for width, height in self.inputs:
+                architecture = compatible(backbone, neck, rpn, head, (width, height))
+                if architecture is None:
+                    break  # compatibility does not depend on the input size
+                if self._allowed(architecture):
+                    found.append(architecture)
+        return tuple(found)
+
+    def structural_size(self) -> int:
+        """The number of architectures of stage 1, exactly."""
+        return len(self.structures)
+
+    def modular_size(self, parent: Architecture | None = None) -> int:
+        """The number of architectures of stage 2, exactly (a restriction by predicate is not counted off).
+
+        Args:
+            parent: Count the architectures that share this one's structure: block, number of stages, neck levels,
+                proposals, head and input. Without it, count for every evolved block and number of stages, with a
+                pyramid and an RCNN head.
+        """
+        bounds = self.modular
+        if parent is None:
+            codes = len(bounds.blocks) * sum(bounds.code_count(stages) for stages in bounds.stages)
+            return codes * len(bounds.bases) * max(len(bounds.fpn_widths), 1) * max(len(bounds.head_widths.rcnn), 1)
+        backbones = 1
+        if isinstance(parent.backbone, ResNetSpec) and parent.backbone.block in bounds.blocks:
+            backbones = max(bounds.code_count(len(parent.backbone.stages)) * len(bounds.bases), 1)
+        necks = max(len(bounds.fpn_widths), 1) if isinstance(parent.neck, FPNSpec) else 1
+        return backbones * necks * max(len(bounds.head_widths.for_head(parent.head)), 1)
+
+    def contains_structural(self, architecture: Architecture) -> bool:
+        """Whether every part of ``architecture`` is a structural choice and the whole is permitted."""
+        return (
+            architecture.backbone in self.backbones
+            and architecture.neck in self.necks
+            and architecture.rpn in self.rpns
+            and architecture.head in self.heads
+            and (architecture.input_width, architecture.input_height) in self.inputs
+            and self._allowed(architecture)
+        )
+
+    def contains_modular(self, architecture: Architecture) -> bool:
+        """Whether stage 2 could have made ``architecture`` from some structural choice of this space."""
+        bounds = self.modular
+        neck, head = architecture.neck, architecture.head
+        widths = bounds.head_widths.for_head(head)
+        return (
+            (bounds.contains_backbone(architecture.backbone) or architecture.backbone in self.backbones)
+            and any(_same_neck(neck, choice) for choice in self.necks)
+            and (isinstance(neck, C4Spec) or neck in self.necks or neck.width in bounds.fpn_widths)
+            and any(_same_head(head, choice) for choice in self.heads)
+            and (head in self.heads or head.width in widths)
+            and architecture.rpn in self.rpns
+            and (architecture.input_width, architecture.input_height) in self.inputs
+            and self._allowed(architecture)
+        )
+
+    def contains(self, architecture: Architecture) -> bool:
+        """Whether either stage of this space could propose ``architecture``."""
+        return self.contains_structural(architecture) or self.contains_modular(architecture)
+
+    def permits(self, architecture: Architecture) -> bool:
+        """Whether the predicates given to :meth:`restricted` all accept ``architecture``."""
+        return self._allowed(architecture)
+
+    def restricted(self, allowed: Callable[[Architecture], bool]) -> "Space":
+        """This space without the architectures that ``allowed`` refuses, in both stages.
+
+        The excluded share of stage 1 is ``1 - restricted.structural_size() / space.structural_size()``.
+        """
+        before = self._allowed
+        smaller = Space.model_validate(self.model_dump())
+        smaller._allowed = lambda architecture: before(architecture) and allowed(architecture)
+        return smaller
+
+
+def compatible(backbone: Backbone, neck: Neck, rpn: RPNKind, head: Head, size: tuple[int, int]) -> Architecture | None:
+    """The architecture of these parts, or None where they do not fit together."""
+    try:
+        return Architecture(backbone, neck, rpn, head, *size)
+    except ArchitectureError:
+        return None
+
+
+def _same_neck(a: Neck, b: Neck) -> bool:
+    if isinstance(a, FPNSpec) and isinstance(b, FPNSpec):
+        return (a.low, a.high) == (b.low, b.high)
+    return type(a) is type(b)
+
+
+def _same_head(a: Head, b: Head) -> bool:
+    if type(a) is not type(b):
+        return False
+    depth_a = None if isinstance(a, RCNNSpec) else (a.depth if isinstance(a, RetinaSpec) else a.stages)
+    depth_b = None if isinstance(b, RCNNSpec) else (b.depth if isinstance(b, RetinaSpec) else b.stages)
+    return depth_a == depth_b
+
+
+def preset_names() -> tuple[str, ...]:
+    """The presets that ship with the package, smallest first."""
+    folder = resources.files("smnas.space") / "presets"
+    names = [entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")]
+    order = ("nano", "small", "paper")
+    return tuple(sorted(names, key=lambda name: (order.index(name) if name in order else len(order), name)))
+
+
+def load_space(name: str) -> Space:
+    """Load a preset by name.
+
+    Raises:
+        SpaceError: no preset has this name, or its file breaks a rule.
+    """
+    if name not in preset_names():
+        raise SpaceError(f"a preset must be one of {', '.join(preset_names())}, but got {name!r}")
+    text = (resources.files("smnas.space") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
+    return parse_space(text, source=f"{name}.toml")
+
+
+def parse_space(text: str, source: str) -> Space:
+    """Read a preset's TOML text; ``source`` names it in errors.
+
+    Raises:
+        SpaceError: the text is not TOML, has an unknown key or breaks a rule.
+    """
+    try:
+        return Space.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise SpaceError(f"a preset must be TOML, but {source} is not: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the preset"
+        raise SpaceError(f"{source}: {where}: {first['msg']}") from error
