@@ -1,0 +1,259 @@
+"""Time a callable until the median is known well enough, or say why it is not.
+
+The interval of the median is the order-statistic (binomial) one: of ``n`` sorted samples, the k-th smallest and k-th
+largest enclose the true median with a probability that follows from fair coin tosses alone, whatever the samples'
+distribution. It assumes independent samples; slow drift (clocks, neighbours on the machine) breaks that, which is why
+profiling interleaves a reference workload.
+"""
+
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol
+
+__all__ = [
+    "CudaTimer",
+    "Measurement",
+    "StopReason",
+    "Timer",
+    "TimingSettings",
+    "WallTimer",
+    "measure",
+    "median_interval",
+]
+
+_BATCH_BELOW_NS = 50_000
+"""Runs shorter than this are timed several at a time: reading the clock would weigh too much on a single one."""
+_BATCH_TARGET_NS = 200_000
+"""The least time that such a batch lasts."""
+_CHECK_GROWTH = 1.25
+"""The interval is looked at after 1.25 times as many samples each time: looking after every sample would stop too
+often on a lucky narrow one."""
+
+
+class StopReason(StrEnum):
+    """Why sampling ended."""
+
+    CONVERGED = "converged"
+    TIME_LIMIT = "time_limit"
+    MAX_SAMPLES = "max_samples"
+
+
+@dataclass(frozen=True)
+class TimingSettings:
+    """When a measurement is good enough, and when to give up.
+
+    Attributes:
+        confidence: of the median's interval.
+        relative_half_width: stop when half the interval is at most this share of the median.
+        min_samples: never stop as converged on fewer.
+        max_samples: give up after as many.
+        time_limit_s: give up after as long, warm-up included.
+        warmup_runs: at least as many runs before the first sample.
+        warmup_s: and at least as long.
+    """
+
+    confidence: float = 0.95
+    relative_half_width: float = 0.01
+    min_samples: int = 12
+    max_samples: int = 2000
+    time_limit_s: float = 2.0
+    warmup_runs: int = 3
+    warmup_s: float = 0.03
+
+    def __post_init__(self) -> None:
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"0 < confidence < 1 must hold, but got {self.confidence}")
+        if self.relative_half_width <= 0:
+            raise ValueError(f"relative_half_width > 0 must hold, but got {self.relative_half_width}")
+        if not 1 <= self.min_samples <= self.max_samples:
+            raise ValueError(
+                f"1 <= min_samples <= max_samples must hold, but got {self.min_samples} and {self.max_samples}"
+            )
+        if self.time_limit_s <= 0 or self.warmup_s < 0 or self.warmup_runs < 1:
+            raise ValueError(
+                "time_limit_s > 0, warmup_s >= 0 and warmup_runs >= 1 must hold, but got "
+                f"{self.time_limit_s}, {self.warmup_s} and {self.warmup_runs}"
+            )
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The latency of one callable, with its raw samples.
+
+    Attributes:
+        samples_ns: nanoseconds per run, one per sample, in the order in which they were taken. With ``inner_runs`` > 1
+            each is the mean of that many runs back to back.
+        inner_runs: runs per sample.
+        median_ms: median of the samples.
+        low_ms: lower end of the median's interval.
+        high_ms: upper end of the median's interval.
+        stop_reason: why sampling ended; anything but ``converged`` means that the interval is wider than asked.
+    """
+
+    samples_ns: tuple[float, ...]
+    inner_runs: int
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    stop_reason: StopReason
+
+    @property
+    def relative_half_width(self) -> float:
+        """Half the interval as a share of the median."""
+        return (self.high_ms - self.low_ms) / 2 / self.median_ms if self.median_ms > 0 else math.inf
+
+    def __str__(self) -> str:
+        note = "" if self.stop_reason is StopReason.CONVERGED else f", stopped by {self.stop_reason}"
+        return f"{self.median_ms:.4g} ms [{self.low_ms:.4g}, {self.high_ms:.4g}] of {len(self.samples_ns)}{note}"
+
+
+class Timer(Protocol):
+    """A clock that can time runs, on whichever device they run."""
+
+    def elapsed_ns(self, run: Callable[[], None], count: int) -> float:
+        """Nanoseconds for ``count`` runs back to back."""
+
+    def now_ns(self) -> int:
+        """Nanoseconds on a clock that the time limit is held against."""
+
+
+class WallTimer:
+    """Times work that is finished when the call returns (a CPU)."""
+
+    def __init__(self, clock_ns: Callable[[], int] = time.perf_counter_ns) -> None:
+        self._clock_ns = clock_ns
+
+    def elapsed_ns(self, run: Callable[[], None], count: int) -> float:
+        """Nanoseconds for ``count`` runs back to back."""
+        clock_ns = self._clock_ns
+        start = clock_ns()
+        for _ in range(count):
+            run()
+        return clock_ns() - start
+
+    def now_ns(self) -> int:
+        """The same clock."""
+        return self._clock_ns()
+
+
+class CudaTimer:
+    """Times work queued on a CUDA device, by events on its current stream."""
+
+    def __init__(self, device_index: int = 0) -> None:
+        import torch
+
+        self._cuda: Any = torch.cuda  # torch leaves its events untyped
+        self._device_index = device_index
+
+    def elapsed_ns(self, run: Callable[[], None], count: int) -> float:
+        """Nanoseconds between an event before the first and one after the last of ``count`` runs."""
+        with self._cuda.device(self._device_index):
+            start = self._cuda.Event(enable_timing=True)
+            end = self._cuda.Event(enable_timing=True)
+            self._cuda.synchronize()
+            start.record()
+            for _ in range(count):
+                run()
+            end.record()
+            end.synchronize()
+            return float(start.elapsed_time(end)) * 1e6
+
+    def now_ns(self) -> int:
+        """The host's clock."""
+        return time.perf_counter_ns()
+
+
+def measure(
+    run: Callable[[], None], *, timer: Timer | None = None, settings: TimingSettings | None = None
+) -> Measurement:
+    """Warm up, then sample ``run`` until its median is known well enough or a limit is reached.
+
+    Args:
+        run: one run of the workload.
+        timer: how to time it; a :class:`WallTimer` when not given.
+        settings: precision and limits. At least one sample is always taken, however short the time limit.
+    """
+    timer = timer or WallTimer()
+    settings = settings or TimingSettings()
+    start = timer.now_ns()
+    deadline = start + settings.time_limit_s * 1e9
+    warm: list[float] = []
+    with _without_collection():
+        while True:
+            warm.append(timer.elapsed_ns(run, 1))
+            now = timer.now_ns()
+            if now >= deadline or (len(warm) >= settings.warmup_runs and now - start >= settings.warmup_s * 1e9):
+                break
+        # The later half only: the first runs pay for caches and lazy initialisation.
+        typical_ns = max(1.0, statistics.median(warm[len(warm) // 2 :]))
+        inner_runs = 1 if typical_ns >= _BATCH_BELOW_NS else math.ceil(_BATCH_TARGET_NS / typical_ns)
+
+        samples: list[float] = []
+        check_at = settings.min_samples
+        while True:
+            samples.append(timer.elapsed_ns(run, inner_runs) / inner_runs)
+            if len(samples) >= check_at:
+                if _narrow_enough(samples, settings):
+                    reason = StopReason.CONVERGED
+                    break
+                check_at = math.ceil(len(samples) * _CHECK_GROWTH)
+            if len(samples) >= settings.max_samples:
+                reason = StopReason.MAX_SAMPLES
+                break
+            if timer.now_ns() >= deadline:
+                reason = StopReason.CONVERGED if _narrow_enough(samples, settings) else StopReason.TIME_LIMIT
+                break
+    low, high = median_interval(samples, settings.confidence)
+    return Measurement(tuple(samples), inner_runs, statistics.median(samples) / 1e6, low / 1e6, high / 1e6, reason)
+
+
+def median_interval(samples: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Distribution-free interval of the median from order statistics.
+
+    Takes the largest ``k`` for which the k-th smallest and the k-th largest of the ``n`` samples still enclose the
+    median with at least ``confidence``, that is ``1 - 2 P(Binomial(n, 1/2) < k) >= confidence``. Too few samples for
+    any ``k`` (below 6 at 95%) give the smallest and the largest sample, which then cover less than asked.
+
+    Args:
+        samples: any order, at least one.
+        confidence: in (0, 1).
+    """
+    if not samples:
+        raise ValueError("median_interval needs at least one sample, but got none")
+    ordered = sorted(samples)
+    n = len(ordered)
+    rank = 1
+    tail = 0.0  # P(Binomial(n, 1/2) < rank + 1), summed in logarithms' scale so that 2**-n can not underflow
+    for successes in range(n // 2 + 1):
+        tail += math.exp(
+            math.lgamma(n + 1) - math.lgamma(successes + 1) - math.lgamma(n - successes + 1) - n * math.log(2)
+        )
+        if 1 - 2 * tail < confidence:
+            break
+        rank = successes + 1
+    return ordered[rank - 1], ordered[n - rank]
+
+
+def _narrow_enough(samples: Sequence[float], settings: TimingSettings) -> bool:
+    if len(samples) < settings.min_samples:
+        return False
+    low, high = median_interval(samples, settings.confidence)
+    return (high - low) / 2 <= settings.relative_half_width * statistics.median(samples)
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Keep the garbage collector from running inside a sample."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
