@@ -43,7 +43,8 @@ def mutate_structural(space: Space, architecture: Architecture, rng: np.random.G
     )
     others = [[choice for choice in row if choice != now] for row, now in zip(choices, present, strict=True)]
     movable = [slot for slot, row in enumerate(others) if row]
-    for _ in range(_TRIES if movable else 0):
+    possible = any(structure != architecture for structure in space.structures)
+    for _ in range(_TRIES if possible else 0):
         count = min(len(movable), 1 + int(rng.random() < _TWO_CHOICES_PROBABILITY))
         changed = {
             slot: others[slot][int(rng.integers(len(others[slot])))]

@@ -359,5 +359,5 @@ def parse_space(text: str, source: str) -> Space:
         raise SpaceError(f"a preset must be TOML, but {source} is not: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the preset"
-        raise SpaceError(f"{source}: {where}: {first['msg']}") from error
+        where = ".".join((source, *map(str, first["loc"])))
+        raise SpaceError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from error

@@ -1,0 +1,115 @@
+"""The architecture string: round trips, refusals, and the counts of the published networks."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from profiler.errors import UserError
+from smnas.space.architecture import (
+    Architecture,
+    ArchitectureError,
+    C4Spec,
+    CascadeSpec,
+    FPNSpec,
+    MobileNetV2Spec,
+    RCNNSpec,
+    ResNetSpec,
+    RetinaSpec,
+    RPNKind,
+)
+
+residual = st.builds(
+    ResNetSpec,
+    st.sampled_from(["basicblock", "bottleneck", "resnext"]),
+    st.integers(4, 256).map(lambda half: 2 * half),
+    st.lists(st.from_regex(r"[12]{1,9}", fullmatch=True), min_size=1, max_size=4).map("-".join),
+)
+pyramids = st.tuples(st.integers(1, 7), st.integers(1, 7), st.integers(1, 128)).map(
+    lambda t: FPNSpec(min(t[:2]), max(t[:2]), 8 * t[2])
+)
+heads = st.one_of(
+    st.builds(RCNNSpec, st.integers(1, 512).map(lambda n: 8 * n)),
+    st.builds(CascadeSpec, st.integers(2, 4), st.integers(1, 512).map(lambda n: 8 * n)),
+    st.builds(RetinaSpec, st.integers(1, 512).map(lambda n: 8 * n), st.integers(1, 8)),
+)
+
+
+@given(
+    st.one_of(residual, st.builds(MobileNetV2Spec, st.integers(10, 400))),
+    st.one_of(st.just(C4Spec()), pyramids),
+    st.sampled_from(RPNKind),
+    heads,
+    st.integers(32, 4096),
+    st.integers(32, 4096),
+)
+def test_str_and_parse_round_trip(backbone, neck, rpn, head, width, height) -> None:  # type: ignore[no-untyped-def]
+    try:
+        architecture = Architecture(backbone, neck, rpn, head, width, height)
+    except ArchitectureError:
+        return
+    assert Architecture.parse(str(architecture)) == architecture
+    assert not set(str(architecture)) & set(" /\\'\"$&|;<>*?()[]{}!~`\n"), "safe in a shell and in a file name"
+
+
+@given(st.text(max_size=60))
+def test_any_other_text_is_refused_as_the_users_mistake(text: str) -> None:
+    with pytest.raises(UserError, match="(?s), but got "):
+        Architecture.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("code", "blocks"),
+    [("11-21-21-21", 8), ("111-2111-211111-211", 16), (f"111-2111-2{'1' * 22}-211", 33)],
+)
+def test_published_resnets(code: str, blocks: int) -> None:
+    spec = ResNetSpec("bottleneck", 64, code)
+    assert spec.depth == blocks
+    assert spec.doublings == 3
+    assert spec.top_level == 5
+    # Widths of the four stages in He et al. (2016), table 1.
+    assert [row[-1] for row in spec.stage_widths()] == [64, 128, 256, 512]
+    assert [set(row) for row in spec.stage_widths()] == [{64}, {128}, {256}, {512}]
+    assert spec.expansion == 4
+
+
+def test_widths_double_inside_a_stage_where_the_code_says() -> None:
+    assert ResNetSpec("basicblock", 54, "1211-211-1111-12111").stage_widths() == (
+        (54, 108, 108, 108),
+        (216, 216, 216),
+        (216, 216, 216, 216),
+        (216, 432, 432, 432, 432),
+    )
+
+
+def test_the_id_is_stable() -> None:
+    # sha256 of the string, by coreutils: printf '%s' STRING | sha256sum | cut -c1-10
+    text = "basicblock_64_11-21-21-21+fpn_2-6_256+rpn+rcnn_1024+800x600"
+    assert Architecture.parse(text).id == "5c0beb4313"
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("basicblock_64_11-21-21-21+fpn_2-6_256+rpn+rcnn_1024", "backbone.neck.rpn.head.WIDTHxHEIGHT"),
+        ("basicblock_64_11--21+fpn_2-4_256+rpn+rcnn_1024+96x96", "a backbone code is"),
+        ("basicblock_64_1-1-1-1-1+fpn_2-4_256+rpn+rcnn_1024+96x96", "a backbone code is"),
+        ("basicblock_63_1-1+fpn_2-3_256+rpn+rcnn_1024+96x96", "base width must be even"),
+        ("mobilenetv2_5+fpn_2-3_256+rpn+rcnn_1024+96x96", "between 10 and 400 percent"),
+        ("basicblock_8_1-1+fpn_4-5_32+rpn+rcnn_64+96x96", "coarsest is C3"),
+        ("basicblock_8_1-1+fpn_3-2_32+rpn+rcnn_64+96x96", "low <= high"),
+        ("basicblock_8_1-1+fpn_2-3_33+rpn+rcnn_64+96x96", "multiple of 8"),
+        ("basicblock_8_1-1+c4+rpn+rcnn_64+96x96", "reaches C4"),
+        ("basicblock_8_1-1+fpn_2-3_32+norpn+rcnn_64+96x96", "goes with norpn"),
+        ("basicblock_8_1-1+fpn_2-3_32+rpn+retina_64+96x96", "goes with norpn"),
+        ("basicblock_8_1-1-1+c4+norpn+retina_64+96x96", "needs a feature pyramid"),
+        ("basicblock_8_1-1+fpn_2-3_32+rpn+cascade_5_64+96x96", "2, 3 or 4 stages"),
+        ("basicblock_8_1-1+fpn_2-3_32+rpn+rcnn_64+96x16", "input height"),
+        ("basicblock_8_1-1+fpn_2-3_32+rpn+rcnn_064+96x96", "written canonically"),
+        ("basicblock_8_1-1+fpn_2-3_32+norpn+retina_64_4+96x96", "written canonically"),
+        ("basicblock_8_1-1+fpn_2-3_32+maybe+rcnn_64+96x96", "must be one of norpn, rpn, garpn"),
+    ],
+)
+def test_refusals_say_the_rule_then_what_was_got(text: str, rule: str) -> None:
+    with pytest.raises(ArchitectureError, match=rule) as caught:
+        Architecture.parse(text)
+    assert ", but got " in str(caught.value)

@@ -1,0 +1,179 @@
+"""Sampling and mutation: they stay inside the space, reach all of it, and are pure in their generator."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smnas.space.architecture import Architecture, C4Spec, FPNSpec, ResNetSpec
+from smnas.space.mutation import NoMoveError, mutate_code, mutate_modular, mutate_structural
+from smnas.space.preset import ModularBounds, Space, SpaceError, load_space
+from smnas.space.sampling import sample_code, sample_modular, sample_structural
+
+SPACES = {name: load_space(name) for name in ("nano", "small", "paper")}
+seeds = st.integers(0, 2**32 - 1)
+spaces = st.sampled_from(sorted(SPACES)).map(SPACES.__getitem__)
+
+
+def structure(a: Architecture) -> tuple[object, ...]:
+    """What stage 2 must not touch."""
+    backbone = (a.backbone.block, len(a.backbone.stages)) if isinstance(a.backbone, ResNetSpec) else a.backbone
+    neck = (a.neck.low, a.neck.high) if isinstance(a.neck, FPNSpec) else a.neck
+    head = str(a.head).replace(f"_{a.head.width}", "", 1)
+    return backbone, neck, a.rpn, head, a.input_width, a.input_height
+
+
+def parts(a: Architecture) -> tuple[object, ...]:
+    return a.backbone, a.neck, a.rpn, a.head, (a.input_width, a.input_height)
+
+
+@given(spaces, seeds)
+@settings(deadline=None)
+def test_structural_moves_stay_inside_and_change_something(space: Space, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    parent = sample_structural(space, rng)
+    child = mutate_structural(space, parent, rng)
+    assert space.contains_structural(parent)
+    assert space.contains_structural(child)
+    assert child != parent
+    # One or two choices plus the repair of a head that changes between one and two stages (neck and proposals).
+    assert sum(x != y for x, y in zip(parts(parent), parts(child), strict=True)) <= 4
+
+
+@given(spaces, seeds)
+@settings(deadline=None)
+def test_modular_moves_keep_the_structure_and_the_bounds(space: Space, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    parent = sample_structural(space, rng)
+    for child in (mutate_modular(space, parent, rng), sample_modular(space, parent, rng)):
+        assert structure(child) == structure(parent)
+        assert space.contains_modular(child)
+        if isinstance(parent.backbone, ResNetSpec):
+            assert space.modular.contains_backbone(child.backbone)
+    assert mutate_modular(space, parent, rng) != parent
+
+
+@given(spaces, seeds)
+@settings(deadline=None, max_examples=30)
+def test_the_same_generator_gives_the_same_architectures(space: Space, seed: int) -> None:
+    def walk() -> list[Architecture]:
+        rng = np.random.default_rng(seed)
+        start = sample_structural(space, rng)
+        return [
+            start,
+            mutate_structural(space, start, rng),
+            mutate_modular(space, start, rng),
+            sample_modular(space, start, rng),
+        ]
+
+    assert walk() == walk()
+
+
+def test_base_moves_to_a_neighbour_about_half_of_the_time() -> None:
+    space = SPACES["paper"]
+    parent = space.baseline_architecture
+    rng = np.random.default_rng(0)
+    bases = Counter(mutate_modular(space, parent, rng).backbone.base for _ in range(2000))  # type: ignore[union-attr]
+    assert set(bases) == {56, 64, 72}, "64 has the neighbours 56 and 72"
+    # Children equal to their parent are drawn again, which lifts the share of moved bases a little above one half.
+    assert 0.47 < (bases[56] + bases[72]) / 2000 < 0.60
+
+
+def test_a_walk_of_modular_moves_reaches_every_code_of_a_small_space() -> None:
+    space = SPACES["nano"]
+    bounds = ModularBounds(
+        blocks=("basicblock",), bases=(8,), stages=(3,), min_blocks=3, max_blocks=6, min_doublings=2, max_doublings=2
+    )
+    small = Space.model_validate(space.model_dump() | {"modular": bounds.model_dump()})
+    current = Architecture.parse("basicblock_8_1-2-2+fpn_2-4_32+rpn+rcnn_64+96x96")
+    rng = np.random.default_rng(1)
+    seen = {current.backbone}
+    for _ in range(6000):
+        current = mutate_modular(small, current, rng)
+        seen.add(current.backbone)
+    assert len(seen) == bounds.code_count(3)
+
+
+def test_structural_moves_reach_every_structure_of_nano() -> None:
+    space = SPACES["nano"]
+    rng = np.random.default_rng(2)
+    current = space.baseline_architecture
+    heads, backbones, necks = set(), set(), set()
+    for _ in range(1500):
+        current = mutate_structural(space, current, rng)
+        heads.add(current.head)
+        backbones.add(current.backbone)
+        necks.add(current.neck)
+    assert heads == set(space.heads)
+    assert backbones == set(space.backbones)
+    assert necks == set(space.necks)
+
+
+@given(st.from_regex(r"[12]{1,6}(-[12]{1,6}){0,3}", fullmatch=True), seeds)
+def test_code_edits_keep_doublings_and_borders(code: str, seed: int) -> None:
+    edited = mutate_code(code, np.random.default_rng(seed))
+    assert edited.count("2") == code.count("2")
+    assert edited.count("-") == code.count("-")
+    assert abs(len(edited) - len(code)) <= 3
+
+
+@given(st.integers(1, 4), seeds)
+def test_sampled_codes_are_inside_their_bounds(stages: int, seed: int) -> None:
+    bounds = SPACES["nano"].modular.model_copy(update={"stages": (1, 2, 3, 4)})
+    assert len(sample_code(bounds, stages, np.random.default_rng(seed)).split("-")) == stages
+    assert bounds.contains_code(sample_code(bounds, stages, np.random.default_rng(seed)))
+
+
+def test_sampled_codes_cover_every_depth_evenly() -> None:
+    bounds = SPACES["paper"].modular
+    rng = np.random.default_rng(0)
+    depths = Counter(sample_code(bounds, 4, rng).replace("-", "").__len__() for _ in range(2900))
+    assert set(depths) == set(range(5, 34))
+    assert min(depths.values()) > 50  # 100 expected
+
+
+def test_sampling_structures_is_even() -> None:
+    space = SPACES["nano"].restricted(lambda a: str(a.backbone) == "basicblock_8_1-2-2" and isinstance(a.neck, C4Spec))
+    rng = np.random.default_rng(0)
+    counts = Counter(sample_structural(space, rng) for _ in range(100 * space.structural_size()))
+    assert len(counts) == space.structural_size()
+    assert min(counts.values()) > 50
+
+
+def test_a_mobilenet_moves_only_its_widths() -> None:
+    space = SPACES["paper"]
+    parent = Architecture.parse("mobilenetv2_100+fpn_2-6_256+rpn+rcnn_1024+800x600")
+    rng = np.random.default_rng(0)
+    children = {mutate_modular(space, parent, rng) for _ in range(200)}
+    assert {child.backbone for child in children} == {parent.backbone}
+    assert {child.neck.width for child in children} == {192, 256, 320}  # type: ignore[union-attr]
+    assert {child.head.width for child in children} == {768, 1024}
+
+
+def test_moves_obey_a_restriction() -> None:
+    space = SPACES["paper"].restricted(lambda a: a.rpn != "garpn" and isinstance(a.backbone, ResNetSpec))
+    rng = np.random.default_rng(0)
+    parent = space.baseline_architecture
+    for _ in range(300):
+        parent = mutate_structural(space, parent, rng)
+        assert parent.rpn != "garpn"
+        assert isinstance(parent.backbone, ResNetSpec)
+
+
+def test_no_way_out_is_an_error_and_not_a_loop() -> None:
+    space = SPACES["nano"]
+    only = space.baseline_architecture
+    alone = space.restricted(lambda a: a == only)
+    rng = np.random.default_rng(0)
+    with pytest.raises(NoMoveError, match="none does from"):
+        mutate_structural(alone, only, rng)
+    with pytest.raises(NoMoveError, match="tries from"):
+        mutate_modular(alone, only, rng)
+    with pytest.raises(SpaceError, match="1000 draws"):
+        sample_modular(space.restricted(lambda _: False), only, rng)
+    with pytest.raises(SpaceError, match="at least one architecture"):
+        sample_structural(space.restricted(lambda _: False), rng)
+    with pytest.raises(SpaceError, match="number of stages"):
+        sample_code(space.modular, 1, rng)

@@ -1,0 +1,226 @@
+"""Presets against counts made by hand and by brute force."""
+
+from itertools import combinations, pairwise, product
+
+import pytest
+from pydantic import ValidationError
+
+from profiler.errors import UserError
+from smnas.space.architecture import Architecture, ArchitectureError, C4Spec, FPNSpec, ResNetSpec, RetinaSpec, RPNKind
+from smnas.space.preset import HeadWidths, ModularBounds, Space, SpaceError, load_space, parse_space, preset_names
+
+PRESETS = ("nano", "small", "paper")
+
+MINIMAL = """
+name = "tiny"
+description = "Two of everything."
+baseline = "basicblock_8_1-2-2+fpn_2-4_32+rpn+rcnn_64+96x96"
+[structural]
+backbones = ["basicblock_8_1-2-2", "basicblock_8_1-2"]
+necks = ["c4", "fpn_2-4_32"]
+rpns = ["norpn", "rpn"]
+heads = ["rcnn_64", "retina_32_1"]
+inputs = ["96x96", "128x128"]
+[modular]
+blocks = ["basicblock"]
+bases = [8, 12]
+stages = [2, 3]
+min_blocks = 3
+max_blocks = 5
+min_doublings = 1
+max_doublings = 2
+fpn_widths = [32, 48]
+[modular.head_widths]
+rcnn = [64, 128]
+"""
+
+
+def brute_force_codes(bounds: ModularBounds, stages: int) -> set[str]:
+    codes = set()
+    for blocks in range(bounds.min_blocks, bounds.max_blocks + 1):
+        for digits in product("12", repeat=blocks):
+            for borders in combinations(range(1, blocks), stages - 1):
+                cuts = (0, *borders, blocks)
+                code = "-".join("".join(digits[a:b]) for a, b in pairwise(cuts))
+                if bounds.min_doublings <= code.count("2") <= bounds.max_doublings:
+                    codes.add(code)
+    return codes
+
+
+def test_the_shipped_presets_are_listed_smallest_first() -> None:
+    assert preset_names() == PRESETS
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_loads_and_its_baseline_is_a_structural_choice(name: str) -> None:
+    space = load_space(name)
+    assert space.name == name
+    assert space.contains_structural(space.baseline_architecture)
+    assert str(space.baseline_architecture.backbone).startswith("basicblock")
+    assert space.baseline_architecture.rpn is RPNKind.RPN
+
+
+def test_an_unknown_preset_lists_the_known_ones() -> None:
+    with pytest.raises(UserError, match=r"one of nano, small, paper, but got 'huge'"):
+        load_space("huge")
+
+
+def test_paper_has_exactly_the_papers_backbones_heads_and_inputs() -> None:
+    space = load_space("paper")
+    depths = {(b.block, b.depth) for b in space.backbones if isinstance(b, ResNetSpec)}
+    # Blocks of ResNet-18, -34, -50, -101 as He et al. (2016) list them.
+    assert depths == {("basicblock", 8), ("basicblock", 16)} | {
+        (b, n) for b in ("bottleneck", "resnext") for n in (16, 33)
+    }
+    assert {b.base for b in space.backbones if isinstance(b, ResNetSpec)} == {64}
+    assert "mobilenetv2_100" in space.structural.backbones
+    assert space.inputs == ((512, 512), (800, 600), (1080, 720), (1333, 800))
+    assert {n.width for n in space.necks if isinstance(n, FPNSpec)} == {128, 256, 384}
+    assert {n.low for n in space.necks if isinstance(n, FPNSpec)} <= set(range(1, 7))
+    assert set(space.structural.rpns) == {"norpn", "rpn", "garpn"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "basicblock_48_1211-211-1111-12111+fpn_2-6_128+rpn+cascade_3_1024+800x600",
+        "bottleneck_56_211-111111111-2111111-11112111+fpn_1-5_128+rpn+cascade_3_1024+800x600",
+    ],
+)
+def test_papers_own_examples_are_in_the_papers_modular_space(text: str) -> None:
+    assert load_space("paper").contains(Architecture.parse(text))
+
+
+@pytest.mark.parametrize("name", ["nano", "small"])
+def test_the_small_presets_hold_only_what_can_be_built_today(name: str) -> None:
+    space = load_space(name)
+    assert all(isinstance(backbone, ResNetSpec) for backbone in space.backbones)
+    assert RPNKind.GUIDED not in space.rpns
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_structural_size_is_the_count_by_the_written_rules(name: str) -> None:
+    space = load_space(name)
+    count = 0
+    for backbone, neck, rpn, head in product(space.backbones, space.necks, space.rpns, space.heads):
+        one_stage = isinstance(head, RetinaSpec)
+        fits = one_stage == (rpn == "norpn")
+        if isinstance(neck, C4Spec):
+            fits = fits and not one_stage and backbone.top_level >= 4
+        else:
+            fits = fits and neck.low <= backbone.top_level
+        count += fits * len(space.inputs)
+    assert space.structural_size() == count == len(set(space.structures))
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3, 4, 5])
+def test_code_count_equals_brute_force(stages: int) -> None:
+    bounds = ModularBounds(
+        blocks=("basicblock",),
+        bases=(8,),
+        stages=(1, 2, 3, 4),
+        min_blocks=2,
+        max_blocks=7,
+        min_doublings=1,
+        max_doublings=3,
+    )
+    expected = brute_force_codes(bounds, stages) if stages in bounds.stages else set()
+    assert bounds.code_count(stages) == len(expected)
+    assert all(bounds.contains_code(code) for code in expected)
+
+
+def test_modular_size_by_hand() -> None:
+    space = parse_space(MINIMAL, "tiny.toml")
+    by_stage = {s: len(brute_force_codes(space.modular, s)) for s in (2, 3)}
+    parent = space.baseline_architecture
+    assert space.modular_size(parent) == by_stage[3] * 2 * 2 * 2
+    assert space.modular_size() == sum(by_stage.values()) * 2 * 2 * 2
+    retina = Architecture.parse("basicblock_8_1-2+fpn_2-4_32+norpn+retina_32_1+96x96")
+    assert space.modular_size(retina) == by_stage[2] * 2 * 2, "no retina width is listed: the parent's stays"
+    mobile = Architecture.parse("mobilenetv2_100+fpn_2-4_32+rpn+rcnn_64+96x96")
+    assert space.modular_size(mobile) == 2 * 2
+
+
+def test_contains() -> None:
+    space = parse_space(MINIMAL, "tiny.toml")
+    yes = "basicblock_12_11-2-21+fpn_2-4_48+rpn+rcnn_128+128x128"
+    assert space.contains(Architecture.parse(yes))
+    assert not space.contains_structural(Architecture.parse(yes))
+    for no in (
+        "basicblock_16_11-2-21+fpn_2-4_48+rpn+rcnn_128+128x128",  # base
+        "basicblock_12_111-2-221+fpn_2-4_48+rpn+rcnn_128+128x128",  # doublings and depth
+        "basicblock_12_11-2-21+fpn_2-5_48+rpn+rcnn_128+128x128",  # levels
+        "basicblock_12_11-2-21+fpn_2-4_64+rpn+rcnn_128+128x128",  # pyramid width
+        "basicblock_12_11-2-21+fpn_2-4_48+rpn+rcnn_256+128x128",  # head width
+        "basicblock_12_11-2-21+fpn_2-4_48+rpn+cascade_2_64+128x128",  # kind of head
+        "basicblock_12_11-2-21+fpn_2-4_48+norpn+retina_32_2+128x128",  # depth of head
+        "bottleneck_12_11-2-21+fpn_2-4_48+rpn+rcnn_128+128x128",  # block
+        "basicblock_12_11-2-21+fpn_2-4_48+garpn+rcnn_128+128x128",  # proposals
+        "basicblock_12_11-2-21+fpn_2-4_48+rpn+rcnn_128+96x128",  # input
+    ):
+        assert not space.contains(Architecture.parse(no)), no
+
+
+def test_a_restriction_holds_in_both_stages_and_its_share_is_exact() -> None:
+    space = load_space("paper")
+    smaller = space.restricted(lambda a: isinstance(a.backbone, ResNetSpec)).restricted(
+        lambda a: a.rpn != RPNKind.GUIDED
+    )
+    refused = [a for a in space.structures if not isinstance(a.backbone, ResNetSpec) or a.rpn == RPNKind.GUIDED]
+    assert smaller.structural_size() == space.structural_size() - len(refused) > 0
+    assert not any(smaller.contains(a) or smaller.permits(a) for a in refused[:50])
+    assert space.contains(refused[0]), "the unrestricted space is untouched"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('name = "tiny"', 'name = "tiny"\nwidths = 3', r"widths: Extra inputs"),
+        (
+            '"basicblock_8_1-2-2", "basicblock_8_1-2"]',
+            '"basicblock_8_1-3"]',
+            r"tiny.toml: a backbone code is .* but got '1-3'",
+        ),
+        ('"basicblock_8_1-2-2", "basicblock_8_1-2"]', '"basicblock_8_1", "basicblock_8_1"]', r"listed once"),
+        ('"c4", "fpn_2-4_32"', '"c5"', r"a neck is c4 or fpn"),
+        ('"norpn", "rpn"', '"yesrpn"', r"must be one of norpn, rpn, garpn"),
+        ('"rcnn_64", "retina_32_1"', '"mask_3"', r"a head is"),
+        ('"96x96", "128x128"', '"96"', r"an input size is WIDTHxHEIGHT in pixels, but got '96'"),
+        ("+96x96", "+96", r"an input size is WIDTHxHEIGHT"),
+        ("bases = [8, 12]", "bases = [12, 8]", r"must ascend"),
+        ("min_blocks = 3", "min_blocks = 9", r"lower bound must not exceed"),
+        ("max_blocks = 5", "max_blocks = 3\nstage = 1", r"stage: Extra inputs"),
+        ("stages = [2, 3]", "stages = [2, 6]", r"max_blocks must give every stage a block"),
+        (
+            "min_doublings = 1\nmax_doublings = 2",
+            "min_doublings = 7\nmax_doublings = 8",
+            r"min_doublings must not exceed",
+        ),
+        ("[structural]", "[structural", r"must be TOML"),
+    ],
+)
+def test_a_wrong_preset_is_one_line_with_the_rule(old: str, new: str, message: str) -> None:
+    assert old in MINIMAL
+    with pytest.raises(SpaceError, match=message) as caught:
+        parse_space(MINIMAL.replace(old, new), "tiny.toml")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_space_is_frozen() -> None:
+    space = load_space("nano")
+    with pytest.raises(ValidationError, match="frozen"):
+        space.name = "other"  # type: ignore[misc]
+    assert Space.model_validate(space.model_dump()) == space
+
+
+def test_head_widths_by_kind() -> None:
+    widths = HeadWidths(rcnn=(64,), cascade=(96,), retina=(32,))
+    for text, expected in (("rcnn_64", 64), ("cascade_2_64", 96)):
+        head = Architecture.parse(f"basicblock_8_1-2-2+fpn_2-4_32+rpn+{text}+96x96").head
+        assert widths.for_head(head) == (expected,)
+    assert widths.for_head(RetinaSpec(64, 2)) == (32,)
+
+
+def test_architectures_outside_the_language_are_refused() -> None:
+    with pytest.raises(ArchitectureError):
+        Architecture.parse("basicblock_8_1-2-2+c4+norpn+retina_32_1+96x96")
