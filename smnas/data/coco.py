@@ -1,0 +1,280 @@
+"""COCO-format folders: ``train/``, ``val/`` and ``annotations/instances_*.json``, or COCO's ``train2017`` naming."""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from functools import cached_property
+from io import StringIO
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools.coco import COCO
+
+from smnas.data.annotations import AnnotationFile, read_annotations
+from smnas.data.errors import DataError
+from smnas.data.image import load_rgb
+from smnas.data.letterbox import shrink
+
+__all__ = ["DEFAULT_CACHE_BYTES", "CocoFolder", "DataError", "DetectionDataset", "Sample", "Split", "quiet_pycocotools"]
+
+Split = Literal["train", "val"]
+_SPLITS: tuple[Split, ...] = ("train", "val")
+_SUFFIXES = ("", "2017")
+
+DEFAULT_CACHE_BYTES = 1 << 30
+"""How many bytes of decoded pixels a split keeps in memory, unless told otherwise: 1 GiB."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture with its boxes.
+
+    Attributes:
+        image: ``(H, W, 3)`` ``uint8``, RGB.
+        boxes: ``(N, 4)`` float32, ``xyxy`` in pixels of the picture, clipped to it.
+        labels: ``(N,)`` int64, 0-based index into the classes.
+        crowd: ``(N,)`` bool; crowds count in evaluation only, never as training targets.
+        image_id: the id in the annotation file.
+    """
+
+    image: NDArray[np.uint8]
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    crowd: NDArray[np.bool_]
+    image_id: int
+
+
+class DetectionDataset:
+    """One split of a folder. Pictures are decoded when asked for; annotations are in memory.
+
+    Args:
+        annotations: the checked annotation file.
+        folder: where the pictures lie.
+        cache_bytes: the memory limit of :meth:`shrunk`.
+    """
+
+    def __init__(self, annotations: AnnotationFile, folder: Path, cache_bytes: int = DEFAULT_CACHE_BYTES) -> None:
+        self.folder = folder
+        self.cache_bytes = cache_bytes
+        self._annotations = annotations
+        self._cache: dict[tuple[int, int, int], tuple[NDArray[np.uint8], float]] = {}
+        self._cached_bytes = 0
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._annotations.image_ids)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, by ascending category id; a label is an index into this."""
+        return self._annotations.classes
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """The COCO category id of each class."""
+        return self._annotations.category_ids
+
+    @property
+    def dropped(self) -> int:
+        """How many annotations were left out because their boxes broke a rule (0 unless that was asked for)."""
+        return self._annotations.dropped
+
+    @cached_property
+    def image_ids(self) -> tuple[int, ...]:
+        """The id of each picture in the annotation file."""
+        return tuple(int(image) for image in self._annotations.image_ids)
+
+    def path(self, index: int) -> Path:
+        """The picture file."""
+        return self.folder / self._annotations.file_names[index]
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Width and height of the picture in pixels, as annotated (decoding checks that they are right)."""
+        width, height = self._annotations.sizes[index]
+        return int(width), int(height)
+
+    def image(self, index: int) -> NDArray[np.uint8]:
+        """Decode one picture: ``(H, W, 3)`` ``uint8`` RGB.
+
+        Raises:
+            DataError: the file can not be decoded, or is not of the annotated size.
+        """
+        return load_rgb(self.path(index), self.size(index))
+
+    def boxes(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
+        """Boxes ``(N, 4)`` ``xyxy`` clipped to the picture, 0-based labels ``(N,)`` and crowd flags ``(N,)``."""
+        rows = slice(int(self._annotations.offsets[index]), int(self._annotations.offsets[index + 1]))
+        boxes = self._annotations.boxes[rows].copy()
+        boxes[:, 2:] += boxes[:, :2]
+        np.clip(boxes, 0, np.tile(self._annotations.sizes[index], 2), out=boxes)
+        return boxes.astype(np.float32), self._annotations.labels[rows], self._annotations.crowd[rows]
+
+    def sample(self, index: int) -> Sample:
+        """One picture at its full size, with all its boxes.
+
+        Raises:
+            DataError: the file can not be decoded, or is not of the annotated size.
+        """
+        boxes, labels, crowd = self.boxes(index)
+        return Sample(self.image(index), boxes, labels, crowd, self.image_ids[index])
+
+    def shrunk(self, index: int, width: int, height: int) -> tuple[NDArray[np.uint8], float]:
+        """The picture, made smaller where it does not fit into ``width x height``, and its scale (at most 1).
+
+        Results stay in memory until ``cache_bytes`` are used; later pictures are then decoded each time. Nothing is
+        thrown out: over epochs in random order a fixed set of residents is hit as often as any other.
+        Threads may call this together. The caller must not write to the array.
+        """
+        key = (index, width, height)
+        found = self._cache.get(key)
+        if found is not None:
+            return found
+        made = shrink(self.image(index), width, height)
+        made[0].setflags(write=False)
+        with self._lock:
+            if key not in self._cache and self._cached_bytes + made[0].nbytes <= self.cache_bytes:
+                self._cache[key] = made
+                self._cached_bytes += made[0].nbytes
+        return made
+
+    def ground_truth(self) -> COCO:
+        """The split as pycocotools knows it, built in memory, boxes as annotated, crowds included.
+
+        Annotations are numbered anew from 1: pycocotools takes a match with annotation 0 for no match.
+        """
+        annotations = self._annotations
+        image_of = np.repeat(annotations.image_ids, np.diff(annotations.offsets)).tolist()
+        category_of = np.array(annotations.category_ids, dtype=np.int64)[annotations.labels].tolist()
+        coco = COCO()
+        coco.dataset = {
+            "images": [
+                {"id": image, "file_name": name, "width": width, "height": height}
+                for image, name, (width, height) in zip(
+                    self.image_ids, annotations.file_names, annotations.sizes.tolist(), strict=True
+                )
+            ],
+            "categories": [
+                {"id": category, "name": name}
+                for category, name in zip(annotations.category_ids, annotations.classes, strict=True)
+            ],
+            "annotations": [
+                {"id": row, "image_id": image, "category_id": category, "bbox": box, "area": area, "iscrowd": crowd}
+                for row, (image, category, box, area, crowd) in enumerate(
+                    zip(
+                        image_of,
+                        category_of,
+                        annotations.boxes.tolist(),
+                        annotations.areas.tolist(),
+                        annotations.crowd.astype(int).tolist(),
+                        strict=True,
+                    ),
+                    start=1,
+                )
+            ],
+        }
+        with quiet_pycocotools():
+            coco.createIndex()
+        return coco
+
+
+class CocoFolder:
+    """A data set folder, checked as a whole when it is opened.
+
+    Args:
+        root: holds ``annotations/instances_train.json`` and ``instances_val.json`` with the pictures in ``train/`` and
+            ``val/``; each of these names may end in ``2017``.
+        drop_bad_boxes: leave out annotations whose box breaks a rule instead of refusing the data set.
+        cache_bytes: how many bytes of decoded pixels each split may keep in memory.
+
+    Raises:
+        DataError: the folder, a file or an entry breaks a rule; the message names it.
+    """
+
+    def __init__(
+        self, root: Path | str, *, drop_bad_boxes: bool = False, cache_bytes: int = DEFAULT_CACHE_BYTES
+    ) -> None:
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise DataError(f"a data set must be a folder, but there is no folder {self.root}")
+        self._splits: dict[Split, DetectionDataset] = {}
+        for split in _SPLITS:
+            annotations = read_annotations(_annotation_path(self.root, split), drop_bad_boxes=drop_bad_boxes)
+            folder = _image_folder(self.root, split)
+            _require_files(annotations, folder)
+            self._splits[split] = DetectionDataset(annotations, folder, cache_bytes)
+        train, val = self._splits["train"], self._splits["val"]
+        if (train.category_ids, train.classes) != (val.category_ids, val.classes):
+            raise DataError(
+                f"train and val must have the same categories, but in {self.root} train has {_described(train)}"
+                f" and val has {_described(val)}"
+            )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, by ascending category id."""
+        return self._splits["train"].classes
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """The COCO category id of each class."""
+        return self._splits["train"].category_ids
+
+    def split(self, name: Split) -> DetectionDataset:
+        """The pictures to train on, or those to evaluate on."""
+        return self._splits[name]
+
+
+@contextmanager
+def quiet_pycocotools() -> Iterator[None]:
+    """Swallow what pycocotools prints: standard output belongs to the command."""
+    with redirect_stdout(StringIO()):
+        yield
+
+
+def _annotation_path(root: Path, split: Split) -> Path:
+    for suffix in _SUFFIXES:
+        path = root / "annotations" / f"instances_{split}{suffix}.json"
+        if path.is_file():
+            return path
+    raise DataError(
+        f"a data set must have annotations/instances_{split}.json (or instances_{split}2017.json),"
+        f" but {root} has neither"
+    )
+
+
+def _image_folder(root: Path, split: Split) -> Path:
+    for suffix in _SUFFIXES:
+        folder = root / f"{split}{suffix}"
+        if folder.is_dir():
+            return folder
+    raise DataError(f"a data set must have a folder {split} (or {split}2017) of pictures, but {root} has neither")
+
+
+def _require_files(annotations: AnnotationFile, folder: Path) -> None:
+    """Every picture must exist: one listing of the folder, not a question to the disk for each of 118,000 files."""
+    listed: dict[str, set[str]] = {}
+    for image, name in zip(annotations.image_ids, annotations.file_names, strict=True):
+        parent, _, base = name.rpartition("/")
+        if parent not in listed:
+            listed[parent] = _file_names(folder / parent)
+        if base not in listed[parent]:
+            raise DataError(
+                f"every image must have its file, but image {image} of {annotations.path} names {name},"
+                f" which is not in {folder}"
+            )
+
+
+def _file_names(folder: Path) -> set[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries}
+    except OSError:
+        return set()
+
+
+def _described(dataset: DetectionDataset) -> dict[int, Any]:
+    return dict(zip(dataset.category_ids, dataset.classes, strict=True))

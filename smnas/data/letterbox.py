@@ -1,0 +1,81 @@
+"""A picture onto a canvas of fixed size, and boxes back onto the picture.
+
+The picture keeps its ratio and lies at the top left; the rest of the canvas is gray. One scale holds for both axes
+exactly: the resized side is rounded down and the resampling window with it, so that a box needs no second factor.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+__all__ = ["PAD_VALUE", "fit_scale", "letterbox", "resized", "shrink", "to_original"]
+
+PAD_VALUE = 114
+"""The gray level of the canvas outside the picture."""
+
+
+def fit_scale(width: int, height: int, canvas_width: int, canvas_height: int) -> float:
+    """The factor by which a ``width x height`` picture just fits into the canvas."""
+    return min(canvas_width / width, canvas_height / height)
+
+
+def resized(image: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
+    """The picture times ``scale`` by antialiased bilinear resampling; sides are rounded down, at least 1 pixel.
+
+    Args:
+        image: ``(H, W, 3)`` ``uint8``.
+        scale: pixels of the result per pixel of the picture; ``scale > 0``.
+    """
+    height, width = image.shape[:2]
+    # A hair is added because 96 / 120 * 120 may come out as 95.999...
+    new_width = max(1, int(width * scale + 1e-6))
+    new_height = max(1, int(height * scale + 1e-6))
+    if (new_width, new_height) == (width, height):
+        return image
+    window = (0.0, 0.0, min(width, new_width / scale), min(height, new_height / scale))
+    picture = Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BILINEAR, box=window)
+    return np.array(picture, dtype=np.uint8)
+
+
+def letterbox(image: NDArray[np.uint8], width: int, height: int) -> tuple[NDArray[np.uint8], float]:
+    """Fit a picture into a canvas, enlarging it if it is smaller.
+
+    Args:
+        image: ``(H, W, 3)`` ``uint8``.
+        width: of the canvas, in pixels.
+        height: of the canvas, in pixels.
+
+    Returns:
+        The canvas ``(height, width, 3)`` ``uint8`` and the scale: pixels of the canvas per pixel of the picture.
+    """
+    scale = fit_scale(image.shape[1], image.shape[0], width, height)
+    small = resized(image, scale)
+    canvas = np.full((height, width, 3), PAD_VALUE, dtype=np.uint8)
+    canvas[: small.shape[0], : small.shape[1]] = small
+    return canvas, scale
+
+
+def shrink(image: NDArray[np.uint8], width: int, height: int) -> tuple[NDArray[np.uint8], float]:
+    """Fit a picture into ``width x height`` without padding and without ever enlarging it.
+
+    Returns:
+        The picture ``(h, w, 3)`` ``uint8`` and its scale, at most 1.
+    """
+    scale = min(1.0, fit_scale(image.shape[1], image.shape[0], width, height))
+    return resized(image, scale), scale
+
+
+def to_original(boxes: NDArray[np.float32], scale: float, width: int, height: int) -> NDArray[np.float32]:
+    """Boxes of the canvas as boxes of the picture, clipped to it.
+
+    Args:
+        boxes: ``(N, 4)`` float32, ``xyxy`` in pixels of the canvas.
+        scale: as :func:`letterbox` returned it.
+        width: of the picture, in pixels.
+        height: of the picture, in pixels.
+
+    Returns:
+        ``(N, 4)`` float32, ``xyxy`` in pixels of the picture.
+    """
+    limit = np.array([width, height, width, height], dtype=np.float32)
+    return np.clip(boxes / np.float32(scale), np.float32(0), limit)

@@ -1,0 +1,249 @@
+"""One generated picture: shapes of several classes on a cluttered ground, and the boxes of what is seen of them.
+
+The class of a shape is in its outline alone: colours, fills, sizes and angles are drawn alike for every class, and the
+clutter is of thin strokes and soft blotches, so that a detector has to look at form.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFilter
+
+__all__ = ["CLASSES", "MIN_VISIBLE", "Scene", "Shape", "draw_scene", "outline", "render", "visible_masks"]
+
+CLASSES = ("circle", "square", "triangle", "star", "ring", "cross")
+MIN_VISIBLE = 0.3
+"""A shape of which less than this share is seen is taken out of the scene."""
+
+SUPERSAMPLING = 4
+_SMALLEST_PX = 8.0
+_LARGEST_SHARE = 0.78  # of the picture's shorter side
+_MIN_SEEN_SIDE_PX = 4
+_RING_HOLE = 0.55  # inner radius over outer
+_STAR_NOTCH = 0.42
+_CROSS_ARM = 0.34  # half width over half length
+_MIN_CONTRAST = 75.0  # Euclidean distance in RGB between a shape and what is around it
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A shape on the picture.
+
+    Attributes:
+        label: index into :data:`CLASSES`.
+        x: of the centre, in pixels.
+        y: of the centre, in pixels.
+        radius: from the centre to the farthest point, in pixels.
+        angle: in radians.
+    """
+
+    label: int
+    x: float
+    y: float
+    radius: float
+    angle: float
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Shapes from back to front; each is seen by :data:`MIN_VISIBLE` or more.
+
+    Attributes:
+        width: of the picture, in pixels.
+        height: of the picture, in pixels.
+        shapes: later ones cover earlier ones.
+    """
+
+    width: int
+    height: int
+    shapes: tuple[Shape, ...]
+
+
+def draw_scene(width: int, height: int, rng: np.random.Generator) -> Scene:
+    """Draw one to eight shapes; those that end up mostly hidden or outside are taken out again."""
+    shapes: list[Shape] = []
+    for _ in range(int(rng.integers(1, 9))):
+        largest = min(width, height) * _LARGEST_SHARE
+        radius = float(np.exp(rng.uniform(np.log(_SMALLEST_PX), np.log(largest)))) / 2
+        shapes.append(
+            Shape(
+                label=int(rng.integers(len(CLASSES))),
+                x=float(rng.uniform(0, width)),
+                y=float(rng.uniform(0, height)),
+                radius=radius,
+                angle=float(rng.uniform(0, 2 * np.pi)),
+            )
+        )
+    # Large ones go to the back: a big shape thrown last would hide all others.
+    shapes.sort(key=lambda shape: -shape.radius * float(rng.uniform(0.5, 1.0)))
+    while True:
+        scene = Scene(width, height, tuple(shapes))
+        hidden = _worst_hidden(scene)
+        if hidden is None:
+            return scene
+        del shapes[hidden]
+        if not shapes:
+            shapes.append(Shape(int(rng.integers(len(CLASSES))), width / 2, height / 2, min(width, height) / 4, 0.0))
+
+
+def outline(shape: Shape) -> NDArray[np.float64]:
+    """The corners of a shape, ``(K, 2)`` in pixels; circles and rings are polygons of many corners."""
+    name = CLASSES[shape.label]
+    if name in ("circle", "ring"):
+        corners = _polar(np.ones(96))
+    elif name == "square":
+        corners = _polar(np.ones(4))
+    elif name == "triangle":
+        corners = _polar(np.ones(3))
+    elif name == "star":
+        corners = _polar(np.tile([1.0, _STAR_NOTCH], 5))
+    else:
+        long, short = np.cos(np.arctan(_CROSS_ARM)), np.sin(np.arctan(_CROSS_ARM))
+        arm = np.array([(long, -short), (long, short), (short, short)])
+        quarter = np.array([(0.0, -1.0), (1.0, 0.0)])
+        corners = np.concatenate([arm @ np.linalg.matrix_power(quarter.T, turn) for turn in range(4)])
+    cosine, sine = np.cos(shape.angle), np.sin(shape.angle)
+    turned = corners @ np.array([(cosine, sine), (-sine, cosine)])
+    return turned * shape.radius + (shape.x, shape.y)
+
+
+def visible_masks(scene: Scene) -> tuple[list[NDArray[np.bool_]], NDArray[np.float64]]:
+    """What is seen of each shape.
+
+    Returns:
+        For each shape a mask ``(4H, 4W)`` on the supersampled grid, and the share ``(N,)`` of its area that is seen.
+    """
+    size = (scene.width * SUPERSAMPLING, scene.height * SUPERSAMPLING)
+    covered = np.zeros(size[::-1], dtype=bool)
+    masks: list[NDArray[np.bool_]] = []
+    shares: list[float] = []
+    for shape in reversed(scene.shapes):
+        mask = _mask(shape, size) & ~covered
+        covered |= mask
+        masks.append(mask)
+        shares.append(float(mask.sum()) / (_area(shape) * SUPERSAMPLING**2))
+    return masks[::-1], np.array(shares[::-1])
+
+
+def visible_box(mask: NDArray[np.bool_]) -> tuple[float, float, float, float]:
+    """The extent ``x, y, width, height`` in pixels of a supersampled mask."""
+    columns = np.flatnonzero(mask.any(axis=0))
+    rows = np.flatnonzero(mask.any(axis=1))
+    if not len(rows):
+        return 0.0, 0.0, 0.0, 0.0
+    x, y = columns[0] / SUPERSAMPLING, rows[0] / SUPERSAMPLING
+    return float(x), float(y), float((columns[-1] + 1) / SUPERSAMPLING - x), float((rows[-1] + 1) / SUPERSAMPLING - y)
+
+
+def render(scene: Scene, rng: np.random.Generator) -> tuple[NDArray[np.uint8], list[tuple[float, float, float, float]]]:
+    """Paint a scene.
+
+    Returns:
+        The picture ``(H, W, 3)`` ``uint8`` RGB, and for each shape its visible box ``x, y, width, height`` in pixels.
+    """
+    canvas = _ground(scene.width, scene.height, rng)
+    masks, _ = visible_masks(scene)
+    for shape, mask in zip(scene.shapes, masks, strict=True):
+        cover = np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).reduce(SUPERSAMPLING), dtype=np.float32) / 255
+        rows = slice(max(0, int(shape.y - shape.radius) - 1), int(shape.y + shape.radius) + 2)
+        columns = slice(max(0, int(shape.x - shape.radius) - 1), int(shape.x + shape.radius) + 2)
+        under = canvas[rows, columns]
+        paint = _fill(under, rng)
+        alpha = cover[rows, columns, None]
+        canvas[rows, columns] = under * (1 - alpha) + paint * alpha
+    boxes = [visible_box(mask) for mask in masks]
+    return _expose(canvas, rng), boxes
+
+
+def _polar(radii: NDArray[np.float64]) -> NDArray[np.float64]:
+    angles = 2 * np.pi * np.arange(len(radii)) / len(radii)
+    return np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1)
+
+
+def _area(shape: Shape) -> float:
+    x, y = (outline(shape) - (shape.x, shape.y)).T
+    area = abs(float(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)))) / 2
+    return area * (1 - _RING_HOLE**2) if CLASSES[shape.label] == "ring" else area
+
+
+def _mask(shape: Shape, size: tuple[int, int]) -> NDArray[np.bool_]:
+    picture = Image.new("1", size)
+    draw = ImageDraw.Draw(picture)
+    # Pixel k of the fine grid covers [k, k + 1), its centre is at k + 0.5.
+    corners = outline(shape) * SUPERSAMPLING - 0.5
+    draw.polygon([(x, y) for x, y in corners.tolist()], fill=1)
+    if CLASSES[shape.label] == "ring":
+        centre = np.array((shape.x, shape.y)) * SUPERSAMPLING - 0.5
+        hole = (corners - centre) * _RING_HOLE + centre
+        draw.polygon([(x, y) for x, y in hole.tolist()], fill=0)
+    return np.array(picture, dtype=bool)
+
+
+def _worst_hidden(scene: Scene) -> int | None:
+    masks, shares = visible_masks(scene)
+    sides = np.array([min(visible_box(mask)[2:]) for mask in masks])
+    scores = np.where(sides < _MIN_SEEN_SIDE_PX, 0.0, shares)
+    worst = int(np.argmin(scores))
+    return worst if scores[worst] < MIN_VISIBLE else None
+
+
+def _ground(width: int, height: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """A gradient with soft blotches of several sizes and thin strokes, ``(H, W, 3)`` float32 in 0..255."""
+    corners = rng.integers(30, 226, size=3) + rng.integers(-40, 41, size=(2, 2, 3))
+    canvas = _smooth(corners, width, height)
+    for cells, strength in ((3, 22), (8, 16), (24, 10)):
+        amplitude = rng.uniform(0, strength)
+        canvas += _smooth(rng.normal(0, amplitude, size=(cells, cells, 3)), width, height)
+    fine = Image.fromarray(canvas.clip(0, 255).astype(np.uint8)).resize((2 * width, 2 * height))
+    draw = ImageDraw.Draw(fine)
+    for _ in range(int(rng.integers(0, 13))):
+        colour = tuple(rng.integers(0, 256, size=3).tolist())
+        start = rng.uniform((0, 0), fine.size)
+        steps = rng.normal(0, rng.uniform(5, 35), size=(int(rng.integers(1, 5)), 2))
+        points = np.concatenate([start[None], start + steps.cumsum(axis=0)])
+        draw.line([(x, y) for x, y in points.tolist()], fill=colour, width=int(rng.integers(1, 5)), joint="curve")
+    return np.array(fine.reduce(2), dtype=np.float32)
+
+
+def _smooth(grid: NDArray[np.float64] | NDArray[np.int64], width: int, height: int) -> NDArray[np.float32]:
+    """A coarse ``(h, w, 3)`` grid, interpolated to the picture."""
+    planes = [
+        np.asarray(
+            Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32)).resize(
+                (width, height), Image.Resampling.BICUBIC
+            )
+        )
+        for plane in np.moveaxis(np.asarray(grid, dtype=np.float32), 2, 0)
+    ]
+    return np.stack(planes, axis=2)
+
+
+def _fill(under: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """A flat, shaded or striped paint, ``(h, w, 3)``, that stands out from what it covers."""
+    around = under.mean(axis=(0, 1))
+    colour = rng.uniform(0, 255, size=3)
+    while np.linalg.norm(colour - around) < _MIN_CONTRAST:
+        colour = rng.uniform(0, 255, size=3)
+    height, width = under.shape[:2]
+    direction = rng.uniform(0, 2 * np.pi)
+    y, x = np.mgrid[0:height, 0:width]
+    along = x * np.cos(direction) + y * np.sin(direction)
+    kind = rng.integers(3)
+    strength = rng.uniform(10, 35)
+    if kind == 1:
+        wave = along / max(height, width) * 2 - 1
+    elif kind == 2:
+        wave = np.sign(np.sin(along * (2 * np.pi / rng.uniform(3, 10))))
+    else:
+        wave = np.zeros_like(along)
+    return (colour + strength * wave[:, :, None]).clip(0, 255).astype(np.float32)
+
+
+def _expose(canvas: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """The camera: blur, exposure and noise."""
+    blur, gain, bias, noise = rng.uniform((0.0, 0.75, -20.0, 0.0), (0.8, 1.25, 20.0, 9.0)).tolist()
+    soft = Image.fromarray(canvas.clip(0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(blur))
+    seen = (np.asarray(soft, dtype=np.float32) - 128) * gain + 128 + bias
+    seen += rng.normal(0, noise, size=seen.shape)
+    return seen.clip(0, 255).astype(np.uint8)

@@ -1,0 +1,148 @@
+"""The generated data set: a COCO folder of coloured shapes, the same bytes for the same settings."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from smnas.data.errors import DataError
+from smnas.data.scene import CLASSES, draw_scene, render
+
+__all__ = ["generate_shapes"]
+
+_MANIFEST = "shapes.json"
+_VERSION = 1
+_JPEG_QUALITY = 92
+
+
+def generate_shapes(
+    root: Path | str,
+    *,
+    train: int = 480,
+    val: int = 120,
+    width: int = 160,
+    height: int = 120,
+    seed: int = 0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Write a data set of shapes, or find it already written.
+
+    Every picture comes from a generator of its own, so a larger data set begins with the pictures of a smaller one.
+    The folder appears under its name only when it is whole.
+
+    Args:
+        root: the folder to write.
+        train: pictures to train on.
+        val: pictures to evaluate on.
+        width: of each picture, in pixels; at least 32.
+        height: of each picture, in pixels; at least 32.
+        seed: not negative.
+        on_progress: told how many pictures are done, and of how many.
+
+    Returns:
+        ``root`` as a path; open it with :class:`smnas.data.coco.CocoFolder`.
+
+    Raises:
+        DataError: a setting is out of range, or something else is at ``root``.
+    """
+    if train < 1 or val < 1:
+        raise DataError(f"a split must have at least one image, but got train={train} and val={val}")
+    if min(width, height) < 32:
+        raise DataError(f"a generated picture must be at least 32 pixels wide and high, but got {width}x{height}")
+    if seed < 0:
+        raise DataError(f"`seed >= 0` must hold, but got seed={seed}")
+    root = Path(root)
+    manifest = {
+        "generator": "smnas shapes",
+        "version": _VERSION,
+        "train": train,
+        "val": val,
+        "width": width,
+        "height": height,
+        "seed": seed,
+    }
+    if _already_there(root, manifest):
+        return root
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    except OSError as error:
+        raise DataError(f"a data set's folder must be writable, but {root} is not: {error.strerror}") from None
+    try:
+        done = 0
+        for stream, (split, count) in enumerate((("train", train), ("val", val))):
+            document = _empty_document()
+            (partial / split).mkdir()
+            for index in range(count):
+                _add_picture(document, partial / split, index, (width, height), [seed, stream, index, 1])
+                done += 1
+                if on_progress is not None:
+                    on_progress(done, train + val)
+            _write_json(partial / "annotations" / f"instances_{split}.json", document)
+        _write_json(partial / _MANIFEST, manifest)
+        partial.chmod(0o755)  # a temporary folder is its owner's alone
+        try:
+            partial.replace(root)
+        except OSError:
+            # Another process may have finished the same data set meanwhile.
+            if not _already_there(root, manifest):
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return root
+
+
+def _already_there(root: Path, manifest: dict[str, object]) -> bool:
+    if not root.exists():
+        return False
+    if root.is_dir() and not any(root.iterdir()):
+        return False
+    try:
+        found = json.loads((root / _MANIFEST).read_text())
+    except (OSError, ValueError):
+        raise DataError(f"generated shapes must go to a new or empty folder, but {root} holds something else") from None
+    if found != manifest:
+        raise DataError(
+            f"generated shapes must go to a new or empty folder, but {root} holds shapes of other settings: {found}"
+        )
+    return True
+
+
+def _empty_document() -> dict[str, list[dict[str, object]]]:
+    categories: list[dict[str, object]] = [{"id": label, "name": name} for label, name in enumerate(CLASSES, start=1)]
+    return {"images": [], "annotations": [], "categories": categories}
+
+
+def _add_picture(
+    document: dict[str, list[dict[str, object]]],
+    folder: Path,
+    index: int,
+    size: tuple[int, int],
+    seed: list[int],
+) -> None:
+    rng = np.random.default_rng(seed)
+    scene = draw_scene(*size, rng)
+    pixels, boxes = render(scene, rng)
+    name = f"{index:06d}.jpg"
+    Image.fromarray(pixels).save(folder / name, quality=_JPEG_QUALITY, subsampling=0)
+    document["images"].append({"id": index + 1, "file_name": name, "width": size[0], "height": size[1]})
+    for shape, box in zip(scene.shapes, boxes, strict=True):
+        document["annotations"].append(
+            {
+                "id": len(document["annotations"]) + 1,
+                "image_id": index + 1,
+                "category_id": shape.label + 1,
+                "bbox": list(box),
+                "area": box[2] * box[3],
+                "iscrowd": 0,
+            }
+        )
+
+
+def _write_json(path: Path, document: object) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(document))
