@@ -1,0 +1,256 @@
+"""What the report shows, as plain values: the numbers of every figure and table. Drawing is elsewhere."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import moocore
+import numpy as np
+
+from smnas.report.run_folder import Curve, RunFolder, Trial
+
+__all__ = [
+    "BlockLatency",
+    "Child",
+    "CurveLine",
+    "Family",
+    "Front",
+    "FrontPoint",
+    "Hypervolume",
+    "Outcome",
+    "families",
+    "fronts",
+    "hypervolume_by_training",
+    "outcomes",
+    "settings_rows",
+    "training_curves",
+]
+
+# Where nobody is left to compare with, the box that hypervolume is measured in still needs a border beyond every point.
+_REFERENCE_MARGIN = 1.1
+_FRONT_STAGES = ("structural", "modular", "final")
+
+
+@dataclass(frozen=True)
+class FrontPoint:
+    """A trained detector in the plane that the search optimises.
+
+    Attributes:
+        latency_ms: Median latency with its interval ``latency_low_ms`` to ``latency_high_ms`` (``None``: unknown).
+        ap: COCO AP in 0..1.
+        ap_std: Spread over seeds, ``None`` with one seed.
+        on_front: Not dominated within its stage.
+    """
+
+    architecture: str
+    latency_ms: float
+    latency_low_ms: float | None
+    latency_high_ms: float | None
+    ap: float
+    ap_std: float | None
+    on_front: bool
+
+
+@dataclass(frozen=True)
+class Front:
+    """All finished detectors of one stage, fastest first."""
+
+    stage: str
+    points: tuple[FrontPoint, ...]
+
+
+@dataclass(frozen=True)
+class Hypervolume:
+    """Quality of the front after every finished training.
+
+    Attributes:
+        trainings: 1, 2, ... in the order in which the trials were proposed.
+        epochs: Epochs spent so far.
+        share: Area that the front so far dominates, as a share of the box AP 0..1 by 0..``reference_latency_ms``.
+        reference_latency_ms: The slow border of the box.
+    """
+
+    trainings: tuple[int, ...]
+    epochs: tuple[int, ...]
+    share: tuple[float, ...]
+    reference_latency_ms: float
+
+
+@dataclass(frozen=True)
+class CurveLine:
+    """One number of one training, epoch by epoch."""
+
+    architecture: str
+    run: str
+    epochs: tuple[float, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Child:
+    """A stage-2 detector and what it gained over the detector that it came from."""
+
+    architecture: str
+    ap: float
+    latency_ms: float
+    ap_gain: float | None
+    latency_change: float | None
+
+
+@dataclass(frozen=True)
+class Family:
+    """A parent that stage 2 started from and its trained children, best AP first."""
+
+    parent: str
+    ap: float | None
+    latency_ms: float | None
+    children: tuple[Child, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A trial that was not ranked, and why."""
+
+    number: int
+    architecture: str
+    stage: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class BlockLatency:
+    """One workload of a detector in the latency table."""
+
+    name: str
+    latency_ms: float
+
+
+def _finished(trials: Sequence[Trial], *stages: str) -> list[Trial]:
+    return [t for t in trials if t.state == "complete" and t.stage in stages and None not in (t.ap, t.latency_ms)]
+
+
+def non_dominated(latency_ms: Sequence[float], ap: Sequence[float]) -> list[bool]:
+    """Which points no other point beats in one of latency (low is good) and AP (high is good) and equals in the other.
+
+    Of equal points all are kept.
+    """
+    if not latency_ms:
+        return []
+    points = np.column_stack([np.asarray(latency_ms, float), np.asarray(ap, float)])
+    return [bool(x) for x in moocore.is_nondominated(points, maximise=[False, True], keep_weakly=True)]
+
+
+def fronts(run: RunFolder) -> tuple[Front, ...]:
+    """The plane of every stage that finished a detector; seeds of one architecture become mean and spread."""
+    found = []
+    for stage in _FRONT_STAGES:
+        by_architecture: dict[str, list[Trial]] = {}
+        for trial in _finished(run.trials, stage):
+            by_architecture.setdefault(trial.architecture, []).append(trial)
+        if not by_architecture:
+            continue
+        latency = [float(np.median([t.latency_ms or 0.0 for t in trials])) for trials in by_architecture.values()]
+        scores = [[t.ap or 0.0 for t in trials] for trials in by_architecture.values()]
+        ap = [float(np.mean(values)) for values in scores]
+        points = [
+            FrontPoint(
+                architecture,
+                latency[i],
+                trials[-1].latency_low_ms,
+                trials[-1].latency_high_ms,
+                ap[i],
+                float(np.std(scores[i], ddof=1)) if len(trials) > 1 else None,
+                on_front,
+            )
+            for i, ((architecture, trials), on_front) in enumerate(
+                zip(by_architecture.items(), non_dominated(latency, ap), strict=True)
+            )
+        ]
+        found.append(Front(stage, tuple(sorted(points, key=lambda p: (p.latency_ms, -p.ap)))))
+    return tuple(found)
+
+
+def hypervolume_by_training(run: RunFolder) -> Hypervolume | None:
+    """How the front grew while the search trained; ``None`` before the first finished training.
+
+    The final phase is left out: it trains known architectures again, for longer, so its AP is on another scale.
+    """
+    trials = sorted(_finished(run.trials, "baseline", "structural", "modular"), key=lambda t: t.number)
+    if not trials:
+        return None
+    latency = np.array([t.latency_ms for t in trials], float)
+    ap = np.array([t.ap for t in trials], float)
+    border = float(latency.max()) * _REFERENCE_MARGIN
+    points = np.column_stack([latency, -ap])
+    shares = [float(moocore.hypervolume(points[: n + 1], ref=[border, 0.0])) / border for n in range(len(trials))]
+    spent = np.cumsum([t.epochs or 0 for t in trials])
+    return Hypervolume(tuple(range(1, len(trials) + 1)), tuple(int(e) for e in spent), tuple(shares), border)
+
+
+def training_curves(run: RunFolder, value: str) -> tuple[CurveLine, ...]:
+    """The curves of ``value`` (a key of ``curve.jsonl``) for the ranked architectures, longest trainings only.
+
+    An architecture that was trained shortly in the search and longer at the end shows its long trainings.
+    """
+    ranked = [row.architecture for row in run.ranking.rows] or sorted({c.architecture for c in run.curves})
+    lines = []
+    for architecture in ranked:
+        curves = [c for c in run.curves if c.architecture == architecture]
+        longest = max((len(c.epochs) for c in curves), default=0)
+        lines += [line for c in curves if len(c.epochs) == longest and (line := _line(c, value)) is not None]
+    return tuple(lines)
+
+
+def _line(curve: Curve, value: str) -> CurveLine | None:
+    pairs = [(e.get("epoch", i + 1.0), e[value]) for i, e in enumerate(curve.epochs) if value in e]
+    if not pairs:
+        return None
+    epochs, values = zip(*pairs, strict=True)
+    return CurveLine(curve.architecture, curve.run, epochs, values)
+
+
+def families(run: RunFolder) -> tuple[Family, ...]:
+    """Stage 1's parents with stage 2's children, the parent of the best child first."""
+    trained = {t.architecture: t for t in _finished(run.trials, "baseline", "modular", "structural")}
+    by_parent: dict[str, list[Trial]] = {}
+    for trial in _finished(run.trials, "modular"):
+        if trial.parent:
+            by_parent.setdefault(trial.parent, []).append(trial)
+    found = []
+    for parent_string, trials in by_parent.items():
+        parent = trained.get(parent_string)
+        children = [_child(t, parent) for t in trials]
+        children.sort(key=lambda c: (-c.ap, c.latency_ms))
+        found.append(
+            Family(parent_string, parent.ap if parent else None, parent.latency_ms if parent else None, tuple(children))
+        )
+    return tuple(sorted(found, key=lambda f: -f.children[0].ap))
+
+
+def _child(trial: Trial, parent: Trial | None) -> Child:
+    ap, latency = float(trial.ap or 0.0), float(trial.latency_ms or 0.0)
+    if parent is None or parent.ap is None or not parent.latency_ms:
+        return Child(trial.architecture, ap, latency, None, None)
+    return Child(trial.architecture, ap, latency, ap - parent.ap, latency / parent.latency_ms - 1.0)
+
+
+def outcomes(run: RunFolder, state: str) -> tuple[Outcome, ...]:
+    """The trials of one state (``failed``, ``pruned``, ``running``) with their reasons."""
+    return tuple(
+        Outcome(t.number, t.architecture, t.stage, t.reason or "no reason was stored")
+        for t in run.trials
+        if t.state == state
+    )
+
+
+def settings_rows(settings: Mapping[str, Any], prefix: str = "") -> tuple[tuple[str, str], ...]:
+    """Nested settings as ``(dotted name, text)`` rows in their own order."""
+    rows: list[tuple[str, str]] = []
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            rows += settings_rows(value, f"{prefix}{name}.")
+        elif isinstance(value, list | tuple):
+            rows.append((f"{prefix}{name}", ", ".join(map(str, value))))
+        else:
+            rows.append((f"{prefix}{name}", "none" if value is None else str(value)))
+    return tuple(rows)

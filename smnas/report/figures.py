@@ -1,0 +1,161 @@
+"""Plotly figures from the report's plot data. Colours of text and grid come from the page, so that dark mode holds."""
+
+import html
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from smnas.report.data import CurveLine, Front, FrontPoint, Hypervolume
+from smnas.report.run_folder import Ranking, RankingRow
+
+__all__ = ["STAGE_COLOURS", "curves_figure", "front_figure", "hypervolume_figure"]
+
+# Mid-tones that keep a contrast of 3:1 or more on the page's white and on its near-black.
+STAGE_COLOURS = {"structural": "#2f7ed8", "modular": "#1f9d6b", "final": "#c2569b", "baseline": "#d9822b"}
+_LINES = ("#2f7ed8", "#1f9d6b", "#c2569b", "#d9822b", "#7f6ad6", "#3aa3b8", "#a8862b", "#d2555a")
+_STAGE_NAMES = {"structural": "stage 1", "modular": "stage 2", "final": "ranked"}
+_INTERVAL = {"thickness": 1.2, "width": 3}
+
+
+def _layout(x: str, y: str, height: int) -> dict[str, Any]:
+    return {
+        "height": height,
+        "margin": {"l": 52, "r": 12, "t": 10, "b": 44},
+        "xaxis": {"title": {"text": x, "standoff": 8}, "automargin": True, "zeroline": False},
+        "yaxis": {"title": {"text": y, "standoff": 8}, "automargin": True, "zeroline": False},
+        "legend": {
+            "orientation": "h",
+            "x": 0,
+            "xanchor": "left",
+            "y": -0.2,
+            "yanchor": "top",
+            "itemsizing": "constant",
+        },
+        "hoverlabel": {"align": "left"},
+        "hovermode": "closest",
+    }
+
+
+def wrapped(architecture: str) -> str:
+    """An architecture as hover text, one part a line."""
+    return html.escape(architecture).replace("+", "<br>+")
+
+
+def _hover(point: FrontPoint) -> str:
+    interval = ""
+    if point.latency_low_ms is not None and point.latency_high_ms is not None:
+        interval = f" ({point.latency_low_ms:.2f} to {point.latency_high_ms:.2f})"
+    spread = "" if point.ap_std is None else f" \N{PLUS-MINUS SIGN} {point.ap_std:.3f}"
+    return f"{wrapped(point.architecture)}<br>AP {point.ap:.3f}{spread}<br>{point.latency_ms:.2f} ms{interval}"
+
+
+def _below(points: Sequence[FrontPoint]) -> list[float]:
+    return [0.0 if p.latency_low_ms is None else max(p.latency_ms - p.latency_low_ms, 0.0) for p in points]
+
+
+def _above(points: Sequence[FrontPoint]) -> list[float]:
+    return [0.0 if p.latency_high_ms is None else max(p.latency_high_ms - p.latency_ms, 0.0) for p in points]
+
+
+def front_figure(fronts: Sequence[Front], ranking: Ranking) -> go.Figure:
+    """AP against latency: every stage's detectors, its front as a staircase, the baseline and the winner marked."""
+    figure = go.Figure(layout=_layout("predicted latency (ms)", "AP", 440))
+    for front in fronts:
+        colour, name = STAGE_COLOURS[front.stage], _STAGE_NAMES[front.stage]
+        best = [p for p in front.points if p.on_front]
+        figure.add_scatter(
+            x=[p.latency_ms for p in best],
+            y=[p.ap for p in best],
+            mode="lines",
+            line={"shape": "hv", "color": colour, "width": 1.5},
+            legendgroup=front.stage,
+            showlegend=False,
+            hoverinfo="skip",
+        )
+        figure.add_scatter(
+            x=[p.latency_ms for p in front.points],
+            y=[p.ap for p in front.points],
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": _above(front.points),
+                "arrayminus": _below(front.points),
+                "color": colour,
+                **_INTERVAL,
+            },
+            error_y={
+                "type": "data",
+                "array": [p.ap_std or 0.0 for p in front.points],
+                "visible": any(p.ap_std for p in front.points),
+                "color": colour,
+                **_INTERVAL,
+            },
+            mode="markers",
+            marker={"color": colour, "size": [9 if p.on_front else 6 for p in front.points]},
+            opacity=0.9,
+            text=[_hover(p) for p in front.points],
+            hoverinfo="text",
+            name=name,
+            legendgroup=front.stage,
+        )
+    _mark(figure, ranking.baseline, "baseline", "star", STAGE_COLOURS["baseline"], 14)
+    _mark(figure, ranking.row(ranking.winner), "recommended", "circle-open", "#d2555a", 19)
+    return figure
+
+
+def _mark(figure: go.Figure, row: RankingRow | None, name: str, symbol: str, colour: str, size: int) -> None:
+    if row is None or row.ap is None or row.predicted_latency_ms is None:
+        return
+    figure.add_scatter(
+        x=[row.predicted_latency_ms],
+        y=[row.ap],
+        mode="markers",
+        marker={"symbol": symbol, "color": colour, "size": size, "line": {"width": 2.5, "color": colour}},
+        name=name,
+        text=[f"{name}<br>{wrapped(row.architecture)}<br>AP {row.ap:.3f}<br>{row.predicted_latency_ms:.2f} ms"],
+        hoverinfo="text",
+    )
+
+
+def hypervolume_figure(growth: Hypervolume) -> go.Figure:
+    """The dominated share of the box against finished trainings."""
+    figure = go.Figure(layout=_layout("finished trainings", "dominated share of the box", 320))
+    figure.update_yaxes(rangemode="tozero")
+    figure.add_scatter(
+        x=list(growth.trainings),
+        y=list(growth.share),
+        mode="lines+markers",
+        line={"shape": "hv", "color": STAGE_COLOURS["structural"]},
+        marker={"size": 5},
+        text=[
+            f"training {n}, {epochs} epochs spent<br>share {share:.4f}"
+            for n, epochs, share in zip(growth.trainings, growth.epochs, growth.share, strict=True)
+        ],
+        hoverinfo="text",
+        showlegend=False,
+    )
+    return figure
+
+
+def curves_figure(lines: Sequence[CurveLine], label: str, ranking: Ranking) -> go.Figure:
+    """One line a training; seeds of one architecture share a colour and a legend entry (its rank)."""
+    figure = go.Figure(layout=_layout("epoch", label, 340))
+    architectures = list(dict.fromkeys(line.architecture for line in lines))
+    shown: set[str] = set()
+    for line in lines:
+        row = ranking.row(line.architecture)
+        name = f"rank {row.rank}" if row is not None else line.architecture.split("+", maxsplit=1)[0]
+        figure.add_scatter(
+            x=list(line.epochs),
+            y=list(line.values),
+            mode="lines",
+            line={"color": _LINES[architectures.index(line.architecture) % len(_LINES)], "width": 1.6},
+            name=name + (" (baseline)" if row is not None and row.role == "baseline" else ""),
+            legendgroup=line.architecture,
+            showlegend=line.architecture not in shown,
+            text=[f"{wrapped(line.architecture)}<br>{line.run}<br>{label} {value:.4g}" for value in line.values],
+            hoverinfo="text",
+        )
+        shown.add(line.architecture)
+    return figure

@@ -1,0 +1,217 @@
+"""A run folder in the documented format, written with optuna itself."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+
+PARENTS = (
+    "basicblock_16_11-21-21+fpn_2-4_32+rpn+rcnn_64+160x128",
+    "basicblock_16_1-2-2+fpn_3-5_32+norpn+retina_32_2+128x128",
+)
+BASELINE = "basicblock_16_11-21-21-21+fpn_2-6_64+rpn+rcnn_256+160x128"
+WINNER = "basicblock_16_1-21-2+fpn_2-4_32+rpn+rcnn_128+160x128"
+STATES = optuna.trial.TrialState
+
+
+def add_trial(study: optuna.Study, state: STATES, values: tuple[float, float] | None, **attributes: object) -> None:
+    attributes.setdefault("seed", 0)
+    if values is not None:
+        latency = values[1]
+        attributes = {
+            "latency_ms": latency,
+            "latency_low_ms": 0.94 * latency,
+            "latency_high_ms": 1.07 * latency,
+            "parameters": 1_200_000,
+            "flops": 4.2e8,
+            "seconds": 11.5,
+            **attributes,
+        }
+    study.add_trial(
+        optuna.trial.create_trial(state=state, values=None if values is None else list(values), user_attrs=attributes)
+    )
+
+
+def ranking_row(rank: int, architecture: str, role: str, **values: object) -> dict[str, object]:
+    row: dict[str, object] = {
+        "rank": rank,
+        "architecture": architecture,
+        "id": f"{rank:010d}",
+        "role": role,
+        "stage": "modular",
+        "on_front": role != "baseline",
+        "ap": 0.3,
+        "ap_std": None,
+        "ap_per_seed": [0.3],
+        "ap50": 0.6,
+        "seeds": [0],
+        "epochs": 40,
+        "predicted_latency_ms": 8.0,
+        "predicted_latency_low_ms": 7.5,
+        "predicted_latency_high_ms": 8.6,
+        "measured_latency_ms": None,
+        "measured_latency_low_ms": None,
+        "measured_latency_high_ms": None,
+        "parameters": 1_250_000,
+        "flops": 4.1e8,
+        "checkpoint": f"models/{architecture}/seed-0-epochs-40/checkpoint.pt",
+        "model": None,
+        "exported_ap": None,
+        "exported_ap50": None,
+    }
+    return row | values
+
+
+def write_ranking(folder: Path, rows: list[dict[str, object]], winner: str | None, notes: tuple[str, ...] = ()) -> None:
+    (folder / "ranking.json").write_text(
+        json.dumps(
+            {
+                "format_version": 1,
+                "settings": {},
+                "rows": rows,
+                "recommendation": {
+                    "architecture": winner,
+                    "reason": "The best AP of those not slower than the baseline.",
+                },
+                "notes": list(notes),
+            }
+        )
+    )
+
+
+def write_settings(folder: Path) -> None:
+    (folder / "settings.json").write_text(
+        json.dumps(
+            {
+                "format_version": 1,
+                "smnas": "0.1.0",
+                "preset": "nano",
+                "data": {"root": "fish <of> the sea", "classes": ["fish", "ray"], "train_images": 40, "val_images": 8},
+                "device": "cpu",
+                "backend": "onnxruntime",
+                "precision": "fp32",
+                "latency_ms": None,
+                "recipe": {"epochs": 4, "learning_rate": 0.02},
+                "versions": {"torch": "2.14.1", "onnxruntime": "1.32.0"},
+            }
+        )
+    )
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """A finished search: a baseline, 12 structural and 12 modular trials, one failed, one pruned, a final phase."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    write_settings(folder)
+    rng = np.random.default_rng(0)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'study.db'}")
+    study = optuna.create_study(study_name="smnas", storage=storage, directions=["maximize", "minimize"])
+    add_trial(
+        study, STATES.COMPLETE, (0.21, 12.0), architecture=BASELINE, stage="baseline", origin="baseline", epochs=4
+    )
+    for number in range(12):
+        architecture = (
+            PARENTS[number] if number < 2 else f"bottleneck_{8 + 2 * number}_1-2+fpn_2-4_32+rpn+rcnn_64+160x128"
+        )
+        latency = float(rng.uniform(4, 12))
+        values = (0.05 + 0.015 * latency + float(rng.normal(0, 0.01)), latency)
+        add_trial(
+            study, STATES.COMPLETE, values, architecture=architecture, stage="structural", origin="random", epochs=4
+        )
+    add_trial(
+        study,
+        STATES.FAIL,
+        None,
+        architecture=PARENTS[0] + "0",
+        stage="structural",
+        reason="loss became NaN <at step 7>",
+    )
+    add_trial(
+        study, STATES.PRUNED, None, architecture=PARENTS[1] + "0", stage="modular", reason="over the latency limit"
+    )
+    for number in range(12):
+        architecture = WINNER if number == 0 else f"basicblock_{16 + 2 * number}_1-2+fpn_2-4_32+rpn+rcnn_64+160x128"
+        latency = float(rng.uniform(3, 11))
+        values = (0.08 + 0.015 * latency + float(rng.normal(0, 0.01)), latency)
+        add_trial(
+            study,
+            STATES.COMPLETE,
+            values,
+            architecture=architecture,
+            stage="modular",
+            origin="mutation",
+            parent=PARENTS[number % 2],
+            epochs=4,
+        )
+    finals = ((WINNER, (0.33, 0.35), 7.0), (PARENTS[0], (0.30, 0.31), 8.4), (BASELINE, (0.31, 0.315), 12.0))
+    for architecture, scores, latency in finals:
+        for seed, ap in enumerate(scores):
+            add_trial(
+                study,
+                STATES.COMPLETE,
+                (ap, latency),
+                architecture=architecture,
+                stage="final",
+                origin="ranking",
+                epochs=40,
+                seed=seed,
+            )
+            run = folder / "models" / architecture / f"seed-{seed}-epochs-40"
+            run.mkdir(parents=True)
+            lines = [
+                json.dumps({"epoch": epoch, "loss": 3 / epoch + 0.1 * seed, "ap": ap * (1 - 1 / epoch)})
+                for epoch in range(1, 41)
+            ]
+            (run / "curve.jsonl").write_text("\n".join(lines) + "\n")
+    storage.engine.dispose()
+    write_ranking(
+        folder,
+        [
+            ranking_row(
+                1,
+                WINNER,
+                "candidate",
+                ap=0.34,
+                ap_std=0.0141,
+                ap_per_seed=[0.33, 0.35],
+                seeds=[0, 1],
+                measured_latency_ms=7.12,
+                measured_latency_low_ms=7.05,
+                measured_latency_high_ms=7.2,
+                predicted_latency_ms=7.0,
+                model=f"models/{WINNER}/model.onnx",
+                exported_ap=0.352,
+                exported_ap50=0.671,
+            ),
+            ranking_row(
+                2,
+                BASELINE,
+                "baseline",
+                stage="baseline",
+                ap=0.3125,
+                ap_std=0.0035,
+                seeds=[0, 1],
+                measured_latency_ms=12.4,
+                measured_latency_low_ms=12.1,
+                measured_latency_high_ms=12.6,
+                predicted_latency_ms=12.0,
+            ),
+            ranking_row(
+                3,
+                PARENTS[0],
+                "candidate",
+                ap=0.305,
+                ap_std=0.007,
+                stage="structural",
+                seeds=[0, 1],
+                predicted_latency_ms=8.4,
+            ),
+        ],
+        WINNER,
+        ("The smallest boxes of the data are 9 pixels wide.",),
+    )
+    return folder

@@ -1,0 +1,135 @@
+"""The numbers behind the report, against literals and slow obvious references."""
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smnas.report import data
+from smnas.report.run_folder import Curve, Ranking, RankingRow, RunFolder, Trial, read_run_folder
+
+
+def trial(number: int, ap: float | None, latency: float | None, stage: str = "structural", **values: object) -> Trial:
+    values.setdefault("architecture", f"a{number}")
+    values.setdefault("state", "complete")
+    return Trial(number=number, stage=stage, ap=ap, latency_ms=latency, **values)
+
+
+def run_of(*trials: Trial, **values: object) -> RunFolder:
+    return RunFolder(Path("nowhere"), {}, tuple(trials), **values)
+
+
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 5)), max_size=12))
+def test_non_dominated_is_the_definition(points: list[tuple[int, int]]) -> None:
+    latency, ap = [float(p[0]) for p in points], [float(p[1]) for p in points]
+    beaten = [any((l2 <= l1 and a2 >= a1) and (l2, a2) != (l1, a1) for l2, a2 in points) for l1, a1 in points]
+    assert data.non_dominated(latency, ap) == [not b for b in beaten]
+
+
+def test_fronts_keep_stages_apart_and_sort_by_latency() -> None:
+    run = run_of(
+        trial(0, 0.2, 5.0, "baseline"),
+        trial(1, 0.3, 9.0),
+        trial(2, 0.1, 4.0),
+        trial(3, 0.1, 6.0),
+        trial(4, 0.9, 1.0, "modular"),
+        trial(5, None, None, state="failed"),
+    )
+    structural, modular = data.fronts(run)
+    assert (structural.stage, modular.stage) == ("structural", "modular")
+    assert [(p.architecture, p.on_front) for p in structural.points] == [("a2", True), ("a3", False), ("a1", True)]
+    assert len(modular.points) == 1
+
+
+def test_seeds_of_one_architecture_become_mean_and_spread() -> None:
+    run = run_of(*(trial(i, ap, 5.0, "final", architecture="x") for i, ap in enumerate((0.3, 0.36, 0.33))))
+    (front,) = data.fronts(run)
+    (point,) = front.points
+    assert point.ap == pytest.approx(0.33)
+    assert point.ap_std == pytest.approx(np.std([0.3, 0.36, 0.33], ddof=1))
+
+
+def test_hypervolume_grows_to_the_area_counted_by_cells() -> None:
+    trials = [trial(0, 0.2, 10.0, epochs=4), trial(1, 0.1, 4.0, epochs=4), trial(2, 0.05, 6.0, epochs=8)]
+    growth = data.hypervolume_by_training(run_of(*trials))
+    assert growth is not None
+    assert growth.reference_latency_ms == pytest.approx(11.0)
+    # By hand: 1 ms x 0.2, then 6 ms x 0.1 below it; the third point is dominated.
+    assert growth.share == pytest.approx([0.2 / 11, (0.2 + 0.6) / 11, (0.2 + 0.6) / 11])
+    assert growth.trainings == (1, 2, 3)
+    assert growth.epochs == (4, 8, 16)
+
+
+def test_hypervolume_ignores_the_final_phase_and_unfinished_trials() -> None:
+    run = run_of(trial(0, 0.2, 5.0), trial(1, 0.9, 1.0, "final"), trial(2, None, None, state="running"))
+    growth = data.hypervolume_by_training(run)
+    assert growth is not None
+    assert len(growth.trainings) == 1
+    assert data.hypervolume_by_training(run_of()) is None
+
+
+def test_families_tell_what_a_child_gained() -> None:
+    run = run_of(
+        trial(0, 0.2, 10.0, architecture="p"),
+        trial(1, 0.25, 8.0, "modular", parent="p", architecture="c1"),
+        trial(2, 0.30, 12.0, "modular", parent="p", architecture="c2"),
+        trial(3, 0.10, 2.0, "modular", parent="unknown", architecture="c3"),
+    )
+    first, second = data.families(run)
+    assert (first.parent, first.ap, first.latency_ms) == ("p", 0.2, 10.0)
+    assert [c.architecture for c in first.children] == ["c2", "c1"]
+    assert first.children[1].ap_gain == pytest.approx(0.05)
+    assert first.children[1].latency_change == pytest.approx(-0.2)
+    assert (second.ap, second.children[0].ap_gain) == (None, None)
+
+
+def test_a_child_may_become_a_parent() -> None:
+    run = run_of(
+        trial(0, 0.2, 10.0, architecture="p"),
+        trial(1, 0.25, 8.0, "modular", parent="p", architecture="c1"),
+        trial(2, 0.30, 8.0, "modular", parent="c1", architecture="c2"),
+    )
+    assert [(f.parent, f.ap) for f in data.families(run)] == [("c1", 0.25), ("p", 0.2)]
+
+
+def test_curves_are_the_longest_trainings_of_the_ranked() -> None:
+    def curve(architecture: str, name: str, epochs: int) -> Curve:
+        return Curve(architecture, name, tuple({"epoch": e + 1.0, "loss": 1.0 / (e + 1)} for e in range(epochs)))
+
+    row = RankingRow(1, "x", "0", "candidate", "modular", True, 0.3)
+    run = run_of(
+        curves=(curve("x", "seed-0-epochs-2", 2), curve("x", "seed-0-epochs-4", 4), curve("y", "seed-0-epochs-4", 4)),
+        ranking=Ranking((row,), "x", ""),
+    )
+    (line,) = data.training_curves(run, "loss")
+    assert (line.architecture, line.run) == ("x", "seed-0-epochs-4")
+    assert line.epochs == (1.0, 2.0, 3.0, 4.0)
+    assert line.values == (1.0, 1 / 2, 1 / 3, 1 / 4)
+    assert data.training_curves(run, "ap") == ()
+    assert len(data.training_curves(dataclasses.replace(run, ranking=Ranking((), None, "")), "loss")) == 2
+
+
+def test_outcomes_carry_reasons() -> None:
+    run = run_of(trial(3, None, None, state="failed", reason="out of memory"), trial(4, None, None, state="pruned"))
+    assert [(o.number, o.reason) for o in data.outcomes(run, "failed")] == [(3, "out of memory")]
+    assert [o.reason for o in data.outcomes(run, "pruned")] == ["no reason was stored"]
+
+
+def test_settings_are_flattened_in_order() -> None:
+    settings = {"a": 1, "b": {"c": [1, 2], "d": {"e": None}}, "f": False}
+    assert data.settings_rows(settings) == (("a", "1"), ("b.c", "1, 2"), ("b.d.e", "none"), ("f", "False"))
+
+
+def test_the_sample_run_reads_back(run_folder: Path) -> None:
+    run = read_run_folder(run_folder)
+    counts = {key: len(list(group)) for key, group in itertools.groupby(sorted(t.stage for t in run.trials))}
+    assert counts == {"baseline": 1, "final": 6, "modular": 13, "structural": 13}
+    assert [f.stage for f in data.fronts(run)] == ["structural", "modular", "final"]
+    assert [len(f.children) for f in data.families(run)] == [6, 6]
+    assert len(data.training_curves(run, "loss")) == 6
+    assert run.ranking.baseline is not None
+    assert run.ranking.baseline.rank == 2

@@ -1,0 +1,162 @@
+"""The page as a reader meets it: without a network, without JavaScript, on a phone, in a real browser."""
+
+import base64
+import html.parser
+import io
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from smnas.report.data import BlockLatency
+from smnas.report.page import Sample, write_report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+class Reader(html.parser.HTMLParser):
+    """What a browser without JavaScript shows, and every address that the page would fetch."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.text: list[str] = []
+        self.addresses: list[str] = []
+        self.scripts: dict[str, str] = {}
+        self._silent: str | None = None
+        self._script_id = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        self.addresses += [attributes[key] or "" for key in ("src", "href", "srcset", "poster") if key in attributes]
+        if tag in ("script", "style"):
+            self._silent = tag
+            self._script_id = attributes.get("id") or ""
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == self._silent:
+            self._silent = None
+
+    def handle_data(self, data: str) -> None:
+        if self._silent is None:
+            self.text.append(data)
+        elif self._script_id:
+            self.scripts[self._script_id] = self.scripts.get(self._script_id, "") + data
+
+    @property
+    def visible(self) -> str:
+        return re.sub(r"\s+", " ", "".join(self.text))
+
+
+@pytest.fixture
+def page(run_folder: Path) -> Reader:
+    samples = [Sample("fish & chips.jpg", Image.new("RGB", (1200, 800), "teal"))]
+    blocks = [BlockLatency("backbone.stem", 1.5), BlockLatency("head.box", 4.5)]
+    return Reader(write_report(run_folder, samples=samples, blocks=blocks).read_text(encoding="utf-8"))
+
+
+def test_the_numbers_are_readable_without_javascript(page: Reader) -> None:
+    assert (
+        "1.74 times as fast as the baseline (7.12 ms against 12.40 ms, measured on the exported files)" in page.visible
+    )
+    assert "0.340 ± 0.014 against 0.312 ± 0.004" in page.visible
+    assert "basicblock_16_1-21-2+fpn_2-4_32+rpn+rcnn_128+160x128" in page.visible
+    assert "loss became NaN <at step 7>" in page.visible
+    assert "over the latency limit" in page.visible
+    assert "fish <of> the sea" in page.visible
+    assert "The smallest boxes of the data are 9 pixels wide." in page.visible
+    assert "75 %" in page.visible
+    assert "recipe.learning_rate0.02" in page.visible
+    assert "need JavaScript" in page.visible
+
+
+def test_nothing_is_fetched_from_anywhere(page: Reader, run_folder: Path) -> None:
+    assert page.addresses
+    assert all(address.startswith("data:image/jpeg;base64,") for address in page.addresses)
+    text = (run_folder / "report.html").read_text(encoding="utf-8")
+    assert "default-src 'none'" in text
+    assert not re.search(r"@import|url\(\s*['\"]?http", text.split("<script", maxsplit=1)[0])
+
+
+def test_plotly_is_inlined_once(page: Reader, run_folder: Path) -> None:
+    text = (run_folder / "report.html").read_text(encoding="utf-8")
+    assert text.count("plotly.js v") == 1
+    assert len(text) < 6_000_000
+
+
+def test_the_figures_hold_the_points_of_the_tables(page: Reader) -> None:
+    front = json.loads(page.scripts["figure-front"])
+    by_name = {trace["name"]: trace for trace in front["data"] if "name" in trace}
+    assert set(by_name) == {"stage 1", "stage 2", "ranked", "baseline", "recommended"}
+    assert by_name["recommended"]["x"] == [7.0]
+    assert by_name["recommended"]["y"] == [0.34]
+    assert len(by_name["stage 1"]["x"]) == 12
+    assert set(page.scripts) == {"figure-front", "figure-hypervolume", "figure-curve-ap", "figure-curve-loss"}
+
+
+def test_pictures_are_embedded_small_enough_for_a_page(page: Reader) -> None:
+    picture = Image.open(io.BytesIO(base64.b64decode(page.addresses[0].split(",", 1)[1])))
+    assert picture.format == "JPEG"
+    assert max(picture.size) == 900
+
+
+def test_a_search_that_just_began_has_a_page(tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text('{"format_version": 1}')
+    out = write_report(tmp_path, tmp_path / "page.html")
+    reader = Reader(out.read_text(encoding="utf-8"))
+    assert "No recommendation yet" in reader.visible
+    assert not reader.scripts
+    assert out.stat().st_size < 50_000
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["page.html", "settings.json"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_draws_it_without_errors_and_without_sideways_scrolling(
+    page: Reader, run_folder: Path, tmp_path: Path, width: int
+) -> None:
+    # A headless window has a least width of its own, so the page is measured inside a frame of the wanted one.
+    frame = tmp_path / "frame.html"
+    frame.write_text(
+        f"<iframe id=f src='{(run_folder / 'report.html').as_uri()}' width={width} height=3000 frameborder=0></iframe>"
+        "<script>onload = () => setTimeout(() => { const d = f.contentDocument;"
+        "document.title = [d.documentElement.scrollWidth, d.querySelectorAll('.plot .main-svg').length,"
+        "Math.max(...[...d.querySelectorAll('.plot svg')].map((s) => Math.round(s.getBoundingClientRect().right)))"
+        "].join(' '); }, 1500);</script>"
+    )
+    done = subprocess.run(
+        [
+            str(CHROMIUM),
+            *FLAGS,
+            "--allow-file-access-from-files",
+            "--enable-logging=stderr",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--virtual-time-budget=6000",
+            "--dump-dom",
+            frame.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    title = re.search(r"<title>(\d+) (\d+) (\d+)</title>", done.stdout)
+    assert title is not None, done.stdout[:2000]
+    scroll_width, drawings, right_edge = map(int, title.groups())
+    assert scroll_width <= width
+    assert drawings >= 4
+    assert right_edge <= width
+    assert ":CONSOLE" not in done.stderr
