@@ -1,0 +1,51 @@
+# Every target sets up what it needs in .venv; a second call finds it there and starts at once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# onnxruntime and onnxruntime-gpu are two builds of one import package: the machine decides which one is installed.
+EXTRA := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
+RUNTIME_cpu := onnxruntime
+RUNTIME_gpu := onnxruntime-gpu
+OTHER := $(if $(filter gpu,$(EXTRA)),cpu,gpu)
+INSTALLED := $(VENV)/installed-$(EXTRA)
+RUN ?= quickstart
+
+.PHONY: help quickstart test lint types contract format clean
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+$(INSTALLED): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	if test -e $(VENV)/installed-$(OTHER); then $(BIN)/python -m pip uninstall --yes $(RUNTIME_$(OTHER)); fi
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRA),dev]'
+	rm -f $(VENV)/installed-$(OTHER)
+	touch $@
+
+quickstart: $(INSTALLED) ## search on generated pictures, then detect with the winner; the result is in ./quickstart
+	$(BIN)/smnas-search --preset nano --gpu local --trials 10,10 --out $(RUN)
+	$(BIN)/smnas-detect --model $(RUN) --out $(RUN)/pictures --quiet $$(ls $(RUN)/data/val/*.png | head -n 4)
+	@echo
+	@echo "ranking    $(RUN)/ranking.csv"
+	@echo "report     $(RUN)/report.html   (open it in a browser)"
+	@echo "pictures   $(RUN)/pictures      (what the recommended detector found)"
+
+test: $(INSTALLED) ## the test suite
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED) ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED) ## mypy, strict
+	$(BIN)/mypy
+
+contract: $(INSTALLED) ## who may import whom
+	$(BIN)/lint-imports
+
+format: $(INSTALLED) ## rewrite the sources in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove the environment, caches and the quickstart's result
+	rm -rf $(VENV) $(RUN) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
