@@ -1,0 +1,295 @@
+"""The latency table: what is added is found again, by anyone, after anything."""
+
+import multiprocessing
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from profiler.errors import UserError
+from profiler.table import APPLICATION_ID, MIGRATIONS, LatencyTable, Row, TableError, Target, pack_samples
+
+TARGET = Target("some CPU", "onnxruntime", "1.0", "fp32", 1, 1)
+
+
+def measured(key: str, median_ms: float = 1.0, target: Target = TARGET) -> Row:
+    samples = np.array([median_ms * 0.99, median_ms, median_ms * 1.02])
+    return Row(
+        key=key,
+        name=f"block {key}",
+        target=target,
+        median_ms=median_ms,
+        low_ms=samples[0],
+        high_ms=samples[2],
+        n=3,
+        inner_runs=4,
+        stop_reason="converged",
+        samples=pack_samples(samples),
+        parameters=10,
+        flops=20,
+        conditions={"governor": "performance", "loadavg": [0.1, 0.2]},
+        reference_drift=0.01,
+    )
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "folder" / "latency.db"
+
+
+def test_a_row_is_found_again_in_a_new_connection(path: Path) -> None:
+    with LatencyTable(path) as table:
+        stored = table.add(measured("a", 1.25))
+    with LatencyTable(path, create=False) as table:
+        found = table.lookup("a", TARGET)
+    assert found == stored
+    assert found is not None
+    assert replace(found, id=None, created_at="") == measured("a", 1.25)
+    np.testing.assert_array_equal(found.samples_ms, [1.25 * 0.99, 1.25, 1.25 * 1.02])
+    assert found.created_at.endswith("+00:00")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(TARGET, device="another CPU"),
+        replace(TARGET, backend="eager"),
+        replace(TARGET, backend_version="1.1"),
+        replace(TARGET, precision="fp16"),
+        replace(TARGET, batch=8),
+        replace(TARGET, threads=2),
+    ],
+)
+def test_a_row_holds_for_its_own_target_only(path: Path, other: Target) -> None:
+    with LatencyTable(path) as table:
+        table.add(measured("a", 1.0))
+        assert table.lookup("a", other) is None
+        table.add(measured("a", 2.0, other))
+        assert [row.median_ms for row in table.rows()] == [1.0, 2.0]
+        assert set(table.targets()) == {TARGET, other}
+        assert {key: row.median_ms for key, row in table.current(other).items()} == {"a": 2.0}
+
+
+def test_a_newer_row_supersedes_and_the_old_one_stays(path: Path) -> None:
+    with LatencyTable(path) as table:
+        first = table.add(measured("a", 1.0))
+        second = table.add(measured("a", 2.0))
+        found = table.lookup("a", TARGET)
+        assert found == second
+        assert table.count() == 1
+        assert list(table.rows()) == [second]
+        assert list(table.rows(superseded=True)) == [replace(first, superseded_by=second.id), second]
+
+
+def test_failures_are_rows(path: Path) -> None:
+    failure = Row(key="bad", name="bad block", target=TARGET, status="failed", reason="out of memory")
+    with LatencyTable(path) as table:
+        table.add(failure)
+        found = table.lookup("bad", TARGET)
+    assert found is not None
+    assert (found.status, found.reason, found.median_ms) == ("failed", "out of memory", None)
+    assert found.samples_ms.size == 0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"median_ms": None},
+        {"median_ms": float("nan")},
+        {"reason": "but it worked"},
+        {"status": "failed"},
+        {"status": "failed", "reason": "no", "high_ms": 1.0},
+    ],
+)
+def test_a_row_that_contradicts_itself_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="row has"):
+        replace(measured("a"), **wrong)  # type: ignore[arg-type]
+
+
+def test_the_schema_can_be_read_with_plain_sql(path: Path) -> None:
+    with LatencyTable(path) as table:
+        table.add(measured("a", 1.5))
+    connection = sqlite3.connect(path)
+    try:
+        assert connection.execute("SELECT key, device, median_ms FROM measurement").fetchall() == [
+            ("a", "some CPU", 1.5)
+        ]
+        assert connection.execute("PRAGMA application_id").fetchone() == (APPLICATION_ID,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    finally:
+        connection.close()
+
+
+def refused(path: Path, *, create: bool = True) -> str:
+    before = path.read_bytes() if path.is_file() else None
+    with pytest.raises(TableError) as caught:
+        LatencyTable(path, create=create)
+    assert isinstance(caught.value, UserError)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(path) in message
+    # Someone else's file stays as it was.
+    assert (path.read_bytes() if path.is_file() else None) == before
+    return message
+
+
+def test_a_missing_table_is_refused_for_reading(path: Path) -> None:
+    assert "no file" in refused(path, create=False)
+    assert not path.parent.exists()
+
+
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    assert "is a folder" in refused(tmp_path)
+
+
+def test_a_text_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "latency.db"
+    path.write_text("key,latency\n")
+    assert "not one" in refused(path)
+
+
+def test_another_programs_sqlite_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "latency.db"
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE trials (id INTEGER)")
+    connection.close()
+    assert "of something else" in refused(path)
+
+
+def test_a_table_of_a_newer_version_is_refused(path: Path) -> None:
+    LatencyTable(path).close()
+    connection = sqlite3.connect(path)
+    connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    connection.close()
+    assert "newer release" in refused(path)
+
+
+@pytest.mark.parametrize("share", [0.0005, 0.02, 0.3, 0.6, 0.9])
+def test_a_truncated_table_is_refused(path: Path, share: float) -> None:
+    with LatencyTable(path) as table:
+        for number in range(300):
+            table.add(measured(f"block {number}"))
+    with path.open("r+b") as stream:
+        stream.truncate(int(path.stat().st_size * share))
+    refused(path)
+
+
+def test_a_path_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TableError):
+        LatencyTable(tmp_path / "file" / "latency.db")
+
+
+def test_an_empty_file_becomes_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "latency.db"
+    path.touch()
+    with LatencyTable(path) as table:
+        table.add(measured("a"))
+        assert table.count() == 1
+
+
+def test_migrations_are_applied_once_and_in_order(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with LatencyTable(path) as table:
+        table.add(measured("a"))
+    applied: list[str] = []
+
+    def add_column(connection: sqlite3.Connection) -> None:
+        applied.append("column")
+        connection.execute("CREATE TABLE note (text TEXT)")
+
+    monkeypatch.setattr("profiler.table.MIGRATIONS", (*MIGRATIONS, add_column))
+    for _ in range(2):
+        with LatencyTable(path) as table:
+            assert table.count() == 1
+    assert applied == ["column"]
+
+
+def test_a_failing_migration_leaves_the_table_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with LatencyTable(path) as table:
+        table.add(measured("a"))
+
+    def half(connection: sqlite3.Connection) -> None:
+        connection.execute("CREATE TABLE note (text TEXT)")
+        connection.execute("CREATE TABLE note (text TEXT)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("profiler.table.MIGRATIONS", (*MIGRATIONS, half))
+        with pytest.raises(TableError, match="already exists"):
+            LatencyTable(path)
+    with LatencyTable(path) as table:
+        assert table.count() == 1
+
+
+_WRITER = """
+import sys
+from profiler.table import LatencyTable, Row, Target
+target = Target("d", "b", "1")
+with LatencyTable(sys.argv[1]) as table:
+    number = table.count()
+    while True:
+        table.add(Row(key=str(number), name="n", target=target, median_ms=1.0, low_ms=1.0, high_ms=1.0,
+                      samples=bytes(3000)))
+        print(number, flush=True)
+        number += 1
+"""
+
+
+def test_sigkill_loses_nothing_that_was_finished(path: Path) -> None:
+    rng = random.Random(0)
+    finished: set[str] = set()
+    for _ in range(6):
+        process = subprocess.Popen([sys.executable, "-c", _WRITER, str(path)], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        time.sleep(rng.uniform(0.0, 0.2))
+        os.kill(process.pid, signal.SIGKILL)
+        finished |= {first.strip(), *process.stdout.read().split()}
+        process.stdout.close()
+        assert process.wait() == -signal.SIGKILL
+        with LatencyTable(path, create=False) as table:
+            rows = list(table.rows())
+        kept = {row.key for row in rows}
+        assert finished <= kept
+        # At most the one row committed but not yet announced is there beside.
+        assert len(kept - finished) <= 1
+        finished = kept
+    assert len(finished) > 6
+
+
+def _write(path: Path, writer: int, rows: int) -> None:
+    with LatencyTable(path) as table:
+        for number in range(rows):
+            table.add(measured(f"{writer}-{number}"))
+            table.add(measured("shared", float(writer + 1)))
+
+
+def test_many_processes_create_and_fill_one_table(path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_write, args=(path, writer, 50)) for writer in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+    with LatencyTable(path, create=False) as table:
+        assert table.count() == 4 * 50 + 1
+        every = list(table.rows(superseded=True))
+    assert len(every) == 4 * 100
+    assert {row.key for row in every if row.superseded_by is not None} == {"shared"}
+    shared = [row for row in every if row.key == "shared"]
+    # Each was superseded by the next one: a single chain, nothing skipped.
+    assert [row.superseded_by for row in shared] == [*(row.id for row in shared[1:]), None]
+
+
+def test_importing_the_table_loads_no_torch() -> None:
+    code = "import sys, profiler.table; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
