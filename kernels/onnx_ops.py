@@ -63,7 +63,7 @@ def _multi_level_roi_align(
             coordinate_transformation_mode="output_half_pixel",
             output_height=output_size,
             output_width=output_size,
-            sampling_ratio=roi_align._SAMPLES,
+            sampling_ratio=roi_align.SAMPLES,
             spatial_scale=1.0 / stride,
         )
 

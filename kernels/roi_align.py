@@ -10,7 +10,7 @@ from torch import Tensor
 
 __all__ = ["multi_level_roi_align", "multi_level_roi_align_reference", "roi_levels"]
 
-_SAMPLES = 2  # bilinear samples per bin and axis, as in torchvision's detectors
+SAMPLES = 2  # bilinear samples per bin and axis, as in torchvision's detectors
 
 
 def roi_levels(boxes: Tensor, strides: list[int], canonical_size: float) -> Tensor:
@@ -53,7 +53,7 @@ def multi_level_roi_align_reference(
     level = roi_levels(boxes, strides, canonical_size).flatten()
     pooled = torch.zeros(())
     for index, (feature, stride) in enumerate(zip(features, strides, strict=True)):
-        one = torchvision.ops.roi_align(feature, rois, output_size, 1 / stride, _SAMPLES, aligned=False)
+        one = _roi_align(feature, rois, output_size, stride)
         pooled = one if index == 0 else torch.where((level == index).view(-1, 1, 1, 1), one, pooled)
     return pooled
 
@@ -64,7 +64,13 @@ def multi_level_roi_align(
     """As :func:`multi_level_roi_align_reference`, pooling each box on its own level alone; differentiable."""
     if torch.is_grad_enabled() and any(feature.requires_grad for feature in features):
         return _pool(features, boxes, strides, output_size, canonical_size)
-    return _inference_op(features, boxes, strides, output_size, canonical_size)
+    pooled: Tensor = _inference_op(features, boxes, strides, output_size, canonical_size)
+    return pooled
+
+
+def _roi_align(feature: Tensor, rois: Tensor, output_size: int, stride: int) -> Tensor:
+    pooled: Tensor = torchvision.ops.roi_align(feature, rois, output_size, 1 / stride, SAMPLES, aligned=False)
+    return pooled
 
 
 def _with_batch_index(boxes: Tensor) -> Tensor:
@@ -73,19 +79,17 @@ def _with_batch_index(boxes: Tensor) -> Tensor:
     return torch.cat([index, boxes], dim=2).flatten(0, 1)
 
 
-def _pool(
-    features: list[Tensor], boxes: Tensor, strides: list[int], output_size: int, canonical_size: float
-) -> Tensor:
+def _pool(features: list[Tensor], boxes: Tensor, strides: list[int], output_size: int, canonical_size: float) -> Tensor:
     rois = _with_batch_index(boxes).to(features[0].dtype)
     if len(features) == 1:
-        return torchvision.ops.roi_align(features[0], rois, output_size, 1 / strides[0], _SAMPLES, aligned=False)
+        return _roi_align(features[0], rois, output_size, strides[0])
     level = roi_levels(boxes, strides, canonical_size).flatten()
     order: list[Tensor] = []
     pooled: list[Tensor] = []
     for index, (feature, stride) in enumerate(zip(features, strides, strict=True)):
         chosen = (level == index).nonzero().squeeze(1)
         order.append(chosen)
-        pooled.append(torchvision.ops.roi_align(feature, rois[chosen], output_size, 1 / stride, _SAMPLES, aligned=False))
+        pooled.append(_roi_align(feature, rois[chosen], output_size, stride))
     return torch.cat(pooled)[torch.argsort(torch.cat(order))]
 
 

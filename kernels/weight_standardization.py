@@ -1,6 +1,7 @@
 """Weight Standardization: every output filter of a convolution gets zero mean and unit variance.
 
-Source: Qiao et al., "Micro-Batch Training with Batch-Channel Normalization and Weight Standardization", arXiv 1903.10520.
+Source: Qiao et al., "Micro-Batch Training with Batch-Channel Normalization and Weight Standardization",
+arXiv 1903.10520.
 """
 
 import torch
@@ -28,7 +29,8 @@ def weight_standardize_reference(weight: Tensor, eps: float = 1e-5) -> Tensor:
 def weight_standardize(weight: Tensor, eps: float = 1e-5) -> Tensor:
     """As :func:`weight_standardize_reference`, in one operator forward and one backward.
 
-    Batch normalisation of a batch of one whose channels are the filters is the same arithmetic, and PyTorch has it fused.
+    Batch normalization of a batch of one whose channels are the filters is the same arithmetic, and PyTorch has it
+    fused.
     """
     flat = weight.reshape(1, weight.shape[0], -1)
     return torch.nn.functional.batch_norm(flat, None, None, training=True, eps=eps).view_as(weight)

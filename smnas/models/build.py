@@ -1,0 +1,146 @@
+"""From an architecture to a detector: the one place where its words meet modules."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from profiler.errors import UserError
+from smnas.models.backbone import ResNetBackbone, StemKind, residual_stage, stage_channels
+from smnas.models.detector import Detector, OneStageDetector, TwoStageDetector
+from smnas.models.layers import NormKind, fold_weight_standardization
+from smnas.models.neck import FPN
+from smnas.models.options import DetectorOptions
+from smnas.models.retina import RetinaHead, RetinaPostprocess
+from smnas.models.roi_heads import BoxHead, BoxRefine, CascadePostprocess, RoIPool, RoIStage
+from smnas.models.rpn import ProposalLayer, RPNHead
+from smnas.space.architecture import (
+    Architecture,
+    CascadeSpec,
+    FPNSpec,
+    ResNetSpec,
+    RetinaSpec,
+    RPNKind,
+)
+
+__all__ = ["BuildError", "build_detector", "buildable", "deployable"]
+
+_C4_LEVEL = 4
+_C4_OCTAVES = 5  # a single map has anchors of five octaves, as in Faster R-CNN
+
+
+class BuildError(UserError):
+    """An architecture of the space whose modules can not be built yet."""
+
+
+def buildable(architecture: Architecture) -> str | None:
+    """Why ``architecture`` can not be built, or None if it can."""
+    if not isinstance(architecture.backbone, ResNetSpec):
+        return f"the MobileNetV2 backbone is part of the space but can not be built yet, got {architecture.backbone}"
+    if architecture.rpn is RPNKind.GUIDED:
+        return "Guided Anchoring (garpn) is part of the space but can not be built yet"
+    return None
+
+
+def build_detector(
+    architecture: Architecture,
+    num_classes: int,
+    *,
+    norm: NormKind = "gn-ws",
+    stem: StemKind = "deep",
+    device: torch.device | str | None = None,
+) -> Detector:
+    """Build a detector with freshly initialised weights.
+
+    Args:
+        architecture: What to build.
+        num_classes: Classes, without the background; at least 1.
+        norm: ``gn-ws`` or ``bn``.
+        stem: ``deep`` (two 3x3 convolutions) or ``imagenet`` (7x7 and max-pooling).
+        device: Where; ``meta`` builds shapes without memory. The default is the CPU.
+
+    Raises:
+        BuildError: the architecture needs a module that is not there yet.
+    """
+    if (reason := buildable(architecture)) is not None:
+        raise BuildError(reason)
+    if num_classes < 1:
+        raise BuildError(f"a detector needs at least one class, but got {num_classes}")
+    options = DetectorOptions.for_architecture(architecture, norm, stem)
+    with torch.device(device if device is not None else "cpu"):
+        return _build(architecture, num_classes, options)
+
+
+def deployable(detector: Detector) -> Detector:
+    """A copy for inference: evaluation mode, standardized weights folded, no gradients."""
+    return fold_weight_standardization(detector).eval().requires_grad_(False)
+
+
+def _build(architecture: Architecture, num_classes: int, options: DetectorOptions) -> Detector:
+    spec, head = architecture.backbone, architecture.head
+    if not isinstance(spec, ResNetSpec):
+        raise TypeError(f"checked by build_detector: {spec}")
+    norm = options.norm
+    backbone = ResNetBackbone(spec, norm, options.stem)
+    width, height = architecture.input_width, architecture.input_height
+    if isinstance(architecture.neck, FPNSpec):
+        backbone = ResNetBackbone(spec, norm, options.stem)
+        in_channels = {level: c for level, c in backbone.channels.items() if level >= architecture.neck.low}
+        neck = FPN(architecture.neck, in_channels, norm, "conv" if isinstance(head, RetinaSpec) else "pool")
+        channels = architecture.neck.width
+        if isinstance(head, RetinaSpec):
+            postprocess = RetinaPostprocess(neck.out_levels, width, height, options)
+            dense = RetinaHead(channels, head, num_classes, norm)
+            return OneStageDetector(architecture, num_classes, options, backbone, neck, dense, postprocess)
+        anchors = [(float(options.anchor_scale * 2**level),) for level in neck.out_levels]
+        # levels that the pyramid adds above the backbone's only propose, as in torchvision
+        pooled = tuple(level for level in neck.out_levels if level <= spec.top_level)
+        levels = neck.out_levels
+        return _two_stage(architecture, num_classes, options, backbone, neck, levels, pooled, anchors, channels)
+    backbone = ResNetBackbone(spec, norm, options.stem, top_level=_C4_LEVEL)
+    smallest = options.anchor_scale * 2**_C4_LEVEL / 4
+    anchors = [tuple(smallest * 2**octave for octave in range(_C4_OCTAVES))]
+    levels, channels = (_C4_LEVEL,), backbone.channels[_C4_LEVEL]
+    return _two_stage(architecture, num_classes, options, backbone, None, levels, levels, anchors, channels)
+
+
+def _two_stage(
+    architecture: Architecture,
+    num_classes: int,
+    options: DetectorOptions,
+    backbone: ResNetBackbone,
+    neck: FPN | None,
+    levels: tuple[int, ...],
+    pooled_levels: tuple[int, ...],
+    anchors: Sequence[tuple[float, ...]],
+    channels: int,
+) -> Detector:
+    head = architecture.head
+    if isinstance(head, RetinaSpec):
+        raise TypeError(f"a two-stage head is needed, got {head}")
+    width, height = architecture.input_width, architecture.input_height
+    count = head.stages if isinstance(head, CascadeSpec) else 1
+    spec = backbone.spec
+    behind = range(_C4_LEVEL - 1, len(spec.stages)) if neck is None else range(0)
+    pooled_size = 14 if len(behind) else 7
+    head_channels = stage_channels(spec, behind[-1]) if len(behind) else channels
+    stages = []
+    for index in range(count):
+        # every cascade stage has blocks of its own, so that no parameter is shared between steps
+        blocks = nn.Sequential(*(block for stage in behind for block in residual_stage(spec, stage, options.norm)))
+        cells = 1 if len(behind) else 7
+        agnostic = isinstance(head, CascadeSpec)
+        box_head = BoxHead(head_channels, cells, head.width, num_classes, class_agnostic=agnostic)
+        stages.append(RoIStage(index, RoIPool(pooled_levels, pooled_size, options), blocks, box_head))
+    return TwoStageDetector(
+        architecture,
+        num_classes,
+        options,
+        backbone,
+        neck,
+        RPNHead(channels, len(anchors[0]) * 3, options.norm),
+        ProposalLayer(levels, anchors, width, height, options),
+        stages,
+        [BoxRefine(index, width, height) for index in range(count - 1)],
+        CascadePostprocess(count, num_classes, width, height, options),
+    )

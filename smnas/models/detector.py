@@ -1,0 +1,225 @@
+"""A detector: named steps with explicit inputs and outputs, run in order.
+
+The steps are the only description of the inference path: the forward pass runs them, the ONNX export traces them, and
+the profiler times exactly them (:mod:`smnas.models.workloads`), so a latency table can not drift from the model.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from smnas.models.backbone import ResNetBackbone
+from smnas.models.boxes import PaddedTargets, pad_targets
+from smnas.models.neck import FPN
+from smnas.models.options import DetectorOptions
+from smnas.models.retina import RetinaHead, RetinaPostprocess, retina_loss
+from smnas.models.roi_heads import BoxRefine, CascadePostprocess, RoIStage
+from smnas.models.rpn import ProposalLayer, RPNHead, rpn_loss
+from smnas.models.target import Detections, Target
+from smnas.space.architecture import Architecture
+
+__all__ = ["Detector", "OneStageDetector", "Step", "TwoStageDetector"]
+
+
+class Step(NamedTuple):
+    """One module of the inference path.
+
+    Attributes:
+        name: Where it sits, e.g. ``backbone.stage2.block1``.
+        module: What runs; every parameter of the detector belongs to exactly one step.
+        inputs: Names of the values it reads; ``images`` is the detector's input.
+        outputs: Names of the values it writes, one per returned tensor.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+class Detector(nn.Module, ABC):
+    """Base of the two kinds of detector.
+
+    Attributes:
+        architecture: What it was built from.
+        num_classes: Classes, without the background.
+        options: Everything else it was built from.
+        steps: The inference path.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        num_classes: int,
+        options: DetectorOptions,
+        backbone: ResNetBackbone,
+        neck: FPN | None,
+    ) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.num_classes = num_classes
+        self.options = options
+        self.backbone = backbone
+        self.neck = neck
+        self.steps: list[Step] = []
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Canvas ``(width, height)`` in pixels."""
+        return self.architecture.input_width, self.architecture.input_height
+
+    def forward(self, images: Tensor) -> Detections:
+        """Detect objects.
+
+        Args:
+            images: ``(B, 3, H, W)`` uint8 RGB, H and W being the detector's input size.
+
+        Returns:
+            Boxes in canvas pixels, padded to a fixed count.
+        """
+        values: dict[str, Tensor] = {"images": images}
+        for step in self.steps:
+            result = step.module(*(values[name] for name in step.inputs))
+            values.update(zip(step.outputs, (result,) if isinstance(result, Tensor) else result, strict=True))
+        return Detections(*(values[name] for name in Detections._fields))
+
+    def loss(self, images: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Training losses by name; their sum is what to minimise.
+
+        Args:
+            images: ``(B, 3, H, W)`` uint8 RGB.
+            targets: One per picture; its tensors may live on the CPU.
+        """
+        return self._loss(self.features(images), pad_targets(targets, images.device))
+
+    def features(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Maps that the head reads, finest first."""
+        if self.neck is None:
+            return (self.backbone(images)[4],)
+        levels = self.backbone(images)
+        out: tuple[Tensor, ...] = self.neck(*(levels[level] for level in self.neck.in_levels))
+        return out
+
+    @abstractmethod
+    def _loss(self, features: tuple[Tensor, ...], targets: PaddedTargets) -> dict[str, Tensor]: ...
+
+    def _feature_steps(self) -> tuple[list[Step], tuple[str, ...]]:
+        """Steps from the pictures to the maps that the head reads, and the names of those maps."""
+        backbone = self.backbone
+        steps = [
+            Step("backbone.stem", backbone.stem, ("images",), ("c1",)),
+            Step("backbone.reduce", backbone.reduce, ("c1",), ("stem",)),
+        ]
+        value = "stem"
+        for index, stage in enumerate(backbone.stages):
+            for position, block in enumerate(stage):
+                name = f"backbone.stage{index + 1}.block{position + 1}"
+                out = f"c{index + 2}" if position == len(stage) - 1 else name
+                steps.append(Step(name, block, (value,), (out,)))
+                value = out
+        if self.neck is None:
+            return steps, ("c4",)
+        outputs = tuple(f"p{level}" for level in self.neck.out_levels)
+        steps.append(Step("neck", self.neck, tuple(f"c{level}" for level in self.neck.in_levels), outputs))
+        return steps, outputs
+
+
+class OneStageDetector(Detector):
+    """RetinaNet: a dense head on the pyramid."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        num_classes: int,
+        options: DetectorOptions,
+        backbone: ResNetBackbone,
+        neck: FPN,
+        head: RetinaHead,
+        postprocess: RetinaPostprocess,
+    ) -> None:
+        super().__init__(architecture, num_classes, options, backbone, neck)
+        self.head = head
+        self.postprocess = postprocess
+        steps, maps = self._feature_steps()
+        self.steps = [
+            *steps,
+            Step("head", head, maps, ("logits", "deltas")),
+            Step("postprocess", postprocess, ("logits", "deltas"), Detections._fields),
+        ]
+
+    def _loss(self, features: tuple[Tensor, ...], targets: PaddedTargets) -> dict[str, Tensor]:
+        logits, deltas = self.head(*features)
+        return retina_loss(self.postprocess, logits.float(), deltas.float(), targets)
+
+
+class TwoStageDetector(Detector):
+    """Proposals, then one RoI stage (RCNN) or several (Cascade).
+
+    Args:
+        architecture: What this is built from.
+        num_classes: Without the background.
+        options: Counts and thresholds.
+        backbone: Up to C4 only with the c4 neck; the blocks behind it are in the stages.
+        neck: None with the c4 neck.
+        rpn: Objectness and deltas of anchors.
+        proposals: Anchors to proposals.
+        stages: RoI stages.
+        refines: Between two stages, one fewer than there are stages.
+        postprocess: Last step.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        num_classes: int,
+        options: DetectorOptions,
+        backbone: ResNetBackbone,
+        neck: FPN | None,
+        rpn: RPNHead,
+        proposals: ProposalLayer,
+        stages: Iterable[RoIStage],
+        refines: Iterable[BoxRefine],
+        postprocess: CascadePostprocess,
+    ) -> None:
+        super().__init__(architecture, num_classes, options, backbone, neck)
+        self.rpn = rpn
+        self.proposals = proposals
+        self.roi_stages: list[RoIStage] = list(stages)
+        for stage in self.roi_stages:
+            self.add_module(f"roi_stage{stage.index + 1}", stage)
+        self.refines = nn.ModuleList(refines)
+        self.postprocess = postprocess
+        steps, maps = self._feature_steps()
+        steps += [
+            Step("rpn.head", rpn, maps, ("rpn_logits", "rpn_deltas")),
+            Step("rpn.proposals", proposals, ("rpn_logits", "rpn_deltas"), ("boxes1",)),
+        ]
+        for number, stage in enumerate(self.roi_stages, start=1):
+            prefix = f"roi{number}"
+            value = f"{prefix}_pooled"
+            pooled = maps[: len(stage.pool.strides)]
+            steps.append(Step(f"{prefix}.pool", stage.pool, (f"boxes{number}", *pooled), (value,)))
+            for position, block in enumerate(stage.blocks, start=1):
+                out = f"{prefix}_block{position}"
+                steps.append(Step(f"{prefix}.block{position}", block, (value,), (out,)))
+                value = out
+            steps.append(Step(f"{prefix}.head", stage.head, (value,), (f"{prefix}_logits", f"{prefix}_deltas")))
+            if number < len(self.roi_stages):
+                after = f"boxes{number + 1}"
+                    steps.append(Step(f"{prefix}.refine", self.refines[number - 1], (f"boxes{number}", f"{prefix}_deltas"), (after,)))
+        last = len(self.roi_stages)
+        logits = tuple(f"roi{number}_logits" for number in range(1, last + 1))
+        inputs = (f"boxes{last}", f"roi{last}_deltas", *logits)
+        self.steps = [*steps, Step("postprocess", postprocess, inputs, Detections._fields)]
+
+    def _loss(self, features: tuple[Tensor, ...], targets: PaddedTargets) -> dict[str, Tensor]:
+        logits, deltas = self.rpn(*features)
+        logits, deltas = logits.float(), deltas.float()
+        losses = rpn_loss(self.proposals, logits, deltas, targets)
+        boxes: Tensor = self.proposals(logits.detach(), deltas.detach())
+        for stage in self.roi_stages:
+            stage_losses, boxes = stage.loss(boxes, features[: len(stage.pool.strides)], targets, self.options)
+            losses.update(stage_losses)
+        return losses

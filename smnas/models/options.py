@@ -1,0 +1,47 @@
+"""Choices of a detector that are not part of its architecture, with defaults that fit the input size."""
+
+from dataclasses import dataclass
+
+from smnas.models.backbone import StemKind
+from smnas.models.layers import NormKind
+from smnas.space.architecture import Architecture
+
+__all__ = ["DetectorOptions"]
+
+
+@dataclass(frozen=True)
+class DetectorOptions:
+    """How a detector is built around its architecture.
+
+    Attributes:
+        norm: ``gn-ws`` (GroupNorm + Weight Standardization) or ``bn``.
+        stem: ``deep`` (SM-NAS: two 3x3 convolutions) or ``imagenet`` (7x7 and max-pooling).
+        anchor_scale: Side of an RPN anchor in cells of its level.
+        pre_nms_top_n: Proposals kept per level before NMS.
+        proposals: Proposals after NMS.
+        roi_samples: RoIs per picture in a training step.
+        candidates: Detections kept before the last NMS.
+        detections: Detections per picture, the K of :class:`~smnas.models.target.Detections`.
+        score_threshold: Detections below it are dropped.
+    """
+
+    norm: NormKind = "gn-ws"
+    stem: StemKind = "deep"
+    anchor_scale: int = 8
+    pre_nms_top_n: int = 1000
+    proposals: int = 1000
+    roi_samples: int = 512
+    candidates: int = 1000
+    detections: int = 100
+    score_threshold: float = 0.01
+
+    @classmethod
+    def for_architecture(
+        cls, architecture: Architecture, norm: NormKind = "gn-ws", stem: StemKind = "deep"
+    ) -> "DetectorOptions":
+        """Torchvision's numbers from 400 pixels on; below, objects and their number shrink with the picture."""
+        if min(architecture.input_width, architecture.input_height) >= 400:
+            return cls(norm=norm, stem=stem)
+        return cls(
+            norm=norm, stem=stem, anchor_scale=4, pre_nms_top_n=200, proposals=100, roi_samples=64, candidates=300
+        )

@@ -1,0 +1,121 @@
+"""RetinaNet's dense head (Lin et al., "Focal Loss for Dense Object Detection", arXiv 1708.02002)."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.ops import sigmoid_focal_loss
+
+from smnas.models.anchors import level_anchors
+from smnas.models.boxes import PaddedTargets, match
+from smnas.models.layers import ConvNorm, NormKind, prior_bias
+from smnas.models.options import DetectorOptions
+from smnas.models.roi_heads import select_detections
+from smnas.models.target import Detections
+from smnas.space.architecture import RetinaSpec
+
+__all__ = ["ANCHORS_PER_CELL", "RetinaHead", "RetinaPostprocess", "retina_loss"]
+
+ANCHORS_PER_CELL = 9
+_OCTAVES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
+_CODER = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
+
+
+class RetinaHead(nn.Module):
+    """Two towers of convolutions, one to classify and one to place boxes, the same weights on every level."""
+
+    def __init__(self, in_channels: int, spec: RetinaSpec, num_classes: int, norm: NormKind) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.classify = self._tower(in_channels, spec, norm)
+        self.regress = self._tower(in_channels, spec, norm)
+        self.logits = nn.Conv2d(spec.width, ANCHORS_PER_CELL * num_classes, 3, padding=1)
+        self.deltas = nn.Conv2d(spec.width, ANCHORS_PER_CELL * 4, 3, padding=1)
+        nn.init.normal_(self.logits.weight, std=0.01)
+        nn.init.normal_(self.deltas.weight, std=0.01)
+        nn.init.constant_(self.logits.bias, prior_bias(0.01))  # type: ignore[arg-type]
+        nn.init.zeros_(self.deltas.bias)  # type: ignore[arg-type]
+
+    @staticmethod
+    def _tower(in_channels: int, spec: RetinaSpec, norm: NormKind) -> nn.Sequential:
+        widths = [in_channels] + [spec.width] * spec.depth
+        return nn.Sequential(*(ConvNorm(norm, a, b, 3) for a, b in pairwise(widths)))
+
+    def forward(self, *features: Tensor) -> tuple[Tensor, Tensor]:
+        """One map per level to ``(B, A, classes)`` logits and ``(B, A, 4)`` deltas, in the anchors' order."""
+        logits, deltas = [], []
+        for feature in features:
+            batch = len(feature)
+            logit = self.logits(self.classify(feature)).permute(0, 2, 3, 1)
+            logits.append(logit.reshape(batch, -1, self.num_classes))
+            deltas.append(self.deltas(self.regress(feature)).permute(0, 2, 3, 1).reshape(batch, -1, 4))
+        return torch.cat(logits, dim=1), torch.cat(deltas, dim=1)
+
+
+class RetinaPostprocess(nn.Module):
+    """Best (anchor, class) pairs of every level, decoded, then class-wise NMS.
+
+    Attributes:
+        anchors: ``(A, 4)`` of all levels: three sizes from 4 cells up, in three shapes.
+        counts: Anchors of each level.
+    """
+
+    anchors: Tensor
+
+    def __init__(self, levels: Sequence[int], width: int, height: int, options: DetectorOptions) -> None:
+        super().__init__()
+        per_level = [
+            level_anchors(level, width, height, tuple(4.0 * 2**level * octave for octave in _OCTAVES))
+            for level in levels
+        ]
+        self.register_buffer("anchors", torch.cat(per_level).to(torch.get_default_device()), persistent=False)
+        self.counts = [len(anchors) for anchors in per_level]
+        self.width, self.height = width, height
+        self.options = options
+
+    def extra_repr(self) -> str:
+        """All that decides this layer's cost."""
+        return (
+            f"counts={self.counts}, pre_nms_top_n={self.options.pre_nms_top_n}, candidates={self.options.candidates}, "
+            f"detections={self.options.detections}, score_threshold={self.options.score_threshold}"
+        )
+
+    def forward(self, logits: Tensor, deltas: Tensor) -> Detections:
+        """``(B, A, classes)`` logits and ``(B, A, 4)`` deltas to detections."""
+        batch, _, classes = logits.shape
+        scores, boxes, labels = [], [], []
+        start = 0
+        for count in self.counts:
+            level = logits[:, start : start + count].flatten(1)
+            top = level.topk(min(self.options.pre_nms_top_n, level.shape[1]), dim=1)
+            index = top.indices // classes + start
+            delta = deltas.gather(1, index[:, :, None].expand(-1, -1, 4))
+            decoded = _CODER.decode_single(delta.reshape(-1, 4), self.anchors[index.flatten()])
+            boxes.append(decoded.view(batch, -1, 4))
+            scores.append(top.values.sigmoid())
+            labels.append(top.indices % classes)
+            start += count
+        limit = torch.tensor([self.width, self.height, self.width, self.height], device=logits.device)
+        box = torch.minimum(torch.cat(boxes, dim=1).clamp(min=0), limit.to(logits.dtype))
+        # one score per pair already: spread over the classes so that both heads share the last step
+        label = torch.cat(labels, dim=1)[:, :, None]
+        spread = torch.cat(scores, dim=1)[:, :, None] * (label == torch.arange(classes, device=logits.device))
+        return select_detections(spread, box[:, :, None], self.options, max(self.width, self.height))
+
+
+def retina_loss(layer: RetinaPostprocess, logits: Tensor, deltas: Tensor, targets: PaddedTargets) -> dict[str, Tensor]:
+    """Focal loss over all anchors that are not ignored, and L1 over the positive ones, per object anchor."""
+    matches = match(layer.anchors[None], targets, 0.5, 0.4, keep_best=True)
+    positive = matches.positive
+    count = positive.sum().clamp(min=1)
+    label = targets.labels.gather(1, matches.object_index)
+    wanted = F.one_hot(label, logits.shape[2]).to(logits.dtype) * positive[:, :, None]
+    used = positive | matches.negative
+    focal = sigmoid_focal_loss(logits, wanted, alpha=0.25, gamma=2.0)
+    objects = targets.boxes.gather(1, matches.object_index[:, :, None].expand(-1, -1, 4))[positive]
+    anchors = layer.anchors.expand(len(positive), -1, -1)[positive]
+    regression = F.l1_loss(deltas[positive], _CODER.encode_single(objects, anchors), reduction="sum")
+    return {"retina_class": (focal * used[:, :, None]).sum() / count, "retina_box": regression / count}

@@ -1,0 +1,114 @@
+"""Region proposal network (Ren et al., "Faster R-CNN", arXiv 1506.01497), batched and with static shapes."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.detection._utils import BoxCoder
+
+from kernels.nms import nms_mask
+from smnas.models.anchors import level_anchors
+from smnas.models.boxes import PaddedTargets, match, sample_balanced
+from smnas.models.layers import ConvNorm, NormKind
+from smnas.models.options import DetectorOptions
+
+__all__ = ["ProposalLayer", "RPNHead", "rpn_loss"]
+
+_NMS_IOU = 0.7
+_SAMPLES = 256  # anchors of a picture that the loss sees, half of them positive at most
+_BETA = 1 / 9  # where the smooth L1 loss turns linear, as in torchvision
+_CODER = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
+
+
+class RPNHead(nn.Module):
+    """A 3x3 convolution, then objectness and box deltas per anchor, the same weights on every level."""
+
+    def __init__(self, in_channels: int, anchors_per_cell: int, norm: NormKind) -> None:
+        super().__init__()
+        self.conv = ConvNorm(norm, in_channels, in_channels, 3)
+        self.objectness = nn.Conv2d(in_channels, anchors_per_cell, 1)
+        self.deltas = nn.Conv2d(in_channels, 4 * anchors_per_cell, 1)
+        for layer in (self.objectness, self.deltas):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, *features: Tensor) -> tuple[Tensor, Tensor]:
+        """One map per level to ``(B, A)`` logits and ``(B, A, 4)`` deltas, in the anchors' order."""
+        logits, deltas = [], []
+        for feature in features:
+            x = self.conv(feature)
+            logits.append(self.objectness(x).permute(0, 2, 3, 1).flatten(1))
+            deltas.append(self.deltas(x).permute(0, 2, 3, 1).reshape(len(feature), -1, 4))
+        return torch.cat(logits, dim=1), torch.cat(deltas, dim=1)
+
+
+class ProposalLayer(nn.Module):
+    """Best anchors of every level, decoded, clipped and reduced by NMS to a fixed number of proposals.
+
+    Attributes:
+        anchors: ``(A, 4)`` of all levels, finest first.
+        counts: Anchors of each level.
+    """
+
+    anchors: Tensor
+
+    def __init__(
+        self,
+        levels: Sequence[int],
+        sizes: Sequence[tuple[float, ...]],
+        width: int,
+        height: int,
+        options: DetectorOptions,
+    ) -> None:
+        super().__init__()
+        per_level = [level_anchors(level, width, height, size) for level, size in zip(levels, sizes, strict=True)]
+        self.register_buffer("anchors", torch.cat(per_level).to(torch.get_default_device()), persistent=False)
+        self.counts = [len(anchors) for anchors in per_level]
+        self.width, self.height = width, height
+        self.pre_nms_top_n = options.pre_nms_top_n
+        self.proposals = min(options.proposals, sum(min(self.pre_nms_top_n, count) for count in self.counts))
+
+    def extra_repr(self) -> str:
+        """All that decides this layer's cost."""
+        return f"counts={self.counts}, pre_nms_top_n={self.pre_nms_top_n}, proposals={self.proposals}"
+
+    def forward(self, logits: Tensor, deltas: Tensor) -> Tensor:
+        """``(B, A)`` logits and ``(B, A, 4)`` deltas to ``(B, R, 4)`` proposals, best first; padding has no area."""
+        batch = logits.shape[0]
+        boxes, scores, shifts = [], [], []
+        start = 0
+        for position, count in enumerate(self.counts):
+            kept = min(self.pre_nms_top_n, count)
+            top = logits[:, start : start + count].topk(kept, dim=1)
+            index = top.indices + start
+            delta = deltas.gather(1, index[:, :, None].expand(-1, -1, 4))
+            boxes.append(_CODER.decode_single(delta.reshape(-1, 4), self.anchors[index.flatten()]).view(batch, kept, 4))
+            scores.append(top.values.sigmoid())
+            shifts.append(torch.full((kept,), float(position), device=logits.device))
+            start += count
+        limit = torch.tensor([self.width, self.height, self.width, self.height], device=logits.device)
+        box = torch.minimum(torch.cat(boxes, dim=1).clamp(min=0), limit.to(logits.dtype))
+        side = torch.minimum(box[..., 2] - box[..., 0], box[..., 3] - box[..., 1])
+        score = torch.cat(scores, dim=1) * (side >= 1e-3)
+        # NMS within each level: levels are moved apart so that boxes of different ones never overlap
+        apart = torch.cat(shifts) * (max(self.width, self.height) + 1)
+        score = score * nms_mask(box + apart[None, :, None], score, _NMS_IOU)
+        best = score.topk(self.proposals, dim=1)
+        chosen = box.gather(1, best.indices[:, :, None].expand(-1, -1, 4))
+        proposals: Tensor = chosen * (best.values > 0)[:, :, None]
+        return proposals
+
+
+def rpn_loss(layer: ProposalLayer, logits: Tensor, deltas: Tensor, targets: PaddedTargets) -> dict[str, Tensor]:
+    """Objectness (binary cross-entropy) and box (smooth L1) losses over a balanced sample of anchors."""
+    matches = match(layer.anchors[None], targets, 0.7, 0.3, keep_best=True)
+    index, positive, chosen = sample_balanced(matches, _SAMPLES, 0.5)
+    logit = logits.gather(1, index)
+    total = chosen.sum().clamp(min=1)
+    bce = F.binary_cross_entropy_with_logits(logit, positive.to(logit.dtype), reduction="none")
+    objects = targets.boxes.gather(1, matches.object_index.gather(1, index)[:, :, None].expand(-1, -1, 4))[positive]
+    anchors = layer.anchors[index[positive]]
+    delta = deltas.gather(1, index[:, :, None].expand(-1, -1, 4))[positive]
+    box = F.smooth_l1_loss(delta, _CODER.encode_single(objects, anchors), beta=_BETA, reduction="sum")
+    return {"rpn_objectness": (bce * chosen).sum() / total, "rpn_box": box / total}
