@@ -216,13 +216,15 @@ def _read_boxes(entries: list[Any], path: Path, image_ids: NDArray[np.int64], ca
 
 def _box_problems(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> Iterable[tuple[str, NDArray[np.bool_]]]:
     """Each rule about boxes, with the annotations that break it; a box is counted under its first broken rule."""
-    finite = np.isfinite(boxes).all(axis=1)
+    finite: NDArray[np.bool_] = np.isfinite(boxes).all(axis=1)
     yield "a box must hold finite numbers", ~finite
-    positive = (boxes[:, 2:] > 0).all(axis=1)
+    positive: NDArray[np.bool_] = (boxes[:, 2:] > 0).all(axis=1)
     yield "a box must have a positive width and height", finite & ~positive
     with np.errstate(invalid="ignore", over="ignore"):
         corner = boxes[:, :2] + boxes[:, 2:]
-    within = (boxes[:, :2] >= -BOX_TOLERANCE_PX).all(axis=1) & (corner <= sizes + BOX_TOLERANCE_PX).all(axis=1)
+    within: NDArray[np.bool_] = (boxes[:, :2] >= -BOX_TOLERANCE_PX).all(axis=1) & (
+        corner <= sizes + BOX_TOLERANCE_PX
+    ).all(axis=1)
     # A box within the tolerance can still lie wholly outside, where clipping would leave nothing.
     within &= (boxes[:, :2] < sizes).all(axis=1) & (corner > 0).all(axis=1)
     yield "a box must lie inside its image", finite & positive & ~within

@@ -61,7 +61,8 @@ class DetectionDataset:
         self.folder = folder
         self.cache_bytes = cache_bytes
         self._annotations = annotations
-        self._cache: dict[tuple[int, int, int], tuple[NDArray[np.uint8], float]] = {}
+        # By canvas, the least recently used one first, then by picture.
+        self._cache: dict[tuple[int, int], dict[int, tuple[NDArray[np.uint8], float]]] = {}
         self._cached_bytes = 0
         self._lock = threading.Lock()
 
@@ -125,21 +126,32 @@ class DetectionDataset:
     def shrunk(self, index: int, width: int, height: int) -> tuple[NDArray[np.uint8], float]:
         """The picture, made smaller where it does not fit into ``width x height``, and its scale (at most 1).
 
-        Results stay in memory until ``cache_bytes`` are used; later pictures are then decoded each time. Nothing is
-        thrown out: over epochs in random order a fixed set of residents is hit as often as any other.
-        Threads may call this together. The caller must not write to the array.
+        Results stay in memory while they fit into ``cache_bytes``. When that is full, pictures kept for other sizes
+        make room (a search moves from one input size to the next); among those of one size nothing is thrown out,
+        because over epochs in random order a fixed set of residents is hit as often as any other.
+        Threads may call this together. The returned array can not be written to.
         """
-        key = (index, width, height)
-        found = self._cache.get(key)
-        if found is not None:
-            return found
-        made = shrink(self.image(index), width, height)
-        made[0].setflags(write=False)
+        size = (width, height)
+        found = self._cache.get(size, {}).get(index)
+        if found is None:
+            found = shrink(self.image(index), width, height)
+            found[0].setflags(write=False)
+            self._keep(size, index, found)
+        return found
+
+    def _keep(self, size: tuple[int, int], index: int, made: tuple[NDArray[np.uint8], float]) -> None:
         with self._lock:
-            if key not in self._cache and self._cached_bytes + made[0].nbytes <= self.cache_bytes:
-                self._cache[key] = made
+            residents = self._cache.pop(size, {})
+            self._cache[size] = residents
+            if index in residents:
+                return
+            for other in list(self._cache):
+                if other == size or self._cached_bytes + made[0].nbytes <= self.cache_bytes:
+                    break
+                self._cached_bytes -= sum(image.nbytes for image, _ in self._cache.pop(other).values())
+            if self._cached_bytes + made[0].nbytes <= self.cache_bytes:
+                residents[index] = made
                 self._cached_bytes += made[0].nbytes
-        return made
 
     def ground_truth(self) -> COCO:
         """The split as pycocotools knows it, built in memory, boxes as annotated, crowds included.

@@ -78,4 +78,5 @@ def to_original(boxes: NDArray[np.float32], scale: float, width: int, height: in
         ``(N, 4)`` float32, ``xyxy`` in pixels of the picture.
     """
     limit = np.array([width, height, width, height], dtype=np.float32)
-    return np.clip(boxes / np.float32(scale), np.float32(0), limit)
+    moved: NDArray[np.float32] = np.clip(boxes / np.float32(scale), np.float32(0), limit)
+    return moved

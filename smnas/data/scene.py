@@ -10,13 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-__all__ = ["CLASSES", "MIN_VISIBLE", "Scene", "Shape", "draw_scene", "outline", "render", "visible_masks"]
+__all__ = ["CLASSES", "MIN_VISIBLE", "Box", "Scene", "Seen", "Shape", "draw_scene", "outline", "render", "seen"]
+
+Box = tuple[float, float, float, float]
+"""``x, y, width, height`` in pixels."""
 
 CLASSES = ("circle", "square", "triangle", "star", "ring", "cross")
 MIN_VISIBLE = 0.3
 """A shape of which less than this share is seen is taken out of the scene."""
 
-SUPERSAMPLING = 4
+_FINE = 4  # points of the supersampled grid along a pixel
 _SMALLEST_PX = 8.0
 _LARGEST_SHARE = 0.78  # of the picture's shorter side
 _MIN_SEEN_SIDE_PX = 4
@@ -69,8 +72,8 @@ def draw_scene(width: int, height: int, rng: np.random.Generator) -> Scene:
         shapes.append(
             Shape(
                 label=int(rng.integers(len(CLASSES))),
-                x=float(rng.uniform(0, width)),
-                y=float(rng.uniform(0, height)),
+                x=float(rng.uniform(0.06, 0.94)) * width,
+                y=float(rng.uniform(0.06, 0.94)) * height,
                 radius=radius,
                 angle=float(rng.uniform(0, 2 * np.pi)),
             )
@@ -79,7 +82,7 @@ def draw_scene(width: int, height: int, rng: np.random.Generator) -> Scene:
     shapes.sort(key=lambda shape: -shape.radius * float(rng.uniform(0.5, 1.0)))
     while True:
         scene = Scene(width, height, tuple(shapes))
-        hidden = _worst_hidden(scene)
+        hidden = _most_hidden(scene)
         if hidden is None:
             return scene
         del shapes[hidden]
@@ -104,56 +107,70 @@ def outline(shape: Shape) -> NDArray[np.float64]:
         quarter = np.array([(0.0, -1.0), (1.0, 0.0)])
         corners = np.concatenate([arm @ np.linalg.matrix_power(quarter.T, turn) for turn in range(4)])
     cosine, sine = np.cos(shape.angle), np.sin(shape.angle)
-    turned = corners @ np.array([(cosine, sine), (-sine, cosine)])
-    return turned * shape.radius + (shape.x, shape.y)
+    turned: NDArray[np.float64] = corners @ np.array([(cosine, sine), (-sine, cosine)])
+    return turned * shape.radius + np.array((shape.x, shape.y))
 
 
-def visible_masks(scene: Scene) -> tuple[list[NDArray[np.bool_]], NDArray[np.float64]]:
-    """What is seen of each shape.
+@dataclass(frozen=True)
+class Seen:
+    """What is seen of a shape, on a grid of 4 x 4 points a pixel.
 
-    Returns:
-        For each shape a mask ``(4H, 4W)`` on the supersampled grid, and the share ``(N,)`` of its area that is seen.
+    Attributes:
+        left: first column of the window that holds the shape, in pixels.
+        top: first row of it.
+        mask: ``(4h, 4w)`` bool, the window's points where the shape is seen.
+        share: of the shape's whole area, 0 to 1.
     """
-    size = (scene.width * SUPERSAMPLING, scene.height * SUPERSAMPLING)
-    covered = np.zeros(size[::-1], dtype=bool)
-    masks: list[NDArray[np.bool_]] = []
-    shares: list[float] = []
+
+    left: int
+    top: int
+    mask: NDArray[np.bool_]
+    share: float
+
+    def box(self) -> Box:
+        """The extent of what is seen: ``x, y, width, height`` in pixels, a multiple of a quarter each."""
+        columns = np.flatnonzero(self.mask.any(axis=0))
+        rows = np.flatnonzero(self.mask.any(axis=1))
+        if not len(rows):
+            return float(self.left), float(self.top), 0.0, 0.0
+        return (
+            self.left + float(columns[0]) / _FINE,
+            self.top + float(rows[0]) / _FINE,
+            float(columns[-1] + 1 - columns[0]) / _FINE,
+            float(rows[-1] + 1 - rows[0]) / _FINE,
+        )
+
+
+def seen(scene: Scene) -> list[Seen]:
+    """What is seen of each shape: it lies inside the picture and no later shape covers it."""
+    free = np.ones((scene.height * _FINE, scene.width * _FINE), dtype=bool)
+    parts: list[Seen] = []
     for shape in reversed(scene.shapes):
-        mask = _mask(shape, size) & ~covered
-        covered |= mask
-        masks.append(mask)
-        shares.append(float(mask.sum()) / (_area(shape) * SUPERSAMPLING**2))
-    return masks[::-1], np.array(shares[::-1])
+        left, top = (max(0, int(centre - shape.radius) - 1) for centre in (shape.x, shape.y))
+        right = min(scene.width, int(shape.x + shape.radius) + 2)
+        bottom = min(scene.height, int(shape.y + shape.radius) + 2)
+        whole = _mask(shape, left, top, right - left, bottom - top)
+        under = free[top * _FINE : bottom * _FINE, left * _FINE : right * _FINE]
+        mask = whole & under
+        under &= ~whole
+        parts.append(Seen(left, top, mask, float(np.count_nonzero(mask)) / (_area(shape) * _FINE**2)))
+    return parts[::-1]
 
 
-def visible_box(mask: NDArray[np.bool_]) -> tuple[float, float, float, float]:
-    """The extent ``x, y, width, height`` in pixels of a supersampled mask."""
-    columns = np.flatnonzero(mask.any(axis=0))
-    rows = np.flatnonzero(mask.any(axis=1))
-    if not len(rows):
-        return 0.0, 0.0, 0.0, 0.0
-    x, y = columns[0] / SUPERSAMPLING, rows[0] / SUPERSAMPLING
-    return float(x), float(y), float((columns[-1] + 1) / SUPERSAMPLING - x), float((rows[-1] + 1) / SUPERSAMPLING - y)
-
-
-def render(scene: Scene, rng: np.random.Generator) -> tuple[NDArray[np.uint8], list[tuple[float, float, float, float]]]:
+def render(scene: Scene, rng: np.random.Generator) -> tuple[NDArray[np.uint8], list[Box]]:
     """Paint a scene.
 
     Returns:
-        The picture ``(H, W, 3)`` ``uint8`` RGB, and for each shape its visible box ``x, y, width, height`` in pixels.
+        The picture ``(H, W, 3)`` ``uint8`` RGB, and the box of what is seen of each shape.
     """
     canvas = _ground(scene.width, scene.height, rng)
-    masks, _ = visible_masks(scene)
-    for shape, mask in zip(scene.shapes, masks, strict=True):
-        cover = np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).reduce(SUPERSAMPLING), dtype=np.float32) / 255
-        rows = slice(max(0, int(shape.y - shape.radius) - 1), int(shape.y + shape.radius) + 2)
-        columns = slice(max(0, int(shape.x - shape.radius) - 1), int(shape.x + shape.radius) + 2)
-        under = canvas[rows, columns]
-        paint = _fill(under, rng)
-        alpha = cover[rows, columns, None]
-        canvas[rows, columns] = under * (1 - alpha) + paint * alpha
-    boxes = [visible_box(mask) for mask in masks]
-    return _expose(canvas, rng), boxes
+    parts = seen(scene)
+    for part in parts:
+        cover = Image.fromarray(part.mask.view(np.uint8) * np.uint8(255)).reduce(_FINE)
+        alpha = np.asarray(cover, dtype=np.float32)[:, :, None] / 255
+        under = canvas[part.top : part.top + alpha.shape[0], part.left : part.left + alpha.shape[1]]
+        under += (_fill(under, rng) - under) * alpha
+    return _expose(canvas, rng), [part.box() for part in parts]
 
 
 def _polar(radii: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -167,25 +184,23 @@ def _area(shape: Shape) -> float:
     return area * (1 - _RING_HOLE**2) if CLASSES[shape.label] == "ring" else area
 
 
-def _mask(shape: Shape, size: tuple[int, int]) -> NDArray[np.bool_]:
-    picture = Image.new("1", size)
+def _mask(shape: Shape, left: int, top: int, width: int, height: int) -> NDArray[np.bool_]:
+    picture = Image.new("L", (width * _FINE, height * _FINE))
     draw = ImageDraw.Draw(picture)
     # Pixel k of the fine grid covers [k, k + 1), its centre is at k + 0.5.
-    corners = outline(shape) * SUPERSAMPLING - 0.5
+    corners = (outline(shape) - (left, top)) * _FINE - 0.5
     draw.polygon([(x, y) for x, y in corners.tolist()], fill=1)
     if CLASSES[shape.label] == "ring":
-        centre = np.array((shape.x, shape.y)) * SUPERSAMPLING - 0.5
+        centre = np.array((shape.x - left, shape.y - top)) * _FINE - 0.5
         hole = (corners - centre) * _RING_HOLE + centre
         draw.polygon([(x, y) for x, y in hole.tolist()], fill=0)
-    return np.array(picture, dtype=bool)
+    return np.array(picture).view(bool)
 
 
-def _worst_hidden(scene: Scene) -> int | None:
-    masks, shares = visible_masks(scene)
-    sides = np.array([min(visible_box(mask)[2:]) for mask in masks])
-    scores = np.where(sides < _MIN_SEEN_SIDE_PX, 0.0, shares)
-    worst = int(np.argmin(scores))
-    return worst if scores[worst] < MIN_VISIBLE else None
+def _most_hidden(scene: Scene) -> int | None:
+    shares = [part.share if min(part.box()[2:]) >= _MIN_SEEN_SIDE_PX else 0.0 for part in seen(scene)]
+    worst = int(np.argmin(shares))
+    return worst if shares[worst] < MIN_VISIBLE else None
 
 
 def _ground(width: int, height: int, rng: np.random.Generator) -> NDArray[np.float32]:

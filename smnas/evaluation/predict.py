@@ -1,0 +1,139 @@
+"""A detector over a whole split: canvases in, COCO results in pixels of the pictures out.
+
+What is evaluated is a function of ``uint8`` NumPy batches, so that an ``nn.Module``, an ONNX file and an engine go the
+same way and their numbers can be compared.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from smnas.data.coco import DetectionDataset
+from smnas.data.letterbox import PAD_VALUE, to_original
+from smnas.data.loader import EvalBatch, eval_batches
+from smnas.evaluation.coco_eval import CocoMetrics, CocoResult, evaluate_results
+from smnas.models.detector import Detector
+
+__all__ = ["DetectFunction", "DetectionArrays", "collect_results", "eager_detect", "evaluate"]
+
+
+class DetectionArrays(NamedTuple):
+    """Detections of a batch, padded to K rows a picture.
+
+    Attributes:
+        num: ``(B,)`` int64, how many rows of each picture are real.
+        boxes: ``(B, K, 4)`` float32, ``xyxy`` in pixels of the canvas.
+        scores: ``(B, K)`` float32.
+        labels: ``(B, K)`` int64, 0-based.
+    """
+
+    num: NDArray[np.int64]
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+
+DetectFunction = Callable[[NDArray[np.uint8]], DetectionArrays]
+"""Pictures ``(B, 3, H, W)`` ``uint8`` RGB on canvases, to detections."""
+
+
+def eager_detect(detector: Detector, device: torch.device | str) -> DetectFunction:
+    """A detector as a function of arrays, run by PyTorch on ``device`` in evaluation mode.
+
+    The detector is moved to the device. Whether it was training is restored after each call.
+    """
+    target = torch.device(device)
+    detector.to(target)
+
+    def detect(images: NDArray[np.uint8]) -> DetectionArrays:
+        was_training = detector.training
+        detector.eval()
+        try:
+            with torch.inference_mode():
+                found = detector(torch.from_numpy(images).to(target))
+        finally:
+            detector.train(was_training)
+        return DetectionArrays(*(tensor.cpu().numpy() for tensor in found))
+
+    return detect
+
+
+def collect_results(
+    detect: DetectFunction,
+    dataset: DetectionDataset,
+    width: int,
+    height: int,
+    batch_size: int,
+    *,
+    fixed_batch: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[CocoResult]:
+    """Run a detector over all pictures of a split.
+
+    Args:
+        detect: the detector.
+        dataset: the pictures.
+        width: of the detector's canvas in pixels.
+        height: of the detector's canvas in pixels.
+        batch_size: pictures in a batch.
+        fixed_batch: the detector takes batches of exactly ``batch_size``: the last one is filled up with gray pictures,
+            whose detections are thrown away.
+        on_progress: told how many pictures are done, and of how many.
+
+    Returns:
+        Every detection in COCO's results format: boxes in pixels of the picture, clipped to it, unrounded.
+
+    Raises:
+        DataError: a picture can not be decoded.
+    """
+    results: list[CocoResult] = []
+    done = 0
+    for batch in eval_batches(dataset, width, height, batch_size):
+        images = _filled(batch.images, batch_size) if fixed_batch else batch.images
+        results.extend(_results(detect(images), batch, dataset.category_ids))
+        done += len(batch.image_ids)
+        if on_progress is not None:
+            on_progress(done, len(dataset))
+    return results
+
+
+def evaluate(
+    detect: DetectFunction,
+    dataset: DetectionDataset,
+    width: int,
+    height: int,
+    batch_size: int,
+    *,
+    fixed_batch: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> CocoMetrics:
+    """The 12 COCO numbers of a detector on a split; arguments and errors of :func:`collect_results`."""
+    results = collect_results(
+        detect, dataset, width, height, batch_size, fixed_batch=fixed_batch, on_progress=on_progress
+    )
+    return evaluate_results(dataset.ground_truth(), results)
+
+
+def _filled(images: NDArray[np.uint8], batch_size: int) -> NDArray[np.uint8]:
+    missing = batch_size - len(images)
+    if missing == 0:
+        return images
+    return np.concatenate([images, np.full((missing, *images.shape[1:]), PAD_VALUE, dtype=np.uint8)])
+
+
+def _results(found: DetectionArrays, batch: EvalBatch, category_ids: Sequence[int]) -> list[CocoResult]:
+    results: list[CocoResult] = []
+    for row, (image_id, scale, (width, height)) in enumerate(
+        zip(batch.image_ids, batch.scales, batch.sizes, strict=True)
+    ):
+        count = int(found.num[row])
+        boxes = to_original(found.boxes[row, :count], scale, width, height)
+        boxes[:, 2:] -= boxes[:, :2]
+        for box, score, label in zip(
+            boxes.tolist(), found.scores[row, :count].tolist(), found.labels[row, :count].tolist(), strict=True
+        ):
+            results.append({"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score})
+    return results
