@@ -1,0 +1,190 @@
+"""Modules to ONNX files: typed, checked, written whole or not at all."""
+
+import hashlib
+import os
+import tempfile
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+__all__ = ["OPSET", "ExportError", "export_onnx", "file_sha256", "to_onnx"]
+
+OPSET = 18
+"""The ONNX operator set of every export: the one that the exporter writes natively, read by all backends here."""
+
+_KNOWN_WARNINGS: tuple[tuple[type[Warning], str], ...] = ()
+"""Warnings of torch and onnxscript about their own insides, which no caller can act on."""
+
+
+class ExportError(RuntimeError):
+    """The module has no ONNX form: the message says in one line what stood in the way."""
+
+
+def export_onnx(
+    module: nn.Module,
+    example_inputs: Sequence[Tensor],
+    path: Path,
+    *,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    metadata: Mapping[str, str] | None = None,
+    dynamic_batch: bool = False,
+) -> str:
+    """Export a module to an ONNX file.
+
+    The file appears whole under its name or not at all. The same module exports to the same bytes.
+
+    Args:
+        module: with real weights; exported as it computes in evaluation mode. Its own mode is left as it was.
+        example_inputs: one tensor per positional argument.
+        path: the file; an older one is replaced.
+        input_names: one per input.
+        output_names: one per output tensor.
+        metadata: written into the file's ``metadata_props``.
+        dynamic_batch: leave the first axis of every input open. The example's first axis must then be at least 2,
+            because the tracer takes a 1 for a constant.
+
+    Returns:
+        The file's SHA-256, as :func:`file_sha256` gives it.
+
+    Raises:
+        ExportError: the module can not be exported, or the result is no valid ONNX.
+    """
+    model = to_onnx(
+        module,
+        example_inputs,
+        input_names=input_names,
+        output_names=output_names,
+        metadata=metadata,
+        dynamic_batch=dynamic_batch,
+    )
+    content = model.SerializeToString(deterministic=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return hashlib.sha256(content).hexdigest()
+
+
+def to_onnx(
+    module: nn.Module,
+    example_inputs: Sequence[Tensor],
+    *,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    metadata: Mapping[str, str] | None = None,
+    dynamic_batch: bool = False,
+) -> onnx.ModelProto:
+    """Export a module to an ONNX model in memory; see :func:`export_onnx`."""
+    if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
+        raise ValueError("a module must have real weights to be exported, but got one on the meta device")
+    dynamic_shapes = None
+    if dynamic_batch:
+        if any(tensor.ndim < 1 or tensor.shape[0] < 2 for tensor in example_inputs):
+            raise ValueError(
+                "an open batch needs an example batch of at least 2, but got "
+                f"{[tuple(tensor.shape) for tensor in example_inputs]}"
+            )
+        batch = torch.export.Dim("batch", min=1)
+        dynamic_shapes = tuple({0: batch} for _ in example_inputs)
+    model = _trace(module, tuple(example_inputs), list(input_names), list(output_names), dynamic_shapes)
+    _strip(model)
+    for key, value in sorted((metadata or {}).items()):
+        model.metadata_props.add(key=key, value=value)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"the exported graph is no valid ONNX: {_root_cause(error)}") from error
+    return model
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, as 64 hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _trace(
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    input_names: list[str],
+    output_names: list[str],
+    dynamic_shapes: Any,
+) -> onnx.ModelProto:
+    from kernels.onnx_ops import translation_table
+
+    modes = {child: child.training for child in module.modules()}
+    module.eval()
+    try:
+        with warnings.catch_warnings():
+            for category, message in _KNOWN_WARNINGS:
+                warnings.filterwarnings("ignore", message, category)
+            program = torch.onnx.export(
+                module,
+                inputs,
+                input_names=input_names,
+                output_names=output_names,
+                opset_version=OPSET,
+                dynamo=True,
+                dynamic_shapes=dynamic_shapes,
+                custom_translation_table=translation_table(),
+                optimize=True,
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ExportError(f"the module has no ONNX form: {_root_cause(error)}") from error
+    finally:
+        for child, training in modes.items():
+            child.training = training
+    if program is None:
+        raise ExportError("the module has no ONNX form: the exporter returned nothing")
+    model = program.model_proto
+    found = [value.name for value in model.graph.output]
+    if found != output_names:
+        raise ExportError(f"the outputs must be {output_names}, but the exported graph has {found}")
+    return model
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Drop the exporter's notes: source paths of the exporting machine, which would also change the file's hash."""
+    del model.metadata_props[:]
+    for function in model.functions:
+        del function.metadata_props[:]
+        _strip_nodes(function.node)
+    _strip_graph(model.graph)
+
+
+def _strip_graph(graph: onnx.GraphProto) -> None:
+    del graph.metadata_props[:]
+    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del value.metadata_props[:]
+    _strip_nodes(graph.node)
+
+
+def _strip_nodes(nodes: Iterable[onnx.NodeProto]) -> None:
+    for node in nodes:
+        del node.metadata_props[:]
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                _strip_graph(attribute.g)
+
+
+def _root_cause(error: BaseException) -> str:
+    """The innermost cause in one line: the exporter wraps it in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,162 @@
+"""Export: the file computes what the module computes, is whole or absent, and says nothing about this machine."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from profiler.export import OPSET, ExportError, export_onnx, file_sha256, to_onnx
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu or gpu)")
+
+
+class TwoInTwoOut(nn.Module):
+    """A convolution with normalisation beside a gather by indices: floats and integers, dropout that must be off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 8, 3, padding=1, bias=False)
+        self.norm = nn.GroupNorm(2, 8)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, image: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.dropout(self.norm(self.conv(image)).relu())
+        return features, features.flatten(2).mean(2).gather(1, index)
+
+
+@pytest.fixture(scope="module")
+def module() -> TwoInTwoOut:
+    torch.manual_seed(0)
+    return TwoInTwoOut()
+
+
+@pytest.fixture(scope="module")
+def inputs() -> tuple[Tensor, Tensor]:
+    torch.manual_seed(1)
+    return torch.randn(2, 4, 16, 16), torch.tensor([[0, 3], [7, 1]])
+
+
+@pytest.fixture(scope="module")
+def exported(
+    module: TwoInTwoOut, inputs: tuple[Tensor, Tensor], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    path = tmp_path_factory.mktemp("export") / "folder" / "model.onnx"
+    digest = export_onnx(
+        module,
+        inputs,
+        path,
+        input_names=["image", "index"],
+        output_names=["features", "picked"],
+        metadata={"classes": '["fish"]', "author": "someone"},
+    )
+    return path, digest
+
+
+def run(path: Path, **feeds: np.ndarray) -> list[np.ndarray]:
+    outputs: list[np.ndarray] = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, feeds)
+    return outputs
+
+
+def test_the_file_computes_what_the_module_computes(
+    module: TwoInTwoOut, inputs: tuple[Tensor, Tensor], exported: tuple[Path, str]
+) -> None:
+    features, picked = run(exported[0], image=inputs[0].numpy(), index=inputs[1].numpy())
+    assert module.training  # exported in evaluation mode, left as it was
+    assert module.dropout.training
+    module.eval()
+    with torch.inference_mode():
+        expected = module(*inputs)
+    module.train()
+    np.testing.assert_allclose(features, expected[0].numpy(), atol=1e-5)
+    np.testing.assert_allclose(picked, expected[1].numpy(), atol=1e-5)
+
+
+def test_the_file_is_named_typed_and_described(exported: tuple[Path, str]) -> None:
+    model = onnx.load(exported[0])
+    onnx.checker.check_model(model, full_check=True)
+    assert [value.name for value in model.graph.input] == ["image", "index"]
+    assert [value.name for value in model.graph.output] == ["features", "picked"]
+    assert {entry.key: entry.value for entry in model.metadata_props} == {
+        "author": "someone",
+        "classes": '["fish"]',
+    }
+    assert [entry.version for entry in model.opset_import if not entry.domain] == [OPSET]
+
+
+def test_the_digest_is_the_files(exported: tuple[Path, str]) -> None:
+    path, digest = exported
+    assert digest == hashlib.sha256(path.read_bytes()).hexdigest() == file_sha256(path)
+
+
+def test_nothing_about_the_exporting_machine_is_in_the_file(exported: tuple[Path, str]) -> None:
+    content = exported[0].read_bytes()
+    for trace in (b"stack_trace", b"site-packages", b".py", str(Path.home()).encode()):
+        assert trace not in content
+    assert [path.name for path in exported[0].parent.iterdir()] == ["model.onnx"]
+
+
+def test_the_same_module_gives_the_same_bytes(
+    module: TwoInTwoOut, inputs: tuple[Tensor, Tensor], exported: tuple[Path, str], tmp_path: Path
+) -> None:
+    again = export_onnx(
+        module,
+        inputs,
+        tmp_path / "model.onnx",
+        input_names=["image", "index"],
+        output_names=["features", "picked"],
+        metadata={"author": "someone", "classes": '["fish"]'},
+    )
+    assert again == exported[1]
+
+
+def test_an_open_batch_runs_at_any_size(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    export_onnx(
+        module,
+        (torch.randn(2, 3, 9, 9),),
+        tmp_path / "model.onnx",
+        input_names=["x"],
+        output_names=["y"],
+        dynamic_batch=True,
+    )
+    for batch in (1, 2, 5):
+        x = torch.randn(batch, 3, 9, 9)
+        (y,) = run(tmp_path / "model.onnx", x=x.numpy())
+        np.testing.assert_allclose(y, module(x).detach().numpy(), atol=1e-5)
+
+
+def test_an_open_batch_needs_an_example_of_two() -> None:
+    with pytest.raises(ValueError, match="at least 2"):
+        to_onnx(nn.ReLU(), (torch.zeros(1, 3),), input_names=["x"], output_names=["y"], dynamic_batch=True)
+
+
+def test_a_module_without_weights_is_refused() -> None:
+    with pytest.raises(ValueError, match="meta device"):
+        to_onnx(nn.Linear(3, 3, device="meta"), (torch.zeros(1, 3),), input_names=["x"], output_names=["y"])
+
+
+class DataDependent(nn.Module):
+    """Branches on a value, which no graph can hold."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if x.sum().item() > 0 else x - 1
+
+
+def test_a_module_without_an_onnx_form_fails_in_one_line_and_leaves_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"the older file")
+    with pytest.raises(ExportError) as caught:
+        export_onnx(DataDependent(), (torch.ones(3),), path, input_names=["x"], output_names=["y"])
+    assert "\n" not in str(caught.value)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]
+    assert path.read_bytes() == b"the older file"
+
+
+def test_a_wrong_number_of_output_names_is_an_error() -> None:
+    with pytest.raises(ExportError, match="outputs must be"):
+        to_onnx(nn.Identity(), (torch.ones(3),), input_names=["x"], output_names=["y", "z"])
