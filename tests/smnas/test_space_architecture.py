@@ -53,7 +53,7 @@ def test_str_and_parse_round_trip(backbone, neck, rpn, head, width, height) -> N
 
 @given(st.text(max_size=60))
 def test_any_other_text_is_refused_as_the_users_mistake(text: str) -> None:
-    with pytest.raises(UserError, match="(?s), but got "):
+    with pytest.raises(UserError, match=r"(?s), but got "):
         Architecture.parse(text)
 
 
