@@ -207,8 +207,8 @@ class TwoStageDetector(Detector):
                 value = out
             steps.append(Step(f"{prefix}.head", stage.head, (value,), (f"{prefix}_logits", f"{prefix}_deltas")))
             if number < len(self.roi_stages):
-                after = f"boxes{number + 1}"
-                    steps.append(Step(f"{prefix}.refine", self.refines[number - 1], (f"boxes{number}", f"{prefix}_deltas"), (after,)))
+                reads, writes = (f"boxes{number}", f"{prefix}_deltas"), (f"boxes{number + 1}",)
+                steps.append(Step(f"{prefix}.refine", self.refines[number - 1], reads, writes))
         last = len(self.roi_stages)
         logits = tuple(f"roi{number}_logits" for number in range(1, last + 1))
         inputs = (f"boxes{last}", f"roi{last}_deltas", *logits)

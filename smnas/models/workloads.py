@@ -1,0 +1,84 @@
+"""What the profiler times for a detector, read off the detector's own steps."""
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+from profiler.workload import TensorSpec, Workload
+from smnas.models.build import build_detector, deployable
+from smnas.models.detector import Detector
+from smnas.models.layers import NormKind
+from smnas.space.architecture import Architecture
+
+__all__ = ["detector_workloads", "inference_workloads", "whole_workload"]
+
+
+def inference_workloads(detector: Detector, batch: int = 1) -> tuple[Workload, ...]:
+    """The steps of a detector's inference path, each with the shapes it sees there.
+
+    Args:
+        detector: As :func:`~smnas.models.build.deployable` returns it; on any device, ``meta`` included.
+        batch: Pictures at a time.
+    """
+    shadow = _on_meta(detector)
+    width, height = detector.input_size
+    values: dict[str, Tensor] = {"images": torch.empty(batch, 3, height, width, dtype=torch.uint8, device="meta")}
+    workloads = []
+    with torch.inference_mode():
+        for step, shadow_step in zip(detector.steps, shadow.steps, strict=True):
+            inputs = tuple(values[name] for name in step.inputs)
+            specs = tuple(
+                _spec(name, value, detector.input_size) for name, value in zip(step.inputs, inputs, strict=True)
+            )
+            workloads.append(Workload(step.name, _key(step.module, specs), step.module, specs))
+            result = shadow_step.module(*inputs)
+            values.update(zip(step.outputs, (result,) if isinstance(result, Tensor) else result, strict=True))
+    return tuple(workloads)
+
+
+def detector_workloads(
+    architecture: Architecture,
+    num_classes: int,
+    batch: int = 1,
+    *,
+    norm: NormKind = "gn-ws",
+    device: torch.device | str = "meta",
+) -> tuple[Workload, ...]:
+    """Workloads of an architecture with fresh weights; on ``meta`` they have shapes, keys and FLOPs but can not run."""
+    return inference_workloads(deployable(build_detector(architecture, num_classes, norm=norm, device=device)), batch)
+
+
+def whole_workload(detector: Detector, batch: int = 1) -> Workload:
+    """The whole inference path, pictures to detections, as one workload."""
+    width, height = detector.input_size
+    specs = (TensorSpec((batch, 3, height, width), "uint8"),)
+    classes = detector.num_classes
+    return Workload("detector", f"{detector.architecture}|classes={classes}|batch={batch}", detector, specs)
+
+
+def _on_meta(detector: Detector) -> Detector:
+    """The same detector on the ``meta`` device, which computes shapes and no values."""
+    if next(detector.parameters()).is_meta:
+        return detector
+    options = detector.options
+    shadow = build_detector(
+        detector.architecture, detector.num_classes, norm=options.norm, stem=options.stem, device="meta"
+    )
+    return deployable(shadow)
+
+
+def _spec(name: str, value: Tensor, size: tuple[int, int]) -> TensorSpec:
+    shape = tuple(value.shape)
+    if name == "images":
+        return TensorSpec(shape, "uint8")
+    if name.startswith("boxes"):
+        return TensorSpec(shape, low=0.0, high=float(min(size)), draw="boxes")
+    return TensorSpec(shape)
+
+
+def _key(module: nn.Module, specs: tuple[TensorSpec, ...]) -> str:
+    """Class, digest of everything the module's text says (layers, channels, strides, settings), and input shapes."""
+    digest = hashlib.sha256(repr(module).encode()).hexdigest()[:12]
+    shapes = ",".join("x".join(map(str, spec.shape)) for spec in specs)
+    return f"{type(module).__name__}-{digest}|{shapes}"
