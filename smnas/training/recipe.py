@@ -1,7 +1,7 @@
 """What a training run is: every number that decides its result, apart from the data, the architecture and the seed.
 
-Recipes are data, one TOML file each in ``recipes/``; :func:`load_recipe` reads one by name and :meth:`Recipe.with_` gives
-a changed copy. Unknown keys are refused, so that a misspelt setting never trains a different model in silence.
+Recipes are data, one TOML file each in ``recipes/``; :func:`load_recipe` reads one by name and :meth:`Recipe.with_`
+gives a changed copy. Unknown keys are refused, so that a misspelt setting never trains a different model in silence.
 """
 
 import tomllib
@@ -74,7 +74,9 @@ class Recipe(BaseModel):
     amp: Literal["off", "bf16", "fp16"] = Field(
         default="off", description="Mixed precision on a CUDA device; a CPU always trains in float32."
     )
-    channels_last: bool = Field(default=True, description="Keep pictures and filters in NHWC order; same result, faster.")
+    channels_last: bool = Field(
+        default=True, description="Keep pictures and filters in NHWC order; same result, faster."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -109,7 +111,8 @@ class Recipe(BaseModel):
         Raises:
             RecipeError: an unknown key or a value out of its bounds.
         """
-        return Recipe.parse({**self.model_dump(), **{key: value for key, value in changes.items() if value is not None}})
+        given = {key: value for key, value in changes.items() if value is not None}
+        return Recipe.parse({**self.model_dump(), **given})
 
 
 def _one_line(error: ValidationError) -> str:
@@ -123,7 +126,9 @@ def _one_line(error: ValidationError) -> str:
 
 def recipe_names() -> tuple[str, ...]:
     """The recipes that come with the project, sorted."""
-    return tuple(sorted(entry.name.removesuffix(".toml") for entry in _FOLDER.iterdir() if entry.name.endswith(".toml")))
+    return tuple(
+        sorted(entry.name.removesuffix(".toml") for entry in _FOLDER.iterdir() if entry.name.endswith(".toml"))
+    )
 
 
 def load_recipe(name: str) -> Recipe:

@@ -1,0 +1,245 @@
+"""A training run on disk: what it trains, how far it is, and all that resuming needs.
+
+One file, ``checkpoint.pt``, replaced as a whole after every epoch. While the run goes on it holds the optimizer's
+state too; when training is complete only the weights stay, and the file is what ``eval``, ``export`` and ``detect``
+read. Files are read with ``weights_only=True``: tensors and plain values, never code.
+"""
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from profiler.errors import UserError
+from smnas.models.backbone import StemKind
+from smnas.models.build import build_detector
+from smnas.models.detector import Detector
+from smnas.models.layers import NormKind
+from smnas.space.architecture import Architecture
+from smnas.training.atomic import replace_atomically
+from smnas.training.curve import EpochLog
+from smnas.training.recipe import Recipe
+
+__all__ = [
+    "CHECKPOINT_FILE",
+    "Checkpoint",
+    "CheckpointError",
+    "CheckpointInfo",
+    "load_checkpoint",
+    "load_detector_checkpoint",
+    "record_metrics",
+    "require_same_run",
+    "save_checkpoint",
+]
+
+CHECKPOINT_FILE = "checkpoint.pt"
+_FORMAT = "smnas checkpoint"
+_FORMAT_VERSION = 1
+
+
+class CheckpointError(UserError):
+    """A file that is not a checkpoint of this version, or one of another run."""
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("smnas", "torch", "torchvision", "numpy")}
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What a checkpoint's weights are.
+
+    Attributes:
+        architecture: The canonical string.
+        classes: Names, in the order of the detector's 0-based labels.
+        category_ids: The data set's id of each class.
+        norm: ``gn-ws`` or ``bn``.
+        stem: ``deep`` or ``imagenet``.
+        recipe: How it is trained.
+        seed: What every random number of the run comes from.
+        train_images: Pictures in the training split.
+        epoch: Finished epochs.
+        metrics: COCO numbers of the finished detector; empty before it is evaluated.
+        versions: Of the software that wrote the file.
+    """
+
+    architecture: str
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    norm: NormKind
+    stem: StemKind
+    recipe: Recipe
+    seed: int
+    train_images: int
+    epoch: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=_versions)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every epoch is finished."""
+        return self.epoch >= self.recipe.epochs
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "recipe": self.recipe.model_dump(mode="json")}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "CheckpointInfo":
+        """The inverse of :meth:`to_dict`; raises ``TypeError`` or ``KeyError`` for other keys."""
+        return cls(
+            **{
+                **values,
+                "classes": tuple(values["classes"]),
+                "category_ids": tuple(values["category_ids"]),
+                "recipe": Recipe.parse(values["recipe"]),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything in a checkpoint file.
+
+    Random numbers need no place in it: every epoch draws its own from the run's seed and the epoch's number.
+
+    Attributes:
+        info: What the weights are.
+        model: The detector's ``state_dict``.
+        optimizer: The optimizer's, ``None`` once training is complete.
+        scaler: The gradient scaler's, ``None`` without float16 and once training is complete.
+        history: The finished epochs.
+    """
+
+    info: CheckpointInfo
+    model: Mapping[str, Tensor]
+    optimizer: Mapping[str, Any] | None = None
+    scaler: Mapping[str, Any] | None = None
+    history: tuple[EpochLog, ...] = ()
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Replace the file at ``path``; killed at any moment, either the old or the new one is there."""
+    values = {
+        "format": _FORMAT,
+        "format_version": _FORMAT_VERSION,
+        "info": checkpoint.info.to_dict(),
+        "model": dict(checkpoint.model),
+        "optimizer": checkpoint.optimizer,
+        "scaler": checkpoint.scaler,
+        "history": [log.to_dict() for log in checkpoint.history],
+    }
+    replace_atomically(path, lambda file: torch.save(values, file))
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint file onto the CPU.
+
+    Raises:
+        CheckpointError: no such file, a truncated or damaged one, not a checkpoint, or one of another format version.
+    """
+    rule = "a checkpoint is a .pt file that training wrote"
+    if not path.is_file():
+        raise CheckpointError(f"{rule}, but there is no file {path}")
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(f"{rule}, but {path} is something else or was cut off")
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        RuntimeError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        OSError,
+        EOFError,
+        ValueError,
+        LookupError,
+    ) as error:
+        raise CheckpointError(f"{rule}, but {path} is damaged or something else ({_first_line(error)})") from None
+    if not isinstance(values, dict) or values.get("format") != _FORMAT:
+        raise CheckpointError(f"{rule}, but {path} holds something else")
+    if (found := values.get("format_version")) != _FORMAT_VERSION:
+        raise CheckpointError(
+            f"this version reads checkpoints of format {_FORMAT_VERSION}, but {path} has format {found}"
+        )
+    try:
+        return Checkpoint(
+            info=CheckpointInfo.from_dict(values["info"]),
+            model=values["model"],
+            optimizer=values["optimizer"],
+            scaler=values["scaler"],
+            history=tuple(EpochLog.from_dict(log) for log in values["history"]),
+        )
+    except (TypeError, KeyError) as error:
+        raise CheckpointError(f"{rule}, but {path} lacks a part or has one too many ({error})") from None
+
+
+def load_detector_checkpoint(path: Path) -> tuple[Detector, CheckpointInfo]:
+    """Build the detector of a checkpoint and load its weights, on the CPU and in evaluation mode.
+
+    Raises:
+        CheckpointError: as :func:`load_checkpoint`, or the weights are not this architecture's.
+        UserError: the architecture can not be built by this version.
+    """
+    checkpoint = load_checkpoint(path)
+    info = checkpoint.info
+    with torch.random.fork_rng(devices=[]):
+        detector = build_detector(
+            Architecture.parse(info.architecture), info.num_classes, norm=info.norm, stem=info.stem
+        )
+    try:
+        detector.load_state_dict(checkpoint.model)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"the weights of {path} must be those of {info.architecture}, but got others ({_first_line(error)})"
+        ) from None
+    return detector.eval(), info
+
+
+def record_metrics(path: Path, metrics: Mapping[str, float]) -> None:
+    """Store a finished detector's metrics in its checkpoint.
+
+    Raises:
+        CheckpointError: as :func:`load_checkpoint`.
+    """
+    checkpoint = load_checkpoint(path)
+    save_checkpoint(path, replace(checkpoint, info=replace(checkpoint.info, metrics=dict(metrics))))
+
+
+def require_same_run(found: CheckpointInfo, wanted: CheckpointInfo, path: Path) -> None:
+    """Refuse to go on with a checkpoint of another run.
+
+    Raises:
+        CheckpointError: the first setting that differs, with both values.
+    """
+    wants = _identity(wanted)
+    for key, value in _identity(found).items():
+        if value != wants[key]:
+            raise CheckpointError(
+                f"a training folder holds one run: {path} was trained with {key}={value}, but got {wants[key]}; "
+                "choose another folder or delete this one"
+            )
+
+
+def _identity(info: CheckpointInfo) -> dict[str, Any]:
+    values = info.to_dict()
+    recipe = values.pop("recipe")
+    for progress in ("epoch", "metrics", "versions"):
+        del values[progress]
+    del recipe["name"]
+    return {**values, **{f"recipe.{key}": value for key, value in recipe.items()}}
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines else type(error).__name__

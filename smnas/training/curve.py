@@ -1,0 +1,122 @@
+"""How a run went: a line per epoch, kept as JSON lines in ``curve.jsonl``."""
+
+import json
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from profiler.errors import UserError
+from smnas.training.atomic import write_atomically
+
+__all__ = ["CURVE_FILE", "EpochLog", "StepLog", "append_curve", "memory_in_use_mb", "read_curve", "write_curve"]
+
+CURVE_FILE = "curve.jsonl"
+
+
+@dataclass(frozen=True)
+class EpochLog:
+    """One finished epoch.
+
+    Attributes:
+        epoch: How many epochs are finished, from 1.
+        epochs: How many the recipe asks for.
+        loss: Mean over the epoch's pictures of the summed losses.
+        losses: The same mean for each part of the loss.
+        learning_rate: The last step's.
+        images_per_s: Training pictures a second, loading included.
+        seconds: Wall-clock time of this epoch.
+        eta_s: Expected time until the last epoch is finished.
+        memory_mb: Peak so far, in 2**20 bytes: allocated on a CUDA device, resident in the process on a CPU.
+    """
+
+    epoch: int
+    epochs: int
+    loss: float
+    losses: Mapping[str, float]
+    learning_rate: float
+    images_per_s: float
+    seconds: float
+    eta_s: float
+    memory_mb: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON and checkpoints."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "EpochLog":
+        """The inverse of :meth:`to_dict`; raises ``TypeError`` for other keys."""
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class StepLog:
+    """One finished step, for a progress bar.
+
+    Attributes:
+        epoch: The running epoch, from 1.
+        epochs: How many the recipe asks for.
+        step: Steps finished in this epoch.
+        steps: Steps in an epoch.
+        loss: Summed losses of this step.
+        images_per_s: Pictures a second so far in this epoch.
+        eta_s: Expected time until the last epoch is finished.
+    """
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    images_per_s: float
+    eta_s: float
+
+    @property
+    def share_done(self) -> float:
+        """How much of the whole run is behind, 0 to 1."""
+        return ((self.epoch - 1) * self.steps + self.step) / (self.epochs * self.steps)
+
+
+def write_curve(path: Path, history: Sequence[EpochLog]) -> None:
+    """Replace the file by exactly these epochs, so that a resumed run never shows an epoch twice."""
+    write_atomically(path, "".join(_line(log) for log in history).encode())
+
+
+def append_curve(path: Path, log: EpochLog) -> None:
+    """Add one epoch."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(_line(log))
+
+
+def read_curve(path: Path) -> list[EpochLog]:
+    """Read a curve back; a last line that a killed process left unfinished is skipped.
+
+    Raises:
+        UserError: no such file, or a line that is not an epoch.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"a training curve is a readable text file, but got {path} ({error})") from None
+    *lines, _unfinished = text.split("\n")
+    try:
+        return [EpochLog.from_dict(json.loads(line)) for line in lines]
+    except (ValueError, TypeError):
+        raise UserError(f"each line of a training curve is one epoch as JSON, but got {path}") from None
+
+
+def memory_in_use_mb(device: torch.device) -> float:
+    """Peak memory so far, in 2**20 bytes: allocated on a CUDA device, resident in the process otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def _line(log: EpochLog) -> str:
+    return json.dumps(log.to_dict(), allow_nan=False) + "\n"

@@ -1,0 +1,179 @@
+"""One pass over the training pictures."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smnas.models.detector import Detector
+from smnas.models.target import Target
+from smnas.training.curve import EpochLog, StepLog, memory_in_use_mb
+from smnas.training.errors import DivergedError, TrainingFailedError
+from smnas.training.recipe import Recipe
+from smnas.training.schedule import learning_rate_at
+
+__all__ = ["Batches", "TrainBatch", "train_epoch"]
+
+
+class TrainBatch(Protocol):
+    """Pictures on the canvas and their objects."""
+
+    @property
+    def images(self) -> Tensor:
+        """``(B, 3, H, W)`` uint8 RGB."""
+        ...
+
+    @property
+    def targets(self) -> list[Target]:
+        """One per picture."""
+        ...
+
+
+class Batches(Protocol):
+    """Training batches; an epoch's are a pure function of its number."""
+
+    def __len__(self) -> int:
+        """Steps in an epoch."""
+        ...
+
+    def epoch(self, epoch: int) -> Iterable[TrainBatch]:
+        """The batches of one epoch, from 0."""
+        ...
+
+
+def train_epoch(
+    detector: Detector,
+    batches: Batches,
+    recipe: Recipe,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    *,
+    epoch: int,
+    seed: int,
+    device: torch.device,
+    on_step: Callable[[StepLog], None] | None = None,
+) -> EpochLog:
+    """Train one epoch in place.
+
+    Every random number that the model draws comes from ``(seed, epoch)``, so the epoch is the same after a resume. The
+    caller guards torch's global generator (:func:`torch.random.fork_rng`).
+
+    Args:
+        detector: On ``device``; its ``loss(images, targets)`` gives the parts to add up.
+        batches: Where the pictures come from.
+        recipe: Schedule, clipping and precision.
+        optimizer: Its learning rate is set at every step.
+        scaler: Enabled for float16 only.
+        epoch: Number of this epoch, from 0.
+        seed: The run's.
+        device: Where the detector is.
+        on_step: Called after every step.
+
+    Raises:
+        DivergedError: a loss or the gradients' norm is not finite.
+        TrainingFailedError: out of memory.
+    """
+    steps = len(batches)
+    total = steps * recipe.epochs
+    torch.manual_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]))
+    detector.train()
+    sums: defaultdict[str, float] = defaultdict(float)
+    images_seen, rate, step = 0, 0.0, 0
+    started = time.perf_counter()
+    try:
+        for step, batch in enumerate(batches.epoch(epoch)):
+            rate = learning_rate_at(epoch * steps + step, total, recipe)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            losses = _step(detector, batch, recipe, optimizer, scaler, device, epoch * steps + step)
+            count = len(batch.targets)
+            images_seen += count
+            for name, value in losses.items():
+                sums[name] += value * count
+            if on_step is not None:
+                seconds = time.perf_counter() - started
+                on_step(
+                    StepLog(
+                        epoch=epoch + 1,
+                        epochs=recipe.epochs,
+                        step=step + 1,
+                        steps=steps,
+                        loss=sum(losses.values()),
+                        images_per_s=images_seen / seconds,
+                        eta_s=seconds / (step + 1) * (total - epoch * steps - step - 1),
+                    )
+                )
+    except (RuntimeError, MemoryError) as error:
+        if _is_out_of_memory(error):
+            raise TrainingFailedError(
+                f"out of memory in step {step + 1} of epoch {epoch + 1} on {device} ({_first_line(error)})",
+                epoch * steps + step,
+            ) from error
+        raise
+    seconds = time.perf_counter() - started
+    means = {name: value / images_seen for name, value in sums.items()}
+    return EpochLog(
+        epoch=epoch + 1,
+        epochs=recipe.epochs,
+        loss=sum(means.values()),
+        losses=means,
+        learning_rate=rate,
+        images_per_s=images_seen / seconds,
+        seconds=seconds,
+        eta_s=seconds * (recipe.epochs - epoch - 1),
+        memory_mb=memory_in_use_mb(device),
+    )
+
+
+def _step(
+    detector: Detector,
+    batch: TrainBatch,
+    recipe: Recipe,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    device: torch.device,
+    iteration: int,
+) -> dict[str, float]:
+    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    images = batch.images.to(device, non_blocking=True).contiguous(memory_format=layout)
+    with _precision(recipe, device):
+        losses: dict[str, Tensor] = detector.loss(images, batch.targets)
+        loss = torch.stack(list(losses.values())).sum()
+    # one transfer for all parts: on a GPU every .item() would wait for the queue
+    values = dict(zip(losses, torch.stack([part.detach().float() for part in losses.values()]).tolist(), strict=True))
+    if not all(map(np.isfinite, values.values())):
+        parts = ", ".join(f"{name}={value:g}" for name, value in values.items())
+        raise DivergedError(f"the loss is not finite in step {iteration + 1}: {parts}", iteration)
+    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(scaler.scale(loss))
+    if recipe.clip_norm is not None:
+        scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(detector.parameters(), recipe.clip_norm)
+        # float16 overflows now and then by design: the scaler skips that step and lowers its scale
+        if not scaler.is_enabled() and not norm.isfinite():
+            raise DivergedError(f"the gradients are not finite in step {iteration + 1}", iteration)
+    scaler.step(optimizer)
+    scaler.update()
+    return values
+
+
+def _precision(recipe: Recipe, device: torch.device) -> AbstractContextManager[object]:
+    if device.type != "cuda" or recipe.amp == "off":
+        return nullcontext()
+    return torch.autocast("cuda", torch.bfloat16 if recipe.amp == "bf16" else torch.float16)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()  # the CPU allocator raises a bare RuntimeError
+    return "can't allocate memory" in text or "not enough memory" in text
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,227 @@
+"""Train a detector from scratch, resumably.
+
+With a folder, a run leaves ``checkpoint.pt`` and ``curve.jsonl`` after every epoch and goes on from there when it is
+asked for again. With the same seed and number of threads, a run killed at any moment and resumed gives the same
+weights, bit by bit, as one that was left alone (on a CPU; some of CUDA's gradients add up in no fixed order). A
+complete run is returned as it is stored.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from profiler.errors import UserError
+from smnas.data.augment import Augmentation
+from smnas.data.coco import DetectionDataset
+from smnas.data.loader import TrainLoader
+from smnas.models.detector import Detector
+from smnas.training.atomic import write_atomically
+from smnas.training.checkpoint import (
+    CHECKPOINT_FILE,
+    Checkpoint,
+    CheckpointInfo,
+    load_checkpoint,
+    require_same_run,
+    save_checkpoint,
+)
+from smnas.training.curve import CURVE_FILE, EpochLog, StepLog, append_curve, write_curve
+from smnas.training.epoch import Batches, train_epoch
+from smnas.training.errors import DivergedError, TrainingFailedError
+from smnas.training.optimizer import build_optimizer
+from smnas.training.recipe import Recipe
+
+__all__ = ["FAILURE_FILE", "FitResult", "fit", "fit_batches"]
+
+FAILURE_FILE = "failure.json"
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """A finished training.
+
+    Attributes:
+        epochs: Epochs trained, over all processes that took part.
+        seconds: Time spent in them.
+        images_per_s: Training pictures a second over the whole run.
+        history: One entry per epoch.
+        checkpoint: The stored weights, or ``None`` without a folder.
+        trained: Epochs that this call trained; fewer than ``epochs`` after a resume, 0 for a complete run.
+    """
+
+    epochs: int
+    seconds: float
+    images_per_s: float
+    history: tuple[EpochLog, ...]
+    checkpoint: Path | None
+    trained: int
+
+
+def fit(
+    detector: Detector,
+    dataset: DetectionDataset,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    out_dir: Path | None = None,
+    on_epoch: Callable[[EpochLog], None] | None = None,
+    on_step: Callable[[StepLog], None] | None = None,
+) -> FitResult:
+    """Train a detector in place on a data set's training split.
+
+    Args:
+        detector: Freshly built; a checkpoint in ``out_dir`` replaces its weights.
+        dataset: The training split, with the detector's classes.
+        recipe: How to train.
+        seed: What the order of pictures, their augmentation and the samplers draw from.
+        device: Where to train; the detector is moved there and left there, in evaluation mode.
+        out_dir: Where to keep checkpoint and curve; ``None`` keeps nothing.
+        on_epoch: Called after every epoch that this call trains, when it is safely stored.
+        on_step: Called after every step.
+
+    Raises:
+        UserError: ``out_dir`` holds another run or a damaged checkpoint; the data set is empty or of other classes.
+        DivergedError: the loss or the gradients are not finite. The reason is kept in ``failure.json``.
+        TrainingFailedError: out of memory, kept likewise.
+    """
+    if len(dataset) == 0:
+        raise UserError("training needs at least one picture, but the training split is empty")
+    if len(dataset.classes) != detector.num_classes:
+        raise UserError(
+            f"a detector for {detector.num_classes} classes needs a data set of as many, but got {len(dataset.classes)}"
+        )
+    width, height = detector.input_size
+    augmentation = Augmentation(flip=recipe.flip, scale_jitter=recipe.scale_jitter)
+    loader = TrainLoader(dataset, width, height, recipe.batch_size, seed, augmentation=augmentation)
+    info = CheckpointInfo(
+        architecture=str(detector.architecture),
+        classes=tuple(dataset.classes),
+        category_ids=tuple(dataset.category_ids),
+        norm=detector.options.norm,
+        stem=detector.options.stem,
+        recipe=recipe,
+        seed=seed,
+        train_images=len(dataset),
+    )
+    return fit_batches(detector, loader, info, device=device, out_dir=out_dir, on_epoch=on_epoch, on_step=on_step)
+
+
+def fit_batches(
+    detector: Detector,
+    batches: Batches,
+    info: CheckpointInfo,
+    *,
+    device: torch.device | str = "cpu",
+    out_dir: Path | None = None,
+    on_epoch: Callable[[EpochLog], None] | None = None,
+    on_step: Callable[[StepLog], None] | None = None,
+) -> FitResult:
+    """:func:`fit` with any source of batches; ``info`` says what is trained, and how."""
+    device = torch.device(device)
+    recipe = info.recipe
+    if len(batches) == 0:
+        raise UserError("training needs at least one picture, but the training split is empty")
+    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    detector.to(device)
+    detector.to(memory_format=layout)
+    optimizer = build_optimizer(detector, recipe)
+    scaler = torch.amp.GradScaler("cuda", enabled=device.type == "cuda" and recipe.amp == "fp16")
+    history: list[EpochLog] = []
+    if out_dir is not None:
+        history += _resume(out_dir, info, detector, optimizer, scaler)
+    finished = len(history)
+    cuda = [device] if device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=cuda):
+            for epoch in range(finished, recipe.epochs):
+                log = train_epoch(
+                    detector,
+                    batches,
+                    recipe,
+                    optimizer,
+                    scaler,
+                    epoch=epoch,
+                    seed=info.seed,
+                    device=device,
+                    on_step=on_step,
+                )
+                history.append(log)
+                if out_dir is not None:
+                    _store(out_dir, info, detector, optimizer, scaler, history)
+                if on_epoch is not None:
+                    on_epoch(log)
+    except TrainingFailedError as error:
+        if out_dir is not None:
+            _record_failure(out_dir, error, epochs=len(history))
+        raise
+    detector.eval()
+    seconds = sum(log.seconds for log in history)
+    return FitResult(
+        epochs=len(history),
+        seconds=seconds,
+        images_per_s=sum(log.images_per_s * log.seconds for log in history) / seconds,
+        history=tuple(history),
+        checkpoint=None if out_dir is None else out_dir / CHECKPOINT_FILE,
+        trained=recipe.epochs - finished,
+    )
+
+
+def _resume(
+    out_dir: Path,
+    info: CheckpointInfo,
+    detector: Detector,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+) -> tuple[EpochLog, ...]:
+    """Load what the folder holds of this run; the finished epochs."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    (out_dir / FAILURE_FILE).unlink(missing_ok=True)
+    path = out_dir / CHECKPOINT_FILE
+    if not path.exists():
+        write_curve(out_dir / CURVE_FILE, ())
+        return ()
+    checkpoint = load_checkpoint(path)
+    require_same_run(checkpoint.info, info, path)
+    detector.load_state_dict(checkpoint.model)
+    if checkpoint.optimizer is not None:
+        optimizer.load_state_dict(dict(checkpoint.optimizer))
+    if checkpoint.scaler:
+        scaler.load_state_dict(dict(checkpoint.scaler))
+    write_curve(out_dir / CURVE_FILE, checkpoint.history)
+    return checkpoint.history
+
+
+def _store(
+    out_dir: Path,
+    info: CheckpointInfo,
+    detector: Detector,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    history: list[EpochLog],
+) -> None:
+    reached = replace(info, epoch=len(history))
+    save_checkpoint(
+        out_dir / CHECKPOINT_FILE,
+        Checkpoint(
+            info=reached,
+            model=detector.state_dict(),
+            optimizer=None if reached.complete else optimizer.state_dict(),
+            scaler=None if reached.complete else scaler.state_dict(),
+            history=tuple(history),
+        ),
+    )
+    append_curve(out_dir / CURVE_FILE, history[-1])
+
+
+def _record_failure(out_dir: Path, error: TrainingFailedError, epochs: int) -> None:
+    record = {
+        "format_version": 1,
+        "reason": error.reason,
+        "kind": "diverged" if isinstance(error, DivergedError) else "failed",
+        "step": error.step,
+        "finished_epochs": epochs,
+    }
+    write_atomically(out_dir / FAILURE_FILE, (json.dumps(record) + "\n").encode())

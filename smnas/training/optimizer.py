@@ -1,0 +1,30 @@
+"""Stochastic gradient descent with momentum, and which parameters it decays."""
+
+import torch
+from torch import nn
+
+from smnas.training.recipe import Recipe
+
+__all__ = ["build_optimizer"]
+
+
+def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
+    """The optimizer of a run; its learning rate is set before every step, so it starts at the peak.
+
+    Parameters of fewer than two dimensions are the norms' scales and shifts, biases and learned scalars: weight decay
+    pulls on them only where the recipe says so. Frozen parameters are left out.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    weights = [parameter for parameter in trained if parameter.ndim >= 2]
+    others = [parameter for parameter in trained if parameter.ndim < 2]
+    groups = [
+        {"params": weights, "weight_decay": recipe.weight_decay},
+        {"params": others, "weight_decay": recipe.weight_decay if recipe.decay_norm_and_bias else 0.0},
+    ]
+    # The fused step is one call for all parameters: with a hundred small ones it is several times faster on a CPU too.
+    return torch.optim.SGD(
+        [group for group in groups if group["params"]],
+        lr=recipe.peak_learning_rate,
+        momentum=recipe.momentum,
+        fused=True,
+    )

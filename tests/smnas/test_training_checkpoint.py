@@ -1,0 +1,194 @@
+"""Checkpoint files: round trips, atomic replacement, and every kind of bad file as one line for the user."""
+
+import json
+import pickle
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from profiler.errors import UserError
+from smnas.training.atomic import replace_atomically, write_atomically
+from smnas.training.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    CheckpointInfo,
+    load_checkpoint,
+    record_metrics,
+    save_checkpoint,
+)
+from smnas.training.curve import EpochLog, append_curve, read_curve, write_curve
+from smnas.training.recipe import load_recipe
+
+LOG = EpochLog(1, 2, 1.5, {"box": 1.0, "class": 0.5}, 0.01, 120.0, 3.5, 3.5, 800.0)
+
+
+@pytest.fixture
+def checkpoint() -> Checkpoint:
+    info = CheckpointInfo(
+        architecture="basicblock_16_11-21-21+fpn_2-4_32+rpn+rcnn_64+64x64",
+        classes=("jelly fish", "ray"),
+        category_ids=(3, 7),
+        norm="gn-ws",
+        stem="deep",
+        recipe=load_recipe("nano").with_(scale_jitter=(0.8, 1.2)),
+        seed=12,
+        train_images=40,
+        epoch=1,
+    )
+    momentum = {"state": {0: {"momentum_buffer": torch.rand(2, 3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
+    return Checkpoint(info, {"w": torch.rand(2, 3), "n": torch.tensor(4)}, momentum, {}, (LOG,))
+
+
+def test_a_round_trip_keeps_everything(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, checkpoint)
+    read = load_checkpoint(path)
+    assert read.info == checkpoint.info
+    assert read.info.num_classes == 2
+    assert not read.info.complete
+    assert read.history == (LOG,)
+    assert read.model.keys() == checkpoint.model.keys()
+    assert all(torch.equal(read.model[key], checkpoint.model[key]) for key in read.model)
+    assert torch.equal(
+        read.optimizer["state"][0]["momentum_buffer"], checkpoint.optimizer["state"][0]["momentum_buffer"]
+    )
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_the_versions_that_wrote_a_file_are_in_it(checkpoint: Checkpoint) -> None:
+    assert torch.__version__.split("+")[0] == checkpoint.info.versions["torch"].split("+")[0]
+    assert set(checkpoint.info.versions) == {"smnas", "torch", "torchvision", "numpy"}
+
+
+def test_metrics_are_added_and_nothing_else_changes(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, checkpoint)
+    record_metrics(path, {"ap": 0.31, "ap_large": float("nan")})
+    read = load_checkpoint(path)
+    assert read.info.metrics["ap"] == 0.31
+    assert read.info.metrics["ap_large"] != read.info.metrics["ap_large"]
+    assert replace(read.info, metrics={}) == checkpoint.info
+    assert torch.equal(read.model["w"], checkpoint.model["w"])
+
+
+class Payload:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (print, ("code ran",))
+
+
+def _bad_files(folder: Path, good: bytes) -> dict[str, Path]:
+    files = {
+        "empty": b"",
+        "text": b"not a checkpoint\n",
+        "pickle": pickle.dumps({"format": "smnas checkpoint"}),
+        "cut in half": good[: len(good) // 2],
+        "cut by a byte": good[:-1],
+        "damaged": good[:200] + bytes(200) + good[400:],
+    }
+    paths = {}
+    for name, content in files.items():
+        paths[name] = folder / f"{name}.pt"
+        paths[name].write_bytes(content)
+    paths["zip"] = folder / "zip.pt"
+    with zipfile.ZipFile(paths["zip"], "w") as archive:
+        archive.writestr("a.txt", "hello")
+    for name, value in {
+        "code": {"format": "smnas checkpoint", "payload": Payload()},
+        "tensor": torch.zeros(3),
+        "foreign": {"state_dict": {}, "epoch": 3},
+    }.items():
+        paths[name] = folder / f"{name}.pt"
+        torch.save(value, paths[name])
+    paths["folder"] = folder / "folder.pt"
+    paths["folder"].mkdir()
+    paths["missing"] = folder / "missing.pt"
+    return paths
+
+
+def test_a_bad_file_is_one_line_for_the_user(
+    tmp_path: Path, checkpoint: Checkpoint, capfd: pytest.CaptureFixture[str]
+) -> None:
+    good = tmp_path / "good.pt"
+    save_checkpoint(good, checkpoint)
+    for name, path in _bad_files(tmp_path, good.read_bytes()).items():
+        with pytest.raises(CheckpointError) as error:
+            load_checkpoint(path)
+        message = str(error.value)
+        assert str(path) in message, name
+        assert "\n" not in message, name
+        assert message.startswith("a checkpoint is a .pt file that training wrote, but "), name
+    assert "code ran" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("part", ["info", "model", "optimizer", "history"])
+def test_a_file_without_a_part_is_named(tmp_path: Path, checkpoint: Checkpoint, part: str) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, checkpoint)
+    values = torch.load(path, weights_only=True)
+    del values[part]
+    torch.save(values, path)
+    with pytest.raises(CheckpointError, match=part):
+        load_checkpoint(path)
+
+
+def test_another_format_version_is_named(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, checkpoint)
+    torch.save({**torch.load(path, weights_only=True), "format_version": 2}, path)
+    with pytest.raises(UserError, match=r"reads checkpoints of format 1, but .* has format 2"):
+        load_checkpoint(path)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def write(file: Any) -> None:
+        file.write(b"half of the new")
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        replace_atomically(path, write)
+    assert path.read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+
+
+def test_a_curve_is_json_lines_and_reads_back(tmp_path: Path) -> None:
+    path = tmp_path / "curve.jsonl"
+    write_curve(path, [LOG])
+    append_curve(path, replace(LOG, epoch=2))
+    assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [1, 2]
+    assert read_curve(path) == [LOG, replace(LOG, epoch=2)]
+    write_curve(path, [LOG])
+    assert read_curve(path) == [LOG]
+
+
+def test_a_line_that_a_kill_cut_off_is_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "curve.jsonl"
+    write_curve(path, [LOG, LOG])
+    path.write_text(path.read_text()[:-20])
+    assert read_curve(path) == [LOG]
+
+
+@pytest.mark.parametrize("content", ["{}\n", "[1]\n", "loss: 3\n", "1\n"])
+def test_a_foreign_curve_is_the_users_mistake(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "curve.jsonl"
+    path.write_text(content)
+    with pytest.raises(UserError, match="one epoch as JSON"):
+        read_curve(path)
+    with pytest.raises(UserError, match="readable text file"):
+        read_curve(tmp_path / "none.jsonl")
+
+
+@given(loss=st.floats(0, 1e6), losses=st.dictionaries(st.text(max_size=8), st.floats(0, 1e6), max_size=4))
+def test_an_epoch_survives_json(loss: float, losses: dict[str, float]) -> None:
+    log = replace(LOG, loss=loss, losses=losses)
+    assert EpochLog.from_dict(json.loads(json.dumps(log.to_dict()))) == log
