@@ -1,0 +1,183 @@
+"""Devices: the one a name stands for on this machine, and a sheet of GPUs that people ask for.
+
+Importing this loads no torch; asking for a GPU that may be present does.
+"""
+
+import os
+import platform
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from profiler.errors import UserError
+
+__all__ = [
+    "Device",
+    "DeviceNotPresentError",
+    "GpuSheet",
+    "cpu_device",
+    "gpu_sheets",
+    "local_gpus",
+    "matching_names",
+    "resolve_device",
+]
+
+
+@dataclass(frozen=True)
+class GpuSheet:
+    """What the vendor publishes of a GPU.
+
+    Attributes:
+        name: what the user calls it, such as ``v100``.
+        title: the board that the figures are of.
+        match: words by which the driver's device name is recognised.
+        compute_capability: such as ``7.0``.
+        multiprocessors: number of streaming multiprocessors.
+        boost_mhz: boost clock.
+        memory_gb_s: memory bandwidth in 10^9 bytes per second.
+        l2_mib: second-level cache.
+        fp32_tflops: dense peak, ordinary cores.
+        fp16_tflops: dense peak, tensor cores.
+        int8_tops: dense peak, tensor cores; ``None`` where there is none.
+    """
+
+    name: str
+    title: str
+    match: tuple[str, ...]
+    compute_capability: str
+    multiprocessors: int
+    boost_mhz: float
+    memory_gb_s: float
+    l2_mib: float
+    fp32_tflops: float
+    fp16_tflops: float
+    int8_tops: float | None = None
+
+    def is_called(self, device_name: str) -> bool:
+        """Whether a driver's device name is this GPU: ``Tesla V100-SXM2-16GB`` is ``v100``, ``A100`` is no ``a10``."""
+        return any(
+            re.search(rf"(?<!\w){re.escape(word)}(?!\w)(?! (?:Ti|D|Laptop)\b)", device_name, re.IGNORECASE)
+            for word in self.match
+        )
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device of this machine.
+
+    Attributes:
+        name: as the latency table keeps it: the driver's or the processor's own name.
+        kind: ``cpu`` or ``cuda``.
+        index: of the GPU among its machine's.
+        sheet: the vendor's figures where the GPU is a known one.
+    """
+
+    name: str
+    kind: Literal["cpu", "cuda"]
+    index: int = 0
+    sheet: GpuSheet | None = None
+
+
+class DeviceNotPresentError(UserError):
+    """A known GPU that this machine does not have.
+
+    Attributes:
+        sheet: the vendor's figures of the GPU that was asked for.
+    """
+
+    def __init__(self, sheet: GpuSheet, present: Sequence[str]) -> None:
+        self.sheet = sheet
+        here = ", ".join(present) if present else "no GPU"
+        super().__init__(
+            f"latencies of {sheet.name} are measured on it, but this machine has {here}: run there, give a table "
+            f"measured there with --table FILE, take a labelled roofline with --estimate, or use --gpu "
+            f"{'local' if present else 'cpu'}"
+        )
+
+
+@cache
+def gpu_sheets() -> Mapping[str, GpuSheet]:
+    """All known GPUs by name."""
+    text = resources.files("profiler").joinpath("devices.toml").read_text(encoding="utf-8")
+    sheets: dict[str, GpuSheet] = {}
+    for name, values in tomllib.loads(text).items():
+        figures: dict[str, Any] = {**values, "match": tuple(values["match"])}
+        sheets[name] = GpuSheet(name=name, **figures)
+    return sheets
+
+
+def resolve_device(name: str) -> Device:
+    """The device of this machine that a user's name stands for.
+
+    Args:
+        name: ``cpu``; ``local`` (the first GPU, or the CPU where there is none); or a GPU of the sheet.
+
+    Raises:
+        UserError: nobody knows the name.
+        DeviceNotPresentError: it is a known GPU that is not in this machine.
+    """
+    wanted = re.sub(r"[\s_-]", "", name).lower()
+    if wanted == "cpu":
+        return cpu_device()
+    gpus = local_gpus()
+    if wanted == "local":
+        return gpus[0] if gpus else cpu_device()
+    sheet = gpu_sheets().get(wanted)
+    if sheet is None:
+        raise UserError(f"a device is one of cpu, local, {', '.join(gpu_sheets())}, but got {name!r}")
+    for gpu in gpus:
+        if sheet.is_called(gpu.name):
+            return gpu
+    raise DeviceNotPresentError(sheet, [gpu.name for gpu in gpus])
+
+
+def matching_names(sheet: GpuSheet, device_names: Sequence[str]) -> tuple[str, ...]:
+    """Those device names (of a latency table, say) that are the GPU of the sheet."""
+    return tuple(name for name in device_names if sheet.is_called(name))
+
+
+def local_gpus() -> tuple[Device, ...]:
+    """The CUDA devices of this machine, as torch sees them."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return ()
+    return tuple(_gpu(torch.cuda.get_device_name(index), index) for index in range(torch.cuda.device_count()))
+
+
+def cpu_device() -> Device:
+    """This machine's processor."""
+    return Device(cpu_name(Path("/proc/cpuinfo")), "cpu")
+
+
+def cpu_name(cpuinfo: Path) -> str:
+    """The processor's name: model name with family and model number, because virtual machines shorten the former.
+
+    Args:
+        cpuinfo: Linux's ``/proc/cpuinfo``; where it is missing or names nothing the platform is asked.
+    """
+    facts: dict[str, str] = {}
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            name, separator, value = line.partition(":")
+            if separator:
+                facts.setdefault(name.strip(), value.strip())
+    if "model name" in facts:
+        numbers = [f"{word} {facts[field]}" for word, field in _NUMBERS if facts.get(field, "").isdigit()]
+        return f"{facts['model name']} ({' '.join(numbers)})" if numbers else facts["model name"]
+    if "CPU part" in facts:
+        return f"{platform.machine()} implementer {facts.get('CPU implementer', '?')} part {facts['CPU part']}"
+    return platform.processor() or platform.machine() or os.name
+
+
+_NUMBERS = (("family", "cpu family"), ("model", "model"))
+
+
+def _gpu(name: str, index: int) -> Device:
+    sheet = next((sheet for sheet in gpu_sheets().values() if sheet.is_called(name)), None)
+    return Device(name, "cuda", index, sheet)
