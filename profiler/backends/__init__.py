@@ -1,0 +1,90 @@
+"""How a workload runs: one small protocol, one file a backend, found by name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from profiler.backends.base import Backend, Session
+from profiler.devices import Device, cpu_device
+from profiler.errors import BackendUnavailableError, UserError
+
+__all__ = ["BACKENDS", "Backend", "BackendStatus", "Session", "backend_statuses", "get_backend"]
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """Whether a backend can run here.
+
+    Attributes:
+        name: of the backend.
+        version: ``None`` when it can not run.
+        detail: its precisions, or what is missing and the command that adds it.
+    """
+
+    name: str
+    version: str | None
+    detail: str
+
+
+def get_backend(name: str, device: Device | None = None, *, threads: int = 1) -> Backend:
+    """The backend of a name, ready for a device.
+
+    Args:
+        name: one of :data:`BACKENDS`.
+        device: where workloads run; this machine's CPU when not given.
+        threads: CPU threads that a workload may use.
+
+    Raises:
+        UserError: nobody knows the name, or ``threads`` is less than 1.
+        BackendUnavailableError: it is known but can not run here; the message says what to do.
+    """
+    if threads < 1:
+        raise UserError(f"threads >= 1 must hold, but got {threads}")
+    if name not in BACKENDS:
+        raise UserError(f"a backend is one of {', '.join(BACKENDS)}, but got {name!r}")
+    return BACKENDS[name](device or cpu_device(), threads)
+
+
+def backend_statuses(device: Device | None = None) -> tuple[BackendStatus, ...]:
+    """What this machine can do on a device: one status per known backend."""
+    statuses = []
+    for name in BACKENDS:
+        try:
+            backend = get_backend(name, device)
+        except BackendUnavailableError as error:
+            statuses.append(BackendStatus(name, None, str(error)))
+        else:
+            statuses.append(BackendStatus(name, backend.version, f"precisions {', '.join(backend.precisions)}"))
+    return tuple(statuses)
+
+
+def _eager(device: Device, threads: int) -> Backend:
+    from profiler.backends.eager import EagerBackend
+
+    return EagerBackend(device, threads)
+
+
+def _onnxruntime(device: Device, threads: int) -> Backend:
+    from profiler.backends.onnxruntime import OnnxRuntimeBackend
+
+    return OnnxRuntimeBackend(device, threads)
+
+
+def _tensorrt(device: Device, threads: int) -> Backend:
+    from profiler.backends.tensorrt import require_tensorrt
+
+    return require_tensorrt("tensorrt", device, threads)
+
+
+def _tensorrt_rtx(device: Device, threads: int) -> Backend:
+    from profiler.backends.tensorrt import require_tensorrt
+
+    return require_tensorrt("tensorrt_rtx", device, threads)
+
+
+BACKENDS: dict[str, Callable[[Device, int], Backend]] = {
+    "eager": _eager,
+    "onnxruntime": _onnxruntime,
+    "tensorrt": _tensorrt,
+    "tensorrt_rtx": _tensorrt_rtx,
+}
+"""Where names meet backends. Each is imported when it is asked for: a backend's packages are optional."""

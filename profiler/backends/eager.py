@@ -1,0 +1,87 @@
+"""PyTorch's eager mode, on a CPU or a CUDA device."""
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from profiler.backends.base import check_precision, typed_copy
+from profiler.devices import Device
+from profiler.timing import CudaTimer, Timer, WallTimer
+
+__all__ = ["EagerBackend", "EagerSession"]
+
+
+class EagerBackend:
+    """Runs modules as they are, under inference mode."""
+
+    def __init__(self, device: Device, threads: int) -> None:
+        self.name = "eager"
+        self.version = str(torch.__version__)
+        self.precisions: tuple[str, ...] = ("fp32", "fp16", "bf16") if device.kind == "cuda" else ("fp32", "bf16")
+        self.device = device
+        self.threads = threads
+
+    def prepare(self, module: nn.Module, inputs: Sequence[Tensor], precision: str = "fp32") -> "EagerSession":
+        """Copy a module to the device; see :meth:`profiler.backends.base.Backend.prepare`."""
+        check_precision(self, precision)
+        place = "cpu" if self.device.kind == "cpu" else f"cuda:{self.device.index}"
+        copied, moved = typed_copy(module, inputs, precision, place)
+        session = EagerSession(self, copied, moved)
+        with session:
+            session.run()  # an error in forward belongs to preparing, not to timing
+        return session
+
+
+class EagerSession:
+    """A module on its device."""
+
+    def __init__(self, backend: EagerBackend, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._backend = backend
+        self._module = module
+        self._inputs = inputs
+        self._threads_outside: list[int] = []
+        device = backend.device
+        self.timer: Timer = CudaTimer(device.index) if device.kind == "cuda" else WallTimer()
+
+    def __enter__(self) -> Self:
+        self._threads_outside.append(torch.get_num_threads())
+        torch.set_num_threads(self._backend.threads)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        torch.set_num_threads(self._threads_outside.pop())
+
+    def run(self) -> None:
+        """One run, its outputs dropped."""
+        with torch.inference_mode():
+            self._module(*self._inputs)
+
+    def outputs(self) -> tuple[NDArray[Any], ...]:
+        """Run once and copy the outputs to the host."""
+        with torch.inference_mode():
+            tensors = [leaf for leaf in tree_leaves(self._module(*self._inputs)) if isinstance(leaf, Tensor)]
+        return tuple(_to_numpy(tensor) for tensor in tensors)
+
+    def describe(self) -> dict[str, Any]:
+        """Version and threads."""
+        facts: dict[str, Any] = {"torch": self._backend.version, "threads": self._backend.threads}
+        if self._backend.device.kind == "cuda":
+            cudnn: Any = torch.backends.cudnn  # torch leaves it untyped
+            facts["cuda"] = torch.version.cuda
+            facts["cudnn"] = cudnn.version()
+            facts["cudnn_benchmark"] = cudnn.benchmark
+            facts["tf32"] = torch.backends.cuda.matmul.allow_tf32
+        return facts
+
+
+def _to_numpy(tensor: Tensor) -> NDArray[Any]:
+    host = tensor.detach().cpu()
+    array: NDArray[Any] = (host.float() if host.is_floating_point() else host).numpy()
+    return array

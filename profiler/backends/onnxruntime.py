@@ -1,0 +1,149 @@
+"""ONNX Runtime, with the CPU provider or the CUDA provider."""
+
+import importlib
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from profiler.backends.base import check_precision, typed_copy
+from profiler.devices import Device
+from profiler.errors import BackendUnavailableError
+from profiler.export import to_onnx
+from profiler.timing import Timer, WallTimer
+
+__all__ = ["OnnxRuntimeBackend", "OnnxRuntimeSession", "session_options"]
+
+_SESSION_CONFIG = {
+    # Denormal numbers are a hundred times slower; random weights make more of them than trained ones.
+    "session.set_denormal_as_zero": "1",
+    # Workers may spin while a run lasts but not after it: another session may be timed next.
+    "session.force_spinning_stop": "1",
+}
+
+
+class OnnxRuntimeBackend:
+    """Exports modules to ONNX and runs them in ONNX Runtime."""
+
+    def __init__(self, device: Device, threads: int) -> None:
+        self._runtime = _import_runtime()
+        self._provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device.kind]
+        available = self._runtime.get_available_providers()
+        if self._provider not in available:
+            raise BackendUnavailableError(
+                f"onnxruntime needs its {self._provider} for {device.name}, but this installation has only "
+                f"{', '.join(available)}: pip uninstall onnxruntime, then pip install 'smnas[gpu]'"
+            )
+        self.name = "onnxruntime"
+        self.version = str(self._runtime.__version__)
+        self.precisions: tuple[str, ...] = ("fp32",) if device.kind == "cpu" else ("fp32", "fp16")
+        self.device = device
+        self.threads = threads
+
+    def prepare(self, module: nn.Module, inputs: Sequence[Tensor], precision: str = "fp32") -> "OnnxRuntimeSession":
+        """Export a module and load it; see :meth:`profiler.backends.base.Backend.prepare`."""
+        check_precision(self, precision)
+        copied, typed = typed_copy(module, inputs, precision, "cpu")
+        names = [f"input_{index}" for index in range(len(typed))]
+        model = to_onnx(copied, typed, input_names=names)
+        feeds = {name: tensor.contiguous().numpy() for name, tensor in zip(names, typed, strict=True)}
+        return OnnxRuntimeSession(self._runtime, model.SerializeToString(), feeds, self)
+
+    @property
+    def provider(self) -> str:
+        """Name of the execution provider."""
+        return self._provider
+
+
+class OnnxRuntimeSession:
+    """An ONNX model loaded with its inputs bound once."""
+
+    def __init__(self, runtime: Any, model: bytes, feeds: dict[str, NDArray[Any]], backend: OnnxRuntimeBackend) -> None:
+        self.timer: Timer = WallTimer()  # a run returns when its outputs are there, on a GPU too
+        self._backend = backend
+        cuda = backend.device.kind == "cuda"
+        providers: list[Any] = [backend.provider]
+        if cuda:
+            providers = [(backend.provider, {"device_id": str(backend.device.index)}), "CPUExecutionProvider"]
+        self._session = runtime.InferenceSession(
+            model, sess_options=session_options(runtime, backend.threads), providers=providers
+        )
+        if self._session.get_providers()[0] != backend.provider:
+            raise BackendUnavailableError(
+                f"onnxruntime was to run on {backend.provider}, but it fell back to {self._session.get_providers()[0]}"
+            )
+        place, index = ("cuda", backend.device.index) if cuda else ("cpu", 0)
+        self._binding = self._session.io_binding()
+        wanted = {value.name for value in self._session.get_inputs()}
+        # The binding reads these buffers at every run.
+        self._values = {
+            name: runtime.OrtValue.ortvalue_from_numpy(array, place, index)
+            for name, array in feeds.items()
+            if name in wanted
+        }
+        for name, value in self._values.items():
+            self._binding.bind_ortvalue_input(name, value)
+        for output in self._session.get_outputs():
+            self._binding.bind_output(output.name, place, index)
+        self._run = self._session.run_with_iobinding
+        self.run()  # an error in a kernel belongs to preparing, not to timing
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def run(self) -> None:
+        """One run on the bound inputs."""
+        self._run(self._binding)
+
+    def outputs(self) -> tuple[NDArray[Any], ...]:
+        """Run once and copy the outputs to the host."""
+        self.run()
+        arrays = self._binding.copy_outputs_to_cpu()
+        return tuple(array.astype(np.float32) if array.dtype == np.float16 else array for array in arrays)
+
+    def describe(self) -> dict[str, Any]:
+        """Provider, version, threads and options."""
+        return {
+            "onnxruntime": self._backend.version,
+            "provider": self._backend.provider,
+            "intra_op_threads": self._backend.threads,
+            "inter_op_threads": 1,
+            "execution": "sequential",
+            "graph_optimization": "all",
+            **_SESSION_CONFIG,
+        }
+
+
+def session_options(runtime: Any, threads: int) -> Any:
+    """The options under which latencies are measured, for a session of the same kind elsewhere.
+
+    Args:
+        runtime: the ``onnxruntime`` module.
+        threads: for one operator; operators run one after another.
+    """
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3  # errors: they are raised as well
+    for key, value in _SESSION_CONFIG.items():
+        options.add_session_config_entry(key, value)
+    return options
+
+
+def _import_runtime() -> Any:
+    try:
+        return importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"onnxruntime is not installed ({error}): pip install 'smnas[cpu]', or 'smnas[gpu]' for a CUDA device"
+        ) from error

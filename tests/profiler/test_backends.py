@@ -1,0 +1,198 @@
+"""Backends: each computes what the module computes, on the terms it describes, or says plainly why it can not."""
+
+import importlib
+import subprocess
+import sys
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from profiler.backends import BACKENDS, backend_statuses, get_backend
+from profiler.devices import Device
+from profiler.errors import BackendUnavailableError, UserError
+from profiler.timing import TimingSettings, measure
+from profiler.workload import TensorSpec, random_inputs
+
+pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu or gpu)")
+
+RUNNABLE = ["eager", "onnxruntime"]
+FAKE_GPU = Device("NVIDIA Pretend", "cuda")
+
+
+class Pair(nn.Module):
+    """Floats and integers in, a nested structure out, and a dropout that must be off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 5)
+        self.dropout = nn.Dropout(0.9)
+
+    def forward(self, x: Tensor, index: Tensor) -> dict[str, Tensor | tuple[Tensor, ...]]:
+        y = self.dropout(self.linear(x)).sigmoid()
+        return {"all": y, "some": (y.gather(1, index), index + 1)}
+
+
+@pytest.fixture(scope="module")
+def module() -> Pair:
+    torch.manual_seed(0)
+    return Pair()
+
+
+INPUTS = random_inputs((TensorSpec((4, 6)), TensorSpec((4, 2), "int64", 0, 5)), seed=0)
+
+
+def expected(module: Pair) -> list[np.ndarray]:
+    weight, bias = module.linear.weight.detach().numpy(), module.linear.bias.detach().numpy()
+    y = 1 / (1 + np.exp(-(INPUTS[0].numpy() @ weight.T + bias)))
+    index = INPUTS[1].numpy()
+    return [y, np.take_along_axis(y, index, 1), index + 1]
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_outputs_are_the_modules(name: str, module: Pair) -> None:
+    backend = get_backend(name)
+    session = backend.prepare(module, INPUTS)
+    with session:
+        outputs = session.outputs()
+    for got, wanted in zip(outputs, expected(module), strict=True):
+        np.testing.assert_allclose(got, wanted, atol=1e-5)
+    # The caller's module is as it was.
+    assert module.training
+    assert all(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_half_precision_is_computed_in_half_precision(module: Pair) -> None:
+    with get_backend("eager").prepare(module, INPUTS, "bf16") as session:
+        got = session.outputs()[0]
+    wanted = expected(module)[0]
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, wanted, atol=2e-2)
+    assert not np.allclose(got, wanted, atol=1e-6)
+    assert module.linear.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_a_session_can_be_timed_and_describes_itself(name: str, module: Pair) -> None:
+    backend = get_backend(name, threads=2)
+    session = backend.prepare(module, INPUTS)
+    with session:
+        measurement = measure(session.run, timer=session.timer, settings=TimingSettings(time_limit_s=0.05))
+    assert 0 < measurement.low_ms <= measurement.median_ms <= measurement.high_ms < 50
+    facts = session.describe()
+    assert backend.version in facts.values()
+    assert 2 in facts.values()
+
+
+def test_onnxruntime_says_on_what_terms_it_runs(module: Pair) -> None:
+    facts = get_backend("onnxruntime").prepare(module, INPUTS).describe()
+    assert facts["provider"] == "CPUExecutionProvider"
+    assert facts["intra_op_threads"] == facts["inter_op_threads"] == 1
+    assert facts["session.set_denormal_as_zero"] == "1"
+
+
+def test_an_unused_input_does_not_matter() -> None:
+    class Second(nn.Module):
+        def forward(self, first: Tensor, second: Tensor) -> Tensor:
+            return second * 2
+
+    inputs = random_inputs((TensorSpec((3,)), TensorSpec((2,))), seed=0)
+    (got,) = get_backend("onnxruntime").prepare(Second(), inputs).outputs()
+    np.testing.assert_allclose(got, inputs[1].numpy() * 2)
+
+
+def test_eager_sets_the_thread_count_only_while_it_runs() -> None:
+    outside = torch.get_num_threads()
+
+    class Threads(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.get_num_threads()
+
+    for threads in (1, 3):
+        session = get_backend("eager", threads=threads).prepare(Threads(), (torch.zeros(1),))
+        with session, session:
+            assert session.outputs()[0].item() == threads
+        assert torch.get_num_threads() == outside
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_an_error_in_forward_comes_up_while_preparing(name: str) -> None:
+    with pytest.raises((RuntimeError, ValueError)):
+        get_backend(name).prepare(nn.Linear(3, 3), (torch.zeros(2, 4),))
+
+
+@pytest.mark.parametrize(("name", "precision"), [("onnxruntime", "fp16"), ("eager", "int3"), ("onnxruntime", "bf16")])
+def test_a_precision_that_does_not_run_here_is_refused(name: str, precision: str, module: Pair) -> None:
+    with pytest.raises(UserError, match=f"runs fp32.*got '{precision}'"):
+        get_backend(name).prepare(module, INPUTS, precision)
+
+
+def test_an_unknown_backend_lists_the_known_ones() -> None:
+    with pytest.raises(UserError, match="eager, onnxruntime, tensorrt, tensorrt_rtx, but got 'openvino'"):
+        get_backend("openvino")
+    with pytest.raises(UserError, match="threads >= 1"):
+        get_backend("eager", threads=0)
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt_rtx"])
+def test_tensorrt_says_that_engines_can_not_be_built_yet(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(BackendUnavailableError) as caught:
+        get_backend(name)
+    assert "can not be built" in str(caught.value)
+    assert "is not installed" in str(caught.value)
+    assert "onnxruntime" in str(caught.value)
+    installed = ModuleType(name)
+    installed.__version__ = "10.9"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, name, installed)
+    with pytest.raises(BackendUnavailableError, match=r"10\.9 is installed"):
+        get_backend(name)
+
+
+def test_onnxruntime_without_the_package_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    genuine = importlib.import_module
+
+    def missing(name: str, package: str | None = None) -> Any:
+        if name == "onnxruntime":
+            raise ImportError("No module named 'onnxruntime'")
+        return genuine(name, package)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(BackendUnavailableError, match=r"pip install 'smnas\[cpu\]'"):
+        get_backend("onnxruntime")
+
+
+def test_onnxruntime_without_the_provider_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(BackendUnavailableError, match=r"CUDAExecutionProvider.*smnas\[gpu\]"):
+        get_backend("onnxruntime", FAKE_GPU)
+
+
+def test_statuses_cover_every_backend() -> None:
+    statuses = {status.name: status for status in backend_statuses()}
+    assert list(statuses) == list(BACKENDS)
+    assert statuses["eager"].version == torch.__version__
+    assert "fp32" in statuses["onnxruntime"].detail
+    assert statuses["tensorrt"].version is None
+
+
+def test_the_names_are_known_without_loading_a_runtime() -> None:
+    code = "import sys; from profiler.backends import BACKENDS; sys.exit('onnxruntime' in sys.modules or not BACKENDS)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_eager_on_a_gpu_computes_and_times(precision: str, module: Pair) -> None:
+    from profiler.devices import local_gpus
+
+    session = get_backend("eager", local_gpus()[0]).prepare(module, INPUTS, precision)
+    with session:
+        np.testing.assert_allclose(session.outputs()[0], expected(module)[0], atol=1e-2)
+        measurement = measure(session.run, timer=session.timer, settings=TimingSettings(time_limit_s=0.2))
+    assert 0 < measurement.median_ms < 5
