@@ -216,18 +216,16 @@ def _read_boxes(entries: list[Any], path: Path, image_ids: NDArray[np.int64], ca
 
 def _box_problems(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> Iterable[tuple[str, NDArray[np.bool_]]]:
     """Each rule about boxes, with the annotations that break it; a box is counted under its first broken rule."""
-    finite: NDArray[np.bool_] = np.isfinite(boxes).all(axis=1)
+    finite = np.asarray(np.isfinite(boxes).all(axis=1))
     yield "a box must hold finite numbers", ~finite
-    positive: NDArray[np.bool_] = (boxes[:, 2:] > 0).all(axis=1)
+    positive = np.asarray((boxes[:, 2:] > 0).all(axis=1))
     yield "a box must have a positive width and height", finite & ~positive
     with np.errstate(invalid="ignore", over="ignore"):
         corner = boxes[:, :2] + boxes[:, 2:]
-    within: NDArray[np.bool_] = (boxes[:, :2] >= -BOX_TOLERANCE_PX).all(axis=1) & (
-        corner <= sizes + BOX_TOLERANCE_PX
-    ).all(axis=1)
+    inside = (boxes[:, :2] >= -BOX_TOLERANCE_PX) & (corner <= sizes + BOX_TOLERANCE_PX)
     # A box within the tolerance can still lie wholly outside, where clipping would leave nothing.
-    within &= (boxes[:, :2] < sizes).all(axis=1) & (corner > 0).all(axis=1)
-    yield "a box must lie inside its image", finite & positive & ~within
+    inside &= (boxes[:, :2] < sizes) & (corner > 0)
+    yield "a box must lie inside its image", finite & positive & ~np.asarray(inside.all(axis=1))
 
 
 def _get(entry: Mapping[str, Any], key: str, owner: str, path: Path) -> Any:

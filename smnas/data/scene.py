@@ -108,7 +108,9 @@ def outline(shape: Shape) -> NDArray[np.float64]:
         corners = np.concatenate([arm @ np.linalg.matrix_power(quarter.T, turn) for turn in range(4)])
     cosine, sine = np.cos(shape.angle), np.sin(shape.angle)
     turned: NDArray[np.float64] = corners @ np.array([(cosine, sine), (-sine, cosine)])
-    return turned * shape.radius + np.array((shape.x, shape.y))
+    turned *= shape.radius
+    turned += (shape.x, shape.y)
+    return turned
 
 
 @dataclass(frozen=True)
@@ -252,13 +254,13 @@ def _fill(under: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.fl
         wave = np.sign(np.sin(along * (2 * np.pi / rng.uniform(3, 10))))
     else:
         wave = np.zeros_like(along)
-    return (colour + strength * wave[:, :, None]).clip(0, 255).astype(np.float32)
+    return np.asarray((colour + strength * wave[:, :, None]).clip(0, 255), dtype=np.float32)
 
 
 def _expose(canvas: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.uint8]:
     """The camera: blur, exposure and noise."""
     blur, gain, bias, noise = rng.uniform((0.0, 0.75, -20.0, 0.0), (0.8, 1.25, 20.0, 9.0)).tolist()
     soft = Image.fromarray(canvas.clip(0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(blur))
-    seen = (np.asarray(soft, dtype=np.float32) - 128) * gain + 128 + bias
-    seen += rng.normal(0, noise, size=seen.shape)
-    return seen.clip(0, 255).astype(np.uint8)
+    exposed = (np.asarray(soft, dtype=np.float32) - 128) * gain + 128 + bias
+    exposed += rng.normal(0, noise, size=exposed.shape)
+    return np.asarray(exposed.clip(0, 255), dtype=np.uint8)

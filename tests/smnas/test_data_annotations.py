@@ -1,0 +1,204 @@
+"""A COCO folder is checked when it is opened: each rule, each in one line that names the file and the entry."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from profiler.errors import UserError
+from smnas.data.annotations import read_annotations
+from smnas.data.coco import CocoFolder, DataError
+
+Document = dict[str, Any]
+
+
+def document() -> Document:
+    return {
+        "images": [
+            {"id": 7, "file_name": "a.png", "width": 40, "height": 30},
+            {"id": 3, "file_name": "b.png", "width": 20, "height": 20},
+        ],
+        "annotations": [
+            {"id": 11, "image_id": 3, "category_id": 9, "bbox": [1, 2, 10, 5], "area": 42.0, "iscrowd": 0},
+            {"id": 12, "image_id": 3, "category_id": 4, "bbox": [0, 0, 20, 20], "iscrowd": 1},
+            {"id": 10, "image_id": 7, "category_id": 4, "bbox": [5.5, 6, 30, 20]},
+        ],
+        "categories": [{"id": 9, "name": "zebra"}, {"id": 4, "name": "ant"}],
+    }
+
+
+def write_folder(root: Path, train: Document, val: Document | None = None, suffix: str = "") -> Path:
+    (root / "annotations").mkdir(parents=True)
+    for split, content in (("train", train), ("val", val if val is not None else document())):
+        (root / f"{split}{suffix}").mkdir()
+        for name, size in (("a.png", (40, 30)), ("b.png", (20, 20))):
+            Image.new("RGB", size, (10, 20, 30)).save(root / f"{split}{suffix}" / name)
+        (root / "annotations" / f"instances_{split}{suffix}.json").write_text(json.dumps(content))
+    return root
+
+
+def refused(root: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        CocoFolder(root)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("suffix", ["", "2017"])
+def test_both_namings_open(tmp_path: Path, suffix: str) -> None:
+    folder = CocoFolder(write_folder(tmp_path / "data", document(), suffix=suffix))
+    assert folder.classes == ("ant", "zebra")
+    assert folder.category_ids == (4, 9)
+    train = folder.split("train")
+    assert train.image_ids == (7, 3)
+    assert len(train) == 2
+
+
+def test_a_sample_has_its_own_boxes_zero_based_labels_and_crowd_flags(tmp_path: Path) -> None:
+    train = CocoFolder(write_folder(tmp_path / "data", document())).split("train")
+    first, second = train.sample(0), train.sample(1)
+    assert first.image.shape == (30, 40, 3)
+    assert first.image.dtype == np.uint8
+    assert (first.image == (10, 20, 30)).all()
+    assert (first.image_id, second.image_id) == (7, 3)
+    np.testing.assert_array_equal(first.boxes, np.array([[5.5, 6, 35.5, 26]], dtype=np.float32))
+    np.testing.assert_array_equal(second.boxes, np.array([[1, 2, 11, 7], [0, 0, 20, 20]], dtype=np.float32))
+    assert second.labels.tolist() == [1, 0]
+    assert second.crowd.tolist() == [False, True]
+    assert (second.boxes.dtype, second.labels.dtype, second.crowd.dtype) == (np.float32, np.int64, np.bool_)
+
+
+def test_a_picture_without_boxes_is_kept(tmp_path: Path) -> None:
+    content = document()
+    content["annotations"] = []
+    sample = CocoFolder(write_folder(tmp_path / "data", content)).split("train").sample(1)
+    assert sample.boxes.shape == (0, 4)
+    assert sample.labels.shape == sample.crowd.shape == (0,)
+
+
+def test_a_box_less_than_a_pixel_outside_is_clipped_for_training_and_kept_for_evaluation(tmp_path: Path) -> None:
+    content = document()
+    content["annotations"][0]["bbox"] = [-0.7, 15, 5, 5.9]
+    train = CocoFolder(write_folder(tmp_path / "data", content)).split("train")
+    np.testing.assert_allclose(train.sample(1).boxes[0], [0, 15, 4.3, 20], rtol=1e-6)
+    truth = train.ground_truth()
+    assert [entry["bbox"] for entry in truth.loadAnns(truth.getAnnIds(imgIds=[3], catIds=[9]))] == [[-0.7, 15, 5, 5.9]]
+
+
+def test_the_ground_truth_is_silent_complete_and_numbered_from_one(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    content = document()
+    content["annotations"][0]["id"] = 0
+    truth = CocoFolder(write_folder(tmp_path / "data", content)).split("train").ground_truth()
+    assert capfd.readouterr().out == ""
+    entries = {entry["category_id"] * 100 + entry["image_id"]: entry for entry in truth.dataset["annotations"]}
+    assert sorted(entry["id"] for entry in entries.values()) == [1, 2, 3]
+    assert entries[903]["area"] == 42.0
+    assert entries[407]["area"] == 600.0  # absent: width times height
+    assert entries[403]["iscrowd"] == 1
+    assert entries[407]["iscrowd"] == 0
+    assert truth.getCatIds() == [4, 9]
+
+
+def broken(change: Callable[[Document], Any]) -> Document:
+    content = document()
+    change(content)
+    return content
+
+
+def set_box(*box: float) -> Callable[[Document], None]:
+    return lambda content: content["annotations"][0].update(bbox=list(box))
+
+
+CASES: dict[str, tuple[Callable[[Document], Any], list[str]]] = {
+    "missing image id": (lambda c: c["annotations"][0].update(image_id=99), ["annotation 11", "image 99", "not exist"]),
+    "unknown category": (lambda c: c["annotations"][0].update(category_id=5), ["annotation 11", "category 5", "[4, 9]"]),
+    "outside": (set_box(15, 0, 10, 5), ["inside its image", "annotation 11 of image 3", "[15, 0, 10, 5]", "20x20"]),
+    "outside left": (set_box(-2, 0, 10, 5), ["inside its image"]),
+    "wholly in the tolerance": (set_box(20.2, 0, 0.5, 5), ["inside its image"]),
+    "zero width": (set_box(1, 1, 0, 5), ["positive width and height", "annotation 11", "[1, 1, 0, 5]"]),
+    "negative height": (set_box(1, 1, 5, -3), ["positive width and height"]),
+    "nan": (set_box(1, math.nan, 5, 5), ["finite", "annotation 11", "nan"]),
+    "infinite": (set_box(1, 1, math.inf, 5), ["finite", "inf"]),
+    "null in a box": (lambda c: c["annotations"][0].update(bbox=[1, None, 2, 3]), ["finite", "annotation 11", "None"]),
+    "text in a box": (lambda c: c["annotations"][0].update(bbox=[1, "2", 2, 3]), ["finite", "'2'"]),
+    "a huge number": (lambda c: c["annotations"][0].update(bbox=[1, 10**400, 2, 3]), ["finite", "inf"]),
+    "three numbers": (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), ["[x, y, width, height]", "annotation 11"]),
+    "no box": (lambda c: c["annotations"][0].pop("bbox"), ["every annotation", "'bbox'", "annotation 11"]),
+    "no image id": (lambda c: c["annotations"][0].pop("image_id"), ["'image_id'", "annotation 11"]),
+    "no annotation id": (lambda c: c["annotations"][2].pop("id"), ["'id'", "annotation at position 2"]),
+    "text id": (lambda c: c["images"][0].update(id="seven"), ["whole number", "'seven'"]),
+    "annotation twice": (lambda c: c["annotations"][1].update(id=11), ["unique", "annotation 11 twice"]),
+    "image twice": (lambda c: c["images"][1].update(id=7), ["unique", "image 7 twice"]),
+    "category twice": (lambda c: c["categories"][1].update(id=9), ["unique", "category 9 twice"]),
+    "no name": (lambda c: c["categories"][1].pop("name"), ["'name'", "category 4"]),
+    "no categories": (lambda c: c.update(categories=[]), ["at least one category"]),
+    "empty split": (lambda c: c.update(images=[], annotations=[]), ["at least one image"]),
+    "no file name": (lambda c: c["images"][0].pop("file_name"), ["'file_name'", "image 7"]),
+    "no width": (lambda c: c["images"][0].pop("width"), ["'width'", "image 7"]),
+    "image of no size": (lambda c: c["images"][0].update(width=0), ["positive size", "image 7", "0x30"]),
+    "missing file": (lambda c: c["images"][0].update(file_name="gone.png"), ["image 7", "gone.png"]),
+    "missing subfolder": (lambda c: c["images"][0].update(file_name="x/a.png"), ["image 7", "x/a.png"]),
+    "no images key": (lambda c: c.pop("images"), ["'images'"]),
+    "images not a list": (lambda c: c.update(images={}), ["'images' must be a list"]),
+    "image not an object": (lambda c: c.update(images=[3]), ["'images' must be a list of objects"]),
+    "other classes": (lambda c: c["categories"][0].update(name="lion"), ["same categories", "lion", "zebra"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_rule_is_one_line_that_names_the_entry(tmp_path: Path, case: str) -> None:
+    change, expected = CASES[case]
+    message = refused(write_folder(tmp_path / "data", broken(change)))
+    for part in expected:
+        assert part in message
+    assert str(tmp_path / "data") in message
+
+
+def test_the_error_is_the_users_mistake() -> None:
+    assert issubclass(DataError, UserError)
+
+
+def test_files_and_folders_that_are_not_there(tmp_path: Path) -> None:
+    assert "no folder" in refused(tmp_path / "nothing")
+    root = write_folder(tmp_path / "data", document())
+    (root / "annotations" / "instances_val.json").rename(root / "annotations" / "moved.json")
+    assert "instances_val.json" in refused(root)
+    (root / "annotations" / "moved.json").rename(root / "annotations" / "instances_val.json")
+    (root / "val").rename(root / "pictures")
+    assert "folder val" in refused(root)
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe{}", b"[1, 2]", b"[" * 100_000])
+def test_a_file_that_is_not_an_annotation_file(tmp_path: Path, content: bytes) -> None:
+    root = write_folder(tmp_path / "data", document())
+    (root / "annotations" / "instances_train.json").write_bytes(content)
+    assert "instances_train.json" in refused(root)
+
+
+def test_bad_boxes_can_be_left_out_instead(tmp_path: Path) -> None:
+    content = document()
+    content["annotations"][0]["bbox"] = [1, 1, 0, 5]
+    content["annotations"][2]["bbox"] = [1, math.nan, 5, 5]
+    root = write_folder(tmp_path / "data", content)
+    train = CocoFolder(root, drop_bad_boxes=True).split("train")
+    assert train.dropped == 2
+    assert len(train.sample(0).boxes) == 0
+    assert len(train.sample(1).boxes) == 1
+    assert CocoFolder(root, drop_bad_boxes=True).split("val").dropped == 0
+
+
+def test_real_annotations_add_up_to_what_their_readme_says(aquarium_mini: Path) -> None:
+    train = read_annotations(aquarium_mini / "annotations" / "instances_train.json")
+    assert train.classes == ("fish", "jellyfish", "penguin", "puffin", "shark", "starfish", "stingray")
+    assert np.bincount(train.labels).tolist() == [19, 37, 20, 21, 7, 20, 8]
+    val = CocoFolder(aquarium_mini).split("val")
+    assert len(val) == 16
+    assert sum(len(val.sample(index).boxes) for index in range(16)) == 56

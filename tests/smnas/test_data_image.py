@@ -1,0 +1,101 @@
+"""Any picture file becomes 8-bit RGB, the right way up, or an error that names it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+
+from smnas.data.errors import DataError
+from smnas.data.image import load_rgb
+
+
+def gradient(width: int = 12, height: int = 8) -> np.ndarray:
+    y, x = np.mgrid[0:height, 0:width]
+    return np.stack([x * 20, y * 30, (x + y) * 10], axis=2).astype(np.uint8)
+
+
+def test_rgb_is_returned_as_it_is(tmp_path: Path) -> None:
+    Image.fromarray(gradient()).save(tmp_path / "p.png")
+    loaded = load_rgb(tmp_path / "p.png", (12, 8))
+    np.testing.assert_array_equal(loaded, gradient())
+    assert loaded.flags.c_contiguous
+    assert loaded.flags.writeable
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA"])
+def test_other_modes_become_what_pillow_shows(tmp_path: Path, mode: str) -> None:
+    picture = Image.fromarray(gradient()).convert(mode)
+    picture.save(tmp_path / "p.png")
+    np.testing.assert_array_equal(load_rgb(tmp_path / "p.png"), np.array(picture.convert("RGB")))
+
+
+def test_cmyk_is_close_to_the_rgb_that_it_came_from(tmp_path: Path) -> None:
+    Image.fromarray(gradient(64, 64) // 2).convert("CMYK").save(tmp_path / "p.jpg", quality=98, subsampling=0)
+    difference = load_rgb(tmp_path / "p.jpg").astype(int) - gradient(64, 64) // 2
+    assert np.abs(difference).mean() < 6
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
+    deep = np.linspace(0, 65535, 96).reshape(8, 12).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "p.png")
+    loaded = load_rgb(tmp_path / "p.png")
+    assert loaded.shape == (8, 12, 3)
+    np.testing.assert_allclose(loaded[:, :, 0], deep / 257, atol=1)
+
+
+def test_a_palette_with_transparency_gives_no_warning(tmp_path: Path) -> None:
+    Image.fromarray(gradient()).convert("P").save(tmp_path / "p.png", transparency=bytes(range(0, 250)))
+    assert load_rgb(tmp_path / "p.png").shape == (8, 12, 3)
+
+
+def save_turned(path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(gradient()).save(path, exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "expected"),
+    [(3, gradient()[::-1, ::-1]), (6, np.rot90(gradient(), -1)), (8, np.rot90(gradient(), 1))],
+)
+def test_the_exif_orientation_is_applied(tmp_path: Path, orientation: int, expected: np.ndarray) -> None:
+    save_turned(tmp_path / "p.png", orientation)
+    height, width = expected.shape[:2]
+    np.testing.assert_array_equal(load_rgb(tmp_path / "p.png"), expected)
+    np.testing.assert_array_equal(load_rgb(tmp_path / "p.png", (width, height)), expected)
+
+
+def test_annotations_made_on_the_stored_pixels_win_over_exif(tmp_path: Path) -> None:
+    save_turned(tmp_path / "p.png", 6)
+    np.testing.assert_array_equal(load_rgb(tmp_path / "p.png", (12, 8)), gradient())
+
+
+def test_another_size_than_annotated_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(gradient()).save(tmp_path / "p.png")
+    with pytest.raises(DataError, match=r"p\.png is 12x8 and the annotations say 13x8"):
+        load_rgb(tmp_path / "p.png", (13, 8))
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "gif"])
+def test_a_truncated_file_is_named(tmp_path: Path, suffix: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    path = tmp_path / f"p.{suffix}"
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataError, match=f"p.{suffix}") as caught:
+        load_rgb(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "p.jpg").write_text("not a picture")
+    with pytest.raises(DataError, match="decodable"):
+        load_rgb(tmp_path / "p.jpg")
+    with pytest.raises(DataError, match="must exist"):
+        load_rgb(tmp_path / "gone.jpg")
+    with pytest.raises(DataError, match="decodable"):
+        load_rgb(tmp_path)
+    Image.fromarray(np.zeros((4, 4), dtype=np.float32)).save(tmp_path / "p.tiff")
+    with pytest.raises(DataError, match="floating-point"):
+        load_rgb(tmp_path / "p.tiff")
