@@ -1,0 +1,369 @@
+"""Profiling: what is missing is measured once, failures are rows, a killed run goes on where it stopped."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from profiler.backends import get_backend
+from profiler.devices import Device
+from profiler.errors import UserError
+from profiler.profile import (
+    Failure,
+    ProfileReport,
+    Progress,
+    measurement_target,
+    missing,
+    profile_workloads,
+    reference_workload,
+)
+from profiler.table import LatencyTable, Target
+from profiler.timing import TimingSettings, WallTimer
+from profiler.workload import TensorSpec, Workload
+
+
+class Lasting(nn.Module):
+    """Takes as many nanoseconds as it says, on the pretended clock."""
+
+    def __init__(self, duration_ns: int, error: BaseException | None = None) -> None:
+        super().__init__()
+        self.duration_ns = duration_ns
+        self.error = error
+        self.weight = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight
+
+
+class PretendBackend:
+    """Runs nothing: its clock moves by the module's own duration, times ``slowdown``."""
+
+    def __init__(self) -> None:
+        self.name = "pretend"
+        self.version = "1"
+        self.precisions: tuple[str, ...] = ("fp32",)
+        self.device = Device("pretended device", "cpu")
+        self.threads = 1
+        self.now = 0
+        self.slowdown = 1.0
+        self.prepared: list[float] = []
+
+    def prepare(self, module: nn.Module, inputs: Sequence[Tensor], precision: str = "fp32") -> "PretendSession":
+        duration = getattr(module, "duration_ns", 1_000_000)
+        self.prepared.append(duration)
+        error = getattr(module, "error", None)
+        if error is not None:
+            raise error
+        return PretendSession(self, duration)
+
+
+class PretendSession:
+    def __init__(self, backend: PretendBackend, duration_ns: int) -> None:
+        self._backend = backend
+        self._duration_ns = duration_ns
+        self.timer = WallTimer(lambda: backend.now)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def run(self) -> None:
+        self._backend.now += round(self._duration_ns * self._backend.slowdown)
+
+    def outputs(self) -> tuple[NDArray[Any], ...]:
+        return ()
+
+    def describe(self) -> dict[str, Any]:
+        return {"pretended": True}
+
+
+def workload(milliseconds: int, error: BaseException | None = None) -> Workload:
+    module = Lasting(milliseconds * 1_000_000, error)
+    return Workload(f"block {milliseconds}", f"block|{milliseconds}", module, (TensorSpec((1, 3)),))
+
+
+@pytest.fixture
+def backend() -> PretendBackend:
+    return PretendBackend()
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Any:
+    with LatencyTable(tmp_path / "latency.db") as table:
+        yield table
+
+
+def profile(
+    workloads: Sequence[Workload], table: LatencyTable, backend: PretendBackend, seed: int = 0, **options: Any
+) -> ProfileReport:
+    return profile_workloads(workloads, table, backend, rng=np.random.default_rng(seed), **options)
+
+
+def latencies(table: LatencyTable) -> dict[str, float | None]:
+    return {row.key: row.median_ms for row in table.rows()}
+
+
+def test_every_workload_gets_its_own_latency(table: LatencyTable, backend: PretendBackend) -> None:
+    report = profile([workload(value) for value in (3, 1, 7)], table, backend)
+    assert (report.measured, report.cached, report.failed, report.unsteady) == (3, 0, (), ())
+    assert latencies(table) == {"block|3": 3.0, "block|1": 1.0, "block|7": 7.0}
+    row = table.lookup("block|3", measurement_target(backend))
+    assert row is not None
+    assert row.target == Target("pretended device", "pretend", "1", "fp32", 1, 1)
+    assert row.parameters == 3
+    assert row.flops == 0
+    assert row.stop_reason == "converged"
+    assert set(row.samples_ms) == {3.0}
+    assert row.conditions["session"] == {"pretended": True}
+    assert row.conditions["versions"]["torch"] == torch.__version__
+    assert row.conditions["before"]["cpus"] == row.conditions["after"]["cpus"] == os.cpu_count()
+    assert row.reference_drift == 0.0
+
+
+def test_a_hit_costs_no_measuring(table: LatencyTable, backend: PretendBackend) -> None:
+    workloads = [workload(value) for value in range(1, 6)]
+    profile(workloads[:3], table, backend)
+    backend.prepared.clear()
+    report = profile(workloads, table, backend, reference_every=0)
+    assert (report.measured, report.cached) == (2, 3)
+    assert sorted(backend.prepared) == [4_000_000, 5_000_000]
+    backend.prepared.clear()
+    report = profile(workloads, table, backend)
+    assert (report.measured, report.cached) == (0, 5)
+    assert report.drift is None
+    assert backend.prepared == []
+
+
+def test_one_key_is_measured_once(table: LatencyTable, backend: PretendBackend) -> None:
+    report = profile([workload(2), workload(2), workload(3)], table, backend, reference_every=0)
+    assert report.measured == 2
+    assert len(backend.prepared) == 2
+
+
+def test_a_cached_workload_needs_no_weights(table: LatencyTable, backend: PretendBackend) -> None:
+    profile([workload(2)], table, backend)
+    with torch.device("meta"):
+        weightless = [workload(2), workload(3), workload(3)]
+    assert [found.key for found in missing(weightless, table, measurement_target(backend))] == ["block|3"]
+    with pytest.raises(ValueError, match=r"real weights.*block 3"):
+        profile(weightless, table, backend)
+    assert profile(weightless[:1], table, backend).cached == 1
+
+
+def test_other_terms_are_measured_anew(table: LatencyTable, backend: PretendBackend) -> None:
+    profile([workload(2)], table, backend)
+    backend.version = "2"
+    assert profile([workload(2)], table, backend).measured == 1
+    assert profile([workload(2)], table, backend, batch=4).measured == 1
+    assert table.count() == 3
+
+
+def test_a_failure_is_a_row_and_the_rest_goes_on(table: LatencyTable, backend: PretendBackend) -> None:
+    broken = workload(2, RuntimeError("no kernel for this shape\nwith pages of\nadvice"))
+    starved = workload(3, MemoryError())
+    report = profile([workload(1), broken, starved, workload(4)], table, backend)
+    assert report.measured == 4
+    assert set(report.failed) == {
+        Failure("block|2", "block 2", "RuntimeError: no kernel for this shape"),
+        Failure("block|3", "block 3", "MemoryError"),
+    }
+    assert latencies(table) == {"block|1": 1.0, "block|2": None, "block|3": None, "block|4": 4.0}
+
+
+def test_a_failure_is_remembered_until_asked_again(table: LatencyTable, backend: PretendBackend) -> None:
+    profile([workload(2, RuntimeError("no memory"))], table, backend)
+    report = profile([workload(2)], table, backend)
+    assert (report.measured, report.cached) == (0, 1)
+    assert report.failed == (Failure("block|2", "block 2", "RuntimeError: no memory"),)
+    report = profile([workload(2)], table, backend, retry_failed=True)
+    assert (report.measured, report.cached, report.failed) == (1, 0, ())
+    assert latencies(table) == {"block|2": 2.0}
+    assert [row.status for row in table.rows(superseded=True)] == ["failed", "ok"]
+
+
+def test_the_users_mistake_stops_the_run(table: LatencyTable, backend: PretendBackend) -> None:
+    with pytest.raises(UserError, match="runs fp32, but got 'fp16'"):
+        profile([workload(2)], table, backend, precision="fp16")
+    with pytest.raises(UserError, match="licence"):
+        profile([workload(2, UserError("a licence is needed"))], table, backend)
+    assert table.count() == 0
+
+
+def test_an_interrupt_keeps_what_was_finished(table: LatencyTable, backend: PretendBackend) -> None:
+    workloads = [workload(value) for value in range(1, 6)]
+    seen: list[Progress] = []
+
+    def interrupt_after_two(progress: Progress) -> None:
+        seen.append(progress)
+        if progress.done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        profile(workloads, table, backend, on_progress=interrupt_after_two)
+    assert table.count() == 2
+    report = profile(workloads, table, backend)
+    assert (report.measured, report.cached) == (3, 2)
+
+
+def test_progress_counts_up_and_time_left_ends_at_zero(table: LatencyTable, backend: PretendBackend) -> None:
+    profile([workload(9), workload(8, RuntimeError("no"))], table, backend)
+    events: list[Progress] = []
+    broken = workload(4, RuntimeError("no"))
+    profile([workload(9), workload(8), workload(1), broken, workload(5)], table, backend, on_progress=events.append)
+    assert [event.done for event in events] == [2, 3, 4, 5]
+    assert {event.total for event in events} == {5}
+    assert {event.cached for event in events} == {2}
+    assert events[0].failed == 1
+    assert events[-1].failed == 2
+    assert events[0].name == ""
+    assert {event.name for event in events[1:]} == {"block 1", "block 4", "block 5"}
+    assert events[0].seconds_left is None
+    assert events[-1].seconds_left == 0.0
+    done: list[Progress] = []
+    profile([workload(9)], table, backend, on_progress=done.append)
+    assert [(event.done, event.total, event.seconds_left) for event in done] == [(1, 1, 0.0)]
+
+
+def test_the_order_is_random_and_seeded(tmp_path: Path) -> None:
+    def order(seed: int) -> list[float]:
+        backend = PretendBackend()
+        with LatencyTable(tmp_path / f"{time.monotonic_ns()}.db") as table:
+            profile([workload(value) for value in range(1, 13)], table, backend, seed=seed, reference_every=0)
+        return backend.prepared
+
+    assert order(1) == order(1)
+    assert order(1) != order(2)
+    assert order(1) != sorted(order(1))
+
+
+def test_drift_of_the_reference_is_reported_and_stored(table: LatencyTable, backend: PretendBackend) -> None:
+    def throttle(progress: Progress) -> None:
+        if progress.done == 4:
+            backend.slowdown = 1.25
+
+    workloads = [workload(value) for value in range(1, 9)]
+    report = profile(workloads, table, backend, reference_every=2, on_progress=throttle)
+    assert report.drift == pytest.approx(0.25)
+    drifts = [row.reference_drift for row in table.rows()]
+    assert drifts[:4] == [0.0] * 4
+    assert drifts[4:] == pytest.approx([0.25] * 4)
+    steady = profile([workload(20), workload(21)], table, backend)
+    assert steady.drift == 0.0
+
+
+def test_an_unsteady_measurement_is_named(table: LatencyTable, backend: PretendBackend) -> None:
+    report = profile([workload(500)], table, backend, timing=TimingSettings(time_limit_s=1.2))
+    assert report.unsteady == ("block 500",)
+    row = table.lookup("block|500", measurement_target(backend))
+    assert row is not None
+    assert row.stop_reason == "time_limit"
+
+
+def test_a_module_whose_operations_can_not_be_counted_is_still_measured(
+    table: LatencyTable, backend: PretendBackend
+) -> None:
+    class Branching(Lasting):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum().item() > 0 else -x
+
+    profile([Workload("branch", "branch", Branching(2_000_000), (TensorSpec((1, 3)),))], table, backend)
+    row = table.lookup("branch", measurement_target(backend))
+    assert row is not None
+    assert (row.median_ms, row.flops) == (2.0, None)
+    assert "flops_error" in row.conditions
+
+
+def test_the_reference_workload_is_fixed_and_leaves_the_seed_alone() -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    first, second = reference_workload(), reference_workload()
+    assert torch.equal(torch.rand(3), expected)
+    for a, b in zip(first.module.parameters(), second.module.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["eager", "onnxruntime"])
+def test_real_convolutions_cost_more_the_bigger_they_are(name: str, table: LatencyTable) -> None:
+    if name == "onnxruntime":
+        pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu or gpu)")
+    backend = get_backend(name)
+    small, large = (
+        Workload(f"conv {c}", f"conv3x3 {c}|1x{c}x32x32", nn.Conv2d(c, c, 3, bias=False), (TensorSpec((1, c, 32, 32)),))
+        for c in (8, 64)
+    )
+    wrong = Workload("wrong", "wrong", nn.Conv2d(8, 8, 3), (TensorSpec((1, 4, 32, 32)),))
+    report = profile_workloads(
+        [small, large, wrong],
+        table,
+        backend,
+        rng=np.random.default_rng(0),
+        timing=TimingSettings(time_limit_s=0.3),
+    )
+    assert report.measured == 3
+    assert [failure.key for failure in report.failed] == ["wrong"]
+    assert "channels" in report.failed[0].reason
+    found = {key: table.lookup(key, measurement_target(backend)) for key in (small.key, large.key)}
+    rows = [row for row in found.values() if row is not None]
+    assert len(rows) == 2
+    assert rows[0].median_ms is not None
+    assert rows[1].median_ms is not None
+    assert rows[1].median_ms > 4 * rows[0].median_ms  # 64 times the work
+    assert rows[1].flops == 64 * (rows[0].flops or 0)
+    assert report.drift is not None
+
+
+_PROFILER = """
+import sys, time
+import numpy as np
+from torch import nn
+from profiler.backends import get_backend
+from profiler.profile import profile_workloads
+from profiler.table import LatencyTable
+from profiler.timing import TimingSettings
+from profiler.workload import TensorSpec, Workload
+workloads = [Workload(str(n), str(n), nn.Linear(n, n), (TensorSpec((1, n)),)) for n in range(1, 61)]
+with LatencyTable(sys.argv[1]) as table:
+    report = profile_workloads(workloads, table, get_backend("eager"), rng=np.random.default_rng(0),
+        timing=TimingSettings(time_limit_s=0.02, warmup_s=0.005),
+        on_progress=lambda p: print(p.name or "start", flush=True))
+print("cached", report.cached, "measured", report.measured)
+"""
+
+
+def test_a_killed_run_continues_where_it_stopped(tmp_path: Path) -> None:
+    path = tmp_path / "latency.db"
+    command = [sys.executable, "-c", _PROFILER, str(path)]
+    finished: set[str] = set()
+    for lines in (5, 15):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "start\n"
+        announced = [process.stdout.readline().strip() for _ in range(lines)]
+        os.kill(process.pid, signal.SIGKILL)
+        announced += process.stdout.read().split()
+        process.stdout.close()
+        process.wait()
+        assert not finished & set(announced)  # nothing is done twice
+        finished |= set(announced)
+        with LatencyTable(path, create=False) as table:
+            kept = {row.name for row in table.rows()}
+        assert finished <= kept
+        finished = kept
+    last = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+    assert last == f"cached {len(finished)} measured {60 - len(finished)}"
