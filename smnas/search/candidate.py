@@ -1,0 +1,86 @@
+"""What the search knows about one architecture it looked at, and what a strategy proposes next."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from smnas.space.architecture import Architecture
+
+__all__ = ["Candidate", "Complexity", "Origin", "Proposal", "StageName", "State", "in_search"]
+
+StageName = Literal["baseline", "structural", "modular", "final"]
+Origin = Literal["baseline", "random", "mutation", "ranking"]
+State = Literal["running", "complete", "failed", "pruned"]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """An architecture to look at next.
+
+    Attributes:
+        origin: How it was made.
+        parent: The architecture string it was mutated from or whose structure it has, where there is one.
+    """
+
+    architecture: Architecture
+    origin: Origin
+    parent: str | None = None
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """Size of the whole detector: its parameters, and its floating-point operations for one image."""
+
+    parameters: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One trial of the study.
+
+    Attributes:
+        number: The trial's number in the study, from 0 and without gaps.
+        seed: The training's seed.
+        epochs: The training's budget.
+        latency_ms: Predicted median latency of the whole detector at batch size 1, with the bounds of its interval.
+        flops: Floating-point operations for one image.
+        ap: What the scorer gave, COCO AP in 0..1 for the scorer that trains; None unless complete.
+        metrics: All the scorer's numbers; may hold NaN where a number is not defined.
+        seconds: What the scoring took.
+        reason: Why it failed or was pruned, else None.
+        checkpoint: The trained weights, relative to the run folder, where there are any.
+    """
+
+    number: int
+    architecture: Architecture
+    stage: StageName
+    origin: Origin
+    parent: str | None
+    state: State
+    seed: int
+    epochs: int
+    latency_ms: float | None = None
+    latency_low_ms: float | None = None
+    latency_high_ms: float | None = None
+    parameters: int | None = None
+    flops: int | None = None
+    ap: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    seconds: float | None = None
+    reason: str | None = None
+    checkpoint: str | None = None
+
+    @property
+    def point(self) -> tuple[float, float]:
+        """(AP, latency in ms), NaN where unknown: what Pareto fronts are made of."""
+        return (
+            math.nan if self.ap is None else self.ap,
+            math.nan if self.latency_ms is None else self.latency_ms,
+        )
+
+
+def in_search(candidate: Candidate) -> bool:
+    """Whether it was trained with the search's budget, so that its AP compares with the other ones'."""
+    return candidate.state == "complete" and candidate.stage != "final"

@@ -1,0 +1,72 @@
+"""An architecture as optuna parameters, so that optuna-dashboard's plots and importances mean something."""
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+
+from smnas.space.architecture import (
+    Architecture,
+    CascadeSpec,
+    FPNSpec,
+    MobileNetV2Spec,
+    RCNNSpec,
+    ResNetSpec,
+    RetinaSpec,
+    RPNKind,
+)
+
+__all__ = ["DISTRIBUTIONS", "parameters_of"]
+
+# The ranges are the language's and not a preset's, so that studies of different presets can be compared.
+DISTRIBUTIONS: dict[str, BaseDistribution] = {
+    "block": CategoricalDistribution(("basicblock", "bottleneck", "resnext", "mobilenetv2")),
+    "base": IntDistribution(8, 512),
+    "width_percent": IntDistribution(10, 400),
+    "stages": IntDistribution(1, 4),
+    "blocks": IntDistribution(1, 1000),
+    "doublings": IntDistribution(0, 1000),
+    "stage1_blocks": IntDistribution(1, 1000),
+    "stage2_blocks": IntDistribution(1, 1000),
+    "stage3_blocks": IntDistribution(1, 1000),
+    "stage4_blocks": IntDistribution(1, 1000),
+    "neck": CategoricalDistribution(("c4", "fpn")),
+    "fpn_low": IntDistribution(1, 7),
+    "fpn_high": IntDistribution(1, 7),
+    "fpn_width": IntDistribution(8, 1024),
+    "proposals": CategoricalDistribution(tuple(kind.value for kind in RPNKind)),
+    "head": CategoricalDistribution(("rcnn", "cascade", "retina")),
+    "head_width": IntDistribution(8, 4096),
+    "cascade_stages": IntDistribution(2, 4),
+    "retina_depth": IntDistribution(1, 8),
+    "input_width": IntDistribution(32, 4096),
+    "input_height": IntDistribution(32, 4096),
+}
+
+
+def parameters_of(architecture: Architecture) -> dict[str, str | int]:
+    """The values of :data:`DISTRIBUTIONS` that apply to ``architecture``; the others are left out."""
+    parameters: dict[str, str | int] = {}
+    match architecture.backbone:
+        case ResNetSpec() as backbone:
+            parameters |= {
+                "block": backbone.block,
+                "base": backbone.base,
+                "stages": len(backbone.stages),
+                "blocks": backbone.depth,
+                "doublings": backbone.doublings,
+            }
+            parameters |= {f"stage{i}_blocks": len(stage) for i, stage in enumerate(backbone.stages, start=1)}
+        case MobileNetV2Spec() as backbone:
+            parameters |= {"block": "mobilenetv2", "width_percent": backbone.width_percent}
+    match architecture.neck:
+        case FPNSpec(low, high, width):
+            parameters |= {"neck": "fpn", "fpn_low": low, "fpn_high": high, "fpn_width": width}
+        case _:
+            parameters["neck"] = "c4"
+    parameters["proposals"] = architecture.rpn.value
+    match architecture.head:
+        case RCNNSpec(width):
+            parameters |= {"head": "rcnn", "head_width": width}
+        case CascadeSpec(stages, width):
+            parameters |= {"head": "cascade", "head_width": width, "cascade_stages": stages}
+        case RetinaSpec(width, depth):
+            parameters |= {"head": "retina", "head_width": width, "retina_depth": depth}
+    return parameters | {"input_width": architecture.input_width, "input_height": architecture.input_height}

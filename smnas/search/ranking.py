@@ -1,0 +1,213 @@
+"""The ranking: which detector to deploy, as rows, as one sentence, and as ``ranking.json`` and ``ranking.csv``."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import groupby
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from smnas.search.candidate import Candidate, in_search
+from smnas.search.pareto import as_points, front_layers
+from smnas.search.ranking_row import RankingRow
+from smnas.search.recommendation import Recommendation, recommend
+from smnas.search.settings import FORMAT_VERSION, RunFolderError, SearchSettings, write_atomically
+
+__all__ = ["Ranking", "RankingRow", "complete_ranking", "rank", "read_ranking", "write_ranking"]
+
+# The front and the two layers behind it are "near the front".
+_LAYERS = 3
+
+
+_COMPLETED = (
+    "measured_latency_ms",
+    "measured_latency_low_ms",
+    "measured_latency_high_ms",
+    "model",
+    "exported_ap",
+    "exported_ap50",
+)
+"""What the export fills in."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Rows, best first, with the recommendation (None while nothing is trained) and notes on how the search went."""
+
+    rows: tuple[RankingRow, ...]
+    recommendation: Recommendation | None
+    notes: tuple[str, ...] = ()
+
+
+def rank(candidates: Sequence[Candidate], latency_limit_ms: float | None, notes: Sequence[str] = ()) -> Ranking:
+    """Rank everything on or near the front.
+
+    Where the final phase trained architectures again, its AP (the mean over seeds) ranks them, in front of those that
+    have only the search's AP: AP of different budgets does not compare.
+
+    Args:
+        candidates: All trials of the study.
+        latency_limit_ms: Latency that the recommended detector must keep; None: the baseline's.
+        notes: What a reader of the ranking should know.
+    """
+    finals = [c for c in candidates if c.state == "complete" and c.stage == "final"]
+    final_rows = [_row(list(group)) for _, group in groupby(sorted(finals, key=_by_name), key=_by_name)]
+    retrained = {row.architecture for row in final_rows}
+    searched = [_row([c]) for c in candidates if in_search(c)]
+    baselines = {str(c.architecture) for c in candidates if c.stage == "baseline"}
+    rows = _with_front(final_rows, _LAYERS, baselines)
+    rows += [row for row in _with_front(searched, _LAYERS, baselines) if row.architecture not in retrained]
+    rows = [replace(row, role="baseline") if row.architecture in baselines else row for row in rows]
+    return _ordered(rows, latency_limit_ms, tuple(notes))
+
+
+def _by_name(candidate: Candidate) -> str:
+    return str(candidate.architecture)
+
+
+def _row(trainings: Sequence[Candidate]) -> RankingRow:
+    """The row of one architecture, from all its trainings with one budget."""
+    trainings = sorted(trainings, key=lambda c: c.number)
+    first = trainings[0]
+    aps = [c.point[0] for c in trainings]
+    ap50 = [c.metrics.get("ap50", math.nan) for c in trainings]
+    best = max(trainings, key=lambda c: (c.point[0], -c.number))
+    return RankingRow(
+        rank=0,
+        architecture=str(first.architecture),
+        id=first.architecture.id,
+        role="candidate",
+        stage=first.stage,
+        on_front=False,
+        ap=fmean(aps),
+        ap_std=stdev(aps) if len(aps) > 1 else None,
+        ap_per_seed=tuple(aps),
+        ap50=fmean(ap50) if all(map(math.isfinite, ap50)) else None,
+        seeds=tuple(c.seed for c in trainings),
+        epochs=first.epochs,
+        predicted_latency_ms=first.point[1],
+        predicted_latency_low_ms=first.latency_low_ms,
+        predicted_latency_high_ms=first.latency_high_ms,
+        parameters=first.parameters,
+        flops=first.flops,
+        checkpoint=best.checkpoint,
+    )
+
+
+def _with_front(rows: Sequence[RankingRow], layers: int, always: set[str]) -> list[RankingRow]:
+    found = front_layers(as_points([(row.ap, row.predicted_latency_ms) for row in rows]))
+    return [
+        replace(row, on_front=layer == 0)
+        for row, layer in zip(rows, found.tolist(), strict=True)
+        if 0 <= layer < layers or row.architecture in always or row.stage == "final"
+    ]
+
+
+def _ordered(rows: Sequence[RankingRow], latency_limit_ms: float | None, notes: tuple[str, ...]) -> Ranking:
+    """Ranks by the rule of the recommendation, so that rank 1 is the recommended row."""
+    if not rows:
+        return Ranking((), None, notes)
+    recommendation, order = recommend(rows, latency_limit_ms)
+    ranked = tuple(replace(rows[index], rank=place) for place, index in enumerate(order, start=1))
+    return Ranking(ranked, recommendation, notes)
+
+
+def write_ranking(folder: Path, settings: SearchSettings, ranking: Ranking) -> Ranking:
+    """Write ``ranking.json`` and ``ranking.csv`` atomically; what an export filled in earlier is carried over.
+
+    Returns:
+        The ranking as written.
+    """
+    exported = {row.architecture: row for row in read_ranking(folder).rows} if _file(folder).exists() else {}
+    rows = [_carry(row, exported.get(row.architecture)) for row in ranking.rows]
+    ranking = _ordered(rows, settings.latency_ms, ranking.notes)
+    document = {
+        "format_version": FORMAT_VERSION,
+        "settings": settings.model_dump(mode="json"),
+        "rows": [asdict(row) for row in ranking.rows],
+        "recommendation": None if ranking.recommendation is None else asdict(ranking.recommendation),
+        "notes": list(ranking.notes),
+    }
+    # allow_nan=False: a file that only Python can read is not JSON. The rows hold no NaN by construction.
+    write_atomically(_file(folder), json.dumps(document, indent=2, allow_nan=False) + "\n")
+    write_atomically(folder / "ranking.csv", _csv(ranking.rows))
+    return ranking
+
+
+def _carry(row: RankingRow, before: RankingRow | None) -> RankingRow:
+    # Other weights make the exported file another model's.
+    if before is None or before.checkpoint != row.checkpoint or before.ap_per_seed != row.ap_per_seed:
+        return row
+    return replace(row, **{name: getattr(before, name) for name in _COMPLETED if getattr(row, name) is None})
+
+
+def complete_ranking(
+    folder: Path, settings: SearchSettings, measured: Mapping[str, Mapping[str, Any]], notes: Sequence[str] = ()
+) -> Ranking:
+    """Fill in what the export learned, and rank and recommend again with it.
+
+    Args:
+        folder: The run folder.
+        settings: Its settings.
+        measured: For architecture strings of the ranking: new values of ``model``, ``measured_latency_ms`` with
+            ``_low_ms`` and ``_high_ms``, ``exported_ap`` and ``exported_ap50``.
+        notes: Added to the ranking's notes where they are not there yet.
+
+    Raises:
+        RunFolderError: there is no ranking, or an architecture or a value that it does not have.
+    """
+    ranking = read_ranking(folder)
+    unknown = [name for name in measured if name not in {row.architecture for row in ranking.rows}]
+    unknown += [name for values in measured.values() for name in values if name not in _COMPLETED]
+    if unknown:
+        raise RunFolderError(f"an export completes rows of the ranking, but got {unknown[0]!r}, which it does not have")
+    rows = [replace(row, **measured.get(row.architecture, {})) for row in ranking.rows]
+    merged = tuple(dict.fromkeys((*ranking.notes, *notes)))
+    return write_ranking(folder, settings, Ranking(tuple(rows), None, merged))
+
+
+def read_ranking(folder: Path) -> Ranking:
+    """The ranking of a run folder.
+
+    Raises:
+        RunFolderError: there is none, it is of another format version or can not be read.
+    """
+    file = _file(folder)
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+        if document["format_version"] != FORMAT_VERSION:
+            raise RunFolderError(
+                f"this version reads rankings of format {FORMAT_VERSION}, but {file} has {document['format_version']}"
+            )
+        rows = tuple(
+            RankingRow(**(row | {"ap_per_seed": tuple(row["ap_per_seed"]), "seeds": tuple(row["seeds"])}))
+            for row in document["rows"]
+        )
+        known = document["recommendation"]
+        return Ranking(rows, None if known is None else Recommendation(**known), tuple(document["notes"]))
+    except FileNotFoundError as error:
+        raise RunFolderError(f"a run folder with a ranking holds ranking.json, but {folder} has none") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(f"{file} must hold a ranking, but reading it failed: {error!r}") from error
+
+
+def _file(folder: Path) -> Path:
+    return folder / "ranking.json"
+
+
+def _csv(rows: Sequence[RankingRow]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = [field.name for field in fields(RankingRow)]
+    writer.writerow(names)
+    for row in rows:
+        writer.writerow([_cell(getattr(row, name)) for name in names])
+    return text.getvalue()
+
+
+def _cell(value: object) -> object:
+    return ";".join(map(str, value)) if isinstance(value, tuple) else value

@@ -1,0 +1,54 @@
+"""One row of the ranking."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from smnas.search.candidate import StageName
+
+__all__ = ["RankingRow"]
+
+
+@dataclass(frozen=True)
+class RankingRow:
+    """One detector of the ranking; the field names are the files' columns.
+
+    Attributes:
+        rank: 1 is the recommended one.
+        role: The baseline, or a candidate of the search.
+        stage: The stage whose trainings the AP is from: ``final`` where it was trained again.
+        on_front: Not dominated in (AP, predicted latency) by an architecture trained with the same budget.
+        ap: Mean over the seeds, in 0..1.
+        ap_std: Sample standard deviation over the seeds; None with one seed.
+        seeds: The trainings' seeds, as ``ap_per_seed`` is ordered.
+        predicted_latency_ms: From the latency table, with its interval.
+        measured_latency_ms: Of the exported file, with its interval; None until it is exported.
+        flops: Floating-point operations for one image.
+        checkpoint: The weights of the seed with the best AP, relative to the run folder.
+        model: The exported file, relative to the run folder; None until it is exported.
+        exported_ap: AP of the exported file.
+    """
+
+    rank: int
+    architecture: str
+    id: str
+    role: Literal["baseline", "candidate"]
+    stage: StageName
+    on_front: bool
+    ap: float
+    ap_std: float | None
+    ap_per_seed: tuple[float, ...]
+    ap50: float | None
+    seeds: tuple[int, ...]
+    epochs: int
+    predicted_latency_ms: float
+    predicted_latency_low_ms: float | None
+    predicted_latency_high_ms: float | None
+    measured_latency_ms: float | None = None
+    measured_latency_low_ms: float | None = None
+    measured_latency_high_ms: float | None = None
+    parameters: int | None = None
+    flops: int | None = None
+    checkpoint: str | None = None
+    model: str | None = None
+    exported_ap: float | None = None
+    exported_ap50: float | None = None

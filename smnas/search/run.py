@@ -1,0 +1,293 @@
+"""The search's loop: baseline, structural stage, modular stage, final phase, ranking.
+
+Every trial's random numbers come from ``numpy.random.default_rng([seed, trial number])`` and every decision is a function
+of the trials before it, so a search that was killed and resumed goes where the unkilled one goes.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from profiler.errors import UserError
+from profiler.predict import Latency
+from smnas.scoring.base import Scorer, ScoringFailedError
+from smnas.scoring.latency import LatencyFailedError
+from smnas.search.candidate import Candidate, Complexity, Proposal, StageName, in_search
+from smnas.search.finalists import finalists
+from smnas.search.notes import OVER_LIMIT, search_notes
+from smnas.search.progress import SearchEvent, event_after
+from smnas.search.pruning import why_beaten
+from smnas.search.ranking import Ranking, rank, write_ranking
+from smnas.search.settings import SearchSettings, prepare_run_folder
+from smnas.search.strategies import get_strategy
+from smnas.search.strategy import SearchStage
+from smnas.search.study import Study
+from smnas.space.architecture import Architecture
+from smnas.space.preset import Space
+
+__all__ = ["LatencyPredictor", "run_search", "training_folder"]
+
+# A stage whose proposals all fail or are over the latency limit must end: after this many proposals, and after this many
+# failures, for each training that it was to make.
+_PROPOSALS_PER_TRAINING = 30
+_FAILURES_PER_TRAINING = 1
+_LEAST_FAILURES = 5
+_RANKING_EVERY_S = 5.0
+
+
+class LatencyPredictor(Protocol):
+    """What the loop needs of :class:`smnas.scoring.latency.DetectorLatency`."""
+
+    def predict(self, architecture: Architecture) -> Latency:
+        """Latency of the whole detector; raises :class:`smnas.scoring.latency.LatencyFailedError`."""
+        ...
+
+
+def training_folder(architecture: Architecture, seed: int, epochs: int) -> Path:
+    """Where a training's files are, relative to the run folder."""
+    return Path("models") / str(architecture) / f"seed-{seed}-epochs-{epochs}"
+
+
+def run_search(
+    folder: Path,
+    settings: SearchSettings,
+    space: Space,
+    *,
+    scorer: Scorer,
+    latency: LatencyPredictor,
+    complexity: Callable[[Architecture], Complexity],
+    buildable: Callable[[Architecture], bool] | None = None,
+    on_event: Callable[[SearchEvent], None] | None = None,
+    on_training: Callable[[Any], None] | None = None,
+) -> Ranking:
+    """Run a search to its end, or take a killed one up where it stopped.
+
+    Args:
+        folder: The run folder. It is made, or checked against ``settings`` if it exists.
+        settings: What to search.
+        space: Where to search; ``settings.preset`` names it.
+        scorer: Gives an architecture its AP.
+        latency: Gives a whole detector its latency on the target.
+        complexity: Gives a detector its parameters and FLOPs.
+        buildable: Leaves out what can not be built yet; a note says which share of the space that is.
+        on_event: Called after every trial and before every training.
+        on_training: Passed to the scorer, for progress inside a training.
+
+    Returns:
+        The ranking as it is written to ``ranking.json``.
+
+    Raises:
+        RunFolderError: the folder is of another version, of other settings, or in use.
+        UnknownStrategyError: the settings name no known strategy.
+        KeyboardInterrupt: passed on; the folder resumes.
+    """
+    searched = space if buildable is None else space.restricted(buildable)
+    get_strategy(searched, settings)  # a wrong name fails before a folder is made
+    prepare_run_folder(folder, settings)
+    with Study(folder) as study:
+        search = _Search(folder, settings, searched, study, scorer, latency, complexity, on_event, on_training)
+        search.notes = _excluded(space, searched)
+        return search.run()
+
+
+def _excluded(space: Space, searched: Space) -> tuple[str, ...]:
+    every, left = space.structural_size(), searched.structural_size()
+    if left == every:
+        return ()
+    return (
+        f"{1 - left / every:.0%} of the structural space ({every - left} of {every} architectures) was left out: "
+        "some of its modules can not be built yet.",
+    )
+
+
+class _Search:
+    """One run of the loop: what it works on, and the steps. The state is the study's."""
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: SearchSettings,
+        space: Space,
+        study: Study,
+        scorer: Scorer,
+        latency: LatencyPredictor,
+        complexity: Callable[[Architecture], Complexity],
+        on_event: Callable[[SearchEvent], None] | None,
+        on_training: Callable[[Any], None] | None,
+    ) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.space = space
+        self.study = study
+        self.scorer = scorer
+        self.latency = latency
+        self.complexity = complexity
+        self.on_event = on_event
+        self.on_training = on_training
+        self.notes: tuple[str, ...] = ()
+        self._written = -math.inf
+
+    def run(self) -> Ranking:
+        """All stages in order; each picks up where the study stands."""
+        for candidate in self.study.interrupted():
+            self._train(candidate)
+        if not any(c.stage == "baseline" for c in self.study.candidates):
+            self._look_at(Proposal(self.space.baseline_architecture, "baseline"), "baseline")
+        for stage in get_strategy(self.space, self.settings).stages:
+            self._run_stage(stage)
+        self._run_final()
+        return self._write(finished=True)
+
+    def _run_stage(self, stage: SearchStage) -> None:
+        while self._wants_more(stage):
+            number = len(self.study.candidates)
+            proposal = stage.ask(self.study.candidates, np.random.default_rng([self.settings.seed, number]))
+            if proposal is None:
+                return
+            self._look_at(proposal, stage.name)
+
+    def _wants_more(self, stage: SearchStage) -> bool:
+        trials = [c for c in self.study.candidates if c.stage == stage.name]
+        return (
+            sum(c.state == "complete" for c in trials) < stage.trials
+            and len(trials) < _PROPOSALS_PER_TRAINING * stage.trials
+            and sum(c.state == "failed" for c in trials) < max(_FAILURES_PER_TRAINING * stage.trials, _LEAST_FAILURES)
+        )
+
+    def _look_at(self, proposal: Proposal, stage: StageName) -> None:
+        """Cheap objective first: only what is fast enough and not beaten already is trained."""
+        draft = Candidate(
+            number=len(self.study.candidates),
+            architecture=proposal.architecture,
+            stage=stage,
+            origin=proposal.origin,
+            parent=proposal.parent,
+            state="running",
+            seed=self.settings.seed,
+            epochs=self.settings.epochs,
+        )
+        draft = self._measured(draft)
+        if draft.state == "running" and stage != "baseline":
+            reason = self._why_not(draft)
+            if reason is not None:
+                draft = replace(draft, state="pruned", reason=reason)
+        added = self.study.add(draft)
+        if added.state == "running":
+            self._train(added)
+        else:
+            self._tell(added)
+
+    def _measured(self, draft: Candidate) -> Candidate:
+        try:
+            size = self.complexity(draft.architecture)
+            latency = self.latency.predict(draft.architecture)
+        except (LatencyFailedError, ScoringFailedError, UserError) as error:
+            return replace(draft, state="failed", reason=_one_line(error))
+        return replace(
+            draft,
+            latency_ms=latency.ms,
+            latency_low_ms=latency.low_ms,
+            latency_high_ms=latency.high_ms,
+            parameters=size.parameters,
+            flops=size.flops,
+        )
+
+    def _why_not(self, draft: Candidate) -> str | None:
+        limit, tolerance = self.settings.latency_ms, self.settings.latency_tolerance
+        latency_ms = draft.point[1]
+        if limit is not None and latency_ms > limit * tolerance:
+            return f"{OVER_LIMIT}: {latency_ms:.2f} ms, the limit with its tolerance is {limit * tolerance:.2f} ms"
+        if not self.settings.partial_order:
+            return None
+        trained = [c for c in self.study.candidates if in_search(c)]
+        return why_beaten(draft.architecture, latency_ms, trained, self.settings.partial_order_margin)
+
+    def _train(self, candidate: Candidate) -> None:
+        self._tell(candidate)
+        relative = training_folder(candidate.architecture, candidate.seed, candidate.epochs)
+        began = time.monotonic()
+        try:
+            score = self.scorer.score(
+                candidate.architecture,
+                seed=candidate.seed,
+                epochs=candidate.epochs,
+                out_dir=self.folder / relative,
+                on_progress=self.on_training,
+            )
+        except ScoringFailedError as error:
+            self._fail(candidate, _one_line(error), began)
+            return
+        except (UserError, OSError):
+            raise  # not the candidate's fault: a data set that went away, a full disk
+        except Exception as error:  # noqa: BLE001  one odd architecture must not end a search of days; it is stored
+            self._fail(candidate, f"unexpected {type(error).__name__}: {_one_line(error)}", began)
+            return
+        if not math.isfinite(score.value):
+            self._fail(candidate, f"the score is not finite: {score.value}", began)
+            return
+        inside = score.checkpoint is not None and score.checkpoint.is_relative_to(self.folder)
+        done = replace(
+            candidate,
+            state="complete",
+            ap=float(score.value),
+            metrics={name: float(value) for name, value in score.metrics.items()},
+            seconds=float(score.seconds),
+            checkpoint=score.checkpoint.relative_to(self.folder).as_posix() if inside and score.checkpoint else None,
+        )
+        self._tell(self.study.finish(done))
+        if time.monotonic() - self._written >= _RANKING_EVERY_S:
+            self._write(finished=False)
+
+    def _fail(self, candidate: Candidate, reason: str, began: float) -> None:
+        seconds = time.monotonic() - began
+        self._tell(self.study.finish(replace(candidate, state="failed", reason=reason, seconds=seconds)))
+
+    def _run_final(self) -> None:
+        if not self.settings.final_epochs:
+            return
+        chosen = finalists(self.study.candidates, self.settings.top, self.settings.latency_ms)
+        # Seed by seed, so that a search that is stopped here has compared everybody with fewer seeds.
+        for seed in range(self.settings.seed, self.settings.seed + self.settings.final_seeds):
+            for source in chosen:
+                if not any(_is_final(c, source.architecture, seed) for c in self.study.candidates):
+                    self._train(self.study.add(self._final_draft(source, seed)))
+
+    def _final_draft(self, source: Candidate, seed: int) -> Candidate:
+        return replace(
+            source,
+            number=len(self.study.candidates),
+            stage="final",
+            origin="ranking",
+            parent=None,
+            state="running",
+            seed=seed,
+            epochs=self.settings.final_epochs,
+            ap=None,
+            metrics={},
+            seconds=None,
+            checkpoint=None,
+        )
+
+    def _tell(self, candidate: Candidate) -> None:
+        if self.on_event is not None:
+            self.on_event(event_after(candidate, self.study.candidates, self.settings))
+
+    def _write(self, finished: bool) -> Ranking:
+        candidates: Sequence[Candidate] = self.study.candidates
+        notes = (*self.notes, *search_notes(candidates, self.settings, finished))
+        ranking = write_ranking(self.folder, self.settings, rank(candidates, self.settings.latency_ms, notes))
+        self._written = time.monotonic()
+        return ranking
+
+
+def _is_final(candidate: Candidate, architecture: Architecture, seed: int) -> bool:
+    return candidate.stage == "final" and candidate.seed == seed and candidate.architecture == architecture
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

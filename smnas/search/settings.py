@@ -1,0 +1,175 @@
+"""What a search is run with, and the run folder's ``settings.json`` that holds a resumed search to it."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from profiler.errors import UserError
+
+__all__ = [
+    "FORMAT_VERSION",
+    "DataFacts",
+    "RunFolderError",
+    "SearchSettings",
+    "StageTrials",
+    "prepare_run_folder",
+    "read_settings",
+    "write_atomically",
+]
+
+FORMAT_VERSION = 1
+"""Version of the run folder's layout: ``settings.json``, the study's attributes and ``ranking.json``."""
+
+_FILE = "settings.json"
+# Facts about who wrote the folder; a resumed search may run with newer software.
+_MAY_DIFFER = frozenset({"smnas", "versions"})
+
+# Strict JSON has neither NaN nor infinities, and a setting that is one is a mistake.
+_Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class RunFolderError(UserError):
+    """A run folder of another version, of other settings, in use, or one that can not be read."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataFacts(_Strict):
+    """Which data set the search trains and scores on."""
+
+    root: str
+    classes: tuple[str, ...] = Field(min_length=1)
+    train_images: int = Field(ge=1)
+    val_images: int = Field(ge=1)
+
+
+class StageTrials(_Strict):
+    """How many candidates each stage trains; failed and pruned ones do not count."""
+
+    structural: int = Field(ge=0)
+    modular: int = Field(ge=0)
+
+
+class SearchSettings(_Strict):
+    """Everything that decides a search's outcome, and the facts that its report needs."""
+
+    format_version: int = FORMAT_VERSION
+    smnas: str = Field(description="version of this software that began the run")
+    preset: str
+    data: DataFacts
+    device: str
+    backend: str
+    precision: str
+    batch: int = Field(default=1, ge=1)
+    threads: int = Field(default=1, ge=1)
+    recipe: dict[str, Any] = Field(description="training recipe of the search; `epochs` is its budget")
+    final_recipe: dict[str, Any] = Field(
+        default_factory=dict, description="recipe of the final phase, where it differs"
+    )
+    epochs: int = Field(ge=1, description="epochs of every training of the search")
+    seed: int = Field(default=0, ge=0)
+    latency_ms: float | None = Field(default=None, gt=0, description="latency limit of the recommended detector")
+    latency_tolerance: float = Field(
+        default=1.05,
+        ge=1.0,
+        description="candidates are trained up to latency_ms times this, as predictions are not exact",
+    )
+    strategy: str = "sm-nas"
+    scorer: str
+    versions: dict[str, str] = Field(default_factory=dict, description="of Python, torch and the backend")
+    trials: StageTrials
+    random_share: _Share = 0.2
+    parents: int = Field(default=4, ge=1, description="Pareto points of stage 1 that stage 2 starts from, at most")
+    partial_order: bool = Field(default=True, description="skip candidates that the partial order says are beaten")
+    partial_order_margin: float = Field(
+        default=0.01, ge=0.0, description="AP by which a candidate must be beaten to be skipped"
+    )
+    top: int = Field(default=3, ge=1, description="candidates that the final phase trains again")
+    final_epochs: int = Field(default=0, ge=0, description="epochs of the final phase; 0 leaves it out")
+    final_seeds: int = Field(default=1, ge=1, description="seeds of the final phase")
+
+
+def prepare_run_folder(path: Path, settings: SearchSettings) -> bool:
+    """Make ``path`` a run folder of these settings, or check that it already is one.
+
+    Returns:
+        Whether an earlier run is resumed.
+
+    Raises:
+        RunFolderError: the folder is of another format version or was begun with other settings; one line that names
+            the first difference.
+    """
+    file = path / _FILE
+    if file.exists():
+        _compare(read_settings(path), settings, path)
+        return True
+    if path.exists() and not path.is_dir():
+        raise RunFolderError(f"a run folder must be a folder, but got the file {path}")
+    if (path / "study.db").exists():
+        raise RunFolderError(f"a run folder with study.db must have {_FILE} as well, but {path} has none")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(settings.model_dump(mode="json"), indent=2) + "\n")
+    except OSError as error:
+        raise RunFolderError(f"a run folder must be writable, but got {path}: {error.strerror}") from error
+    return False
+
+
+def read_settings(path: Path) -> SearchSettings:
+    """The settings of the run folder ``path``.
+
+    Raises:
+        RunFolderError: there are none, they are not JSON, or of another format version.
+    """
+    file = path / _FILE
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunFolderError(f"a run folder holds {_FILE}, but {path} has none") from error
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{file} must be a JSON document, but reading it failed: {error}") from error
+    version = document.get("format_version") if isinstance(document, dict) else None
+    if version != FORMAT_VERSION:
+        raise RunFolderError(
+            f"this version works on run folders of format {FORMAT_VERSION}, but {file} has format {version}; "
+            "give another --out"
+        )
+    try:
+        return SearchSettings.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise RunFolderError(f"{file}: {where}: {first['msg']}") from error
+
+
+def _compare(old: SearchSettings, new: SearchSettings, path: Path) -> None:
+    before, now = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    for name in dict.fromkeys((*before, *now)):
+        if name.split(".")[0] not in _MAY_DIFFER and before.get(name) != now.get(name):
+            raise RunFolderError(
+                f"a search is resumed with the settings it was begun with ({name} = {before.get(name)!r} in {path}), "
+                f"but got {now.get(name)!r}; give another --out"
+            )
+
+
+def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in document.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Replace ``file`` so that a reader, or a crash, finds the old text or the new one and never half of it."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)

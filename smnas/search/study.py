@@ -1,0 +1,175 @@
+"""The record of all trials: an optuna study in SQLite, written so that a kill at any moment loses nothing finished.
+
+A trial is created in one transaction with all that is known before its training (one that was pruned or failed early
+is finished by it), and its state changes in one. A trial that is found RUNNING belonged to a killed process;
+:meth:`Study.interrupted` hands it out to be taken up again under its number.
+"""
+
+import fcntl
+import warnings
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import optuna
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.exc import SQLAlchemyError
+
+from smnas.search.candidate import Candidate
+from smnas.search.parameters import DISTRIBUTIONS, parameters_of
+from smnas.search.settings import RunFolderError
+from smnas.space.architecture import Architecture
+
+__all__ = ["STUDY_NAME", "Study"]
+
+STUDY_NAME = "smnas"
+
+_STATES = {
+    "running": TrialState.RUNNING,
+    "complete": TrialState.COMPLETE,
+    "failed": TrialState.FAIL,
+    "pruned": TrialState.PRUNED,
+}
+_NAMES = {state: name for name, state in _STATES.items()}
+# Fields of a candidate that optuna keeps itself: number, state and, in the values, AP.
+_OWN = ("number", "state", "ap")
+
+
+class Study:
+    """The study of one run folder, held by one process at a time. Use it as a context manager.
+
+    Args:
+        folder: The run folder; ``study.db`` is made in it if it is not there.
+
+    Raises:
+        RunFolderError: another process is searching in the folder, or ``study.db`` is not an optuna study.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._lock = _lock(folder / ".lock")
+        verbosity = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # optuna's own log lines are not this program's output
+        try:
+            self._storage = _open_storage(folder / "study.db")
+            study = optuna.create_study(
+                storage=self._storage,
+                study_name=STUDY_NAME,
+                directions=["maximize", "minimize"],
+                load_if_exists=True,
+            )
+            if study.metric_names is None:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                    study.set_metric_names(["AP", "latency (ms)"])
+            self._study_id = self._storage.get_study_id_from_name(STUDY_NAME)
+            self._candidates = [_candidate(trial) for trial in study.get_trials(deepcopy=False)]
+        except BaseException:
+            self._lock.close()
+            raise
+        finally:
+            optuna.logging.set_verbosity(verbosity)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file and of the folder."""
+        self._storage.remove_session()
+        self._storage.engine.dispose()
+        self._lock.close()
+
+    @property
+    def candidates(self) -> Sequence[Candidate]:
+        """All trials by number."""
+        return self._candidates
+
+    def interrupted(self) -> tuple[Candidate, ...]:
+        """The trials that a killed process left unfinished."""
+        return tuple(c for c in self._candidates if c.state == "running")
+
+    def add(self, candidate: Candidate) -> Candidate:
+        """Create a trial in one transaction, in the state that the candidate has.
+
+        Raises:
+            ValueError: its number is not the next one.
+        """
+        if candidate.number != len(self._candidates):
+            raise ValueError(f"the next trial has the number {len(self._candidates)}, but got {candidate.number}")
+        parameters = parameters_of(candidate.architecture)
+        trial = create_trial(
+            state=_STATES[candidate.state],
+            params=parameters,
+            distributions={name: DISTRIBUTIONS[name] for name in parameters},
+            user_attrs=_attributes(candidate),
+        )
+        self._storage.create_new_trial(self._study_id, template_trial=trial)
+        self._candidates.append(candidate)
+        return candidate
+
+    def finish(self, candidate: Candidate) -> Candidate:
+        """Finish a running trial as complete (with AP and latency) or failed (with a reason).
+
+        What was learned is stored first; the state changes last, in one transaction.
+        """
+        before = self._candidates[candidate.number]
+        if before.state != "running":
+            raise ValueError(f"only a running trial can be finished, but trial {candidate.number} is {before.state}")
+        trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, candidate.number)
+        known = _attributes(before)
+        for name, value in _attributes(candidate).items():
+            if name not in known or known[name] != value:
+                self._storage.set_trial_user_attr(trial_id, name, value)
+        values = candidate.point if candidate.state == "complete" else None
+        self._storage.set_trial_state_values(trial_id, _STATES[candidate.state], values)
+        self._candidates[candidate.number] = candidate
+        return candidate
+
+
+def _lock(file: Path) -> IO[str]:
+    handle = file.open("w")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when the process dies
+    except OSError as error:
+        handle.close()
+        raise RunFolderError(
+            f"one search at a time works in a run folder, but another process holds {file.parent}"
+        ) from error
+    return handle
+
+
+def _open_storage(file: Path) -> RDBStorage:
+    try:
+        return RDBStorage(f"sqlite:///{file}", engine_kwargs={"connect_args": {"timeout": 60}})
+    except (SQLAlchemyError, RuntimeError) as error:
+        first_line = str(error).splitlines()[0]
+        raise RunFolderError(
+            f"{file} must be the SQLite file of a study, but opening it failed: {first_line}"
+        ) from error
+
+
+def _attributes(candidate: Candidate) -> dict[str, Any]:
+    attributes = {field.name: getattr(candidate, field.name) for field in fields(candidate) if field.name not in _OWN}
+    return attributes | {"architecture": str(candidate.architecture), "metrics": dict(candidate.metrics)}
+
+
+def _candidate(trial: FrozenTrial) -> Candidate:
+    attributes = dict(trial.user_attrs)
+    try:
+        candidate = Candidate(
+            **(attributes | {"architecture": Architecture.parse(attributes["architecture"])}),
+            number=trial.number,
+            state=_NAMES[trial.state],  # type: ignore[arg-type]
+        )
+    except (KeyError, TypeError) as error:
+        raise RunFolderError(
+            f"every trial of the study must be one of a search, but trial {trial.number} lacks {error}"
+        ) from error
+    return replace(candidate, ap=trial.values[0]) if trial.state is TrialState.COMPLETE else candidate
