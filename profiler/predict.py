@@ -1,0 +1,287 @@
+"""Predict a whole network's latency from its parts' rows, with an interval.
+
+The parts' sum alone is biased: operators fuse across the cut, every part pays for its own start. So wholes are measured
+too, and ``whole = a * sum + b * parts`` is fitted with ``a, b >= 0``. How well that held on wholes that the fit had not
+seen gives the interval.
+
+Pure array functions of numbers: no torch here.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from profiler.table import Row
+
+__all__ = [
+    "FailedPartError",
+    "Latencies",
+    "Latency",
+    "LatencyModel",
+    "MissingPartsError",
+    "PartsSum",
+    "student_quantile",
+    "sum_parts",
+]
+
+UNCALIBRATED_RELATIVE = 0.5
+"""Half-width of an interval that no measured whole supports, as a share: an assumption, and labelled as one."""
+
+_MIN_FOR_TWO = 4
+"""Wholes needed to fit the cost per part beside the scale; with fewer it would follow the noise."""
+_MIN_FOR_QUANTILE = 20
+"""Wholes from which the interval is read off the residuals themselves instead of Student's distribution."""
+
+Array = NDArray[np.float64]
+
+
+class MissingPartsError(LookupError):
+    """Workloads that the table has no row for.
+
+    Attributes:
+        keys: theirs, each once.
+    """
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self.keys = tuple(keys)
+        super().__init__(f"{len(self.keys)} workloads have not been measured, the first is {self.keys[0]}")
+
+
+class FailedPartError(RuntimeError):
+    """A workload that has no latency because measuring it failed.
+
+    Attributes:
+        name: of the workload.
+        reason: of the failure.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.name = name
+        self.reason = reason
+        super().__init__(f"{name} has no latency: {reason}")
+
+
+@dataclass(frozen=True)
+class PartsSum:
+    """What the parts of one network add up to.
+
+    Attributes:
+        ms: sum of the medians.
+        half_ms: half-width of the sum's own interval: the parts' half-widths added as independent errors.
+        count: number of parts, repeated ones counted each time.
+    """
+
+    ms: float
+    half_ms: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Latency:
+    """A predicted latency.
+
+    Attributes:
+        ms: the prediction.
+        low_ms: lower end of its interval.
+        high_ms: upper end.
+        calibrated: whether the interval comes from measured wholes. If not, it is an assumption.
+    """
+
+    ms: float
+    low_ms: float
+    high_ms: float
+    calibrated: bool
+
+    def ties(self, other: "Latency") -> bool:
+        """Whether each prediction lies inside the other's interval: then neither is faster."""
+        return self.low_ms <= other.ms <= self.high_ms and other.low_ms <= self.ms <= other.high_ms
+
+    def __str__(self) -> str:
+        note = "" if self.calibrated else ", not calibrated"
+        return f"{self.ms:.4g} ms [{self.low_ms:.4g}, {self.high_ms:.4g}]{note}"
+
+
+@dataclass(frozen=True)
+class Latencies:
+    """Predicted latencies of many networks: three arrays of shape ``(N,)`` in milliseconds."""
+
+    ms: Array
+    low_ms: Array
+    high_ms: Array
+    calibrated: bool
+
+
+def sum_parts(keys: Iterable[str], rows: Mapping[str, Row]) -> PartsSum:
+    """Add up the parts of one network.
+
+    Args:
+        keys: one per part, as often as it occurs.
+        rows: by key, as :meth:`profiler.table.LatencyTable.current` gives them.
+
+    Raises:
+        MissingPartsError: some key has no row; names them all.
+        FailedPartError: some part's row is a failure.
+    """
+    keys = list(keys)
+    absent = [key for key in dict.fromkeys(keys) if key not in rows]
+    if absent:
+        raise MissingPartsError(absent)
+    total = 0.0
+    halves: dict[str, float] = {}
+    for key in keys:
+        row = rows[key]
+        if row.median_ms is None or row.low_ms is None or row.high_ms is None:
+            raise FailedPartError(row.name, row.reason)
+        total += row.median_ms
+        # One row used several times is one error several times over, not several independent ones.
+        halves[key] = halves.get(key, 0.0) + (row.high_ms - row.low_ms) / 2
+    return PartsSum(total, math.hypot(*halves.values()), len(keys))
+
+
+@dataclass(frozen=True)
+class LatencyModel:
+    """``whole = scale * sum + per_part_ms * count``.
+
+    Attributes:
+        scale: share of the parts' sum that the whole keeps.
+        per_part_ms: what a part costs beside its own latency.
+        relative_half_width: half-width of a prediction's interval as a share of it, without the parts' own.
+        level: how often the interval is meant to hold the whole's latency.
+        residuals: ``measured / predicted - 1`` of every calibration whole, predicted by a fit without it.
+        calibrated: whether the interval comes from measured wholes, at least two of them.
+    """
+
+    scale: float = 1.0
+    per_part_ms: float = 0.0
+    relative_half_width: float = UNCALIBRATED_RELATIVE
+    level: float = 0.9
+    residuals: tuple[float, ...] = field(default=(), repr=False)
+    calibrated: bool = False
+
+    @classmethod
+    def fit(cls, parts: Sequence[PartsSum], wholes_ms: Sequence[float], *, level: float = 0.9) -> Self:
+        """Fit on measured wholes by non-negative least squares of the relative error.
+
+        With fewer than 4 wholes only the scale is fitted. With none the model is the plain sum, with one the interval
+        stays the assumed one: a single whole says nothing about how far the next may lie off.
+
+        Args:
+            parts: what the parts of each whole add up to.
+            wholes_ms: measured latency of each whole.
+            level: of the intervals, in (0, 1).
+        """
+        if len(parts) != len(wholes_ms):
+            raise ValueError(f"one latency per whole is needed, but got {len(parts)} and {len(wholes_ms)}")
+        if not 0 < level < 1:
+            raise ValueError(f"0 < level < 1 must hold, but got {level}")
+        if not parts:
+            return cls(level=level)
+        sums = np.array([part.ms for part in parts], dtype=np.float64)
+        counts = np.array([part.count for part in parts], dtype=np.float64)
+        wholes = np.array(wholes_ms, dtype=np.float64)
+        if not (np.isfinite(wholes).all() and (wholes > 0).all() and (sums > 0).all()):
+            raise ValueError("wholes and the sums of their parts must be positive, but some are not")
+        scale, per_part_ms = _fit(sums, counts, wholes)
+        residuals = _left_out_residuals(sums, counts, wholes)
+        coefficients = 2 if len(wholes) >= _MIN_FOR_TWO else 1
+        half = _half_width(residuals, len(wholes) - coefficients, level)
+        return cls(scale, per_part_ms, half, level, tuple(residuals.tolist()), len(wholes) > 1)
+
+    def predict(self, parts: PartsSum) -> Latency:
+        """Predict one whole."""
+        many = self.predict_many([parts.ms], [parts.count], [parts.half_ms])
+        return Latency(float(many.ms[0]), float(many.low_ms[0]), float(many.high_ms[0]), self.calibrated)
+
+    def predict_many(self, sums_ms: ArrayLike, counts: ArrayLike, halves_ms: ArrayLike = 0.0) -> Latencies:
+        """Predict many wholes at once.
+
+        Args:
+            sums_ms: ``(N,)`` sums of the parts' medians.
+            counts: ``(N,)`` numbers of parts.
+            halves_ms: ``(N,)`` half-widths of the sums' own intervals, or one for all.
+        """
+        sums, parts, halves = (np.asarray(values, dtype=np.float64) for values in (sums_ms, counts, halves_ms))
+        ms = self.scale * sums + self.per_part_ms * parts
+        half = np.hypot(self.relative_half_width * ms, self.scale * halves)
+        return Latencies(ms, np.maximum(ms - half, 0.0), ms + half, self.calibrated)
+
+
+def student_quantile(probability: float, degrees: int) -> float:
+    """Quantile of Student's t distribution, by bisection of its exact distribution function.
+
+    Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
+
+    Args:
+        probability: in (0, 1).
+        degrees: of freedom, at least 1.
+    """
+    if not 0 < probability < 1 or degrees < 1:
+        raise ValueError(f"0 < probability < 1 and degrees >= 1 must hold, but got {probability} and {degrees}")
+    if probability < 0.5:
+        return -student_quantile(1 - probability, degrees)
+    low, high = 0.0, 1.0
+    while _student_cdf(high, degrees) < probability:
+        low, high = high, 2 * high
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _student_cdf(middle, degrees) < probability else (low, middle)
+    return (low + high) / 2
+
+
+def _student_cdf(t: float, degrees: int) -> float:
+    theta = math.atan2(t, math.sqrt(degrees))
+    cos_squared = math.cos(theta) ** 2
+    term = 1.0 if degrees % 2 == 0 else math.cos(theta)
+    series = term if degrees > 1 else 0.0
+    for index in range(2 if degrees % 2 == 0 else 3, degrees - 1, 2):
+        term *= cos_squared * (index - 1) / index
+        series += term
+    inside = math.sin(theta) * series
+    if degrees % 2 == 1:
+        inside = 2 / math.pi * (theta + inside)
+    return 0.5 + inside / 2
+
+
+def _fit(sums: Array, counts: Array, wholes: Array) -> tuple[float, float]:
+    """Least squares of the relative error over ``scale >= 0`` and ``per_part_ms >= 0``, in closed form."""
+    x, y = sums / wholes, counts / wholes  # the target is then 1 everywhere
+    xx, yy, xy, x1, y1 = float(x @ x), float(y @ y), float(x @ y), float(x.sum()), float(y.sum())
+    scale_only = x1 / xx
+    if len(wholes) < _MIN_FOR_TWO or yy == 0:
+        return scale_only, 0.0
+    determinant = xx * yy - xy * xy
+    if determinant > 1e-12 * xx * yy:
+        scale, per_part = (yy * x1 - xy * y1) / determinant, (xx * y1 - xy * x1) / determinant
+        if scale >= 0 and per_part >= 0:
+            return scale, per_part
+    # The unconstrained optimum lies outside: the constrained one is on a border, where one coefficient is 0.
+    part_only = y1 / yy
+    error_scale = len(wholes) - scale_only * x1
+    error_part = len(wholes) - part_only * y1
+    return (scale_only, 0.0) if error_scale <= error_part else (0.0, part_only)
+
+
+def _left_out_residuals(sums: Array, counts: Array, wholes: Array) -> Array:
+    if len(wholes) < 2:
+        return np.zeros(0)
+    residuals = np.empty(len(wholes))
+    for index in range(len(wholes)):
+        kept = np.arange(len(wholes)) != index
+        scale, per_part_ms = _fit(sums[kept], counts[kept], wholes[kept])
+        residuals[index] = wholes[index] / (scale * sums[index] + per_part_ms * counts[index]) - 1
+    return residuals
+
+
+def _half_width(residuals: Array, degrees: int, level: float) -> float:
+    n = len(residuals)
+    if n < 2 or degrees < 1:
+        return UNCALIBRATED_RELATIVE
+    if n >= _MIN_FOR_QUANTILE and (rank := math.ceil((n + 1) * level)) <= n:
+        # The conformal rank: of n + 1 exchangeable residuals the new one is among the smallest `rank` that often.
+        return float(np.sort(np.abs(residuals))[rank - 1])
+    spread = math.sqrt(float(residuals @ residuals) / n)
+    return student_quantile((1 + level) / 2, degrees) * spread
