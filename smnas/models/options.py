@@ -43,5 +43,5 @@ class DetectorOptions:
         if min(architecture.input_width, architecture.input_height) >= 400:
             return cls(norm=norm, stem=stem)
         return cls(
-            norm=norm, stem=stem, anchor_scale=4, pre_nms_top_n=200, proposals=100, roi_samples=64, candidates=300
+            norm=norm, stem=stem, anchor_scale=4, pre_nms_top_n=200, proposals=100, roi_samples=32, candidates=300
         )
