@@ -13,7 +13,13 @@ from pycocotools.cocoeval import COCOeval
 from smnas.data.coco import CocoFolder
 from smnas.evaluation.coco_eval import CocoMetrics, CocoResult, evaluate_results
 
-NAMES = ["ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"] + [
+NAMES = [
+    "ap",
+    "ap50",
+    "ap75",
+    "ap_small",
+    "ap_medium",
+    "ap_large",
     "ar1",
     "ar10",
     "ar100",
