@@ -1,0 +1,267 @@
+"""The latency of a whole detector, predicted from the latency table.
+
+A detector's parts are its own workloads (:mod:`smnas.models.workloads`). What the table does not hold is measured first;
+after that a prediction costs no measuring, and it is a function of the table and of the calibration alone.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from profiler.backends.base import Backend, check_precision
+from profiler.errors import UserError
+from profiler.predict import FailedPartError, Latency, LatencyModel, MissingPartsError, PartsSum, sum_parts
+from profiler.profile import ProfileReport, Progress, measurement_target, missing, profile_workloads
+from profiler.table import LatencyTable, Row, Target
+from profiler.timing import TimingSettings
+from profiler.workload import Workload
+from smnas.models.build import BuildError, build_detector, deployable
+from smnas.models.workloads import detector_workloads, inference_workloads, whole_workload
+from smnas.space.architecture import Architecture
+
+__all__ = ["Calibration", "DetectorLatency", "LatencyFailedError"]
+
+_WEIGHTS_SEED = 0
+
+
+class LatencyFailedError(RuntimeError):
+    """This detector has no latency on this target: it can not be built, or a part of it does not run.
+
+    Attributes:
+        reason: One line.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a prediction is fitted on.
+
+    Attributes:
+        model: From the parts' sum to the whole.
+        wholes: Measured whole detectors that it is fitted on.
+        failed: Architectures that could not be measured, with the reason.
+    """
+
+    model: LatencyModel
+    wholes: int
+    failed: tuple[tuple[Architecture, str], ...] = ()
+
+
+class DetectorLatency:
+    """Predicts the latency of whole detectors on one device, backend and precision.
+
+    Until :meth:`calibrate` is called, the model is fitted once on the wholes that the table holds for this target, and
+    is the plain sum of parts where there are none.
+
+    Args:
+        num_classes: Of every detector.
+        backend: How detectors run; it knows its device and threads.
+        table: Read, and completed where a row is missing.
+        precision: Of weights and floating-point inputs.
+        batch: Pictures a run.
+        seed: Draws the order of measurements.
+        timing: Accuracy and limits of one measurement.
+        on_progress: Called while measuring.
+
+    Raises:
+        UserError: the backend does not run this precision.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        backend: Backend,
+        table: LatencyTable,
+        *,
+        precision: str = "fp32",
+        batch: int = 1,
+        seed: int = 0,
+        timing: TimingSettings | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        check_precision(backend, precision)
+        if batch < 1:
+            raise UserError(f"batch >= 1 must hold, but got {batch}")
+        self.num_classes = num_classes
+        self.batch = batch
+        self._backend = backend
+        self._table = table
+        self._precision = precision
+        self._timing = timing
+        self._on_progress = on_progress
+        self._rng = np.random.default_rng(seed)
+        self._model: LatencyModel | None = None
+        # Reading the shapes of a detector takes longer than adding up its rows.
+        self._parts = lru_cache(maxsize=4096)(self._read_parts)
+
+    @property
+    def target(self) -> Target:
+        """What the rows that are read and written hold for."""
+        return measurement_target(self._backend, precision=self._precision, batch=self.batch)
+
+    @property
+    def model(self) -> LatencyModel:
+        """From the sum of parts to the whole."""
+        if self._model is None:
+            self._model = self._fit_on_table().model
+        return self._model
+
+    def predict(self, architecture: Architecture) -> Latency:
+        """Latency of the whole detector in milliseconds, with its interval; missing parts are measured first.
+
+        Raises:
+            LatencyFailedError: it can not be built, or one of its parts failed on this target.
+        """
+        model = self.model
+        return model.predict(self._sum(architecture))
+
+    def complete(self, architectures: Sequence[Architecture]) -> ProfileReport:
+        """Measure all parts of these detectors that the table does not hold, in one random order.
+
+        Failures are kept in the table and listed in the report; what can not be built is left out.
+        """
+        unmeasured: dict[str, Workload] = {}
+        wanted: dict[str, Workload] = {}
+        for architecture in architectures:
+            if (parts := self._buildable_parts(architecture)) is None:
+                continue
+            wanted.update((part.key, part) for part in parts)
+            lacking = {part.key for part in missing(parts, self._table, self.target)} - unmeasured.keys()
+            if lacking:
+                real = self._with_weights(architecture)
+                unmeasured.update((part.key, part) for part in real if part.key in lacking)
+        return self._profile([unmeasured.get(key, part) for key, part in wanted.items()])
+
+    def measure_whole(self, architecture: Architecture) -> Row:
+        """The measured row of the whole detector with fresh weights, from the table or measured now.
+
+        Raises:
+            LatencyFailedError: it can not be built or does not run.
+        """
+        whole = self._whole(architecture, device="meta")
+        row = self._table.lookup(whole.key, self.target)
+        if row is None:
+            self._profile([self._whole(architecture, device="cpu")], whole=True)
+            row = self._table.lookup(whole.key, self.target)
+        if row is None or row.median_ms is None:
+            raise LatencyFailedError("the whole detector has no latency" + (f": {row.reason}" if row else ""))
+        return row
+
+    def calibrate(self, architectures: Sequence[Architecture]) -> Calibration:
+        """Measure these detectors whole (where the table does not hold them) and fit the model on them, and on no others.
+
+        So predictions stay the same for one table and one choice of architectures, however many other wholes are
+        measured later.
+        """
+        self.complete(architectures)
+        sums: list[PartsSum] = []
+        wholes_ms: list[float] = []
+        failed: list[tuple[Architecture, str]] = []
+        for architecture in dict.fromkeys(architectures):
+            try:
+                row, parts = self.measure_whole(architecture), self._sum(architecture)
+            except LatencyFailedError as error:
+                failed.append((architecture, error.reason))
+                continue
+            wholes_ms.append(_measured_ms(row))
+            sums.append(parts)
+        self._model = LatencyModel.fit(sums, wholes_ms)
+        return Calibration(self._model, len(sums), tuple(failed))
+
+    def _fit_on_table(self) -> Calibration:
+        rows = self._table.current(self.target)
+        sums: list[PartsSum] = []
+        wholes_ms: list[float] = []
+        for row in rows.values():
+            architecture = self._architecture_of(row)
+            if architecture is None:
+                continue
+            try:
+                parts = sum_parts([part.key for part in self._parts(architecture)], rows)
+            except (MissingPartsError, FailedPartError):
+                continue
+            wholes_ms.append(_measured_ms(row))
+            sums.append(parts)
+        return Calibration(LatencyModel.fit(sums, wholes_ms), len(sums))
+
+    def _architecture_of(self, row: Row) -> Architecture | None:
+        """The detector that a row is the whole of; ``None`` for anything else."""
+        if row.kind != "whole" or row.status != "ok":
+            return None
+        try:
+            architecture = Architecture.parse(row.key.partition("|")[0])
+            return architecture if self._whole(architecture, device="meta").key == row.key else None
+        except (UserError, LatencyFailedError):
+            return None
+
+    def _sum(self, architecture: Architecture) -> PartsSum:
+        keys = [part.key for part in self._built(architecture)]
+        try:
+            return sum_parts(keys, self._rows(keys))
+        except MissingPartsError:
+            self.complete([architecture])
+        except FailedPartError as error:
+            raise LatencyFailedError(str(error)) from error
+        try:
+            return sum_parts(keys, self._rows(keys))
+        except FailedPartError as error:
+            raise LatencyFailedError(str(error)) from error
+
+    def _rows(self, keys: Iterable[str]) -> dict[str, Row]:
+        found = {key: self._table.lookup(key, self.target) for key in dict.fromkeys(keys)}
+        return {key: row for key, row in found.items() if row is not None}
+
+    def _profile(self, workloads: Sequence[Workload], *, whole: bool = False) -> ProfileReport:
+        return profile_workloads(
+            workloads,
+            self._table,
+            self._backend,
+            rng=self._rng,
+            precision=self._precision,
+            batch=self.batch,
+            kind="whole" if whole else "part",
+            timing=self._timing,
+            on_progress=self._on_progress,
+        )
+
+    def _built(self, architecture: Architecture) -> tuple[Workload, ...]:
+        try:
+            return self._parts(architecture)
+        except BuildError as error:
+            raise LatencyFailedError(f"can not be built: {error}") from error
+
+    def _buildable_parts(self, architecture: Architecture) -> tuple[Workload, ...] | None:
+        try:
+            return self._built(architecture)
+        except LatencyFailedError:
+            return None
+
+    def _read_parts(self, architecture: Architecture) -> tuple[Workload, ...]:
+        return detector_workloads(architecture, self.num_classes, self.batch)
+
+    def _with_weights(self, architecture: Architecture) -> tuple[Workload, ...]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_WEIGHTS_SEED)
+            return inference_workloads(deployable(build_detector(architecture, self.num_classes)), self.batch)
+
+    def _whole(self, architecture: Architecture, *, device: str) -> Workload:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_WEIGHTS_SEED)
+            try:
+                detector = build_detector(architecture, self.num_classes, device=device)
+            except BuildError as error:
+                raise LatencyFailedError(f"can not be built: {error}") from error
+        return whole_workload(deployable(detector), self.batch)
+
+
+def _measured_ms(row: Row) -> float:
+    if row.median_ms is None:
+        raise TypeError(f"only a measured row has a latency, but got {row}")
+    return row.median_ms

@@ -1,0 +1,137 @@
+"""The score that everything else is judged by: train from scratch, then the AP on the validation split."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from profiler.errors import UserError
+from smnas.data.coco import CocoFolder
+from smnas.evaluation.predict import eager_detect, evaluate
+from smnas.models.build import BuildError, build_detector
+from smnas.models.detector import Detector
+from smnas.scoring.base import Score, ScoringFailedError, ScoringProgress
+from smnas.space.architecture import Architecture
+from smnas.training.atomic import write_atomically
+from smnas.training.checkpoint import CHECKPOINT_FILE, load_checkpoint, record_metrics
+from smnas.training.curve import StepLog
+from smnas.training.errors import TrainingFailedError
+from smnas.training.fit import fit
+from smnas.training.recipe import Recipe
+
+__all__ = ["METRICS_FILE", "TrainedAP", "write_metrics"]
+
+METRICS_FILE = "metrics.json"
+
+
+class TrainedAP:
+    """AP (IoU .50 to .95) after a training from scratch.
+
+    The folder of a score holds ``checkpoint.pt`` (weights and metrics), ``curve.jsonl`` and, once it is complete,
+    ``metrics.json``; a complete one is read back, never trained again.
+
+    Args:
+        data: Trained on its training split, evaluated on its validation split.
+        recipe: How to train; :meth:`score` sets the epochs.
+        device: Where.
+    """
+
+    name = "ap"
+
+    def __init__(self, data: CocoFolder, recipe: Recipe, device: torch.device | str = "cpu") -> None:
+        self.recipe = recipe
+        self.device = torch.device(device)
+        self._train = data.split("train")
+        self._val = data.split("val")
+
+    def score(
+        self,
+        architecture: Architecture,
+        *,
+        seed: int,
+        epochs: int,
+        out_dir: Path,
+        on_progress: Callable[[ScoringProgress], None] | None = None,
+    ) -> Score:
+        """Train ``architecture`` for ``epochs`` epochs and evaluate it.
+
+        Raises:
+            ScoringFailedError: it can not be built, diverges, or training or evaluating it breaks.
+            UserError: ``out_dir`` holds another run; the data can not be read, or its validation split has no box.
+        """
+        recipe = self.recipe.with_(epochs=epochs)
+
+        def on_step(log: StepLog) -> None:
+            if on_progress is not None:
+                on_progress(
+                    ScoringProgress(
+                        phase="train",
+                        done=log.share_done,
+                        epoch=log.epoch,
+                        epochs=log.epochs,
+                        loss=log.loss,
+                        images_per_s=log.images_per_s,
+                        eta_s=log.eta_s,
+                    )
+                )
+
+        try:
+            detector = self._build(architecture, seed)
+            result = fit(detector, self._train, recipe, seed=seed, device=self.device, out_dir=out_dir, on_step=on_step)
+            path = out_dir / CHECKPOINT_FILE
+            metrics = load_checkpoint(path).info.metrics
+            if not metrics:
+                metrics = self._evaluate(detector, recipe, on_progress)
+                record_metrics(path, metrics)
+        except BuildError as error:
+            raise ScoringFailedError(f"can not be built: {error}") from error
+        except TrainingFailedError as error:
+            raise ScoringFailedError(error.reason) from error
+        except (RuntimeError, ValueError, MemoryError) as error:
+            # torch refuses what a candidate asks of it (shapes, kernels, memory) with these
+            line = (str(error).splitlines() or [""])[0][:300]
+            raise ScoringFailedError(f"{type(error).__name__}: {line}") from error
+        if math.isnan(metrics["ap"]):
+            raise UserError("the validation split must hold at least one box that is not a crowd, but got none")
+        write_metrics(out_dir / METRICS_FILE, metrics)
+        return Score(
+            value=metrics["ap"], metrics=metrics, seconds=result.seconds, epochs=result.epochs, checkpoint=path
+        )
+
+    def _build(self, architecture: Architecture, seed: int) -> Detector:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return build_detector(architecture, len(self._train.classes))
+
+    def _evaluate(
+        self, detector: Detector, recipe: Recipe, on_progress: Callable[[ScoringProgress], None] | None
+    ) -> dict[str, float]:
+        width, height = detector.input_size
+        started = time.perf_counter()
+
+        def report(done: int, total: int) -> None:
+            if on_progress is not None:
+                seconds = time.perf_counter() - started
+                on_progress(
+                    ScoringProgress(
+                        phase="evaluate",
+                        done=done / total,
+                        epoch=recipe.epochs,
+                        epochs=recipe.epochs,
+                        loss=None,
+                        images_per_s=done / seconds,
+                        eta_s=seconds / done * (total - done),
+                    )
+                )
+
+        detect = eager_detect(detector, self.device)
+        return evaluate(detect, self._val, width, height, recipe.batch_size, on_progress=report).as_dict()
+
+
+def write_metrics(path: Path, metrics: Mapping[str, float]) -> None:
+    """Write metrics as one JSON object, atomically; what is undefined (NaN) becomes ``null``."""
+    plain = {name: None if math.isnan(value) else value for name, value in metrics.items()}
+    write_atomically(path, (json.dumps(plain, indent=2) + "\n").encode())
