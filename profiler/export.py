@@ -17,7 +17,9 @@ __all__ = ["OPSET", "ExportError", "export_onnx", "file_sha256", "to_onnx"]
 OPSET = 18
 """The ONNX operator set of every export: the one that the exporter writes natively, read by all backends here."""
 
-_KNOWN_WARNINGS: tuple[tuple[type[Warning], str], ...] = ()
+_KNOWN_WARNINGS: tuple[tuple[type[Warning], str], ...] = (
+    (FutureWarning, r"`isinstance\(treespec, LeafSpec\)` is deprecated"),  # torch 2.11 using itself
+)
 """Warnings of torch and onnxscript about their own insides, which no caller can act on."""
 
 

@@ -113,6 +113,11 @@ def test_the_same_module_gives_the_same_bytes(
     assert again == exported[1]
 
 
+def test_exporting_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    to_onnx(nn.ReLU(), (torch.ones(3),), input_names=["x"])
+    assert capfd.readouterr() == ("", "")
+
+
 def test_an_open_batch_runs_at_any_size(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
