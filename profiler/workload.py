@@ -8,9 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["TensorSpec", "Workload", "count_flops", "random_inputs"]
+__all__ = ["TensorSpec", "Workload", "count_flops", "meta_outputs", "random_inputs"]
 
 _DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -134,22 +135,30 @@ def count_flops(module: nn.Module, inputs: Sequence[TensorSpec]) -> int:
         module: on any device; its weights are replaced by storage-free ones for the count.
         inputs: one spec per positional argument.
     """
-    weights = {name: _meta_like(tensor) for name, tensor in module.named_parameters()}
-    weights |= {name: _meta_like(tensor) for name, tensor in module.named_buffers()}
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        functional_call(module, weights, tuple(spec.meta() for spec in inputs))
+    with counter:
+        meta_outputs(module, inputs)
     return counter.get_total_flops()
+
+
+def meta_outputs(module: nn.Module, inputs: Sequence[TensorSpec]) -> tuple[Tensor, ...]:
+    """Shapes and types of a module's outputs, flattened, as tensors on ``meta``; nothing is computed.
+
+    Args:
+        module: on any device; its weights are replaced by storage-free ones for the run.
+        inputs: one spec per positional argument.
+    """
+    weights = {name: torch.empty_like(tensor, device="meta") for name, tensor in module.named_parameters()}
+    weights |= {name: torch.empty_like(tensor, device="meta") for name, tensor in module.named_buffers()}
+    with torch.no_grad():
+        outputs = functional_call(module, weights, tuple(spec.meta() for spec in inputs))
+    return tuple(leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor))
 
 
 def random_inputs(inputs: Sequence[TensorSpec], seed: int) -> tuple[Tensor, ...]:
     """Draw all inputs on the CPU; the same seed gives the same numbers."""
     generator = torch.Generator().manual_seed(seed)
     return tuple(spec.sample(generator) for spec in inputs)
-
-
-def _meta_like(tensor: Tensor) -> Tensor:
-    return torch.empty_like(tensor, device="meta")
 
 
 def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:

@@ -1,0 +1,72 @@
+"""Estimates: the roofline by hand, and never taken for a measurement."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from profiler.devices import gpu_sheets
+from profiler.errors import UserError
+from profiler.estimate import ESTIMATE_BACKEND, count_bytes, estimate_row, estimate_target, estimate_workloads
+from profiler.table import LatencyTable
+from profiler.workload import TensorSpec, Workload
+
+V100 = gpu_sheets()["v100"]
+
+
+def linear(size: int, rows: int) -> Workload:
+    with torch.device("meta"):
+        module = nn.Linear(size, size, bias=False)
+    return Workload(f"linear {size}", f"linear {size}|{rows}x{size}", module, (TensorSpec((rows, size)),))
+
+
+def test_a_large_product_is_bound_by_its_operations() -> None:
+    row = estimate_row(linear(4096, 4096), V100)
+    compute_ms = 2 * 4096**3 / 15.7e12 * 1e3
+    assert row.median_ms == pytest.approx(compute_ms + 0.005)
+    assert row.low_ms == pytest.approx(compute_ms)
+    assert row.high_ms is not None
+    assert row.high_ms > 5 * compute_ms
+
+
+def test_a_thin_product_is_bound_by_its_weights() -> None:
+    row = estimate_row(linear(4096, 1), V100)
+    moved = 4 * (4096**2 + 2 * 4096)
+    assert row.low_ms == pytest.approx(moved / 900e9 * 1e3)
+    half = estimate_row(linear(4096, 1), V100, precision="fp16")
+    assert half.low_ms == pytest.approx(moved / 2 / 900e9 * 1e3)
+
+
+def test_bytes_count_every_input_output_and_weight_once() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(5)
+
+        def forward(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+            return self.norm(x).gather(1, index), index
+
+    inputs = (TensorSpec((7, 5)), TensorSpec((7, 2), "int64", 0, 5))
+    floats = 7 * 5 + 4 * 5 + 7 * 2
+    integers = 2 * 7 * 2 + 1  # in and out, and the normalisation's counter
+    assert count_bytes(Both().eval(), inputs) == 4 * floats + 8 * integers
+    assert count_bytes(Both().eval(), inputs, 2) == 2 * floats + 8 * integers
+
+
+def test_estimates_are_labelled_and_kept_apart(tmp_path: Path) -> None:
+    with LatencyTable(tmp_path / "latency.db") as table:
+        assert estimate_workloads([linear(8, 1), linear(8, 1), linear(16, 1)], table, V100) == 2
+        assert estimate_workloads([linear(8, 1), linear(32, 1)], table, V100) == 1
+        rows = list(table.rows())
+        assert {row.target for row in rows} == {estimate_target(V100)}
+    for row in rows:
+        assert row.target.backend == ESTIMATE_BACKEND
+        assert row.stop_reason == "estimate"
+        assert "not measured" in row.conditions["estimate"]
+        assert row.samples_ms.size == 0
+
+
+def test_a_precision_without_figures_is_refused() -> None:
+    with pytest.raises(UserError, match="one of fp32, fp16, but got 'int8'"):
+        estimate_row(linear(8, 1), V100, precision="int8")
