@@ -119,7 +119,10 @@ def set_box(*box: float) -> Callable[[Document], None]:
 
 CASES: dict[str, tuple[Callable[[Document], Any], list[str]]] = {
     "missing image id": (lambda c: c["annotations"][0].update(image_id=99), ["annotation 11", "image 99", "not exist"]),
-    "unknown category": (lambda c: c["annotations"][0].update(category_id=5), ["annotation 11", "category 5", "[4, 9]"]),
+    "unknown category": (
+        lambda c: c["annotations"][0].update(category_id=5),
+        ["annotation 11", "category 5", "[4, 9]"],
+    ),
     "outside": (set_box(15, 0, 10, 5), ["inside its image", "annotation 11 of image 3", "[15, 0, 10, 5]", "20x20"]),
     "outside left": (set_box(-2, 0, 10, 5), ["inside its image"]),
     "wholly in the tolerance": (set_box(20.2, 0, 0.5, 5), ["inside its image"]),
