@@ -1,0 +1,191 @@
+"""Whole detectors: they build, learn, decompose into workloads, and fold."""
+
+import numpy as np
+import pytest
+import torch
+
+from profiler.workload import Workload
+from smnas.models.build import BuildError, build_detector, buildable, deployable
+from smnas.models.detector import TwoStageDetector
+from smnas.models.layers import WSConv2d
+from smnas.models.target import Detections, Target
+from smnas.models.workloads import detector_workloads, whole_workload
+from smnas.space.architecture import Architecture
+from smnas.space.preset import load_space
+from smnas.space.sampling import sample_modular, sample_structural
+
+HEADS = {
+    "rcnn": "basicblock_8_1-2-2+fpn_2-4_32+rpn+rcnn_64+96x64",
+    "rcnn-extra-level": "basicblock_8_1-2-2+fpn_1-6_32+rpn+rcnn_64+96x64",
+    "rcnn-odd-size": "basicblock_8_1-2-2-1+fpn_3-5_32+rpn+rcnn_64+90x70",
+    "cascade": "basicblock_8_1-2-2+fpn_2-4_32+rpn+cascade_3_64+96x64",
+    "cascade4": "bottleneck_8_1-2-2+fpn_2-3_32+rpn+cascade_4_64+96x64",
+    "c4": "basicblock_8_1-2-2+c4+rpn+rcnn_64+96x64",
+    "c4-blocks-on-rois": "bottleneck_8_1-2-2-21+c4+rpn+cascade_2_64+96x64",
+    "retina": "basicblock_8_1-2-2+fpn_3-6_32+norpn+retina_32_2+96x64",
+}
+
+
+def pictures(architecture: Architecture, count: int) -> tuple[torch.Tensor, list[Target]]:
+    generator = torch.Generator().manual_seed(0)
+    shape = (count, 3, architecture.input_height, architecture.input_width)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    boxes = torch.tensor([[4.0, 6.0, 40.0, 44.0], [20.0, 10.0, 60.0, 60.0]])
+    some, none = Target(boxes, torch.tensor([0, 4])), Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    return images, [some, none] * (count // 2)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_one_training_step_reaches_every_parameter(name):
+    torch.manual_seed(0)
+    architecture = Architecture.parse(HEADS[name])
+    detector = build_detector(architecture, 5)
+    losses = detector.loss(*pictures(architecture, 4))
+    total = torch.stack(list(losses.values())).sum()
+    total.backward()
+    assert torch.isfinite(total)
+    for parameter_name, parameter in detector.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert torch.isfinite(parameter.grad).all(), parameter_name
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_pictures_without_objects_train(name):
+    architecture = Architecture.parse(HEADS[name])
+    images, _ = pictures(architecture, 2)
+    nothing = [Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))] * 2
+    losses = build_detector(architecture, 5).loss(images, nothing)
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert losses[next(key for key in losses if key.endswith("_box"))] == 0
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_detections_are_well_formed_and_folding_keeps_them(name):
+    torch.manual_seed(0)
+    architecture = Architecture.parse(HEADS[name])
+    detector = build_detector(architecture, 5).eval()
+    images, _ = pictures(architecture, 2)
+    with torch.inference_mode():
+        found = detector(images)
+        folded = deployable(detector)
+        for a, b in zip(found, folded(images), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
+    assert isinstance(found, Detections)
+    assert not any(isinstance(module, WSConv2d) for module in folded.modules())
+    assert found.boxes.shape[2] == 4
+    for num, boxes, scores, labels in zip(*found, strict=True):
+        assert (scores[:-1] >= scores[1:]).all()
+        assert (scores[:num] > 0).all()
+        assert (scores[num:] == 0).all()
+        assert (boxes[num:] == 0).all()
+        assert ((labels >= 0) & (labels < 5)).all()
+        real = boxes[:num]
+        assert (real[:, 2:] > real[:, :2]).all()
+        assert (real >= 0).all()
+        assert (real[:, 0::2] <= architecture.input_width).all()
+        assert (real[:, 1::2] <= architecture.input_height).all()
+
+
+def test_a_batch_detects_what_its_pictures_detect_alone():
+    torch.manual_seed(1)
+    architecture = Architecture.parse(HEADS["cascade"])
+    detector = deployable(build_detector(architecture, 3))
+    images, _ = pictures(architecture, 4)
+    together = detector(images)
+    for index in range(4):
+        alone = detector(images[index : index + 1])
+        torch.testing.assert_close(together.scores[index], alone.scores[0], atol=1e-4, rtol=1e-4)
+        assert together.num[index] == alone.num[0]
+
+
+def random_architectures(count: int) -> list[Architecture]:
+    rng = np.random.default_rng(7)
+    found = []
+    for preset in ("nano", "small", "paper"):
+        space = load_space(preset)
+        while len(found) < count * {"nano": 0.6, "small": 0.9, "paper": 1.0}[preset]:
+            architecture = sample_structural(space, rng)
+            if rng.random() < 0.5 and buildable(architecture) is None:
+                architecture = sample_modular(space, architecture, rng)
+            if buildable(architecture) is None:
+                found.append(architecture)
+    return found
+
+
+def test_workloads_add_up_to_the_whole_detector():
+    flops: dict[str, int] = {}  # a key decides the work, so each is counted once
+
+    def counted(part: Workload) -> int:
+        if part.key not in flops:
+            flops[part.key] = part.flops
+        return flops[part.key]
+
+    for architecture in random_architectures(100):
+        parts = detector_workloads(architecture, 7)
+        detector = deployable(build_detector(architecture, 7, device="meta"))
+        whole = whole_workload(detector)
+        own = sum(parameter.numel() for parameter in detector.parameters())
+        assert sum(part.parameters for part in parts) == own == whole.parameters, str(architecture)
+        assert sum(counted(part) for part in parts) == whole.flops, str(architecture)
+
+
+def test_flops_of_blocks_equal_the_formula():
+    parts = {part.name: part.flops for part in detector_workloads(Architecture.parse(HEADS["rcnn"]), 5)}
+    # a convolution: 2 * kernel area * channels in * channels out * cells out; the canvas is 96 x 64
+    assert parts["backbone.stem"] == 2 * 9 * 3 * 8 * (48 * 32)
+    assert parts["backbone.reduce"] == 2 * 9 * 8 * 8 * (24 * 16)
+    assert parts["backbone.stage1.block1"] == 2 * (2 * 9 * 8 * 8 * (24 * 16))
+    assert parts["backbone.stage2.block1"] == 2 * (9 * 8 * 16 + 9 * 16 * 16 + 8 * 16) * (12 * 8)
+    assert parts["roi1.head"] == 2 * 100 * (32 * 49 * 64 + 64 * 64 + 64 * 6 + 64 * 20)
+
+
+def test_equal_blocks_share_a_key_and_different_ones_do_not():
+    small = {w.name: w.key for w in detector_workloads(Architecture.parse(HEADS["rcnn"]), 5)}
+    deeper = {
+        w.name: w.key
+        for w in detector_workloads(Architecture.parse("basicblock_8_11-2-2+fpn_2-4_32+rpn+rcnn_64+96x64"), 5)
+    }
+    assert deeper["backbone.stage1.block1"] == deeper["backbone.stage1.block2"] == small["backbone.stage1.block1"]
+    assert small["neck"] == deeper["neck"]
+    other_classes = {w.name: w.key for w in detector_workloads(Architecture.parse(HEADS["rcnn"]), 6)}
+    assert other_classes["neck"] == small["neck"]
+    assert other_classes["roi1.head"] != small["roi1.head"]
+    wider = {
+        w.name: w.key
+        for w in detector_workloads(Architecture.parse("basicblock_16_1-2-2+fpn_2-4_32+rpn+rcnn_64+96x64"), 5)
+    }
+    assert wider["backbone.stage1.block1"] != small["backbone.stage1.block1"]
+
+
+def test_keys_do_not_depend_on_the_device_of_the_weights():
+    architecture = Architecture.parse(HEADS["c4-blocks-on-rois"])
+    on_meta = [w.key for w in detector_workloads(architecture, 5)]
+    assert on_meta == [w.key for w in detector_workloads(architecture, 5, device="cpu")]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("mobilenetv2_100+fpn_3-7_256+norpn+retina_256+512x512", "MobileNetV2"),
+        ("basicblock_16_1-2-2+fpn_2-4_32+garpn+rcnn_64+96x96", "garpn"),
+    ],
+)
+def test_what_can_not_be_built_yet_says_so(text, reason):
+    with pytest.raises(BuildError, match=reason):
+        build_detector(Architecture.parse(text), 3)
+
+
+def test_cascade_stages_sharpen():
+    detector = build_detector(Architecture.parse(HEADS["cascade4"]), 3)
+    assert isinstance(detector, TwoStageDetector)
+    scales = [stage.coder.weights[0] for stage in detector.roi_stages]
+    assert scales == [10.0, 20.0, 30.0, 40.0]
+
+
+def test_options_follow_the_input_size():
+    large = build_detector(
+        Architecture.parse("basicblock_64_11-21-21-21+fpn_2-6_256+rpn+rcnn_1024+800x600"), 80, device="meta"
+    )
+    small = build_detector(Architecture.parse(HEADS["rcnn"]), 80, device="meta")
+    assert (large.options.proposals, large.options.anchor_scale) == (1000, 8)
+    assert (small.options.proposals, small.options.anchor_scale) == (100, 4)
