@@ -1,7 +1,7 @@
 """The latency of a whole detector, predicted from the latency table.
 
-A detector's parts are its own workloads (:mod:`smnas.models.workloads`). What the table does not hold is measured first;
-after that a prediction costs no measuring, and it is a function of the table and of the calibration alone.
+A detector's parts are its own workloads (:mod:`smnas.models.workloads`). What the table does not hold is measured
+first; after that a prediction costs no measuring, and it is a function of the table and of the calibration alone.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -98,8 +98,8 @@ class DetectorLatency:
         self._on_progress = on_progress
         self._rng = np.random.default_rng(seed)
         self._model: LatencyModel | None = None
-        # Reading the shapes of a detector takes longer than adding up its rows.
-        self._parts = lru_cache(maxsize=4096)(self._read_parts)
+        # Reading a detector's shapes takes far longer than adding up its rows; the keys are all that is kept of it.
+        self._keys = lru_cache(maxsize=None)(self._read_keys)
 
     @property
     def target(self) -> Target:
@@ -130,7 +130,9 @@ class DetectorLatency:
         unmeasured: dict[str, Workload] = {}
         wanted: dict[str, Workload] = {}
         for architecture in architectures:
-            if (parts := self._buildable_parts(architecture)) is None:
+            try:
+                parts = self._parts(architecture)
+            except LatencyFailedError:
                 continue
             wanted.update((part.key, part) for part in parts)
             lacking = {part.key for part in missing(parts, self._table, self.target)} - unmeasured.keys()
@@ -155,7 +157,7 @@ class DetectorLatency:
         return row
 
     def calibrate(self, architectures: Sequence[Architecture]) -> Calibration:
-        """Measure these detectors whole (where the table does not hold them) and fit the model on them, and on no others.
+        """Measure these detectors whole, where the table does not hold them, and fit the model on them and no others.
 
         So predictions stay the same for one table and one choice of architectures, however many other wholes are
         measured later.
@@ -166,7 +168,8 @@ class DetectorLatency:
         failed: list[tuple[Architecture, str]] = []
         for architecture in dict.fromkeys(architectures):
             try:
-                row, parts = self.measure_whole(architecture), self._sum(architecture)
+                parts = self._sum(architecture)
+                row = self.measure_whole(architecture)
             except LatencyFailedError as error:
                 failed.append((architecture, error.reason))
                 continue
@@ -184,7 +187,7 @@ class DetectorLatency:
             if architecture is None:
                 continue
             try:
-                parts = sum_parts([part.key for part in self._parts(architecture)], rows)
+                parts = sum_parts(self._keys(architecture), rows)
             except (MissingPartsError, FailedPartError):
                 continue
             wholes_ms.append(_measured_ms(row))
@@ -202,7 +205,7 @@ class DetectorLatency:
             return None
 
     def _sum(self, architecture: Architecture) -> PartsSum:
-        keys = [part.key for part in self._built(architecture)]
+        keys = self._keys(architecture)
         try:
             return sum_parts(keys, self._rows(keys))
         except MissingPartsError:
@@ -231,20 +234,14 @@ class DetectorLatency:
             on_progress=self._on_progress,
         )
 
-    def _built(self, architecture: Architecture) -> tuple[Workload, ...]:
+    def _parts(self, architecture: Architecture) -> tuple[Workload, ...]:
         try:
-            return self._parts(architecture)
+            return detector_workloads(architecture, self.num_classes, self.batch)
         except BuildError as error:
             raise LatencyFailedError(f"can not be built: {error}") from error
 
-    def _buildable_parts(self, architecture: Architecture) -> tuple[Workload, ...] | None:
-        try:
-            return self._built(architecture)
-        except LatencyFailedError:
-            return None
-
-    def _read_parts(self, architecture: Architecture) -> tuple[Workload, ...]:
-        return detector_workloads(architecture, self.num_classes, self.batch)
+    def _read_keys(self, architecture: Architecture) -> tuple[str, ...]:
+        return tuple(part.key for part in self._parts(architecture))
 
     def _with_weights(self, architecture: Architecture) -> tuple[Workload, ...]:
         with torch.random.fork_rng(devices=[]):
@@ -255,10 +252,10 @@ class DetectorLatency:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_WEIGHTS_SEED)
             try:
-                detector = build_detector(architecture, self.num_classes, device=device)
+                detector = deployable(build_detector(architecture, self.num_classes, device=device))
             except BuildError as error:
                 raise LatencyFailedError(f"can not be built: {error}") from error
-        return whole_workload(deployable(detector), self.batch)
+        return whole_workload(detector, self.batch)
 
 
 def _measured_ms(row: Row) -> float:

@@ -1,0 +1,231 @@
+"""Detector latencies: sums by hand from a filled table, what is measured and what is not, failures as reasons."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from profiler.backends import get_backend
+from profiler.backends.eager import EagerBackend
+from profiler.devices import cpu_device
+from profiler.errors import UserError
+from profiler.predict import LatencyModel, PartsSum
+from profiler.profile import Progress, measurement_target
+from profiler.table import LatencyTable, Row
+from profiler.timing import TimingSettings
+from smnas.models.build import build_detector, deployable
+from smnas.models.workloads import detector_workloads, whole_workload
+from smnas.scoring.latency import DetectorLatency, LatencyFailedError
+from smnas.space.architecture import Architecture
+
+SMALL = Architecture.parse("basicblock_8_1-2-2+fpn_3-4_16+norpn+retina_16_1+64x64")
+DEEPER = Architecture.parse("basicblock_8_11-2-2+fpn_3-4_16+norpn+retina_16_1+64x64")
+WIDER = Architecture.parse("basicblock_16_1-2-2+fpn_3-4_16+norpn+retina_16_1+64x64")
+TWO_STAGE = Architecture.parse("basicblock_8_1-2-2+fpn_2-4_16+rpn+rcnn_64+64x64")
+GUIDED = Architecture.parse("basicblock_8_1-2-2+fpn_2-4_16+garpn+rcnn_64+64x64")
+CLASSES = 3
+QUICK = TimingSettings(relative_half_width=0.5, min_samples=3, time_limit_s=0.1, warmup_s=0.0, warmup_runs=1)
+
+
+class IdleBackend(EagerBackend):
+    """Refuses to run anything: what is predicted with it comes from the table."""
+
+    def prepare(self, *_: Any, **__: Any) -> Any:
+        raise AssertionError("measured, though the table holds it")
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Iterator[LatencyTable]:
+    with LatencyTable(tmp_path / "latency.db") as table:
+        yield table
+
+
+@pytest.fixture
+def idle() -> IdleBackend:
+    return IdleBackend(cpu_device(), 1)
+
+
+@pytest.fixture
+def eager() -> EagerBackend:
+    return EagerBackend(cpu_device(), 1)
+
+
+def keys_of(architecture: Architecture) -> list[str]:
+    return [part.key for part in detector_workloads(architecture, CLASSES)]
+
+
+def fill(
+    table: LatencyTable, backend: EagerBackend, architecture: Architecture, wholes_ms: float | None = None
+) -> float:
+    """Give every part a made-up latency that depends on its key alone; the exact sum."""
+    target = measurement_target(backend)
+    total = 0.0
+    for key in keys_of(architecture):
+        ms = 0.5 + sum(key.encode()) % 97 / 10
+        total += ms
+        if table.lookup(key, target) is None:
+            table.add(Row(key, "part", target, median_ms=ms, low_ms=ms - 0.01, high_ms=ms + 0.01))
+    if wholes_ms is not None:
+        key = whole_workload(deployable(build_detector(architecture, CLASSES, device="meta"))).key
+        table.add(Row(key, "whole", target, "whole", median_ms=wholes_ms, low_ms=wholes_ms, high_ms=wholes_ms))
+    return total
+
+
+def test_without_wholes_a_prediction_is_the_plain_sum_and_says_so(table: LatencyTable, idle: IdleBackend) -> None:
+    total = fill(table, idle, TWO_STAGE)
+    latency = DetectorLatency(CLASSES, idle, table).predict(TWO_STAGE)
+    assert latency.ms == pytest.approx(total)
+    assert not latency.calibrated
+    assert latency.low_ms < total < latency.high_ms
+
+
+def test_wholes_in_the_table_calibrate(table: LatencyTable, idle: IdleBackend) -> None:
+    for architecture in (SMALL, DEEPER):
+        fill(table, idle, architecture, 0.8 * fill(table, idle, architecture))
+    total = fill(table, idle, WIDER)
+    latency = DetectorLatency(CLASSES, idle, table).predict(WIDER)
+    assert latency.ms == pytest.approx(0.8 * total)
+    assert latency.calibrated
+
+
+def test_wholes_of_another_number_of_classes_do_not_calibrate(table: LatencyTable, idle: IdleBackend) -> None:
+    fill(table, idle, SMALL, 0.8 * fill(table, idle, SMALL))
+    model = DetectorLatency(CLASSES + 1, idle, table).model
+    assert model == LatencyModel.fit([], [])
+
+
+def test_calibrate_fits_on_what_it_is_given_alone(table: LatencyTable, idle: IdleBackend) -> None:
+    sums = {a: fill(table, idle, a) for a in (SMALL, DEEPER, WIDER, TWO_STAGE)}
+    for architecture, factor in ((SMALL, 0.7), (DEEPER, 0.9), (WIDER, 5.0)):
+        fill(table, idle, architecture, factor * sums[architecture])
+    latency = DetectorLatency(CLASSES, idle, table)
+    calibration = latency.calibrate([SMALL, DEEPER, SMALL])
+    assert (calibration.wholes, calibration.failed) == (2, ())
+    parts = [PartsSum(sums[a], 0.0, len(keys_of(a))) for a in (SMALL, DEEPER)]
+    by_hand = LatencyModel.fit(parts, [0.7 * sums[SMALL], 0.9 * sums[DEEPER]])
+    assert calibration.model.scale == pytest.approx(by_hand.scale)
+    assert latency.predict(TWO_STAGE).ms == pytest.approx(by_hand.scale * sums[TWO_STAGE])
+
+
+def test_a_prediction_is_a_function_of_table_and_calibration(table: LatencyTable, idle: IdleBackend) -> None:
+    for architecture in (SMALL, DEEPER):
+        fill(table, idle, architecture, 0.8 * fill(table, idle, architecture) + 1)
+    fill(table, idle, TWO_STAGE)
+    one = DetectorLatency(CLASSES, idle, table, seed=1)
+    one.calibrate([SMALL, DEEPER])
+    first = one.predict(TWO_STAGE)
+    fill(table, idle, WIDER, 1000.0)  # a whole measured later
+    two = DetectorLatency(CLASSES, idle, table, seed=2)
+    two.calibrate([SMALL, DEEPER])
+    assert one.predict(TWO_STAGE) == two.predict(TWO_STAGE) == first
+
+
+def test_a_failed_part_is_a_reason(table: LatencyTable, idle: IdleBackend) -> None:
+    key = keys_of(SMALL)[-1]
+    table.add(Row(key, "postprocess", measurement_target(idle), status="failed", reason="RuntimeError: no kernel"))
+    fill(table, idle, SMALL)
+    latency = DetectorLatency(CLASSES, idle, table)
+    with pytest.raises(LatencyFailedError, match="postprocess has no latency: RuntimeError: no kernel") as error:
+        latency.predict(SMALL)
+    assert "\n" not in error.value.reason
+    calibration = latency.calibrate([SMALL])
+    assert calibration.wholes == 0
+    assert "no latency" in calibration.failed[0][1]
+
+
+def test_what_can_not_be_built_is_a_reason(table: LatencyTable, idle: IdleBackend) -> None:
+    latency = DetectorLatency(CLASSES, idle, table)
+    for ask in (latency.predict, latency.measure_whole):
+        with pytest.raises(LatencyFailedError, match="can not be built"):
+            ask(GUIDED)
+    assert latency.calibrate([GUIDED]).failed[0][0] == GUIDED
+    assert latency.complete([GUIDED]).measured == 0
+
+
+def test_missing_parts_are_measured_once(table: LatencyTable, eager: EagerBackend, idle: IdleBackend) -> None:
+    events: list[Progress] = []
+    latency = DetectorLatency(CLASSES, eager, table, timing=QUICK, on_progress=events.append)
+    first = latency.predict(SMALL)
+    assert first.ms > 0
+    rows = {row.key: row for row in table.rows()}
+    assert set(keys_of(SMALL)) == set(rows)
+    assert first.ms == pytest.approx(sum(rows[key].median_ms for key in keys_of(SMALL)))
+    assert events[-1].done == events[-1].total == len(rows)
+    assert DetectorLatency(CLASSES, idle, table).predict(SMALL) == first
+
+    report = latency.complete([SMALL, DEEPER])
+    new = set(keys_of(DEEPER)) - set(keys_of(SMALL))
+    assert report.measured == len(new)
+    assert report.cached == len(set(keys_of(SMALL)))
+
+
+def test_complete_measures_no_key_twice(table: LatencyTable, eager: EagerBackend) -> None:
+    report = DetectorLatency(CLASSES, eager, table, timing=QUICK).complete([SMALL, DEEPER, SMALL])
+    assert report.measured == table.count() == len({*keys_of(SMALL), *keys_of(DEEPER)})
+    assert report.cached == 0
+    assert DetectorLatency(CLASSES, eager, table, timing=QUICK).complete([SMALL, DEEPER]).measured == 0
+
+
+def test_a_whole_is_measured_once_and_kept(table: LatencyTable, eager: EagerBackend, idle: IdleBackend) -> None:
+    row = DetectorLatency(CLASSES, eager, table, timing=QUICK).measure_whole(SMALL)
+    assert row.kind == "whole"
+    assert row.low_ms <= row.median_ms <= row.high_ms
+    assert row.parameters == sum(p.numel() for p in build_detector(SMALL, CLASSES, device="meta").parameters())
+    assert DetectorLatency(CLASSES, idle, table).measure_whole(SMALL) == row
+
+
+def test_a_whole_that_does_not_run_is_a_reason(table: LatencyTable, eager: EagerBackend) -> None:
+    class Broken(EagerBackend):
+        def prepare(self, module: Any, *args: Any, **kwargs: Any) -> Any:
+            if type(module).__name__.endswith("Detector"):
+                raise RuntimeError("no such operator")
+            return super().prepare(module, *args, **kwargs)
+
+    latency = DetectorLatency(CLASSES, Broken(cpu_device(), 1), table, timing=QUICK)
+    with pytest.raises(LatencyFailedError, match="no such operator"):
+        latency.measure_whole(SMALL)
+    assert latency.calibrate([SMALL]).failed == (
+        (SMALL, "the whole detector has no latency: RuntimeError: no such operator"),
+    )
+    assert not latency.predict(SMALL).calibrated
+
+
+def test_batch_and_precision_are_part_of_the_target(table: LatencyTable, eager: EagerBackend) -> None:
+    two = DetectorLatency(CLASSES, eager, table, batch=2, timing=QUICK)
+    assert (two.target.batch, two.target.precision, two.target.threads) == (2, "fp32", 1)
+    two.predict(SMALL)
+    assert {row.target for row in table.rows()} == {two.target}
+    assert not {row.key for row in table.rows()} & set(keys_of(SMALL))
+    with pytest.raises(UserError, match="batch >= 1"):
+        DetectorLatency(CLASSES, eager, table, batch=0)
+    with pytest.raises(UserError, match="fp8"):
+        DetectorLatency(CLASSES, eager, table, precision="fp8")
+
+
+def test_the_generator_of_torch_is_left_alone(table: LatencyTable, eager: EagerBackend) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(2)
+    torch.manual_seed(5)
+    DetectorLatency(CLASSES, eager, table, timing=QUICK).calibrate([SMALL])
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_a_prediction_is_near_the_measured_whole(table: LatencyTable, eager: EagerBackend) -> None:
+    timing = TimingSettings(relative_half_width=0.1, min_samples=8, time_limit_s=0.5)
+    latency = DetectorLatency(CLASSES, eager, table, timing=timing)
+    assert latency.calibrate([SMALL, WIDER]).wholes == 2
+    predicted = latency.predict(DEEPER)
+    measured = latency.measure_whole(DEEPER).median_ms
+    assert predicted.calibrated
+    # a busy machine moves any one timing; a wrong unit or a forgotten part would be far outside
+    assert 0.4 < predicted.ms / measured < 2.5
+
+
+def test_onnx_runtime_runs_a_whole(table: LatencyTable) -> None:
+    """The backend that a CPU deploys with."""
+    pytest.importorskip("onnxruntime")
+    row = DetectorLatency(CLASSES, get_backend("onnxruntime"), table, timing=QUICK).measure_whole(SMALL)
+    assert 0 < row.median_ms < 1000
+    assert row.target.backend == "onnxruntime"
