@@ -45,6 +45,7 @@ class Candidate:
         seed: The training's seed.
         epochs: The training's budget.
         latency_ms: Predicted median latency of the whole detector at batch size 1, with the bounds of its interval.
+        latency_calibrated: Whether that interval comes from measured wholes; if not, it is an assumption.
         flops: Floating-point operations for one image.
         ap: What the scorer gave, COCO AP in 0..1 for the scorer that trains; None unless complete.
         metrics: All the scorer's numbers; may hold NaN where a number is not defined.
@@ -64,6 +65,7 @@ class Candidate:
     latency_ms: float | None = None
     latency_low_ms: float | None = None
     latency_high_ms: float | None = None
+    latency_calibrated: bool | None = None
     parameters: int | None = None
     flops: int | None = None
     ap: float | None = None

@@ -32,6 +32,8 @@ def search_notes(candidates: Sequence[Candidate], settings: SearchSettings, fini
             )
         elif trained < len(trials):
             notes.append(f"The {stage} stage trained {trained} candidates: {_looked_at(trials)}.")
+    if any(c.latency_calibrated is False for c in candidates):
+        notes.append("Predicted latencies were not calibrated on whole detectors: their intervals are assumptions.")
     failed = [c for c in candidates if c.stage == "final" and c.state == "failed"]
     if failed:
         notes.append(f"{len(failed)} trainings of the final phase failed, the first one with: {failed[0].reason}")
@@ -39,8 +41,8 @@ def search_notes(candidates: Sequence[Candidate], settings: SearchSettings, fini
         broken, pairs = broken_order([c for c in candidates if in_search(c)])
         if pairs:
             notes.append(
-                f"Partial order pruning assumes that a smaller architecture is not better: of {pairs} trained pairs that "
-                f"it compares, {broken} broke that."
+                f"Partial order pruning assumes that a smaller architecture is not better: of {pairs} trained pairs "
+                f"that it compares, {broken} broke that."
             )
     return tuple(notes)
 

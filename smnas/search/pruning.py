@@ -19,6 +19,7 @@ def why_beaten(
     is faster and better than the lowest bound by ``margin`` at least.
 
     Args:
+        architecture: The candidate.
         latency_ms: Its predicted latency.
         trained: Complete candidates of one budget.
         margin: AP; a guard against the noise of short trainings.

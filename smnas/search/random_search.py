@@ -10,7 +10,7 @@ import numpy as np
 from smnas.search.candidate import Candidate, Proposal
 from smnas.search.strategy import Strategy, first_unseen, seen_architectures
 from smnas.space.architecture import Architecture
-from smnas.space.preset import Space
+from smnas.space.preset import Space, SpaceError
 from smnas.space.sampling import sample_modular, sample_structural
 
 __all__ = ["RandomModularStage", "RandomStructuralStage", "random_search"]
@@ -54,5 +54,8 @@ class RandomModularStage:
         def draw() -> Architecture:
             return sample_modular(self.space, sample_structural(self.space, rng), rng)
 
-        architecture = first_unseen(draw, seen_architectures(history))
+        try:
+            architecture = first_unseen(draw, seen_architectures(history))
+        except SpaceError:  # nothing that may be proposed is left
+            return None
         return None if architecture is None else Proposal(architecture, "random")

@@ -1,7 +1,7 @@
 """The search's loop: baseline, structural stage, modular stage, final phase, ranking.
 
-Every trial's random numbers come from ``numpy.random.default_rng([seed, trial number])`` and every decision is a function
-of the trials before it, so a search that was killed and resumed goes where the unkilled one goes.
+Every trial's random numbers come from ``numpy.random.default_rng([seed, trial number])`` and every decision is a
+function of the trials before it, so a search that was killed and resumed goes where the unkilled one goes.
 """
 
 import math
@@ -32,8 +32,8 @@ from smnas.space.preset import Space
 
 __all__ = ["LatencyPredictor", "run_search", "training_folder"]
 
-# A stage whose proposals all fail or are over the latency limit must end: after this many proposals, and after this many
-# failures, for each training that it was to make.
+# A stage whose proposals all fail or are over the latency limit must end: after this many proposals, and after this
+# many failures, for each training that it was to make.
 _PROPOSALS_PER_TRAINING = 30
 _FAILURES_PER_TRAINING = 1
 _LEAST_FAILURES = 5
@@ -185,14 +185,18 @@ class _Search:
     def _measured(self, draft: Candidate) -> Candidate:
         try:
             size = self.complexity(draft.architecture)
+        except UserError as error:  # the model builder's way to refuse
+            return replace(draft, state="failed", reason=_one_line(error))
+        try:
             latency = self.latency.predict(draft.architecture)
-        except (LatencyFailedError, ScoringFailedError, UserError) as error:
+        except LatencyFailedError as error:
             return replace(draft, state="failed", reason=_one_line(error))
         return replace(
             draft,
             latency_ms=latency.ms,
             latency_low_ms=latency.low_ms,
             latency_high_ms=latency.high_ms,
+            latency_calibrated=latency.calibrated,
             parameters=size.parameters,
             flops=size.flops,
         )

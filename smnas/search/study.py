@@ -6,6 +6,7 @@ is finished by it), and its state changes in one. A trial that is found RUNNING 
 """
 
 import fcntl
+import sqlite3
 import warnings
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -16,18 +17,19 @@ from typing import IO, Any, Self
 import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 
-from smnas.search.candidate import Candidate
+from smnas.search.candidate import Candidate, State
 from smnas.search.parameters import DISTRIBUTIONS, parameters_of
 from smnas.search.settings import RunFolderError
-from smnas.space.architecture import Architecture
+from smnas.space.architecture import Architecture, ArchitectureError
 
 __all__ = ["STUDY_NAME", "Study"]
 
 STUDY_NAME = "smnas"
 
-_STATES = {
+_STATES: dict[State, TrialState] = {
     "running": TrialState.RUNNING,
     "complete": TrialState.COMPLETE,
     "failed": TrialState.FAIL,
@@ -147,29 +149,40 @@ def _lock(file: Path) -> IO[str]:
 
 def _open_storage(file: Path) -> RDBStorage:
     try:
-        return RDBStorage(f"sqlite:///{file}", engine_kwargs={"connect_args": {"timeout": 60}})
+        storage = RDBStorage(f"sqlite:///{file}", engine_kwargs={"connect_args": {"timeout": 60}})
+        event.listen(storage.engine, "connect", _write_ahead)
+        storage.engine.dispose()  # the connection that made the tables came before the listener
     except (SQLAlchemyError, RuntimeError) as error:
         first_line = str(error).splitlines()[0]
         raise RunFolderError(
             f"{file} must be the SQLite file of a study, but opening it failed: {first_line}"
         ) from error
+    return storage
+
+
+def _write_ahead(connection: sqlite3.Connection, _record: object) -> None:
+    # A commit need not wait for the disk: with a write-ahead log a killed process loses nothing, and a power cut at
+    # most the last trials, never the file.
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
 
 
 def _attributes(candidate: Candidate) -> dict[str, Any]:
-    attributes = {field.name: getattr(candidate, field.name) for field in fields(candidate) if field.name not in _OWN}
-    return attributes | {"architecture": str(candidate.architecture), "metrics": dict(candidate.metrics)}
+    """All that is known, for the user attributes; the parent is written also where there is none."""
+    known = {field.name: getattr(candidate, field.name) for field in fields(candidate) if field.name not in _OWN}
+    known |= {"architecture": str(candidate.architecture), "metrics": dict(candidate.metrics)}
+    return {name: value for name, value in known.items() if name == "parent" or value not in (None, {})}
 
 
 def _candidate(trial: FrozenTrial) -> Candidate:
-    attributes = dict(trial.user_attrs)
+    known = {field.name for field in fields(Candidate)} - set(_OWN)
+    attributes = {name: value for name, value in trial.user_attrs.items() if name in known}
     try:
-        candidate = Candidate(
-            **(attributes | {"architecture": Architecture.parse(attributes["architecture"])}),
-            number=trial.number,
-            state=_NAMES[trial.state],  # type: ignore[arg-type]
-        )
-    except (KeyError, TypeError) as error:
+        attributes["architecture"] = Architecture.parse(attributes["architecture"])
+        candidate = Candidate(number=trial.number, state=_NAMES[trial.state], **attributes)
+    except (KeyError, TypeError, ArchitectureError) as error:
         raise RunFolderError(
-            f"every trial of the study must be one of a search, but trial {trial.number} lacks {error}"
+            f"every trial of a search's study has an architecture, a stage and a budget, but trial {trial.number} "
+            f"has not: {error}"
         ) from error
     return replace(candidate, ap=trial.values[0]) if trial.state is TrialState.COMPLETE else candidate

@@ -6,12 +6,11 @@ are, how near a neighbour is, and the moves of the pyramid's and the head's widt
 """
 
 from dataclasses import replace
-from itertools import combinations, product
 
 import numpy as np
 
 from smnas.space.architecture import Architecture, FPNSpec, ResNetSpec
-from smnas.space.preset import ModularBounds, Space, SpaceError, compatible
+from smnas.space.preset import ModularBounds, Space, SpaceError, parts
 
 __all__ = ["NoMoveError", "mutate_code", "mutate_modular", "mutate_structural"]
 
@@ -33,49 +32,32 @@ def mutate_structural(space: Space, architecture: Architecture, rng: np.random.G
     Raises:
         NoMoveError: the space offers nothing else.
     """
-    choices = (space.backbones, space.necks, space.rpns, space.heads, space.inputs)
-    present = (
-        architecture.backbone,
-        architecture.neck,
-        architecture.rpn,
-        architecture.head,
-        (architecture.input_width, architecture.input_height),
+    # Structures as rows of choice numbers: which of them keep a change, and how many other choices they give up for it,
+    # are two array operations.
+    table = space.structure_table
+    sizes = [len(row) for row in space.structural_choices]
+    present = np.array(
+        [_index(row, part) for row, part in zip(space.structural_choices, parts(architecture), strict=True)]
     )
-    others = [[choice for choice in row if choice != now] for row, now in zip(choices, present, strict=True)]
+    others = [[choice for choice in range(size) if choice != now] for size, now in zip(sizes, present, strict=True)]
     movable = [slot for slot, row in enumerate(others) if row]
-    possible = any(structure != architecture for structure in space.structures)
-    for _ in range(_TRIES if possible else 0):
+    differences = (table != present).sum(axis=1)
+    for _ in range(_TRIES if differences.any() else 0):
         count = min(len(movable), 1 + int(rng.random() < _TWO_CHOICES_PROBABILITY))
-        changed = {
-            slot: others[slot][int(rng.integers(len(others[slot])))]
-            for slot in sorted(rng.choice(movable, size=count, replace=False).tolist())
-        }
-        free = [slot for slot in range(len(choices)) if slot not in changed]
-        for repairs in range(len(free) + 1):
-            fitting = [
-                fit
-                for redrawn in combinations(free, repairs)
-                for fit in _combinations(space, present, changed, redrawn, choices)
-                if fit != architecture
-            ]
-            if fitting:
-                return fitting[int(rng.integers(len(fitting)))]
+        slots = np.sort(rng.choice(movable, size=count, replace=False))
+        wanted = [others[slot][int(rng.integers(len(others[slot])))] for slot in slots.tolist()]
+        fitting = np.flatnonzero((table[:, slots] == wanted).all(axis=1))
+        if len(fitting):
+            closest = fitting[differences[fitting] == differences[fitting].min()]
+            return space.structures[int(closest[int(rng.integers(len(closest)))])]
     raise NoMoveError(
         f"a structural move must reach another architecture of {space.name}, but none does from {architecture}"
     )
 
 
-def _combinations(
-    space: Space,
-    present: tuple[object, ...],
-    changed: dict[int, object],
-    redrawn: tuple[int, ...],
-    choices: tuple[tuple[object, ...], ...],
-) -> list[Architecture]:
-    """Every permitted architecture with the ``changed`` slots, the ``redrawn`` slots free and the rest as present."""
-    rows = [choices[slot] if slot in redrawn else (changed.get(slot, present[slot]),) for slot in range(len(choices))]
-    built = (compatible(*parts) for parts in product(*rows))  # type: ignore[arg-type]
-    return [architecture for architecture in built if architecture is not None and space.permits(architecture)]
+def _index(choices: tuple[object, ...], part: object) -> int:
+    """Where ``part`` is in ``choices``; -1, which no structure has, where it is not."""
+    return choices.index(part) if part in choices else -1
 
 
 def mutate_modular(space: Space, architecture: Architecture, rng: np.random.Generator) -> Architecture:

@@ -12,6 +12,8 @@ from itertools import product
 from math import comb
 from typing import Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from profiler.errors import UserError
@@ -237,6 +239,20 @@ class Space(_Strict):
                     found.append(architecture)
         return tuple(found)
 
+    @property
+    def structural_choices(self) -> tuple[tuple[object, ...], ...]:
+        """The five rows of choices, in the order of :func:`parts`."""
+        return (self.backbones, self.necks, self.rpns, self.heads, self.inputs)
+
+    @cached_property
+    def structure_table(self) -> NDArray[np.int64]:
+        """``(N, 5)``: for every one of :attr:`structures`, which choice it has in each row."""
+        places = [{choice: place for place, choice in enumerate(row)} for row in self.structural_choices]
+        rows = [
+            [place[part] for place, part in zip(places, parts(structure), strict=True)] for structure in self.structures
+        ]
+        return np.array(rows, dtype=np.int64).reshape(-1, len(places))
+
     def structural_size(self) -> int:
         """The number of architectures of stage 1, exactly."""
         return len(self.structures)
@@ -303,6 +319,12 @@ class Space(_Strict):
         smaller = Space.model_validate(self.model_dump())
         smaller._allowed = lambda architecture: before(architecture) and allowed(architecture)
         return smaller
+
+
+def parts(architecture: Architecture) -> tuple[object, ...]:
+    """The five structural choices of an architecture: backbone, neck, proposals, head, (width, height)."""
+    a = architecture
+    return (a.backbone, a.neck, a.rpn, a.head, (a.input_width, a.input_height))
 
 
 def compatible(backbone: Backbone, neck: Neck, rpn: RPNKind, head: Head, size: tuple[int, int]) -> Architecture | None:
