@@ -1,0 +1,120 @@
+"""settings.json: it holds a resumed search to what it was begun with."""
+
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from smnas.search.settings import (
+    DataFacts,
+    RunFolderError,
+    SearchSettings,
+    StageTrials,
+    prepare_run_folder,
+    read_settings,
+)
+
+
+def settings(**changes: object) -> SearchSettings:
+    values = {
+        "smnas": "0.1.0",
+        "preset": "nano",
+        "data": DataFacts(root="shapes", classes=("disc", "box"), train_images=10, val_images=5),
+        "device": "cpu",
+        "backend": "onnxruntime",
+        "precision": "float32",
+        "recipe": {"epochs": 3, "scale_jitter": [0.8, 1.25]},
+        "epochs": 3,
+        "scorer": "ap",
+        "trials": StageTrials(structural=10, modular=10),
+    }
+    return SearchSettings(**(values | changes))  # type: ignore[arg-type]
+
+
+def test_a_new_folder_is_made_and_the_same_settings_resume_it(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "run"
+    assert prepare_run_folder(folder, settings(latency_ms=5.0)) is False
+    assert prepare_run_folder(folder, settings(latency_ms=5.0)) is True
+    assert read_settings(folder) == settings(latency_ms=5.0)
+    assert [p.name for p in folder.iterdir()] == ["settings.json"], "no temporary file is left"
+    document = json.loads((folder / "settings.json").read_text())
+    assert document["format_version"] == 1
+    assert document["trials"] == {"structural": 10, "modular": 10}
+
+
+def test_newer_software_may_resume(tmp_path: Path) -> None:
+    prepare_run_folder(tmp_path, settings(versions={"torch": "2.11"}))
+    assert prepare_run_folder(tmp_path, settings(smnas="0.2.0", versions={"torch": "2.14"})) is True
+    assert read_settings(tmp_path).smnas == "0.1.0", "the file says who began the run"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"latency_ms": 7.0}, r"latency_ms = None .*, but got 7.0"),
+        ({"seed": 1}, r"seed = 0 .*, but got 1"),
+        ({"trials": StageTrials(structural=11, modular=10)}, r"trials.structural = 10 .*, but got 11"),
+        ({"recipe": {"epochs": 4, "scale_jitter": [0.8, 1.25]}}, r"recipe.epochs = 3 .*, but got 4"),
+        ({"recipe": {"epochs": 3}}, r"recipe.scale_jitter = \[0.8, 1.25\] .*, but got None"),
+        (
+            {"data": DataFacts(root="shapes", classes=("disc",), train_images=10, val_images=5)},
+            r"data.classes = \['disc', 'box'\]",
+        ),
+    ],
+)
+def test_other_settings_are_one_line_that_names_the_first_difference(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    prepare_run_folder(tmp_path, settings())
+    with pytest.raises(RunFolderError, match=message) as caught:
+        prepare_run_folder(tmp_path, settings(**changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_of_another_version(tmp_path: Path) -> None:
+    prepare_run_folder(tmp_path, settings())
+    file = tmp_path / "settings.json"
+    file.write_text(file.read_text().replace('"format_version": 1', '"format_version": 2'))
+    with pytest.raises(RunFolderError, match=r"works on run folders of format 1, but .* has format 2"):
+        prepare_run_folder(tmp_path, settings())
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format_version": 1}', '{"format_version": 1, "colour": "red"}'])
+def test_a_broken_settings_file_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "settings.json").write_text(text)
+    with pytest.raises(RunFolderError) as caught:
+        prepare_run_folder(tmp_path, settings())
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_run_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RunFolderError, match="must be a folder, but got the file"):
+        prepare_run_folder(tmp_path / "file", settings())
+    (tmp_path / "study.db").write_text("x")
+    with pytest.raises(RunFolderError, match=r"must have settings.json as well"):
+        prepare_run_folder(tmp_path, settings())
+    with pytest.raises(RunFolderError, match="has none"):
+        read_settings(tmp_path)
+    with pytest.raises(RunFolderError, match="must be writable"):
+        prepare_run_folder(Path("/proc/run"), settings())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"colour": "red"},
+        {"latency_ms": 0.0},
+        {"latency_ms": float("nan")},
+        {"latency_tolerance": 0.9},
+        {"random_share": 1.5},
+        {"epochs": 0},
+        {"trials": {"structural": -1, "modular": 0}},
+        {"trials": {"structural": 1, "modular": 1, "final": 1}},
+        {"top": 0},
+    ],
+)
+def test_settings_out_of_range_or_unknown_are_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        settings(**changes)
