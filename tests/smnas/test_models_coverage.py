@@ -1,0 +1,41 @@
+"""A few architectures hold every workload of all: against the workloads of all."""
+
+from dataclasses import replace
+
+import pytest
+
+from smnas.models.coverage import covering
+from smnas.models.workloads import detector_workloads
+from smnas.space.architecture import Architecture, C4Spec
+from smnas.space.preset import load_space, preset_names
+
+
+def _keys(architectures: list[Architecture]) -> set[str]:
+    return {workload.key for one in architectures for workload in detector_workloads(one, 3)}
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 72)])
+def test_nothing_is_missing(size: tuple[int, int]) -> None:
+    space = load_space("nano")
+    backbones = [b for b in space.backbones if str(b) in ("basicblock_8_1-2-2", "bottleneck_8_1-2-2")]
+    backbones.append(next(b for b in space.backbones if len(b.stages) == 4))  # type: ignore[union-attr]
+    necks = [neck for neck in space.necks if isinstance(neck, C4Spec) or neck.width == 32]
+    heads = [head for head in space.heads if str(head) in ("rcnn_64", "cascade_2_64", "retina_32_1")]
+    every = [
+        replace(a, input_width=size[0], input_height=size[1])
+        for a in space.structures
+        if a.backbone in backbones and a.neck in necks and a.head in heads and a.input_width == 96
+    ]
+    few = covering(every)
+    assert len(few) < len(every)
+    assert _keys(few) == _keys(every)
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_a_preset_is_covered_by_a_small_part_of_it(preset: str) -> None:
+    structures = load_space(preset).structures
+    few = covering(structures)
+    assert set(few) <= set(structures)
+    assert len(few) < len(structures) / 3
+    assert {a.backbone for a in few} == {a.backbone for a in structures}
+    assert {a.head for a in few} == {a.head for a in structures}
