@@ -36,6 +36,6 @@ def test_a_preset_is_covered_by_a_small_part_of_it(preset: str) -> None:
     structures = load_space(preset).structures
     few = covering(structures)
     assert set(few) <= set(structures)
-    assert len(few) < len(structures) / 3
+    assert len(few) < len(structures) / 2
     assert {a.backbone for a in few} == {a.backbone for a in structures}
     assert {a.head for a in few} == {a.head for a in structures}
