@@ -1,7 +1,7 @@
 """Fill a latency table: measure what it does not hold yet, and let no failure stop the rest."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from profiler.backends.base import Backend, Session, check_precision
 from profiler.conditions import read_state, read_versions
+from profiler.devices import Device
 from profiler.errors import UserError
 from profiler.table import LatencyTable, Row, Target, pack_samples
 from profiler.timing import Measurement, TimingSettings, measure
@@ -28,6 +29,8 @@ __all__ = [
 
 _INPUT_SEED = 0
 _REASON_LENGTH = 300
+_GROUP = 16
+"""Parts that are prepared together. Whole networks are prepared one at a time: several may not fit in memory."""
 
 Kind = Literal["part", "whole"]
 WorkloadT = TypeVar("WorkloadT", bound=Workload)
@@ -182,9 +185,10 @@ def profile_workloads(
     if to_measure and reference_every:
         drift = _DriftWatch(reference or reference_workload(), backend, precision, timing)
     versions = read_versions() if to_measure else {}
-    for finished, index in enumerate(rng.permutation(len(to_measure)), start=1):
-        workload = to_measure[int(index)]
-        row, measurement = _measure_one(workload, backend, target, kind, timing, versions, drift)
+    order = [to_measure[int(index)] for index in rng.permutation(len(to_measure))]
+    ready = _prepared(order, backend, precision, 1 if kind == "whole" else _GROUP)
+    for finished, (workload, open_session) in enumerate(ready, start=1):
+        row, measurement = _measure_one(workload, open_session, backend.device, target, kind, timing, versions, drift)
         table.add(row)
         if measurement is None:
             failures.append(Failure(row.key, row.name, row.reason))
@@ -249,9 +253,19 @@ class _DriftWatch:
             return measure(self._session.run, timer=self._session.timer, settings=self._timing).median_ms
 
 
+def _prepared(
+    workloads: Sequence[Workload], backend: Backend, precision: str, group_size: int
+) -> Iterator[tuple[Workload, Callable[[], Session]]]:
+    for start in range(0, len(workloads), group_size):
+        group = workloads[start : start + group_size]
+        items = [(workload.module, random_inputs(workload.inputs, _INPUT_SEED)) for workload in group]
+        yield from zip(group, backend.prepare_many(items, precision), strict=True)
+
+
 def _measure_one(
     workload: Workload,
-    backend: Backend,
+    open_session: Callable[[], Session],
+    device: Device,
     target: Target,
     kind: Kind,
     timing: TimingSettings,
@@ -265,16 +279,16 @@ def _measure_one(
     except Exception as error:  # noqa: BLE001 - a module that shapes alone can not run may still run, and be timed
         conditions["flops_error"] = _reason(error)
     try:
-        session = backend.prepare(workload.module, random_inputs(workload.inputs, _INPUT_SEED), target.precision)
-        conditions["before"] = read_state(backend.device)
+        session = open_session()
+        conditions["before"] = read_state(device)
         with session:
             measurement = measure(session.run, timer=session.timer, settings=timing)
-        conditions["after"] = read_state(backend.device)
+        conditions["after"] = read_state(device)
         conditions["session"] = session.describe()
     except UserError:
         raise  # about the request, not about this module
     except Exception as error:  # noqa: BLE001 - whatever a backend raises for this module is this module's result
-        if backend.device.kind == "cuda":
+        if device.kind == "cuda":
             torch.cuda.empty_cache()
         failed = Row(
             key=workload.key,

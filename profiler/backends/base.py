@@ -1,7 +1,7 @@
 """What every backend offers: prepare a module once, then run it as often as it takes."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -72,6 +72,15 @@ class Backend(Protocol):
         Raises:
             UserError: this backend does not run that precision here.
             Exception: whatever keeps this module from running; the profiler stores it as a failure.
+        """
+
+    def prepare_many(
+        self, items: Sequence[tuple[nn.Module, Sequence[Tensor]]], precision: str = "fp32"
+    ) -> list[Callable[[], Session]]:
+        """Start making several modules ready, where that is cheaper than one at a time.
+
+        Returns:
+            One function per item that finishes the work: it returns the session, or raises what ``prepare`` would.
         """
 
 

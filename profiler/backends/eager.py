@@ -1,6 +1,7 @@
 """PyTorch's eager mode, on a CPU or a CUDA device."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from profiler.backends.base import check_precision, typed_copy
+from profiler.backends.base import Session, check_precision, typed_copy
 from profiler.devices import Device
 from profiler.timing import CudaTimer, Timer, WallTimer
 
@@ -35,6 +36,12 @@ class EagerBackend:
         with session:
             session.run()  # an error in forward belongs to preparing, not to timing
         return session
+
+    def prepare_many(
+        self, items: Sequence[tuple[nn.Module, Sequence[Tensor]]], precision: str = "fp32"
+    ) -> list[Callable[[], Session]]:
+        """One at a time: there is nothing to share."""
+        return [partial(self.prepare, module, inputs, precision) for module, inputs in items]
 
 
 class EagerSession:

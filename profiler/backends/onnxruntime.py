@@ -1,18 +1,20 @@
 """ONNX Runtime, with the CPU provider or the CUDA provider."""
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from profiler.backends.base import check_precision, typed_copy
+from profiler.backends.base import Session, check_precision, typed_copy
 from profiler.devices import Device
 from profiler.errors import BackendUnavailableError
-from profiler.export import to_onnx
+from profiler.export import to_onnx, to_onnx_many
 from profiler.timing import Timer, WallTimer
 
 __all__ = ["OnnxRuntimeBackend", "OnnxRuntimeSession", "session_options"]
@@ -48,8 +50,26 @@ class OnnxRuntimeBackend:
         check_precision(self, precision)
         copied, typed = typed_copy(module, inputs, precision, "cpu")
         names = [f"input_{index}" for index in range(len(typed))]
-        model = to_onnx(copied, typed, input_names=names)
-        feeds = {name: tensor.contiguous().numpy() for name, tensor in zip(names, typed, strict=True)}
+        return self._load(to_onnx(copied, typed, input_names=names), typed)
+
+    def prepare_many(
+        self, items: Sequence[tuple[nn.Module, Sequence[Tensor]]], precision: str = "fp32"
+    ) -> list[Callable[[], Session]]:
+        """Export all modules in one go; see :meth:`profiler.backends.base.Backend.prepare_many`."""
+        check_precision(self, precision)
+        singly: list[Callable[[], Session]] = [partial(self.prepare, *item, precision) for item in items]
+        if len(items) < 2:
+            return singly
+        try:
+            typed = [typed_copy(module, inputs, precision, "cpu") for module, inputs in items]
+            models = to_onnx_many([module for module, _ in typed], [inputs for _, inputs in typed])
+        except Exception:  # noqa: BLE001 - only a shortcut: exported singly, the module at fault says what is wrong
+            return singly
+        return [partial(self._load, model, inputs) for model, (_, inputs) in zip(models, typed, strict=True)]
+
+    def _load(self, model: onnx.ModelProto, inputs: Sequence[Tensor]) -> "OnnxRuntimeSession":
+        names = [value.name for value in model.graph.input]
+        feeds = {name: tensor.contiguous().numpy() for name, tensor in zip(names, inputs, strict=True)}
         return OnnxRuntimeSession(self._runtime, model.SerializeToString(), feeds, self)
 
     @property

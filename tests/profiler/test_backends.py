@@ -87,6 +87,34 @@ def test_a_session_can_be_timed_and_describes_itself(name: str, module: Pair) ->
     assert 2 in facts.values()
 
 
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_modules_prepared_together_compute_the_same(name: str, module: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(1)
+    conv = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.ReLU())
+    image = torch.randn(1, 3, 8, 8)
+    items = [(module, INPUTS), (conv, (image,)), (conv, (image * 2,)), (module, INPUTS)]
+    backend = get_backend(name)
+    if name == "onnxruntime":
+        # None of them falls back to being exported alone.
+        monkeypatch.setattr(backend, "prepare", lambda *_: pytest.fail("exported alone"))
+    together = [open_session().outputs() for open_session in backend.prepare_many(items)]
+    assert [len(outputs) for outputs in together] == [3, 1, 1, 3]
+    for outputs in (together[0], together[3]):
+        for got, wanted in zip(outputs, expected(module), strict=True):
+            np.testing.assert_allclose(got, wanted, atol=1e-5)
+    for outputs, scale in ((together[1], 1), (together[2], 2)):
+        np.testing.assert_allclose(outputs[0], conv(image * scale).detach().numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_one_broken_module_leaves_those_beside_it_alone(name: str) -> None:
+    x = torch.zeros(2, 4)
+    good, broken = get_backend(name).prepare_many([(nn.Linear(4, 5), (x,)), (nn.Linear(3, 3), (x,))])
+    assert good().outputs()[0].shape == (2, 5)
+    with pytest.raises((RuntimeError, ValueError)):
+        broken()
+
+
 def test_onnxruntime_says_on_what_terms_it_runs(module: Pair) -> None:
     facts = get_backend("onnxruntime").prepare(module, INPUTS).describe()
     assert facts["provider"] == "CPUExecutionProvider"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from profiler.export import OPSET, ExportError, export_onnx, file_sha256, to_onnx
+from profiler.export import OPSET, ExportError, export_onnx, file_sha256, to_onnx, to_onnx_many
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu or gpu)")
 
@@ -143,6 +143,21 @@ def test_an_open_batch_needs_an_example_of_two() -> None:
 def test_a_module_without_weights_is_refused() -> None:
     with pytest.raises(ValueError, match="meta device"):
         to_onnx(nn.Linear(3, 3, device="meta"), (torch.zeros(1, 3),), input_names=["x"], output_names=["y"])
+
+
+def test_a_model_cut_out_of_a_group_is_the_one_exported_alone() -> None:
+    torch.manual_seed(0)
+    modules = [nn.Sequential(nn.Conv2d(c, 8, 3, bias=False), nn.GroupNorm(2, 8), nn.ReLU()).eval() for c in (2, 4)]
+    inputs = [(torch.randn(1, 2, 9, 9),), (torch.randn(1, 4, 7, 7),)]
+    for model, module, tensors in zip(to_onnx_many(modules, inputs), modules, inputs, strict=True):
+        alone = to_onnx(module, tensors, input_names=["x"])
+        onnx.checker.check_model(model, full_check=True)
+        assert [node.op_type for node in model.graph.node] == [node.op_type for node in alone.graph.node]
+        sizes = [sorted(tuple(value.dims) for value in each.graph.initializer) for each in (model, alone)]
+        assert sizes[0] == sizes[1]
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        (got,) = session.run(None, {model.graph.input[0].name: tensors[0].numpy()})
+        np.testing.assert_allclose(got, module(*tensors).detach().numpy(), atol=1e-5)
 
 
 class DataDependent(nn.Module):

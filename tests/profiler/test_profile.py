@@ -5,7 +5,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -66,6 +67,11 @@ class PretendBackend:
         if error is not None:
             raise error
         return PretendSession(self, duration)
+
+    def prepare_many(
+        self, items: Sequence[tuple[nn.Module, Sequence[Tensor]]], precision: str = "fp32"
+    ) -> "list[Callable[[], PretendSession]]":
+        return [partial(self.prepare, *item, precision) for item in items]
 
 
 class PretendSession:
