@@ -1,0 +1,127 @@
+"""Whether two detectors find the same objects: the check behind every export."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smnas.evaluation.predict import DetectionArrays
+
+__all__ = ["Agreement", "box_iou", "compare_detections"]
+
+LEAST_IOU = 0.999
+LARGEST_SCORE_DIFFERENCE = 1e-3
+_SAME_CORNERS_PX = 0.01
+"""Boxes whose corners are this close are the same: a sliver of 0.02 pixels loses a hundredth of its IoU by rounding."""
+_TIE = 1e-5
+"""Scores this close are equal: float32 arithmetic in another order moves them by about 1e-7."""
+_CHANCE = 2
+_CHANCE_SHARE = 0.005
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two sets of detections are apart.
+
+    Attributes:
+        pictures: How many pictures were compared.
+        compared: Detections above the score threshold, on both sides together.
+        differing: Those without a partner on the other side, of their class, with an IoU above 0.999 and a score
+            within 0.001.
+        least_iou: Smallest IoU of two partners, 1 without any; boxes whose corners lie within 0.01 pixels count as 1.
+        largest_score_difference: Largest absolute difference of two partners' scores; 0 without any.
+    """
+
+    pictures: int
+    compared: int
+    differing: int
+    least_iou: float
+    largest_score_difference: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether both sides find the same, up to what two float32 programs can agree on.
+
+        Where two overlapping boxes tie to the last bits of their scores, which one the suppression keeps is chance, and
+        so is what that one suppresses. One such swap (a detection on each side), or 0.5% of many detections, is let
+        pass; it stays visible in ``differing``.
+        """
+        return self.differing <= max(_CHANCE, _CHANCE_SHARE * self.compared)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.compared} detections on {self.pictures} pictures, {self.differing} differing; of the others the "
+            f"least IoU is {self.least_iou:.6f}, the largest score difference {self.largest_score_difference:.1e}"
+        )
+
+
+def box_iou(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Intersection over union of every pair.
+
+    Two boxes without an area have IoU 1 if they are the same box and 0 otherwise.
+
+    Args:
+        first: ``(N, 4)`` ``xyxy``.
+        second: ``(M, 4)`` ``xyxy``.
+
+    Returns:
+        ``(N, M)`` in 0..1.
+    """
+    a, b = first.astype(np.float64)[:, None], second.astype(np.float64)[None]
+    sides = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None)
+    overlap = sides.prod(-1)
+    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - overlap
+    same = np.abs(a - b).max(-1) == 0 if a.size and b.size else np.zeros(overlap.shape, bool)
+    result: NDArray[np.float64] = np.where(union > 0, overlap / np.where(union > 0, union, 1), same.astype(np.float64))
+    return result
+
+
+def compare_detections(reference: DetectionArrays, other: DetectionArrays, *, min_score: float = 0.05) -> Agreement:
+    """Match the detections of two detectors on the same pictures.
+
+    Every detection above ``min_score`` on either side needs a partner among **all** detections of the other side, so
+    that a score of 0.0500001 against 0.0499999 counts as a difference of 2e-7 and not as a missing object. For the same
+    reason, where a side is full (all K rows are real), detections of the other side that tie with its last one need
+    none: which of equals is cut off is chance. Partners are of one class; each side's best-scored take theirs first,
+    the one that overlaps most.
+
+    Args:
+        reference: Of B pictures.
+        other: Of the same pictures in the same order.
+        min_score: Detections below it need no partner.
+    """
+    if len(reference.num) != len(other.num):
+        raise ValueError(f"both sides must have the same pictures, but got {len(reference.num)} and {len(other.num)}")
+    compared = differing = 0
+    least_iou, largest_difference = 1.0, 0.0
+    for row in range(len(reference.num)):
+        for ours, theirs in ((reference, other), (other, reference)):
+            n, m = int(ours.num[row]), int(theirs.num[row])
+            closeness = _closeness(ours, theirs, row)
+            full = m == theirs.scores.shape[1] > 0
+            least = max(min_score, float(theirs.scores[row, m - 1]) + _TIE) if full else min_score
+            for index in np.argsort(-ours.scores[row, :n], kind="stable"):
+                if ours.scores[row, index] <= least:
+                    break
+                compared += 1
+                partner = int(closeness[index].argmax()) if m else -1
+                if partner < 0 or closeness[index, partner] <= LEAST_IOU:
+                    differing += 1
+                    continue
+                least_iou = min(least_iou, float(closeness[index, partner]))
+                difference = abs(float(ours.scores[row, index]) - float(theirs.scores[row, partner]))
+                largest_difference = max(largest_difference, difference)
+                closeness[:, partner] = -1
+    return Agreement(len(reference.num), compared, differing, least_iou, largest_difference)
+
+
+def _closeness(ours: DetectionArrays, theirs: DetectionArrays, row: int) -> NDArray[np.float64]:
+    """``(N, M)`` IoU of the pairs that may be partners, -1 for those of other classes or other scores."""
+    n, m = int(ours.num[row]), int(theirs.num[row])
+    closeness = box_iou(ours.boxes[row, :n], theirs.boxes[row, :m])
+    if n and m:
+        apart = np.abs(ours.boxes[row, :n, None] - theirs.boxes[row, None, :m]).max(-1)
+        closeness[apart <= _SAME_CORNERS_PX] = 1.0
+    other_score = np.abs(ours.scores[row, :n, None] - theirs.scores[row, None, :m]) > LARGEST_SCORE_DIFFERENCE
+    closeness[other_score | (ours.labels[row, :n, None] != theirs.labels[row, None, :m])] = -1
+    return closeness

@@ -1,0 +1,68 @@
+"""Boxes with names and scores on pictures."""
+
+import colorsys
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from smnas.deploy.detector import Detection
+
+__all__ = ["class_colour", "draw_detections"]
+
+_GOLDEN_RATIO = 0.618034
+_SMALLEST_FONT_PX = 11
+
+
+def class_colour(label: int) -> tuple[int, int, int]:
+    """A saturated RGB colour for a class; neighbouring labels lie far apart on the colour wheel."""
+    hue = (0.58 + label * _GOLDEN_RATIO) % 1.0
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.72, 0.92)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def draw_detections(image: NDArray[np.uint8] | Image.Image, detections: Sequence[Detection]) -> Image.Image:
+    """A copy of a picture with its detections drawn, the surest one last and so on top.
+
+    Args:
+        image: ``(H, W, 3)`` ``uint8`` RGB, or a PIL image.
+        detections: Boxes in pixels of the picture.
+    """
+    picture = (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGB").copy()
+    pen = ImageDraw.Draw(picture)
+    longer = max(picture.size)
+    line = max(1, round(longer / 400))
+    font = ImageFont.load_default(size=max(_SMALLEST_FONT_PX, round(longer / 55)))
+    for detection in sorted(detections, key=lambda one: one.score):
+        colour = class_colour(detection.label)
+        pen.rectangle(_inside(detection.box, picture), outline=colour, width=line)
+    for detection in sorted(detections, key=lambda one: one.score):
+        _label(pen, picture, detection, font, line)
+    return picture
+
+
+def _inside(box: tuple[float, float, float, float], picture: Image.Image) -> tuple[float, float, float, float]:
+    """The box on whole pixels of the picture, its corners in order: Pillow refuses others."""
+    x1, y1 = min(max(box[0], 0), picture.width - 1), min(max(box[1], 0), picture.height - 1)
+    return x1, y1, max(x1, min(box[2], picture.width - 1)), max(y1, min(box[3], picture.height - 1))
+
+
+def _label(
+    pen: ImageDraw.ImageDraw,
+    picture: Image.Image,
+    detection: Detection,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    line: int,
+) -> None:
+    text = f"{detection.name} {detection.score:.2f}"
+    left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
+    width, height = right - left + 6, bottom - top + 4
+    x1, y1, *_ = _inside(detection.box, picture)
+    # Above the box where there is room, else inside it; never past the picture's right edge.
+    x = max(0.0, min(x1, picture.width - width))
+    y = y1 - height if y1 >= height else y1 + line
+    colour = class_colour(detection.label)
+    pen.rectangle((x, y, x + width, y + height), fill=colour)
+    luminance = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+    pen.text((x + 3 - left, y + 2 - top), text, font=font, fill=(0, 0, 0) if luminance > 140 else (255, 255, 255))

@@ -1,0 +1,141 @@
+"""The facts that a detector file carries about itself, so that one file is enough to run it rightly."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from profiler.errors import UserError
+from smnas.data.letterbox import PAD_VALUE
+from smnas.training.checkpoint import CheckpointInfo
+
+__all__ = ["FORMAT_VERSION", "ModelFileError", "ModelMetadata", "Preprocessing"]
+
+FORMAT_VERSION = 1
+_PREFIX = "smnas."
+_FORMAT = "smnas detector"
+
+
+class ModelFileError(UserError):
+    """A file that is no detector of this software, a damaged one, or one of another format version."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes the detector's input; the normalisation of pixel values is inside the graph.
+
+    Attributes:
+        resize: ``letterbox``: scaled with its ratio kept until it just fits, by antialiased bilinear resampling.
+        position: Where on the canvas the picture lies.
+        pad_value: The gray level of the rest of the canvas.
+        channels: Channel order.
+        dtype: Of the input tensor, 0 to 255.
+        layout: Order of the input's axes.
+    """
+
+    resize: str = "letterbox"
+    position: str = "top-left"
+    pad_value: int = PAD_VALUE
+    channels: str = "RGB"
+    dtype: str = "uint8"
+    layout: str = "NCHW"
+
+
+@dataclass(frozen=True)
+class ModelMetadata:
+    """What a detector file is.
+
+    Attributes:
+        architecture: The canonical string.
+        classes: Names, in the order of the 0-based labels.
+        category_ids: The data set's id of each class.
+        input_width: Of the canvas, in pixels.
+        input_height: Of the canvas, in pixels.
+        precision: Number format of the network: ``fp32``.
+        metrics: COCO numbers of the checkpoint that the file was made from; empty when it was not evaluated.
+        epochs: How long it was trained.
+        seed: Of the training.
+        versions: Of the software that wrote the file.
+        preprocessing: How a picture becomes the input.
+    """
+
+    architecture: str
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    input_width: int
+    input_height: int
+    precision: str
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    epochs: int = 0
+    seed: int = 0
+    versions: Mapping[str, str] = field(default_factory=dict)
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+
+    @classmethod
+    def of_checkpoint(
+        cls,
+        info: CheckpointInfo,
+        input_size: tuple[int, int],
+        *,
+        precision: str = "fp32",
+        versions: Mapping[str, str] | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> "ModelMetadata":
+        """The facts of a checkpoint; undefined (NaN) metrics are left out."""
+        known = info.metrics if metrics is None else metrics
+        return cls(
+            architecture=info.architecture,
+            classes=info.classes,
+            category_ids=info.category_ids,
+            input_width=input_size[0],
+            input_height=input_size[1],
+            precision=precision,
+            metrics={name: value for name, value in known.items() if math.isfinite(value)},
+            epochs=info.epoch,
+            seed=info.seed,
+            versions=dict(info.versions if versions is None else versions),
+        )
+
+    def to_properties(self) -> dict[str, str]:
+        """As string properties of an ONNX file: one ``smnas.`` property a field, its value as JSON."""
+        fields = {"format": _FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
+        return {_PREFIX + name: json.dumps(value) for name, value in fields.items()}
+
+    @classmethod
+    def from_properties(cls, properties: Mapping[str, str], source: str) -> "ModelMetadata":
+        """The inverse of :meth:`to_properties`; properties of others are ignored.
+
+        Args:
+            properties: As the file holds them.
+            source: The file's name, for messages.
+
+        Raises:
+            ModelFileError: The file is not ours, or of another format version.
+        """
+        rule = "a detector file is one that `smnas export` wrote"
+        try:
+            values: dict[str, Any] = {
+                name.removeprefix(_PREFIX): json.loads(value)
+                for name, value in properties.items()
+                if name.startswith(_PREFIX)
+            }
+        except ValueError as error:
+            raise ModelFileError(f"{rule}, but the properties of {source} are damaged ({error})") from None
+        if values.pop("format", None) != _FORMAT:
+            raise ModelFileError(f"{rule}, but {source} is an ONNX file of something else")
+        if (version := values.pop("format_version", None)) != FORMAT_VERSION:
+            raise ModelFileError(
+                f"this version reads detector files of format {FORMAT_VERSION}, but {source} has {version}"
+            )
+        try:
+            return cls(
+                **{
+                    **values,
+                    "classes": tuple(values["classes"]),
+                    "category_ids": tuple(values["category_ids"]),
+                    "preprocessing": Preprocessing(**values["preprocessing"]),
+                }
+            )
+        except (KeyError, TypeError) as error:
+            raise ModelFileError(f"{rule}, but {source} lacks a property or has one too many ({error})") from None

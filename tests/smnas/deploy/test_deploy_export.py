@@ -1,0 +1,157 @@
+"""Exported files against the checkpoints they came from, on real pictures."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from profiler.errors import UserError
+from smnas.data.coco import CocoFolder
+from smnas.deploy import export as export_module
+from smnas.deploy.export import ExportMismatchError, ExportReport, canvases, export_detector
+from smnas.deploy.runtime import EagerDetector, OnnxDetector
+from smnas.evaluation.predict import evaluate
+from smnas.models.build import deployable
+from smnas.models.detector import Detector
+
+
+@pytest.mark.parametrize("name", ["rcnn", "retina", "cascade"])
+def test_every_head_finds_what_eager_finds_on_real_pictures(
+    name: str,
+    exported: Callable[[str], ExportReport],
+    checkpoint: Callable[[str], Path],
+    pictures: list[NDArray[np.uint8]],
+) -> None:
+    report = exported(name)
+    assert report.agreement.compared > 500  # the check compared something
+    model, eager = OnnxDetector(report.path, threads=1), EagerDetector(checkpoint(name))
+    batch = canvases(pictures, *model.input_size)
+    found, expected = model(batch), eager(batch)
+    assert report.agreement.differing == 0
+    # By rows, without the check's own matching.
+    np.testing.assert_array_equal(found.num, expected.num)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-3)
+    same = (np.abs(found.boxes - expected.boxes).max(-1) < 0.05) & (found.labels == expected.labels)
+    assert same.mean() > 0.99
+    assert found.boxes.dtype == found.scores.dtype == np.float32
+    assert found.num.dtype == found.labels.dtype == np.int64
+
+
+def test_the_file_says_what_it_is(exported: Callable[[str], ExportReport]) -> None:
+    report = exported("rcnn")
+    properties = {p.key: json.loads(p.value) for p in onnx.load(report.path).metadata_props}
+    assert properties["smnas.format"] == "smnas detector"
+    assert properties["smnas.format_version"] == 1
+    assert properties["smnas.architecture"] == "basicblock_8_1-1-2+fpn_2-4_16+rpn+rcnn_16+96x64"
+    assert properties["smnas.classes"] == ["fish", "jellyfish", "penguin"]
+    assert properties["smnas.category_ids"] == [1, 4, 9]
+    assert (properties["smnas.input_width"], properties["smnas.input_height"]) == (96, 64)
+    assert properties["smnas.preprocessing"] == {
+        "resize": "letterbox",
+        "position": "top-left",
+        "pad_value": 114,
+        "channels": "RGB",
+        "dtype": "uint8",
+        "layout": "NCHW",
+    }
+    assert properties["smnas.precision"] == "fp32"
+    assert properties["smnas.metrics"] == {"ap": 0.25, "ap50": 0.5}
+    assert set(properties["smnas.versions"]) >= {"smnas", "torch", "onnx"}
+    assert OnnxDetector(report.path).metadata == report.metadata
+    assert report.size_bytes == report.path.stat().st_size
+
+
+def test_the_graph_has_one_static_input_and_standard_operators(exported: Callable[[str], ExportReport]) -> None:
+    model = onnx.load(exported("rcnn").path)
+    (images,) = model.graph.input
+    assert images.name == "images"
+    assert images.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert [d.dim_value for d in images.type.tensor_type.shape.dim] == [1, 3, 64, 96]
+    assert [output.name for output in model.graph.output] == ["num", "boxes", "scores", "labels"]
+    assert {opset.domain for opset in model.opset_import} <= {"", "ai.onnx"}
+
+
+def test_ap_of_the_file_is_ap_of_the_checkpoint(
+    exported: Callable[[str], ExportReport], checkpoint: Callable[[str], Path], tmp_path: Path, aquarium_mini: Path
+) -> None:
+    # The pictures' own boxes, but of the detector's three classes.
+    root = tmp_path / "data"
+    (root / "annotations").mkdir(parents=True)
+    for split in ("train", "val"):
+        document = json.loads((aquarium_mini / "annotations" / f"instances_{split}.json").read_text())
+        document["categories"] = [
+            {"id": i, "name": n} for i, n in zip((1, 4, 9), ("fish", "jellyfish", "penguin"), strict=True)
+        ]
+        for annotation in document["annotations"]:
+            annotation["category_id"] = (1, 4, 9)[annotation["category_id"] % 3]
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(document))
+        (root / split).symlink_to(aquarium_mini / split)
+    dataset = CocoFolder(root).split("val")
+    model, eager = OnnxDetector(exported("rcnn").path, threads=1), EagerDetector(checkpoint("rcnn"))
+    ours = evaluate(model, dataset, *model.input_size, 4).as_dict()
+    theirs = evaluate(eager, dataset, *eager.input_size, 4).as_dict()
+    assert ours == pytest.approx(theirs, abs=1e-3, nan_ok=True)
+
+
+def test_a_file_that_finds_other_objects_is_not_left_behind(
+    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(detector: Detector) -> Detector:
+        copy = deployable(detector)
+        with torch.no_grad():
+            for parameter in copy.parameters():
+                parameter.mul_(1.1)
+        return copy
+
+    monkeypatch.setattr(export_module, "deployable", wrong)
+    out = tmp_path / "model.onnx"
+    out.write_bytes(b"the export before")
+    with pytest.raises(ExportMismatchError, match="differing") as caught:
+        export_detector(checkpoint("retina"), out)
+    assert not isinstance(caught.value, UserError)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert out.read_bytes() == b"the export before"
+
+
+@pytest.mark.parametrize(
+    ("precision", "name", "says"),
+    [
+        ("fp16", "m.onnx", "fp16 is not there yet"),
+        ("int8", "m.onnx", "int8 is not there yet"),
+        ("fp8", "m.onnx", "must be one of fp32"),
+        ("fp32", "m.engine", r"ends in \.onnx"),
+        ("fp32", "folder.onnx", "can not replace a folder"),
+    ],
+)
+def test_what_can_not_be_exported_is_said_first(
+    checkpoint: Callable[[str], Path], tmp_path: Path, precision: str, name: str, says: str
+) -> None:
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(UserError, match=says):
+        export_detector(checkpoint("rcnn"), tmp_path / name, precision=precision)
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint at all", None])
+def test_a_bad_checkpoint_is_one_line(checkpoint: Callable[[str], Path], tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(checkpoint("rcnn").read_bytes()[:20_000] if content is None else content)
+    with pytest.raises(UserError) as caught:
+        export_detector(path, tmp_path / "model.onnx")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_canvases_are_letterboxed_at_the_top_left() -> None:
+    batch = canvases([np.full((10, 40, 3), 7, np.uint8), np.full((30, 10, 3), 9, np.uint8)], 80, 60)
+    assert batch.shape == (2, 3, 60, 80)
+    assert (batch[0, :, :20] == 7).all()
+    assert (batch[0, :, 20:] == 114).all()
+    assert (batch[1, :, :, :20] == 9).all()
+    assert (batch[1, :, :, 20:] == 114).all()
+    with pytest.raises(ValueError, match="at least one"):
+        canvases([], 80, 60)
