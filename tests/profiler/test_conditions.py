@@ -1,0 +1,73 @@
+"""Conditions: what the machine tells is read, what it does not tell is left out."""
+
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from profiler import conditions
+from profiler.conditions import read_state, read_versions
+from profiler.devices import Device, cpu_device
+
+GPU = Device("NVIDIA Pretend", "cuda", 1)
+
+
+def test_versions_are_those_that_run() -> None:
+    versions = read_versions()
+    assert versions["python"] == platform.python_version()
+    assert versions["torch"] == torch.__version__
+
+
+def test_the_state_of_a_cpu_is_json_and_knows_the_load() -> None:
+    state = read_state(cpu_device())
+    assert json.loads(json.dumps(state)) == state
+    assert state["cpus"] == os.cpu_count()
+    assert len(state["loadavg"]) == 3
+
+
+def test_governor_and_clock_are_read_where_the_system_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conditions, "_CPUFREQ", tmp_path)
+    assert "governor" not in read_state(cpu_device())
+    (tmp_path / "scaling_governor").write_text("powersave\n")
+    (tmp_path / "scaling_cur_freq").write_text("2100000\n")
+    state = read_state(cpu_device())
+    assert (state["governor"], state["clock_mhz"]) == ("powersave", 2100.0)
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program of that name, alone on the path."""
+    program = tmp_path / "nvidia-smi"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    return program
+
+
+def write_program(path: Path, body: str) -> None:
+    path.write_text(f"#!{sys.executable}\nimport sys\n{body}\n")
+    path.chmod(0o755)
+
+
+def test_a_gpus_clocks_and_throttling_are_read(nvidia_smi: Path) -> None:
+    write_program(
+        nvidia_smi,
+        "assert '--id=1' in sys.argv\nprint('1980, 2619, 41, 120.50, 0x0000000000000004, 570.86')",
+    )
+    state = read_state(GPU)
+    assert state["clocks.sm"] == "1980"
+    assert state["clocks_throttle_reasons.active"] == "0x0000000000000004"
+    assert state["driver_version"] == "570.86"
+
+
+@pytest.mark.parametrize("body", ["sys.exit(9)", "pass"])
+def test_a_gpu_that_tells_nothing_is_no_error(body: str, nvidia_smi: Path) -> None:
+    write_program(nvidia_smi, body)
+    assert "clocks.sm" not in read_state(GPU)
+
+
+def test_no_program_is_no_error(nvidia_smi: Path) -> None:
+    assert not nvidia_smi.exists()
+    assert read_state(GPU)["cpus"] == os.cpu_count()
