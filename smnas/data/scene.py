@@ -20,13 +20,13 @@ MIN_VISIBLE = 0.3
 """A shape of which less than this share is seen is taken out of the scene."""
 
 _FINE = 4  # points of the supersampled grid along a pixel
-_SMALLEST_PX = 8.0
-_LARGEST_SHARE = 0.78  # of the picture's shorter side
+_SMALLEST_PX = 12.0
+_LARGEST_SHARE = 0.7  # of the picture's shorter side
 _MIN_SEEN_SIDE_PX = 4
 _RING_HOLE = 0.55  # inner radius over outer
 _STAR_NOTCH = 0.42
 _CROSS_ARM = 0.34  # half width over half length
-_MIN_CONTRAST = 75.0  # Euclidean distance in RGB between a shape and what is around it
+_MIN_CONTRAST = 90.0  # Euclidean distance in RGB between a shape and what is around it
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def _ground(width: int, height: int, rng: np.random.Generator) -> NDArray[np.flo
         canvas += _smooth(rng.normal(0, amplitude, size=(cells, cells, 3)), width, height)
     fine = Image.fromarray(canvas.clip(0, 255).astype(np.uint8)).resize((2 * width, 2 * height))
     draw = ImageDraw.Draw(fine)
-    for _ in range(int(rng.integers(0, 13))):
+    for _ in range(int(rng.integers(0, 9))):
         colour = tuple(rng.integers(0, 256, size=3).tolist())
         start = rng.uniform((0, 0), fine.size)
         steps = rng.normal(0, rng.uniform(5, 35), size=(int(rng.integers(1, 5)), 2))

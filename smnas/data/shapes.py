@@ -15,7 +15,7 @@ from smnas.data.scene import CLASSES, draw_scene, render
 __all__ = ["generate_shapes"]
 
 _MANIFEST = "shapes.json"
-_VERSION = 1
+_VERSION = 2
 _JPEG_QUALITY = 92
 
 
@@ -25,7 +25,7 @@ def generate_shapes(
     train: int = 480,
     val: int = 120,
     width: int = 160,
-    height: int = 120,
+    height: int = 160,
     seed: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Path:

@@ -25,7 +25,7 @@ def test_it_is_a_coco_folder(shapes: Path) -> None:
     folder = CocoFolder(shapes)
     assert folder.classes == CLASSES
     assert (len(folder.split("train")), len(folder.split("val"))) == (60, 20)
-    assert folder.split("train").sample(0).image.shape == (120, 160, 3)
+    assert folder.split("train").sample(0).image.shape == (160, 160, 3)
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(tmp_path: Path) -> None:
