@@ -105,7 +105,10 @@ def _why(winner: RankingRow, baseline: RankingRow | None, limit_ms: float | None
         return "the best AP of all; there is no trained baseline to compare with"
     if not compared:
         return "no detector is as fast as the baseline, so the best AP of all"
-    return f"the best AP among {among} not slower than the baseline" if compared > 1 else "nothing else is as fast"
+    if compared == 1 and winner.architecture == baseline.architecture:
+        return "nothing else is as fast"
+    best = f"the best AP among {among}" if compared > 1 else among
+    return f"{best} not slower than the baseline"
 
 
 def _against(winner: RankingRow, baseline: RankingRow | None) -> str:

@@ -95,8 +95,8 @@ def settings(**changes: object) -> SearchSettings:
         "recipe": {"epochs": 3, "learning_rate": 0.02},
         "epochs": 3,
         "scorer": "stub",
-        "trials": StageTrials(structural=10, modular=10),
-        "top": 3,
+        "trials": StageTrials(structural=5, modular=5),
+        "top": 2,
         "final_epochs": 6,
         "final_seeds": 2,
     }

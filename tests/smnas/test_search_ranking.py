@@ -1,0 +1,295 @@
+"""The ranking: its rows, its rule, its sentence, its files."""
+
+import csv
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from smnas.search.candidate import Candidate
+from smnas.search.ranking import Ranking, complete_ranking, rank, read_ranking, write_ranking
+from smnas.search.ranking_row import RankingRow
+from smnas.search.recommendation import recommend
+from smnas.search.settings import DataFacts, RunFolderError, SearchSettings, StageTrials
+from smnas.space.preset import load_space
+
+NANO = load_space("nano")
+
+
+def name(index: int) -> str:
+    return str(NANO.structures[index])
+
+
+def trial(number: int, index: int, ap: float, latency: float, stage: str = "structural", seed: int = 0) -> Candidate:
+    final = stage == "final"
+    return Candidate(
+        number=number,
+        architecture=NANO.structures[index],
+        stage=stage,  # type: ignore[arg-type]
+        origin="random",
+        parent=None,
+        state="complete",
+        seed=seed,
+        epochs=12 if final else 3,
+        latency_ms=latency,
+        latency_low_ms=0.98 * latency,
+        latency_high_ms=1.02 * latency,
+        parameters=1000 + index,
+        flops=2000 + index,
+        ap=ap,
+        metrics={"ap": ap, "ap50": 1.5 * ap, "ap_large": math.nan},
+        seconds=1.0,
+        checkpoint=f"models/{name(index)}/seed-{seed}-epochs-{12 if final else 3}/checkpoint.pt",
+    )
+
+
+SEARCH = [
+    trial(0, 0, 0.30, 10.0, "baseline"),
+    trial(1, 1, 0.20, 4.0),
+    trial(2, 2, 0.35, 9.0),
+    trial(3, 3, 0.50, 20.0, "modular"),
+    trial(4, 4, 0.34, 9.5, "modular"),  # second layer
+    trial(5, 5, 0.10, 30.0),  # far behind
+    replace(trial(6, 6, 0.9, 1.0), state="failed", ap=None, reason="diverged"),
+    replace(trial(7, 7, 0.9, 1.0), state="pruned", ap=None, reason="over the latency limit"),
+]
+FINAL = [
+    trial(8, 0, 0.40, 10.0, "final", 0),
+    trial(9, 2, 0.46, 9.0, "final", 0),
+    trial(10, 0, 0.42, 10.0, "final", 1),
+    trial(11, 2, 0.44, 9.0, "final", 1),
+    trial(12, 3, 0.60, 20.0, "final", 0),
+]
+
+
+def settings(**changes: object) -> SearchSettings:
+    return SearchSettings(
+        smnas="0.1.0",
+        preset="nano",
+        data=DataFacts(root="shapes", classes=("disc",), train_images=10, val_images=5),
+        device="cpu",
+        backend="onnxruntime",
+        precision="float32",
+        recipe={},
+        epochs=3,
+        scorer="ap",
+        trials=StageTrials(structural=3, modular=2),
+        **changes,  # type: ignore[arg-type]
+    )
+
+
+def by_name(ranking: Ranking) -> dict[str, RankingRow]:
+    return {row.architecture: row for row in ranking.rows}
+
+
+def test_the_searchs_ranking_without_a_final_phase() -> None:
+    ranking = rank(SEARCH, None)
+    assert [row.architecture for row in ranking.rows] == [name(i) for i in (2, 4, 0, 1, 3)]
+    assert [row.rank for row in ranking.rows] == [1, 2, 3, 4, 5]
+    rows = by_name(ranking)
+    assert [rows[name(i)].on_front for i in (1, 2, 3, 4, 0)] == [True, True, True, False, False]
+    assert [row.role for row in ranking.rows] == ["candidate", "candidate", "baseline", "candidate", "candidate"]
+    best = ranking.rows[0]
+    assert (best.ap, best.ap_std, best.ap_per_seed, best.seeds, best.epochs) == (0.35, None, (0.35,), (0,), 3)
+    assert best.ap50 == pytest.approx(0.525)
+    assert (best.parameters, best.flops, best.id) == (1002, 2002, NANO.structures[2].id)
+    assert name(5) not in rows, "four layers behind the front"
+    assert not {name(6), name(7)} & set(rows), "neither failed nor pruned"
+
+
+def test_final_trainings_rank_first_by_their_mean() -> None:
+    ranking = rank(SEARCH + FINAL, None)
+    assert [(row.architecture, row.stage) for row in ranking.rows[:3]] == [
+        (name(2), "final"),
+        (name(0), "final"),
+        (name(3), "final"),  # the best AP, but slower than the baseline
+    ]
+    best = ranking.rows[0]
+    assert best.ap == pytest.approx(0.45)
+    assert best.ap_std == pytest.approx(0.02 / math.sqrt(2))
+    assert best.ap_per_seed == (0.46, 0.44)
+    assert best.seeds == (0, 1)
+    assert best.epochs == 12
+    assert best.checkpoint == f"models/{name(2)}/seed-0-epochs-12/checkpoint.pt"
+    assert by_name(ranking)[name(0)].checkpoint == f"models/{name(0)}/seed-1-epochs-12/checkpoint.pt"
+    assert by_name(ranking)[name(3)].ap_std is None
+    assert sum(row.architecture == name(2) for row in ranking.rows) == 1
+
+
+def test_nothing_trained_ranks_nothing() -> None:
+    assert rank([], None, ["a note"]) == Ranking((), None, ("a note",))
+    assert rank(SEARCH[6:], 5.0).recommendation is None
+
+
+@pytest.mark.parametrize(
+    ("candidates", "limit", "winner", "reason"),
+    [
+        (
+            SEARCH,
+            None,
+            2,
+            "AP 0.350 (1 seed, 3 epochs) at 9.00 ms (predicted): the best AP among the 4 detectors not slower "
+            "than the baseline. It is 10% faster than the baseline (9.00 against 10.00 ms, predicted); its AP "
+            "is better by 0.050 (0.350 against 0.300).",
+        ),
+        (
+            SEARCH + FINAL,
+            None,
+            2,
+            "AP 0.450 ± 0.014 (2 seeds, 12 epochs) at 9.00 ms (predicted): the best AP among the 2 detectors "
+            "not slower than the baseline. It is 10% faster than the baseline (9.00 against 10.00 ms, "
+            "predicted); its AP is better by 0.040 (0.450 against 0.410).",
+        ),
+        (
+            SEARCH,
+            5.0,
+            1,
+            "AP 0.200 (1 seed, 3 epochs) at 4.00 ms (predicted): the only detector within 5 ms. It is 60% "
+            "faster than the baseline (4.00 against 10.00 ms, predicted); its AP is worse by 0.100 (0.200 "
+            "against 0.300).",
+        ),
+        (
+            SEARCH,
+            25.0,
+            3,
+            "AP 0.500 (1 seed, 3 epochs) at 20.00 ms (predicted): the best AP among the 5 detectors within 25 "
+            "ms. It is 100% slower than the baseline (20.00 against 10.00 ms, predicted); its AP is better by "
+            "0.200 (0.500 against 0.300).",
+        ),
+        (
+            SEARCH,
+            1.0,
+            3,
+            "AP 0.500 (1 seed, 3 epochs) at 20.00 ms (predicted): no detector is within 1 ms, so the best AP of"
+            " all, 19.00 ms over the limit. It is 100% slower than the baseline (20.00 against 10.00 ms, "
+            "predicted); its AP is better by 0.200 (0.500 against 0.300).",
+        ),
+        (
+            SEARCH[:1],
+            None,
+            0,
+            "AP 0.300 (1 seed, 3 epochs) at 10.00 ms (predicted): nothing else is as fast. It is the baseline "
+            "itself: no candidate did better.",
+        ),
+        (
+            SEARCH[1:3],
+            None,
+            2,
+            "AP 0.350 (1 seed, 3 epochs) at 9.00 ms (predicted): the best AP of all; there is no trained "
+            "baseline to compare with.",
+        ),
+        (
+            [SEARCH[0], trial(1, 1, 0.3001, 9.9)],
+            None,
+            1,
+            "AP 0.300 (1 seed, 3 epochs) at 9.90 ms (predicted): the best AP among the 2 detectors not slower "
+            "than the baseline. It is as fast as the baseline within the predicted intervals (9.90 against "
+            "10.00 ms); its AP is equal (0.300 against 0.300).",
+        ),
+        (
+            [SEARCH[0], FINAL[1]],
+            None,
+            2,
+            "AP 0.460 (1 seed, 12 epochs) at 9.00 ms (predicted): the only detector not slower than the "
+            "baseline. It is 10% faster than the baseline (9.00 against 10.00 ms, predicted); its AP is not "
+            "comparable: the baseline has 0.300 after 3 epochs.",
+        ),
+        (
+            [SEARCH[0], *FINAL[:4], trial(13, 2, 0.38, 9.0, "final", 2)],
+            None,
+            2,
+            "AP 0.427 ± 0.042 (3 seeds, 12 epochs) at 9.00 ms (predicted): the best AP among the 2 detectors "
+            "not slower than the baseline. It is 10% faster than the baseline (9.00 against 10.00 ms, "
+            "predicted); its AP is equal within the spread over seeds (0.427 against 0.410).",
+        ),
+    ],
+)
+def test_the_recommendation_and_its_sentence(
+    candidates: list[Candidate], limit: float | None, winner: int, reason: str
+) -> None:
+    ranking = rank(candidates, limit)
+    assert ranking.recommendation is not None
+    assert ranking.recommendation.architecture == name(winner) == ranking.rows[0].architecture
+    assert ranking.recommendation.reason == reason
+
+
+def test_of_equal_ap_the_faster_one_wins() -> None:
+    ranking = rank([SEARCH[0], trial(1, 1, 0.4, 9.0), trial(2, 2, 0.4, 8.0)], None)
+    assert ranking.rows[0].architecture == name(2)
+
+
+def test_recommending_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one row"):
+        recommend([], None)
+
+
+def test_files_are_strict_json_and_csv_and_read_back(tmp_path: Path) -> None:
+    written = write_ranking(tmp_path, settings(), rank(SEARCH + FINAL, None, ["one note"]))
+    document = json.loads((tmp_path / "ranking.json").read_text(), parse_constant=pytest.fail)
+    assert document["format_version"] == 1
+    assert document["settings"]["preset"] == "nano"
+    assert document["recommendation"]["architecture"] == name(2)
+    assert document["notes"] == ["one note"]
+    assert document["rows"][0]["ap_per_seed"] == [0.46, 0.44]
+    assert document["rows"][0]["measured_latency_ms"] is None
+    with (tmp_path / "ranking.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["architecture"] for line in lines] == [row.architecture for row in written.rows]
+    assert lines[0]["ap_per_seed"] == "0.46;0.44"
+    assert lines[0]["model"] == ""
+    assert read_ranking(tmp_path) == written
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ranking.csv", "ranking.json"]
+
+
+def test_an_export_completes_rows_and_a_rewrite_keeps_them(tmp_path: Path) -> None:
+    write_ranking(tmp_path, settings(), rank(SEARCH + FINAL, None))
+    measured = {
+        name(2): {
+            "model": f"models/{name(2)}/model.onnx",
+            "measured_latency_ms": 11.0,
+            "measured_latency_low_ms": 10.9,
+            "measured_latency_high_ms": 11.1,
+            "exported_ap": 0.46,
+        },
+        name(0): {"measured_latency_ms": 10.0, "measured_latency_low_ms": 9.9, "measured_latency_high_ms": 10.1},
+    }
+    after = complete_ranking(tmp_path, settings(), measured, ["measured on the files"])
+    assert after.notes == ("measured on the files",)
+    assert after.recommendation is not None
+    # Measured, the candidate is slower than the baseline: it is no longer recommended.
+    assert after.recommendation.architecture == name(0)
+    assert "10.00 ms (measured)" in after.recommendation.reason
+    assert by_name(after)[name(2)].exported_ap == 0.46
+    again = write_ranking(tmp_path, settings(), rank(SEARCH + FINAL, None))
+    assert by_name(again)[name(2)].measured_latency_ms == 11.0
+    retrained = write_ranking(tmp_path, settings(), rank([*SEARCH, *FINAL, trial(13, 2, 0.5, 9.0, "final", 2)], None))
+    assert by_name(retrained)[name(2)].measured_latency_ms is None, "other weights, another model"
+
+
+def test_measured_and_predicted_latencies_are_not_mixed_in_a_comparison(tmp_path: Path) -> None:
+    write_ranking(tmp_path, settings(), rank(SEARCH, None))
+    after = complete_ranking(tmp_path, settings(), {name(2): {"measured_latency_ms": 30.0}})
+    assert after.recommendation is not None
+    assert after.recommendation.architecture == name(2), "the baseline is not measured: predictions are compared"
+    limited = complete_ranking(tmp_path, settings(latency_ms=9.6), {name(2): {"measured_latency_ms": 30.0}})
+    assert limited.recommendation is not None
+    assert limited.recommendation.architecture == name(4), "a limit is compared with the measurement"
+
+
+def test_wrong_completions_and_files(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match=r"has none"):
+        read_ranking(tmp_path)
+    write_ranking(tmp_path, settings(), rank(SEARCH, None))
+    with pytest.raises(RunFolderError, match=r"which it does not have"):
+        complete_ranking(tmp_path, settings(), {name(2): {"ap": 0.99}})
+    with pytest.raises(RunFolderError, match=r"which it does not have"):
+        complete_ranking(tmp_path, settings(), {name(7): {"exported_ap": 0.99}})
+    file = tmp_path / "ranking.json"
+    file.write_text(file.read_text().replace('"format_version": 1', '"format_version": 7', 1))
+    with pytest.raises(RunFolderError, match=r"format 1, but .* has 7"):
+        read_ranking(tmp_path)
+    file.write_text("{")
+    with pytest.raises(RunFolderError, match=r"must hold a ranking"):
+        read_ranking(tmp_path)

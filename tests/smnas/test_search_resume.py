@@ -1,0 +1,49 @@
+"""SIGKILL at random moments, many times: nothing finished is lost or repeated, and the end is the unkilled run's."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+from smnas.search.ranking import read_ranking
+from smnas.search.study import Study
+
+SCRIPT = Path(__file__).with_name("search_kill_script.py")
+KILLS = 15
+
+
+def run(folder: Path, kills: int) -> dict[str, object]:
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(folder), str(kills), "7"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    document: dict[str, object] = json.loads(done.stdout)
+    return document
+
+
+def test_a_search_survives_being_killed_at_random_moments(tmp_path: Path) -> None:
+    run(tmp_path / "whole", 0)
+    report = run(tmp_path / "killed", KILLS)
+    snapshots, final = report["snapshots"], report["final"]
+    assert isinstance(snapshots, list)
+    assert isinstance(final, dict)
+    assert report["killed"] >= 10, "most kills must hit a search that runs"  # type: ignore[operator]
+    assert len({len(snapshot) for snapshot in snapshots}) >= 5, "the kills must hit different moments"
+
+    for snapshot in snapshots:
+        for number, trial in snapshot.items():
+            assert final[number] == trial, "a finished trial is never touched again: same values, same end time"
+
+    with Study(tmp_path / "whole") as study:
+        whole = list(study.candidates)
+    with Study(tmp_path / "killed") as study:
+        killed = list(study.candidates)
+    assert len(final) == len(killed)
+    # `seconds` of a failed trial is wall time; everything else is equal, trial by trial.
+    assert [(c.number, c.architecture, c.stage, c.state, c.ap, c.latency_ms, c.seed) for c in killed] == [
+        (c.number, c.architecture, c.stage, c.state, c.ap, c.latency_ms, c.seed) for c in whole
+    ]
+    trained = Counter((c.architecture, c.seed, c.epochs) for c in killed if c.state == "complete")
+    assert set(trained.values()) == {1}
+    assert read_ranking(tmp_path / "killed") == read_ranking(tmp_path / "whole")

@@ -1,0 +1,306 @@
+"""The whole loop on a stand-in for training and measuring (``search_stub.py``)."""
+
+import importlib.util
+import json
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from profiler.errors import UserError
+from smnas.search.candidate import Candidate, in_search
+from smnas.search.pareto import as_points, non_dominated
+from smnas.search.progress import SearchEvent
+from smnas.search.ranking import Ranking, read_ranking
+from smnas.search.run import run_search, training_folder
+from smnas.search.settings import RunFolderError, SearchSettings, StageTrials
+from smnas.search.study import Study
+from smnas.space.architecture import Architecture
+from smnas.space.partial_order import not_larger
+from smnas.space.preset import Space, load_space
+
+
+def load_stub() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("search_stub", Path(__file__).with_name("search_stub.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["search_stub"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+stub = load_stub()
+NANO = load_space("nano")
+
+
+def search(folder: Path, settings: SearchSettings | None = None, space: Space = NANO, **parts: Any) -> Ranking:
+    arguments = {"scorer": stub.StubScorer(), "latency": stub.StubLatency(), "complexity": stub.complexity}
+    return run_search(folder, settings or stub.settings(), space, **(arguments | parts))
+
+
+def trials(folder: Path) -> list[Candidate]:
+    with Study(folder) as study:
+        return list(study.candidates)
+
+
+def test_a_search_trains_what_it_promises(tmp_path: Path) -> None:
+    scorer = stub.StubScorer(diverge_share=0.1)
+    settings = stub.settings(trials=StageTrials(structural=10, modular=10), top=3)
+    ranking = search(tmp_path / "run", settings, scorer=scorer)
+    history = trials(tmp_path / "run")
+    stages = Counter((c.stage, c.state) for c in history)
+    assert stages["baseline", "complete"] == 1
+    assert stages["structural", "complete"] == 10
+    assert stages["modular", "complete"] == 10
+    assert stages["final", "complete"] == 8, "three candidates and the baseline with two seeds"
+    assert stages["structural", "failed"] + stages["modular", "failed"] > 0
+    order = [c.stage for c in history]
+    assert order == sorted(order, key=["baseline", "structural", "modular", "final"].index)
+    searched = [c.architecture for c in history if c.stage != "final"]
+    assert len(set(searched)) == len(searched)
+    assert len(scorer.calls) == len([c for c in history if c.state != "pruned"])
+    assert all(c.reason for c in history if c.state in ("failed", "pruned"))
+    for c in history:
+        assert c.parameters == stub.complexity(c.architecture).parameters
+        if c.state == "complete":
+            folder = training_folder(c.architecture, c.seed, c.epochs)
+            assert c.checkpoint == str(folder / "checkpoint.pt")
+            assert (tmp_path / "run" / c.checkpoint).exists()
+    assert [row.role for row in ranking.rows].count("baseline") == 1
+    assert ranking.recommendation is not None
+    assert ranking.recommendation.architecture == ranking.rows[0].architecture
+    assert read_ranking(tmp_path / "run") == ranking
+
+
+def test_final_trainings_use_the_front_more_epochs_and_other_seeds(tmp_path: Path) -> None:
+    search(tmp_path, stub.settings(seed=5))
+    history = trials(tmp_path)
+    finals = [c for c in history if c.stage == "final"]
+    assert {c.seed for c in history if c.stage != "final"} == {5}
+    assert [c.seed for c in finals] == [5] * 3 + [6] * 3
+    assert {c.epochs for c in finals} == {6}
+    known = [c for c in history if in_search(c)]
+    front = {
+        str(c.architecture)
+        for c, on in zip(known, non_dominated(as_points([c.point for c in known])), strict=True)
+        if on
+    }
+    assert {str(c.architecture) for c in finals} - {NANO.baseline} <= front
+    by_name = {str(c.architecture): c for c in known}
+    assert all(c.latency_ms == by_name[str(c.architecture)].latency_ms for c in finals)
+
+
+def test_the_same_seed_gives_the_same_search_and_another_seed_another(tmp_path: Path) -> None:
+    def run(name: str, seed: int) -> list[str]:
+        search(tmp_path / name, stub.settings(seed=seed))
+        return [str(c.architecture) for c in trials(tmp_path / name)]
+
+    first = run("a", 0)
+    assert run("b", 0) == first
+    assert run("c", 1) != first
+
+
+def test_a_finished_search_is_not_run_again(tmp_path: Path) -> None:
+    first = search(tmp_path)
+    scorer, latency = stub.StubScorer(), stub.StubLatency()
+    assert search(tmp_path, scorer=scorer, latency=latency) == first
+    assert scorer.calls == []
+    assert latency.asked == []
+
+
+@pytest.mark.parametrize("call", [1, 4, 9, 15])
+def test_an_interrupted_search_ends_as_an_uninterrupted_one(tmp_path: Path, call: int) -> None:
+    whole = search(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path / "cut", scorer=stub.StubScorer(raises={call: KeyboardInterrupt()}))
+    states = [c.state for c in trials(tmp_path / "cut")]
+    assert states.count("running") == 1
+    assert states[-1] == "running"
+    scorer = stub.StubScorer()
+    assert search(tmp_path / "cut", scorer=scorer) == whole
+    assert trials(tmp_path / "cut") == trials(tmp_path / "whole")
+    assert len(scorer.calls) == 17 - (call - 1), "nothing that was finished is scored again"
+
+
+def test_over_the_latency_limit_nothing_is_trained(tmp_path: Path) -> None:
+    settings = stub.settings(latency_ms=15.0, latency_tolerance=1.1, partial_order=False)
+    ranking = search(tmp_path, settings)
+    history = trials(tmp_path)
+    for c in history[1:]:
+        if c.stage != "final":
+            assert (c.state == "pruned") == (c.point[1] > 15.0 * 1.1)
+            assert c.state != "pruned" or (c.reason or "").startswith("over the latency limit: ")
+    assert history[0].point[1] > 16.5, "the baseline is trained whatever its latency"
+    assert history[0].state == "complete"
+    assert sum(c.stage == "modular" and c.state == "complete" for c in history) == 5
+    assert ranking.rows[0].predicted_latency_ms <= 15.0
+    assert "within 15 ms" in ranking.recommendation.reason  # type: ignore[union-attr]
+    assert any("over the latency limit" in note for note in ranking.notes)
+
+
+def test_an_impossible_limit_ends_with_a_note(tmp_path: Path) -> None:
+    settings = stub.settings(latency_ms=0.5, trials=StageTrials(structural=1, modular=1), final_epochs=0)
+    ranking = search(tmp_path, settings)
+    assert [row.role for row in ranking.rows] == ["baseline"]
+    notes = " ".join(ranking.notes)
+    assert "The structural stage trained 0 of 1 planned candidates and ended: 30 were proposed" in notes
+    assert "(30 over the latency limit)" in notes
+    assert "no detector is within 0.5 ms" in ranking.recommendation.reason  # type: ignore[union-attr]
+
+
+def test_partial_order_pruning_skips_only_what_is_beaten(tmp_path: Path) -> None:
+    settings = stub.settings(
+        trials=StageTrials(structural=5, modular=25), partial_order_margin=0.0, parents=1, final_epochs=0
+    )
+    ranking = search(tmp_path, settings)
+    history = trials(tmp_path)
+    skipped = [c for c in history if c.state == "pruned"]
+    assert skipped
+    for c in skipped:
+        earlier = [k for k in history[: c.number] if in_search(k)]
+        bound = min(k.point[0] for k in earlier if not_larger(c.architecture, k.architecture))
+        assert any(k.point[1] < c.point[1] and k.point[0] >= bound for k in earlier)
+    assert any(note.startswith("Partial order pruning assumes") for note in ranking.notes)
+    few = {"partial_order": False, "trials": StageTrials(structural=2, modular=5)}
+    unpruned = search(tmp_path / "off", settings.model_copy(update=few))
+    assert not [c for c in trials(tmp_path / "off") if c.state == "pruned"]
+    assert not any(note.startswith("Partial order pruning") for note in unpruned.notes)
+
+
+def test_failures_are_stored_and_bounded(tmp_path: Path) -> None:
+    settings = stub.settings(trials=StageTrials(structural=6, modular=6))
+    ranking = search(tmp_path, settings, scorer=stub.StubScorer(diverge_share=1.0))
+    history = trials(tmp_path)
+    assert Counter(c.stage for c in history) == {"baseline": 1, "structural": 6}, "no front, so no stage 2"
+    assert {c.reason for c in history} == {"the loss is not finite at step 17"}
+    assert ranking.rows == ()
+    assert ranking.recommendation is None
+    assert ranking.notes[0].startswith("The baseline failed and is not in the ranking")
+    assert json.loads((tmp_path / "ranking.json").read_text())["recommendation"] is None
+
+
+def test_what_can_not_be_measured_or_built_is_a_failed_trial(tmp_path: Path) -> None:
+    settings = stub.settings(trials=StageTrials(structural=2, modular=0), final_epochs=0)
+    search(tmp_path / "whole", settings)
+    first = trials(tmp_path / "whole")[1].architecture
+
+    def refuse(architecture: Architecture) -> Any:
+        if architecture == first:
+            raise UserError("guided anchoring is not built yet")
+        return stub.complexity(architecture)
+
+    scorer = stub.StubScorer()
+    latency = stub.StubLatency(broken={str(a) for a in NANO.structures if a not in (first, NANO.baseline_architecture)})
+    search(tmp_path / "cut", settings, scorer=scorer, latency=latency, complexity=refuse)
+    history = trials(tmp_path / "cut")
+    assert history[1].architecture == first
+    assert [c.reason for c in history[1:]] == ["guided anchoring is not built yet"] + [
+        "the backend refused the graph"
+    ] * 4
+    assert {c.state for c in history[1:]} == {"failed"}, "five failures end a stage of two"
+    assert history[2].latency_ms is None
+    assert len(scorer.calls) == 1, "only the baseline"
+
+
+def test_an_odd_error_is_stored_but_the_users_and_the_disks_stop_the_search(tmp_path: Path) -> None:
+    settings = stub.settings(trials=StageTrials(structural=2, modular=0), final_epochs=0)
+    scorer = stub.StubScorer(raises={2: ZeroDivisionError("division by zero"), 3: RuntimeError()})
+    search(tmp_path / "odd", settings, scorer=scorer)
+    assert [c.reason for c in trials(tmp_path / "odd")[1:3]] == [
+        "unexpected ZeroDivisionError: division by zero",
+        "unexpected RuntimeError: RuntimeError",
+    ]
+    for error in (UserError("the data set is gone"), OSError("no space left on device")):
+        folder = tmp_path / type(error).__name__
+        with pytest.raises(type(error)):
+            search(folder, settings, scorer=stub.StubScorer(raises={2: error}))
+        assert trials(folder)[-1].state == "running"
+        search(folder, settings)
+        assert [c.state for c in trials(folder)] == ["complete"] * 3
+
+
+def test_a_score_that_is_not_a_number_is_a_failure(tmp_path: Path) -> None:
+    class Hollow:
+        name = "hollow"
+
+        def score(self, architecture, *, seed, epochs, out_dir, on_progress=None):  # type: ignore[no-untyped-def]
+            score = stub.StubScorer().score(architecture, seed=seed, epochs=epochs, out_dir=out_dir)
+            return type(score)(float("nan"), score.metrics, score.seconds, score.epochs, None)
+
+    search(tmp_path, stub.settings(trials=StageTrials(structural=1, modular=0)), scorer=Hollow())
+    assert {c.reason for c in trials(tmp_path)} == {"the score is not finite: nan"}
+
+
+def test_what_can_not_be_built_is_left_out_and_its_share_is_told(tmp_path: Path) -> None:
+    paper = load_space("paper")
+    buildable = [a for a in paper.structures if a.rpn != "garpn" and "mobilenet" not in str(a)]
+    ranking = search(
+        tmp_path,
+        stub.settings(preset="paper", final_epochs=0),
+        paper,
+        buildable=lambda a: a.rpn != "garpn" and "mobilenet" not in str(a),
+    )
+    left_out = len(paper.structures) - len(buildable)
+    assert ranking.notes[0] == (
+        f"{left_out / len(paper.structures):.0%} of the structural space ({left_out} of {len(paper.structures)} "
+        "architectures) was left out: some of its modules can not be built yet."
+    )
+    assert all(c.architecture.rpn != "garpn" and "mobilenet" not in str(c.architecture) for c in trials(tmp_path))
+
+
+def test_events_tell_how_far_it_is(tmp_path: Path) -> None:
+    events: list[SearchEvent] = []
+    search(tmp_path, on_event=events.append, scorer=stub.StubScorer(diverge_share=0.1))
+    finished = [e for e in events if e.state != "running"]
+    assert [e.number for e in finished] == list(range(len(trials(tmp_path))))
+    done = [e for e in finished if e.state == "complete"]
+    assert [e.trained for e in done] == list(range(1, 18))
+    assert {e.total for e in done} == {17}
+    assert events[0].state == "running"
+    assert events[0].seconds_left is None
+    # 10 trainings of 3 epochs and 6 of 6 are left after the baseline; the stub takes half a second an epoch.
+    assert done[0].seconds_left == pytest.approx(10 * 1.5 + 6 * 3.0)
+    assert done[-1].seconds_left == 0.0
+    searched = [e for e in done if e.stage != "final"]
+    assert [e.best_ap for e in searched] == sorted(e.best_ap for e in searched if e.best_ap is not None)
+    assert searched[-1].best_ap == max(e.ap for e in searched if e.ap is not None)
+    assert all(1 <= e.front_size <= e.trained for e in done)
+    assert all(e.reason for e in finished if e.state == "failed")
+
+
+def test_the_ranking_is_legible_on_the_way(tmp_path: Path) -> None:
+    seen: list[tuple[str, ...]] = []
+
+    def look(event: SearchEvent) -> None:
+        if event.number == 2:
+            seen.append(read_ranking(tmp_path).notes)
+
+    final = search(tmp_path, on_event=look)
+    assert "The search has not finished: this ranking is preliminary." in seen[0]
+    assert not any("preliminary" in note for note in final.notes)
+
+
+def test_other_settings_or_an_unknown_strategy_touch_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a strategy must be one of"):
+        search(tmp_path / "new", stub.settings(strategy="magic"))
+    assert not (tmp_path / "new").exists()
+    search(tmp_path, stub.settings(trials=StageTrials(structural=1, modular=1)))
+    before = (tmp_path / "ranking.json").read_bytes()
+    with pytest.raises(RunFolderError, match=r"seed = 0"):
+        search(tmp_path, stub.settings(trials=StageTrials(structural=1, modular=1), seed=1))
+    assert (tmp_path / "ranking.json").read_bytes() == before
+
+
+def test_the_searchs_own_time_is_under_50_ms_a_trial(tmp_path: Path) -> None:
+    def cpu_seconds(name: str, count: int) -> float:
+        began = time.process_time()  # CPU time: waiting for other processes on the machine does not count
+        search(tmp_path / name, stub.settings(trials=StageTrials(structural=count, modular=0), final_epochs=0))
+        return time.process_time() - began
+
+    start = cpu_seconds("start", 1)
+    assert min(cpu_seconds(f"try{i}", 26) - start for i in range(2)) / 25 < 0.05
