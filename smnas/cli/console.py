@@ -1,0 +1,122 @@
+"""Where a command's words go: one result on standard output, everything else on standard error."""
+
+import contextlib
+import dataclasses
+import enum
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["Output", "plain", "show_facts", "show_table"]
+
+_PIPE_WIDTH = 240  # a pipe has no width: wide enough that no architecture string is cut
+
+
+class _PipeAwareConsole(Console):
+    """A console that leaves a closed pipe to the caller instead of ending the process."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+def _console(stream: TextIO) -> Console:
+    return _PipeAwareConsole(file=stream, width=None if stream.isatty() else _PIPE_WIDTH, highlight=False)
+
+
+def plain(value: Any) -> Any:
+    """``value`` in JSON's own types: dataclasses and mappings as objects, paths as text, NaN and infinities as null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, enum.Enum):
+        return plain(value.value)
+    if isinstance(value, str | int | bool) or value is None:
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Sequence | set | frozenset):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):  # a NumPy scalar or array
+        return plain(value.tolist())
+    return str(value)
+
+
+class Output:
+    """One command's output.
+
+    Attributes:
+        as_json: The result is one JSON document instead of text for people.
+        quiet: Only the result and errors are written.
+        messages: Console on standard error.
+    """
+
+    def __init__(self, results: TextIO, messages: TextIO, *, as_json: bool, quiet: bool) -> None:
+        self.as_json = as_json
+        self.quiet = quiet
+        self.messages = _console(messages)
+        self._results = results
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, *, as_json: bool, quiet: bool) -> Iterator["Output"]:
+        """Own standard output for the duration of a command.
+
+        Anything that a library prints meanwhile lands on standard error, so that ``--json`` stays one document.
+        """
+        results = sys.stdout
+        with contextlib.redirect_stdout(sys.stderr):
+            yield cls(results, sys.stderr, as_json=as_json, quiet=quiet)
+
+    def note(self, text: str) -> None:
+        """A line on standard error, unless quiet."""
+        if not self.quiet:
+            self.messages.print(Text(text), soft_wrap=True)
+
+    def result(self, document: Any, show: Callable[[Console], None]) -> None:
+        """Write the result: ``document`` as JSON, or ``show`` for people."""
+        if self.as_json:
+            self._results.write(json.dumps(plain(document), indent=2, allow_nan=False) + "\n")
+        else:
+            show(_console(self._results))
+        self._results.flush()
+
+
+def show_table(console: Console, headings: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> None:
+    """A table; columns of numbers are right-aligned, ``None`` is shown as a dash."""
+    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, heading in enumerate(headings):
+        numeric = all(isinstance(row[index], int | float | None) for row in rows)
+        table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_cell(value)) for value in row))
+    console.print(table)
+
+
+def show_facts(console: Console, facts: Sequence[tuple[str, object]]) -> None:
+    """Name and value, one fact a line."""
+    width = max((len(name) for name, _ in facts), default=0)
+    for name, value in facts:
+        console.print(Text(f"{name:<{width}}  {_cell(value)}"), soft_wrap=True)
+
+
+def _cell(value: object) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return str(value)

@@ -1,0 +1,135 @@
+"""``smnas doctor``: what this machine can do, and the command that adds what is missing."""
+
+import importlib.metadata
+import os
+import platform
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from profiler.errors import BackendUnavailableError
+from smnas.cli.console import Output, show_facts, show_table
+from smnas.cli.options import JsonOption, QuietOption, examples
+
+if TYPE_CHECKING:
+    from profiler.devices import Device
+
+__all__ = ["EXAMPLES", "doctor"]
+
+EXAMPLES = examples("smnas doctor", "smnas doctor --json", "smnas-doctor --quiet")
+
+
+def doctor(as_json: JsonOption = False, quiet: QuietOption = False) -> None:
+    """Say what this machine can do.
+
+    Lists Python, PyTorch, the CPU, CUDA devices, and the backends that can run and time a network, each with its
+    version. What is missing is named with the command that adds it. Nothing is installed or changed.
+    """
+    with Output.open(as_json=as_json, quiet=quiet) as output:
+        output.note("looking at this machine ...")
+        output.result(document := examine(), lambda console: _show(console, document))
+
+
+def examine() -> dict[str, Any]:
+    """The facts that ``smnas doctor`` shows, in JSON's types."""
+    import torch
+    import torchvision
+
+    from profiler.devices import cpu_device, local_gpus
+    from smnas import __version__
+
+    cpu, gpus = cpu_device(), local_gpus()
+    backends = [row for device in (cpu, *gpus) for row in _backends(device)]
+    return {
+        "smnas": __version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "cpu": {"name": cpu.name, "cores": os.cpu_count(), "usable_cores": _usable_cores()},
+        "cuda": {
+            "runtime": torch.version.cuda,
+            "available": torch.cuda.is_available(),
+            "devices": [
+                {
+                    "name": gpu.name,
+                    "known_as": gpu.sheet.name if gpu.sheet else None,
+                    "compute_capability": f"{properties.major}.{properties.minor}",
+                    "memory_bytes": properties.total_memory,
+                }
+                for gpu in gpus
+                for properties in [torch.cuda.get_device_properties(gpu.index)]
+            ],
+        },
+        "backends": backends,
+        "missing": [
+            {"what": f"{row['name']} on {row['device']}", "reason": row["reason"]}
+            for row in backends
+            if not row["available"]
+        ],
+        "warnings": _warnings(),
+    }
+
+
+def _usable_cores() -> int | None:
+    # A container or `taskset` may leave fewer than the machine has; only Linux can say.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _backends(device: "Device") -> list[dict[str, Any]]:
+    from profiler.backends import BACKENDS, get_backend
+
+    rows: list[dict[str, Any]] = []
+    for name in BACKENDS:
+        row: dict[str, Any] = {"name": name, "device": device.name, "version": None, "precisions": [], "reason": None}
+        try:
+            backend = get_backend(name, device)
+        except BackendUnavailableError as reason:
+            row["reason"] = str(reason)
+        else:
+            row |= {"version": backend.version, "precisions": list(backend.precisions)}
+        rows.append({**row, "available": row["reason"] is None})
+    return rows
+
+
+def _warnings() -> list[str]:
+    found = []
+    try:
+        version = importlib.metadata.version("kernels")
+    except importlib.metadata.PackageNotFoundError:
+        pass
+    else:
+        found.append(
+            f"another distribution, kernels {version}, is imported under the name of a package of smnas: "
+            "run `pip uninstall kernels`, then install smnas again"
+        )
+    return found
+
+
+def _show(console: Console, document: dict[str, Any]) -> None:
+    cpu, cuda = document["cpu"], document["cuda"]
+    gpus = [
+        f"{gpu['name']}, compute capability {gpu['compute_capability']}, {gpu['memory_bytes'] / 2**30:.1f} GiB, "
+        f"--gpu {gpu['known_as'] or 'local'}"
+        for gpu in cuda["devices"]
+    ]
+    show_facts(
+        console,
+        [
+            ("smnas", document["smnas"]),
+            ("python", f"{document['python']} on {document['system']}"),
+            ("torch", f"{document['torch']}, torchvision {document['torchvision']}"),
+            ("cpu", f"{cpu['name']}, {cpu['cores']} cores, {cpu['usable_cores']} usable"),
+            ("cuda", f"runtime {cuda['runtime']}" if cuda["available"] else "no device"),
+            *(("gpu", gpu) for gpu in gpus),
+        ],
+    )
+    rows = [
+        [row["name"], row["device"], row["version"], ", ".join(row["precisions"]) or None]
+        for row in document["backends"]
+    ]
+    show_table(console, ["backend", "on", "version", "precisions"], rows)
+    for entry in document["missing"]:
+        console.print(f"missing: {entry['what']}: {entry['reason']}", soft_wrap=True, markup=False)
+    for line in document["warnings"]:
+        console.print(f"warning: {line}", soft_wrap=True, markup=False)

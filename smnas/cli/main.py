@@ -1,0 +1,121 @@
+"""The command line's composition: every command once, as ``smnas NAME`` and as ``smnas-NAME``."""
+
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from smnas import __version__
+from smnas.cli import detect, doctor, evaluate, export, profile, report, search, space, train
+from smnas.cli.run import run
+
+__all__ = [
+    "COMMANDS",
+    "application",
+    "detect_main",
+    "doctor_main",
+    "eval_main",
+    "export_main",
+    "main",
+    "profile_main",
+    "report_main",
+    "search_main",
+    "space_main",
+    "train_main",
+]
+
+COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
+    "doctor": (doctor.doctor, doctor.EXAMPLES),
+    "space": (space.space, space.EXAMPLES),
+    "profile": (profile.profile, profile.EXAMPLES),
+    "train": (train.train, train.EXAMPLES),
+    "eval": (evaluate.evaluate, evaluate.EXAMPLES),
+    "search": (search.search, search.EXAMPLES),
+    "export": (export.export, export.EXAMPLES),
+    "detect": (detect.detect, detect.EXAMPLES),
+    "report": (report.report, report.EXAMPLES),
+}
+
+
+def _about(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+) -> None:
+    """Which object detector should I deploy on this device, for these images, within this many milliseconds?"""
+    if version:
+        typer.echo(f"smnas {__version__}")
+        raise typer.Exit
+
+
+def application(*names: str) -> typer.Typer:
+    """The application of one command, or of several as a group with subcommands."""
+    app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+    if len(names) > 1:
+        app.callback(invoke_without_command=True)(_about)
+    for name in names:
+        function, examples = COMMANDS[name]
+        app.command(name, help=_paragraphs(function.__doc__ or ""), epilog=examples)(function)
+    return app
+
+
+def _paragraphs(text: str) -> str:
+    # typer keeps the line breaks of a docstring, which were made for the source's width and not for the terminal's.
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+
+
+def _run_one(name: str) -> None:
+    sys.exit(run(application(name), f"smnas-{name}", sys.argv[1:]))
+
+
+def main() -> None:
+    """``smnas``."""
+    sys.exit(run(application(*COMMANDS), "smnas", sys.argv[1:] or ["--help"]))
+
+
+def doctor_main() -> None:
+    """``smnas-doctor``."""
+    _run_one("doctor")
+
+
+def space_main() -> None:
+    """``smnas-space``."""
+    _run_one("space")
+
+
+def profile_main() -> None:
+    """``smnas-profile``."""
+    _run_one("profile")
+
+
+def train_main() -> None:
+    """``smnas-train``."""
+    _run_one("train")
+
+
+def eval_main() -> None:
+    """``smnas-eval``."""
+    _run_one("eval")
+
+
+def search_main() -> None:
+    """``smnas-search``."""
+    _run_one("search")
+
+
+def export_main() -> None:
+    """``smnas-export``."""
+    _run_one("export")
+
+
+def detect_main() -> None:
+    """``smnas-detect``."""
+    _run_one("detect")
+
+
+def report_main() -> None:
+    """``smnas-report``."""
+    _run_one("report")
+
+
+if __name__ == "__main__":
+    main()

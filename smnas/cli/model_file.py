@@ -1,0 +1,43 @@
+"""Which file a ``--model`` means: a checkpoint, an ONNX file, or a run folder's recommended detector."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from profiler.errors import UserError
+
+__all__ = ["ModelOption", "model_file"]
+
+ModelOption = Annotated[
+    Path,
+    typer.Option(
+        "--model", "-m", metavar="FILE", help="Checkpoint or ONNX file, or a run folder: its recommended one."
+    ),
+]
+
+
+def model_file(path: Path, prefer: Literal["model", "checkpoint"] = "model") -> Path:
+    """The file to load.
+
+    Args:
+        path: What the user gave.
+        prefer: Of a run folder, the exported file where there is one, or the checkpoint.
+
+    Raises:
+        UserError: nothing is there, or the folder is no finished run.
+    """
+    if not path.exists():
+        raise UserError(f"a model must be an existing file or run folder, but got {path}")
+    if not path.is_dir():
+        return path
+    from smnas.search.ranking import read_ranking
+
+    ranking = read_ranking(path)
+    if ranking.recommendation is None:
+        raise UserError(f"a run folder recommends a detector once one is trained, but {path} does not yet")
+    row = next(row for row in ranking.rows if row.architecture == ranking.recommendation.architecture)
+    file = row.checkpoint if prefer == "checkpoint" else row.model or row.checkpoint
+    if file is None:
+        raise UserError(f"a ranked detector has a file, but {path} names none for {row.architecture}")
+    return path / file

@@ -1,0 +1,180 @@
+"""``smnas profile``: measure a preset's or an architecture's blocks into a latency table."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from profiler.errors import UserError
+from smnas.cli.console import Output, show_facts, show_table
+from smnas.cli.options import (
+    BackendOption,
+    BatchOption,
+    DeviceOption,
+    JsonOption,
+    PrecisionOption,
+    QuietOption,
+    SeedOption,
+    TableOption,
+    ThreadsOption,
+    examples,
+)
+from smnas.cli.progress import Steps
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from profiler.profile import Progress
+
+__all__ = ["EXAMPLES", "profile"]
+
+_ARCH = "basicblock_16_1-21-21+fpn_2-4_48+rpn+rcnn_128+128x128"
+EXAMPLES = examples(
+    "smnas profile --gpu cpu --preset nano --sample 20 --table latency.db",
+    f"smnas-profile --gpu local --arch {_ARCH}",
+    "smnas-profile --gpu cpu --preset nano --sample 8 --audit 8 --table latency.db",
+    f"smnas-profile --gpu v100 --estimate --arch {_ARCH} --precision fp16 --classes 20",
+)
+
+
+def profile(
+    gpu: DeviceOption = "local",
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Cover this space: nano (default), small or paper.")
+    ] = None,
+    arch: Annotated[
+        list[str] | None, typer.Option("--arch", metavar="ARCH", help="Cover this architecture; may be repeated.")
+    ] = None,
+    sample: Annotated[
+        int | None, typer.Option(min=1, help="Cover a random sample of the preset. Default: all structural choices.")
+    ] = None,
+    backend: BackendOption = "onnxruntime",
+    precision: PrecisionOption = "fp32",
+    batch: BatchOption = 1,
+    threads: ThreadsOption = 1,
+    classes: Annotated[int, typer.Option(min=1, help="Object classes of the detectors.")] = 80,
+    table: TableOption = None,
+    audit: Annotated[
+        int, typer.Option(min=0, help="Compare predicted with measured latency on this many whole detectors.")
+    ] = 0,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Roofline of a GPU that is not here, from its data sheet; labelled so.")
+    ] = False,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Measure the blocks of detectors on a device.
+
+    Builds or completes a latency table: every distinct block of the preset's structural choices, or of the given
+    architectures, is exported and timed in the backend until the confidence interval of its median is narrow. What the
+    table already holds is not measured again; interrupted, the same command resumes. The table's default name is
+    latency-DEVICE.db. --audit measures whole detectors that the prediction has not seen and says how far it was off.
+    """
+    with Output.open(as_json=as_json, quiet=quiet) as output:
+        if preset is not None and arch:
+            raise UserError("--preset and --arch exclude each other, but got both")
+        if audit and (arch or estimate):
+            raise UserError("--audit is for measured detectors of a preset: it excludes --arch and --estimate")
+
+        from profiler.backends import get_backend
+        from profiler.backends.base import check_precision
+        from profiler.devices import resolve_device
+        from profiler.table import LatencyTable
+        from smnas.cli import profiling
+        from smnas.scoring.latency import DetectorLatency
+        from smnas.space.preset import load_space
+
+        space = load_space(preset or "nano")
+        wanted = profiling.given(arch) if arch else profiling.structures_of(space, sample, seed)
+        file = table or Path(f"latency-{gpu}.db")
+        if estimate:
+            with Steps(output, "detectors estimated") as steps:
+                estimates = profiling.estimate(gpu, file, wanted, classes, precision, batch, steps.at)
+            output.result(estimates, lambda console: _show_estimate(console, estimates))
+            return
+        runner = get_backend(backend, resolve_device(gpu), threads=threads)
+        check_precision(runner, precision)
+        document = {
+            "table": file,
+            "device": runner.device.name,
+            "backend": runner.name,
+            "backend_version": runner.version,
+            "precision": precision,
+            "batch": batch,
+            "threads": threads,
+            "classes": classes,
+            "detectors": len(wanted),
+        }
+        with LatencyTable(file) as rows:
+
+            def make(told: "Callable[[Progress], None] | None") -> DetectorLatency:
+                return DetectorLatency(
+                    classes, runner, rows, precision=precision, batch=batch, seed=seed, on_progress=told
+                )
+
+            with Steps(output, "detectors covered") as steps:
+                if arch or sample is not None:
+                    document |= profiling.measure(wanted, make, steps.at)
+                else:
+                    document |= profiling.measure_preset(space.name, classes, wanted, make, rows, steps.at)
+            if audit:
+                with Steps(output, "detectors audited") as steps:
+                    document["audit"] = profiling.audit(space, audit, make, seed, steps.at)
+        output.result(document, lambda console: _show(console, document))
+
+
+def _show(console: Console, document: dict[str, Any]) -> None:
+    drift = document["drift"]
+    show_facts(
+        console,
+        [
+            ("table", document["table"]),
+            ("device", document["device"]),
+            ("backend", f"{document['backend']} {document['backend_version']}, {document['precision']}"),
+            ("detectors", f"{document['detectors']} covered"),
+            ("blocks", f"{document['measured']} measured now, {document['cached']} found in the table"),
+            (
+                "unsteady",
+                f"{len(document['unsteady'])} blocks kept a wide interval" if document["unsteady"] else "none",
+            ),
+            ("drift", None if drift is None else f"{drift:+.1%} of the reference block while measuring"),
+        ],
+    )
+    for name, reason in document["failed"].items():
+        console.print(f"failed: {name}: {reason}", soft_wrap=True, markup=False)
+    if "audit" in document:
+        _show_audit(console, document["audit"])
+
+
+def _show_audit(console: Console, audit: dict[str, Any]) -> None:
+    rows = [
+        [
+            row["predicted_ms"],
+            row["low_ms"],
+            row["high_ms"],
+            row["measured_ms"],
+            f"{row['error']:+.1%}",
+            row["inside"],
+            row["architecture"],
+        ]
+        for row in audit["detectors"]
+    ]
+    show_table(console, ["predicted ms", "low", "high", "measured ms", "error", "inside", "architecture"], rows)
+    if rows:
+        console.print(
+            f"{len(rows)} detectors that the prediction had not seen ({audit['calibrated_on']} it was fitted on): "
+            f"mean absolute error {audit['mean_absolute_error']:.1%}, {audit['within_10_percent']:.0%} within 10%, "
+            f"{audit['inside_interval']:.0%} inside their interval",
+            soft_wrap=True,
+        )
+    for name, reason in audit["failed"].items():
+        console.print(f"failed: {name}: {reason}", soft_wrap=True, markup=False)
+
+
+def _show_estimate(console: Console, document: dict[str, Any]) -> None:
+    console.print(f"{document['device']}: {document['kind']}", soft_wrap=True, markup=False)
+    rows = [[row["sum_ms"], row["low_ms"], row["high_ms"], row["architecture"]] for row in document["architectures"]]
+    show_table(console, ["sum of blocks, ms", "at best", "at worst", "architecture"], rows)
+    console.print(f"{document['added']} estimates added to {document['table']}", soft_wrap=True, markup=False)

@@ -1,0 +1,109 @@
+"""How far a long command is, with the time left: a bar on a terminal, a line now and then elsewhere."""
+
+import math
+import time
+from contextlib import ExitStack
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from smnas.cli.console import Output
+
+if TYPE_CHECKING:
+    from smnas.scoring.base import ScoringProgress
+
+__all__ = ["Steps", "TrainingSteps", "duration"]
+
+_SECONDS_BETWEEN_LINES = 15.0
+_TITLES = {"train": "epoch", "evaluate": "evaluating, %"}
+
+
+def duration(seconds: float) -> str:
+    """``seconds`` for people: ``48s``, ``3m05s``, ``2h10m``."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole}s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+class Steps:
+    """A context in which steps are counted.
+
+    Time left is what the steps since the first one took, times those that are left. Steps that an earlier run of the
+    same command finished are known at the first call and do not count as fast ones.
+
+    Args:
+        output: Where to write; a quiet one writes nothing.
+        title: What is being done, e.g. ``training``.
+    """
+
+    def __init__(self, output: Output, title: str) -> None:
+        self._output = output
+        self._title = title
+        self._started: tuple[float, float] | None = None
+        self._last_line = float("-inf")
+        self._bar: Progress | None = None
+        if output.messages.is_terminal and not output.quiet:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            self._bar = Progress(*columns, TextColumn("{task.fields[text]}"), console=output.messages)
+            self._task = self._bar.add_task(title, total=None, text="")
+
+    def __enter__(self) -> "Steps":
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def at(self, done: float, total: float, text: str = "") -> None:
+        """``done`` steps of ``total`` are behind us; ``text`` says what is going on."""
+        now = time.monotonic()
+        if self._started is None:
+            self._started = (now, done)
+        left = self._left(now, done, total)
+        if left is not None:
+            text = f"{duration(left)} left  {text}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total, text=text)
+        elif done >= total or now - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            self._output.note(f"{self._title} {math.floor(done)}/{math.floor(total)}  {text}".rstrip())
+
+    def _left(self, now: float, done: float, total: float) -> float | None:
+        if self._started is None or done <= self._started[1] or done >= total:
+            return None
+        began, before = self._started
+        return (now - began) / (done - before) * (total - done)
+
+
+class TrainingSteps:
+    """A context in which one training is followed: its epochs, then the pictures it is evaluated on."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._phase: str | None = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "TrainingSteps":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def at(self, progress: "ScoringProgress") -> None:
+        """Show how far it is."""
+        if progress.phase != self._phase:
+            self._stack.close()
+            self._phase = progress.phase
+            self._steps = self._stack.enter_context(Steps(self._output, _TITLES[progress.phase]))
+        loss = "" if progress.loss is None else f"loss {progress.loss:.3f}  "
+        total = progress.epochs if progress.phase == "train" else 100
+        self._steps.at(progress.done * total, total, f"{loss}{progress.images_per_s:.0f} pictures/s")

@@ -1,0 +1,41 @@
+"""``smnas report``: a run folder as one self-contained HTML page."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from smnas.cli.console import Output
+from smnas.cli.options import JsonOption, QuietOption, examples
+
+__all__ = ["EXAMPLES", "report"]
+
+EXAMPLES = examples("smnas report quickstart", "smnas-report my-run --out my-run.html --quiet")
+
+
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, as `smnas search --out` wrote it.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Where to write it. Default: RUN/report.html.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="DIR", help="Data for sample detections. Default: where it was in the search."),
+    ] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option("--table", metavar="FILE", help="Latency table of the search. Default: RUN/latency.db."),
+    ] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Write a run folder as one HTML page.
+
+    Ranking, Pareto front, training curves and what failed, in a single file that needs no network. A run that is still
+    going, or that was interrupted, gives a page of what is there so far.
+    """
+    with Output.open(as_json=as_json, quiet=quiet) as output:
+        from smnas.report.page import write_report
+
+        page = write_report(run, out, data_root=data, table=table)
+        output.result({"report": page}, lambda console: console.print(str(page), soft_wrap=True, markup=False))

@@ -1,0 +1,98 @@
+"""Run a command and turn what goes wrong into one line and an exit code.
+
+0 done, 1 our failure, 2 the user's mistake, 130 interrupted from the keyboard.
+"""
+
+import importlib.util
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+import typer.main
+
+import profiler
+from profiler.errors import UserError
+
+__all__ = ["OUR_FAILURE", "USER_MISTAKE", "check_package_names", "run"]
+
+OUR_FAILURE = 1
+USER_MISTAKE = 2
+_INTERRUPTED = 130
+_RESUMABLE = frozenset({"profile", "train", "search"})
+
+
+def run(app: typer.Typer, program: str, arguments: Sequence[str]) -> int:
+    """Parse ``arguments``, run the command, return the exit code."""
+    arguments = list(arguments)
+    if not sys.warnoptions:
+        # A deprecation inside a dependency is nothing that the user of a command can act on; -W brings them back.
+        warnings.simplefilter("ignore")
+    try:
+        check_package_names()
+        return _invoke(app, program, arguments)
+    except KeyboardInterrupt:
+        name = program.removeprefix("smnas-") if program != "smnas" else next(iter(arguments), "")
+        hint = "; the same command resumes where it stopped" if name in _RESUMABLE else ""
+        _say(f"interrupted{hint}")
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # The reader (`| head`) has had enough. Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except UserError as error:
+        return _fail(f"error: {_one_line(error)}", USER_MISTAKE)
+    except Exception as error:  # noqa: BLE001  the last handler: everything that is left is a failure of ours
+        return _fail(f"internal error: {type(error).__name__}: {_one_line(error)}", OUR_FAILURE)
+
+
+def _invoke(app: typer.Typer, program: str, arguments: list[str]) -> int:
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context(program, arguments) as context:
+            command.invoke(context)
+    except typer.Exit as request:
+        return request.exit_code
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except Exception as error:
+        # typer raises click's exceptions, from click itself or from its own copy of it, depending on the version.
+        format_message = getattr(error, "format_message", None)
+        if format_message is None:
+            raise
+        return _fail(f"error: {_one_line(format_message())} (see {program} --help)", USER_MISTAKE)
+    return 0
+
+
+def check_package_names() -> None:
+    """Make sure that ``kernels`` is this project's: another distribution is imported under the same name.
+
+    Raises:
+        UserError: a foreign ``kernels`` package is in front of, or instead of, ours.
+    """
+    spec = importlib.util.find_spec("kernels")
+    ours = Path(str(profiler.__file__)).resolve().parent.parent / "kernels"
+    origin = None if spec is None or spec.origin is None else Path(spec.origin).resolve().parent
+    if origin != ours or not (ours / "nms.py").is_file():
+        raise UserError(
+            f"the package `kernels` must be the one that smnas brings ({ours}), but got {origin}: "
+            "run `pip uninstall kernels`, then install smnas again"
+        )
+
+
+def _fail(line: str, code: int) -> int:
+    if os.environ.get("SMNAS_TRACEBACK") == "1":
+        traceback.print_exc()
+    _say(line)
+    return code
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split()) or "no message"

@@ -1,0 +1,271 @@
+"""``smnas search``: from a data set and a device to a ranked, exported detector."""
+
+import platform
+import re
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from profiler.errors import UserError
+from smnas import __version__
+from smnas.cli.console import Output
+from smnas.cli.options import (
+    BackendOption,
+    DeviceOption,
+    JsonOption,
+    PresetOption,
+    QuietOption,
+    SeedOption,
+    TableOption,
+    ThreadsOption,
+    examples,
+)
+from smnas.cli.progress import Steps
+from smnas.cli.search_display import SearchDisplay, show_ranking
+from smnas.cli.training_device import training_device
+
+if TYPE_CHECKING:
+    from profiler.backends.base import Backend
+    from profiler.table import LatencyTable
+    from smnas.data.coco import CocoFolder
+    from smnas.search.ranking import Ranking
+    from smnas.search.settings import SearchSettings
+    from smnas.space.architecture import Architecture
+    from smnas.space.preset import Space
+    from smnas.training.recipe import Recipe
+
+__all__ = ["EXAMPLES", "search"]
+
+_PRECISION = "fp32"
+_RECIPES = {"nano": "nano", "small": "small", "paper": "sm-nas"}
+_FINISHING = {"export": "exporting", "evaluate": "evaluating files", "time": "timing files"}
+_CALIBRATION_WHOLES = 5
+_CALIBRATION_STREAM = 1 << 32  # apart from the trials' own random numbers, which are seeded by [seed, trial number]
+
+EXAMPLES = examples(
+    "smnas search --preset nano --out quickstart",
+    "smnas search --data my-pictures --gpu cpu --latency-ms 5 --preset nano --trials 20,20 --out my-run",
+    "smnas-search --data my-pictures --gpu local --preset small --final-seeds 2 --top 3 --out my-run",
+)
+
+
+def search(
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Run folder; an interrupted run resumes.")],
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="DIR", help="COCO-format folder. Default: coloured shapes, made in OUT/data."),
+    ] = None,
+    gpu: DeviceOption = "local",
+    latency_ms: Annotated[
+        float | None, typer.Option("--latency-ms", min=0.0, help="Budget: recommend nothing slower than this.")
+    ] = None,
+    preset: PresetOption = "nano",
+    strategy: Annotated[
+        str, typer.Option(metavar="NAME", help="How candidates are proposed: sm-nas or random.")
+    ] = "sm-nas",
+    scorer: Annotated[str, typer.Option(metavar="NAME", help="How candidates are scored: ap (by training).")] = "ap",
+    trials: Annotated[
+        str, typer.Option(metavar="N1,N2", help="Candidates of stage 1 (structural) and stage 2 (modular).")
+    ] = "10,10",
+    recipe: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Training recipe: nano, small or sm-nas. Default: the preset's.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of each candidate. Default: the recipe's.")] = None,
+    final_epochs: Annotated[
+        int | None, typer.Option(min=1, help="Epochs of the last training of the best. Default: twice the candidates'.")
+    ] = None,
+    final_seeds: Annotated[int, typer.Option(min=1, help="Seeds of the last training, for AP with a spread.")] = 1,
+    top: Annotated[int, typer.Option(min=1, help="How many of the best are trained again and exported.")] = 3,
+    table: TableOption = None,
+    backend: BackendOption = "onnxruntime",
+    threads: ThreadsOption = 1,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Find the detector to deploy on a device, for your pictures, within a latency budget.
+
+    Stage 1 looks for the best combinations of modules, stage 2 evolves depth and width inside the best ones. Latency of
+    every candidate comes from the device's latency table, AP from training it from scratch; a baseline is trained
+    under the same budget. The best are trained again, ranked, exported to ONNX and measured again as exported files.
+    The run folder holds the ranking, the models and a report. Interrupted, even killed, the same command resumes.
+    """
+    with Output.open(as_json=as_json, quiet=quiet) as output:
+        counts = _trial_counts(trials)
+        if latency_ms is not None and not latency_ms > 0:
+            raise UserError(f"--latency-ms must be above 0, but got {latency_ms:g}")
+
+        from profiler.backends import get_backend
+        from profiler.backends.base import check_precision
+        from profiler.devices import resolve_device
+        from profiler.table import LatencyTable
+        from smnas.data.coco import CocoFolder
+        from smnas.scoring.scorers import get_scorer
+        from smnas.search.settings import DataFacts, SearchSettings, StageTrials, prepare_run_folder, read_settings
+        from smnas.search.strategies import STRATEGIES
+        from smnas.space.preset import load_space
+        from smnas.training.recipe import load_recipe
+
+        # What can be refused is refused before anything is written.
+        space = load_space(preset)
+        get_scorer(scorer)
+        if strategy not in STRATEGIES:
+            raise UserError(f"--strategy must be one of {', '.join(STRATEGIES)}, but got {strategy!r}")
+        runner = get_backend(backend, resolve_device(gpu), threads=threads)
+        check_precision(runner, _PRECISION)
+        training = load_recipe(recipe or _RECIPES[preset])
+        if (out / "settings.json").exists():
+            read_settings(out)
+        if table is not None and table.exists():
+            LatencyTable(table, create=False).close()
+        folder = CocoFolder(data if data is not None else _generated(out / "data", output))
+        search_epochs = epochs or training.epochs
+        settings = SearchSettings(
+            smnas=__version__,
+            preset=preset,
+            data=DataFacts(
+                root=str(folder.root.resolve()),
+                classes=folder.classes,
+                train_images=len(folder.split("train")),
+                val_images=len(folder.split("val")),
+            ),
+            device=runner.device.name,
+            backend=runner.name,
+            precision=_PRECISION,
+            threads=threads,
+            recipe=training.model_dump(mode="json"),
+            epochs=search_epochs,
+            seed=seed,
+            latency_ms=latency_ms,
+            strategy=strategy,
+            scorer=scorer,
+            versions=_versions(runner),
+            trials=StageTrials(structural=counts[0], modular=counts[1]),
+            top=top,
+            final_epochs=2 * search_epochs if final_epochs is None else final_epochs,
+            final_seeds=final_seeds,
+        )
+        if prepare_run_folder(out, settings):
+            output.note(f"resuming {out}")
+        with LatencyTable(table or out / "latency.db") as rows:
+            _search(out, settings, space, folder, training, runner, rows, output)
+        ranking, page = _finish(out, folder, runner, table, output)
+        output.result(
+            {
+                "run": out,
+                "report": page,
+                "ranking": ranking.rows,
+                "recommendation": ranking.recommendation,
+                "notes": ranking.notes,
+            },
+            lambda console: _show(console, out, ranking),
+        )
+
+
+def _trial_counts(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([1-9]\d{0,5}),(\d{1,6})", text)
+    if match is None:
+        raise UserError(f"--trials must be two numbers as in 20,20, the first above 0, but got {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def _generated(root: Path, output: Output) -> Path:
+    from smnas.data.shapes import generate_shapes
+
+    with Steps(output, "generating pictures") as steps:
+        return generate_shapes(root, on_progress=steps.at)
+
+
+def _versions(backend: "Backend") -> dict[str, str]:
+    import torch
+
+    return {"python": platform.python_version(), "torch": torch.__version__, backend.name: backend.version}
+
+
+def _search(
+    out: Path,
+    settings: "SearchSettings",
+    space: "Space",
+    folder: "CocoFolder",
+    recipe: "Recipe",
+    backend: "Backend",
+    table: "LatencyTable",
+    output: Output,
+) -> None:
+    from smnas.models.build import buildable
+    from smnas.models.workloads import detector_workloads
+    from smnas.scoring.latency import DetectorLatency
+    from smnas.scoring.scorers import get_scorer
+    from smnas.search.candidate import Complexity
+    from smnas.search.run import run_search
+
+    def complexity(architecture: "Architecture") -> Complexity:
+        workloads = detector_workloads(architecture, len(folder.classes))
+        return Complexity(sum(w.parameters for w in workloads), sum(w.flops for w in workloads))
+
+    device = training_device()
+    output.note(
+        f"searching {settings.preset} ({space.structural_size():,} structures), training on {device}, "
+        f"latency on {backend.device.name} in {backend.name} {backend.version}"
+    )
+    latency = DetectorLatency(
+        len(folder.classes), backend, table, precision=settings.precision, batch=settings.batch, seed=settings.seed
+    )
+    measured = _calibration_set(space, settings.seed)
+    output.note(f"measuring {len(measured)} whole detectors and their blocks, to calibrate predictions")
+    calibration = latency.calibrate(measured)
+    for architecture, reason in calibration.failed:
+        output.note(f"left out of the calibration: {architecture}: {reason}")
+    with SearchDisplay(output) as display:
+        run_search(
+            out,
+            settings,
+            space,
+            scorer=get_scorer(settings.scorer)(folder, recipe, device),
+            latency=latency,
+            complexity=complexity,
+            buildable=lambda architecture: buildable(architecture) is None,
+            on_event=display.on_event,
+            on_training=display.on_training,
+        )
+
+
+def _calibration_set(space: "Space", seed: int) -> "list[Architecture]":
+    """The baseline and random structures, the same for one seed."""
+    import numpy as np
+
+    from smnas.models.build import buildable
+
+    structures = [a for a in space.structures if buildable(a) is None]
+    chosen = np.random.default_rng([seed, _CALIBRATION_STREAM]).permutation(len(structures))[:_CALIBRATION_WHOLES]
+    return [space.baseline_architecture, *(structures[index] for index in chosen.tolist())]
+
+
+def _finish(
+    out: Path, folder: "CocoFolder", backend: "Backend", table: Path | None, output: Output
+) -> "tuple[Ranking, Path]":
+    """Export the best, measure the files, rank again by what was measured, write the report."""
+    from smnas.deploy.ranked import DeployEvent, deploy_ranking
+    from smnas.report.page import write_report
+
+    with ExitStack() as stack:
+        bars: dict[str, Steps] = {}
+
+        def on_event(event: DeployEvent) -> None:
+            if event.step not in bars:
+                bars[event.step] = stack.enter_context(Steps(output, _FINISHING[event.step]))
+            bars[event.step].at(event.done, event.total, event.architecture)
+
+        report = deploy_ranking(out, folder.split("val"), device=backend.device, on_event=on_event)
+    for architecture, reason in report.failed:
+        output.note(f"could not be exported: {architecture}: {reason}")
+    return report.ranking, write_report(out, data_root=folder.root, table=table)
+
+
+def _show(console: Console, out: Path, ranking: "Ranking") -> None:
+    show_ranking(console, ranking)
+    for name in ("ranking.csv", "report.html", "models"):
+        console.print(f"{name:<12} {out / name}", soft_wrap=True, markup=False)

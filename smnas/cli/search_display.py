@@ -1,0 +1,109 @@
+"""A running search on the screen: a line for every finished trial, and on a terminal what is going on below them."""
+
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from smnas.cli.console import Output, show_table
+from smnas.cli.progress import duration
+
+if TYPE_CHECKING:
+    from smnas.scoring.base import ScoringProgress
+    from smnas.search.progress import SearchEvent
+    from smnas.search.ranking import Ranking
+
+__all__ = ["SearchDisplay", "show_ranking", "trial_line"]
+
+
+class SearchDisplay:
+    """A context in which a search is followed."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._bars: Progress | None = None
+        self._search: TaskID | None = None
+        self._training: TaskID | None = None
+        if output.messages.is_terminal and not output.quiet:
+            columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            self._bars = Progress(*columns, TextColumn("{task.fields[text]}"), console=output.messages)
+
+    def __enter__(self) -> "SearchDisplay":
+        if self._bars is not None:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def on_event(self, event: "SearchEvent") -> None:
+        """A trial began or ended."""
+        if event.state != "running":
+            self._output.note(trial_line(event))
+        if self._bars is None:
+            return
+        if self._search is None:
+            self._search = self._bars.add_task("search", total=event.total, text="")
+        self._bars.update(self._search, completed=event.trained, total=event.total, text=_summary(event))
+        if event.state == "running":
+            if self._training is not None:
+                self._bars.remove_task(self._training)
+            self._training = self._bars.add_task(event.stage, total=None, text=event.architecture)
+
+    def on_training(self, progress: "ScoringProgress") -> None:
+        """The training of the running trial is a little further."""
+        if self._bars is None or self._training is None:
+            return
+        doing = "evaluating" if progress.loss is None else f"loss {progress.loss:.3f}"
+        self._bars.update(
+            self._training,
+            completed=int(progress.done * progress.epochs),
+            total=progress.epochs,
+            text=f"{doing}  {progress.images_per_s:.0f} pictures/s",
+        )
+
+
+def trial_line(event: "SearchEvent") -> str:
+    """One line about a finished trial."""
+    latency = "" if event.latency_ms is None else f"{event.latency_ms:.2f} ms"
+    result = event.state if event.ap is None else f"AP {event.ap:.3f}"
+    tail = event.reason if event.reason else _summary(event)
+    return f"{event.trained}/{event.total} {event.stage:<10} {result:<8} {latency:>10}  {event.architecture}  ({tail})"
+
+
+def _summary(event: "SearchEvent") -> str:
+    parts = [f"front {event.front_size}"]
+    if event.best_ap is not None:
+        parts.append(f"best AP {event.best_ap:.3f}")
+    if event.seconds_left is not None:
+        parts.append(f"{duration(event.seconds_left)} left")
+    return ", ".join(parts)
+
+
+def show_ranking(console: Console, ranking: "Ranking") -> None:
+    """The ranking as a table, and what is recommended."""
+    rows = [
+        [
+            row.rank,
+            row.ap,
+            row.ap_std,
+            row.exported_ap,
+            row.predicted_latency_ms,
+            row.measured_latency_ms,
+            row.parameters,
+            ("front " if row.on_front else "") + (row.role if row.role == "baseline" else row.stage),
+            row.architecture,
+        ]
+        for row in ranking.rows
+    ]
+    headings = ["rank", "AP", "+-", "AP of file", "predicted ms", "measured ms", "parameters", "", "architecture"]
+    show_table(console, headings, rows)
+    if ranking.recommendation is not None:
+        console.print(f"recommended: {ranking.recommendation.architecture}", soft_wrap=True, markup=False)
+        console.print(ranking.recommendation.reason, soft_wrap=True, markup=False)
+    for note in ranking.notes:
+        console.print(f"note: {note}", soft_wrap=True, markup=False)

@@ -1,0 +1,47 @@
+"""``smnas doctor``: the facts are the machine's, and what is missing comes with the command that adds it."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from smnas.cli import doctor
+from smnas.cli.main import application
+from smnas.cli.run import run
+
+
+def test_facts_are_the_machines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(application("doctor"), "smnas-doctor", ["--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["torch"] == torch.__version__
+    assert document["cuda"]["available"] == torch.cuda.is_available()
+    assert len(document["cuda"]["devices"]) == torch.cuda.device_count()
+    assert document["cpu"]["cores"] == os.cpu_count()
+    assert 1 <= document["cpu"]["usable_cores"] <= document["cpu"]["cores"]
+    backends = {row["name"]: row for row in document["backends"]}
+    assert backends["eager"]["version"] == torch.__version__
+    for row in document["backends"]:
+        assert row["available"] == (row["version"] is not None)
+        assert row["available"] or row["reason"]
+
+
+def test_text_names_what_is_missing_with_its_fix(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(application("doctor"), "smnas-doctor", ["--quiet"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert f"torch   {torch.__version__}" in captured.out
+    missing = [row for row in doctor.examine()["backends"] if not row["available"]]
+    assert all(f"missing: {row['name']} on {row['device']}: {row['reason']}" in captured.out for row in missing)
+
+
+def test_a_distribution_that_takes_the_name_of_ours_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = tmp_path / "kernels-9.9.dist-info"
+    record.mkdir()
+    (record / "METADATA").write_text("Metadata-Version: 2.1\nName: kernels\nVersion: 9.9\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert run(application("doctor"), "smnas-doctor", []) == 0
+    assert "another distribution, kernels 9.9" in capsys.readouterr().out

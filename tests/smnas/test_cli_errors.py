@@ -1,0 +1,267 @@
+"""The user's mistakes: each is one line on standard error, nothing on standard output, and exit code 2."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from profiler.errors import UserError
+from smnas.cli import run as run_module
+from smnas.cli.main import COMMANDS, application
+from smnas.cli.run import run
+from smnas.data.shapes import generate_shapes
+
+ARCH = "basicblock_8_1-2-2+fpn_2-4_32+rpn+rcnn_64+96x96"
+Case = Callable[[dict[str, Any]], None]
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A correct data set of a few pictures."""
+    root = tmp_path_factory.mktemp("data") / "pictures"
+    generate_shapes(root, train=8, val=2, seed=0)
+    return root
+
+
+def _fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """Run the command line; its one line of complaint."""
+    capsys.readouterr()
+    code = run(application(*COMMANDS), "smnas", list(words))
+    captured = capsys.readouterr()
+    assert code == 2, captured.err
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1, captured.err
+    assert captured.err.startswith("error: ")
+    return captured.err
+
+
+def _broken(pictures: Path, root: Path, change: Case) -> Path:
+    """A copy of the data set whose training annotations are changed."""
+    root.mkdir()
+    (root / "annotations").mkdir()
+    for split in ("train", "val"):
+        (root / split).symlink_to(pictures / split)
+        source = pictures / "annotations" / f"instances_{split}.json"
+        document = json.loads(source.read_text())
+        if split == "train":
+            change(document)
+        (root / "annotations" / source.name).write_text(json.dumps(document))
+    return root
+
+
+def _set_box(*box: float) -> Case:
+    def change(document: dict[str, Any]) -> None:
+        document["annotations"][0]["bbox"] = list(box)
+
+    return change
+
+
+def _rename_image(document: dict[str, Any]) -> None:
+    document["images"][0]["file_name"] = "nowhere.png"
+
+
+def _unknown_category(document: dict[str, Any]) -> None:
+    document["annotations"][0]["category_id"] = 999
+
+
+@pytest.mark.parametrize(
+    ("change", "phrase"),
+    [
+        pytest.param(_rename_image, "nowhere.png", id="missing image"),
+        pytest.param(_set_box(-50, 5, 20, 20), "-50", id="outside, left"),
+        pytest.param(_set_box(5, 5, 9000, 20), "9000", id="outside, right"),
+        pytest.param(_set_box(5, 5, 0, 20), "0", id="zero width"),
+        pytest.param(_set_box(5, 5, 20, 0), "0", id="zero height"),
+        pytest.param(_set_box(math.nan, 5, 20, 20), "nan", id="NaN"),
+        pytest.param(_unknown_category, "999", id="unknown category"),
+    ],
+)
+def test_annotations_that_break_a_rule(
+    change: Case, phrase: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = str(_broken(pictures, tmp_path / "broken", change))
+    out = tmp_path / "out"
+    assert phrase in _fails(capsys, "train", "--arch", ARCH, "--data", data, "--out", str(out)).lower()
+    assert phrase in _fails(capsys, "search", "--data", data, "--out", str(out)).lower()
+    assert not out.exists()  # a refused run leaves nothing behind
+
+
+def test_no_such_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing, out = str(tmp_path / "missing"), str(tmp_path / "out")
+    assert "missing" in _fails(capsys, "search", "--data", missing, "--out", out)
+    assert "missing" in _fails(capsys, "train", "--arch", ARCH, "--data", missing, "--out", out)
+    assert "missing" in _fails(capsys, "report", missing)
+    assert "missing" in _fails(capsys, "eval", "--model", missing, "--data", missing)
+    assert "missing" in _fails(capsys, "export", "--model", missing, "--out", out)
+    assert "missing" in _fails(capsys, "detect", "--model", missing, "picture.png")
+
+
+@pytest.mark.parametrize(
+    ("words", "known"),
+    [
+        (("space", "--preset", "huge"), "nano, small, paper"),
+        (("space", "--describe", "resnet50"), "backbone+neck+rpn+head+WIDTHxHEIGHT"),
+        (("space", "--describe", "basicblock_8_1-2-2+c4+norpn+retina_64+96x96"), "feature pyramid"),
+        (("space", "--sample", "2", "--describe", ARCH), "exclude each other"),
+        (("profile", "--gpu", "gtx9999", "--preset", "nano"), "gtx9999"),
+        (("profile", "--gpu", "cpu", "--preset", "huge"), "nano, small, paper"),
+        (("profile", "--gpu", "cpu", "--arch", "resnet50"), "backbone+neck+rpn+head+WIDTHxHEIGHT"),
+        (("profile", "--gpu", "cpu", "--arch", ARCH, "--backend", "abacus"), "onnxruntime"),
+        (("profile", "--gpu", "cpu", "--arch", ARCH, "--backend", "tensorrt"), "tensorrt"),
+        (("profile", "--gpu", "cpu", "--arch", ARCH, "--precision", "int3"), "int3"),
+        (("profile", "--gpu", "abacus", "--estimate", "--arch", ARCH), "abacus"),
+        (("profile", "--gpu", "v100", "--arch", ARCH), "v100"),
+        (("profile", "--gpu", "cpu", "--arch", ARCH, "--audit", "2"), "--audit"),
+        (("profile", "--preset", "nano", "--arch", ARCH), "exclude each other"),
+        (("search", "--preset", "huge", "--out", "OUT"), "nano, small, paper"),
+        (("search", "--gpu", "gtx9999", "--out", "OUT"), "gtx9999"),
+        (("search", "--scorer", "oracle", "--out", "OUT"), "oracle"),
+        (("search", "--scorer", "entropy", "--out", "OUT"), "entropy"),
+        (("search", "--strategy", "guess", "--out", "OUT"), "guess"),
+        (("search", "--trials", "ten", "--out", "OUT"), "--trials"),
+        (("search", "--trials", "0,4", "--out", "OUT"), "--trials"),
+        (("search", "--latency-ms", "0", "--out", "OUT"), "--latency-ms"),
+        (("search",), "--out"),
+        (("train", "--arch", ARCH, "--data", "DATA", "--recipe", "magic", "--out", "OUT"), "nano"),
+        (("train", "--arch", "x+y", "--data", "DATA", "--out", "OUT"), "backbone+neck+rpn+head+WIDTHxHEIGHT"),
+        (("train", "--arch", ARCH.replace("rpn", "garpn"), "--data", "DATA", "--out", "OUT"), "garpn"),
+        (("sing",), "sing"),
+        (("space", "--loud"), "--loud"),
+        (("space", "--sample", "many"), "--sample"),
+        (("space", "--sample", "-1"), "--sample"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_names_and_values_that_are_not_known(
+    words: tuple[str, ...],
+    known: str,
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    places = {"OUT": str(tmp_path / "out"), "DATA": str(pictures)}
+    assert known in _fails(capsys, *(places.get(word, word) for word in words))
+    assert not (tmp_path / "out" / "settings.json").exists()
+
+
+def test_a_table_that_is_not_sqlite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "table.db"
+    table.write_text("median_ms,key\n1.0,a\n")
+    assert "table.db" in _fails(capsys, "profile", "--gpu", "cpu", "--arch", ARCH, "--table", str(table))
+    assert "table.db" in _fails(capsys, "search", "--gpu", "cpu", "--table", str(table), "--out", str(tmp_path / "o"))
+    assert table.read_text().startswith("median_ms")
+
+
+def test_a_run_folder_of_another_version(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "settings.json").write_text('{"format_version": 999}')
+    assert "999" in _fails(capsys, "report", str(tmp_path))
+    assert "999" in _fails(capsys, "search", "--data", str(pictures), "--gpu", "cpu", "--out", str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.onnx", "model.jpg"])
+def test_a_model_file_that_is_something_else(
+    name: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / name
+    model.write_bytes(b"not a model")
+    picture = str(next((pictures / "val").iterdir()))
+    assert name in _fails(capsys, "eval", "--model", str(model), "--data", str(pictures))
+    assert name in _fails(capsys, "detect", "--model", str(model), picture)
+    assert name in _fails(capsys, "export", "--model", str(model), "--out", str(tmp_path / "out.onnx"))
+
+
+def _application(error: BaseException) -> typer.Typer:
+    app = typer.Typer()
+
+    @app.command()
+    def fails() -> None:
+        raise error
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UserError("a rule,\nbut got x"), 2, "error: a rule, but got x"),
+        (ZeroDivisionError("division\nby zero"), 1, "internal error: ZeroDivisionError: division by zero"),
+        (RuntimeError(), 1, "internal error: RuntimeError: no message"),
+    ],
+)
+def test_exit_codes(error: Exception, code: int, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(_application(error), "smnas-space", []) == code
+    assert capsys.readouterr() == ("", f"{line}\n")
+
+
+def test_the_traceback_is_there_for_who_wants_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SMNAS_TRACEBACK", "1")
+    assert run(_application(ZeroDivisionError("by zero")), "smnas-space", []) == 1
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("program", ["smnas-train", "smnas-search", "smnas-profile", "smnas-space"])
+def test_interruption_says_how_to_go_on(program: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(_application(KeyboardInterrupt()), program, []) == 130
+    line = capsys.readouterr().err
+    assert ("the same command resumes" in line) == (program != "smnas-space")
+    assert line.startswith("interrupted")
+
+
+def test_interruption_names_the_subcommand_of_the_group(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module, "_invoke", interrupt)
+    assert run(application(*COMMANDS), "smnas", ["search", "--out", "x"]) == 130
+    assert "the same command resumes" in capsys.readouterr().err
+
+
+def test_control_c_in_a_real_training(pictures: Path, tmp_path: Path) -> None:
+    words = ["train", "--arch", ARCH, "--data", str(pictures), "--epochs", "100000", "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "smnas.cli.main", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "out" / "checkpoint.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert out == ""
+    assert err.splitlines()[-1] == "interrupted; the same command resumes where it stopped"
+    assert "Traceback" not in err
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    read, write = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "smnas.cli.main", "space", "--sample", "20000"], stdout=write, stderr=subprocess.PIPE
+    )
+    os.close(write)
+    assert os.read(read, 10)
+    os.close(read)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (0, b"")
+
+
+def test_the_installed_scripts_exit_as_the_module_does(tmp_path: Path) -> None:
+    script = Path(sys.executable).parent / "smnas-report"
+    if not script.exists():
+        pytest.skip("needs the console scripts of an installed project")
+    done = subprocess.run([script, tmp_path / "missing"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)

@@ -1,0 +1,103 @@
+"""What goes to standard output and what to standard error; JSON; time left."""
+
+import io
+import json
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from smnas.cli import progress
+from smnas.cli.console import Output, plain, show_facts, show_table
+from smnas.cli.progress import Steps, duration
+
+
+class Colour(StrEnum):
+    RED = "red"
+
+
+@dataclass(frozen=True)
+class Point:
+    x: float
+    path: Path
+
+
+def _output(*, as_json: bool = False, quiet: bool = False) -> tuple[Output, io.StringIO, io.StringIO]:
+    results, messages = io.StringIO(), io.StringIO()
+    return Output(results, messages, as_json=as_json, quiet=quiet), results, messages
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (Point(math.nan, Path("a/b")), {"x": None, "path": "a/b"}),
+        ({"n": np.int64(3), 4: (1, 2)}, {"n": 3, "4": [1, 2]}),
+        (np.array([[0.5, np.inf]]), [[0.5, None]]),
+        (np.float32(0.5), 0.5),
+        (Colour.RED, "red"),
+        ([True, None, -math.inf], [True, None, None]),
+    ],
+)
+def test_plain_gives_what_json_can_hold(value: object, expected: object) -> None:
+    assert plain(value) == expected
+    json.dumps(plain(value), allow_nan=False)
+
+
+def test_json_is_one_document_and_everything_else_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with Output.open(as_json=True, quiet=False) as output:
+        print("a library prints")
+        output.note("working")
+        output.result({"ap": math.nan}, lambda console: pytest.fail("not for people"))
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {"ap": None}
+    assert "a library prints" in captured.err
+    assert "working" in captured.err
+
+
+def test_quiet_leaves_the_result_only() -> None:
+    output, results, messages = _output(quiet=True)
+    output.note("working")
+    with Steps(output, "training") as steps:
+        steps.at(1, 2)
+    output.result({}, lambda console: console.print("done"))
+    assert results.getvalue() == "done\n"
+    assert messages.getvalue() == ""
+
+
+def test_a_pipe_never_cuts_an_architecture() -> None:
+    output, results, _ = _output()
+    long = "bottleneck_64_" + "1" * 120 + "+fpn_2-6_256+rpn+cascade_3_1024+1333x800"
+    output.result({}, lambda console: show_table(console, ["architecture", "AP"], [[long, 0.51234]]))
+    assert long in results.getvalue()
+    assert "0.512" in results.getvalue()
+
+
+def test_table_and_facts_show_what_is_not_known_as_a_dash() -> None:
+    output, results, _ = _output()
+    output.result({}, lambda console: show_facts(console, [("ap", math.nan), ("n", 12345), ("front", True)]))
+    assert [line.split() for line in results.getvalue().splitlines()] == [
+        ["ap", "-"],
+        ["n", "12,345"],
+        ["front", "yes"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0s"), (59.4, "59s"), (59.6, "1m00s"), (185, "3m05s"), (7800, "2h10m"), (-3, "0s")]
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_time_left_counts_only_what_this_run_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([100.0, 110.0, 130.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    output, _, messages = _output()
+    with Steps(output, "training") as steps:
+        steps.at(80, 100)  # an earlier run did 80; nothing is known of the speed yet
+        steps.at(81, 100)  # 10 s after the first line: too soon for another one
+        steps.at(83, 100, "model b")  # 30 s for 3 steps, 17 to go
+    assert messages.getvalue().splitlines() == ["training 80/100", "training 83/100  2m50s left  model b"]

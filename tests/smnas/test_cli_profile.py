@@ -1,0 +1,136 @@
+"""``smnas profile``: what it measures, what it finds in the table, audits and estimates."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from profiler.backends import get_backend
+from profiler.table import LatencyTable
+from profiler.timing import TimingSettings
+from smnas.cli import coverage_record, profiling
+from smnas.cli.main import application
+from smnas.cli.run import run
+from smnas.models.workloads import detector_workloads
+from smnas.scoring.latency import DetectorLatency
+from smnas.space.architecture import Architecture
+from smnas.space.preset import load_space
+
+ARCH = "basicblock_8_1-2-2+fpn_2-4_24+norpn+retina_32_1+64x64"
+_QUICK = TimingSettings(relative_half_width=0.5, min_samples=3, max_samples=5, time_limit_s=0.2, warmup_s=0.0)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Timing that is done at once: these tests are about what is measured, not about how well."""
+    original = DetectorLatency.__init__
+
+    def init(self: DetectorLatency, *args: object, **options: object) -> None:
+        original(self, *args, **{**options, "timing": _QUICK})  # type: ignore[arg-type]
+
+    monkeypatch.setattr(DetectorLatency, "__init__", init)
+
+
+def _profile(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, object]:
+    capsys.readouterr()
+    code = run(application("profile"), "smnas-profile", [*map(str, words), "--json"])
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    document = json.loads(captured.out)
+    assert isinstance(document, dict)
+    return document
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_second_run_measures_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "table.db"
+    words = ("--gpu", "cpu", "--backend", "eager", "--arch", ARCH, "--classes", "3", "--table", table)
+    keys = {workload.key for workload in detector_workloads(Architecture.parse(ARCH), 3)}
+    first = _profile(capsys, *words)
+    assert (first["measured"], first["cached"], first["failed"]) == (len(keys), 0, {})
+    second = _profile(capsys, *words)
+    assert (second["measured"], second["cached"]) == (0, len(keys))
+    with LatencyTable(table) as rows:
+        assert {row.key for row in rows.rows()} == keys
+    # another number of classes: other blocks at the head only
+    other = _profile(capsys, *words[:-3], "4", "--table", table)
+    assert 0 < int(str(other["measured"])) < len(keys)
+    assert run(application("profile"), "smnas-profile", list(map(str, words))) == 0
+    assert f"0 measured now, {len(keys)} found in the table" in capsys.readouterr().out
+
+
+def test_estimates_are_labelled_and_kept_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "table.db"
+    words = ("--gpu", "v100", "--estimate", "--arch", ARCH, "--classes", "3", "--table", table)
+    document = _profile(capsys, *words)
+    assert document["kind"] == "estimate (roofline), not measured"
+    (row,) = document["architectures"]  # type: ignore[misc]
+    assert 0 < row["low_ms"] <= row["sum_ms"] <= row["high_ms"]
+    with LatencyTable(table) as rows:
+        assert {target.backend for target in rows.targets()} == {"estimate-roofline"}
+    assert _profile(capsys, *words)["added"] == 0
+
+
+def test_a_sample_is_buildable_and_depends_on_the_seed_alone() -> None:
+    space = load_space("paper")
+    first = profiling.structures_of(space, 12, 5)
+    assert first == profiling.structures_of(space, 12, 5)
+    assert first != profiling.structures_of(space, 12, 6)
+    assert len(set(first)) == 12
+    assert not any("garpn" in str(one) or "mobilenetv2" in str(one) for one in first)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_complete_preset_is_known_without_reading_it_again(tmp_path: Path) -> None:
+    some = [Architecture.parse(ARCH)]
+    with LatencyTable(tmp_path / "table.db") as table:
+
+        def make(told: Callable[..., None] | None) -> DetectorLatency:
+            return DetectorLatency(3, get_backend("eager"), table, on_progress=told)
+
+        def cover(architectures: list[Architecture]) -> tuple[int, int]:
+            found = profiling.measure_preset("nano", 3, architectures, make, table, lambda done, total, text: None)
+            return found["measured"], found["cached"]
+
+        blocks = len({workload.key for workload in detector_workloads(some[0], 3)})
+        assert cover(some) == (blocks, 0)
+        assert cover([]) == (0, blocks)  # nothing is read: the record alone answers
+        record = tmp_path / "table.db.coverage.json"
+        keys = json.loads(record.read_text())
+        record.write_text(json.dumps({name: [*found, "a block that is not there"] for name, found in keys.items()}))
+        assert cover(some) == (0, blocks)  # a record that the table does not hold is not believed
+        record.write_text(json.dumps({"other sources": []}))
+        assert cover(some) == (0, blocks)
+
+
+def test_the_record_holds_for_its_facts_only(tmp_path: Path) -> None:
+    table = tmp_path / "t.db"
+    made_with = coverage_record.fingerprint("nano", 3)
+    coverage_record.write_record(table, made_with, {"a", "b"})
+    assert coverage_record.read_record(table, coverage_record.fingerprint("nano", 3)) == {"a", "b"}
+    assert coverage_record.read_record(table, coverage_record.fingerprint("nano", 4)) is None
+    (tmp_path / "t.db.coverage.json").write_text("[]")
+    assert coverage_record.read_record(table, made_with) is None
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_audit_is_on_detectors_that_the_prediction_has_not_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profiling, "_CALIBRATION_WHOLES", 2)
+    space = load_space("nano").restricted(lambda a: a.input_width == 96 and str(a.head) == "retina_32_1")
+    with LatencyTable(tmp_path / "table.db") as table:
+        make = lambda told: DetectorLatency(3, get_backend("eager"), table, on_progress=told)  # noqa: E731
+        seen: list[tuple[float, float]] = []
+        found = profiling.audit(space, 2, make, 0, lambda done, total, text: seen.append((done, total)))
+        wholes = [row for row in table.rows() if row.kind == "whole"]
+    assert found["calibrated_on"] == 2
+    assert len(found["detectors"]) == 2
+    assert len(wholes) == 4
+    for row in found["detectors"]:
+        measured = next(one.median_ms for one in wholes if one.key.startswith(f"{row['architecture']}|"))
+        assert row["measured_ms"] == measured
+        assert row["error"] == pytest.approx(row["predicted_ms"] / measured - 1)
+        assert row["inside"] == (row["low_ms"] <= measured <= row["high_ms"])
+    assert seen[-1] == (4, 4)
