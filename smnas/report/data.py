@@ -187,12 +187,19 @@ def hypervolume_by_training(run: RunFolder) -> Hypervolume | None:
     return Hypervolume(tuple(range(1, len(trials) + 1)), tuple(int(e) for e in spent), tuple(shares), border)
 
 
-def training_curves(run: RunFolder, value: str) -> tuple[CurveLine, ...]:
-    """The curves of ``value`` (a key of ``curve.jsonl``) for the ranked architectures, longest trainings only.
+def training_curves(run: RunFolder, value: str, count: int = 8) -> tuple[CurveLine, ...]:
+    """The curves of the ``count`` best ranked architectures and the baseline, longest trainings only.
 
-    An architecture that was trained shortly in the search and longer at the end shows its long trainings.
+    An architecture that was trained shortly in the search and longer at the end shows its long trainings. Without a
+    ranking there is no best; the first ones by name are shown.
+
+    Args:
+        run: The run folder.
+        value: A key of ``curve.jsonl``, such as ``loss``.
+        count: How many architectures besides the baseline.
     """
-    ranked = [row.architecture for row in run.ranking.rows] or sorted({c.architecture for c in run.curves})
+    rows = [row for row in run.ranking.rows if row.rank <= count or row.role == "baseline"]
+    ranked = [row.architecture for row in rows] or sorted({c.architecture for c in run.curves})[:count]
     lines = []
     for architecture in ranked:
         curves = [c for c in run.curves if c.architecture == architecture]

@@ -7,7 +7,8 @@ from typing import Any
 import plotly.graph_objects as go
 
 from smnas.report.data import CurveLine, Front, FrontPoint, Hypervolume
-from smnas.report.run_folder import Ranking, RankingRow
+from smnas.report.run_folder import RunFolder
+from smnas.search.ranking import RankingRow
 
 __all__ = ["STAGE_COLOURS", "curves_figure", "front_figure", "hypervolume_figure"]
 
@@ -58,7 +59,7 @@ def _above(points: Sequence[FrontPoint]) -> list[float]:
     return [0.0 if p.latency_high_ms is None else max(p.latency_high_ms - p.latency_ms, 0.0) for p in points]
 
 
-def front_figure(fronts: Sequence[Front], ranking: Ranking) -> go.Figure:
+def front_figure(fronts: Sequence[Front], baseline: RankingRow | None, winner: RankingRow | None) -> go.Figure:
     """AP against latency: every stage's detectors, its front as a staircase, the baseline and the winner marked."""
     figure = go.Figure(layout=_layout("predicted latency (ms)", "AP", 440))
     for front in fronts:
@@ -99,13 +100,13 @@ def front_figure(fronts: Sequence[Front], ranking: Ranking) -> go.Figure:
             name=name,
             legendgroup=front.stage,
         )
-    _mark(figure, ranking.baseline, "baseline", "star", STAGE_COLOURS["baseline"], 14)
-    _mark(figure, ranking.row(ranking.winner), "recommended", "circle-open", "#d2555a", 19)
+    _mark(figure, baseline, "baseline", "star", STAGE_COLOURS["baseline"], 14)
+    _mark(figure, winner, "recommended", "circle-open", "#d2555a", 19)
     return figure
 
 
 def _mark(figure: go.Figure, row: RankingRow | None, name: str, symbol: str, colour: str, size: int) -> None:
-    if row is None or row.ap is None or row.predicted_latency_ms is None:
+    if row is None:
         return
     figure.add_scatter(
         x=[row.predicted_latency_ms],
@@ -138,13 +139,13 @@ def hypervolume_figure(growth: Hypervolume) -> go.Figure:
     return figure
 
 
-def curves_figure(lines: Sequence[CurveLine], label: str, ranking: Ranking) -> go.Figure:
+def curves_figure(lines: Sequence[CurveLine], label: str, run: RunFolder) -> go.Figure:
     """One line a training; seeds of one architecture share a colour and a legend entry (its rank)."""
     figure = go.Figure(layout=_layout("epoch", label, 340))
     architectures = list(dict.fromkeys(line.architecture for line in lines))
     shown: set[str] = set()
     for line in lines:
-        row = ranking.row(line.architecture)
+        row = run.row(line.architecture)
         name = f"rank {row.rank}" if row is not None else line.architecture.split("+", maxsplit=1)[0]
         figure.add_scatter(
             x=list(line.epochs),

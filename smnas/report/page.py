@@ -5,7 +5,6 @@ import io
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
@@ -14,55 +13,79 @@ from markupsafe import Markup, escape
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
+from profiler.errors import UserError
 from smnas.report import data, figures
+from smnas.report.blocks import block_latencies
 from smnas.report.run_folder import RunFolder, read_run_folder
+from smnas.report.samples import Sample, sample_detections
 from smnas.report.verdict import verdict
+from smnas.search.settings import write_atomically
 
-__all__ = ["Sample", "render_report", "write_report"]
+__all__ = ["render_report", "write_report"]
 
 _SAMPLE_SIDE = 900
+_SHOWN_ROWS = 10
 _NOTHING = "\N{EN DASH}"
 
 
-@dataclass(frozen=True)
-class Sample:
-    """A picture for the page, its boxes already drawn."""
-
-    caption: str
-    picture: Image.Image
-
-
 def write_report(
-    run_folder: Path,
-    out: Path | None = None,
-    *,
-    samples: Sequence[Sample] = (),
-    blocks: Sequence[data.BlockLatency] = (),
+    run_folder: Path, out: Path | None = None, *, data_root: Path | None = None, table: Path | None = None
 ) -> Path:
     """Write the report of a run folder.
+
+    Sample detections and the winner's blocks are shown where the data set and the latency table are still there; else
+    the page says why they are missing.
 
     Args:
         run_folder: What ``smnas-search --out`` wrote; it may still be running.
         out: The file to write; ``run_folder/report.html`` by default.
-        samples: Pictures with drawn detections of the winner.
-        blocks: The winner's workloads with their latencies.
+        data_root: The data set; by default where it was at the time of the search.
+        table: The latency table; by default the run folder's own.
 
     Returns:
         The file that was written. It is replaced in one step, so a reader never sees half a page.
 
     Raises:
         RunFolderError: ``run_folder`` is no run folder of this version.
+        UserError: ``out`` can not be written.
     """
     run = read_run_folder(run_folder)
     target = out or run_folder / "report.html"
-    partial = target.with_name(target.name + ".partial")
-    partial.write_text(render_report(run, samples=samples, blocks=blocks), encoding="utf-8")
-    partial.replace(target)
+    samples: tuple[Sample, ...] = ()
+    blocks: tuple[data.BlockLatency, ...] = ()
+    missing = []
+    if run.winner is not None:
+        try:
+            samples = sample_detections(run, data=data_root)
+        except UserError as error:
+            missing.append(f"Sample detections are left out: {error}.")
+        try:
+            blocks = block_latencies(run, run.winner.architecture, table)
+        except UserError as error:
+            missing.append(f"The latency of the recommended detector's parts is left out: {error}.")
+    page = render_report(run, samples=samples, blocks=blocks, notes=missing)
+    try:
+        write_atomically(target, page)
+    except OSError as error:
+        raise UserError(f"the report must be a file that can be written, but got {target} ({error.strerror})") from None
     return target
 
 
-def render_report(run: RunFolder, *, samples: Sequence[Sample] = (), blocks: Sequence[data.BlockLatency] = ()) -> str:
-    """The page as text; the arguments are those of :func:`write_report`."""
+def render_report(
+    run: RunFolder,
+    *,
+    samples: Sequence[Sample] = (),
+    blocks: Sequence[data.BlockLatency] = (),
+    notes: Sequence[str] = (),
+) -> str:
+    """The page as text.
+
+    Args:
+        run: What was read from the run folder.
+        samples: Pictures with drawn detections of the winner.
+        blocks: The winner's parts with their latencies.
+        notes: Shown beside the ranking's own.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -79,27 +102,28 @@ def render_report(run: RunFolder, *, samples: Sequence[Sample] = (), blocks: Seq
     growth = data.hypervolume_by_training(run)
     drawn = {}
     if fronts:
-        drawn["front"] = figures.front_figure(fronts, run.ranking)
+        drawn["front"] = figures.front_figure(fronts, run.baseline, run.winner)
     if growth is not None:
         drawn["hypervolume"] = figures.hypervolume_figure(growth)
-    for key, label in (("ap", "AP"), ("loss", "training loss")):
-        if lines := data.training_curves(run, key):
-            drawn[f"curve-{key}"] = figures.curves_figure(lines, label, run.ranking)
+    if lines := data.training_curves(run, "loss"):
+        drawn["loss"] = figures.curves_figure(lines, "training loss", run)
     return environment.get_template("page.html").render(
         run=run,
         ranking=run.ranking,
-        winner=run.ranking.row(run.ranking.winner),
-        verdict=verdict(run.ranking),
+        winner=run.winner,
+        shown_rows=_SHOWN_ROWS,
+        verdict=verdict(run.winner, run.baseline),
         fronts=fronts,
         growth=growth,
         families=data.families(run),
         failed=data.outcomes(run, "failed"),
         pruned=data.outcomes(run, "pruned"),
         running=data.outcomes(run, "running"),
+        notes=(*run.ranking.notes, *notes),
         blocks=blocks,
         block_total=sum(block.latency_ms for block in blocks),
         block_max=max((block.latency_ms for block in blocks), default=0.0),
-        settings=data.settings_rows(run.settings),
+        settings=data.settings_rows(run.settings.model_dump(mode="json")),
         samples=[(sample.caption, _data_uri(sample.picture)) for sample in samples],
         figures={name: _embedded_json(figure) for name, figure in drawn.items()},
         stylesheet=Markup((Path(__file__).parent / "page.css").read_text(encoding="utf-8")),

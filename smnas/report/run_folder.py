@@ -7,28 +7,17 @@ running, or that was killed, is wanted too.
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import optuna
 from sqlalchemy.exc import SQLAlchemyError
 
-from profiler.errors import UserError
+from smnas.search.ranking import Ranking, RankingRow, read_ranking
+from smnas.search.settings import RunFolderError, SearchSettings, read_settings
+from smnas.search.study import STUDY_NAME
 
-__all__ = [
-    "FORMAT_VERSION",
-    "Curve",
-    "Ranking",
-    "RankingRow",
-    "RunFolder",
-    "RunFolderError",
-    "Trial",
-    "read_run_folder",
-]
-
-FORMAT_VERSION = 1
-STUDY_NAME = "smnas"
+__all__ = ["Curve", "RunFolder", "Trial", "read_run_folder"]
 
 _STATES = {
     optuna.trial.TrialState.COMPLETE: "complete",
@@ -37,10 +26,6 @@ _STATES = {
     optuna.trial.TrialState.RUNNING: "running",
     optuna.trial.TrialState.WAITING: "running",
 }
-
-
-class RunFolderError(UserError):
-    """A folder that is not a run folder, or one of another format version."""
 
 
 @dataclass(frozen=True)
@@ -75,55 +60,6 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class RankingRow:
-    """One row of ``ranking.json``; the field names are the file's."""
-
-    rank: int
-    architecture: str
-    id: str
-    role: str
-    stage: str
-    on_front: bool
-    ap: float | None
-    ap_std: float | None = None
-    ap_per_seed: tuple[float, ...] = ()
-    ap50: float | None = None
-    seeds: tuple[int, ...] = ()
-    epochs: int | None = None
-    predicted_latency_ms: float | None = None
-    predicted_latency_low_ms: float | None = None
-    predicted_latency_high_ms: float | None = None
-    measured_latency_ms: float | None = None
-    measured_latency_low_ms: float | None = None
-    measured_latency_high_ms: float | None = None
-    parameters: int | None = None
-    flops: float | None = None
-    checkpoint: str | None = None
-    model: str | None = None
-    exported_ap: float | None = None
-    exported_ap50: float | None = None
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """``ranking.json``: the rows, best first, and which of them to deploy."""
-
-    rows: tuple[RankingRow, ...]
-    winner: str | None
-    reason: str
-    notes: tuple[str, ...] = ()
-
-    def row(self, architecture: str | None) -> RankingRow | None:
-        """The row of ``architecture``, if the ranking holds it."""
-        return next((row for row in self.rows if row.architecture == architecture), None)
-
-    @property
-    def baseline(self) -> RankingRow | None:
-        """The row that every candidate is compared with."""
-        return next((row for row in self.rows if row.role == "baseline"), None)
-
-
-@dataclass(frozen=True)
 class Curve:
     """How one training went: a mapping of numbers for every finished epoch."""
 
@@ -137,10 +73,25 @@ class RunFolder:
     """Everything that a report needs from a run folder."""
 
     path: Path
-    settings: Mapping[str, Any]
+    settings: SearchSettings
     trials: tuple[Trial, ...] = ()
     curves: tuple[Curve, ...] = ()
-    ranking: Ranking = field(default_factory=lambda: Ranking((), None, ""))
+    ranking: Ranking = field(default_factory=lambda: Ranking((), None))
+
+    def row(self, architecture: str) -> RankingRow | None:
+        """The ranking's row of an architecture, if it has one."""
+        return next((row for row in self.ranking.rows if row.architecture == architecture), None)
+
+    @property
+    def winner(self) -> RankingRow | None:
+        """The recommended row; ``None`` while there is none."""
+        recommendation = self.ranking.recommendation
+        return None if recommendation is None else self.row(recommendation.architecture)
+
+    @property
+    def baseline(self) -> RankingRow | None:
+        """The row that every candidate is compared with."""
+        return next((row for row in self.ranking.rows if row.role == "baseline"), None)
 
 
 def read_run_folder(path: Path) -> RunFolder:
@@ -154,45 +105,9 @@ def read_run_folder(path: Path) -> RunFolder:
     """
     if not path.is_dir():
         raise RunFolderError(f"a run folder must exist, but got {path}")
-    settings_file = path / "settings.json"
-    if not settings_file.is_file():
-        raise RunFolderError(f"a run folder holds settings.json, but {path} has none")
-    settings = _read_versioned(settings_file)
-    ranking_file = path / "ranking.json"
-    ranking = _ranking(ranking_file, _read_versioned(ranking_file)) if ranking_file.is_file() else Ranking((), None, "")
+    settings = read_settings(path)
+    ranking = read_ranking(path) if (path / "ranking.json").is_file() else Ranking((), None)
     return RunFolder(path, settings, _read_trials(path / "study.db"), _read_curves(path / "models"), ranking)
-
-
-def _read_versioned(file: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"{file} must be a JSON document, but reading it failed: {error}") from error
-    version = document.get("format_version") if isinstance(document, dict) else None
-    if version != FORMAT_VERSION:
-        raise RunFolderError(f"this version reads run folders of format {FORMAT_VERSION}, but {file} has {version}")
-    return dict(document)
-
-
-def _ranking(file: Path, document: Mapping[str, Any]) -> Ranking:
-    known = {f.name for f in fields(RankingRow)}
-    try:
-        rows = []
-        for raw in document["rows"]:
-            values = {name: value for name, value in raw.items() if name in known}
-            for name in ("ap_per_seed", "seeds"):
-                value = values.get(name)
-                values[name] = tuple(value) if isinstance(value, list) else ()
-            rows.append(RankingRow(**values))
-        recommendation = document.get("recommendation") or {}
-        return Ranking(
-            tuple(sorted(rows, key=lambda row: row.rank)),
-            recommendation.get("architecture"),
-            recommendation.get("reason") or "",
-            tuple(str(note) for note in document.get("notes", ())),
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RunFolderError(f"{file} must hold ranking rows, but reading them failed: {error!r}") from error
 
 
 def _read_trials(file: Path) -> tuple[Trial, ...]:

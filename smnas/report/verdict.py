@@ -1,11 +1,16 @@
-"""The recommended detector against the baseline, in one plain sentence."""
+"""Whether the recommended detector keeps the promise: not slower than the baseline at equal or better AP."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from smnas.report.run_folder import Ranking, RankingRow
+from smnas.search.ranking import RankingRow
 
 __all__ = ["Verdict", "verdict"]
+
+Speed = Literal["faster", "same", "slower"]
+Accuracy = Literal["better", "equal", "lower", "unknown"]
+
+_LEAST_DIFFERENCE = 0.0005
 
 
 @dataclass(frozen=True)
@@ -14,85 +19,66 @@ class Verdict:
 
     Attributes:
         speed: ``same`` when the two latency intervals overlap.
-        accuracy: ``equal`` when the two APs are equal to the printed three decimals.
+        accuracy: ``equal`` within the spread over seeds, or to the printed three decimals; ``unknown`` when the two
+            were not trained for as long.
         keeps_promise: Not slower at equal or better AP.
-        sentence: The comparison with its numbers, for a reader who reads nothing else.
+        sentence: The comparison in plain words; its numbers are in the recommendation's reason and in the table.
     """
 
-    speed: Literal["faster", "same", "slower", "unknown"]
-    accuracy: Literal["higher", "equal", "lower", "unknown"]
+    speed: Speed
+    accuracy: Accuracy
     keeps_promise: bool
     sentence: str
 
 
-@dataclass(frozen=True)
-class _Latency:
-    ms: float
-    low_ms: float
-    high_ms: float
-    source: str
+def verdict(winner: RankingRow | None, baseline: RankingRow | None) -> Verdict | None:
+    """Compare the recommended row with the baseline's; ``None`` where one of them is missing.
 
-
-def _latency(row: RankingRow, measured: bool) -> _Latency | None:
-    kind = "measured" if measured else "predicted"
-    value = getattr(row, f"{kind}_latency_ms")
-    if value is None:
-        return None
-    low, high = getattr(row, f"{kind}_latency_low_ms"), getattr(row, f"{kind}_latency_high_ms")
-    source = "measured on the exported files" if measured else "predicted from the latency table"
-    return _Latency(value, value if low is None else low, value if high is None else high, source)
-
-
-def verdict(ranking: Ranking) -> Verdict | None:
-    """Compare the recommended row with the baseline's; ``None`` while there is no recommendation.
-
-    Like is compared with like: measured latencies only if both rows have one, AP of the exported files likewise.
+    Like is compared with like: measured latencies only if both rows have one, else predicted ones.
     """
-    winner, baseline = ranking.row(ranking.winner), ranking.baseline
-    if winner is None:
+    if winner is None or baseline is None:
         return None
-    if baseline is None:
-        return Verdict("unknown", "unknown", False, "The ranking holds no baseline to compare the winner with.")
-    if winner is baseline:
-        return Verdict("same", "equal", True, "No candidate was better: the baseline itself is recommended.")
-    speed, speed_text = _compare_speed(winner, baseline)
-    accuracy, accuracy_text = _compare_accuracy(winner, baseline)
-    keeps = speed in ("faster", "same") and accuracy in ("higher", "equal")
-    sentence = f"The winner {speed_text}, and {accuracy_text}."
-    if speed == "slower":
-        better = "although its AP is equal or better" if accuracy in ("higher", "equal") else "and its AP is lower too"
-        sentence += f" It is slower than the baseline, {better}."
-    return Verdict(speed, accuracy, keeps, sentence)
+    if winner.architecture == baseline.architecture:
+        return Verdict("same", "equal", True, "No candidate did better: the baseline itself is recommended.")
+    speed, accuracy = _speed(winner, baseline), _accuracy(winner, baseline)
+    first = {
+        "faster": "The recommended detector is faster than the baseline",
+        "same": "The recommended detector is as fast as the baseline (the latency intervals overlap)",
+        "slower": "The recommended detector is slower than the baseline",
+    }[speed]
+    second = {
+        "better": "its AP is better",
+        "equal": "its AP is equal",
+        "lower": "its AP is lower",
+        "unknown": "their APs do not compare: the two were trained for different numbers of epochs",
+    }[accuracy]
+    good = (speed != "slower") == (accuracy in ("better", "equal"))
+    keeps = speed != "slower" and accuracy in ("better", "equal")
+    return Verdict(speed, accuracy, keeps, f"{first}, {'and' if good else 'but'} {second}.")
 
 
-def _compare_speed(
-    winner: RankingRow, baseline: RankingRow
-) -> tuple[Literal["faster", "same", "slower", "unknown"], str]:
+def _speed(winner: RankingRow, baseline: RankingRow) -> Speed:
     measured = winner.measured_latency_ms is not None and baseline.measured_latency_ms is not None
-    ours, theirs = _latency(winner, measured), _latency(baseline, measured)
-    if ours is None or theirs is None:
-        return "unknown", "has no latency to compare with the baseline's"
-    numbers = f"{ours.ms:.2f} ms against {theirs.ms:.2f} ms, {ours.source}"
-    if ours.low_ms <= theirs.high_ms and theirs.low_ms <= ours.high_ms:
-        return "same", f"is as fast as the baseline within the measuring intervals ({numbers})"
-    if ours.ms < theirs.ms:
-        return "faster", f"is {theirs.ms / ours.ms:.2f} times as fast as the baseline ({numbers})"
-    return "slower", f"takes {ours.ms / theirs.ms:.2f} times as long as the baseline ({numbers})"
+    ours, low, high = _latency(winner, measured)
+    theirs, their_low, their_high = _latency(baseline, measured)
+    if low <= their_high and their_low <= high:
+        return "same"
+    return "faster" if ours < theirs else "slower"
 
 
-def _compare_accuracy(
-    winner: RankingRow, baseline: RankingRow
-) -> tuple[Literal["higher", "equal", "lower", "unknown"], str]:
-    exported = winner.exported_ap is not None and baseline.exported_ap is not None and winner.ap_std is None
-    ours, theirs = (winner.exported_ap, baseline.exported_ap) if exported else (winner.ap, baseline.ap)
-    if ours is None or theirs is None:
-        return "unknown", "its AP can not be compared with the baseline's"
-    numbers = f"{ours:.3f}{_spread(winner, exported)} against {theirs:.3f}{_spread(baseline, exported)}"
-    if round(ours, 3) == round(theirs, 3):
-        return "equal", f"its AP equals the baseline's ({numbers})"
-    word: Literal["higher", "lower"] = "higher" if ours > theirs else "lower"
-    return word, f"its AP is {word} than the baseline's ({numbers})"
+def _latency(row: RankingRow, measured: bool) -> tuple[float, float, float]:
+    if measured and row.measured_latency_ms is not None:
+        value, low, high = row.measured_latency_ms, row.measured_latency_low_ms, row.measured_latency_high_ms
+    else:
+        value, low, high = row.predicted_latency_ms, row.predicted_latency_low_ms, row.predicted_latency_high_ms
+    return value, value if low is None else low, value if high is None else high
 
 
-def _spread(row: RankingRow, exported: bool) -> str:
-    return "" if exported or row.ap_std is None else f" \N{PLUS-MINUS SIGN} {row.ap_std:.3f}"
+def _accuracy(winner: RankingRow, baseline: RankingRow) -> Accuracy:
+    if winner.epochs != baseline.epochs:
+        return "unknown"
+    gain = winner.ap - baseline.ap
+    spread = 0.0 if winner.ap_std is None or baseline.ap_std is None else winner.ap_std + baseline.ap_std
+    if abs(gain) <= max(spread, _LEAST_DIFFERENCE):
+        return "equal"
+    return "better" if gain > 0 else "lower"

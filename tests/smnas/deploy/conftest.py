@@ -26,11 +26,16 @@ CLASSES = ("fish", "jellyfish", "penguin")
 CATEGORY_IDS = (1, 4, 9)
 
 
-def write_checkpoint(path: Path, architecture: str) -> Path:
+def write_checkpoint(
+    path: Path,
+    architecture: str,
+    classes: tuple[str, ...] = CLASSES,
+    category_ids: tuple[int, ...] = CATEGORY_IDS,
+) -> Path:
     """A detector whose scores and boxes differ as a trained one's do, so that there is something to compare."""
     with torch.random.fork_rng():
         torch.manual_seed(7)
-        detector = build_detector(Architecture.parse(architecture), len(CLASSES))
+        detector = build_detector(Architecture.parse(architecture), len(classes))
     state = detector.state_dict()
     for name, value in state.items():
         if name.endswith(("logits.weight", "objectness.weight")):
@@ -42,8 +47,8 @@ def write_checkpoint(path: Path, architecture: str) -> Path:
             value.add_(4.0)  # a fresh focal-loss head starts at a score of 0.01 everywhere
     info = CheckpointInfo(
         architecture,
-        CLASSES,
-        CATEGORY_IDS,
+        classes,
+        category_ids,
         "gn-ws",
         "deep",
         load_recipe("nano"),
@@ -54,6 +59,12 @@ def write_checkpoint(path: Path, architecture: str) -> Path:
     )
     save_checkpoint(path, Checkpoint(info, state))
     return path
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint() -> Callable[..., Path]:
+    """Writes a small detector's checkpoint: ``(path, architecture, classes, category_ids)``."""
+    return write_checkpoint
 
 
 @pytest.fixture(scope="session")

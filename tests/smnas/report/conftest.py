@@ -1,11 +1,17 @@
 """A run folder in the documented format, written with optuna itself."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import optuna
 import pytest
+
+from smnas.search.ranking import Ranking, RankingRow, write_ranking
+from smnas.search.settings import DataFacts, SearchSettings, StageTrials, prepare_run_folder
+from smnas.space.architecture import Architecture
 
 PARENTS = (
     "basicblock_16_11-21-21+fpn_2-4_32+rpn+rcnn_64+160x128",
@@ -34,69 +40,43 @@ def add_trial(study: optuna.Study, state: STATES, values: tuple[float, float] | 
     )
 
 
-def ranking_row(rank: int, architecture: str, role: str, **values: object) -> dict[str, object]:
-    row: dict[str, object] = {
-        "rank": rank,
-        "architecture": architecture,
-        "id": f"{rank:010d}",
-        "role": role,
-        "stage": "modular",
-        "on_front": role != "baseline",
-        "ap": 0.3,
-        "ap_std": None,
-        "ap_per_seed": [0.3],
-        "ap50": 0.6,
-        "seeds": [0],
-        "epochs": 40,
-        "predicted_latency_ms": 8.0,
-        "predicted_latency_low_ms": 7.5,
-        "predicted_latency_high_ms": 8.6,
-        "measured_latency_ms": None,
-        "measured_latency_low_ms": None,
-        "measured_latency_high_ms": None,
-        "parameters": 1_250_000,
-        "flops": 4.1e8,
-        "checkpoint": f"models/{architecture}/seed-0-epochs-40/checkpoint.pt",
-        "model": None,
-        "exported_ap": None,
-        "exported_ap50": None,
-    }
-    return row | values
-
-
-def write_ranking(folder: Path, rows: list[dict[str, object]], winner: str | None, notes: tuple[str, ...] = ()) -> None:
-    (folder / "ranking.json").write_text(
-        json.dumps(
-            {
-                "format_version": 1,
-                "settings": {},
-                "rows": rows,
-                "recommendation": {
-                    "architecture": winner,
-                    "reason": "The best AP of those not slower than the baseline.",
-                },
-                "notes": list(notes),
-            }
-        )
+def ranking_row(architecture: str, role: Literal["baseline", "candidate"], ap: float, **values: Any) -> RankingRow:
+    row = RankingRow(
+        rank=0,
+        architecture=architecture,
+        id=Architecture.parse(architecture).id,
+        role=role,
+        stage="final",
+        on_front=role != "baseline",
+        ap=ap,
+        ap_std=None,
+        ap_per_seed=(ap,),
+        ap50=0.6,
+        seeds=(0,),
+        epochs=40,
+        predicted_latency_ms=8.0,
+        predicted_latency_low_ms=7.5,
+        predicted_latency_high_ms=8.6,
+        parameters=1_250_000,
+        flops=410_000_000,
     )
+    return replace(row, **values)
 
 
-def write_settings(folder: Path) -> None:
-    (folder / "settings.json").write_text(
-        json.dumps(
-            {
-                "format_version": 1,
-                "smnas": "0.1.0",
-                "preset": "nano",
-                "data": {"root": "fish <of> the sea", "classes": ["fish", "ray"], "train_images": 40, "val_images": 8},
-                "device": "cpu",
-                "backend": "onnxruntime",
-                "precision": "fp32",
-                "latency_ms": None,
-                "recipe": {"epochs": 4, "learning_rate": 0.02},
-                "versions": {"torch": "2.14.1", "onnxruntime": "1.32.0"},
-            }
-        )
+def settings(**values: Any) -> SearchSettings:
+    return SearchSettings(
+        smnas="0.1.0",
+        preset="nano",
+        data=DataFacts(root="fish <of> the sea", classes=("fish", "ray"), train_images=40, val_images=8),
+        device="a processor",
+        backend="onnxruntime",
+        precision="fp32",
+        recipe={"epochs": 4, "learning_rate": 0.02},
+        epochs=4,
+        scorer="trained-ap",
+        trials=StageTrials(structural=12, modular=12),
+        versions={"torch": "2.14.1", "onnxruntime": "1.32.0"},
+        **values,
     )
 
 
@@ -104,8 +84,7 @@ def write_settings(folder: Path) -> None:
 def run_folder(tmp_path: Path) -> Path:
     """A finished search: a baseline, 12 structural and 12 modular trials, one failed, one pruned, a final phase."""
     folder = tmp_path / "run"
-    folder.mkdir()
-    write_settings(folder)
+    prepare_run_folder(folder, settings())
     rng = np.random.default_rng(0)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'study.db'}")
@@ -163,55 +142,42 @@ def run_folder(tmp_path: Path) -> Path:
             run = folder / "models" / architecture / f"seed-{seed}-epochs-40"
             run.mkdir(parents=True)
             lines = [
-                json.dumps({"epoch": epoch, "loss": 3 / epoch + 0.1 * seed, "ap": ap * (1 - 1 / epoch)})
+                json.dumps({"epoch": epoch, "loss": 3 / epoch + 0.1 * seed, "losses": {"rpn": 0.1}})
                 for epoch in range(1, 41)
             ]
             (run / "curve.jsonl").write_text("\n".join(lines) + "\n")
     storage.engine.dispose()
-    write_ranking(
-        folder,
-        [
-            ranking_row(
-                1,
-                WINNER,
-                "candidate",
-                ap=0.34,
-                ap_std=0.0141,
-                ap_per_seed=[0.33, 0.35],
-                seeds=[0, 1],
-                measured_latency_ms=7.12,
-                measured_latency_low_ms=7.05,
-                measured_latency_high_ms=7.2,
-                predicted_latency_ms=7.0,
-                model=f"models/{WINNER}/model.onnx",
-                exported_ap=0.352,
-                exported_ap50=0.671,
-            ),
-            ranking_row(
-                2,
-                BASELINE,
-                "baseline",
-                stage="baseline",
-                ap=0.3125,
-                ap_std=0.0035,
-                seeds=[0, 1],
-                measured_latency_ms=12.4,
-                measured_latency_low_ms=12.1,
-                measured_latency_high_ms=12.6,
-                predicted_latency_ms=12.0,
-            ),
-            ranking_row(
-                3,
-                PARENTS[0],
-                "candidate",
-                ap=0.305,
-                ap_std=0.007,
-                stage="structural",
-                seeds=[0, 1],
-                predicted_latency_ms=8.4,
-            ),
-        ],
-        WINNER,
-        ("The smallest boxes of the data are 9 pixels wide.",),
+    rows = (
+        ranking_row(
+            WINNER,
+            "candidate",
+            0.34,
+            ap_std=0.0141,
+            ap_per_seed=(0.33, 0.35),
+            seeds=(0, 1),
+            predicted_latency_ms=7.0,
+            predicted_latency_low_ms=6.6,
+            predicted_latency_high_ms=7.5,
+            measured_latency_ms=7.12,
+            measured_latency_low_ms=7.05,
+            measured_latency_high_ms=7.2,
+            exported_ap=0.352,
+            exported_ap50=0.671,
+        ),
+        ranking_row(
+            BASELINE,
+            "baseline",
+            0.3125,
+            ap_std=0.0035,
+            seeds=(0, 1),
+            predicted_latency_ms=12.0,
+            predicted_latency_low_ms=11.3,
+            predicted_latency_high_ms=12.9,
+            measured_latency_ms=12.4,
+            measured_latency_low_ms=12.1,
+            measured_latency_high_ms=12.6,
+        ),
+        ranking_row(PARENTS[0], "candidate", 0.305, ap_std=0.007, seeds=(0, 1), predicted_latency_ms=8.4),
     )
+    write_ranking(folder, settings(), Ranking(rows, None, ("The smallest boxes of the data are 9 pixels wide.",)))
     return folder

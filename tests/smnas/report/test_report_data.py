@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smnas.report import data
-from smnas.report.run_folder import Curve, Ranking, RankingRow, RunFolder, Trial, read_run_folder
+from smnas.report.run_folder import Curve, RunFolder, Trial, read_run_folder
+from smnas.search.ranking import Ranking, RankingRow
+from smnas.search.settings import DataFacts, SearchSettings, StageTrials
 
 
 def trial(number: int, ap: float | None, latency: float | None, stage: str = "structural", **values: object) -> Trial:
@@ -19,8 +22,21 @@ def trial(number: int, ap: float | None, latency: float | None, stage: str = "st
     return Trial(number=number, stage=stage, ap=ap, latency_ms=latency, **values)
 
 
-def run_of(*trials: Trial, **values: object) -> RunFolder:
-    return RunFolder(Path("nowhere"), {}, tuple(trials), **values)
+def run_of(*trials: Trial, **values: Any) -> RunFolder:
+    nothing = DataFacts(root="nowhere", classes=("x",), train_images=1, val_images=1)
+    settings = SearchSettings(
+        smnas="0",
+        preset="nano",
+        data=nothing,
+        device="d",
+        backend="b",
+        precision="fp32",
+        recipe={},
+        epochs=1,
+        scorer="s",
+        trials=StageTrials(structural=1, modular=1),
+    )
+    return RunFolder(Path("nowhere"), settings, tuple(trials), **values)
 
 
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 5)), max_size=12))
@@ -100,17 +116,17 @@ def test_curves_are_the_longest_trainings_of_the_ranked() -> None:
     def curve(architecture: str, name: str, epochs: int) -> Curve:
         return Curve(architecture, name, tuple({"epoch": e + 1.0, "loss": 1.0 / (e + 1)} for e in range(epochs)))
 
-    row = RankingRow(1, "x", "0", "candidate", "modular", True, 0.3)
+    row = RankingRow(1, "x", "0", "candidate", "final", True, 0.3, None, (0.3,), None, (0,), 4, 5.0, None, None)
     run = run_of(
         curves=(curve("x", "seed-0-epochs-2", 2), curve("x", "seed-0-epochs-4", 4), curve("y", "seed-0-epochs-4", 4)),
-        ranking=Ranking((row,), "x", ""),
+        ranking=Ranking((row,), None),
     )
     (line,) = data.training_curves(run, "loss")
     assert (line.architecture, line.run) == ("x", "seed-0-epochs-4")
     assert line.epochs == (1.0, 2.0, 3.0, 4.0)
     assert line.values == (1.0, 1 / 2, 1 / 3, 1 / 4)
     assert data.training_curves(run, "ap") == ()
-    assert len(data.training_curves(dataclasses.replace(run, ranking=Ranking((), None, "")), "loss")) == 2
+    assert len(data.training_curves(dataclasses.replace(run, ranking=Ranking((), None)), "loss")) == 2
 
 
 def test_outcomes_carry_reasons() -> None:
@@ -131,5 +147,7 @@ def test_the_sample_run_reads_back(run_folder: Path) -> None:
     assert [f.stage for f in data.fronts(run)] == ["structural", "modular", "final"]
     assert [len(f.children) for f in data.families(run)] == [6, 6]
     assert len(data.training_curves(run, "loss")) == 6
-    assert run.ranking.baseline is not None
-    assert run.ranking.baseline.rank == 2
+    assert run.winner is not None
+    assert run.winner.rank == 1
+    assert run.baseline is not None
+    assert run.baseline.architecture == "basicblock_16_11-21-21-21+fpn_2-6_64+rpn+rcnn_256+160x128"

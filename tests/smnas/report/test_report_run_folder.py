@@ -1,6 +1,5 @@
 """Run folders that are unfinished, foreign or damaged."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -9,24 +8,27 @@ from profiler.errors import UserError
 from smnas.report.run_folder import read_run_folder
 
 
-def settings(folder: Path, **values: object) -> None:
-    (folder / "settings.json").write_text(json.dumps({"format_version": 1, **values}))
+@pytest.fixture
+def begun(tmp_path: Path, run_folder: Path) -> Path:
+    """A run folder with its settings and nothing else."""
+    folder = tmp_path / "begun"
+    folder.mkdir()
+    (folder / "settings.json").write_bytes((run_folder / "settings.json").read_bytes())
+    return folder
 
 
-def test_a_search_that_just_began_reads_as_empty(tmp_path: Path) -> None:
-    settings(tmp_path, preset="nano")
-    run = read_run_folder(tmp_path)
-    assert run.settings["preset"] == "nano"
-    assert (run.trials, run.curves, run.ranking.rows, run.ranking.winner) == ((), (), (), None)
-    assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
+def test_a_search_that_just_began_reads_as_empty(begun: Path) -> None:
+    run = read_run_folder(begun)
+    assert run.settings.preset == "nano"
+    assert (run.trials, run.curves, run.ranking.rows, run.winner, run.baseline) == ((), (), (), None, None)
+    assert [path.name for path in begun.iterdir()] == ["settings.json"]
 
 
-def test_half_a_last_line_of_a_curve_is_skipped(tmp_path: Path) -> None:
-    settings(tmp_path)
-    run = tmp_path / "models" / "x" / "seed-0-epochs-2"
+def test_half_a_last_line_of_a_curve_is_skipped(begun: Path) -> None:
+    run = begun / "models" / "x" / "seed-0-epochs-2"
     run.mkdir(parents=True)
     (run / "curve.jsonl").write_text('{"epoch": 1, "loss": 2.0, "note": "text"}\n{"epoch": 2, "lo')
-    (curve,) = read_run_folder(tmp_path).curves
+    (curve,) = read_run_folder(begun).curves
     assert curve.epochs == ({"epoch": 1.0, "loss": 2.0},)
 
 
@@ -43,16 +45,15 @@ def test_reading_leaves_the_folder_as_it_was(run_folder: Path) -> None:
         ("settings.json", "[]", "format 1"),
         ("settings.json", "{", "JSON"),
         ("ranking.json", '{"format_version": 9, "rows": []}', "format 1"),
-        ("ranking.json", '{"format_version": 1}', "ranking rows"),
-        ("ranking.json", '{"format_version": 1, "rows": [{"rank": 1}]}', "ranking rows"),
+        ("ranking.json", '{"format_version": 1}', "must hold a ranking"),
+        ("ranking.json", '{"format_version": 1, "rows": [{"rank": 1}]}', "must hold a ranking"),
         ("study.db", "this is no database, not even a small one", "SQLite"),
     ],
 )
-def test_a_damaged_file_is_one_line(tmp_path: Path, name: str, content: str, says: str) -> None:
-    settings(tmp_path)
-    (tmp_path / name).write_text(content)
+def test_a_damaged_file_is_one_line(begun: Path, name: str, content: str, says: str) -> None:
+    (begun / name).write_text(content)
     with pytest.raises(UserError, match=says) as caught:
-        read_run_folder(tmp_path)
+        read_run_folder(begun)
     assert "\n" not in str(caught.value)
     assert name in str(caught.value)
 

@@ -1,0 +1,221 @@
+"""The ranked detectors as the files that will run: exported, evaluated and timed, and ranked again by that.
+
+Everything that is finished is in ``ranking.json`` at once, so a killed deployment goes on where it stopped.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from profiler.devices import Device
+from profiler.errors import BackendUnavailableError, UserError
+from profiler.export import ExportError
+from smnas.data.coco import DetectionDataset
+from smnas.deploy.export import ExportMismatchError, canvases, export_detector
+from smnas.deploy.latency import DEFAULT_ROUNDS, measure_files
+from smnas.deploy.runtime import OnnxDetector
+from smnas.evaluation.predict import evaluate
+from smnas.search.ranking import Ranking, RankingRow, complete_ranking, read_ranking
+from smnas.search.settings import SearchSettings, read_settings
+
+__all__ = ["DeployEvent", "DeployReport", "deploy_ranking"]
+
+_PICTURES_COMPARED = 16
+_AP_TOLERANCE = 1e-3
+MODEL_FILE = "model.onnx"
+
+
+@dataclass(frozen=True)
+class DeployEvent:
+    """What is being done, for a progress bar.
+
+    Attributes:
+        step: ``export``, ``evaluate`` or ``time``.
+        architecture: Whose; empty while timing, which goes round all files.
+        done: Finished parts of this step.
+        total: All parts of this step.
+    """
+
+    step: Literal["export", "evaluate", "time"]
+    architecture: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class DeployReport:
+    """A finished deployment.
+
+    Attributes:
+        ranking: With what was measured, ranked again by it.
+        exported: Architectures that this call exported.
+        skipped: Those that were there from an earlier call.
+        failed: Those that could not be exported, with the reason; also in the ranking's notes.
+    """
+
+    ranking: Ranking
+    exported: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    failed: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass
+class _Progress:
+    exported: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def deploy_ranking(
+    folder: Path,
+    dataset: DetectionDataset,
+    *,
+    top: int | None = None,
+    device: Device | None = None,
+    rounds: int = DEFAULT_ROUNDS,
+    on_event: Callable[[DeployEvent], None] | None = None,
+) -> DeployReport:
+    """Export the best of a run folder's ranking and its baseline, and measure what was exported.
+
+    AP is measured on each file with the validation pictures; latency is measured on all files together, in turns, so
+    that they compare. The ranking is then made again, as measured latencies count for more than predicted ones; where
+    that recommends a detector that has no file yet, it gets one too.
+
+    A detector that can not be exported is noted in the ranking and does not stop the others.
+
+    Args:
+        folder: A run folder with a ranking.
+        dataset: The validation pictures.
+        top: How many of the best are exported; by default as many as the search's settings say.
+        device: Where latency is measured; this machine's CPU by default.
+        rounds: How often each file is timed.
+        on_event: Called before every part of a step.
+
+    Raises:
+        RunFolderError: no run folder, no ranking, or one of another version.
+    """
+    settings = read_settings(folder)
+    if tuple(dataset.classes) != settings.data.classes:
+        raise UserError(
+            f"the pictures must have the search's classes, {', '.join(settings.data.classes)}, "
+            f"but got {', '.join(dataset.classes)}"
+        )
+    ranking = read_ranking(folder)
+    count = settings.top if top is None else top
+    chosen = [row.architecture for row in ranking.rows if row.rank <= count or row.role == "baseline"]
+    notify = on_event or (lambda event: None)
+    progress = _Progress()
+    while True:
+        for index, architecture in enumerate(chosen):
+            notify(DeployEvent("export", architecture, index, len(chosen)))
+            _deploy_row(folder, settings, architecture, dataset, progress, notify)
+        ranking = _time(folder, settings, dataset, device, rounds, notify)
+        winner = None if ranking.recommendation is None else ranking.recommendation.architecture
+        if winner is None or winner in {*progress.exported, *progress.skipped, *progress.failed}:
+            break
+        chosen = [winner]
+    return DeployReport(ranking, tuple(progress.exported), tuple(progress.skipped), tuple(progress.failed.items()))
+
+
+def _deploy_row(
+    folder: Path,
+    settings: SearchSettings,
+    architecture: str,
+    dataset: DetectionDataset,
+    progress: _Progress,
+    notify: Callable[[DeployEvent], None],
+) -> None:
+    row = next(row for row in read_ranking(folder).rows if row.architecture == architecture)
+    if row.model is not None and row.exported_ap is not None and (folder / row.model).is_file():
+        progress.skipped.append(architecture)
+        return
+    try:
+        if row.checkpoint is None:
+            raise UserError("the ranking names no checkpoint")
+        relative = Path("models") / architecture / MODEL_FILE
+        pictures = [dataset.image(index) for index in range(min(len(dataset), _PICTURES_COMPARED))]
+        export_detector(folder / row.checkpoint, folder / relative, verify_images=pictures)
+        model = OnnxDetector(folder / relative)
+        metrics = evaluate(
+            model,
+            dataset,
+            *model.input_size,
+            batch_size=1,
+            on_progress=lambda done, total: notify(DeployEvent("evaluate", architecture, done, total)),
+        )
+    except (UserError, ExportError, ExportMismatchError) as error:
+        reason = " ".join(str(error).split())
+        progress.failed[architecture] = reason
+        complete_ranking(folder, settings, {}, [f"{architecture} could not be exported: {reason}"])
+        return
+    notes = _ap_notes(row, metrics.ap)
+    values = {"model": str(relative), "exported_ap": metrics.ap, "exported_ap50": metrics.ap50}
+    complete_ranking(folder, settings, {architecture: values}, notes)
+    progress.exported.append(architecture)
+
+
+def _ap_notes(row: RankingRow, exported_ap: float) -> list[str]:
+    # The exported checkpoint is that of the best seed.
+    trained = max(row.ap_per_seed)
+    if abs(trained - exported_ap) <= _AP_TOLERANCE:
+        return []
+    return [
+        f"{row.architecture}: the exported file has AP {exported_ap:.4f}, its checkpoint had {trained:.4f} when it was "
+        "trained."
+    ]
+
+
+def _time(
+    folder: Path,
+    settings: SearchSettings,
+    dataset: DetectionDataset,
+    device: Device | None,
+    rounds: int,
+    notify: Callable[[DeployEvent], None],
+) -> Ranking:
+    ranking = read_ranking(folder)
+    rows = [row for row in ranking.rows if row.model is not None and (folder / row.model).is_file()]
+    if not rows or all(row.measured_latency_ms is not None for row in rows):
+        return ranking
+    picture = dataset.image(0)
+    files: dict[str, tuple[Path, NDArray[np.uint8]]] = {}
+    for row in rows:
+        path = folder / str(row.model)
+        files[row.architecture] = (path, canvases([picture], *OnnxDetector(path).input_size))
+    try:
+        found = measure_files(
+            files,
+            device=device,
+            threads=settings.threads,
+            rounds=rounds,
+            seed=settings.seed,
+            on_progress=lambda done, total: notify(DeployEvent("time", "", done, total)),
+        )
+    except BackendUnavailableError as error:
+        return complete_ranking(folder, settings, {}, [f"The exported files were not timed: {error}"])
+    return complete_ranking(
+        folder,
+        settings,
+        {
+            architecture: {
+                "measured_latency_ms": latency.median_ms,
+                "measured_latency_low_ms": latency.low_ms,
+                "measured_latency_high_ms": latency.high_ms,
+            }
+            for architecture, latency in found.items()
+        },
+        _latency_notes(settings),
+    )
+
+
+def _latency_notes(settings: SearchSettings) -> list[str]:
+    if settings.backend == "onnxruntime":
+        return []
+    return [
+        f"Latencies were predicted for {settings.backend} and measured on the exported files in onnxruntime: "
+        "the two do not compare."
+    ]

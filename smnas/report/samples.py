@@ -1,0 +1,50 @@
+"""What the recommended detector finds on pictures that it was not trained on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from profiler.errors import UserError
+from smnas.data.coco import CocoFolder
+from smnas.deploy.detector import Detector
+from smnas.deploy.draw import draw_detections
+from smnas.report.run_folder import RunFolder
+
+__all__ = ["Sample", "sample_detections"]
+
+_SCORE = 0.5
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture for the page, its boxes already drawn."""
+
+    caption: str
+    picture: Image.Image
+
+
+def sample_detections(run: RunFolder, count: int = 6, data: Path | None = None) -> tuple[Sample, ...]:
+    """Draw the winner's detections on validation pictures, spread evenly over the split.
+
+    Args:
+        run: Its recommended row names the exported file.
+        count: How many pictures at most.
+        data: The data set; by default where it was at the time of the search.
+
+    Raises:
+        UserError: No exported winner, or the data set is not there any more.
+    """
+    winner = run.winner
+    if winner is None or winner.model is None:
+        raise UserError("sample detections need an exported detector, but the run folder recommends none that is")
+    dataset = CocoFolder(data or Path(run.settings.data.root)).split("val")
+    detector = Detector(run.path / winner.model, score=_SCORE)
+    shown = min(count, len(dataset))
+    samples = []
+    for index in (number * len(dataset) // shown for number in range(shown)):
+        pixels = dataset.image(index)
+        (found,) = detector([pixels])
+        names = ", ".join(dict.fromkeys(f"{one.name}" for one in found)) or f"nothing with a score of {_SCORE} or more"
+        samples.append(Sample(f"{dataset.path(index).name}: {names}", draw_detections(pixels, found)))
+    return tuple(samples)
