@@ -10,7 +10,7 @@ from smnas.search.ranking import read_ranking
 from smnas.search.study import Study
 
 SCRIPT = Path(__file__).with_name("search_kill_script.py")
-KILLS = 15
+KILLS = 12
 
 
 def run(folder: Path, kills: int) -> dict[str, object]:

@@ -97,7 +97,8 @@ def test_final_trainings_use_the_front_more_epochs_and_other_seeds(tmp_path: Pat
 
 def test_the_same_seed_gives_the_same_search_and_another_seed_another(tmp_path: Path) -> None:
     def run(name: str, seed: int) -> list[str]:
-        search(tmp_path / name, stub.settings(seed=seed))
+        few = StageTrials(structural=3, modular=3)
+        search(tmp_path / name, stub.settings(seed=seed, trials=few, final_epochs=0))
         return [str(c.architecture) for c in trials(tmp_path / name)]
 
     first = run("a", 0)
@@ -105,26 +106,32 @@ def test_the_same_seed_gives_the_same_search_and_another_seed_another(tmp_path: 
     assert run("c", 1) != first
 
 
-def test_a_finished_search_is_not_run_again(tmp_path: Path) -> None:
-    first = search(tmp_path)
-    scorer, latency = stub.StubScorer(), stub.StubLatency()
-    assert search(tmp_path, scorer=scorer, latency=latency) == first
-    assert scorer.calls == []
-    assert latency.asked == []
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("search") / "whole"
+    search(folder)
+    return folder
 
 
 @pytest.mark.parametrize("call", [1, 4, 9, 15])
-def test_an_interrupted_search_ends_as_an_uninterrupted_one(tmp_path: Path, call: int) -> None:
-    whole = search(tmp_path / "whole")
+def test_an_interrupted_search_ends_as_an_uninterrupted_one(tmp_path: Path, uninterrupted: Path, call: int) -> None:
     with pytest.raises(KeyboardInterrupt):
-        search(tmp_path / "cut", scorer=stub.StubScorer(raises={call: KeyboardInterrupt()}))
-    states = [c.state for c in trials(tmp_path / "cut")]
+        search(tmp_path, scorer=stub.StubScorer(raises={call: KeyboardInterrupt()}))
+    states = [c.state for c in trials(tmp_path)]
     assert states.count("running") == 1
     assert states[-1] == "running"
     scorer = stub.StubScorer()
-    assert search(tmp_path / "cut", scorer=scorer) == whole
-    assert trials(tmp_path / "cut") == trials(tmp_path / "whole")
+    assert search(tmp_path, scorer=scorer) == read_ranking(uninterrupted)
+    assert trials(tmp_path) == trials(uninterrupted)
     assert len(scorer.calls) == 17 - (call - 1), "nothing that was finished is scored again"
+
+
+def test_a_finished_search_is_not_run_again(uninterrupted: Path) -> None:
+    before = read_ranking(uninterrupted)
+    scorer, latency = stub.StubScorer(), stub.StubLatency()
+    assert search(uninterrupted, scorer=scorer, latency=latency) == before
+    assert scorer.calls == []
+    assert latency.asked == []
 
 
 def test_over_the_latency_limit_nothing_is_trained(tmp_path: Path) -> None:
@@ -144,7 +151,7 @@ def test_over_the_latency_limit_nothing_is_trained(tmp_path: Path) -> None:
 
 
 def test_an_impossible_limit_ends_with_a_note(tmp_path: Path) -> None:
-    settings = stub.settings(latency_ms=0.5, trials=StageTrials(structural=1, modular=1), final_epochs=0)
+    settings = stub.settings(latency_ms=0.5, trials=StageTrials(structural=1, modular=0), final_epochs=0)
     ranking = search(tmp_path, settings)
     assert [row.role for row in ranking.rows] == ["baseline"]
     notes = " ".join(ranking.notes)
@@ -241,7 +248,7 @@ def test_what_can_not_be_built_is_left_out_and_its_share_is_told(tmp_path: Path)
     buildable = [a for a in paper.structures if a.rpn != "garpn" and "mobilenet" not in str(a)]
     ranking = search(
         tmp_path,
-        stub.settings(preset="paper", final_epochs=0),
+        stub.settings(preset="paper", final_epochs=0, trials=StageTrials(structural=4, modular=2)),
         paper,
         buildable=lambda a: a.rpn != "garpn" and "mobilenet" not in str(a),
     )
@@ -303,4 +310,4 @@ def test_the_searchs_own_time_is_under_50_ms_a_trial(tmp_path: Path) -> None:
         return time.process_time() - began
 
     start = cpu_seconds("start", 1)
-    assert min(cpu_seconds(f"try{i}", 26) - start for i in range(2)) / 25 < 0.05
+    assert any((cpu_seconds(f"try{attempt}", 21) - start) / 20 < 0.05 for attempt in range(3))
