@@ -7,10 +7,12 @@ from smnas.search.candidate import Candidate, in_search
 from smnas.search.pruning import broken_order
 from smnas.search.settings import SearchSettings
 
-__all__ = ["OVER_LIMIT", "search_notes"]
+__all__ = ["OVER_LIMIT", "PRELIMINARY", "search_notes"]
 
 OVER_LIMIT = "over the latency limit"
 """How the reason of a trial that is pruned for its latency begins."""
+
+PRELIMINARY = "The search has not finished: this ranking is preliminary."
 
 
 def search_notes(candidates: Sequence[Candidate], settings: SearchSettings, finished: bool) -> tuple[str, ...]:
@@ -21,7 +23,7 @@ def search_notes(candidates: Sequence[Candidate], settings: SearchSettings, fini
         settings: The search's.
         finished: Whether nothing is left to do; else the first note says that the ranking is preliminary.
     """
-    notes = [] if finished else ["The search has not finished: this ranking is preliminary."]
+    notes = [] if finished else [PRELIMINARY]
     notes += _baseline(candidates)
     for stage, planned in (("structural", settings.trials.structural), ("modular", settings.trials.modular)):
         trials = [c for c in candidates if c.stage == stage]

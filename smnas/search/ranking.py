@@ -17,7 +17,18 @@ from smnas.search.ranking_row import RankingRow
 from smnas.search.recommendation import Recommendation, recommend
 from smnas.search.settings import FORMAT_VERSION, RunFolderError, SearchSettings, write_atomically
 
-__all__ = ["Ranking", "RankingRow", "complete_ranking", "rank", "read_ranking", "write_ranking"]
+__all__ = [
+    "RANKING_FILE",
+    "Ranking",
+    "RankingRow",
+    "complete_ranking",
+    "rank",
+    "read_ranking",
+    "same_trainings",
+    "write_ranking",
+]
+
+RANKING_FILE = "ranking.json"
 
 # The front and the two layers behind it are "near the front".
 _LAYERS = 3
@@ -138,6 +149,15 @@ def write_ranking(folder: Path, settings: SearchSettings, ranking: Ranking) -> R
     return ranking
 
 
+def same_trainings(a: Ranking, b: Ranking) -> bool:
+    """Whether two rankings rank the same trainings, whatever an export has filled in or ordered anew since."""
+
+    def trained(ranking: Ranking) -> set[tuple[object, ...]]:
+        return {(row.architecture, row.stage, row.ap_per_seed, row.checkpoint) for row in ranking.rows}
+
+    return trained(a) == trained(b)
+
+
 def _carry(row: RankingRow, before: RankingRow | None) -> RankingRow:
     # Other weights make the exported file another model's.
     if before is None or before.checkpoint != row.checkpoint or before.ap_per_seed != row.ap_per_seed:
@@ -196,7 +216,7 @@ def read_ranking(folder: Path) -> Ranking:
 
 
 def _file(folder: Path) -> Path:
-    return folder / "ranking.json"
+    return folder / RANKING_FILE
 
 
 def _csv(rows: Sequence[RankingRow]) -> str:

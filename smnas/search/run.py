@@ -19,10 +19,10 @@ from smnas.scoring.base import Scorer, ScoringFailedError
 from smnas.scoring.latency import LatencyFailedError
 from smnas.search.candidate import Candidate, Complexity, Proposal, StageName, in_search
 from smnas.search.finalists import finalists
-from smnas.search.notes import OVER_LIMIT, search_notes
+from smnas.search.notes import OVER_LIMIT, PRELIMINARY, search_notes
 from smnas.search.progress import SearchEvent, event_after
 from smnas.search.pruning import why_beaten
-from smnas.search.ranking import Ranking, rank, write_ranking
+from smnas.search.ranking import RANKING_FILE, Ranking, rank, read_ranking, same_trainings, write_ranking
 from smnas.search.settings import SearchSettings, prepare_run_folder
 from smnas.search.strategies import get_strategy
 from smnas.search.strategy import SearchStage
@@ -141,7 +141,15 @@ class _Search:
         for stage in get_strategy(self.space, self.settings).stages:
             self._run_stage(stage)
         self._run_final()
-        return self._write(finished=True)
+        return self._finished_before() or self._write(finished=True)
+
+    def _finished_before(self) -> Ranking | None:
+        """The ranking of an earlier, finished run, if nothing was trained since: the export may have worked on it."""
+        if not (self.folder / RANKING_FILE).exists():
+            return None
+        before = read_ranking(self.folder)
+        fresh = rank(self.study.candidates, self.settings.latency_ms)
+        return before if PRELIMINARY not in before.notes and same_trainings(before, fresh) else None
 
     def _run_stage(self, stage: SearchStage) -> None:
         while self._wants_more(stage):

@@ -1,7 +1,6 @@
 """What a search is run with, and the run folder's ``settings.json`` that holds a resumed search to it."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from profiler.errors import UserError
+from smnas.training.atomic import write_atomically as write_bytes
 
 __all__ = [
     "FORMAT_VERSION",
@@ -167,9 +167,4 @@ def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def write_atomically(file: Path, text: str) -> None:
     """Replace ``file`` so that a reader, or a crash, finds the old text or the new one and never half of it."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_bytes(file, text.encode())

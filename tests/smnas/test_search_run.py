@@ -15,7 +15,7 @@ from profiler.errors import UserError
 from smnas.search.candidate import Candidate, in_search
 from smnas.search.pareto import as_points, non_dominated
 from smnas.search.progress import SearchEvent
-from smnas.search.ranking import Ranking, read_ranking
+from smnas.search.ranking import Ranking, complete_ranking, read_ranking
 from smnas.search.run import run_search, training_folder
 from smnas.search.settings import RunFolderError, SearchSettings, StageTrials
 from smnas.search.study import Study
@@ -132,6 +132,13 @@ def test_a_finished_search_is_not_run_again(uninterrupted: Path) -> None:
     assert search(uninterrupted, scorer=scorer, latency=latency) == before
     assert scorer.calls == []
     assert latency.asked == []
+
+
+def test_what_an_export_completed_survives_a_search_that_has_nothing_to_do(tmp_path: Path) -> None:
+    settings = stub.settings(trials=StageTrials(structural=2, modular=1), final_epochs=0)
+    best = search(tmp_path, settings).rows[0].architecture
+    completed = complete_ranking(tmp_path, settings, {best: {"exported_ap": 0.5}}, ["exported"])
+    assert search(tmp_path, settings) == completed == read_ranking(tmp_path)
 
 
 def test_over_the_latency_limit_nothing_is_trained(tmp_path: Path) -> None:
