@@ -22,8 +22,8 @@ $(INSTALLED): pyproject.toml
 	touch $@
 
 quickstart: $(INSTALLED) ## search on generated pictures, then detect with the winner; the result is in ./quickstart
-	$(BIN)/smnas-search --preset nano --gpu local --trials 10,10 --out $(RUN)
-	$(BIN)/smnas-detect --model $(RUN) --out $(RUN)/pictures --quiet $$(ls $(RUN)/data/val/*.png | head -n 4)
+	$(BIN)/smnas-search --preset nano --gpu local --trials 10,10 --epochs 4 --final-epochs 12 --top 2 --out $(RUN)
+	$(BIN)/smnas-detect --model $(RUN) --out $(RUN)/pictures --quiet $$(ls $(RUN)/data/val/* | head -n 4)
 	@echo
 	@echo "ranking    $(RUN)/ranking.csv"
 	@echo "report     $(RUN)/report.html   (open it in a browser)"
@@ -47,5 +47,5 @@ format: $(INSTALLED) ## rewrite the sources in the project's format
 	$(BIN)/ruff format .
 
 clean: ## remove the environment, caches and the quickstart's result
-	rm -rf $(VENV) $(RUN) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) quickstart build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -83,6 +83,15 @@ class Output:
         if not self.quiet:
             self.messages.print(Text(text), soft_wrap=True)
 
+    @contextlib.contextmanager
+    def working(self, text: str) -> Iterator[None]:
+        """On a terminal, say what is going on until it is over; elsewhere nothing, as nobody is waiting."""
+        if self.quiet or not self.messages.is_terminal:
+            yield
+            return
+        with self.messages.status(Text(text)):
+            yield
+
     def result(self, document: Any, show: Callable[[Console], None]) -> None:
         """Write the result: ``document`` as JSON, or ``show`` for people."""
         if self.as_json:

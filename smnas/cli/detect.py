@@ -43,8 +43,8 @@ def detect(
         from smnas.deploy.detect import detect_files, find_pictures
         from smnas.deploy.runtime import load_model
 
-        paths = find_pictures(images)
         detector = load_model(model_file(model), device=training_device())
+        paths = find_pictures(images)
         with Steps(output, "pictures") as steps:
             report = detect_files(
                 detector,

@@ -26,8 +26,9 @@ def doctor(as_json: JsonOption = False, quiet: QuietOption = False) -> None:
     version. What is missing is named with the command that adds it. Nothing is installed or changed.
     """
     with Output.open(as_json=as_json, quiet=quiet) as output:
-        output.note("looking at this machine ...")
-        output.result(document := examine(), lambda console: _show(console, document))
+        with output.working("looking at this machine"):
+            document = examine()
+        output.result(document, lambda console: _show(console, document))
 
 
 def examine() -> dict[str, Any]:

@@ -44,8 +44,8 @@ def export(
 
         file = model_file(model, prefer="checkpoint")
         pictures = [] if data is None else _some_pictures(data)
-        output.note(f"exporting {file}, then comparing the file with it ...")
-        report = export_detector(file, out, precision=precision, verify_images=pictures)
+        with output.working(f"exporting {file} and comparing what both find"):
+            report = export_detector(file, out, precision=precision, verify_images=pictures)
         output.result(
             report,
             lambda console: show_facts(

@@ -42,7 +42,7 @@ __all__ = ["EXAMPLES", "search"]
 _PRECISION = "fp32"
 _RECIPES = {"nano": "nano", "small": "small", "paper": "sm-nas"}
 _FINISHING = {"export": "exporting", "evaluate": "evaluating files", "time": "timing files"}
-_CALIBRATION_WHOLES = 5
+_CALIBRATION_WHOLES = 3
 _CALIBRATION_STREAM = 1 << 32  # apart from the trials' own random numbers, which are seeded by [seed, trial number]
 
 EXAMPLES = examples(
@@ -75,7 +75,7 @@ def search(
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of each candidate. Default: the recipe's.")] = None,
     final_epochs: Annotated[
-        int | None, typer.Option(min=1, help="Epochs of the last training of the best. Default: twice the candidates'.")
+        int | None, typer.Option(min=0, help="Epochs of the last training of the best; 0: none. Default: twice.")
     ] = None,
     final_seeds: Annotated[int, typer.Option(min=1, help="Seeds of the last training, for AP with a spread.")] = 1,
     top: Annotated[int, typer.Option(min=1, help="How many of the best are trained again and exported.")] = 3,

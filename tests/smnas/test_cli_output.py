@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -48,7 +49,7 @@ def test_plain_gives_what_json_can_hold(value: object, expected: object) -> None
 
 def test_json_is_one_document_and_everything_else_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     with Output.open(as_json=True, quiet=False) as output:
-        print("a library prints")
+        sys.stdout.write("a library prints\n")
         output.note("working")
         output.result({"ap": math.nan}, lambda console: pytest.fail("not for people"))
     captured = capsys.readouterr()

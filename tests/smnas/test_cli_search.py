@@ -1,0 +1,172 @@
+"""``smnas search`` end to end on a handful of pictures, and how it shows what is going on."""
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from profiler.timing import TimingSettings
+from smnas.cli import search
+from smnas.cli.console import Output
+from smnas.cli.main import application
+from smnas.cli.run import run
+from smnas.cli.search_display import SearchDisplay, show_ranking, trial_line
+from smnas.data.shapes import generate_shapes
+from smnas.scoring.latency import DetectorLatency
+from smnas.search.progress import SearchEvent
+from smnas.search.ranking import read_ranking
+from smnas.space.preset import load_space
+
+_QUICK = TimingSettings(relative_half_width=0.5, min_samples=3, max_samples=5, time_limit_s=0.2, warmup_s=0.0)
+EVENT = SearchEvent(
+    number=3,
+    stage="structural",
+    state="complete",
+    architecture="a+b",
+    trained=2,
+    total=21,
+    ap=0.25,
+    latency_ms=1.5,
+    best_ap=0.5,
+    best_architecture="c+d",
+    front_size=2,
+    seconds_left=185.0,
+    reason=None,
+)
+
+
+def _search(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = run(application("search"), "smnas-search", list(map(str, words)))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_the_whole_chain_resumes_and_gives_files_that_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out = generate_shapes(tmp_path / "data", train=8, val=3), tmp_path / "run"
+    original = DetectorLatency.__init__
+
+    def init(self: DetectorLatency, *args: object, **options: object) -> None:
+        original(self, *args, **{**options, "timing": _QUICK})  # type: ignore[arg-type]
+
+    monkeypatch.setattr(DetectorLatency, "__init__", init)
+    monkeypatch.setattr(search, "_CALIBRATION_WHOLES", 0)
+    words = (
+        "--data",
+        data,
+        "--gpu",
+        "cpu",
+        "--backend",
+        "eager",
+        "--trials",
+        "1,0",
+        "--epochs",
+        1,
+        "--final-epochs",
+        0,
+        "--top",
+        1,
+    )
+    code, text, log = _search(capsys, *words, "--out", out, "--json")
+    assert code == 0, log
+    document = json.loads(text)
+    assert {row["role"] for row in document["ranking"]} == {"baseline", "candidate"}
+    assert document["recommendation"]["architecture"] == document["ranking"][0]["architecture"]
+    assert "1/2 baseline" in log
+    assert "2/2 structural" in log
+    for name in ("settings.json", "study.db", "latency.db", "ranking.json", "ranking.csv", "report.html"):
+        assert (out / name).is_file(), name
+    winner = document["ranking"][0]
+    assert (out / winner["model"]).is_file()
+    assert (out / winner["checkpoint"]).is_file()
+    assert winner["exported_ap"] == pytest.approx(winner["ap"], abs=1e-3)
+    assert winner["measured_latency_low_ms"] <= winner["measured_latency_ms"] <= winner["measured_latency_high_ms"]
+
+    code, text, log = _search(capsys, *words, "--out", out)
+    assert code == 0, log
+    assert f"resuming {out}" in log
+    assert "2/2" not in log  # nothing is trained again
+    assert winner["architecture"] in text
+    assert str(out / "report.html") in text
+
+    code, text, log = _search(capsys, *words, "--seed", 9, "--out", out)
+    assert (code, text) == (2, "")
+    assert "seed" in log
+    assert len(log.splitlines()) == 1
+
+    picture = next((data / "val").iterdir())
+    detect = ["--model", str(out), "--score", "0", "--out", str(tmp_path / "drawn"), "--json", str(picture)]
+    assert run(application("detect"), "smnas-detect", detect) == 0
+    (found,) = json.loads(capsys.readouterr().out)["pictures"]
+    assert found["error"] is None
+    assert Path(found["drawn"]).is_file()
+    assert all(0 <= one["box"][0] < one["box"][2] <= found["width"] for one in found["detections"])
+
+
+@pytest.mark.parametrize(("text", "counts"), [("20,10", (20, 10)), ("1,0", (1, 0))])
+def test_trials(text: str, counts: tuple[int, int]) -> None:
+    assert search._trial_counts(text) == counts
+
+
+def test_the_calibration_set_is_the_baseline_and_depends_on_the_seed_alone() -> None:
+    space = load_space("nano")
+    chosen = search._calibration_set(space, 1)
+    assert chosen == search._calibration_set(space, 1)
+    assert chosen != search._calibration_set(space, 2)
+    assert chosen[0] == space.baseline_architecture
+    assert all(space.contains_structural(one) for one in chosen[1:])
+
+
+def test_a_line_for_every_finished_trial() -> None:
+    pruned = replace(EVENT, state="pruned", ap=None, reason="already beaten")
+    failed = replace(EVENT, state="failed", ap=None, latency_ms=None, reason="diverged", seconds_left=None)
+    lines = [" ".join(trial_line(event).split()) for event in (EVENT, pruned, failed)]
+    assert lines == [
+        "2/21 structural AP 0.250 1.50 ms a+b (front 2, best AP 0.500, 3m05s left)",
+        "2/21 structural pruned 1.50 ms a+b (already beaten)",
+        "2/21 structural failed a+b (diverged)",
+    ]
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_training_that_begins_is_shown_on_a_terminal_only(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    messages = _Terminal() if terminal else io.StringIO()
+    output = Output(io.StringIO(), messages, as_json=False, quiet=False)
+    with SearchDisplay(output) as display:
+        display.on_event(replace(EVENT, state="running", ap=None, architecture="running+one"))
+        display.on_event(EVENT)
+    text = messages.getvalue()
+    assert "2/21 structural" in text
+    assert ("running+one" in text) == terminal
+
+
+def test_the_ranking_names_the_recommended_detector_and_why(tmp_path: Path) -> None:
+    row = {
+        "rank": 1, "architecture": "a+b", "id": "0", "role": "baseline", "stage": "final", "on_front": True, "ap": 0.5,
+        "ap_std": None, "ap_per_seed": [0.5], "ap50": 0.7, "seeds": [0], "epochs": 3, "predicted_latency_ms": 2.0,
+        "predicted_latency_low_ms": 1.0, "predicted_latency_high_ms": 3.0,
+    }  # fmt: skip
+    document = {
+        "format_version": 1,
+        "rows": [row],
+        "recommendation": {"architecture": "a+b", "reason": "because"},
+        "notes": ["mind this"],
+    }
+    (tmp_path / "ranking.json").write_text(json.dumps(document))
+    results = io.StringIO()
+    output = Output(results, io.StringIO(), as_json=False, quiet=False)
+    output.result({}, lambda console: show_ranking(console, read_ranking(tmp_path)))
+    text = results.getvalue()
+    assert "front baseline" in text
+    assert "recommended: a+b\nbecause\nnote: mind this\n" in text
