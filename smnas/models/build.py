@@ -130,7 +130,7 @@ def _two_stage(
         blocks = nn.Sequential(*(block for stage in behind for block in residual_stage(spec, stage, options.norm)))
         cells = 1 if len(behind) else 7
         agnostic = isinstance(head, CascadeSpec)
-        box_head = BoxHead(head_channels, cells, head.width, num_classes, class_agnostic=agnostic)
+        box_head = BoxHead(head_channels, cells, head.width, num_classes, class_agnostic=agnostic, norm=options.norm)
         stages.append(RoIStage(index, RoIPool(pooled_levels, pooled_size, options), blocks, box_head))
     return TwoStageDetector(
         architecture,

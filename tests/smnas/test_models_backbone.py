@@ -59,8 +59,8 @@ def test_weights_of_another_network_are_refused_by_name():
     backbone = ResNetBackbone(PUBLISHED["resnet18"], "bn", "imagenet")
     with pytest.raises(UserError, match=r"layer1\.0\.conv1\.weight must have shape"):
         load_torchvision_weights(backbone, torchvision.models.resnet50().state_dict())
+    deeper = ResNetBackbone(PUBLISHED["resnet34"], "bn", "imagenet")
     with pytest.raises(UserError, match=r"layer1\.2\.conv1\.weight is missing"):
-        deeper = ResNetBackbone(PUBLISHED["resnet34"], "bn", "imagenet")
         load_torchvision_weights(deeper, torchvision.models.resnet18().state_dict())
 
 
