@@ -77,8 +77,8 @@ class StubBatches:
 
 
 def stub_recipe(**changes: object) -> Recipe:
-    settings = {"epochs": 4, "batch_size": 8, "learning_rate": 0.05, "warmup_iterations": 2, **changes}
-    return load_recipe("nano").with_(**settings)
+    settings = {"epochs": 4, "batch_size": 8, "learning_rate": 0.05, "learning_rate_batch": 16, "warmup_iterations": 2}
+    return load_recipe("nano").with_(**{**settings, **changes})
 
 
 def stub_info(recipe: Recipe | None = None, seed: int = 5) -> CheckpointInfo:
