@@ -4,12 +4,15 @@ Sources: He et al., "Mask R-CNN", arXiv 1703.06870 (RoIAlign); Lin et al., "Feat
 equation 1 (the level of a box).
 """
 
+from typing import Any
+
 import torch
 import torchvision
 from torch import Tensor
 
 __all__ = ["multi_level_roi_align", "multi_level_roi_align_reference", "roi_levels"]
 
+_DENSE_CELLS = 4096  # maps up to this size take the dense backward on a CPU: above it the scattered one does less work
 SAMPLES = 2  # bilinear samples per bin and axis, as in torchvision's detectors
 
 
@@ -69,7 +72,68 @@ def multi_level_roi_align(
 
 
 def _roi_align(feature: Tensor, rois: Tensor, output_size: int, stride: int) -> Tensor:
+    if feature.requires_grad and feature.device.type == "cpu" and feature.shape[2] * feature.shape[3] <= _DENSE_CELLS:
+        return _dense_backward(feature, rois, output_size, stride)
+    return _native(feature, rois, output_size, stride)
+
+
+def _native(feature: Tensor, rois: Tensor, output_size: int, stride: int) -> Tensor:
     pooled: Tensor = torchvision.ops.roi_align(feature, rois, output_size, 1 / stride, SAMPLES, aligned=False)
+    return pooled
+
+
+def _axis_weights(start: Tensor, end: Tensor, cells: int, output_size: int) -> Tensor:
+    """How much each cell of an axis counts in each output bin: ``(N,)`` ends in cells to ``(N, output_size, cells)``.
+
+    Bilinear interpolation is a product of one tent function per axis, so RoIAlign is two matrix products.
+    """
+    step = (end - start).clamp(min=1.0) / (output_size * SAMPLES)
+    offset = torch.arange(output_size * SAMPLES, device=start.device, dtype=start.dtype) + 0.5
+    position = start[:, None] + step[:, None] * offset
+    inside = (position >= -1) & (position <= cells)
+    position = position.clamp(0, cells - 1)
+    cell = torch.arange(cells, device=start.device, dtype=start.dtype)
+    tent = (1 - (position[..., None] - cell).abs()).clamp(min=0) * inside[..., None]
+    return tent.view(len(start), output_size, SAMPLES, cells).mean(dim=2)
+
+
+class _DenseBackward(torch.autograd.Function):
+    """torchvision's RoIAlign with a backward pass of matrix products.
+
+    torchvision's CPU backward adds single numbers at scattered places; on small maps two matrix products are about
+    three times as fast, and that pass is a third of a small detector's training step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, feature: Tensor, rois: Tensor, output_size: int, stride: int) -> Tensor:
+        ctx.save_for_backward(rois)
+        ctx.shape, ctx.output_size, ctx.stride = feature.shape, output_size, stride
+        return _native(feature, rois, output_size, stride)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None]:
+        (rois,) = ctx.saved_tensors
+        batch, channels, height, width = ctx.shape
+        size = ctx.output_size
+        corners = rois[:, 1:] / ctx.stride
+        rows = _axis_weights(corners[:, 1], corners[:, 3], height, size)
+        columns = _axis_weights(corners[:, 0], corners[:, 2], width, size)
+        # (N, C, i, j) with (N, j, W) to rows (n, i) of (C, W), then with (n, i, H) summed over n and i, per picture
+        spread = torch.bmm(upstream[0].permute(0, 2, 1, 3).reshape(len(rois), size * channels, size), columns)
+        spread = spread.view(-1, channels * width)
+        rows = rows.reshape(-1, height)
+        gradient = spread.new_zeros(batch, height, channels * width)
+        first = 0
+        for image, count in enumerate(torch.bincount(rois[:, 0].to(torch.int64), minlength=batch).tolist()):
+            if count:
+                mine = slice(first * size, (first + count) * size)
+                torch.mm(rows[mine].t(), spread[mine], out=gradient[image])
+            first += count
+        return gradient.view(batch, height, channels, width).transpose(1, 2).contiguous(), None, None, None
+
+
+def _dense_backward(feature: Tensor, rois: Tensor, output_size: int, stride: int) -> Tensor:
+    pooled: Tensor = _DenseBackward.apply(feature, rois, output_size, stride)  # type: ignore[no-untyped-call]
     return pooled
 
 

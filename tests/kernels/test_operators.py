@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torchvision.ops import MultiScaleRoIAlign, batched_nms
+from torchvision.ops import MultiScaleRoIAlign, batched_nms, roi_align
 
 import kernels
 from kernels.nms import nms_mask, nms_mask_reference
@@ -93,6 +93,20 @@ def test_roi_align_gradient_equals_the_references():
         torch.autograd.grad(fast, features, upstream), torch.autograd.grad(slow, features, upstream), strict=True
     ):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("side", [9, 70])
+def test_dense_roi_align_gradient_equals_torchvisions(side):
+    feature = torch.randn(3, 4, side, side, requires_grad=True)  # 9: matrix products; 70: too large for them
+    boxes = random_boxes(3, 20, side * 4.0, side) + torch.randn(3, 20, 1) * 3  # some reach over the border
+    boxes[1] = 0.0  # boxes without area
+    ours = multi_level_roi_align([feature], boxes, [4], 7, 112.0)
+    theirs = roi_align(feature, list(boxes), 7, 0.25, 2)
+    torch.testing.assert_close(ours, theirs)
+    upstream = torch.randn_like(ours)
+    (a,) = torch.autograd.grad(ours, feature, upstream)
+    (b,) = torch.autograd.grad(theirs, feature, upstream)
+    torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
 def test_a_box_reads_the_level_of_its_size():
