@@ -133,7 +133,7 @@ class _DenseBackward(torch.autograd.Function):
 
 
 def _dense_backward(feature: Tensor, rois: Tensor, output_size: int, stride: int) -> Tensor:
-    pooled: Tensor = _DenseBackward.apply(feature, rois, output_size, stride)  # type: ignore[no-untyped-call]
+    pooled: Tensor = _DenseBackward.apply(feature, rois, output_size, stride)
     return pooled
 
 
