@@ -81,6 +81,7 @@ def test_the_whole_chain_resumes_and_gives_files_that_run(
     for name in ("settings.json", "study.db", "latency.db", "ranking.json", "ranking.csv", "report.html"):
         assert (out / name).is_file(), name
     winner = document["ranking"][0]
+    assert winner["model"] is not None, document["notes"]
     assert (out / winner["model"]).is_file()
     assert (out / winner["checkpoint"]).is_file()
     assert winner["exported_ap"] == pytest.approx(winner["ap"], abs=1e-3)
@@ -89,7 +90,7 @@ def test_the_whole_chain_resumes_and_gives_files_that_run(
     code, text, log = _search(capsys, *words, "--out", out)
     assert code == 0, log
     assert f"resuming {out}" in log
-    assert "2/2" not in log  # nothing is trained again
+    assert "2/2 structural" not in log  # nothing is trained again
     assert winner["architecture"] in text
     assert str(out / "report.html") in text
 
