@@ -62,6 +62,7 @@ def _above(points: Sequence[FrontPoint]) -> list[float]:
 def front_figure(fronts: Sequence[Front], baseline: RankingRow | None, winner: RankingRow | None) -> go.Figure:
     """AP against latency: every stage's detectors, its front as a staircase, the baseline and the winner marked."""
     figure = go.Figure(layout=_layout("predicted latency (ms)", "AP", 440))
+    figure.update_yaxes(rangemode="nonnegative")
     for front in fronts:
         colour, name = STAGE_COLOURS[front.stage], _STAGE_NAMES[front.stage]
         best = [p for p in front.points if p.on_front]

@@ -13,7 +13,7 @@ from smnas.report.run_folder import RunFolder
 
 __all__ = ["Sample", "sample_detections"]
 
-_SCORE = 0.5
+_SCORE = 0.3
 
 
 @dataclass(frozen=True)
