@@ -1,10 +1,13 @@
 """Modules to ONNX files: typed, checked, written whole or not at all."""
 
+import copy
 import hashlib
+import importlib
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,9 @@ _KNOWN_WARNINGS: tuple[tuple[type[Warning], str], ...] = (
     (FutureWarning, r"`isinstance\(treespec, LeafSpec\)` is deprecated"),  # torch 2.11 using itself
 )
 """Warnings of torch and onnxscript about their own insides, which no caller can act on."""
+
+
+_REGISTRIES: dict[Any, Any] = {}
 
 
 class ExportError(RuntimeError):
@@ -187,7 +193,7 @@ def _trace(
     modes = {child: child.training for child in module.modules()}
     module.eval()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _one_operator_registry():
             for category, message in _KNOWN_WARNINGS:
                 warnings.filterwarnings("ignore", message, category)
             program = torch.onnx.export(
@@ -214,6 +220,36 @@ def _trace(
     if output_names and found != output_names:
         raise ExportError(f"the outputs must be {output_names}, but the exported graph has {found}")
     return model
+
+
+@contextmanager
+def _one_operator_registry() -> Iterator[None]:
+    """Let the exporter keep its list of operators between calls.
+
+    It reads some 500 operator definitions from source anew at every call, a third of the time of a small export, though
+    they can not change within a process. Where torch has moved that function, exports work and take their time.
+    """
+    try:
+        owner: Any = importlib.import_module("torch.onnx._internal.exporter._registration").ONNXRegistry
+        original = owner.__dict__["from_torchlib"]
+    except (ImportError, AttributeError, KeyError):
+        yield
+        return
+
+    def remembered(cls: Any, *arguments: Any, **settings: Any) -> Any:
+        key = (cls, arguments, tuple(sorted(settings.items())))
+        if key not in _REGISTRIES:
+            _REGISTRIES[key] = original.__func__(cls, *arguments, **settings)
+        registry = copy.copy(_REGISTRIES[key])
+        # the caller adds its own operators: to lists of its own
+        registry.functions = {name: list(forms) for name, forms in registry.functions.items()}
+        return registry
+
+    owner.from_torchlib = classmethod(remembered)
+    try:
+        yield
+    finally:
+        owner.from_torchlib = original
 
 
 def _check(model: onnx.ModelProto) -> None:

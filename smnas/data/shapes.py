@@ -15,7 +15,7 @@ from smnas.data.scene import CLASSES, draw_scene, render
 __all__ = ["generate_shapes"]
 
 _MANIFEST = "shapes.json"
-_VERSION = 2
+_VERSION = 3
 _JPEG_QUALITY = 92
 
 
