@@ -1,6 +1,6 @@
 """One generated picture: shapes of several classes on a cluttered ground, and the boxes of what is seen of them.
 
-The class of a shape is in its outline; its hue is a hint that is right three times out of four, as colour is for real
+The class of a shape is in its outline; its hue is a hint that is right nine times out of ten, as colour is for real
 objects, so that a detector finds its first objects within minutes of training and learns form for the rest. Fills,
 sizes and angles are drawn alike for every class; the clutter is of thin strokes and soft blotches.
 """
@@ -22,13 +22,13 @@ MIN_VISIBLE = 0.3
 """A shape of which less than this share is seen is taken out of the scene."""
 
 _FINE = 4  # points of the supersampled grid along a pixel
-_SMALLEST_PX = 12.0
+_SMALLEST_PX = 18.0
 _LARGEST_SHARE = 0.7  # of the picture's shorter side
 _MIN_SEEN_SIDE_PX = 4
 _RING_HOLE = 0.55  # inner radius over outer
 _STAR_NOTCH = 0.42
 _CROSS_ARM = 0.34  # half width over half length
-_HUE_IS_RIGHT = 0.75  # share of shapes painted in a hue of their class
+_HUE_IS_RIGHT = 0.9  # share of shapes painted in a hue of their class
 _HUE_SPREAD = 0.04  # standard deviation around the class's hue, of the colour circle
 _COLOUR_DRAWS = 8  # of which the first that stands out is taken
 _MIN_CONTRAST = 90.0  # Euclidean distance in RGB between a shape and what is around it
@@ -69,9 +69,9 @@ class Scene:
 
 
 def draw_scene(width: int, height: int, rng: np.random.Generator) -> Scene:
-    """Draw one to eight shapes; those that end up mostly hidden or outside are taken out again."""
+    """Draw one to seven shapes; those that end up mostly hidden or outside are taken out again."""
     shapes: list[Shape] = []
-    for _ in range(int(rng.integers(1, 9))):
+    for _ in range(int(rng.integers(1, 8))):
         largest = min(width, height) * _LARGEST_SHARE
         radius = float(np.exp(rng.uniform(np.log(_SMALLEST_PX), np.log(largest)))) / 2
         shapes.append(

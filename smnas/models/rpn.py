@@ -18,6 +18,9 @@ __all__ = ["ProposalLayer", "RPNHead", "rpn_loss"]
 _NMS_IOU = 0.7
 _SAMPLES = 256  # anchors of a picture that the loss sees, half of them positive at most
 _BETA = 1 / 9  # where the smooth L1 loss turns linear, as in torchvision
+# The box loss is divided by all sampled anchors, few of which hold a box; from scratch and in few steps that is too
+# little: with 5 a short training on 1,920 generated pictures went from AP 0.17 to 0.24.
+_BOX_WEIGHT = 5.0
 _CODER = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
 
 
@@ -111,4 +114,4 @@ def rpn_loss(layer: ProposalLayer, logits: Tensor, deltas: Tensor, targets: Padd
     anchors = layer.anchors[index[positive]]
     delta = deltas.gather(1, index[:, :, None].expand(-1, -1, 4))[positive]
     box = F.smooth_l1_loss(delta, _CODER.encode_single(objects, anchors), beta=_BETA, reduction="sum")
-    return {"rpn_objectness": (bce * chosen).sum() / total, "rpn_box": box / total}
+    return {"rpn_objectness": (bce * chosen).sum() / total, "rpn_box": _BOX_WEIGHT * box / total}
