@@ -10,6 +10,7 @@ from typing import Literal, TypeVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import skip_init
 
 from kernels.weight_standardization import weight_standardize
 
@@ -83,12 +84,14 @@ def fold_weight_standardization(module: ModuleT) -> ModuleT:
 
 
 def _folded(conv: WSConv2d) -> nn.Conv2d:
-    plain = nn.Conv2d(
+    # skip_init: fresh weights would only cost time and draw from the global random numbers of whoever trains beside
+    plain: nn.Conv2d = skip_init(  # type: ignore[no-untyped-call]
+        nn.Conv2d,
         conv.in_channels,
         conv.out_channels,
-        (conv.kernel_size[0], conv.kernel_size[1]),
-        (conv.stride[0], conv.stride[1]),
-        (int(conv.padding[0]), int(conv.padding[1])),
+        conv.kernel_size,
+        conv.stride,
+        conv.padding,
         groups=conv.groups,
         bias=conv.bias is not None,
         device=conv.weight.device,

@@ -53,8 +53,9 @@ def whole_workload(detector: Detector, batch: int = 1) -> Workload:
     """The whole inference path, pictures to detections, as one workload."""
     width, height = detector.input_size
     specs = (TensorSpec((batch, 3, height, width), "uint8"),)
-    classes = detector.num_classes
-    return Workload("detector", f"{detector.architecture}|classes={classes}|batch={batch}", detector, specs)
+    options = detector.options
+    key = f"{detector.architecture}|classes={detector.num_classes}|{options.norm}|{options.stem}|batch={batch}"
+    return Workload("detector", key, detector, specs)
 
 
 def _on_meta(detector: Detector) -> Detector:

@@ -90,7 +90,9 @@ def test_every_convolution_of_a_backbone_is_standardized():
 def test_folding_keeps_outputs_and_leaves_the_original_alone():
     module = torch.nn.Sequential(ConvNorm("gn-ws", 3, 16, 3), ConvNorm("gn-ws", 16, 8, 1)).eval()
     x = torch.randn(2, 3, 9, 9)
+    before = torch.get_rng_state()
     folded = fold_weight_standardization(module)
+    assert torch.equal(before, torch.get_rng_state()), "folding must not draw random numbers"
     torch.testing.assert_close(folded(x), module(x))
     assert not any(isinstance(m, WSConv2d) for m in folded.modules())
     assert sum(isinstance(m, WSConv2d) for m in module.modules()) == 2
