@@ -1,0 +1,128 @@
+"""Do the engines beside eager PyTorch run on this GPU, and do they compute the same?"""
+
+import importlib
+import json
+import statistics
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import torch
+
+from gpu_questions.record import NANO_BASELINE, NUM_CLASSES, SMALL_BASELINE, Answer, Setting, largest_error, one_line
+from profiler.backends import Session, get_backend
+from profiler.errors import BackendUnavailableError
+from profiler.timing import TimingSettings, measure
+from profiler.workload import Workload, random_inputs
+from smnas.models.build import build_detector, deployable
+from smnas.models.workloads import inference_workloads, whole_workload
+from smnas.space.architecture import Architecture
+
+_ROUNDS = 9
+_ROUND = TimingSettings(relative_half_width=0.02, min_samples=8, max_samples=200, time_limit_s=0.4)
+
+
+def ask_onnxruntime(setting: Setting, answer: Answer) -> str:
+    """Every step's outputs against eager on the same device, the wholes' latencies, and where the nodes ran.
+
+    Raises:
+        BackendUnavailableError: ONNX Runtime, or its provider for the device, is not there.
+    """
+    onnxruntime = get_backend("onnxruntime", setting.device)
+    eager = get_backend("eager", setting.device)
+    texts = []
+    names = (NANO_BASELINE,) if setting.quick else (NANO_BASELINE, SMALL_BASELINE)
+    if setting.quick:
+        answer.skip("the small baseline", "--quick looks at the nano baseline only")
+    for name in names:
+        torch.manual_seed(0)
+        detector = deployable(build_detector(Architecture.parse(name), NUM_CLASSES))
+        steps = inference_workloads(detector)
+        openers = onnxruntime.prepare_many([(step.module, random_inputs(step.inputs, 0)) for step in steps])
+        failed, largest = 0, 0.0
+        for step, open_session in zip(steps, openers, strict=True):
+            row: dict[str, Any] = {"architecture": name, "step": step.name}
+            try:
+                row |= _difference(open_session(), eager.prepare(step.module, random_inputs(step.inputs, 0)))
+                largest = max(largest, row["relative_error"])
+            except Exception as error:  # noqa: BLE001 - a step that does not run is its own answer
+                failed += 1
+                row["failed"] = one_line(error)
+            answer.add("steps", row)
+        whole = whole_workload(detector)
+        inputs = random_inputs(whole.inputs, 0)
+        sessions = {"onnxruntime": onnxruntime.prepare(whole.module, inputs), "eager": eager.prepare(detector, inputs)}
+        rounds = _take_turns(sessions, 3 if setting.quick else _ROUNDS)
+        ratio = statistics.median(a / b for a, b in zip(rounds["eager"], rounds["onnxruntime"], strict=True))
+        described = {kind: session.describe() for kind, session in sessions.items()}
+        answer.add("wholes", {"architecture": name, "rounds_ms": rounds, "speed_against_eager": ratio, **described})
+        answer.add("node_runs", {"architecture": name, "by_provider": _node_runs(setting, whole, onnxruntime)})
+        texts.append(
+            f"{len(steps) - failed} of {len(steps)} steps run, largest relative error {largest:.1e}, "
+            f"whole {ratio:.2f} times eager's speed"
+        )
+    return "; ".join(texts)
+
+
+def ask_tensorrt(setting: Setting, answer: Answer) -> str:
+    """Whether the packages can be imported, and what the project says to who asks for them."""
+    texts = []
+    for name in ("tensorrt_rtx", "tensorrt"):
+        row: dict[str, Any] = {"package": name}
+        try:
+            module = importlib.import_module(name)
+        except (ImportError, OSError) as error:  # the wheel may be there without the libraries that it loads
+            row["import"] = one_line(error)
+            texts.append(row["import"])
+        else:
+            row["version"] = str(getattr(module, "__version__", "unknown"))
+            texts.append(f"{name} {row['version']} imported")
+        try:
+            get_backend(name, setting.device)
+        except BackendUnavailableError as error:
+            row["backend"] = str(error)
+        answer.add("packages", row)
+    return "; ".join(texts)
+
+
+def _difference(ours: Session, reference: Session) -> dict[str, float]:
+    with ours, reference:
+        pairs = list(zip(ours.outputs(), reference.outputs(), strict=True))
+    error = max(largest_error(a, b) for a, b in pairs)
+    largest = max(float(np.abs(b.astype(np.float64)).max(initial=0.0)) for _, b in pairs)
+    return {"max_abs_error": error, "largest_reference": largest, "relative_error": error / max(largest, 1e-12)}
+
+
+def _take_turns(sessions: dict[str, Session], rounds: int) -> dict[str, list[float]]:
+    """Medians in milliseconds, every session once a round in random order."""
+    rng = np.random.default_rng(0)
+    names = list(sessions)
+    medians: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(rounds):
+        for index in rng.permutation(len(names)).tolist():
+            with sessions[names[index]] as session:
+                found = measure(session.run, timer=session.timer, settings=_ROUND)
+            medians[names[index]].append(found.median_ms)
+    return medians
+
+
+def _node_runs(setting: Setting, whole: Workload, backend: Any) -> dict[str, dict[str, int]]:
+    """Kinds of node that each provider ran: what a GPU's provider has no kernel for goes to the CPU and back."""
+    from profiler.backends.onnxruntime import session_options
+    from profiler.export import to_onnx
+
+    runtime: Any = importlib.import_module("onnxruntime")
+    inputs = random_inputs(whole.inputs, 0)
+    options = session_options(runtime, 1)
+    options.enable_profiling = True
+    options.profile_file_prefix = str(setting.scratch / "onnxruntime")
+    model = to_onnx(whole.module, inputs, input_names=["images"]).SerializeToString()
+    session = runtime.InferenceSession(model, options, providers=[backend.provider, "CPUExecutionProvider"])
+    session.run(None, {"images": inputs[0].numpy()})
+    runs: dict[str, Counter[str]] = {}
+    with open(session.end_profiling(), encoding="utf-8") as file:  # noqa: PTH123 - the runtime's own file name
+        for event in json.load(file):
+            facts = event.get("args", {})
+            if event.get("cat") == "Node" and "provider" in facts:
+                runs.setdefault(facts["provider"], Counter())[facts.get("op_name", "unknown")] += 1
+    return {provider: dict(counts) for provider, counts in runs.items()}

@@ -1,0 +1,218 @@
+"""How fast is a training step, in which precision and memory layout, and how much memory does it take?
+
+The steps are the project's own (:func:`smnas.training.epoch.train_epoch`, copies to the device included) on prepared
+pictures; variants take turns in random order, so a ratio is of neighbours in time.
+"""
+
+import statistics
+import time
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpu_questions.record import NANO_BASELINE, NUM_CLASSES, SMALL_BASELINE, Answer, Setting, one_line
+from profiler.timing import median_interval
+from smnas.data.scene import draw_scene, render
+from smnas.models.build import build_detector
+from smnas.models.target import Target
+from smnas.space.architecture import Architecture
+from smnas.training.epoch import train_epoch
+from smnas.training.optimizer import build_optimizer
+from smnas.training.recipe import load_recipe
+
+Amp = Literal["off", "bf16", "fp16"]
+_WARMUP_STEPS = 3
+_MIN_ROUNDS = 5
+_MAX_ROUNDS = 40
+
+
+class _PreparedBatch(NamedTuple):
+    images: Tensor
+    targets: list[Target]
+
+
+class _Prepared:
+    """The same batch a number of times."""
+
+    def __init__(self, batch: _PreparedBatch, steps: int) -> None:
+        self._batch = batch
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def epoch(self, epoch: int) -> Iterable[_PreparedBatch]:
+        return (self._batch for _ in range(self.steps))
+
+
+class _Trainer:
+    """One variant of one detector, ready to take steps."""
+
+    def __init__(
+        self,
+        setting: Setting,
+        architecture: Architecture,
+        recipe_name: str,
+        batch_size: int,
+        amp: Amp,
+        *,
+        channels_last: bool,
+        batch: _PreparedBatch,
+        steps: int,
+    ) -> None:
+        self._setting = setting
+        # a rate so small that hundreds of steps on one batch do not diverge
+        self._recipe = load_recipe(recipe_name).with_(
+            amp=amp, channels_last=channels_last, batch_size=batch_size, learning_rate=1e-5, epochs=100_000
+        )
+        before = self._allocated()
+        torch.manual_seed(0)
+        self._detector = build_detector(architecture, NUM_CLASSES).to(setting.place)
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        self._detector.to(memory_format=layout)
+        self._optimizer = build_optimizer(self._detector, self._recipe)
+        self._scaler = torch.amp.GradScaler("cuda", enabled=setting.device.kind == "cuda" and amp == "fp16")
+        self._batches = _Prepared(batch, _WARMUP_STEPS)
+        self._rounds = 0
+        self.round()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._own = self._allocated() - before
+        self._batches.steps = steps
+
+    def round(self) -> tuple[float, float]:
+        """Take the steps; seconds, and the peak of allocated memory during them in 2**20 bytes (0 on a CPU)."""
+        place = self._setting.place
+        base = self._allocated()
+        if place.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(place)
+        self._setting.synchronize()
+        started = time.perf_counter()
+        train_epoch(
+            self._detector,
+            self._batches,
+            self._recipe,
+            self._optimizer,
+            self._scaler,
+            epoch=self._rounds,
+            seed=0,
+            device=place,
+        )
+        self._setting.synchronize()
+        seconds = time.perf_counter() - started
+        self._rounds += 1
+        if place.type != "cuda":
+            return seconds, 0.0
+        peak = torch.cuda.max_memory_allocated(place) - base
+        self._optimizer.zero_grad(set_to_none=True)
+        return seconds, (peak + getattr(self, "_own", 0)) / 2**20
+
+    def _allocated(self) -> int:
+        return torch.cuda.memory_allocated(self._setting.place) if self._setting.device.kind == "cuda" else 0
+
+
+def ask(setting: Setting, answer: Answer) -> str:
+    """Time the variants of both baselines, one detector after the other."""
+    jobs = [("nano", NANO_BASELINE, 8, 10), ("small", SMALL_BASELINE, 16, 3)]
+    if setting.quick:
+        jobs = [("nano", NANO_BASELINE, 4, 1)]
+        answer.skip("the small baseline", "--quick looks at the nano baseline only")
+    amps: tuple[Amp, ...] = ("off", "bf16", "fp16")
+    if setting.device.kind == "cpu":
+        amps = ("off",)
+        answer.skip("bf16 and fp16", "a CPU always trains in float32")
+    summaries = []
+    for number, (recipe_name, architecture, batch_size, steps) in enumerate(jobs):
+        budget_s = setting.left_s / (len(jobs) - number)
+        summaries.append(_time_variants(setting, answer, recipe_name, architecture, batch_size, steps, amps, budget_s))
+        if setting.device.kind == "cuda":
+            torch.cuda.empty_cache()
+    return "; ".join(summaries)
+
+
+def _time_variants(
+    setting: Setting,
+    answer: Answer,
+    recipe_name: str,
+    architecture: str,
+    batch_size: int,
+    steps: int,
+    amps: Iterable[Amp],
+    budget_s: float,
+) -> str:
+    started = time.monotonic()
+    parsed = Architecture.parse(architecture)
+    batch = _pictures(parsed, batch_size)
+    trainers: dict[str, _Trainer] = {}
+    failed: dict[str, str] = {}
+    kinds: dict[str, tuple[Amp, bool]] = {
+        f"{'fp32' if amp == 'off' else amp}, {'channels-last' if last else 'contiguous'}": (amp, last)
+        for amp in amps
+        for last in (False, True)
+    }
+    for name, (amp, last) in kinds.items():
+        try:
+            trainers[name] = _Trainer(
+                setting, parsed, recipe_name, batch_size, amp, channels_last=last, batch=batch, steps=steps
+            )
+        except Exception as error:  # noqa: BLE001 - a variant that does not train is its own answer
+            failed[name] = one_line(error)
+    seconds: dict[str, list[float]] = {name: [] for name in trainers}
+    peaks: dict[str, list[float]] = {name: [] for name in trainers}
+    rng = np.random.default_rng(0)
+    least, most = (2, 2) if setting.quick else (_MIN_ROUNDS, _MAX_ROUNDS)
+    for done in range(most):
+        if done >= least and time.monotonic() - started > 0.9 * budget_s:
+            break
+        for index in rng.permutation(len(kinds)).tolist():
+            name = list(kinds)[index]
+            if name in failed:
+                continue
+            try:
+                took, peak = trainers[name].round()
+            except Exception as error:  # noqa: BLE001 - as above
+                failed[name] = one_line(error)
+                continue
+            seconds[name].append(took)
+            peaks[name].append(peak)
+    base = "fp32, contiguous"
+    parts = []
+    for name, (amp, last) in kinds.items():
+        head = {"preset": recipe_name, "architecture": architecture, "variant": name, "amp": amp, "channels_last": last}
+        if name in failed:
+            answer.add("rows", {**head, "failed": failed[name]})
+            parts.append(f"{name} failed")
+            continue
+        pictures = batch_size * steps
+        row: dict[str, Any] = {**head, "batch": batch_size, "steps_a_round": steps, "seconds": seconds[name]}
+        row |= {"images_per_s": _interval([pictures / took for took in seconds[name]])}
+        if base not in failed:
+            pairs = zip(seconds[base], seconds[name], strict=True)
+            row["speed_against_fp32_contiguous"] = _interval([slow / fast for slow, fast in pairs])
+        if setting.device.kind == "cuda":
+            row["peak_memory_mb"] = max(peaks[name])
+        answer.add("rows", row)
+        parts.append(f"{name} {row['images_per_s']['median']:.3g}/s")
+    return f"{recipe_name}: {', '.join(parts)}"
+
+
+def _interval(values: list[float]) -> dict[str, float]:
+    low, high = median_interval(values)
+    return {"median": statistics.median(values), "low": low, "high": high}
+
+
+def _pictures(architecture: Architecture, count: int) -> _PreparedBatch:
+    """Generated pictures of the detector's own size with their objects."""
+    rng = np.random.default_rng(0)
+    images, targets = [], []
+    for _ in range(count):
+        scene = draw_scene(architecture.input_width, architecture.input_height, rng)
+        pixels, boxes = render(scene, rng)
+        corners = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
+        corners[:, 2:] += corners[:, :2]
+        images.append(torch.from_numpy(pixels.transpose(2, 0, 1).copy()))
+        labels = torch.tensor([shape.label for shape in scene.shapes], dtype=torch.int64)
+        targets.append(Target(torch.from_numpy(corners), labels))
+    return _PreparedBatch(torch.stack(images), targets)
