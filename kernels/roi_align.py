@@ -144,7 +144,12 @@ def _with_batch_index(boxes: Tensor) -> Tensor:
 
 
 def _pool(features: list[Tensor], boxes: Tensor, strides: list[int], output_size: int, canonical_size: float) -> Tensor:
-    rois = _with_batch_index(boxes).to(features[0].dtype)
+    dtype = features[0].dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        # half a pixel is lost on coordinates from 256 on, and not every device pools halves: pool in float32
+        wide = [feature.float() for feature in features]
+        return _pool(wide, boxes.float(), strides, output_size, canonical_size).to(dtype)
+    rois = _with_batch_index(boxes).to(dtype)
     if len(features) == 1:
         return _roi_align(features[0], rois, output_size, strides[0])
     level = roi_levels(boxes, strides, canonical_size).flatten()

@@ -1,8 +1,13 @@
 """Fixtures shared by the whole suite."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# Test networks are so small that a second thread only waits for the first, and badly so on a busy machine. Set before
+# torch is loaded, and in the environment, so that commands which tests start are alike.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

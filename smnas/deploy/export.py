@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from profiler.errors import UserError
 from profiler.export import export_onnx
+from smnas import __version__
 from smnas.data.letterbox import letterbox
 from smnas.data.scene import draw_scene, render
 from smnas.deploy.agreement import Agreement, compare_detections
@@ -24,7 +25,7 @@ __all__ = ["ExportMismatchError", "ExportReport", "canvases", "export_detector"]
 
 _GENERATED_PICTURES = 8
 _LATER_PRECISIONS = ("fp16", "bf16", "int8")
-_VERSIONED = ("smnas", "torch", "torchvision", "onnx", "onnxscript")
+_VERSIONED = ("torch", "torchvision", "onnx", "onnxscript")
 
 
 class ExportMismatchError(RuntimeError):
@@ -87,7 +88,7 @@ def export_detector(
         info,
         detector.input_size,
         precision=precision,
-        versions={name: version(name) for name in _VERSIONED},
+        versions={"smnas": __version__} | {name: version(name) for name in _VERSIONED},
         metrics=metrics,
     )
     unverified = out.with_name(f".{out.stem}.unverified.onnx")

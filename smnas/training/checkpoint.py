@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from profiler.errors import UserError
+from smnas import __version__
 from smnas.models.backbone import StemKind
 from smnas.models.build import build_detector
 from smnas.models.detector import Detector
@@ -48,7 +49,7 @@ class CheckpointError(UserError):
 
 
 def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("smnas", "torch", "torchvision", "numpy")}
+    return {"smnas": __version__} | {name: version(name) for name in ("torch", "torchvision", "numpy")}
 
 
 @dataclass(frozen=True)

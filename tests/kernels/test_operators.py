@@ -109,6 +109,14 @@ def test_dense_roi_align_gradient_equals_torchvisions(side):
     torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_maps_are_pooled_in_float32(dtype):
+    feature, boxes = torch.randn(1, 3, 32, 32).to(dtype), random_boxes(1, 9, 120.0, 5)
+    pooled = multi_level_roi_align([feature], boxes, [4], 7, 112.0)
+    assert pooled.dtype is dtype
+    torch.testing.assert_close(pooled, multi_level_roi_align([feature.float()], boxes, [4], 7, 112.0).to(dtype))
+
+
 def test_a_box_reads_the_level_of_its_size():
     sides = torch.tensor([10.0, 111.9, 112.0, 223.9, 224.0, 448.0, 5000.0])
     boxes = torch.stack([torch.zeros(7), torch.zeros(7), sides, sides], dim=1)
