@@ -92,13 +92,13 @@ def _build(architecture: Architecture, num_classes: int, options: DetectorOption
             postprocess = RetinaPostprocess(neck.out_levels, width, height, options)
             dense = RetinaHead(channels, head, num_classes, norm)
             return OneStageDetector(architecture, num_classes, options, backbone, neck, dense, postprocess)
-        anchors = [(float(options.anchor_scale * 2**level),) for level in neck.out_levels]
+        anchors = [tuple(cells * 2**level for cells in options.anchor_cells) for level in neck.out_levels]
         # levels that the pyramid adds above the backbone's only propose, as in torchvision
         pooled = tuple(level for level in neck.out_levels if level <= spec.top_level)
         levels = neck.out_levels
         return _two_stage(architecture, num_classes, options, backbone, neck, levels, pooled, anchors, channels)
     backbone = ResNetBackbone(spec, norm, options.stem, top_level=_C4_LEVEL)
-    smallest = options.anchor_scale * 2**_C4_LEVEL / 4
+    smallest = options.anchor_cells[0] * 2**_C4_LEVEL / 4
     anchors = [tuple(smallest * 2**octave for octave in range(_C4_OCTAVES))]
     levels, channels = (_C4_LEVEL,), backbone.channels[_C4_LEVEL]
     return _two_stage(architecture, num_classes, options, backbone, None, levels, levels, anchors, channels)

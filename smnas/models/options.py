@@ -16,7 +16,8 @@ class DetectorOptions:
     Attributes:
         norm: ``gn-ws`` (GroupNorm + Weight Standardization) or ``bn``.
         stem: ``deep`` (SM-NAS: two 3x3 convolutions) or ``imagenet`` (7x7 and max-pooling).
-        anchor_scale: Side of an RPN anchor in cells of its level.
+        anchor_cells: Sides of an RPN anchor (of its square shape), in cells of its level.
+        canonical_size: Pixels of a box that RoIAlign reads at stride 16.
         pre_nms_top_n: Proposals kept per level before NMS.
         proposals: Proposals after NMS.
         roi_samples: RoIs per picture in a training step.
@@ -27,7 +28,8 @@ class DetectorOptions:
 
     norm: NormKind = "gn-ws"
     stem: StemKind = "deep"
-    anchor_scale: int = 8
+    anchor_cells: tuple[float, ...] = (8.0,)
+    canonical_size: float = 224.0
     pre_nms_top_n: int = 1000
     proposals: int = 1000
     roi_samples: int = 512
@@ -43,5 +45,12 @@ class DetectorOptions:
         if min(architecture.input_width, architecture.input_height) >= 400:
             return cls(norm=norm, stem=stem)
         return cls(
-            norm=norm, stem=stem, anchor_scale=4, pre_nms_top_n=200, proposals=100, roi_samples=32, candidates=300
+            norm=norm,
+            stem=stem,
+            anchor_cells=(2.0, 4.0),
+            canonical_size=112.0,
+            pre_nms_top_n=200,
+            proposals=100,
+            roi_samples=32,
+            candidates=300,
         )

@@ -38,8 +38,7 @@ class RoIPool(nn.Module):
         super().__init__()
         self.strides = [2**level for level in levels]
         self.output_size = output_size
-        # torchvision: a box of 224 pixels reads stride 16, at anchors of 8 cells; smaller anchors, smaller boxes
-        self.canonical_size = 28.0 * options.anchor_scale
+        self.canonical_size = options.canonical_size
 
     def extra_repr(self) -> str:
         """All that decides this layer's cost."""

@@ -1,5 +1,6 @@
 """The generated data set: repeatable to the byte, safe to ask for twice, and its boxes are what is seen."""
 
+import colorsys
 import json
 import math
 from pathlib import Path
@@ -140,8 +141,8 @@ def test_boxes_are_the_extents_of_what_is_not_covered(seed: int) -> None:
     _, boxes = render(scene, np.random.default_rng(0))
     for index, (left, top, width, height) in enumerate(boxes):
         found = extents(owner == index, 1 / 4)
-        # A sliver between two edges may be seen by one rasteriser only, hence more than a pixel of room.
-        np.testing.assert_allclose([left, top, left + width, top + height], found, atol=1.6)
+        # A sliver between two edges may be seen by one rasteriser only, hence some pixels of room.
+        np.testing.assert_allclose([left, top, left + width, top + height], found, atol=2.5)
 
 
 @pytest.mark.parametrize("label", range(len(CLASSES)), ids=CLASSES)
@@ -162,7 +163,7 @@ def test_the_picture_shows_the_shape_where_its_box_is(label: int) -> None:
 def test_every_labelled_shape_is_seen_well_enough() -> None:
     for seed in range(40):
         scene = draw_scene(160, 120, np.random.default_rng(seed))
-        assert 1 <= len(scene.shapes) <= 8
+        assert 1 <= len(scene.shapes) <= 7
         for part in seen(scene):
             assert part.share >= MIN_VISIBLE
             assert min(part.box()[2:]) >= 4
@@ -174,25 +175,30 @@ def test_it_is_varied(shapes: Path) -> None:
     labels = np.concatenate([sample.labels for sample in samples])
     assert (np.bincount(labels, minlength=len(CLASSES)) >= 20).all()
     counts = [len(sample.boxes) for sample in samples]
-    assert (min(counts), max(counts)) == (1, 8)
+    assert (min(counts), max(counts)) == (1, 7)
     boxes = np.concatenate([sample.boxes for sample in samples])
     sides = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
-    assert math.log2(sides.max() / sides.min()) > 3
+    assert math.log2(sides.max() / sides.min()) > 2.5
     corners = np.concatenate([boxes[:, :2], 160 - boxes[:, 2:]])
     assert (corners < 1).any()  # some are cut by the border
 
 
-def test_colour_does_not_tell_the_class(shapes: Path) -> None:
-    train = CocoFolder(shapes).split("train")
-    colours: dict[int, list[np.ndarray]] = {label: [] for label in range(len(CLASSES))}
-    for index in range(len(train)):
-        sample = train.sample(index)
-        for (x1, y1, x2, y2), label in zip(sample.boxes.astype(int).tolist(), sample.labels.tolist(), strict=True):
-            colours[label].append(sample.image[y1:y2, x1:x2].mean(axis=(0, 1)))
-    spread = np.concatenate(list(colours.values())).std(axis=0)
-    middles = np.array([np.mean(values, axis=0) for values in colours.values()])
-    standard_errors = np.array([spread / math.sqrt(len(values)) for values in colours.values()])
-    assert (np.abs(middles - middles.mean(axis=0)) < 4 * standard_errors).all()
+def test_colour_is_a_hint_and_no_proof() -> None:
+    hints, shown = 0, 0
+    for seed in range(60):
+        scene = draw_scene(160, 160, np.random.default_rng(seed))
+        image, _ = render(scene, np.random.default_rng(seed))
+        for shape, part in zip(scene.shapes, seen(scene), strict=True):
+            rows, columns = (np.median(axis).astype(int) for axis in np.nonzero(part.mask))
+            if not part.mask[rows, columns]:
+                continue  # a ring's middle is its hole
+            pixel = image[part.top + rows // 4, part.left + columns // 4] / 255
+            hue = colorsys.rgb_to_hsv(*pixel.tolist())[0]
+            hints += round(hue * len(CLASSES)) % len(CLASSES) == shape.label
+            shown += 1
+    # drawn as 0.9 and a sixth of the rest, less what blur, exposure, stripes and noise turn
+    assert shown > 100
+    assert 0.6 < hints / shown < 0.97
 
 
 def test_the_manifest_says_how_it_was_made(shapes: Path) -> None:

@@ -187,5 +187,5 @@ def test_options_follow_the_input_size():
         Architecture.parse("basicblock_64_11-21-21-21+fpn_2-6_256+rpn+rcnn_1024+800x600"), 80, device="meta"
     )
     small = build_detector(Architecture.parse(HEADS["rcnn"]), 80, device="meta")
-    assert (large.options.proposals, large.options.anchor_scale) == (1000, 8)
-    assert (small.options.proposals, small.options.anchor_scale) == (100, 4)
+    assert (large.options.proposals, large.options.anchor_cells) == (1000, (8.0,))
+    assert (small.options.proposals, small.options.anchor_cells) == (100, (2.0, 4.0))
