@@ -1,0 +1,66 @@
+"""Keeps a finished search as one answer file: ranking, training curves, settings, machine, commit and date.
+
+python benchmarks/keep_search.py runs/aquarium --question aquarium-nano --command "smnas-search --data ..."
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def curves(run: Path) -> dict[str, Any]:
+    """Loss per epoch and the 12 COCO numbers of every training, by folder under ``models/``."""
+    found = {}
+    for file in sorted((run / "models").glob("*/*/curve.jsonl")):
+        epochs = [json.loads(line) for line in file.read_text().splitlines()]
+        metrics = file.with_name("metrics.json")
+        found[file.parent.relative_to(run / "models").as_posix()] = {
+            "loss": [round(epoch["loss"], 4) for epoch in epochs],
+            "images_per_s": round(epochs[-1]["images_per_s"], 1),
+            "metrics": json.loads(metrics.read_text()) if metrics.exists() else None,
+        }
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--question", required=True)
+    parser.add_argument("--command", required=True)
+    parser.add_argument("--remark", default="", help="conditions that a reader must know")
+    asked = parser.parse_args()
+    settings = json.loads((asked.run / "settings.json").read_text())
+    settings["data"]["root"] = os.path.relpath(settings["data"]["root"], RESULTS.parents[1])
+    ranking = json.loads((asked.run / "ranking.json").read_text())
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    answer = {
+        "question": asked.question,
+        "command": asked.command,
+        "remark": asked.remark,
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": commit,
+        "machine": {"device": settings["device"], "cores": os.cpu_count(), "system": platform.system()},
+        "settings": settings,
+        "recommendation": ranking["recommendation"],
+        "notes": ranking["notes"],
+        "ranking": ranking["rows"],
+        "curves": curves(asked.run),
+    }
+    device = re.sub(r"[^a-z0-9]+", "_", settings["device"].lower()).strip("_")
+    torch = settings["versions"]["torch"].replace("+", "_")
+    name = f"{asked.question}-{settings['backend']}-{settings['precision']}-{torch}-{device}.json"
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / name).write_text(json.dumps(answer, indent=1) + "\n")
+    print(RESULTS / name)
+
+
+if __name__ == "__main__":
+    main()
