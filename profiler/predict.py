@@ -31,7 +31,7 @@ __all__ = [
 UNCALIBRATED_RELATIVE = 0.5
 """Half-width of an interval that no measured whole supports, as a share: an assumption, and labelled as one."""
 
-_MIN_FOR_TWO = 4
+_MIN_FOR_TWO = 8
 """Wholes needed to fit the cost per part beside the scale; with fewer it would follow the noise."""
 _MIN_FOR_QUANTILE = 20
 """Wholes from which the interval is read off the residuals themselves instead of Student's distribution."""
@@ -166,7 +166,7 @@ class LatencyModel:
     def fit(cls, parts: Sequence[PartsSum], wholes_ms: Sequence[float], *, level: float = 0.9) -> Self:
         """Fit on measured wholes by non-negative least squares of the relative error.
 
-        With fewer than 4 wholes only the scale is fitted. With none the model is the plain sum, with one the interval
+        With fewer than 8 wholes only the scale is fitted. With none the model is the plain sum, with one the interval
         stays the assumed one: a single whole says nothing about how far the next may lie off.
 
         Args:
@@ -185,10 +185,10 @@ class LatencyModel:
         wholes = np.array(wholes_ms, dtype=np.float64)
         if not (np.isfinite(wholes).all() and (wholes > 0).all() and (sums > 0).all()):
             raise ValueError("wholes and the sums of their parts must be positive, but some are not")
-        scale, per_part_ms = _fit(sums, counts, wholes)
-        residuals = _left_out_residuals(sums, counts, wholes)
-        coefficients = 2 if len(wholes) >= _MIN_FOR_TWO else 1
-        half = _half_width(residuals, len(wholes) - coefficients, level)
+        per_part = len(wholes) >= _MIN_FOR_TWO
+        scale, per_part_ms = _fit(sums, counts, wholes, per_part)
+        residuals = _left_out_residuals(sums, counts, wholes, per_part)
+        half = _half_width(residuals, len(wholes) - (2 if per_part else 1), level)
         return cls(scale, per_part_ms, half, level, tuple(residuals.tolist()), len(wholes) > 1)
 
     def predict(self, parts: PartsSum) -> Latency:
@@ -246,18 +246,21 @@ def _student_cdf(t: float, degrees: int) -> float:
     return 0.5 + inside / 2
 
 
-def _fit(sums: Array, counts: Array, wholes: Array) -> tuple[float, float]:
-    """Least squares of the relative error over ``scale >= 0`` and ``per_part_ms >= 0``, in closed form."""
+def _fit(sums: Array, counts: Array, wholes: Array, per_part: bool) -> tuple[float, float]:
+    """Least squares of the relative error over ``scale >= 0`` and ``per_part_ms >= 0``, in closed form.
+
+    Without ``per_part`` the second is 0.
+    """
     x, y = sums / wholes, counts / wholes  # the target is then 1 everywhere
     xx, yy, xy, x1, y1 = float(x @ x), float(y @ y), float(x @ y), float(x.sum()), float(y.sum())
     scale_only = x1 / xx
-    if len(wholes) < _MIN_FOR_TWO or yy == 0:
+    if not per_part or yy == 0:
         return scale_only, 0.0
     determinant = xx * yy - xy * xy
     if determinant > 1e-12 * xx * yy:
-        scale, per_part = (yy * x1 - xy * y1) / determinant, (xx * y1 - xy * x1) / determinant
-        if scale >= 0 and per_part >= 0:
-            return scale, per_part
+        scale, cost = (yy * x1 - xy * y1) / determinant, (xx * y1 - xy * x1) / determinant
+        if scale >= 0 and cost >= 0:
+            return scale, cost
     # The unconstrained optimum lies outside: the constrained one is on a border, where one coefficient is 0.
     part_only = y1 / yy
     error_scale = len(wholes) - scale_only * x1
@@ -265,13 +268,13 @@ def _fit(sums: Array, counts: Array, wholes: Array) -> tuple[float, float]:
     return (scale_only, 0.0) if error_scale <= error_part else (0.0, part_only)
 
 
-def _left_out_residuals(sums: Array, counts: Array, wholes: Array) -> Array:
+def _left_out_residuals(sums: Array, counts: Array, wholes: Array, per_part: bool) -> Array:
     if len(wholes) < 2:
         return np.zeros(0)
     residuals = np.empty(len(wholes))
     for index in range(len(wholes)):
         kept = np.arange(len(wholes)) != index
-        scale, per_part_ms = _fit(sums[kept], counts[kept], wholes[kept])
+        scale, per_part_ms = _fit(sums[kept], counts[kept], wholes[kept], per_part)
         residuals[index] = wholes[index] / (scale * sums[index] + per_part_ms * counts[index]) - 1
     return residuals
 

@@ -62,7 +62,7 @@ def test_a_failed_part_says_why() -> None:
         sum_parts(["a", "bad"], {"a": row("a", 1.0), "bad": failed})
 
 
-@given(st.lists(st.tuples(st.floats(0.1, 100), st.integers(1, 60), st.floats(0.1, 100)), min_size=4, max_size=30))
+@given(st.lists(st.tuples(st.floats(0.1, 100), st.integers(1, 60), st.floats(0.1, 100)), min_size=8, max_size=30))
 def test_the_fit_is_scipys_non_negative_least_squares(data: list[tuple[float, int, float]]) -> None:
     s, n, w = (np.array(column, dtype=float) for column in zip(*data, strict=True))
     model = LatencyModel.fit(sums(*((a, int(b)) for a, b, _ in data)), w.tolist())
@@ -91,7 +91,7 @@ def test_intervals_cover_as_often_as_they_claim(n: int) -> None:
     hits = 0
     trials = 600
     for _ in range(trials):
-        parts, wholes = population(rng, n + 1, noise=0.03, per_part_ms=0.0 if n < 4 else 0.05)
+        parts, wholes = population(rng, n + 1, noise=0.03, per_part_ms=0.0 if n < 8 else 0.05)
         latency = LatencyModel.fit(parts[:n], wholes[:n], level=0.9).predict(parts[n])
         hits += latency.low_ms <= wholes[n] <= latency.high_ms
     assert 0.87 <= hits / trials <= 0.975
