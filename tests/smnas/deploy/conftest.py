@@ -39,8 +39,8 @@ def write_checkpoint(
     state = detector.state_dict()
     for name, value in state.items():
         if name.endswith(("logits.weight", "objectness.weight")):
-            # A fresh one is so small that all scores nearly tie.
-            value.mul_(30.0 if isinstance(detector, OneStageDetector) else 300.0)
+            # A fresh one is so small that all scores nearly tie; a much larger one saturates at 1 and ties there.
+            value.mul_(30.0)
         if name.endswith("deltas.weight"):
             value.mul_(3.0)
         if isinstance(detector, OneStageDetector) and name.endswith("logits.bias"):
