@@ -115,7 +115,8 @@ def main() -> int:
     answer = {
         "question": "Does a search that is killed at random moments end as one that is not?",
         "date": datetime.now(UTC).date().isoformat(),
-        "command": f"python benchmarks/kill_resume.py --out runs/kill-resume --kills {settings.kills}",
+        "command": f"python benchmarks/kill_resume.py --out runs/kill-resume --kills {settings.kills} "
+        f"--trials {settings.trials} --seed {settings.seed}",
         "kills": kills,
         "trials": len(now),
         "finished_trials_lost": lost,
