@@ -101,7 +101,7 @@ class _DenseBackward(torch.autograd.Function):
     """torchvision's RoIAlign with a backward pass of matrix products.
 
     torchvision's CPU backward adds single numbers at scattered places; on small maps two matrix products are about
-    three times as fast, and that pass is a third of a small detector's training step.
+    two to four times as fast there, and that pass was a third of a small detector's training step.
     """
 
     @staticmethod

@@ -226,7 +226,7 @@ def _trace(
 def _one_operator_registry() -> Iterator[None]:
     """Let the exporter keep its list of operators between calls.
 
-    It reads some 500 operator definitions from source anew at every call, a third of the time of a small export, though
+    It reads some 500 operator definitions from source anew at every call, most of the time of a small export, though
     they can not change within a process. Where torch has moved that function, exports work and take their time.
     """
     try:

@@ -59,7 +59,7 @@ class BoxHead(nn.Module):
         num_classes: Without the background.
         class_agnostic: One box for all classes (cascade) instead of one a class.
         norm: With ``gn-ws`` each layer is followed by a LayerNorm (a GroupNorm of one group), without which boxes
-            learn about half as fast from scratch; with ``bn`` by nothing, as in torchvision.
+            learn more slowly from scratch; with ``bn`` by nothing, as in torchvision.
     """
 
     def __init__(
