@@ -2,7 +2,7 @@
 
 import platform
 import re
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,12 +25,14 @@ from smnas.cli.options import (
 )
 from smnas.cli.progress import Steps
 from smnas.cli.search_display import SearchDisplay, show_ranking
-from smnas.cli.training_device import training_device
+from smnas.cli.training_device import cpu_cores, training_devices
 
 if TYPE_CHECKING:
     from profiler.backends.base import Backend
     from profiler.table import LatencyTable
     from smnas.data.coco import CocoFolder
+    from smnas.scoring.pool import ScorerPool
+    from smnas.scoring.scorers import ScorerOnDevices
     from smnas.search.ranking import Ranking
     from smnas.search.settings import SearchSettings
     from smnas.space.architecture import Architecture
@@ -82,6 +84,16 @@ def search(
     table: TableOption = None,
     backend: BackendOption = "onnxruntime",
     threads: ThreadsOption = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Trainings at once, each in a process. Default: one a GPU, or two on a CPU."),
+    ] = None,
+    generation: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Candidates proposed at once, from the same results. Default: the workers, at least 2."
+        ),
+    ] = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -91,7 +103,8 @@ def search(
     Stage 1 looks for the best combinations of modules, stage 2 evolves depth and width inside the best ones. Latency of
     every candidate comes from the device's latency table, AP from training it from scratch; a baseline is trained
     under the same budget. The best are trained again, ranked, exported to ONNX and measured again as exported files.
-    The run folder holds the ranking, the models and a report. Interrupted, even killed, the same command resumes.
+    The run folder holds the ranking, the models and a report. Interrupted, even killed, the same command resumes, also
+    with other workers: their number does not change what is found, only how soon.
     """
     with Output.open(as_json=as_json, quiet=quiet) as output:
         counts = _trial_counts(trials)
@@ -117,8 +130,11 @@ def search(
         runner = get_backend(backend, resolve_device(gpu), threads=threads)
         check_precision(runner, _PRECISION)
         training = load_recipe(recipe or _RECIPES[preset])
-        if (out / "settings.json").exists():
-            read_settings(out)
+        workers = workers or _workers()
+        before = read_settings(out) if (out / "settings.json").exists() else None
+        if generation is None:
+            generation = max(2, workers) if before is None else before.generation
+        training_threads = max(1, cpu_cores() // workers) if before is None else before.training_threads
         if table is not None and table.exists():
             LatencyTable(table, create=False).close()
         folder = CocoFolder(data if data is not None else _generated(out / "data", output))
@@ -144,6 +160,8 @@ def search(
             scorer=scorer,
             versions=_versions(runner),
             trials=StageTrials(structural=counts[0], modular=counts[1]),
+            generation=generation,
+            training_threads=training_threads,
             top=top,
             final_epochs=2 * search_epochs if final_epochs is None else final_epochs,
             final_seeds=final_seeds,
@@ -151,7 +169,7 @@ def search(
         if prepare_run_folder(out, settings):
             output.note(f"resuming {out}")
         with LatencyTable(table or out / "latency.db") as rows:
-            _search(out, settings, space, folder, training, runner, rows, output)
+            _search(out, settings, space, folder, training, runner, rows, workers, output)
         ranking, page = _finish(out, folder, runner, table, output)
         output.result(
             {
@@ -163,6 +181,12 @@ def search(
             },
             lambda console: _show(console, out, ranking),
         )
+
+
+def _workers() -> int:
+    """One a GPU. On a CPU two, since two trainings of one thread each are faster than one after the other with two."""
+    devices = training_devices()
+    return min(2, cpu_cores()) if devices == ("cpu",) else len(devices)
 
 
 def _trial_counts(text: str) -> tuple[int, int]:
@@ -193,12 +217,13 @@ def _search(
     recipe: "Recipe",
     backend: "Backend",
     table: "LatencyTable",
+    workers: int,
     output: Output,
 ) -> None:
     from smnas.models.build import buildable
     from smnas.models.workloads import detector_workloads
     from smnas.scoring.latency import DetectorLatency
-    from smnas.scoring.scorers import get_scorer
+    from smnas.scoring.scorers import ScorerOnDevices
     from smnas.search.candidate import Complexity
     from smnas.search.run import run_search
 
@@ -206,9 +231,10 @@ def _search(
         workloads = detector_workloads(architecture, len(folder.classes))
         return Complexity(sum(w.parameters for w in workloads), sum(w.flops for w in workloads))
 
-    device = training_device()
+    devices = training_devices()
     output.note(
-        f"searching {settings.preset} ({space.structural_size():,} structures), training on {device}, "
+        f"searching {settings.preset} ({space.structural_size():,} structures), trainings at once: {workers}, each on "
+        f"{settings.training_threads} CPU threads{'' if devices == ('cpu',) else ' and ' + ' or '.join(devices)}, "
         f"latency on {backend.device.name} in {backend.name} {backend.version}"
     )
     latency = DetectorLatency(
@@ -219,18 +245,31 @@ def _search(
     calibration = latency.calibrate(measured)
     for architecture, reason in calibration.failed:
         output.note(f"left out of the calibration: {architecture}: {reason}")
-    with SearchDisplay(output) as display:
+    make = ScorerOnDevices(settings.scorer, folder.root.resolve(), recipe, devices)
+    with SearchDisplay(output) as display, _scorers(make, workers, settings.training_threads) as scorers:
         run_search(
             out,
             settings,
             space,
-            scorer=get_scorer(settings.scorer)(folder, recipe, device),
+            scorers=scorers,
             latency=latency,
             complexity=complexity,
             buildable=lambda architecture: buildable(architecture) is None,
             on_event=display.on_event,
             on_training=display.on_training,
         )
+
+
+def _scorers(make: "ScorerOnDevices", workers: int, threads: int) -> "AbstractContextManager[ScorerPool]":
+    """Worker processes, or for a single training at a time this process."""
+    from smnas.scoring.pool import InProcess, Workers
+
+    if workers > 1:
+        return Workers(make, workers, threads)
+    import torch
+
+    torch.set_num_threads(threads)
+    return nullcontext(InProcess(make(0)))
 
 
 def _calibration_set(space: "Space", seed: int) -> "list[Architecture]":

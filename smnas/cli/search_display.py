@@ -24,7 +24,7 @@ class SearchDisplay:
         self._output = output
         self._bars: Progress | None = None
         self._search: TaskID | None = None
-        self._training: TaskID | None = None
+        self._trainings: dict[int, TaskID] = {}
         if output.messages.is_terminal and not output.quiet:
             columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
             self._bars = Progress(*columns, TextColumn("{task.fields[text]}"), console=output.messages)
@@ -50,17 +50,17 @@ class SearchDisplay:
             self._search = self._bars.add_task("search", total=event.total, text="")
         self._bars.update(self._search, completed=event.trained, total=event.total, text=_summary(event))
         if event.state == "running":
-            if self._training is not None:
-                self._bars.remove_task(self._training)
-            self._training = self._bars.add_task(event.stage, total=None, text=event.architecture)
+            self._trainings[event.number] = self._bars.add_task(event.stage, total=None, text=event.architecture)
+        elif event.number in self._trainings:
+            self._bars.remove_task(self._trainings.pop(event.number))
 
-    def on_training(self, progress: "ScoringProgress") -> None:
-        """The training of the running trial is a little further."""
-        if self._bars is None or self._training is None:
+    def on_training(self, number: int, progress: "ScoringProgress") -> None:
+        """The training of a running trial is a little further."""
+        if self._bars is None or number not in self._trainings:
             return
         doing = "evaluating" if progress.loss is None else f"loss {progress.loss:.3f}"
         self._bars.update(
-            self._training,
+            self._trainings[number],
             completed=int(progress.done * progress.epochs),
             total=progress.epochs,
             text=f"{doing}  {progress.images_per_s:.0f} pictures/s",

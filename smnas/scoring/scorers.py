@@ -1,6 +1,8 @@
 """The scorers by name."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -10,7 +12,7 @@ from smnas.scoring.base import Scorer
 from smnas.scoring.trained_ap import TrainedAP
 from smnas.training.recipe import Recipe
 
-__all__ = ["SCORERS", "ScorerFactory", "UnknownScorerError", "get_scorer"]
+__all__ = ["SCORERS", "ScorerFactory", "ScorerOnDevices", "UnknownScorerError", "get_scorer"]
 
 ScorerFactory = Callable[[CocoFolder, Recipe, torch.device | str], Scorer]
 """Data, recipe and device in, a scorer out."""
@@ -35,3 +37,24 @@ def get_scorer(name: str) -> ScorerFactory:
     if name in _LATER:
         raise UnknownScorerError(f"a scorer is one of {known} in this version; {name!r} is planned but not there yet")
     raise UnknownScorerError(f"a scorer is one of {known}, but got {name!r}")
+
+
+@dataclass(frozen=True)
+class ScorerOnDevices:
+    """Makes a worker's scorer, on that worker's device. Small enough to be sent to a process.
+
+    Attributes:
+        name: Of the scorer.
+        data: Root of the data set.
+        recipe: How to train.
+        devices: Worker i takes the i-th, and starts over where there are fewer devices than workers.
+    """
+
+    name: str
+    data: Path
+    recipe: Recipe
+    devices: tuple[str, ...]
+
+    def __call__(self, worker: int) -> Scorer:
+        """The scorer of one worker."""
+        return get_scorer(self.name)(CocoFolder(self.data), self.recipe, self.devices[worker % len(self.devices)])

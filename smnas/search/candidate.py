@@ -7,7 +7,7 @@ from typing import Literal
 
 from smnas.space.architecture import Architecture
 
-__all__ = ["Candidate", "Complexity", "Origin", "Proposal", "StageName", "State", "in_search"]
+__all__ = ["Candidate", "Complexity", "Origin", "Proposal", "StageName", "State", "in_search", "will_count"]
 
 StageName = Literal["baseline", "structural", "modular", "final"]
 Origin = Literal["baseline", "random", "mutation", "ranking"]
@@ -44,6 +44,8 @@ class Candidate:
         number: The trial's number in the study, from 0 and without gaps.
         seed: The training's seed.
         epochs: The training's budget.
+        generation: Which group of candidates it was proposed and trained with, from 0 for the baseline; None for what
+            is not trained by the search.
         latency_ms: Predicted median latency of the whole detector at batch size 1, with the bounds of its interval.
         latency_calibrated: Whether that interval comes from measured wholes; if not, it is an assumption.
         flops: Floating-point operations for one image.
@@ -62,6 +64,7 @@ class Candidate:
     state: State
     seed: int
     epochs: int
+    generation: int | None = None
     latency_ms: float | None = None
     latency_low_ms: float | None = None
     latency_high_ms: float | None = None
@@ -86,3 +89,8 @@ class Candidate:
 def in_search(candidate: Candidate) -> bool:
     """Whether it was trained with the search's budget, so that its AP compares with the other ones'."""
     return candidate.state == "complete" and candidate.stage != "final"
+
+
+def will_count(candidate: Candidate) -> bool:
+    """Whether it is one of its stage's trainings: a finished one, or one that is still to be made."""
+    return candidate.state in ("complete", "running") and candidate.stage != "final"

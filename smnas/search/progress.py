@@ -20,7 +20,8 @@ class SearchEvent:
         ap: The trial's own result, where it has one.
         best_ap: Best AP so far among the trainings with the trial's budget, within the latency limit if there is one.
         front_size: Architectures on the front of the search's trainings.
-        seconds_left: Estimate from the mean time of an epoch so far; None before the first training ended.
+        seconds_left: Estimate from the mean time of an epoch so far and the trainings that run at once; None before the
+            first training ended.
         reason: Why the trial failed or was pruned.
     """
 
@@ -46,8 +47,10 @@ def planned_trainings(settings: SearchSettings) -> tuple[int, int]:
     return search, final
 
 
-def event_after(candidate: Candidate, candidates: Sequence[Candidate], settings: SearchSettings) -> SearchEvent:
-    """The event for ``candidate``, which ``candidates`` holds."""
+def event_after(
+    candidate: Candidate, candidates: Sequence[Candidate], settings: SearchSettings, at_once: int
+) -> SearchEvent:
+    """The event for ``candidate``, which ``candidates`` holds; ``at_once`` trainings can run at the same time."""
     complete = [c for c in candidates if c.state == "complete"]
     searched = [c for c in complete if in_search(c)]
     alike = [c for c in complete if (c.stage == "final") == (candidate.stage == "final")]
@@ -66,12 +69,12 @@ def event_after(candidate: Candidate, candidates: Sequence[Candidate], settings:
         best_ap=None if best is None else best.ap,
         best_architecture=None if best is None else str(best.architecture),
         front_size=int(non_dominated(as_points([c.point for c in searched])).sum()),
-        seconds_left=_seconds_left(complete, len(searched), settings),
+        seconds_left=_seconds_left(complete, len(searched), settings, at_once),
         reason=candidate.reason,
     )
 
 
-def _seconds_left(complete: Sequence[Candidate], searched: int, settings: SearchSettings) -> float | None:
+def _seconds_left(complete: Sequence[Candidate], searched: int, settings: SearchSettings, at_once: int) -> float | None:
     timed = [c for c in complete if c.seconds is not None]
     epochs = sum(c.epochs for c in timed)
     if not epochs:
@@ -79,6 +82,6 @@ def _seconds_left(complete: Sequence[Candidate], searched: int, settings: Search
     search, final = planned_trainings(settings)
     finals = len(complete) - searched
     # In the final phase nothing of the search is left, also where a stage ended before its planned number.
-    left = 0 if finals else max(search - searched, 0) * settings.epochs
-    left += max(final - finals, 0) * settings.final_epochs
+    left = 0.0 if finals else max(search - searched, 0) * settings.epochs / min(at_once, settings.generation)
+    left += max(final - finals, 0) * settings.final_epochs / min(at_once, final or 1)
     return left * sum(c.seconds or 0.0 for c in timed) / epochs

@@ -1,7 +1,8 @@
 """The search's loop: baseline, structural stage, modular stage, final phase, ranking.
 
-Every trial's random numbers come from ``numpy.random.default_rng([seed, trial number])`` and every decision is a
-function of the trials before it, so a search that was killed and resumed goes where the unkilled one goes.
+Candidates come in generations: those of one are proposed before any of them is trained, so that they can be trained at
+once. Every trial's random numbers come from ``numpy.random.default_rng([seed, trial number])`` and every decision is a
+function of the trials of earlier generations, so neither a kill nor the number of workers changes where a search goes.
 """
 
 import math
@@ -9,15 +10,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from profiler.errors import UserError
 from profiler.predict import Latency
-from smnas.scoring.base import Scorer, ScoringFailedError
+from smnas.scoring.base import Score, ScoringProgress
 from smnas.scoring.latency import LatencyFailedError
-from smnas.search.candidate import Candidate, Complexity, Proposal, StageName, in_search
+from smnas.scoring.pool import Job, ScorerPool
+from smnas.search.candidate import Candidate, Complexity, Proposal, StageName, in_search, will_count
 from smnas.search.finalists import finalists
 from smnas.search.notes import OVER_LIMIT, PRELIMINARY, search_notes
 from smnas.search.progress import SearchEvent, event_after
@@ -58,12 +60,12 @@ def run_search(
     settings: SearchSettings,
     space: Space,
     *,
-    scorer: Scorer,
+    scorers: ScorerPool,
     latency: LatencyPredictor,
     complexity: Callable[[Architecture], Complexity],
     buildable: Callable[[Architecture], bool] | None = None,
     on_event: Callable[[SearchEvent], None] | None = None,
-    on_training: Callable[[Any], None] | None = None,
+    on_training: Callable[[int, ScoringProgress], None] | None = None,
 ) -> Ranking:
     """Run a search to its end, or take a killed one up where it stopped.
 
@@ -71,12 +73,12 @@ def run_search(
         folder: The run folder. It is made, or checked against ``settings`` if it exists.
         settings: What to search.
         space: Where to search; ``settings.preset`` names it.
-        scorer: Gives an architecture its AP.
+        scorers: Give architectures their AP, several at once where the pool has workers.
         latency: Gives a whole detector its latency on the target.
         complexity: Gives a detector its parameters and FLOPs.
         buildable: Leaves out what can not be built yet; a note says which share of the space that is.
         on_event: Called after every trial and before every training.
-        on_training: Passed to the scorer, for progress inside a training.
+        on_training: Called with a trial's number, for progress inside its training.
 
     Returns:
         The ranking as it is written to ``ranking.json``.
@@ -90,7 +92,7 @@ def run_search(
     get_strategy(searched, settings)  # a wrong name fails before a folder is made
     prepare_run_folder(folder, settings)
     with Study(folder) as study:
-        search = _Search(folder, settings, searched, study, scorer, latency, complexity, on_event, on_training)
+        search = _Search(folder, settings, searched, study, scorers, latency, complexity, on_event, on_training)
         search.notes = _excluded(space, searched)
         return search.run()
 
@@ -114,17 +116,17 @@ class _Search:
         settings: SearchSettings,
         space: Space,
         study: Study,
-        scorer: Scorer,
+        scorers: ScorerPool,
         latency: LatencyPredictor,
         complexity: Callable[[Architecture], Complexity],
         on_event: Callable[[SearchEvent], None] | None,
-        on_training: Callable[[Any], None] | None,
+        on_training: Callable[[int, ScoringProgress], None] | None,
     ) -> None:
         self.folder = folder
         self.settings = settings
         self.space = space
         self.study = study
-        self.scorer = scorer
+        self.scorers = scorers
         self.latency = latency
         self.complexity = complexity
         self.on_event = on_event
@@ -134,10 +136,10 @@ class _Search:
 
     def run(self) -> Ranking:
         """All stages in order; each picks up where the study stands."""
-        for candidate in self.study.interrupted():
-            self._train(candidate)
         if not any(c.stage == "baseline" for c in self.study.candidates):
-            self._look_at(Proposal(self.space.baseline_architecture, "baseline"), "baseline")
+            self._look_at(Proposal(self.space.baseline_architecture, "baseline"), "baseline", 0)
+        if any(c.stage == "baseline" for c in self.study.interrupted()):
+            self._train_running()
         for stage in get_strategy(self.space, self.settings).stages:
             self._run_stage(stage)
         self._run_final()
@@ -152,23 +154,41 @@ class _Search:
         return before if PRELIMINARY not in before.notes and same_trainings(before, fresh) else None
 
     def _run_stage(self, stage: SearchStage) -> None:
-        while self._wants_more(stage):
+        while True:
+            self._propose(stage)
+            if not any(c.stage == stage.name for c in self.study.interrupted()):
+                return
+            self._train_running()
+
+    def _propose(self, stage: SearchStage) -> None:
+        """Fill the stage's generation, also one that a killed process left half filled."""
+        generation, members = self._generation(stage)
+        if any(c.state != "running" for c in members):
+            return  # it was full, or there was nothing more to propose, when its first member was trained
+        missing = self.settings.generation - len(members)
+        while missing and self._wants_more(stage):
             number = len(self.study.candidates)
             proposal = stage.ask(self.study.candidates, np.random.default_rng([self.settings.seed, number]))
             if proposal is None:
                 return
-            self._look_at(proposal, stage.name)
+            missing -= self._look_at(proposal, stage.name, generation)
+
+    def _generation(self, stage: SearchStage) -> tuple[int, list[Candidate]]:
+        """The generation to fill or to train, and its members: the last one as long as one of them runs."""
+        last = max((c.generation for c in self.study.candidates if c.generation is not None), default=0)
+        members = [c for c in self.study.candidates if c.stage == stage.name and c.generation == last]
+        return (last, members) if any(c.state == "running" for c in members) else (last + 1, [])
 
     def _wants_more(self, stage: SearchStage) -> bool:
         trials = [c for c in self.study.candidates if c.stage == stage.name]
         return (
-            sum(c.state == "complete" for c in trials) < stage.trials
+            sum(will_count(c) for c in trials) < stage.trials
             and len(trials) < _PROPOSALS_PER_TRAINING * stage.trials
             and sum(c.state == "failed" for c in trials) < max(_FAILURES_PER_TRAINING * stage.trials, _LEAST_FAILURES)
         )
 
-    def _look_at(self, proposal: Proposal, stage: StageName) -> None:
-        """Cheap objective first: only what is fast enough and not beaten already is trained."""
+    def _look_at(self, proposal: Proposal, stage: StageName, generation: int) -> bool:
+        """Cheap objective first: only what is fast enough and not beaten already will be trained. Whether it will."""
         draft = Candidate(
             number=len(self.study.candidates),
             architecture=proposal.architecture,
@@ -184,11 +204,11 @@ class _Search:
             reason = self._why_not(draft)
             if reason is not None:
                 draft = replace(draft, state="pruned", reason=reason)
-        added = self.study.add(draft)
-        if added.state == "running":
-            self._train(added)
-        else:
-            self._tell(added)
+        if draft.state == "running":
+            self.study.add(replace(draft, generation=generation))
+            return True
+        self._tell(self.study.add(draft))
+        return False
 
     def _measured(self, draft: Candidate) -> Candidate:
         try:
@@ -219,31 +239,43 @@ class _Search:
         trained = [c for c in self.study.candidates if in_search(c)]
         return why_beaten(draft.architecture, latency_ms, trained, self.settings.partial_order_margin)
 
-    def _train(self, candidate: Candidate) -> None:
-        self._tell(candidate)
-        relative = training_folder(candidate.architecture, candidate.seed, candidate.epochs)
-        began = time.monotonic()
-        try:
-            score = self.scorer.score(
-                candidate.architecture,
-                seed=candidate.seed,
-                epochs=candidate.epochs,
-                out_dir=self.folder / relative,
-                on_progress=self.on_training,
+    def _train_running(self) -> None:
+        """Train what is in the study as running. Every result is stored as soon as it is there."""
+        began: dict[int, float] = {}
+
+        def start(job: Job) -> None:
+            began[job.number] = time.monotonic()
+            self._tell(self.study.candidates[job.number])
+
+        def progress(job: Job, far: ScoringProgress) -> None:
+            if self.on_training is not None:
+                self.on_training(job.number, far)
+
+        jobs = [
+            Job(
+                c.number,
+                c.architecture,
+                c.seed,
+                c.epochs,
+                self.folder / training_folder(c.architecture, c.seed, c.epochs),
             )
-        except ScoringFailedError as error:
-            self._fail(candidate, _one_line(error), began)
-            return
-        except (UserError, OSError):
-            raise  # not the candidate's fault: a data set that went away, a full disk
-        except Exception as error:  # noqa: BLE001  one odd architecture must not end a search of days; it is stored
-            self._fail(candidate, f"unexpected {type(error).__name__}: {_one_line(error)}", began)
-            return
+            for c in self.study.interrupted()
+        ]
+        for job, outcome in self.scorers.score_all(jobs, start, progress):
+            candidate = self.study.candidates[job.number]
+            if isinstance(outcome, Score):
+                finished = self._scored(candidate, outcome, began[job.number])
+            else:
+                finished = _failed(candidate, _one_line(outcome), began[job.number])
+            self._tell(self.study.finish(finished))
+            if finished.state == "complete" and time.monotonic() - self._written >= _RANKING_EVERY_S:
+                self._write(finished=False)
+
+    def _scored(self, candidate: Candidate, score: Score, began: float) -> Candidate:
         if not math.isfinite(score.value):
-            self._fail(candidate, f"the score is not finite: {score.value}", began)
-            return
+            return _failed(candidate, f"the score is not finite: {score.value}", began)
         inside = score.checkpoint is not None and score.checkpoint.is_relative_to(self.folder)
-        done = replace(
+        return replace(
             candidate,
             state="complete",
             ap=float(score.value),
@@ -251,13 +283,6 @@ class _Search:
             seconds=float(score.seconds),
             checkpoint=score.checkpoint.relative_to(self.folder).as_posix() if inside and score.checkpoint else None,
         )
-        self._tell(self.study.finish(done))
-        if time.monotonic() - self._written >= _RANKING_EVERY_S:
-            self._write(finished=False)
-
-    def _fail(self, candidate: Candidate, reason: str, began: float) -> None:
-        seconds = time.monotonic() - began
-        self._tell(self.study.finish(replace(candidate, state="failed", reason=reason, seconds=seconds)))
 
     def _run_final(self) -> None:
         if not self.settings.final_epochs:
@@ -267,7 +292,8 @@ class _Search:
         for seed in range(self.settings.seed, self.settings.seed + self.settings.final_seeds):
             for source in chosen:
                 if not any(_is_final(c, source.architecture, seed) for c in self.study.candidates):
-                    self._train(self.study.add(self._final_draft(source, seed)))
+                    self.study.add(self._final_draft(source, seed))
+        self._train_running()
 
     def _final_draft(self, source: Candidate, seed: int) -> Candidate:
         return replace(
@@ -276,6 +302,7 @@ class _Search:
             stage="final",
             origin="ranking",
             parent=None,
+            generation=None,
             state="running",
             seed=seed,
             epochs=self.settings.final_epochs,
@@ -287,7 +314,7 @@ class _Search:
 
     def _tell(self, candidate: Candidate) -> None:
         if self.on_event is not None:
-            self.on_event(event_after(candidate, self.study.candidates, self.settings))
+            self.on_event(event_after(candidate, self.study.candidates, self.settings, self.scorers.size))
 
     def _write(self, finished: bool) -> Ranking:
         candidates: Sequence[Candidate] = self.study.candidates
@@ -295,6 +322,10 @@ class _Search:
         ranking = write_ranking(self.folder, self.settings, rank(candidates, self.settings.latency_ms, notes))
         self._written = time.monotonic()
         return ranking
+
+
+def _failed(candidate: Candidate, reason: str, began: float) -> Candidate:
+    return replace(candidate, state="failed", reason=reason, seconds=time.monotonic() - began)
 
 
 def _is_final(candidate: Candidate, architecture: Architecture, seed: int) -> bool:

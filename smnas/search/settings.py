@@ -84,6 +84,10 @@ class SearchSettings(_Strict):
     scorer: str
     versions: dict[str, str] = Field(default_factory=dict, description="of Python, torch and the backend")
     trials: StageTrials
+    generation: int = Field(default=1, ge=1, description="candidates proposed, and trained, at once")
+    training_threads: int = Field(
+        default=1, ge=1, description="CPU threads of a training; another number adds up in another order"
+    )
     random_share: _Share = 0.2
     parents: int = Field(default=4, ge=1, description="Pareto points of stage 1 that stage 2 starts from, at most")
     partial_order: bool = Field(default=True, description="skip candidates that the partial order says are beaten")

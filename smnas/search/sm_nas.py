@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from smnas.search.candidate import Candidate, Origin, Proposal, in_search
+from smnas.search.candidate import Candidate, Origin, Proposal, in_search, will_count
 from smnas.search.pareto import as_points, non_dominated, spread
 from smnas.search.strategy import Strategy, first_unseen, seen_architectures
 from smnas.space.architecture import Architecture
@@ -59,7 +59,7 @@ def _quota(trials: int, share: float) -> int:
 
 
 def _randoms(members: Sequence[Candidate]) -> int:
-    return sum(c.origin == "random" and c.state == "complete" for c in members)
+    return sum(c.origin == "random" and will_count(c) for c in members)
 
 
 def _front(members: Sequence[Candidate]) -> list[Candidate]:
@@ -138,9 +138,9 @@ class ModularStage:
         families = self._families(history)
         # Trained members first; of equals the family that was asked least, so that one whose candidates are all over
         # the latency limit does not keep the turn.
-        order = sorted(families, key=lambda f: (sum(c.state == "complete" for c in f[1:]), len(f)))
+        order = sorted(families, key=lambda f: (sum(will_count(c) for c in f[1:]), len(f)))
         own = [c for c in history if c.stage == "modular"]
-        trained = sum(c.state == "complete" for c in own)
+        trained = sum(will_count(c) for c in own)
         origin: Origin = "random" if _randoms(own) < _quota(trained + 1, self.random_share) else "mutation"
         for family in order:
             proposal = self._child(family, origin, seen, rng)

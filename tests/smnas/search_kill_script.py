@@ -19,6 +19,7 @@ from pathlib import Path
 
 import search_stub as stub
 
+from smnas.scoring.pool import InProcess
 from smnas.search.progress import SearchEvent
 from smnas.search.run import run_search
 from smnas.search.settings import StageTrials
@@ -33,12 +34,12 @@ def run(folder: Path, began: int | None = None) -> None:
             os.write(began, b".")
 
     scorer = stub.StubScorer(diverge_share=0.1, seconds=0.01)
-    settings = stub.settings(latency_ms=30.0, trials=StageTrials(structural=12, modular=12))
+    settings = stub.settings(latency_ms=30.0, generation=3, trials=StageTrials(structural=12, modular=12))
     run_search(
         folder,
         settings,
         NANO,
-        scorer=scorer,
+        scorers=InProcess(scorer),
         latency=stub.StubLatency(),
         complexity=stub.complexity,
         on_event=tell,

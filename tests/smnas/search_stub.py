@@ -84,6 +84,11 @@ class StubScorer:
         return Score(value=ap, metrics=metrics, seconds=0.5 * epochs, epochs=epochs, checkpoint=checkpoint)
 
 
+def make_scorer(diverge_share: float, _worker: int) -> StubScorer:
+    """A worker process's scorer."""
+    return StubScorer(diverge_share=diverge_share)
+
+
 def settings(**changes: object) -> SearchSettings:
     values = {
         "smnas": "0.1.0",

@@ -1,0 +1,289 @@
+"""Where scores are made: in this process one after the other, or in several worker processes at once.
+
+Both kinds take jobs and give outcomes; which one is used changes how long a search takes and nothing else.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+from profiler.errors import UserError
+from smnas.scoring.base import Score, Scorer, ScoringFailedError, ScoringProgress
+from smnas.space.architecture import Architecture
+
+__all__ = ["InProcess", "Job", "ScorerPool", "Workers"]
+
+OnStart = Callable[["Job"], None]
+OnProgress = Callable[["Job", ScoringProgress], None]
+
+_TRIES = 2  # a worker that dies may have been the victim of another program; one that dies twice was not
+
+
+@dataclass(frozen=True)
+class Job:
+    """One score to make.
+
+    Attributes:
+        number: What the caller calls it.
+        out_dir: A folder for this score alone.
+    """
+
+    number: int
+    architecture: Architecture
+    seed: int
+    epochs: int
+    out_dir: Path
+
+
+class ScorerPool(Protocol):
+    """Makes scores."""
+
+    @property
+    def size(self) -> int:
+        """How many are made at once."""
+        ...
+
+    def score_all(
+        self, jobs: Sequence[Job], on_start: OnStart | None = None, on_progress: OnProgress | None = None
+    ) -> Iterator[tuple[Job, Score | ScoringFailedError]]:
+        """Score every job; outcomes come as they are ready. A reason why there is no score is an outcome, too.
+
+        Args:
+            jobs: Begun in this order.
+            on_start: Called when a job begins, in this process.
+            on_progress: Called now and then, in this process.
+
+        Raises:
+            UserError, OSError: not the architecture's fault: a data set that went away, a full disk.
+        """
+        ...
+
+
+def _outcome(scorer: Scorer, job: Job, on_progress: Callable[[ScoringProgress], None] | None) -> "_Outcome":
+    try:
+        return scorer.score(
+            job.architecture, seed=job.seed, epochs=job.epochs, out_dir=job.out_dir, on_progress=on_progress
+        )
+    except (ScoringFailedError, UserError, OSError) as error:
+        return error
+    except Exception as error:  # noqa: BLE001  one odd architecture must not end a search of days; it is stored
+        line = " ".join(str(error).split()) or type(error).__name__
+        return ScoringFailedError(f"unexpected {type(error).__name__}: {line}")
+
+
+_Outcome = Score | ScoringFailedError | UserError | OSError
+
+
+def _blameless(outcome: _Outcome) -> Score | ScoringFailedError:
+    if isinstance(outcome, UserError | OSError):
+        raise outcome
+    return outcome
+
+
+class InProcess:
+    """One score at a time, in this process."""
+
+    size = 1
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+
+    def score_all(
+        self, jobs: Sequence[Job], on_start: OnStart | None = None, on_progress: OnProgress | None = None
+    ) -> Iterator[tuple[Job, Score | ScoringFailedError]]:
+        """See :meth:`ScorerPool.score_all`."""
+        for job in jobs:
+            if on_start is not None:
+                on_start(job)
+
+            def report(progress: ScoringProgress, job: Job = job) -> None:
+                if on_progress is not None:
+                    on_progress(job, progress)
+
+            yield job, _blameless(_outcome(self._scorer, job, report))
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    connection: Connection
+    job: Job | None = None
+
+
+@dataclass
+class _Queue:
+    waiting: deque[Job]
+    tries: dict[int, int] = field(default_factory=dict)
+
+
+class Workers:
+    """Several scores at once, each in a process of its own. Use it as a context manager.
+
+    The processes start with the first jobs and end with the context, and at the latest when this process dies, even
+    by SIGKILL. A job whose worker dies is tried once more.
+
+    Args:
+        make: Makes the scorer of worker 0, 1, ... in that worker; it must be picklable.
+        size: Number of workers.
+        threads: CPU threads of each; None leaves PyTorch's choice.
+    """
+
+    def __init__(self, make: Callable[[int], Scorer], size: int, threads: int | None = None) -> None:
+        if size < 1:
+            raise ValueError(f"`size >= 1` must hold, but got {size}")
+        self.size = size
+        self._make = make
+        self._threads = threads
+        self._workers: list[_Worker | None] = [None] * size
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all workers. What they were scoring stays as their folders hold it."""
+        for worker in self._workers:
+            if worker is not None:
+                worker.process.kill()
+        for worker in self._workers:
+            if worker is not None:
+                _bury(worker)
+        self._workers = [None] * self.size
+
+    def score_all(
+        self, jobs: Sequence[Job], on_start: OnStart | None = None, on_progress: OnProgress | None = None
+    ) -> Iterator[tuple[Job, Score | ScoringFailedError]]:
+        """See :meth:`ScorerPool.score_all`."""
+        queue = _Queue(deque(jobs))
+        while True:
+            for index in range(self.size):
+                self._hand_out(index, queue, on_start)
+            busy = {w.connection: i for i, w in enumerate(self._workers) if w is not None and w.job is not None}
+            if not busy:
+                return
+            for connection in wait(list(busy)):
+                index = busy[connection]  # type: ignore[index]
+                ended = self._hear(index, queue, on_progress)
+                if ended is not None:
+                    job, outcome = ended
+                    yield job, _blameless(outcome)
+
+    def _hand_out(self, index: int, queue: _Queue, on_start: OnStart | None) -> None:
+        worker = self._workers[index]
+        if not queue.waiting or (worker is not None and worker.job is not None):
+            return
+        if worker is None:
+            worker = self._workers[index] = self._start(index)
+        job = queue.waiting.popleft()
+        worker.job = job
+        queue.tries[job.number] = queue.tries.get(job.number, 0) + 1
+        with contextlib.suppress(OSError):  # it has died already: _hear finds out
+            worker.connection.send(job)
+        if on_start is not None and queue.tries[job.number] == 1:
+            on_start(job)
+
+    def _hear(self, index: int, queue: _Queue, on_progress: OnProgress | None) -> tuple[Job, _Outcome] | None:
+        """One message of a busy worker; its job and outcome, if that was it."""
+        worker = self._workers[index]
+        assert worker is not None  # noqa: S101  only the connections of busy workers are waited for
+        job = worker.job
+        assert job is not None  # noqa: S101
+        try:
+            message = worker.connection.recv()
+        except (EOFError, OSError):
+            self._workers[index] = None
+            code = _bury(worker)
+            if queue.tries[job.number] < _TRIES:
+                queue.waiting.appendleft(job)
+                return None
+            return job, ScoringFailedError(f"its process died {_TRIES} times, {_cause(code)}")
+        if isinstance(message, ScoringProgress):
+            if on_progress is not None:
+                on_progress(job, message)
+            return None
+        worker.job = None
+        return job, message
+
+    def _start(self, index: int) -> _Worker:
+        # Spawned, not forked: torch's threads and CUDA do not survive a fork.
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(
+            target=_work, args=(theirs, self._make, index, self._threads), name=f"smnas-worker-{index}", daemon=True
+        )
+        process.start()
+        theirs.close()  # so that the worker's death is the end of the stream
+        return _Worker(process, ours)
+
+
+def _bury(worker: _Worker) -> int | None:
+    worker.connection.close()
+    worker.process.join(10)
+    code = worker.process.exitcode
+    if code is not None:
+        worker.process.close()
+    return code
+
+
+def _cause(code: int | None) -> str:
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        return f"by {name}" + (" (out of memory is the usual reason)" if name == "SIGKILL" else "")
+    return f"with exit code {code}"
+
+
+def _work(connection: Connection, make: Callable[[int], Scorer], index: int, threads: int | None) -> None:
+    """A worker's life: jobs in, progress and outcomes out."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent ends its workers
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    scorer: Scorer | None = None
+    while True:
+        try:
+            job: Job = connection.recv()
+        except EOFError:
+            return
+        try:
+            if scorer is None:
+                scorer = make(index)
+        except (UserError, OSError) as error:
+            outcome: _Outcome = error
+        else:
+            outcome = _outcome(scorer, job, connection.send)
+        connection.send(_portable(outcome))
+
+
+def _portable(outcome: _Outcome) -> _Outcome:
+    """The outcome as something that can be sent: errors of subclasses may ask for arguments that are not kept."""
+    if isinstance(outcome, ScoringFailedError):
+        return ScoringFailedError(outcome.reason)
+    if isinstance(outcome, UserError):
+        return UserError(str(outcome))
+    if isinstance(outcome, OSError):
+        return OSError(outcome.errno, outcome.strerror or str(outcome), outcome.filename)
+    return outcome
+
+
+def _die_with_parent() -> None:
+    """End at once when the parent is gone: a search that resumes must not find an old worker in its folders."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)

@@ -1,0 +1,139 @@
+"""Scores made by worker processes: the same outcomes as in one process, whatever happens to a worker."""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from profiler.errors import UserError
+from smnas.scoring.base import Score, ScoringFailedError
+from smnas.scoring.pool import InProcess, ScorerPool, Workers
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def scripted() -> Iterator[ModuleType]:
+    sys.path.insert(0, str(HERE))  # workers start with this process's path
+    try:
+        yield importlib.import_module("pool_scorers")
+    finally:
+        sys.path.remove(str(HERE))
+
+
+def outcomes(pool: ScorerPool, jobs: list) -> dict[int, object]:  # type: ignore[type-arg]
+    return {
+        job.number: outcome.value if isinstance(outcome, Score) else outcome.reason
+        for job, outcome in pool.score_all(jobs)
+    }
+
+
+def test_workers_give_the_outcomes_of_one_process(tmp_path: Path, scripted: ModuleType) -> None:
+    script = {11: "diverge", 13: "odd"}
+    alone = outcomes(InProcess(scripted.make(script, 0)), scripted.jobs(tmp_path / "alone", 6))
+    assert alone == {
+        0: 10.0,
+        1: "the loss is not finite in step 3",
+        2: 12.0,
+        3: "unexpected ZeroDivisionError: division by zero",
+        4: 14.0,
+        5: 15.0,
+    }
+    began: list[int] = []
+    heard: list[int] = []
+    with Workers(partial(scripted.make, script), 2, threads=1) as pool:
+        jobs = scripted.jobs(tmp_path / "workers", 6)
+        found = dict(
+            pool.score_all(jobs, lambda job: began.append(job.number), lambda job, _progress: heard.append(job.number))
+        )
+        assert outcomes(pool, []) == {}
+        again = outcomes(pool, scripted.jobs(tmp_path / "again", 2))
+    assert {
+        job.number: outcome.value if isinstance(outcome, Score) else outcome.reason for job, outcome in found.items()
+    } == alone
+    assert again == {0: 10.0, 1: alone[1]}
+    assert began == [0, 1, 2, 3, 4, 5], "jobs begin in their order"
+    assert sorted(heard) == began
+    first = next(outcome for job, outcome in found.items() if job.number == 4)
+    assert isinstance(first, Score)
+    assert first.epochs == 5
+    assert first.checkpoint == tmp_path / "workers" / "4" / "checkpoint.pt"
+    workers = {int((tmp_path / "workers" / str(n) / "tries").read_text()) for n in range(6)}
+    assert len(workers) == 2
+    assert os.getpid() not in workers
+
+
+@pytest.mark.parametrize("kind", ["alone", "workers"])
+def test_what_is_not_the_architectures_fault_is_raised(tmp_path: Path, scripted: ModuleType, kind: str) -> None:
+    def pool(script: dict[int, str]) -> ScorerPool:
+        make = partial(scripted.make, script)
+        return InProcess(make(0)) if kind == "alone" else Workers(make, 1)
+
+    user = pool({10: "user"})
+    with pytest.raises(UserError, match="the data set is gone"):
+        outcomes(user, scripted.jobs(tmp_path, 1))
+    disk = pool({10: "disk"})
+    with pytest.raises(OSError, match="No space left") as caught:
+        outcomes(disk, scripted.jobs(tmp_path, 1))
+    assert caught.value.errno == 28
+    assert caught.value.filename == str(tmp_path / "0" / "checkpoint.pt")
+    for one in (user, disk):
+        if isinstance(one, Workers):
+            one.close()
+
+
+def test_a_scorer_that_can_not_be_made_is_raised(tmp_path: Path, scripted: ModuleType) -> None:
+    with Workers(scripted.refuse, 1) as pool, pytest.raises(UserError, match="no data for worker 0"):
+        outcomes(pool, scripted.jobs(tmp_path, 1))
+
+
+def test_a_job_whose_worker_dies_is_tried_once_more(tmp_path: Path, scripted: ModuleType) -> None:
+    script = {10: "die once", 11: "die", 12: "exit"}
+    began: list[int] = []
+    with Workers(partial(scripted.make, script), 2) as pool:
+        found = {
+            job.number: outcome
+            for job, outcome in pool.score_all(scripted.jobs(tmp_path, 4), lambda job: began.append(job.number))
+        }
+    assert isinstance(found[0], Score)
+    assert isinstance(found[3], Score)
+    assert isinstance(found[1], ScoringFailedError)
+    assert found[1].reason == "its process died 2 times, by SIGKILL (out of memory is the usual reason)"
+    assert isinstance(found[2], ScoringFailedError)
+    assert found[2].reason == "its process died 2 times, with exit code 3"
+    assert sorted(began) == [0, 1, 2, 3], "a job begins once"
+    tries = [len((tmp_path / str(n) / "tries").read_text().split()) for n in range(4)]
+    assert tries == [2, 2, 2, 1]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads process states from /proc, which is Linux's")
+def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
+    parent = subprocess.Popen(
+        [sys.executable, str(HERE / "pool_scorers.py"), str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    with parent, parent.stdout:
+        workers = json.loads(parent.stdout.readline())
+        assert all(map(_alive, workers))
+        parent.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while any(map(_alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(_alive, workers))
