@@ -41,7 +41,7 @@ __all__ = [
 
 CHECKPOINT_FILE = "checkpoint.pt"
 _FORMAT = "smnas checkpoint"
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 
 
 class CheckpointError(UserError):
@@ -117,7 +117,8 @@ class Checkpoint:
 
     Attributes:
         info: What the weights are.
-        model: The detector's ``state_dict``.
+        model: The detector's ``state_dict``; of a complete run with a moving average, the average's.
+        average: The moving average's ``state_dict``, ``None`` without one and once training is complete.
         optimizer: The optimizer's, ``None`` once training is complete.
         scaler: The gradient scaler's, ``None`` without float16 and once training is complete.
         history: The finished epochs.
@@ -125,6 +126,7 @@ class Checkpoint:
 
     info: CheckpointInfo
     model: Mapping[str, Tensor]
+    average: Mapping[str, Tensor] | None = None
     optimizer: Mapping[str, Any] | None = None
     scaler: Mapping[str, Any] | None = None
     history: tuple[EpochLog, ...] = ()
@@ -137,6 +139,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "format_version": _FORMAT_VERSION,
         "info": checkpoint.info.to_dict(),
         "model": dict(checkpoint.model),
+        "average": None if checkpoint.average is None else dict(checkpoint.average),
         "optimizer": checkpoint.optimizer,
         "scaler": checkpoint.scaler,
         "history": [log.to_dict() for log in checkpoint.history],
@@ -177,6 +180,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(
             info=CheckpointInfo.from_dict(values["info"]),
             model=values["model"],
+            average=values["average"],
             optimizer=values["optimizer"],
             scaler=values["scaler"],
             history=tuple(EpochLog.from_dict(log) for log in values["history"]),

@@ -13,6 +13,7 @@ from torch import Tensor
 from smnas.models.detector import Detector
 from smnas.models.target import Target
 from smnas.training.curve import EpochLog, StepLog, memory_in_use_mb
+from smnas.training.ema import WeightAverage
 from smnas.training.errors import DivergedError, TrainingFailedError
 from smnas.training.recipe import Recipe
 from smnas.training.schedule import learning_rate_at
@@ -52,6 +53,7 @@ def train_epoch(
     recipe: Recipe,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
+    average: WeightAverage | None = None,
     *,
     epoch: int,
     seed: int,
@@ -69,6 +71,7 @@ def train_epoch(
         recipe: Schedule, clipping and precision.
         optimizer: Its learning rate is set at every step.
         scaler: Enabled for float16 only.
+        average: Takes every step's weights in.
         epoch: Number of this epoch, from 0.
         seed: The run's.
         device: Where the detector is.
@@ -91,6 +94,8 @@ def train_epoch(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             losses = _step(detector, batch, recipe, optimizer, scaler, device, epoch * steps + step)
+            if average is not None:
+                average.update(detector, epoch * steps + step)
             count = len(batch.targets)
             images_seen += count
             for name, value in losses.items():

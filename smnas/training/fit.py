@@ -28,6 +28,7 @@ from smnas.training.checkpoint import (
     save_checkpoint,
 )
 from smnas.training.curve import CURVE_FILE, EpochLog, StepLog, append_curve, write_curve
+from smnas.training.ema import WeightAverage
 from smnas.training.epoch import Batches, train_epoch
 from smnas.training.errors import DivergedError, TrainingFailedError
 from smnas.training.optimizer import build_optimizer
@@ -77,7 +78,8 @@ def fit(
         dataset: The training split, with the detector's classes.
         recipe: How to train.
         seed: What the order of pictures, their augmentation and the samplers draw from.
-        device: Where to train; the detector is moved there and left there, in evaluation mode.
+        device: Where to train; the detector is moved there and left there, in evaluation mode, with the averaged
+            weights where the recipe asks for an average.
         out_dir: Where to keep checkpoint and curve; ``None`` keeps nothing.
         on_epoch: Called after every epoch that this call trains, when it is safely stored.
         on_step: Called after every step.
@@ -129,9 +131,10 @@ def fit_batches(
     detector.to(memory_format=layout)
     optimizer = build_optimizer(detector, recipe)
     scaler = torch.amp.GradScaler("cuda", enabled=device.type == "cuda" and recipe.amp == "fp16")
+    average = WeightAverage(detector, recipe.ema_decay) if recipe.ema_decay else None
     history: list[EpochLog] = []
     if out_dir is not None:
-        history += _resume(out_dir, info, detector, optimizer, scaler)
+        history += _resume(out_dir, info, detector, average, optimizer, scaler)
     finished = len(history)
     cuda = [device] if device.type == "cuda" else []
     try:
@@ -143,14 +146,17 @@ def fit_batches(
                     recipe,
                     optimizer,
                     scaler,
+                    average,
                     epoch=epoch,
                     seed=info.seed,
                     device=device,
                     on_step=on_step,
                 )
                 history.append(log)
+                if average is not None and len(history) == recipe.epochs:
+                    detector.load_state_dict(average.detector.state_dict())
                 if out_dir is not None:
-                    _store(out_dir, info, detector, optimizer, scaler, history)
+                    _store(out_dir, info, detector, average, optimizer, scaler, history)
                 if on_epoch is not None:
                     on_epoch(log)
     except TrainingFailedError as error:
@@ -173,6 +179,7 @@ def _resume(
     out_dir: Path,
     info: CheckpointInfo,
     detector: Detector,
+    average: WeightAverage | None,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
 ) -> tuple[EpochLog, ...]:
@@ -186,6 +193,8 @@ def _resume(
     checkpoint = load_checkpoint(path)
     require_same_run(checkpoint.info, info, path)
     detector.load_state_dict(checkpoint.model)
+    if average is not None and checkpoint.average is not None:
+        average.detector.load_state_dict(checkpoint.average)
     if checkpoint.optimizer is not None:
         optimizer.load_state_dict(dict(checkpoint.optimizer))
     if checkpoint.scaler:
@@ -198,6 +207,7 @@ def _store(
     out_dir: Path,
     info: CheckpointInfo,
     detector: Detector,
+    average: WeightAverage | None,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     history: list[EpochLog],
@@ -208,6 +218,7 @@ def _store(
         Checkpoint(
             info=reached,
             model=detector.state_dict(),
+            average=None if reached.complete or average is None else average.detector.state_dict(),
             optimizer=None if reached.complete else optimizer.state_dict(),
             scaler=None if reached.complete else scaler.state_dict(),
             history=tuple(history),

@@ -66,6 +66,13 @@ class Recipe(BaseModel):
         default=None, gt=0, description="Gradients are scaled to at most this L2 norm over all parameters."
     )
 
+    ema_decay: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Decay of the moving average of the weights that is kept; 0: none.",
+    )
+
     flip: float = Field(default=0.5, ge=0, le=1, description="Probability that a picture is mirrored left to right.")
     scale_jitter: tuple[float, float] = Field(
         default=(1.0, 1.0), description="A picture is resized by a factor drawn between these two; (1, 1) is off."

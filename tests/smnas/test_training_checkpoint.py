@@ -42,7 +42,9 @@ def checkpoint() -> Checkpoint:
         epoch=1,
     )
     momentum = {"state": {0: {"momentum_buffer": torch.rand(2, 3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
-    return Checkpoint(info, {"w": torch.rand(2, 3), "n": torch.tensor(4)}, momentum, {}, (LOG,))
+    return Checkpoint(
+        info, {"w": torch.rand(2, 3), "n": torch.tensor(4)}, {"w": torch.rand(2, 3)}, momentum, {}, (LOG,)
+    )
 
 
 def test_a_round_trip_keeps_everything(tmp_path: Path, checkpoint: Checkpoint) -> None:
@@ -55,6 +57,7 @@ def test_a_round_trip_keeps_everything(tmp_path: Path, checkpoint: Checkpoint) -
     assert read.history == (LOG,)
     assert read.model.keys() == checkpoint.model.keys()
     assert all(torch.equal(read.model[key], checkpoint.model[key]) for key in read.model)
+    assert torch.equal(read.average["w"], checkpoint.average["w"])
     assert torch.equal(
         read.optimizer["state"][0]["momentum_buffer"], checkpoint.optimizer["state"][0]["momentum_buffer"]
     )
@@ -140,8 +143,8 @@ def test_a_file_without_a_part_is_named(tmp_path: Path, checkpoint: Checkpoint, 
 def test_another_format_version_is_named(tmp_path: Path, checkpoint: Checkpoint) -> None:
     path = tmp_path / "checkpoint.pt"
     save_checkpoint(path, checkpoint)
-    torch.save({**torch.load(path, weights_only=True), "format_version": 2}, path)
-    with pytest.raises(UserError, match=r"reads checkpoints of format 1, but .* has format 2"):
+    torch.save({**torch.load(path, weights_only=True), "format_version": 1}, path)
+    with pytest.raises(UserError, match=r"reads checkpoints of format 2, but .* has format 1"):
         load_checkpoint(path)
 
 

@@ -220,6 +220,45 @@ def test_memory_order_survives_a_resume(tmp_path: Path, channels_last: bool) -> 
     assert_same_weights(resumed, unkilled)
 
 
+def test_the_moving_average_is_the_recurrence_of_every_steps_weights(tmp_path: Path) -> None:
+    recipe = stub_recipe(ema_decay=0.6)
+    detector = stub_detector()
+    raw: list[Tensor] = []
+    result = fit_batches(
+        detector,
+        StubBatches(),
+        stub_info(recipe),
+        out_dir=tmp_path,
+        on_step=lambda _log: raw.append(detector.box.weight.detach().double().clone()),
+    )
+    expected = stub_detector().box.weight.detach().double()
+    for step, weight in enumerate(raw):
+        decay = min(0.6, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * weight
+    assert len(raw) == 12
+    assert not torch.equal(detector.box.weight.double(), raw[-1])
+    torch.testing.assert_close(detector.box.weight.detach().double(), expected, rtol=0, atol=1e-6)
+    assert_same_weights(detector, load_checkpoint(tmp_path / "checkpoint.pt").model)
+    # the average only watches: the trained weights are those of a run without one
+    plain, last = stub_detector(), []
+    fit_batches(
+        plain, StubBatches(), stub_info(), on_step=lambda _log: last.append(plain.box.weight.detach().double().clone())
+    )
+    assert torch.equal(last[-1], raw[-1])
+    assert torch.equal(plain.features[1].running_mean, detector.features[1].running_mean)
+    assert result.trained == 4
+
+
+@pytest.mark.parametrize(("epoch", "step"), [(1, None), (2, 2)])
+def test_a_moving_average_survives_a_resume(tmp_path: Path, epoch: int, step: int | None) -> None:
+    recipe = stub_recipe(ema_decay=0.6)
+    train_until(tmp_path, epoch, step, recipe=recipe)
+    resumed, unkilled = stub_detector(seed=99), stub_detector()
+    fit_batches(resumed, StubBatches(), stub_info(recipe), out_dir=tmp_path)
+    fit_batches(unkilled, StubBatches(), stub_info(recipe))
+    assert_same_weights(resumed, unkilled)
+
+
 def test_channels_last_trains_the_same_model() -> None:
     weights = []
     for channels_last in (True, False):
