@@ -8,6 +8,7 @@ from torch import nn
 from profiler.errors import UserError
 from smnas.models.backbone import ResNetBackbone, StemKind, residual_stage, stage_channels
 from smnas.models.detector import Detector, OneStageDetector, TwoStageDetector
+from smnas.models.fcos import FCOSHead, FCOSPostprocess
 from smnas.models.layers import NormKind, fold_weight_standardization
 from smnas.models.neck import FPN
 from smnas.models.options import DetectorOptions
@@ -17,6 +18,8 @@ from smnas.models.rpn import ProposalLayer, RPNHead
 from smnas.space.architecture import (
     Architecture,
     CascadeSpec,
+    DenseSpec,
+    FCOSSpec,
     FPNSpec,
     ResNetSpec,
     RetinaSpec,
@@ -86,12 +89,16 @@ def _build(architecture: Architecture, num_classes: int, options: DetectorOption
     if isinstance(architecture.neck, FPNSpec):
         backbone = ResNetBackbone(spec, norm, options.stem)
         in_channels = {level: c for level, c in backbone.channels.items() if level >= architecture.neck.low}
-        neck = FPN(architecture.neck, in_channels, norm, "conv" if isinstance(head, RetinaSpec) else "pool")
+        neck = FPN(architecture.neck, in_channels, norm, "conv" if isinstance(head, DenseSpec) else "pool")
         channels = architecture.neck.width
         if isinstance(head, RetinaSpec):
             postprocess = RetinaPostprocess(neck.out_levels, width, height, options)
             dense = RetinaHead(channels, head, num_classes, norm)
             return OneStageDetector(architecture, num_classes, options, backbone, neck, dense, postprocess)
+        if isinstance(head, FCOSSpec):
+            cells = FCOSPostprocess(neck.out_levels, width, height, options)
+            anchor_free = FCOSHead(channels, len(neck.out_levels), head, num_classes, norm)
+            return OneStageDetector(architecture, num_classes, options, backbone, neck, anchor_free, cells)
         anchors = [tuple(cells * 2**level for cells in options.anchor_cells) for level in neck.out_levels]
         # levels that the pyramid adds above the backbone's only propose, as in torchvision
         pooled = tuple(level for level in neck.out_levels if level <= spec.top_level)
@@ -116,7 +123,7 @@ def _two_stage(
     channels: int,
 ) -> Detector:
     head = architecture.head
-    if isinstance(head, RetinaSpec):
+    if isinstance(head, DenseSpec):
         raise TypeError(f"a two-stage head is needed, got {head}")
     width, height = architecture.input_width, architecture.input_height
     count = head.stages if isinstance(head, CascadeSpec) else 1

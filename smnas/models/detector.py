@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from smnas.models.backbone import ResNetBackbone
 from smnas.models.boxes import PaddedTargets, pad_targets
+from smnas.models.fcos import FCOSHead, FCOSPostprocess, fcos_loss
 from smnas.models.neck import FPN
 from smnas.models.options import DetectorOptions
 from smnas.models.retina import RetinaHead, RetinaPostprocess, retina_loss
@@ -127,7 +128,7 @@ class Detector(nn.Module, ABC):
 
 
 class OneStageDetector(Detector):
-    """RetinaNet: a dense head on the pyramid."""
+    """A dense head on the pyramid: RetinaNet's, or FCOS's without anchors."""
 
     def __init__(
         self,
@@ -136,8 +137,8 @@ class OneStageDetector(Detector):
         options: DetectorOptions,
         backbone: ResNetBackbone,
         neck: FPN,
-        head: RetinaHead,
-        postprocess: RetinaPostprocess,
+        head: RetinaHead | FCOSHead,
+        postprocess: RetinaPostprocess | FCOSPostprocess,
     ) -> None:
         super().__init__(architecture, num_classes, options, backbone, neck)
         self.head = head
@@ -145,13 +146,16 @@ class OneStageDetector(Detector):
         steps, maps = self._feature_steps()
         self.steps = [
             *steps,
-            Step("head", head, maps, ("logits", "deltas")),
-            Step("postprocess", postprocess, ("logits", "deltas"), Detections._fields),
+            Step("head", head, maps, ("logits", "regressed")),
+            Step("postprocess", postprocess, ("logits", "regressed"), Detections._fields),
         ]
 
     def _loss(self, features: tuple[Tensor, ...], targets: PaddedTargets) -> dict[str, Tensor]:
-        logits, deltas = self.head(*features)
-        return retina_loss(self.postprocess, logits.float(), deltas.float(), targets)
+        logits, regressed = self.head(*features)
+        logits, regressed = logits.float(), regressed.float()
+        if isinstance(self.postprocess, FCOSPostprocess):
+            return fcos_loss(self.postprocess, logits, regressed, targets)
+        return retina_loss(self.postprocess, logits, regressed, targets)
 
 
 class TwoStageDetector(Detector):

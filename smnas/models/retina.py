@@ -1,7 +1,6 @@
 """RetinaNet's dense head (Lin et al., "Focal Loss for Dense Object Detection", arXiv 1708.02002)."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +10,9 @@ from torchvision.ops import sigmoid_focal_loss
 
 from smnas.models.anchors import level_anchors
 from smnas.models.boxes import PaddedTargets, match
-from smnas.models.layers import ConvNorm, NormKind, prior_bias
+from smnas.models.dense import conv_tower, detect_dense
+from smnas.models.layers import NormKind, prior_bias
 from smnas.models.options import DetectorOptions
-from smnas.models.roi_heads import select_detections
 from smnas.models.target import Detections
 from smnas.space.architecture import RetinaSpec
 
@@ -30,19 +29,14 @@ class RetinaHead(nn.Module):
     def __init__(self, in_channels: int, spec: RetinaSpec, num_classes: int, norm: NormKind) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.classify = self._tower(in_channels, spec, norm)
-        self.regress = self._tower(in_channels, spec, norm)
+        self.classify = conv_tower(norm, in_channels, spec.width, spec.depth)
+        self.regress = conv_tower(norm, in_channels, spec.width, spec.depth)
         self.logits = nn.Conv2d(spec.width, ANCHORS_PER_CELL * num_classes, 3, padding=1)
         self.deltas = nn.Conv2d(spec.width, ANCHORS_PER_CELL * 4, 3, padding=1)
         nn.init.normal_(self.logits.weight, std=0.01)
         nn.init.normal_(self.deltas.weight, std=0.01)
         nn.init.constant_(self.logits.bias, prior_bias(0.01))  # type: ignore[arg-type]
         nn.init.zeros_(self.deltas.bias)  # type: ignore[arg-type]
-
-    @staticmethod
-    def _tower(in_channels: int, spec: RetinaSpec, norm: NormKind) -> nn.Sequential:
-        widths = [in_channels] + [spec.width] * spec.depth
-        return nn.Sequential(*(ConvNorm(norm, a, b, 3) for a, b in pairwise(widths)))
 
     def forward(self, *features: Tensor) -> tuple[Tensor, Tensor]:
         """One map per level to ``(B, A, classes)`` logits and ``(B, A, 4)`` deltas, in the anchors' order."""
@@ -85,25 +79,8 @@ class RetinaPostprocess(nn.Module):
 
     def forward(self, logits: Tensor, deltas: Tensor) -> Detections:
         """``(B, A, classes)`` logits and ``(B, A, 4)`` deltas to detections."""
-        batch, _, classes = logits.shape
-        scores, boxes, labels = [], [], []
-        start = 0
-        for count in self.counts:
-            level = logits[:, start : start + count].flatten(1)
-            top = level.topk(min(self.options.pre_nms_top_n, level.shape[1]), dim=1)
-            index = top.indices // classes + start
-            delta = deltas.gather(1, index[:, :, None].expand(-1, -1, 4))
-            decoded = _CODER.decode_single(delta.reshape(-1, 4), self.anchors[index.flatten()])
-            boxes.append(decoded.view(batch, -1, 4))
-            scores.append(top.values.sigmoid())
-            labels.append(top.indices % classes)
-            start += count
-        limit = torch.tensor([self.width, self.height, self.width, self.height], device=logits.device)
-        box = torch.minimum(torch.cat(boxes, dim=1).clamp(min=0), limit.to(logits.dtype))
-        # one score per pair already: spread over the classes so that both heads share the last step
-        label = torch.cat(labels, dim=1)[:, :, None]
-        spread = torch.cat(scores, dim=1)[:, :, None] * (label == torch.arange(classes, device=logits.device))
-        return select_detections(spread, box[:, :, None], self.options, max(self.width, self.height))
+        size = (self.width, self.height)
+        return detect_dense(logits, deltas, self.anchors, self.counts, _CODER.decode_single, size, self.options)
 
 
 def retina_loss(layer: RetinaPostprocess, logits: Tensor, deltas: Tensor, targets: PaddedTargets) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from smnas.space.architecture import (
     Architecture,
     CascadeSpec,
+    FCOSSpec,
     FPNSpec,
     MobileNetV2Spec,
     RCNNSpec,
@@ -32,10 +33,11 @@ DISTRIBUTIONS: dict[str, BaseDistribution] = {
     "fpn_high": IntDistribution(1, 7),
     "fpn_width": IntDistribution(8, 1024),
     "proposals": CategoricalDistribution(tuple(kind.value for kind in RPNKind)),
-    "head": CategoricalDistribution(("rcnn", "cascade", "retina")),
+    "head": CategoricalDistribution(("rcnn", "cascade", "retina", "fcos")),
     "head_width": IntDistribution(8, 4096),
     "cascade_stages": IntDistribution(2, 4),
     "retina_depth": IntDistribution(1, 8),
+    "fcos_depth": IntDistribution(1, 8),
     "input_width": IntDistribution(32, 4096),
     "input_height": IntDistribution(32, 4096),
 }
@@ -69,4 +71,6 @@ def parameters_of(architecture: Architecture) -> dict[str, str | int]:
             parameters |= {"head": "cascade", "head_width": width, "cascade_stages": stages}
         case RetinaSpec(width, depth):
             parameters |= {"head": "retina", "head_width": width, "retina_depth": depth}
+        case FCOSSpec(width, depth):
+            parameters |= {"head": "fcos", "head_width": width, "fcos_depth": depth}
     return parameters | {"input_width": architecture.input_width, "input_height": architecture.input_height}

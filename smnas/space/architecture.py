@@ -23,6 +23,8 @@ __all__ = [
     "BlockKind",
     "C4Spec",
     "CascadeSpec",
+    "DenseSpec",
+    "FCOSSpec",
     "FPNSpec",
     "Head",
     "MobileNetV2Spec",
@@ -36,7 +38,7 @@ __all__ = [
 BlockKind = Literal["basicblock", "bottleneck", "resnext"]
 
 _EXPANSION: dict[str, int] = {"basicblock": 1, "bottleneck": 4, "resnext": 4}
-_DEFAULT_RETINA_DEPTH = 4
+_DEFAULT_DENSE_DEPTH = 4
 
 
 class ArchitectureError(UserError):
@@ -222,18 +224,35 @@ class RetinaSpec:
     """RetinaNet's dense head, ``depth`` convolutions of ``width`` in each branch: ``retina_256``, ``retina_256_2``."""
 
     width: int
-    depth: int = _DEFAULT_RETINA_DEPTH
+    depth: int = _DEFAULT_DENSE_DEPTH
 
     def __post_init__(self) -> None:
         _require_head_width(self.width)
         _require(1 <= self.depth <= 8, "a RetinaNet head has 1 to 8 convolutions in each branch", self.depth)
 
     def __str__(self) -> str:
-        suffix = "" if self.depth == _DEFAULT_RETINA_DEPTH else f"_{self.depth}"
+        suffix = "" if self.depth == _DEFAULT_DENSE_DEPTH else f"_{self.depth}"
         return f"retina_{self.width}{suffix}"
 
 
-Head = RCNNSpec | CascadeSpec | RetinaSpec
+@dataclass(frozen=True, order=True)
+class FCOSSpec:
+    """An anchor-free dense head, ``depth`` convolutions of ``width`` in each branch: ``fcos_256``, ``fcos_256_2``."""
+
+    width: int
+    depth: int = _DEFAULT_DENSE_DEPTH
+
+    def __post_init__(self) -> None:
+        _require_head_width(self.width)
+        _require(1 <= self.depth <= 8, "an FCOS head has 1 to 8 convolutions in each branch", self.depth)
+
+    def __str__(self) -> str:
+        suffix = "" if self.depth == _DEFAULT_DENSE_DEPTH else f"_{self.depth}"
+        return f"fcos_{self.width}{suffix}"
+
+
+DenseSpec = RetinaSpec | FCOSSpec  # one-stage heads, which read a pyramid and need no proposals
+Head = RCNNSpec | CascadeSpec | DenseSpec
 
 
 @dataclass(frozen=True, order=True)
@@ -252,15 +271,15 @@ class Architecture:
     input_height: int
 
     def __post_init__(self) -> None:
-        one_stage = isinstance(self.head, RetinaSpec)
+        one_stage = isinstance(self.head, DenseSpec)
         _require(
             one_stage == (self.rpn is RPNKind.NONE),
-            "a RetinaNet head goes with norpn, an RCNN or cascade head with rpn or garpn",
+            "a RetinaNet or FCOS head goes with norpn, an RCNN or cascade head with rpn or garpn",
             f"{self.rpn}+{self.head}",
         )
         top = self.backbone.top_level
         if isinstance(self.neck, C4Spec):
-            _require(not one_stage, "a RetinaNet head needs a feature pyramid", f"{self.neck}+{self.head}")
+            _require(not one_stage, "a RetinaNet or FCOS head needs a feature pyramid", f"{self.neck}+{self.head}")
             _require(
                 top >= 4, "the c4 neck needs a backbone that reaches C4 (three stages or more)", str(self.backbone)
             )
@@ -324,11 +343,19 @@ def parse_neck(text: str) -> Neck:
 
 
 def parse_head(text: str) -> Head:
-    """Read ``rcnn_WIDTH``, ``cascade_STAGES_WIDTH`` or ``retina_WIDTH[_DEPTH]``; raises :class:`ArchitectureError`."""
+    """Read ``rcnn_WIDTH``, ``cascade_STAGES_WIDTH``, ``retina_WIDTH[_DEPTH]`` or ``fcos_WIDTH[_DEPTH]``.
+
+    Raises:
+        ArchitectureError: ``text`` is not a head.
+    """
     if match := re.fullmatch(r"rcnn_(\d{1,5})", text):
         return RCNNSpec(int(match[1]))
     if match := re.fullmatch(r"cascade_(\d)_(\d{1,5})", text):
         return CascadeSpec(int(match[1]), int(match[2]))
     if match := re.fullmatch(r"retina_(\d{1,5})(?:_(\d))?", text):
-        return RetinaSpec(int(match[1]), int(match[2]) if match[2] else _DEFAULT_RETINA_DEPTH)
-    raise ArchitectureError(f"a head is rcnn_WIDTH, cascade_STAGES_WIDTH or retina_WIDTH[_DEPTH], but got {text!r}")
+        return RetinaSpec(int(match[1]), int(match[2]) if match[2] else _DEFAULT_DENSE_DEPTH)
+    if match := re.fullmatch(r"fcos_(\d{1,5})(?:_(\d))?", text):
+        return FCOSSpec(int(match[1]), int(match[2]) if match[2] else _DEFAULT_DENSE_DEPTH)
+    raise ArchitectureError(
+        f"a head is rcnn_WIDTH, cascade_STAGES_WIDTH, retina_WIDTH[_DEPTH] or fcos_WIDTH[_DEPTH], but got {text!r}"
+    )

@@ -8,6 +8,7 @@ from smnas.space.architecture import (
     Architecture,
     Backbone,
     CascadeSpec,
+    FCOSSpec,
     FPNSpec,
     Head,
     MobileNetV2Spec,
@@ -62,6 +63,8 @@ def _head(a: Head, b: Head) -> bool:
     if type(a) is not type(b) or a.width > b.width:
         return False
     if isinstance(a, RetinaSpec) and isinstance(b, RetinaSpec):
+        return a.depth <= b.depth
+    if isinstance(a, FCOSSpec) and isinstance(b, FCOSSpec):
         return a.depth <= b.depth
     if isinstance(a, CascadeSpec) and isinstance(b, CascadeSpec):
         return a.stages == b.stages

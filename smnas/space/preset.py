@@ -6,6 +6,7 @@ its choices; the modular space (stage 2) is every backbone code and every width 
 
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from importlib import resources
 from itertools import product
@@ -23,6 +24,8 @@ from smnas.space.architecture import (
     Backbone,
     BlockKind,
     C4Spec,
+    CascadeSpec,
+    FCOSSpec,
     FPNSpec,
     Head,
     Neck,
@@ -83,14 +86,21 @@ class HeadWidths(_Strict):
     rcnn: tuple[int, ...] = ()
     cascade: tuple[int, ...] = ()
     retina: tuple[int, ...] = ()
+    fcos: tuple[int, ...] = ()
 
     _check = field_validator("*")(_ascending)
 
     def for_head(self, head: Head) -> tuple[int, ...]:
         """The widths for heads of the kind of ``head``, ascending."""
-        if isinstance(head, RCNNSpec):
-            return self.rcnn
-        return self.retina if isinstance(head, RetinaSpec) else self.cascade
+        match head:
+            case RCNNSpec():
+                return self.rcnn
+            case CascadeSpec():
+                return self.cascade
+            case RetinaSpec():
+                return self.retina
+            case FCOSSpec():
+                return self.fcos
 
 
 class ModularBounds(_Strict):
@@ -342,11 +352,7 @@ def _same_neck(a: Neck, b: Neck) -> bool:
 
 
 def _same_head(a: Head, b: Head) -> bool:
-    if type(a) is not type(b):
-        return False
-    depth_a = None if isinstance(a, RCNNSpec) else (a.depth if isinstance(a, RetinaSpec) else a.stages)
-    depth_b = None if isinstance(b, RCNNSpec) else (b.depth if isinstance(b, RetinaSpec) else b.stages)
-    return depth_a == depth_b
+    return type(a) is type(b) and replace(a, width=b.width) == b
 
 
 def preset_names() -> tuple[str, ...]:

@@ -20,7 +20,7 @@ def test_nothing_is_missing(size: tuple[int, int]) -> None:
     backbones = [b for b in space.backbones if str(b) in ("basicblock_8_1-2-2", "bottleneck_8_1-2-2")]
     backbones.append(next(b for b in space.backbones if len(b.stages) == 4))  # type: ignore[union-attr]
     necks = [neck for neck in space.necks if isinstance(neck, C4Spec) or neck.width == 32]
-    heads = [head for head in space.heads if str(head) in ("rcnn_64", "cascade_2_64", "retina_32_1")]
+    heads = [head for head in space.heads if str(head) in ("rcnn_64", "cascade_2_64", "retina_32_1", "fcos_32_1")]
     every = [
         replace(a, input_width=size[0], input_height=size[1])
         for a in space.structures

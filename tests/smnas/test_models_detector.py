@@ -23,6 +23,8 @@ HEADS = {
     "c4": "basicblock_8_1-2-2+c4+rpn+rcnn_64+96x64",
     "c4-blocks-on-rois": "bottleneck_8_1-2-2-21+c4+rpn+cascade_2_64+96x64",
     "retina": "basicblock_8_1-2-2+fpn_3-6_32+norpn+retina_32_2+96x64",
+    "fcos": "basicblock_8_1-2-2+fpn_2-5_32+norpn+fcos_32_2+96x64",
+    "fcos-odd-size": "basicblock_8_1-2-2+fpn_3-4_32+norpn+fcos_32_1+90x70",
 }
 
 

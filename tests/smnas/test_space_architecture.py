@@ -10,6 +10,7 @@ from smnas.space.architecture import (
     ArchitectureError,
     C4Spec,
     CascadeSpec,
+    FCOSSpec,
     FPNSpec,
     MobileNetV2Spec,
     RCNNSpec,
@@ -31,6 +32,7 @@ heads = st.one_of(
     st.builds(RCNNSpec, st.integers(1, 512).map(lambda n: 8 * n)),
     st.builds(CascadeSpec, st.integers(2, 4), st.integers(1, 512).map(lambda n: 8 * n)),
     st.builds(RetinaSpec, st.integers(1, 512).map(lambda n: 8 * n), st.integers(1, 8)),
+    st.builds(FCOSSpec, st.integers(1, 512).map(lambda n: 8 * n), st.integers(1, 8)),
 )
 
 
@@ -102,6 +104,13 @@ def test_the_id_is_stable() -> None:
         ("basicblock_8_1-1+fpn_2-3_32+norpn+rcnn_64+96x96", "goes with norpn"),
         ("basicblock_8_1-1+fpn_2-3_32+rpn+retina_64+96x96", "goes with norpn"),
         ("basicblock_8_1-1-1+c4+norpn+retina_64+96x96", "needs a feature pyramid"),
+        ("basicblock_8_1-1+fpn_2-3_32+rpn+fcos_64+96x96", "goes with norpn"),
+        ("basicblock_8_1-1+fpn_2-3_32+garpn+fcos_64+96x96", "goes with norpn"),
+        ("basicblock_8_1-1-1+c4+norpn+fcos_64+96x96", "needs a feature pyramid"),
+        ("basicblock_8_1-1+fpn_2-3_32+norpn+fcos_64_9+96x96", "1 to 8 convolutions"),
+        ("basicblock_8_1-1+fpn_2-3_32+norpn+fcos_60+96x96", "a head width is a multiple of 8"),
+        ("basicblock_8_1-1+fpn_2-3_32+norpn+fcos_64_4+96x96", "written canonically"),
+        ("basicblock_8_1-1+fpn_2-3_32+norpn+fcos+96x96", "fcos_WIDTH"),
         ("basicblock_8_1-1+fpn_2-3_32+rpn+cascade_5_64+96x96", "2, 3 or 4 stages"),
         ("basicblock_8_1-1+fpn_2-3_32+rpn+rcnn_64+96x16", "input height"),
         ("basicblock_8_1-1+fpn_2-3_32+rpn+rcnn_064+96x96", "written canonically"),

@@ -118,6 +118,21 @@ TAIL = "+fpn_2-4_32+rpn+rcnn_64+96x96"
             "basicblock_8_1-2-2+fpn_2-4_32+norpn+retina_32_2+96x96",
             True,
         ),
+        (
+            "basicblock_8_1-2-2+fpn_2-4_32+norpn+fcos_32_1+96x96",
+            "basicblock_8_1-2-2+fpn_2-4_32+norpn+fcos_48_2+96x96",
+            True,
+        ),
+        (
+            "basicblock_8_1-2-2+fpn_2-4_32+norpn+fcos_32_2+96x96",
+            "basicblock_8_1-2-2+fpn_2-4_32+norpn+fcos_48_1+96x96",
+            False,
+        ),
+        (
+            "basicblock_8_1-2-2+fpn_2-4_32+norpn+fcos_32_1+96x96",
+            "basicblock_8_1-2-2+fpn_2-4_32+norpn+retina_32_1+96x96",
+            False,
+        ),
     ],
 )
 def test_examples(small: str, large: str, expected: bool) -> None:

@@ -6,7 +6,16 @@ import pytest
 from pydantic import ValidationError
 
 from profiler.errors import UserError
-from smnas.space.architecture import Architecture, ArchitectureError, C4Spec, FPNSpec, ResNetSpec, RetinaSpec, RPNKind
+from smnas.space.architecture import (
+    Architecture,
+    ArchitectureError,
+    C4Spec,
+    FCOSSpec,
+    FPNSpec,
+    ResNetSpec,
+    RetinaSpec,
+    RPNKind,
+)
 from smnas.space.preset import HeadWidths, ModularBounds, Space, SpaceError, load_space, parse_space, preset_names
 
 PRESETS = ("nano", "small", "paper")
@@ -78,6 +87,9 @@ def test_paper_has_exactly_the_papers_backbones_heads_and_inputs() -> None:
     assert {n.width for n in space.necks if isinstance(n, FPNSpec)} == {128, 256, 384}
     assert {n.low for n in space.necks if isinstance(n, FPNSpec)} <= set(range(1, 7))
     assert set(space.structural.rpns) == {"norpn", "rpn", "garpn"}
+    assert set(space.structural.heads) == {
+        "rcnn_1024", "retina_256", "cascade_2_1024", "cascade_3_1024", "cascade_4_1024",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -103,7 +115,7 @@ def test_structural_size_is_the_count_by_the_written_rules(name: str) -> None:
     space = load_space(name)
     count = 0
     for backbone, neck, rpn, head in product(space.backbones, space.necks, space.rpns, space.heads):
-        one_stage = isinstance(head, RetinaSpec)
+        one_stage = isinstance(head, RetinaSpec | FCOSSpec)
         fits = one_stage == (rpn == "norpn")
         if isinstance(neck, C4Spec):
             fits = fits and not one_stage and backbone.top_level >= 4
@@ -214,11 +226,12 @@ def test_a_space_is_frozen() -> None:
 
 
 def test_head_widths_by_kind() -> None:
-    widths = HeadWidths(rcnn=(64,), cascade=(96,), retina=(32,))
+    widths = HeadWidths(rcnn=(64,), cascade=(96,), retina=(32,), fcos=(48,))
     for text, expected in (("rcnn_64", 64), ("cascade_2_64", 96)):
         head = Architecture.parse(f"basicblock_8_1-2-2+fpn_2-4_32+rpn+{text}+96x96").head
         assert widths.for_head(head) == (expected,)
     assert widths.for_head(RetinaSpec(64, 2)) == (32,)
+    assert widths.for_head(FCOSSpec(64, 2)) == (48,)
 
 
 def test_architectures_outside_the_language_are_refused() -> None:

@@ -20,6 +20,7 @@ from smnas.training.recipe import load_recipe
 ARCHITECTURES = {
     "rcnn": "basicblock_8_1-1-2+fpn_2-4_16+rpn+rcnn_16+96x64",
     "retina": "basicblock_8_1-1-2+fpn_3-4_16+norpn+retina_16_1+64x96",
+    "fcos": "basicblock_8_1-1-2+fpn_2-4_16+norpn+fcos_16_1+96x64",
     "cascade": "basicblock_8_1-1-2-1+c4+rpn+cascade_2_16+128x96",
 }
 CLASSES = ("fish", "jellyfish", "penguin")
@@ -41,7 +42,7 @@ def write_checkpoint(
         if name.endswith(("logits.weight", "objectness.weight")):
             # A fresh one is so small that all scores nearly tie; a much larger one saturates at 1 and ties there.
             value.mul_(30.0)
-        if name.endswith("deltas.weight"):
+        if name.endswith(("deltas.weight", "distances.weight")):
             value.mul_(3.0)
         if isinstance(detector, OneStageDetector) and name.endswith("logits.bias"):
             value.add_(4.0)  # a fresh focal-loss head starts at a score of 0.01 everywhere

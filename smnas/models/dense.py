@@ -1,0 +1,61 @@
+"""What heads that predict at every cell of a pyramid share: towers of convolutions, and the way to detections."""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from smnas.models.layers import ConvNorm, NormKind
+from smnas.models.options import DetectorOptions
+from smnas.models.roi_heads import select_detections
+from smnas.models.target import Detections
+
+__all__ = ["conv_tower", "detect_dense"]
+
+
+def conv_tower(norm: NormKind, in_channels: int, width: int, depth: int) -> nn.Sequential:
+    """``depth`` 3x3 convolutions of ``width`` channels."""
+    widths = [in_channels] + [width] * depth
+    return nn.Sequential(*(ConvNorm(norm, a, b, 3) for a, b in pairwise(widths)))
+
+
+def detect_dense(
+    logits: Tensor,
+    regressed: Tensor,
+    references: Tensor,
+    counts: Sequence[int],
+    decode: Callable[[Tensor, Tensor], Tensor],
+    size: tuple[int, int],
+    options: DetectorOptions,
+) -> Detections:
+    """Best (place, class) pairs of every level, decoded, then class-wise NMS.
+
+    Args:
+        logits: ``(B, A, classes)``.
+        regressed: ``(B, A, 4)``.
+        references: ``(A, R)``, what a place's box is relative to: its anchor, or its centre and stride.
+        counts: Places of each level, finest first; they add up to A.
+        decode: From ``(N, 4)`` regressed and ``(N, R)`` references to ``(N, 4)`` boxes in pixels.
+        size: Canvas ``(width, height)`` in pixels.
+        options: Thresholds and counts.
+    """
+    batch, _, classes = logits.shape
+    scores, boxes, labels = [], [], []
+    start = 0
+    for count in counts:
+        level = logits[:, start : start + count].flatten(1)
+        top = level.topk(min(options.pre_nms_top_n, level.shape[1]), dim=1)
+        index = top.indices // classes + start
+        chosen = regressed.gather(1, index[:, :, None].expand(-1, -1, 4))
+        boxes.append(decode(chosen.reshape(-1, 4), references[index.flatten()]).view(batch, -1, 4))
+        scores.append(top.values.sigmoid())
+        labels.append(top.indices % classes)
+        start += count
+    width, height = size
+    limit = torch.tensor([width, height, width, height], device=logits.device)
+    box = torch.minimum(torch.cat(boxes, dim=1).clamp(min=0), limit.to(logits.dtype))
+    # one score per pair already: spread over the classes so that all heads share the last step
+    label = torch.cat(labels, dim=1)[:, :, None]
+    spread = torch.cat(scores, dim=1)[:, :, None] * (label == torch.arange(classes, device=logits.device))
+    return select_detections(spread, box[:, :, None], options, max(width, height))

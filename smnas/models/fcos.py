@@ -1,0 +1,178 @@
+"""An anchor-free dense head: every cell scores classes and measures its distance to the four sides of an object.
+
+Sources: Tian et al., "FCOS", arXiv 1904.01355, for cells that measure distances; Li et al., "Generalized Focal Loss",
+arXiv 2006.04388, for a score that is the overlap expected of the box, in the place of FCOS's centerness; Rezatofighi et
+al., "Generalized Intersection over Union", arXiv 1902.09630.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import generalized_box_iou_loss
+
+from smnas.models.anchors import grid_size
+from smnas.models.boxes import PaddedTargets, batched_iou
+from smnas.models.dense import conv_tower, detect_dense
+from smnas.models.layers import NormKind, prior_bias
+from smnas.models.options import DetectorOptions
+from smnas.models.target import Detections
+from smnas.space.architecture import FCOSSpec
+
+__all__ = [
+    "Assignment",
+    "FCOSHead",
+    "FCOSPostprocess",
+    "assign_centres",
+    "decode_distances",
+    "fcos_loss",
+    "level_cells",
+]
+
+_LARGEST_LOG = 5.0  # distances end at 148 strides, so that exp of anything stays finite
+_RADIUS = 1.5  # strides between an object's centre and that of a cell which looks for it
+_LARGEST_SIDE = 8.0  # strides of the longer side from which on an object belongs to the next level
+_GAMMA = 2.0
+_BOX_WEIGHT = 2.0
+
+
+class FCOSHead(nn.Module):
+    """Two towers of convolutions, one to classify and one to place boxes, the same weights on every level."""
+
+    def __init__(self, in_channels: int, levels: int, spec: FCOSSpec, num_classes: int, norm: NormKind) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.classify = conv_tower(norm, in_channels, spec.width, spec.depth)
+        self.regress = conv_tower(norm, in_channels, spec.width, spec.depth)
+        self.logits = nn.Conv2d(spec.width, num_classes, 3, padding=1)
+        self.distances = nn.Conv2d(spec.width, 4, 3, padding=1)
+        # added to logarithms, so a learned scale of each level
+        self.log_scales = nn.Parameter(torch.zeros(levels))
+        for layer in (self.logits, self.distances):
+            nn.init.normal_(layer.weight, std=0.01)
+        nn.init.constant_(self.logits.bias, prior_bias(0.01))  # type: ignore[arg-type]
+        nn.init.zeros_(self.distances.bias)  # type: ignore[arg-type]
+
+    def forward(self, *features: Tensor) -> tuple[Tensor, Tensor]:
+        """One map per level to ``(B, A, classes)`` logits and ``(B, A, 4)`` log-distances, level by level, row by row.
+
+        Distances are to the left, top, right and bottom side, in strides of the level.
+        """
+        logits, distances = [], []
+        for feature, log_scale in zip(features, self.log_scales, strict=True):
+            logits.append(self.logits(self.classify(feature)).flatten(2).transpose(1, 2))
+            distances.append(self.distances(self.regress(feature)).flatten(2).transpose(1, 2) + log_scale)
+        return torch.cat(logits, dim=1), torch.cat(distances, dim=1)
+
+
+def level_cells(level: int, width: int, height: int) -> Tensor:
+    """``(rows * columns, 3)`` float32: x and y of every cell's centre and its stride, in pixels, row by row."""
+    rows, columns = grid_size(level, width, height)
+    stride = float(2**level)
+    y, x = torch.meshgrid(torch.arange(rows, device="cpu"), torch.arange(columns, device="cpu"), indexing="ij")
+    centres = (torch.stack([x, y], dim=-1).reshape(-1, 2) + 0.5) * stride
+    return torch.cat([centres, torch.full((len(centres), 1), stride, device="cpu")], dim=1)
+
+
+def decode_distances(distances: Tensor, cells: Tensor) -> Tensor:
+    """``(..., 4)`` log-distances at ``(..., 3)`` cells to ``(..., 4)`` boxes, ``xyxy`` in pixels."""
+    pixels = distances.clamp(max=_LARGEST_LOG).exp() * cells[..., 2:]
+    centre = cells[..., :2]
+    return torch.cat([centre - pixels[..., :2], centre + pixels[..., 2:]], dim=-1)
+
+
+class FCOSPostprocess(nn.Module):
+    """Best (cell, class) pairs of every level, decoded, then class-wise NMS.
+
+    Attributes:
+        cells: ``(A, 3)`` of all levels: centre and stride.
+        counts: Cells of each level.
+    """
+
+    cells: Tensor
+
+    def __init__(self, levels: Sequence[int], width: int, height: int, options: DetectorOptions) -> None:
+        super().__init__()
+        per_level = [level_cells(level, width, height) for level in levels]
+        self.register_buffer("cells", torch.cat(per_level).to(torch.get_default_device()), persistent=False)
+        self.counts = [len(cells) for cells in per_level]
+        self.width, self.height = width, height
+        self.options = options
+
+    def extra_repr(self) -> str:
+        """All that decides this layer's cost."""
+        return (
+            f"counts={self.counts}, pre_nms_top_n={self.options.pre_nms_top_n}, candidates={self.options.candidates}, "
+            f"detections={self.options.detections}, score_threshold={self.options.score_threshold}"
+        )
+
+    def forward(self, logits: Tensor, distances: Tensor) -> Detections:
+        """``(B, A, classes)`` logits and ``(B, A, 4)`` log-distances to detections."""
+        size = (self.width, self.height)
+        return detect_dense(logits, distances, self.cells, self.counts, decode_distances, size, self.options)
+
+
+class Assignment(NamedTuple):
+    """Which object each of ``(B, A)`` cells is to find.
+
+    Attributes:
+        object_index: ``(B, A)`` int64; meaningless where the cell has no object.
+        positive: ``(B, A)`` bool, whether the cell has an object.
+    """
+
+    object_index: Tensor
+    positive: Tensor
+
+
+def assign_centres(cells: Tensor, targets: PaddedTargets) -> Assignment:
+    """Give every object the cells around its centre, on the one level that fits its size.
+
+    A level takes objects whose longer side is 4 to 8 of its strides; the finest also smaller, the coarsest also larger
+    ones. There an object takes the cells whose centres are inside it and less than 1.5 strides from its own, and in any
+    case the nearest one, as it may be smaller than a cell. A cell that several objects want goes to the smallest, but
+    an object's nearest one is not taken away by objects that have others.
+
+    Args:
+        cells: ``(A, 3)`` centres and strides of all levels.
+        targets: The objects.
+    """
+    # (B, G, A): reductions over A run along memory, as in boxes.match
+    strides = cells[:, 2]
+    middle = (targets.boxes[..., :2] + targets.boxes[..., 2:]) / 2
+    side = targets.boxes[..., 2:] - targets.boxes[..., :2]
+    offset_x = (cells[:, 0] - middle[:, :, 0, None]).abs()
+    offset_y = (cells[:, 1] - middle[:, :, 1, None]).abs()
+    away = torch.maximum(offset_x, offset_y) / strides
+    inside = (offset_x < side[:, :, 0, None] / 2) & (offset_y < side[:, :, 1, None] / 2)
+    longer = side.amax(dim=2)[:, :, None] / strides
+    smallest = torch.where(strides == strides.min(), 0.0, _LARGEST_SIDE / 2)
+    largest = torch.where(strides == strides.max(), torch.inf, _LARGEST_SIDE)
+    fits = (longer >= smallest) & (longer < largest) & targets.valid[:, :, None]
+    nearest = torch.where(fits, away, torch.inf).argmin(dim=2, keepdim=True)
+    nearest = torch.zeros_like(fits).scatter(2, nearest, targets.valid[:, :, None])
+    wanted = (inside & (away < _RADIUS) & fits) | nearest
+    area = side.prod(dim=2)[:, :, None].expand_as(away)
+    # of the objects that want a cell: first those whose nearest it is (below 0), then by area
+    rank = torch.where(nearest, -1 / (1 + area), torch.where(wanted, area, torch.inf))
+    return Assignment(rank.argmin(dim=1), wanted.any(dim=1))
+
+
+def fcos_loss(layer: FCOSPostprocess, logits: Tensor, distances: Tensor, targets: PaddedTargets) -> dict[str, Tensor]:
+    """Quality focal loss over all cells and GIoU loss over those that have an object, per such cell.
+
+    The score that a cell is asked for is the overlap of the box that it predicts, so that scores rank boxes.
+    """
+    found = assign_centres(layer.cells, targets)
+    positive = found.positive
+    count = positive.sum().clamp(min=1)
+    objects = targets.boxes.gather(1, found.object_index[:, :, None].expand(-1, -1, 4))[positive]
+    label = targets.labels.gather(1, found.object_index)[positive]
+    boxes = decode_distances(distances[positive], layer.cells.expand(len(logits), -1, -1)[positive])
+    wanted = torch.zeros_like(logits)
+    wanted[positive] = F.one_hot(label, logits.shape[2]) * batched_iou(boxes.detach()[:, None], objects[:, None])[:, 0]
+    weight = (wanted - logits.sigmoid()).abs() ** _GAMMA
+    score = (F.binary_cross_entropy_with_logits(logits, wanted, reduction="none") * weight).sum()
+    overlap = generalized_box_iou_loss(boxes, objects, reduction="sum")
+    return {"fcos_class": score / count, "fcos_box": _BOX_WEIGHT * overlap / count}
