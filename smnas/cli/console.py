@@ -78,6 +78,12 @@ class Output:
         with contextlib.redirect_stdout(sys.stderr):
             yield cls(results, sys.stderr, as_json=as_json, quiet=quiet)
 
+    def silent(self) -> "Output":
+        """The same, but quiet: for the processes beside the one that reports."""
+        copy = Output(self._results, self.messages.file, as_json=self.as_json, quiet=True)  # type: ignore[arg-type]
+        copy.messages = self.messages
+        return copy
+
     def note(self, text: str) -> None:
         """A line on standard error, unless quiet."""
         if not self.quiet:

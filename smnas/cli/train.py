@@ -1,7 +1,8 @@
 """``smnas train``: one architecture from scratch."""
 
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,7 +10,9 @@ from smnas.cli.console import Output
 from smnas.cli.metrics import show_metrics
 from smnas.cli.options import ArchOption, DataOption, JsonOption, QuietOption, SeedOption, examples
 from smnas.cli.progress import TrainingSteps
-from smnas.cli.training_device import training_device
+
+if TYPE_CHECKING:
+    from smnas.training.curve import EpochLog
 
 __all__ = ["EXAMPLES", "train"]
 
@@ -25,8 +28,16 @@ def train(
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where checkpoint and curve go.")],
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data. Default: the recipe's.")] = None,
-    recipe: Annotated[str, typer.Option(metavar="NAME", help="Training recipe: nano, small or sm-nas.")] = "nano",
+    recipe: Annotated[
+        str, typer.Option(metavar="NAME", help="Training recipe: nano, small, sm-nas or a .toml file.")
+    ] = "nano",
     batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures per step. Default: the recipe's.")] = None,
+    evaluate_every: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Epochs between evaluations on the way; 0: only at the end.")
+    ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write TensorBoard logs to OUT/tensorboard.")
+    ] = False,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -36,27 +47,48 @@ def train(
     Trains on the data's training pictures, on a GPU where there is one, and evaluates on its validation pictures.
     --out holds checkpoint.pt, curve.jsonl and metrics.json. Interrupted, the same command resumes at the last finished
     epoch and gives what an uninterrupted run gives.
+
+    On several GPUs, torchrun starts one process for each; they share every batch.
     """
     with Output.open(as_json=as_json, quiet=quiet) as output:
         from smnas.space.architecture import Architecture
         from smnas.training.recipe import load_recipe
 
         architecture = Architecture.parse(arch)
-        settings = load_recipe(recipe).with_(epochs=epochs, batch_size=batch_size)
+        settings = load_recipe(recipe).with_(epochs=epochs, batch_size=batch_size, evaluate_every=evaluate_every)
 
         from smnas.data.coco import CocoFolder
         from smnas.models.build import BuildError, buildable
         from smnas.scoring.trained_ap import TrainedAP
+        from smnas.training.board import Board
+        from smnas.training.replicas import replicas_from_environment
 
         if (reason := buildable(architecture)) is not None:
             raise BuildError(reason)
         folder = CocoFolder(data)
-        device = training_device()
-        output.note(f"training on {device}: {len(folder.split('train'))} pictures, {settings.epochs} epochs")
-        with TrainingSteps(output) as steps:
-            score = TrainedAP(folder, settings, device).score(
-                architecture, seed=seed, epochs=settings.epochs, out_dir=out, on_progress=steps.at
+        with ExitStack() as stack:
+            replicas, device = stack.enter_context(replicas_from_environment())
+            shown = output if replicas.first else output.silent()
+            together = f" in {replicas.count} processes" if replicas.count > 1 else ""
+            pictures = len(folder.split("train"))
+            shown.note(f"training on {device}{together}: {pictures} pictures, {settings.epochs} epochs")
+            steps = stack.enter_context(TrainingSteps(shown))
+            board = (
+                stack.enter_context(Board(out / "tensorboard", _finished(out)))
+                if tensorboard and replicas.first
+                else None
             )
+
+            def on_epoch(log: "EpochLog") -> None:
+                if board is not None:
+                    board.add(log)
+                if log.ap is not None:
+                    shown.note(f"epoch {log.epoch}: AP {log.ap:.3f}, AP50 {log.ap50:.3f}, {log.memory_mb:.0f} MiB")
+
+            scorer = TrainedAP(folder, settings, device, replicas=replicas, on_epoch=on_epoch)
+            score = scorer.score(architecture, seed=seed, epochs=settings.epochs, out_dir=out, on_progress=steps.at)
+        if not replicas.first:
+            return
         output.result(
             {
                 "architecture": arch,
@@ -67,3 +99,11 @@ def train(
             },
             lambda console: show_metrics(console, score.metrics),
         )
+
+
+def _finished(out: Path) -> "list[EpochLog]":
+    """The epochs that an earlier run of the same command finished."""
+    from smnas.training.checkpoint import CHECKPOINT_FILE, load_checkpoint
+
+    path = out / CHECKPOINT_FILE
+    return list(load_checkpoint(path).history) if path.exists() else []

@@ -65,6 +65,8 @@ class TrainLoader:
         batch_size: pictures in a batch. The last batch of an epoch is dropped if it is smaller, unless it is the only.
         seed: not negative.
         augmentation: what happens to each picture.
+        share: which of how many equal parts of each batch this loader makes, for processes that train together; the
+            parts of one batch are the whole one's.
         workers: threads that make batches ahead of time; 0 makes each batch when it is asked for.
     """
 
@@ -77,6 +79,7 @@ class TrainLoader:
         seed: int,
         *,
         augmentation: Augmentation | None = None,
+        share: tuple[int, int] = (0, 1),
         workers: int = 1,
     ) -> None:
         if batch_size < 1:
@@ -85,12 +88,16 @@ class TrainLoader:
             raise ValueError(f"`seed >= 0` must hold, but got seed={seed}")
         if workers < 0:
             raise ValueError(f"`workers >= 0` must hold, but got workers={workers}")
+        part, parts = share
+        if not 0 <= part < parts or batch_size % parts:
+            raise ValueError(f"`0 <= part < parts` and equal parts of batch_size={batch_size} must hold, got {share}")
         self.dataset = dataset
         self.width = width
         self.height = height
         self.batch_size = batch_size
         self.seed = seed
         self.augmentation = Augmentation() if augmentation is None else augmentation
+        self.share = share
         self.workers = workers
 
     def __len__(self) -> int:
@@ -104,7 +111,8 @@ class TrainLoader:
             DataError: a picture can not be decoded.
         """
         order = np.random.default_rng([self.seed, number]).permutation(len(self.dataset))
-        groups = [order[start * self.batch_size :][: self.batch_size] for start in range(len(self))]
+        part, parts = self.share
+        groups = [order[start * self.batch_size :][: self.batch_size][part::parts] for start in range(len(self))]
         if self.workers == 0:
             for group in groups:
                 yield self._batch(number, group)

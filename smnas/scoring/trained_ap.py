@@ -17,10 +17,11 @@ from smnas.scoring.base import Score, ScoringFailedError, ScoringProgress
 from smnas.space.architecture import Architecture
 from smnas.training.atomic import write_atomically
 from smnas.training.checkpoint import CHECKPOINT_FILE, load_checkpoint, record_metrics
-from smnas.training.curve import StepLog
+from smnas.training.curve import EpochLog, StepLog
 from smnas.training.errors import TrainingFailedError
 from smnas.training.fit import fit
 from smnas.training.recipe import Recipe
+from smnas.training.replicas import ALONE, Replicas
 
 __all__ = ["METRICS_FILE", "TrainedAP", "write_metrics"]
 
@@ -37,13 +38,25 @@ class TrainedAP:
         data: Trained on its training split, evaluated on its validation split.
         recipe: How to train; :meth:`score` sets the epochs.
         device: Where.
+        replicas: The processes that train together; the first one evaluates, the others end without a score's numbers.
+        on_epoch: Called after every epoch.
     """
 
     name = "ap"
 
-    def __init__(self, data: CocoFolder, recipe: Recipe, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        data: CocoFolder,
+        recipe: Recipe,
+        device: torch.device | str = "cpu",
+        *,
+        replicas: Replicas = ALONE,
+        on_epoch: Callable[[EpochLog], None] | None = None,
+    ) -> None:
         self.recipe = recipe
         self.device = torch.device(device)
+        self.replicas = replicas
+        self.on_epoch = on_epoch
         self._train = data.split("train")
         self._val = data.split("val")
 
@@ -80,12 +93,25 @@ class TrainedAP:
 
         try:
             detector = self._build(architecture, seed)
-            result = fit(detector, self._train, recipe, seed=seed, device=self.device, out_dir=out_dir, on_step=on_step)
+            on_the_way = _Evaluations(lambda subject: self._evaluate(subject, recipe, on_progress))
+            result = fit(
+                detector,
+                self._train,
+                recipe,
+                seed=seed,
+                device=self.device,
+                replicas=self.replicas,
+                out_dir=out_dir,
+                evaluate=on_the_way,
+                on_epoch=self.on_epoch,
+                on_step=on_step,
+            )
             path = out_dir / CHECKPOINT_FILE
+            if self.replicas.first and not load_checkpoint(path).info.metrics:
+                last = on_the_way.last if recipe.evaluate_every and result.trained else None
+                record_metrics(path, last or self._evaluate(detector, recipe, on_progress))
+            self.replicas.wait()  # the others read what the first has written
             metrics = load_checkpoint(path).info.metrics
-            if not metrics:
-                metrics = self._evaluate(detector, recipe, on_progress)
-                record_metrics(path, metrics)
         except BuildError as error:
             raise ScoringFailedError(f"can not be built: {error}") from error
         except TrainingFailedError as error:
@@ -96,7 +122,8 @@ class TrainedAP:
             raise ScoringFailedError(f"{type(error).__name__}: {line}") from error
         if math.isnan(metrics["ap"]):
             raise UserError("the validation split must hold at least one box that is not a crowd, but got none")
-        write_metrics(out_dir / METRICS_FILE, metrics)
+        if self.replicas.first:
+            write_metrics(out_dir / METRICS_FILE, metrics)
         return Score(
             value=metrics["ap"], metrics=metrics, seconds=result.seconds, epochs=result.epochs, checkpoint=path
         )
@@ -129,6 +156,18 @@ class TrainedAP:
 
         detect = eager_detect(detector, self.device)
         return evaluate(detect, self._val, width, height, recipe.batch_size, on_progress=report).as_dict()
+
+
+class _Evaluations:
+    """Evaluations during a training; the last one is the finished detector's."""
+
+    def __init__(self, evaluate: Callable[[Detector], dict[str, float]]) -> None:
+        self._evaluate = evaluate
+        self.last: dict[str, float] | None = None
+
+    def __call__(self, detector: Detector) -> tuple[float, float]:
+        self.last = self._evaluate(detector)
+        return self.last["ap"], self.last["ap50"]
 
 
 def write_metrics(path: Path, metrics: Mapping[str, float]) -> None:

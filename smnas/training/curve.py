@@ -32,6 +32,8 @@ class EpochLog:
         seconds: Wall-clock time of this epoch.
         eta_s: Expected time until the last epoch is finished.
         memory_mb: Peak so far, in 2**20 bytes: allocated on a CUDA device, resident in the process on a CPU.
+        ap: COCO AP on the validation split after this epoch, where it was evaluated.
+        ap50: The same at an overlap of 0.5.
     """
 
     epoch: int
@@ -43,6 +45,8 @@ class EpochLog:
     seconds: float
     eta_s: float
     memory_mb: float
+    ap: float | None = None
+    ap50: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON and checkpoints."""

@@ -16,6 +16,7 @@ from smnas.training.curve import EpochLog, StepLog, memory_in_use_mb
 from smnas.training.ema import WeightAverage
 from smnas.training.errors import DivergedError, TrainingFailedError
 from smnas.training.recipe import Recipe
+from smnas.training.replicas import ALONE, LossFunction, Replicas
 from smnas.training.schedule import learning_rate_at
 
 __all__ = ["Batches", "TrainBatch", "train_epoch"]
@@ -49,6 +50,7 @@ class Batches(Protocol):
 
 def train_epoch(
     detector: Detector,
+    loss_function: LossFunction,
     batches: Batches,
     recipe: Recipe,
     optimizer: torch.optim.Optimizer,
@@ -58,16 +60,18 @@ def train_epoch(
     epoch: int,
     seed: int,
     device: torch.device,
+    replicas: Replicas = ALONE,
     on_step: Callable[[StepLog], None] | None = None,
 ) -> EpochLog:
     """Train one epoch in place.
 
-    Every random number that the model draws comes from ``(seed, epoch)``, so the epoch is the same after a resume. The
-    caller guards torch's global generator (:func:`torch.random.fork_rng`).
+    Every random number that the model draws comes from ``(seed, epoch, rank)``, so the epoch is the same after a
+    resume. The caller guards torch's global generator (:func:`torch.random.fork_rng`).
 
     Args:
-        detector: On ``device``; its ``loss(images, targets)`` gives the parts to add up.
-        batches: Where the pictures come from.
+        detector: On ``device``.
+        loss_function: Of this detector, for pictures and targets; gives the parts to add up.
+        batches: Where the pictures come from: with replicas, this one's share of each batch.
         recipe: Schedule, clipping and precision.
         optimizer: Its learning rate is set at every step.
         scaler: Enabled for float16 only.
@@ -75,6 +79,7 @@ def train_epoch(
         epoch: Number of this epoch, from 0.
         seed: The run's.
         device: Where the detector is.
+        replicas: The processes that train it together.
         on_step: Called after every step.
 
     Raises:
@@ -83,7 +88,7 @@ def train_epoch(
     """
     steps = len(batches)
     total = steps * recipe.epochs
-    torch.manual_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]))
+    torch.manual_seed(int(np.random.SeedSequence([seed, epoch, replicas.rank]).generate_state(1, np.uint64)[0]))
     detector.train()
     sums: defaultdict[str, float] = defaultdict(float)
     images_seen, rate, step = 0, 0.0, 0
@@ -93,10 +98,12 @@ def train_epoch(
             rate = learning_rate_at(epoch * steps + step, total, recipe)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            losses = _step(detector, batch, recipe, optimizer, scaler, device, epoch * steps + step)
+            losses = _step(
+                detector, loss_function, batch, recipe, optimizer, scaler, device, replicas, epoch * steps + step
+            )
             if average is not None:
                 average.update(detector, epoch * steps + step)
-            count = len(batch.targets)
+            count = len(batch.targets) * replicas.count
             images_seen += count
             for name, value in losses.items():
                 sums[name] += value * count
@@ -137,20 +144,24 @@ def train_epoch(
 
 def _step(
     detector: Detector,
+    loss_function: LossFunction,
     batch: TrainBatch,
     recipe: Recipe,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     device: torch.device,
+    replicas: Replicas,
     iteration: int,
 ) -> dict[str, float]:
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     images = batch.images.to(device, non_blocking=True).contiguous(memory_format=layout)
     with _precision(recipe, device):
-        losses: dict[str, Tensor] = detector.loss(images, batch.targets)
+        losses = loss_function(images, batch.targets)
         loss = torch.stack(list(losses.values())).sum()
-    # one transfer for all parts: on a GPU every .item() would wait for the queue
-    values = dict(zip(losses, torch.stack([part.detach().float() for part in losses.values()]).tolist(), strict=True))
+    # one transfer for all parts: on a GPU every .item() would wait for the queue. The mean over the replicas lets all
+    # of them see one's infinity, so that they stop together and none waits for gradients that do not come.
+    means = replicas.mean(torch.stack([part.detach().float() for part in losses.values()]))
+    values = dict(zip(losses, means.tolist(), strict=True))
     if not all(map(np.isfinite, values.values())):
         parts = ", ".join(f"{name}={value:g}" for name, value in values.items())
         raise DivergedError(f"the loss is not finite in step {iteration + 1}: {parts}", iteration)

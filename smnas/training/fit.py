@@ -33,10 +33,13 @@ from smnas.training.epoch import Batches, train_epoch
 from smnas.training.errors import DivergedError, TrainingFailedError
 from smnas.training.optimizer import build_optimizer
 from smnas.training.recipe import Recipe
+from smnas.training.replicas import ALONE, Replicas, loss_of
 
-__all__ = ["FAILURE_FILE", "FitResult", "fit", "fit_batches"]
+__all__ = ["FAILURE_FILE", "Evaluate", "FitResult", "fit", "fit_batches"]
 
 FAILURE_FILE = "failure.json"
+
+Evaluate = Callable[[Detector], tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,9 @@ def fit(
     *,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    replicas: Replicas = ALONE,
     out_dir: Path | None = None,
+    evaluate: Evaluate | None = None,
     on_epoch: Callable[[EpochLog], None] | None = None,
     on_step: Callable[[StepLog], None] | None = None,
 ) -> FitResult:
@@ -80,7 +85,11 @@ def fit(
         seed: What the order of pictures, their augmentation and the samplers draw from.
         device: Where to train; the detector is moved there and left there, in evaluation mode, with the averaged
             weights where the recipe asks for an average.
+        replicas: The processes that train it together, each calling this with the same arguments; a batch is shared
+            out among them.
         out_dir: Where to keep checkpoint and curve; ``None`` keeps nothing.
+        evaluate: AP and AP50 of the detector as it is, for the curve, as often as the recipe says; asked by the first
+            replica only.
         on_epoch: Called after every epoch that this call trains, when it is safely stored.
         on_step: Called after every step.
 
@@ -95,9 +104,22 @@ def fit(
         raise UserError(
             f"a detector for {detector.num_classes} classes needs a data set of as many, but got {len(dataset.classes)}"
         )
+    if replicas.count > 1 and (recipe.batch_size % replicas.count or len(dataset) < recipe.batch_size):
+        raise UserError(
+            f"processes that train together share each batch equally, but got {replicas.count} processes for batches "
+            f"of {recipe.batch_size} out of {len(dataset)} pictures"
+        )
     width, height = detector.input_size
     augmentation = Augmentation(flip=recipe.flip, scale_jitter=recipe.scale_jitter)
-    loader = TrainLoader(dataset, width, height, recipe.batch_size, seed, augmentation=augmentation)
+    loader = TrainLoader(
+        dataset,
+        width,
+        height,
+        recipe.batch_size,
+        seed,
+        augmentation=augmentation,
+        share=(replicas.rank, replicas.count),
+    )
     info = CheckpointInfo(
         architecture=str(detector.architecture),
         classes=tuple(dataset.classes),
@@ -108,7 +130,17 @@ def fit(
         seed=seed,
         train_images=len(dataset),
     )
-    return fit_batches(detector, loader, info, device=device, out_dir=out_dir, on_epoch=on_epoch, on_step=on_step)
+    return fit_batches(
+        detector,
+        loader,
+        info,
+        device=device,
+        replicas=replicas,
+        out_dir=out_dir,
+        evaluate=evaluate,
+        on_epoch=on_epoch,
+        on_step=on_step,
+    )
 
 
 def fit_batches(
@@ -117,7 +149,9 @@ def fit_batches(
     info: CheckpointInfo,
     *,
     device: torch.device | str = "cpu",
+    replicas: Replicas = ALONE,
     out_dir: Path | None = None,
+    evaluate: Evaluate | None = None,
     on_epoch: Callable[[EpochLog], None] | None = None,
     on_step: Callable[[StepLog], None] | None = None,
 ) -> FitResult:
@@ -129,12 +163,14 @@ def fit_batches(
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     detector.to(device)
     detector.to(memory_format=layout)
+    loss_function = loss_of(detector, replicas)  # from here on the replicas' weights are equal
     optimizer = build_optimizer(detector, recipe)
     scaler = torch.amp.GradScaler("cuda", enabled=device.type == "cuda" and recipe.amp == "fp16")
     average = WeightAverage(detector, recipe.ema_decay) if recipe.ema_decay else None
     history: list[EpochLog] = []
     if out_dir is not None:
-        history += _resume(out_dir, info, detector, average, optimizer, scaler)
+        history += _resume(out_dir, info, detector, average, optimizer, scaler, replicas)
+    replicas.wait()  # a file that the first is going to write must have been read by all
     finished = len(history)
     cuda = [device] if device.type == "cuda" else []
     try:
@@ -142,6 +178,7 @@ def fit_batches(
             for epoch in range(finished, recipe.epochs):
                 log = train_epoch(
                     detector,
+                    loss_function,
                     batches,
                     recipe,
                     optimizer,
@@ -150,17 +187,21 @@ def fit_batches(
                     epoch=epoch,
                     seed=info.seed,
                     device=device,
+                    replicas=replicas,
                     on_step=on_step,
                 )
-                history.append(log)
-                if average is not None and len(history) == recipe.epochs:
+                if average is not None and log.epoch == recipe.epochs:
                     detector.load_state_dict(average.detector.state_dict())
-                if out_dir is not None:
+                if evaluate is not None and replicas.first and _is_time(log.epoch, recipe):
+                    ap, ap50 = evaluate(detector if average is None else average.detector)
+                    log = replace(log, ap=ap, ap50=ap50)
+                history.append(log)
+                if out_dir is not None and replicas.first:
                     _store(out_dir, info, detector, average, optimizer, scaler, history)
                 if on_epoch is not None:
                     on_epoch(log)
     except TrainingFailedError as error:
-        if out_dir is not None:
+        if out_dir is not None and replicas.first:
             _record_failure(out_dir, error, epochs=len(history))
         raise
     detector.eval()
@@ -175,6 +216,11 @@ def fit_batches(
     )
 
 
+def _is_time(epoch: int, recipe: Recipe) -> bool:
+    every = recipe.evaluate_every
+    return every > 0 and (epoch % every == 0 or epoch == recipe.epochs)
+
+
 def _resume(
     out_dir: Path,
     info: CheckpointInfo,
@@ -182,13 +228,15 @@ def _resume(
     average: WeightAverage | None,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
+    replicas: Replicas,
 ) -> tuple[EpochLog, ...]:
     """Load what the folder holds of this run; the finished epochs."""
     out_dir.mkdir(parents=True, exist_ok=True)
     (out_dir / FAILURE_FILE).unlink(missing_ok=True)
     path = out_dir / CHECKPOINT_FILE
     if not path.exists():
-        write_curve(out_dir / CURVE_FILE, ())
+        if replicas.first:
+            write_curve(out_dir / CURVE_FILE, ())
         return ()
     checkpoint = load_checkpoint(path)
     require_same_run(checkpoint.info, info, path)
@@ -199,7 +247,8 @@ def _resume(
         optimizer.load_state_dict(dict(checkpoint.optimizer))
     if checkpoint.scaler:
         scaler.load_state_dict(dict(checkpoint.scaler))
-    write_curve(out_dir / CURVE_FILE, checkpoint.history)
+    if replicas.first:
+        write_curve(out_dir / CURVE_FILE, checkpoint.history)
     return checkpoint.history
 
 

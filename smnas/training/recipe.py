@@ -6,6 +6,7 @@ gives a changed copy. Unknown keys are refused, so that a misspelt setting never
 
 import tomllib
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -71,6 +72,10 @@ class Recipe(BaseModel):
         ge=0,
         lt=1,
         description="Decay of the moving average of the weights that is kept; 0: none.",
+    )
+
+    evaluate_every: int = Field(
+        default=0, ge=0, description="Epochs between evaluations on the way, for the curve; 0: only at the end."
     )
 
     flip: float = Field(default=0.5, ge=0, le=1, description="Probability that a picture is mirrored left to right.")
@@ -139,11 +144,25 @@ def recipe_names() -> tuple[str, ...]:
 
 
 def load_recipe(name: str) -> Recipe:
-    """Read a recipe that comes with the project.
+    """Read a recipe that comes with the project, or a TOML file of one's own.
+
+    Args:
+        name: A known name, or the path of a file that ends in ``.toml``; such a recipe is called as the file is.
 
     Raises:
-        RecipeError: no such recipe; the message lists the known ones.
+        RecipeError: no such recipe or file, or one that breaks a rule; the message lists the known names.
     """
+    if name.endswith(".toml"):
+        return _read(Path(name))
     if name not in recipe_names():
-        raise RecipeError(f"a recipe is one of {', '.join(recipe_names())}, but got {name!r}")
+        raise RecipeError(f"a recipe is one of {', '.join(recipe_names())} or a .toml file, but got {name!r}")
     return Recipe.parse({"name": name, **tomllib.loads((_FOLDER / f"{name}.toml").read_text(encoding="utf-8"))})
+
+
+def _read(path: Path) -> Recipe:
+    try:
+        return Recipe.parse({"name": path.stem, **tomllib.loads(path.read_text(encoding="utf-8"))})
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(f"a recipe file is readable TOML, but got {path}: {error}") from None
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from None

@@ -110,3 +110,18 @@ def test_a_recipe_survives_json(jitter: float, clip: float | None, epochs: int) 
     recipe = load_recipe("small").with_(scale_jitter=(jitter, 1.5), clip_norm=clip, epochs=epochs)
     assert Recipe.parse(recipe.model_dump(mode="json")) == recipe
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+
+
+def test_a_recipe_can_be_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("epochs = 3\nbatch_size = 4\nlearning_rate = 0.1\nevaluate_every = 2\n")
+    recipe = load_recipe(str(file))
+    assert (recipe.name, recipe.epochs, recipe.evaluate_every) == ("mine", 3, 2)
+    with pytest.raises(RecipeError, match=r"readable TOML, but got .*none\.toml"):
+        load_recipe(str(tmp_path / "none.toml"))
+    file.write_text("epochs = ")
+    with pytest.raises(RecipeError, match="readable TOML"):
+        load_recipe(str(file))
+    file.write_text("epochs = 0\nbatch_size = 4\nlearning_rate = 0.1\n")
+    with pytest.raises(RecipeError, match=r"mine\.toml: recipe epochs"):
+        load_recipe(str(file))

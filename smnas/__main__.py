@@ -1,0 +1,5 @@
+"""``python -m smnas``, which is what ``torchrun -m smnas train ...`` starts."""
+
+from smnas.cli.main import main
+
+main()

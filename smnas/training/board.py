@@ -1,0 +1,56 @@
+"""A training's curve as TensorBoard reads it."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from profiler.errors import UserError
+from smnas.training.curve import EpochLog
+
+__all__ = ["Board"]
+
+
+class Board:
+    """TensorBoard event files of one run. Use it as a context manager.
+
+    A resumed run writes them anew from its curve, so that no epoch is there twice.
+
+    Args:
+        folder: Where the event files go; what it holds is replaced.
+        history: Epochs that are finished already.
+
+    Raises:
+        UserError: TensorBoard is not installed.
+    """
+
+    def __init__(self, folder: Path, history: Sequence[EpochLog]) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UserError("TensorBoard logs need the package tensorboard: pip install 'smnas[tensorboard]'") from None
+        shutil.rmtree(folder, ignore_errors=True)
+        self._writer = SummaryWriter(str(folder))
+        for log in history:
+            self.add(log)
+
+    def __enter__(self) -> "Board":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
+
+    def add(self, log: EpochLog) -> None:
+        """Write one epoch."""
+        scalars = {
+            "loss/sum": log.loss,
+            **{f"loss/{name}": value for name, value in log.losses.items()},
+            "learning_rate": log.learning_rate,
+            "speed/images_per_s": log.images_per_s,
+            "speed/memory_mb": log.memory_mb,
+            "validation/AP": log.ap,
+            "validation/AP50": log.ap50,
+        }
+        for name, value in scalars.items():
+            if value is not None:
+                self._writer.add_scalar(name, value, log.epoch)
+        self._writer.flush()

@@ -1,0 +1,92 @@
+"""Training in several processes at once, each with its share of every batch (``torchrun``)."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from smnas.models.detector import Detector
+from smnas.models.target import Target
+
+__all__ = ["ALONE", "LossFunction", "Replicas", "loss_of", "replicas_from_environment"]
+
+LossFunction = Callable[[Tensor, list[Target]], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """Which of how many equal processes this one is.
+
+    Attributes:
+        rank: From 0; the process of rank 0 writes files and reports.
+        count: How many there are.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over the processes, the same in each; every one of them must ask."""
+        if self.count > 1:
+            dist.all_reduce(values)
+            values /= self.count
+        return values
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.count > 1:
+            dist.barrier()
+
+
+ALONE = Replicas()
+
+
+@contextmanager
+def replicas_from_environment() -> Iterator[tuple[Replicas, torch.device]]:
+    """Join the processes that ``torchrun`` started, and the device of this one; alone where it did not start any.
+
+    The processes talk by NCCL on GPUs and by gloo on a CPU.
+    """
+    cuda = torch.cuda.is_available()
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        yield ALONE, torch.device("cuda" if cuda else "cpu")
+        return
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield Replicas(dist.get_rank(), dist.get_world_size()), device
+    finally:
+        dist.destroy_process_group()
+
+
+class _Loss(nn.Module):
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
+        return self.detector.loss(images, targets)
+
+
+def loss_of(detector: Detector, replicas: Replicas) -> LossFunction:
+    """The detector's loss as a function; its gradients are means over the replicas.
+
+    Each replica starts from the weights of rank 0. A BatchNorm normalizes by its own replica's pictures.
+    """
+    if replicas.count == 1:
+        return detector.loss
+    parallel: LossFunction = DistributedDataParallel(_Loss(detector))
+    return parallel

@@ -1,0 +1,40 @@
+"""Train a stub together with others: started by ``torchrun`` in ``test_training_replicas.py``.
+
+python -m torch.distributed.run ... replicas_script.py FOLDER [EPOCH_TO_DIE_AFTER | nan]
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from replicas_stub import ShareOfBatches, detector, info
+
+from smnas.training.errors import DivergedError
+from smnas.training.fit import fit_batches
+from smnas.training.replicas import replicas_from_environment
+
+
+def main() -> None:
+    folder, what = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else ""
+    with replicas_from_environment() as (replicas, device):
+        model = detector(seed=replicas.rank)  # only the first one's weights must matter
+        batches = ShareOfBatches(replicas.rank, replicas.count, spoilt=what == "nan" and replicas.rank == 1)
+
+        def on_epoch(log) -> None:  # type: ignore[no-untyped-def]
+            if what == str(log.epoch):
+                replicas.wait()
+                os._exit(7)
+
+        try:
+            result = fit_batches(
+                model, batches, info(), device=device, replicas=replicas, out_dir=folder, on_epoch=on_epoch
+            )
+        except DivergedError as error:
+            (folder / f"diverged-{replicas.rank}").write_text(error.reason)
+            return
+        torch.save((model.state_dict(), [log.loss for log in result.history]), folder / f"rank-{replicas.rank}.pt")
+
+
+if __name__ == "__main__":
+    main()

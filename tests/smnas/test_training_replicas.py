@@ -1,0 +1,108 @@
+"""Several processes train what one trains: started by torchrun, talking by gloo over loopback."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from smnas.data.coco import CocoFolder
+from smnas.data.loader import TrainLoader
+from smnas.data.shapes import generate_shapes
+from smnas.training.curve import read_curve
+from smnas.training.fit import fit_batches
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def stub() -> Iterator[ModuleType]:
+    sys.path.insert(0, str(HERE))
+    try:
+        yield importlib.import_module("replicas_stub")
+    finally:
+        sys.path.remove(str(HERE))
+
+
+def torchrun(*arguments: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        [*command, *arguments], capture_output=True, text=True, timeout=300, env=environment, check=False
+    )
+
+
+def test_two_processes_train_what_one_trains(tmp_path: Path, stub: ModuleType) -> None:
+    done = torchrun(str(HERE / "replicas_script.py"), str(tmp_path))
+    assert done.returncode == 0, done.stderr[-2000:]
+    weights, losses = zip(*(torch.load(tmp_path / f"rank-{rank}.pt") for rank in range(2)), strict=True)
+    alone = stub.detector()
+    result = fit_batches(alone, stub.ShareOfBatches(), stub.info())
+    for name, expected in alone.state_dict().items():
+        assert torch.equal(weights[0][name], weights[1][name]), "replicas stay equal, bit by bit"
+        torch.testing.assert_close(weights[0][name], expected, rtol=1e-4, atol=1e-5)
+    assert losses[0] == losses[1] == pytest.approx([log.loss for log in result.history], rel=1e-4)
+    assert len(read_curve(tmp_path / "curve.jsonl")) == 4, "one process writes"
+
+
+def test_processes_that_died_together_resume_to_the_same_weights(tmp_path: Path, stub: ModuleType) -> None:
+    died = torchrun(str(HERE / "replicas_script.py"), str(tmp_path), "2")
+    assert died.returncode != 0
+    assert len(read_curve(tmp_path / "curve.jsonl")) == 2
+    done = torchrun(str(HERE / "replicas_script.py"), str(tmp_path))
+    assert done.returncode == 0, done.stderr[-2000:]
+    resumed, _ = torch.load(tmp_path / "rank-0.pt")
+    other = tmp_path / "unkilled"
+    assert torchrun(str(HERE / "replicas_script.py"), str(other)).returncode == 0
+    for name, expected in torch.load(other / "rank-0.pt")[0].items():
+        assert torch.equal(resumed[name], expected)
+
+
+def test_one_processs_nan_ends_all_of_them(tmp_path: Path) -> None:
+    done = torchrun(str(HERE / "replicas_script.py"), str(tmp_path), "nan")
+    assert done.returncode == 0, done.stderr[-2000:]
+    reasons = [(tmp_path / f"diverged-{rank}").read_text() for rank in range(2)]
+    assert reasons[0] == reasons[1]
+    assert "not finite in step 1" in reasons[0]
+    assert json.loads((tmp_path / "failure.json").read_text())["step"] == 0
+
+
+def test_shares_of_a_batch_make_up_the_batch(tmp_path: Path) -> None:
+    dataset = CocoFolder(generate_shapes(tmp_path, train=12, val=2, width=64, height=64)).split("train")
+    whole = list(TrainLoader(dataset, 64, 64, 4, seed=3).epoch(1))
+    parts = [list(TrainLoader(dataset, 64, 64, 4, seed=3, share=(part, 2)).epoch(1)) for part in range(2)]
+    for number, batch in enumerate(whole):
+        for part in range(2):
+            share = parts[part][number]
+            assert torch.equal(share.images, batch.images[part::2])
+            for ours, theirs in zip(share.targets, batch.targets[part::2], strict=True):
+                assert torch.equal(ours.boxes, theirs.boxes)
+    with pytest.raises(ValueError, match="equal parts"):
+        TrainLoader(dataset, 64, 64, 4, seed=3, share=(0, 3))
+
+
+@pytest.mark.parametrize(("batch", "code"), [("6", 0), ("5", 2)])
+def test_the_command_trains_in_two_processes(tmp_path: Path, batch: str, code: int) -> None:
+    generate_shapes(tmp_path / "data", train=12, val=3, width=64, height=64)
+    arch = "basicblock_8_1-2-2+fpn_3-4_16+norpn+retina_16_1+64x64"
+    done = torchrun(
+        *("-m", "smnas", "train", "--arch", arch, "--data", str(tmp_path / "data"), "--epochs", "2", "--json"),
+        *("--batch-size", batch, "--evaluate-every", "1", "--tensorboard", "--out", str(tmp_path / "out")),
+    )
+    if code:
+        assert done.returncode != 0
+        assert "share each batch equally, but got 2 processes for batches of 5 out of 12 pictures" in done.stderr
+        return
+    assert done.returncode == 0, done.stderr[-2000:]
+    document = json.loads(done.stdout)
+    assert document["epochs"] == 2
+    curve = read_curve(tmp_path / "out" / "curve.jsonl")
+    assert [log.ap is not None for log in curve] == [True, True]
+    assert document["metrics"]["ap"] == curve[-1].ap
+    assert len(list((tmp_path / "out" / "tensorboard").iterdir())) == 1
