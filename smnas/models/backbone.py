@@ -1,125 +1,93 @@
-"""Residual backbones from an SM-NAS code: any depth, width and place of doubling.
+"""Backbones: from an SM-NAS code, of any depth, width and place of doubling; and the published MobileNetV2."""
 
-A block's inner names (``conv1``, ``bn1``, ``downsample.0``) are torchvision's, so that ImageNet weights map by name
-(:mod:`smnas.models.pretrained`).
-"""
+from abc import ABC, abstractmethod
+from typing import NamedTuple
 
-from typing import Literal
-
-import torch
 from torch import Tensor, nn
 
-from smnas.models.layers import NormKind, conv2d, norm2d
-from smnas.space.architecture import ResNetSpec
+from smnas.models.blocks import BasicBlock, Bottleneck, InvertedResidual, StemConv, StemKind, StemReduce
+from smnas.models.layers import NormKind
+from smnas.space.architecture import Backbone, MobileNetV2Spec, ResNetSpec
 
-__all__ = ["BasicBlock", "Bottleneck", "ResNetBackbone", "StemConv", "StemKind", "residual_stage", "stage_channels"]
-
-StemKind = Literal["deep", "imagenet"]
-
-# ImageNet's mean and standard deviation of RGB values in 0..255, as torchvision normalizes
-_MEAN = (123.675, 116.28, 103.53)
-_STD = (58.395, 57.12, 57.375)
-
-
-class StemConv(nn.Module):
-    """The first convolution: uint8 RGB pictures are normalized, then halved to C1 (stride 2)."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, norm: NormKind, channels: int, kernel: int, groups: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1), persistent=False)
-        self.conv = conv2d(norm, 3, channels, kernel, stride=2)
-        self.norm = norm2d(norm, channels, groups)
-        self.relu = nn.ReLU(inplace=True)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """``(B, 3, H, W)`` uint8 to ``(B, C, H/2, W/2)``."""
-        x = (images.to(self.conv.weight.dtype) - self.mean) / self.std
-        out: Tensor = self.relu(self.norm(self.conv(x)))
-        return out
+__all__ = [
+    "FeatureBackbone",
+    "Link",
+    "MobileNetV2Backbone",
+    "ResNetBackbone",
+    "StemKind",
+    "backbone_stage",
+    "build_backbone",
+    "stage_channels",
+    "stage_depth",
+]
 
 
-class StemReduce(nn.Module):
-    """From C1 to stride 4: a second 3x3 convolution (``deep``) or max-pooling (``imagenet``)."""
+class Link(NamedTuple):
+    """One module of a backbone's chain; each reads what the one before it wrote, the first the pictures.
 
-    def __init__(self, kind: StemKind, norm: NormKind, channels: int, groups: int) -> None:
-        super().__init__()
-        self.reduce: nn.Module
-        if kind == "deep":
-            self.reduce = nn.Sequential(
-                conv2d(norm, channels, channels, 3, stride=2), norm2d(norm, channels, groups), nn.ReLU(inplace=True)
-            )
-        else:
-            self.reduce = nn.MaxPool2d(3, stride=2, padding=1)
+    Attributes:
+        name: Where it sits, e.g. ``stage2.block1``.
+        module: One map in, one out.
+        level: The level that it completes (C_level is its output), or None.
+    """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, C, H/2, W/2)`` to ``(B, C, H/4, W/4)``."""
-        out: Tensor = self.reduce(x)
-        return out
+    name: str
+    module: nn.Module
+    level: int | None
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut (He et al., arXiv 1512.03385)."""
+class FeatureBackbone(nn.Module, ABC):
+    """What a detector knows of its backbone.
 
-    def __init__(self, norm: NormKind, in_channels: int, width: int, stride: int, groups: int) -> None:
-        super().__init__()
-        self.conv1 = conv2d(norm, in_channels, width, 3, stride)
-        self.bn1 = norm2d(norm, width, groups)
-        self.conv2 = conv2d(norm, width, width, 3)
-        self.bn2 = norm2d(norm, width, groups)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(norm, in_channels, width, stride, groups)
+    Attributes:
+        spec: What it was built from.
+        channels: Channels of every level, ``{1: C1, 2: C2, ...}``; level l has stride ``2 ** l``.
+        stages: The stages in order, registered as ``stage1``, ``stage2``, ...; stage k ends at level k + 1.
+    """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, C_in, H, W)`` to ``(B, width, H/stride, W/stride)``."""
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
-        shortcut = x if self.downsample is None else self.downsample(x)
-        result: Tensor = self.relu(out + shortcut)
-        return result
+    spec: Backbone
+    channels: dict[int, int]
+    stages: list[nn.Sequential]
 
+    @abstractmethod
+    def entry(self) -> tuple[Link, ...]:
+        """The links before the first stage; one of them completes level 1."""
 
-class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions and a shortcut; with a cardinality ResNeXt's (Xie et al., arXiv 1611.05431)."""
+    def chain(self) -> tuple[Link, ...]:
+        """Every module in the order of running: stem, then block by block."""
+        links = list(self.entry())
+        for number, stage in enumerate(self.stages, start=1):
+            links += stage_links(number, stage)
+        return tuple(links)
 
-    expansion = 4
+    def forward(self, images: Tensor) -> dict[int, Tensor]:
+        """uint8 pictures ``(B, 3, H, W)`` to every level's map ``(B, channels[l], H/2^l, W/2^l)``."""
+        levels: dict[int, Tensor] = {}
+        x = images
+        for link in self.chain():
+            x = link.module(x)
+            if link.level is not None:
+                levels[link.level] = x
+        return levels
 
-    def __init__(
-        self, norm: NormKind, in_channels: int, width: int, stride: int, groups: int, *, cardinality: int = 1
-    ) -> None:
-        super().__init__()
-        # ResNeXt 32x4d: four channels a path at width 64, growing with the width
-        inner = width if cardinality == 1 else max(1, width * 4 // 64) * cardinality
-        out = width * self.expansion
-        self.conv1 = conv2d(norm, in_channels, inner, 1)
-        self.bn1 = norm2d(norm, inner, groups)
-        self.conv2 = conv2d(norm, inner, inner, 3, stride, groups=cardinality)
-        self.bn2 = norm2d(norm, inner, groups)
-        self.conv3 = conv2d(norm, inner, out, 1)
-        self.bn3 = norm2d(norm, out, groups)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(norm, in_channels, out, stride, groups)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, C_in, H, W)`` to ``(B, 4 * width, H/stride, W/stride)``."""
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(out))
-        shortcut = x if self.downsample is None else self.downsample(x)
-        result: Tensor = self.relu(out + shortcut)
-        return result
+    def _add_stages(self, norm: NormKind, top_level: int | None) -> None:
+        self.stages = []
+        for index in range((top_level or self.spec.top_level) - 1):
+            stage = backbone_stage(self.spec, index, norm)
+            self.add_module(f"stage{index + 1}", stage)
+            self.stages.append(stage)
+            self.channels[index + 2] = stage_channels(self.spec, index)
 
 
-def _shortcut(norm: NormKind, in_channels: int, out_channels: int, stride: int, groups: int) -> nn.Sequential | None:
-    if stride == 1 and in_channels == out_channels:
-        return None
-    return nn.Sequential(conv2d(norm, in_channels, out_channels, 1, stride), norm2d(norm, out_channels, groups))
+def stage_links(number: int, stage: nn.Sequential) -> list[Link]:
+    """The blocks of stage ``number`` (from 1), the last of which completes level ``number + 1``."""
+    return [
+        Link(f"stage{number}.block{position}", block, number + 1 if position == len(stage) else None)
+        for position, block in enumerate(stage, start=1)
+    ]
 
 
-class ResNetBackbone(nn.Module):
+class ResNetBackbone(FeatureBackbone):
     """Stem and stages of a :class:`~smnas.space.architecture.ResNetSpec`.
 
     Args:
@@ -127,11 +95,9 @@ class ResNetBackbone(nn.Module):
         norm: Norm of every convolution.
         stem: ``deep`` or ``imagenet``.
         top_level: Coarsest level to build; all of them by default.
-
-    Attributes:
-        channels: Channels of every level, ``{1: C1, 2: C2, ...}``; level l has stride ``2 ** l``.
-        stages: The stages in order, registered as ``stage1``, ``stage2``, ...; stage k ends at level k + 1.
     """
+
+    spec: ResNetSpec
 
     def __init__(
         self, spec: ResNetSpec, norm: NormKind = "gn-ws", stem: StemKind = "deep", top_level: int | None = None
@@ -142,34 +108,82 @@ class ResNetBackbone(nn.Module):
         # ImageNet's stem is 64 wide for every published ResNet, whose base is 64: both stems are `base` wide
         self.stem = StemConv(norm, spec.base, 3 if stem == "deep" else 7, groups)
         self.reduce = StemReduce(stem, norm, spec.base, groups)
-        self.channels: dict[int, int] = {1: spec.base}
-        self.stages: list[nn.Sequential] = []
-        for index in range((top_level or spec.top_level) - 1):
-            stage = residual_stage(spec, index, norm)
-            self.add_module(f"stage{index + 1}", stage)
-            self.stages.append(stage)
-            self.channels[index + 2] = stage_channels(spec, index)
+        self.channels = {1: spec.base}
+        self._add_stages(norm, top_level)
 
-    def forward(self, images: Tensor) -> dict[int, Tensor]:
-        """uint8 pictures ``(B, 3, H, W)`` to every level's map ``(B, channels[l], H/2^l, W/2^l)``."""
-        levels = {1: self.stem(images)}
-        x = self.reduce(levels[1])
-        for index, stage in enumerate(self.stages):
-            levels[index + 2] = x = stage(x)
-        return levels
+    def entry(self) -> tuple[Link, ...]:
+        """The stem, which is C1, and the way to stride 4."""
+        return Link("stem", self.stem, 1), Link("reduce", self.reduce, None)
 
 
-def _groups(spec: ResNetSpec) -> int:
-    return spec.base // 2  # SM-NAS: the backbone's groups are half its base width
+class MobileNetV2Backbone(FeatureBackbone):
+    """The published MobileNetV2 (Sandler et al., arXiv 1801.04381, table 2) up to C5, with torchvision's rounding.
+
+    Its last convolution (1x1 to 1280 channels) is left out: it belongs to the classifier, widening C5 once more before
+    the average is taken, and would cost a pyramid or the RoIs 1280 channels that a 1x1 lateral narrows again at once.
+    The stem is its own, a 3x3 convolution of stride 2. C1, C2 and C3 are the maps before the resolution halves, as
+    everywhere; C4 has 96 and C5 320 channels at a width of 100 percent.
+
+    Args:
+        spec: Width.
+        norm: Norm of every convolution.
+        top_level: Coarsest level to build; all of them by default.
+    """
+
+    spec: MobileNetV2Spec
+
+    def __init__(self, spec: MobileNetV2Spec, norm: NormKind = "gn-ws", top_level: int | None = None) -> None:
+        super().__init__()
+        self.spec = spec
+        self.stem = StemConv(norm, _scaled(spec, _MOBILENET_STEM), 3, _groups(spec), nn.ReLU6)
+        # numbered 0 because stage k ends at level k + 1
+        self.stage0 = _mobilenet_stage(spec, 1, norm)
+        self.channels = {1: _mobilenet_channels(spec, 1)}
+        self._add_stages(norm, top_level)
+
+    def entry(self) -> tuple[Link, ...]:
+        """The stem, and the one block at its resolution, which is C1."""
+        return Link("stem", self.stem, None), *stage_links(0, self.stage0)
 
 
-def stage_channels(spec: ResNetSpec, index: int) -> int:
+def build_backbone(
+    spec: Backbone, norm: NormKind = "gn-ws", stem: StemKind = "deep", top_level: int | None = None
+) -> FeatureBackbone:
+    """The backbone of any spec; MobileNetV2 has a stem of its own, the same for both kinds."""
+    if isinstance(spec, ResNetSpec):
+        return ResNetBackbone(spec, norm, stem, top_level)
+    return MobileNetV2Backbone(spec, norm, top_level)
+
+
+def stage_channels(spec: Backbone, index: int) -> int:
     """Output channels of stage ``index`` (from 0)."""
-    return spec.stage_widths()[index][-1] * spec.expansion
+    if isinstance(spec, ResNetSpec):
+        return spec.stage_widths()[index][-1] * spec.expansion
+    return _mobilenet_channels(spec, index + 2)
 
 
-def residual_stage(spec: ResNetSpec, index: int, norm: NormKind) -> nn.Sequential:
-    """The blocks of stage ``index`` (from 0); every stage but the first halves the resolution at its first block."""
+def stage_depth(spec: Backbone, index: int) -> int:
+    """How many blocks stage ``index`` (from 0) has; MobileNetV2's block before the first stage has index -1."""
+    if isinstance(spec, ResNetSpec):
+        return len(spec.stages[index])
+    return sum(count for _, _, count in _MOBILENET[index + 2])
+
+
+def backbone_stage(spec: Backbone, index: int, norm: NormKind) -> nn.Sequential:
+    """The blocks of stage ``index`` (from 0); every stage but the first of a ResNet halves the resolution."""
+    if isinstance(spec, ResNetSpec):
+        return _residual_stage(spec, index, norm)
+    return _mobilenet_stage(spec, index + 2, norm)
+
+
+def _groups(spec: Backbone) -> int:
+    """The most groups of a backbone's GroupNorms."""
+    if isinstance(spec, ResNetSpec):
+        return spec.base // 2  # SM-NAS: the backbone's groups are half its base width
+    return _mobilenet_channels(spec, 1) // 2  # likewise at least two channels a group at the narrowest map
+
+
+def _residual_stage(spec: ResNetSpec, index: int, norm: NormKind) -> nn.Sequential:
     channels = spec.base if index == 0 else stage_channels(spec, index - 1)
     blocks = nn.Sequential()
     for position, width in enumerate(spec.stage_widths()[index]):
@@ -181,7 +195,48 @@ def residual_stage(spec: ResNetSpec, index: int, norm: NormKind) -> nn.Sequentia
 
 def _block(spec: ResNetSpec, norm: NormKind, in_channels: int, width: int, stride: int) -> nn.Module:
     groups = _groups(spec)
-    if spec.block == "basicblock":
-        return BasicBlock(norm, in_channels, width, stride, groups)
-    cardinality = 32 if spec.block == "resnext" else 1
-    return Bottleneck(norm, in_channels, width, stride, groups, cardinality=cardinality)
+    match spec.block:
+        case "basicblock":
+            return BasicBlock(norm, in_channels, width, stride, groups)
+        case "bottleneck":
+            return Bottleneck(norm, in_channels, width, stride, groups)
+        case "resnext":
+            cardinality, path_width = spec.paths
+            return Bottleneck(norm, in_channels, width, stride, groups, cardinality=cardinality, path_width=path_width)
+        case "inverted":
+            return InvertedResidual(norm, in_channels, width, stride, groups)
+
+
+# MobileNetV2 by level: rows of (expansion, channels, blocks) that share a resolution
+_MOBILENET_STEM = 32
+_MOBILENET: dict[int, tuple[tuple[int, int, int], ...]] = {
+    1: ((1, 16, 1),),
+    2: ((6, 24, 2),),
+    3: ((6, 32, 3),),
+    4: ((6, 64, 4), (6, 96, 3)),
+    5: ((6, 160, 3), (6, 320, 1)),
+}
+
+
+def _scaled(spec: MobileNetV2Spec, channels: int) -> int:
+    """``channels`` times the width, to a multiple of 8 that is not less than nine tenths of it (torchvision's)."""
+    wanted = channels * (spec.width_percent / 100)
+    rounded = max(8, int(wanted + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * wanted else rounded
+
+
+def _mobilenet_channels(spec: MobileNetV2Spec, level: int) -> int:
+    return _scaled(spec, _MOBILENET[level][-1][1])
+
+
+def _mobilenet_stage(spec: MobileNetV2Spec, level: int, norm: NormKind) -> nn.Sequential:
+    """The blocks at the resolution of ``level``; all but level 1's, which is the stem's, halve it first."""
+    channels = _mobilenet_channels(spec, level - 1) if level > 1 else _scaled(spec, _MOBILENET_STEM)
+    blocks = nn.Sequential()
+    for expansion, published, count in _MOBILENET[level]:
+        for _ in range(count):
+            stride = 2 if level > 1 and len(blocks) == 0 else 1
+            out = _scaled(spec, published)
+            blocks.append(InvertedResidual(norm, channels, out, stride, _groups(spec), expansion=expansion))
+            channels = out
+    return blocks

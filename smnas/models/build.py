@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from profiler.errors import UserError
-from smnas.models.backbone import ResNetBackbone, StemKind, residual_stage, stage_channels
+from smnas.models.backbone import FeatureBackbone, StemKind, backbone_stage, build_backbone, stage_channels
 from smnas.models.detector import Detector, OneStageDetector, TwoStageDetector
 from smnas.models.fcos import FCOSHead, FCOSPostprocess
 from smnas.models.layers import NormKind, fold_weight_standardization
@@ -21,7 +21,6 @@ from smnas.space.architecture import (
     DenseSpec,
     FCOSSpec,
     FPNSpec,
-    ResNetSpec,
     RetinaSpec,
     RPNKind,
 )
@@ -38,8 +37,6 @@ class BuildError(UserError):
 
 def buildable(architecture: Architecture) -> str | None:
     """Why ``architecture`` can not be built, or None if it can."""
-    if not isinstance(architecture.backbone, ResNetSpec):
-        return f"the MobileNetV2 backbone is part of the space but can not be built yet, got {architecture.backbone}"
     if architecture.rpn is RPNKind.GUIDED:
         return "Guided Anchoring (garpn) is part of the space but can not be built yet"
     return None
@@ -81,15 +78,16 @@ def deployable(detector: Detector) -> Detector:
 
 def _build(architecture: Architecture, num_classes: int, options: DetectorOptions) -> Detector:
     spec, head = architecture.backbone, architecture.head
-    if not isinstance(spec, ResNetSpec):
-        raise TypeError(f"checked by build_detector: {spec}")
     norm = options.norm
-    backbone = ResNetBackbone(spec, norm, options.stem)
     width, height = architecture.input_width, architecture.input_height
     if isinstance(architecture.neck, FPNSpec):
-        backbone = ResNetBackbone(spec, norm, options.stem)
+        backbone = build_backbone(spec, norm, options.stem)
         in_channels = {level: c for level, c in backbone.channels.items() if level >= architecture.neck.low}
-        neck = FPN(architecture.neck, in_channels, norm, "conv" if isinstance(head, DenseSpec) else "pool")
+        # above the backbone's coarsest level RetinaNet and FCOS convolve and Faster R-CNN pools, unless told otherwise
+        extra = architecture.neck.extra
+        if extra == "head":
+            extra = "conv" if isinstance(head, DenseSpec) else "pool"
+        neck = FPN(architecture.neck, in_channels, norm, extra)
         channels = architecture.neck.width
         if isinstance(head, RetinaSpec):
             postprocess = RetinaPostprocess(neck.out_levels, width, height, options)
@@ -104,7 +102,7 @@ def _build(architecture: Architecture, num_classes: int, options: DetectorOption
         pooled = tuple(level for level in neck.out_levels if level <= spec.top_level)
         levels = neck.out_levels
         return _two_stage(architecture, num_classes, options, backbone, neck, levels, pooled, anchors, channels)
-    backbone = ResNetBackbone(spec, norm, options.stem, top_level=_C4_LEVEL)
+    backbone = build_backbone(spec, norm, options.stem, top_level=_C4_LEVEL)
     smallest = options.anchor_cells[0] * 2**_C4_LEVEL / 4
     anchors = [tuple(smallest * 2**octave for octave in range(_C4_OCTAVES))]
     levels, channels = (_C4_LEVEL,), backbone.channels[_C4_LEVEL]
@@ -115,7 +113,7 @@ def _two_stage(
     architecture: Architecture,
     num_classes: int,
     options: DetectorOptions,
-    backbone: ResNetBackbone,
+    backbone: FeatureBackbone,
     neck: FPN | None,
     levels: tuple[int, ...],
     pooled_levels: tuple[int, ...],
@@ -128,13 +126,13 @@ def _two_stage(
     width, height = architecture.input_width, architecture.input_height
     count = head.stages if isinstance(head, CascadeSpec) else 1
     spec = backbone.spec
-    behind = range(_C4_LEVEL - 1, len(spec.stages)) if neck is None else range(0)
+    behind = range(_C4_LEVEL - 1, spec.top_level - 1) if neck is None else range(0)
     pooled_size = 14 if len(behind) else 7
     head_channels = stage_channels(spec, behind[-1]) if len(behind) else channels
     stages = []
     for index in range(count):
         # every cascade stage has blocks of its own, so that no parameter is shared between steps
-        blocks = nn.Sequential(*(block for stage in behind for block in residual_stage(spec, stage, options.norm)))
+        blocks = nn.Sequential(*(block for stage in behind for block in backbone_stage(spec, stage, options.norm)))
         cells = 1 if len(behind) else 7
         agnostic = isinstance(head, CascadeSpec)
         box_head = BoxHead(head_channels, cells, head.width, num_classes, class_agnostic=agnostic, norm=options.norm)

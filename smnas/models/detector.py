@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from smnas.models.backbone import ResNetBackbone
+from smnas.models.backbone import FeatureBackbone
 from smnas.models.boxes import PaddedTargets, pad_targets
 from smnas.models.fcos import FCOSHead, FCOSPostprocess, fcos_loss
 from smnas.models.neck import FPN
@@ -55,7 +55,7 @@ class Detector(nn.Module, ABC):
         architecture: Architecture,
         num_classes: int,
         options: DetectorOptions,
-        backbone: ResNetBackbone,
+        backbone: FeatureBackbone,
         neck: FPN | None,
     ) -> None:
         super().__init__()
@@ -108,18 +108,13 @@ class Detector(nn.Module, ABC):
 
     def _feature_steps(self) -> tuple[list[Step], tuple[str, ...]]:
         """Steps from the pictures to the maps that the head reads, and the names of those maps."""
-        backbone = self.backbone
-        steps = [
-            Step("backbone.stem", backbone.stem, ("images",), ("c1",)),
-            Step("backbone.reduce", backbone.reduce, ("c1",), ("stem",)),
-        ]
-        value = "stem"
-        for index, stage in enumerate(backbone.stages):
-            for position, block in enumerate(stage):
-                name = f"backbone.stage{index + 1}.block{position + 1}"
-                out = f"c{index + 2}" if position == len(stage) - 1 else name
-                steps.append(Step(name, block, (value,), (out,)))
-                value = out
+        steps = []
+        value = "images"
+        for link in self.backbone.chain():
+            name = f"backbone.{link.name}"
+            out = name if link.level is None else f"c{link.level}"
+            steps.append(Step(name, link.module, (value,), (out,)))
+            value = out
         if self.neck is None:
             return steps, ("c4",)
         outputs = tuple(f"p{level}" for level in self.neck.out_levels)
@@ -135,7 +130,7 @@ class OneStageDetector(Detector):
         architecture: Architecture,
         num_classes: int,
         options: DetectorOptions,
-        backbone: ResNetBackbone,
+        backbone: FeatureBackbone,
         neck: FPN,
         head: RetinaHead | FCOSHead,
         postprocess: RetinaPostprocess | FCOSPostprocess,
@@ -179,7 +174,7 @@ class TwoStageDetector(Detector):
         architecture: Architecture,
         num_classes: int,
         options: DetectorOptions,
-        backbone: ResNetBackbone,
+        backbone: FeatureBackbone,
         neck: FPN | None,
         rpn: RPNHead,
         proposals: ProposalLayer,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from smnas.models.backbone import StemKind
+from smnas.models.blocks import StemKind
 from smnas.models.layers import NormKind
 from smnas.space.architecture import Architecture
 

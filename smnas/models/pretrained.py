@@ -1,30 +1,57 @@
 """torchvision's ImageNet weights for a backbone of the same shape, by name."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from profiler.errors import UserError
-from smnas.models.backbone import ResNetBackbone
+from smnas.models.backbone import FeatureBackbone, MobileNetV2Backbone, stage_depth
+from smnas.models.detector import Detector, TwoStageDetector
+from smnas.space.architecture import Backbone, MobileNetV2Spec
 
-__all__ = ["load_torchvision_weights", "torchvision_names"]
+__all__ = ["load_pretrained", "load_torchvision_weights", "torchvision_names"]
+
+# What a classifier has and a detector has no use for: the last layer, and MobileNetV2's widening in front of it
+_CLASSIFIER = ("fc.", "classifier.", "features.18.")
+# How many pictures a BatchNorm has seen; absent from files older than PyTorch 0.4.1, and without effect on a forward
+_COUNTER = "num_batches_tracked"
 
 
-def torchvision_names(backbone: ResNetBackbone) -> dict[str, str]:
-    """Our names to torchvision's: ``stage1.0.conv1.weight`` to ``layer1.0.conv1.weight``, the stem to ``conv1``."""
+def torchvision_names(backbone: FeatureBackbone) -> dict[str, str]:
+    """Our names to torchvision's.
+
+    ``stage1.0.conv1.weight`` to ``layer1.0.conv1.weight`` and the stem to ``conv1`` and ``bn1``; of a MobileNetV2
+    ``stage1.0.conv.0.0.weight`` to ``features.2.conv.0.0.weight`` and the stem to ``features.0``.
+    """
+    if isinstance(backbone, MobileNetV2Backbone):
+        stem = {"conv": "features.0.0", "norm": "features.0.1"}
+    else:
+        stem = {"conv": "conv1", "norm": "bn1"}
     names = {}
     for name in backbone.state_dict():
         first, _, rest = name.partition(".")
         if first == "stem":
             part, _, leaf = rest.partition(".")
-            names[name] = f"{'conv1' if part == 'conv' else 'bn1'}.{leaf}"
+            names[name] = f"{stem[part]}.{leaf}"
+        elif first == "reduce":
+            names[name] = name  # the deep stem's second convolution, which no published network has
         else:
-            names[name] = f"{first.replace('stage', 'layer')}.{rest}"
+            position, _, leaf = rest.partition(".")
+            names[name] = f"{_block(backbone.spec, int(first.removeprefix('stage')), int(position))}.{leaf}"
     return names
 
 
-def load_torchvision_weights(backbone: ResNetBackbone, state: Mapping[str, Tensor]) -> None:
-    """Copy the weights of a torchvision ResNet or ResNeXt into ``backbone``, in place.
+def _block(spec: Backbone, stage: int, position: int) -> str:
+    """The name of block ``position`` (from 0) of stage ``stage`` (from 1; MobileNetV2's first is 0)."""
+    if not isinstance(spec, MobileNetV2Spec):
+        return f"layer{stage}.{position}"
+    # torchvision counts through, from the stem, which is features.0
+    before = sum(stage_depth(spec, index) for index in range(-1, stage - 1))
+    return f"features.{1 + before + position}"
+
+
+def load_torchvision_weights(backbone: FeatureBackbone, state: Mapping[str, Tensor]) -> None:
+    """Copy the weights of a torchvision ResNet, ResNeXt or MobileNetV2 into ``backbone``, in place.
 
     Args:
         backbone: With BatchNorm and the ImageNet stem; the code and base of the published network.
@@ -33,15 +60,53 @@ def load_torchvision_weights(backbone: ResNetBackbone, state: Mapping[str, Tenso
     Raises:
         UserError: a weight is missing or has another shape; the message names the first.
     """
+    _load(backbone, torchvision_names(backbone), state, backbone.spec)
+
+
+def load_pretrained(detector: Detector, state: Mapping[str, Tensor]) -> None:
+    """Copy a torchvision classifier's weights into a detector's backbone, and into the blocks behind C4 if it has any.
+
+    Args:
+        detector: With BatchNorm and the ImageNet stem.
+        state: ``state_dict`` of the published network that the backbone is.
+
+    Raises:
+        UserError: a weight is missing, has another shape or has no place in the backbone; the message names the first.
+    """
+    backbone = detector.backbone
     names = torchvision_names(backbone)
-    own = backbone.state_dict()
+    used = set(names.values())
+    load_torchvision_weights(backbone, state)
+    if isinstance(detector, TwoStageDetector):
+        stage = len(backbone.stages) + 1
+        for roi_stage in detector.roi_stages:
+            behind = {}
+            for name in roi_stage.blocks.state_dict():
+                position, _, leaf = name.partition(".")
+                behind[name] = f"{_block(backbone.spec, stage, int(position))}.{leaf}"
+            _load(roi_stage.blocks, behind, state, backbone.spec)
+            used |= set(behind.values())
+    if extra := _first(name for name in state if name not in used and not name.startswith(_CLASSIFIER)):
+        raise UserError(
+            f"ImageNet weights must be those of the backbone's own network, but {extra} has no place in {backbone.spec}"
+        )
+
+
+def _load(module: nn.Module, names: Mapping[str, str], state: Mapping[str, Tensor], spec: Backbone) -> None:
+    own = module.state_dict()
     for name, source in names.items():
         if source not in state:
+            if source.endswith(_COUNTER):
+                continue
             raise UserError(
                 f"ImageNet weights must hold every weight of the backbone (BatchNorm, imagenet stem), but {source} is "
-                f"missing for {backbone.spec}"
+                f"missing for {spec}"
             )
         if state[source].shape != own[name].shape:
             got, wanted = tuple(state[source].shape), tuple(own[name].shape)
-            raise UserError(f"{source} must have shape {wanted} for {backbone.spec}, but got {got}")
-    backbone.load_state_dict({name: state[source] for name, source in names.items()})
+            raise UserError(f"{source} must have shape {wanted} for {spec}, but got {got}")
+    module.load_state_dict({name: state.get(source, own[name]) for name, source in names.items()})
+
+
+def _first(names: Iterable[str]) -> str | None:
+    return next(iter(names), None)

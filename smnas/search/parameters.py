@@ -18,9 +18,11 @@ __all__ = ["DISTRIBUTIONS", "parameters_of"]
 
 # The ranges are the language's and not a preset's, so that studies of different presets can be compared.
 DISTRIBUTIONS: dict[str, BaseDistribution] = {
-    "block": CategoricalDistribution(("basicblock", "bottleneck", "resnext", "mobilenetv2")),
+    "block": CategoricalDistribution(("basicblock", "bottleneck", "resnext", "inverted", "mobilenetv2")),
     "base": IntDistribution(8, 512),
     "width_percent": IntDistribution(10, 400),
+    "cardinality": IntDistribution(2, 256),
+    "path_width": IntDistribution(1, 256),
     "stages": IntDistribution(1, 4),
     "blocks": IntDistribution(1, 1000),
     "doublings": IntDistribution(0, 1000),
@@ -32,6 +34,7 @@ DISTRIBUTIONS: dict[str, BaseDistribution] = {
     "fpn_low": IntDistribution(1, 7),
     "fpn_high": IntDistribution(1, 7),
     "fpn_width": IntDistribution(8, 1024),
+    "fpn_extra": CategoricalDistribution(("pool", "conv")),
     "proposals": CategoricalDistribution(tuple(kind.value for kind in RPNKind)),
     "head": CategoricalDistribution(("rcnn", "cascade", "retina", "fcos")),
     "head_width": IntDistribution(8, 4096),
@@ -55,12 +58,16 @@ def parameters_of(architecture: Architecture) -> dict[str, str | int]:
                 "blocks": backbone.depth,
                 "doublings": backbone.doublings,
             }
+            if backbone.block == "resnext":
+                parameters |= {"cardinality": backbone.paths[0], "path_width": backbone.paths[1]}
             parameters |= {f"stage{i}_blocks": len(stage) for i, stage in enumerate(backbone.stages, start=1)}
         case MobileNetV2Spec() as backbone:
             parameters |= {"block": "mobilenetv2", "width_percent": backbone.width_percent}
     match architecture.neck:
-        case FPNSpec(low, high, width):
+        case FPNSpec(low, high, width, extra):
             parameters |= {"neck": "fpn", "fpn_low": low, "fpn_high": high, "fpn_width": width}
+            if extra != "head":
+                parameters["fpn_extra"] = extra
         case _:
             parameters["neck"] = "c4"
     parameters["proposals"] = architecture.rpn.value

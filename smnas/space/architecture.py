@@ -5,7 +5,9 @@
 file name, diffs, greps and is a primary key: ``Architecture.parse(str(a)) == a``.
 
 The backbone notation ``{block}_{base}_{code}`` is SM-NAS's (Yao et al., AAAI 2020): in the code, ``1`` is a block that
-keeps its channels, ``2`` one that doubles them and ``-`` starts the next stage.
+keeps its channels, ``2`` one that doubles them and ``-`` starts the next stage. Of this project are the block kind
+``inverted`` (MobileNetV2's inverted residuals with a searched depth and width), a cardinality and path width other than
+ResNeXt's 32x4d (``resnext64x4_64_...``), and a letter behind a pyramid for how its extra levels come about.
 """
 
 import hashlib
@@ -24,6 +26,7 @@ __all__ = [
     "C4Spec",
     "CascadeSpec",
     "DenseSpec",
+    "ExtraLevels",
     "FCOSSpec",
     "FPNSpec",
     "Head",
@@ -35,9 +38,12 @@ __all__ = [
     "RetinaSpec",
 ]
 
-BlockKind = Literal["basicblock", "bottleneck", "resnext"]
+BlockKind = Literal["basicblock", "bottleneck", "resnext", "inverted"]
+ExtraLevels = Literal["head", "pool", "conv"]
 
-_EXPANSION: dict[str, int] = {"basicblock": 1, "bottleneck": 4, "resnext": 4}
+_EXPANSION: dict[str, int] = {"basicblock": 1, "bottleneck": 4, "resnext": 4, "inverted": 1}
+_RESNEXT_PATHS = (32, 4)  # 32x4d, the cardinality and path width that the word `resnext` alone stands for
+_EXTRA_LETTERS: dict[ExtraLevels, str] = {"head": "", "pool": "p", "conv": "c"}
 _DEFAULT_DENSE_DEPTH = 4
 
 
@@ -55,14 +61,17 @@ class ResNetSpec:
     """A residual backbone ``{block}_{base}_{code}``.
 
     Attributes:
-        block: ``basicblock``, ``bottleneck`` or ``resnext``.
+        block: ``basicblock``, ``bottleneck``, ``resnext`` or ``inverted``.
         base: Width of the first block before any doubling (64 for the published ResNets).
         code: Blocks per stage, e.g. ``11-21-21-21`` for ResNet-18.
+        paths: ResNeXt's cardinality and the channels of one path at width 64, written ``resnext64x4_64_...``;
+            ``resnext_`` alone is 32x4d. Other blocks have no paths and keep the default.
     """
 
     block: BlockKind
     base: int
     code: str
+    paths: tuple[int, int] = _RESNEXT_PATHS
 
     def __post_init__(self) -> None:
         _require(
@@ -76,9 +85,20 @@ class ResNetSpec:
             "a backbone code is one to four stages of the digits 1 and 2 joined by '-', as in 11-21-21-21",
             repr(self.code),
         )
+        _require(
+            self.block == "resnext" or self.paths == _RESNEXT_PATHS,
+            "only resnext has a cardinality and a path width",
+            f"{self.block} with {self.paths}",
+        )
+        _require(
+            2 <= self.paths[0] <= 256 and 1 <= self.paths[1] <= 256,
+            "a ResNeXt has 2 to 256 paths of 1 to 256 channels",
+            f"{self.paths[0]}x{self.paths[1]}",
+        )
 
     def __str__(self) -> str:
-        return f"{self.block}_{self.base}_{self.code}"
+        paths = "" if self.paths == _RESNEXT_PATHS else "{}x{}".format(*self.paths)
+        return f"{self.block}{paths}_{self.base}_{self.code}"
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -153,12 +173,23 @@ class C4Spec:
 class FPNSpec:
     """A feature pyramid ``fpn_{low}-{high}_{width}`` with outputs P_low..P_high.
 
-    Laterals read C_low up to the backbone's coarsest level; outputs above that level come from further down-sampling.
+    Laterals read C_low up to the backbone's coarsest level, which its code decides: a finer level would reach no
+    output, and a pyramid that reads less of the top is that of a backbone with fewer stages. Outputs above the coarsest
+    level come from further down-sampling.
+
+    Attributes:
+        low: Finest output.
+        high: Coarsest output.
+        width: Channels of every output.
+        extra: How outputs above the backbone's coarsest level come about: as is usual with the head (``head``), or the
+            other way, by pooling under a dense head (``fpn_3-7_256p``) or by convolutions under a two-stage one
+            (``fpn_2-6_256c``).
     """
 
     low: int
     high: int
     width: int
+    extra: ExtraLevels = "head"
 
     def __post_init__(self) -> None:
         _require(
@@ -173,7 +204,7 @@ class FPNSpec:
         )
 
     def __str__(self) -> str:
-        return f"fpn_{self.low}-{self.high}_{self.width}"
+        return f"fpn_{self.low}-{self.high}_{self.width}{_EXTRA_LETTERS[self.extra]}"
 
 
 Neck = C4Spec | FPNSpec
@@ -289,6 +320,18 @@ class Architecture:
                 f"the pyramid's finest level must exist in the backbone, whose coarsest is C{top}",
                 str(self.neck),
             )
+            # one network, one string: a letter that changes nothing is refused
+            _require(
+                self.neck.extra == "head" or self.neck.high > top,
+                f"a pyramid names its extra levels' kind only where it reaches above C{top}",
+                str(self.neck),
+            )
+            _require(
+                self.neck.extra != ("conv" if one_stage else "pool"),
+                "a pyramid's extra levels come by convolutions under a dense head and by pooling under another, and a "
+                "letter is written only for the other way",
+                f"{self.neck}+{self.head}",
+            )
         for name, size in (("width", self.input_width), ("height", self.input_height)):
             _require(32 <= size <= 4096, f"the input {name} must be between 32 and 4096 pixels", size)
 
@@ -322,24 +365,32 @@ class Architecture:
 
 
 def parse_backbone(text: str) -> Backbone:
-    """Read ``{block}_{base}_{code}`` or ``mobilenetv2_{percent}``; raises :class:`ArchitectureError`."""
+    """Read ``{block}_{base}_{code}``, ``resnext{C}x{W}_{base}_{code}`` or ``mobilenetv2_{percent}``.
+
+    Raises:
+        ArchitectureError: ``text`` is not a backbone.
+    """
     if match := re.fullmatch(r"mobilenetv2_(\d{1,4})", text):
         return MobileNetV2Spec(int(match[1]))
     for block in get_args(BlockKind):
         if match := re.fullmatch(rf"{block}_(\d{{1,4}})_([0-9-]+)", text):
             return ResNetSpec(block, int(match[1]), match[2])
+    if match := re.fullmatch(r"resnext(\d{1,3})x(\d{1,3})_(\d{1,4})_([0-9-]+)", text):
+        return ResNetSpec("resnext", int(match[3]), match[4], (int(match[1]), int(match[2])))
     raise ArchitectureError(
-        f"a backbone is {{{'|'.join(get_args(BlockKind))}}}_BASE_CODE or mobilenetv2_PERCENT, but got {text!r}"
+        f"a backbone is {{{'|'.join(get_args(BlockKind))}}}_BASE_CODE, resnext{{PATHS}}x{{WIDTH}}_BASE_CODE or "
+        f"mobilenetv2_PERCENT, but got {text!r}"
     )
 
 
 def parse_neck(text: str) -> Neck:
-    """Read ``c4`` or ``fpn_LOW-HIGH_WIDTH``; raises :class:`ArchitectureError`."""
+    """Read ``c4`` or ``fpn_LOW-HIGH_WIDTH[c|p]``; raises :class:`ArchitectureError`."""
     if text == "c4":
         return C4Spec()
-    if match := re.fullmatch(r"fpn_(\d)-(\d)_(\d{1,4})", text):
-        return FPNSpec(int(match[1]), int(match[2]), int(match[3]))
-    raise ArchitectureError(f"a neck is c4 or fpn_LOW-HIGH_WIDTH, but got {text!r}")
+    if match := re.fullmatch(r"fpn_(\d)-(\d)_(\d{1,4})([cp]?)", text):
+        extra = {letter: extra for extra, letter in _EXTRA_LETTERS.items()}[match[4]]
+        return FPNSpec(int(match[1]), int(match[2]), int(match[3]), extra)
+    raise ArchitectureError(f"a neck is c4 or fpn_LOW-HIGH_WIDTH[c|p], but got {text!r}")
 
 
 def parse_head(text: str) -> Head:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from smnas.space.architecture import Architecture, FPNSpec, ResNetSpec
+from smnas.space.architecture import Architecture, FPNSpec, MobileNetV2Spec, ResNetSpec
 from smnas.space.preset import ModularBounds, Space, SpaceError, parts
 
 __all__ = ["NoMoveError", "mutate_code", "mutate_modular", "mutate_structural"]
@@ -63,7 +63,8 @@ def _index(choices: tuple[object, ...], part: object) -> int:
 def mutate_modular(space: Space, architecture: Architecture, rng: np.random.Generator) -> Architecture:
     """One SM-NAS move inside the modules; the structure (block, stages, levels, head kind, input) stays.
 
-    A backbone that the bounds do not evolve keeps its code; then only the pyramid's and the head's width move.
+    MobileNetV2 moves to a neighbouring width in percent, where the bounds list any. A backbone that the bounds do not
+    evolve stays; then only the pyramid's and the head's width move.
 
     A code with an empty stage or out of bounds, and a child equal to its parent, are drawn again.
 
@@ -90,7 +91,9 @@ def _move(bounds: ModularBounds, parent: Architecture, rng: np.random.Generator)
         code = mutate_code(backbone.code, rng)
         if not bounds.contains_code(code):
             return None
-        backbone = ResNetSpec(backbone.block, base, code)
+        backbone = replace(backbone, base=base, code=code)
+    elif isinstance(backbone, MobileNetV2Spec) and rng.random() < _BASE_PROBABILITY:
+        backbone = MobileNetV2Spec(_neighbour(backbone.width_percent, bounds.mobilenetv2_percents, rng))
     if isinstance(neck, FPNSpec) and rng.random() < _WIDTH_PROBABILITY:
         neck = replace(neck, width=_neighbour(neck.width, bounds.fpn_widths, rng))
     if rng.random() < _WIDTH_PROBABILITY:

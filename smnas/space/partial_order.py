@@ -23,8 +23,9 @@ __all__ = ["not_larger"]
 def not_larger(a: Architecture, b: Architecture) -> bool:
     """Whether ``a`` is nowhere deeper or wider than ``b``, and equal to it in everything that is neither.
 
-    Reflexive, antisymmetric and transitive. Kind of block, number of stages, pyramid levels, proposals, kind of head,
-    number of cascade stages and input size must be equal. Within a backbone stage, every block of ``a`` must have a
+    Reflexive, antisymmetric and transitive. Kind of block (with its cardinality and path width), number of stages,
+    pyramid levels and how the extra ones come about, proposals, kind of head, number of cascade stages and input size
+    must be equal. Within a backbone stage, every block of ``a`` must have a
     block of ``b``, in the same order, that is at least as wide; as widths only grow along a backbone, comparing both
     stages from their ends decides that.
     """
@@ -41,7 +42,7 @@ def _backbone(a: Backbone, b: Backbone) -> bool:
     if isinstance(a, ResNetSpec) and isinstance(b, ResNetSpec):
         # The base is compared by itself because the stem's width follows from it.
         return (
-            a.block == b.block
+            (a.block, a.paths) == (b.block, b.paths)
             and a.base <= b.base
             and len(a.stages) == len(b.stages)
             and all(_stage(x, y) for x, y in zip(a.stage_widths(), b.stage_widths(), strict=True))
@@ -55,7 +56,7 @@ def _stage(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
 
 def _neck(a: Neck, b: Neck) -> bool:
     if isinstance(a, FPNSpec) and isinstance(b, FPNSpec):
-        return (a.low, a.high) == (b.low, b.high) and a.width <= b.width
+        return (a.low, a.high, a.extra) == (b.low, b.high, b.extra) and a.width <= b.width
     return type(a) is type(b)
 
 

@@ -28,6 +28,7 @@ from smnas.space.architecture import (
     FCOSSpec,
     FPNSpec,
     Head,
+    MobileNetV2Spec,
     Neck,
     RCNNSpec,
     ResNetSpec,
@@ -113,10 +114,13 @@ class ModularBounds(_Strict):
     max_blocks: int = Field(ge=1)
     min_doublings: int = Field(ge=0)
     max_doublings: int = Field(ge=0)
+    mobilenetv2_percents: tuple[int, ...] = Field(
+        default=(), description="MobileNetV2's widths in percent, ascending; empty keeps the parent's"
+    )
     fpn_widths: tuple[int, ...] = Field(default=(), description="pyramid widths, ascending; empty keeps the parent's")
     head_widths: HeadWidths = HeadWidths()
 
-    _check = field_validator("bases", "stages", "fpn_widths")(_ascending)
+    _check = field_validator("bases", "stages", "mobilenetv2_percents", "fpn_widths")(_ascending)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -139,13 +143,10 @@ class ModularBounds(_Strict):
         )
 
     def contains_backbone(self, backbone: Backbone) -> bool:
-        """Whether ``backbone`` is residual, of an evolved kind, with a listed base and a code inside the bounds."""
-        return (
-            isinstance(backbone, ResNetSpec)
-            and backbone.block in self.blocks
-            and backbone.base in self.bases
-            and self.contains_code(backbone.code)
-        )
+        """Whether ``backbone`` is of an evolved kind, with a listed base or width and a code inside the bounds."""
+        if isinstance(backbone, MobileNetV2Spec):
+            return backbone.width_percent in self.mobilenetv2_percents
+        return backbone.block in self.blocks and backbone.base in self.bases and self.contains_code(backbone.code)
 
     def code_count(self, stages: int) -> int:
         """How many codes of ``stages`` stages are inside the bounds.
@@ -272,18 +273,39 @@ class Space(_Strict):
 
         Args:
             parent: Count the architectures that share this one's structure: block, number of stages, neck levels,
-                proposals, head and input. Without it, count for every evolved block and number of stages, with a
-                pyramid and an RCNN head.
+                proposals, head and input. Without it, count for every evolved block and number of stages and for the
+                widths of MobileNetV2, with a pyramid and an RCNN head.
         """
         bounds = self.modular
         if parent is None:
-            codes = len(bounds.blocks) * sum(bounds.code_count(stages) for stages in bounds.stages)
-            return codes * len(bounds.bases) * max(len(bounds.fpn_widths), 1) * max(len(bounds.head_widths.rcnn), 1)
+            codes = len(self._evolved_kinds) * sum(bounds.code_count(stages) for stages in bounds.stages)
+            backbones = codes * len(bounds.bases) + len(bounds.mobilenetv2_percents)
+            return backbones * max(len(bounds.fpn_widths), 1) * max(len(bounds.head_widths.rcnn), 1)
         backbones = 1
-        if isinstance(parent.backbone, ResNetSpec) and parent.backbone.block in bounds.blocks:
+        if isinstance(parent.backbone, MobileNetV2Spec):
+            backbones = max(len(bounds.mobilenetv2_percents), 1)
+        elif parent.backbone.block in bounds.blocks:
             backbones = max(bounds.code_count(len(parent.backbone.stages)) * len(bounds.bases), 1)
         necks = max(len(bounds.fpn_widths), 1) if isinstance(parent.neck, FPNSpec) else 1
         return backbones * necks * max(len(bounds.head_widths.for_head(parent.head)), 1)
+
+    @property
+    def _evolved_kinds(self) -> set[tuple[BlockKind, tuple[int, int]]]:
+        """Block and paths of the coded backbones that stage 2 evolves.
+
+        Each block as its word alone means it, and every cardinality that stage 1 chooses from.
+        """
+        blocks = self.modular.blocks
+        plain = {(block, ResNetSpec.paths) for block in blocks}
+        return plain | {(b.block, b.paths) for b in self.backbones if isinstance(b, ResNetSpec) and b.block in blocks}
+
+    def _evolves_into(self, backbone: Backbone) -> bool:
+        """Whether stage 2 makes ``backbone``: inside the bounds, and a MobileNetV2 only where stage 1 has one."""
+        if isinstance(backbone, MobileNetV2Spec):
+            known = any(isinstance(choice, MobileNetV2Spec) for choice in self.backbones)
+        else:
+            known = (backbone.block, backbone.paths) in self._evolved_kinds
+        return known and self.modular.contains_backbone(backbone)
 
     def contains_structural(self, architecture: Architecture) -> bool:
         """Whether every part of ``architecture`` is a structural choice and the whole is permitted."""
@@ -302,7 +324,7 @@ class Space(_Strict):
         neck, head = architecture.neck, architecture.head
         widths = bounds.head_widths.for_head(head)
         return (
-            (bounds.contains_backbone(architecture.backbone) or architecture.backbone in self.backbones)
+            (self._evolves_into(architecture.backbone) or architecture.backbone in self.backbones)
             and any(_same_neck(neck, choice) for choice in self.necks)
             and (isinstance(neck, C4Spec) or neck in self.necks or neck.width in bounds.fpn_widths)
             and any(_same_head(head, choice) for choice in self.heads)
@@ -347,7 +369,7 @@ def compatible(backbone: Backbone, neck: Neck, rpn: RPNKind, head: Head, size: t
 
 def _same_neck(a: Neck, b: Neck) -> bool:
     if isinstance(a, FPNSpec) and isinstance(b, FPNSpec):
-        return (a.low, a.high) == (b.low, b.high)
+        return (a.low, a.high, a.extra) == (b.low, b.high, b.extra)
     return type(a) is type(b)
 
 

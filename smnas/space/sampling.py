@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from smnas.space.architecture import Architecture, C4Spec, ResNetSpec
+from smnas.space.architecture import Architecture, C4Spec, MobileNetV2Spec, ResNetSpec
 from smnas.space.preset import ModularBounds, Space, SpaceError
 
 __all__ = ["sample_code", "sample_modular", "sample_structural"]
@@ -26,7 +26,7 @@ def sample_structural(space: Space, rng: np.random.Generator) -> Architecture:
 def sample_modular(space: Space, parent: Architecture, rng: np.random.Generator) -> Architecture:
     """An architecture with the structure of ``parent``, its code, base and widths drawn anew.
 
-    A backbone that the bounds do not evolve (MobileNetV2, another number of stages) stays as it is.
+    A backbone that the bounds do not evolve (another kind or number of stages) stays as it is.
 
     Raises:
         SpaceError: 1000 draws gave nothing that the space permits.
@@ -65,7 +65,9 @@ def _draw_modular(bounds: ModularBounds, parent: Architecture, rng: np.random.Ge
     backbone, neck, head = parent.backbone, parent.neck, parent.head
     if isinstance(backbone, ResNetSpec) and backbone.block in bounds.blocks and len(backbone.stages) in bounds.stages:
         base = bounds.bases[int(rng.integers(len(bounds.bases)))]
-        backbone = ResNetSpec(backbone.block, base, sample_code(bounds, len(backbone.stages), rng))
+        backbone = replace(backbone, base=base, code=sample_code(bounds, len(backbone.stages), rng))
+    elif isinstance(backbone, MobileNetV2Spec) and (percents := bounds.mobilenetv2_percents):
+        backbone = MobileNetV2Spec(percents[int(rng.integers(len(percents)))])
     if not isinstance(neck, C4Spec) and bounds.fpn_widths:
         neck = replace(neck, width=bounds.fpn_widths[int(rng.integers(len(bounds.fpn_widths)))])
     if widths := bounds.head_widths.for_head(head):

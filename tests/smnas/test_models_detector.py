@@ -22,6 +22,12 @@ HEADS = {
     "cascade4": "bottleneck_8_1-2-2+fpn_2-3_32+rpn+cascade_4_64+96x64",
     "c4": "basicblock_8_1-2-2+c4+rpn+rcnn_64+96x64",
     "c4-blocks-on-rois": "bottleneck_8_1-2-2-21+c4+rpn+cascade_2_64+96x64",
+    "resnext": "resnext4x16_8_1-2-2+fpn_1-3_32+rpn+rcnn_64+96x64",
+    "resnext-32x4d-c4": "resnext_8_1-2-2-2+c4+rpn+rcnn_64+96x64",
+    "inverted": "inverted_8_11-2-21+fpn_2-5_32c+rpn+rcnn_64+96x64",
+    "inverted-c4": "inverted_8_1-2-2-21+c4+rpn+cascade_2_64+96x64",
+    "mobilenetv2": "mobilenetv2_25+fpn_1-7_32p+norpn+retina_32_1+96x64",
+    "mobilenetv2-c4": "mobilenetv2_50+c4+rpn+rcnn_64+90x70",
     "retina": "basicblock_8_1-2-2+fpn_3-6_32+norpn+retina_32_2+96x64",
     "fcos": "basicblock_8_1-2-2+fpn_2-5_32+norpn+fcos_32_2+96x64",
     "fcos-odd-size": "basicblock_8_1-2-2+fpn_3-4_32+norpn+fcos_32_1+90x70",
@@ -168,7 +174,6 @@ def test_keys_do_not_depend_on_the_device_of_the_weights():
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("mobilenetv2_100+fpn_3-7_256+norpn+retina_256+512x512", "MobileNetV2"),
         ("basicblock_16_1-2-2+fpn_2-4_32+garpn+rcnn_64+96x96", "garpn"),
     ],
 )

@@ -100,7 +100,24 @@ def test_every_structure_is_expressible_in_the_parameters(name: str) -> None:
             internal = DISTRIBUTIONS[key].to_internal_repr(value)
             assert DISTRIBUTIONS[key].to_external_repr(internal) == value
             assert DISTRIBUTIONS[key]._contains(internal)
-    assert used == set(DISTRIBUTIONS) - ({"width_percent"} if name != "paper" else {"fcos_depth"})
+    absent = {"nano": {"width_percent", "cardinality", "path_width"}, "small": set[str](), "paper": {"fcos_depth"}}
+    assert used == set(DISTRIBUTIONS) - absent[name] - {"fpn_extra"}  # no preset asks for other extra levels
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("resnext64x8_64_1-2+fpn_2-4_64c+rpn+rcnn_64+96x96", {"cardinality": 64, "path_width": 8, "fpn_extra": "conv"}),
+        ("resnext_64_1-2+fpn_2-4_64+rpn+rcnn_64+96x96", {"cardinality": 32, "path_width": 4}),
+        ("inverted_16_1-2+fpn_2-4_64p+norpn+retina_64+96x96", {"block": "inverted", "base": 16, "fpn_extra": "pool"}),
+        ("mobilenetv2_75+fpn_2-4_64+rpn+rcnn_64+96x96", {"block": "mobilenetv2", "width_percent": 75}),
+    ],
+)
+def test_parameters_of_every_kind_of_backbone(text: str, expected: dict[str, str | int]) -> None:
+    parameters = parameters_of(Architecture.parse(text))
+    assert expected.items() <= parameters.items()
+    for key, value in parameters.items():
+        assert DISTRIBUTIONS[key]._contains(DISTRIBUTIONS[key].to_internal_repr(value))
 
 
 def test_parameters_say_what_the_string_says() -> None:

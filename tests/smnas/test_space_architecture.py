@@ -1,5 +1,7 @@
 """The architecture string: round trips, refusals, and the counts of the published networks."""
 
+from typing import get_args
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,8 +10,10 @@ from profiler.errors import UserError
 from smnas.space.architecture import (
     Architecture,
     ArchitectureError,
+    BlockKind,
     C4Spec,
     CascadeSpec,
+    ExtraLevels,
     FCOSSpec,
     FPNSpec,
     MobileNetV2Spec,
@@ -19,14 +23,17 @@ from smnas.space.architecture import (
     RPNKind,
 )
 
-residual = st.builds(
-    ResNetSpec,
-    st.sampled_from(["basicblock", "bottleneck", "resnext"]),
-    st.integers(4, 256).map(lambda half: 2 * half),
-    st.lists(st.from_regex(r"[12]{1,9}", fullmatch=True), min_size=1, max_size=4).map("-".join),
+bases = st.integers(4, 256).map(lambda half: 2 * half)
+codes = st.lists(st.from_regex(r"[12]{1,9}", fullmatch=True), min_size=1, max_size=4).map("-".join)
+residual = st.one_of(
+    st.builds(ResNetSpec, st.sampled_from(get_args(BlockKind)), bases, codes),
+    st.builds(ResNetSpec, st.just("resnext"), bases, codes, st.tuples(st.integers(2, 256), st.integers(1, 256))),
 )
-pyramids = st.tuples(st.integers(1, 7), st.integers(1, 7), st.integers(1, 128)).map(
-    lambda t: FPNSpec(min(t[:2]), max(t[:2]), 8 * t[2])
+pyramids = st.builds(
+    lambda levels, width, extra: FPNSpec(min(levels), max(levels), 8 * width, extra),
+    st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    st.integers(1, 128),
+    st.sampled_from(get_args(ExtraLevels)),
 )
 heads = st.one_of(
     st.builds(RCNNSpec, st.integers(1, 512).map(lambda n: 8 * n)),
@@ -83,6 +90,14 @@ def test_widths_double_inside_a_stage_where_the_code_says() -> None:
     )
 
 
+def test_one_network_has_one_string() -> None:
+    assert ResNetSpec("resnext", 64, "1-2") == ResNetSpec("resnext", 64, "1-2", (32, 4))
+    assert str(ResNetSpec("resnext", 64, "1-2", (32, 4))) == "resnext_64_1-2"
+    assert str(ResNetSpec("resnext", 64, "1-2", (32, 8))) == "resnext32x8_64_1-2"
+    with pytest.raises(ArchitectureError, match="only resnext has a cardinality"):
+        ResNetSpec("bottleneck", 64, "1-2", (32, 8))
+
+
 def test_the_id_is_stable() -> None:
     # sha256 of the string, by coreutils: printf '%s' STRING | sha256sum | cut -c1-10
     text = "basicblock_64_11-21-21-21+fpn_2-6_256+rpn+rcnn_1024+800x600"
@@ -97,6 +112,14 @@ def test_the_id_is_stable() -> None:
         ("basicblock_64_1-1-1-1-1+fpn_2-4_256+rpn+rcnn_1024+96x96", "a backbone code is"),
         ("basicblock_63_1-1+fpn_2-3_256+rpn+rcnn_1024+96x96", "base width must be even"),
         ("mobilenetv2_5+fpn_2-3_256+rpn+rcnn_1024+96x96", "between 10 and 400 percent"),
+        ("resnext32x4_64_1-1+fpn_2-3_32+rpn+rcnn_64+96x96", "written canonically"),
+        ("resnext1x64_64_1-1+fpn_2-3_32+rpn+rcnn_64+96x96", "2 to 256 paths"),
+        ("resnext64x0_64_1-1+fpn_2-3_32+rpn+rcnn_64+96x96", "2 to 256 paths"),
+        ("bottleneck32x8_64_1-1+fpn_2-3_32+rpn+rcnn_64+96x96", "a backbone is"),
+        ("basicblock_8_1-1+fpn_2-3_32c+rpn+rcnn_64+96x96", "only where it reaches above C3"),
+        ("basicblock_8_1-1+fpn_2-4_32p+rpn+rcnn_64+96x96", "only for the other way"),
+        ("basicblock_8_1-1+fpn_2-4_32c+norpn+retina_64+96x96", "only for the other way"),
+        ("basicblock_8_1-1+fpn_2-4_32x+rpn+rcnn_64+96x96", "a neck is"),
         ("basicblock_8_1-1+fpn_4-5_32+rpn+rcnn_64+96x96", "coarsest is C3"),
         ("basicblock_8_1-1+fpn_3-2_32+rpn+rcnn_64+96x96", "low <= high"),
         ("basicblock_8_1-1+fpn_2-3_33+rpn+rcnn_64+96x96", "multiple of 8"),

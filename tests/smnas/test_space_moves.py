@@ -19,8 +19,9 @@ spaces = st.sampled_from(sorted(SPACES)).map(SPACES.__getitem__)
 
 def structure(a: Architecture) -> tuple[object, ...]:
     """What stage 2 must not touch."""
-    backbone = (a.backbone.block, len(a.backbone.stages)) if isinstance(a.backbone, ResNetSpec) else a.backbone
-    neck = (a.neck.low, a.neck.high) if isinstance(a.neck, FPNSpec) else a.neck
+    coded = isinstance(a.backbone, ResNetSpec)
+    backbone = (a.backbone.block, a.backbone.paths, len(a.backbone.stages)) if coded else type(a.backbone)
+    neck = (a.neck.low, a.neck.high, a.neck.extra) if isinstance(a.neck, FPNSpec) else a.neck
     head = str(a.head).replace(f"_{a.head.width}", "", 1)
     return backbone, neck, a.rpn, head, a.input_width, a.input_height
 
@@ -150,6 +151,26 @@ def test_a_mobilenet_moves_only_its_widths() -> None:
     assert {child.backbone for child in children} == {parent.backbone}
     assert {child.neck.width for child in children} == {192, 256, 320}  # type: ignore[union-attr]
     assert {child.head.width for child in children} == {768, 1024}
+
+
+def test_a_mobilenet_moves_to_a_neighbouring_width_where_a_preset_lists_them() -> None:
+    space = SPACES["small"]
+    parent = Architecture.parse("mobilenetv2_100+fpn_2-6_64+rpn+rcnn_512+512x512")
+    rng = np.random.default_rng(0)
+    moved = {str(mutate_modular(space, parent, rng).backbone) for _ in range(200)}
+    assert moved == {"mobilenetv2_75", "mobilenetv2_100", "mobilenetv2_140"}
+    drawn = {str(sample_modular(space, parent, rng).backbone) for _ in range(200)}
+    assert drawn == {"mobilenetv2_50", "mobilenetv2_75", "mobilenetv2_100", "mobilenetv2_140"}
+
+
+def test_moves_keep_a_cardinality() -> None:
+    space = SPACES["small"]
+    parent = Architecture.parse("resnext64x4_64_11-21-21-21+fpn_2-6_64+rpn+rcnn_512+512x512")
+    rng = np.random.default_rng(0)
+    for make in (mutate_modular, sample_modular):
+        backbones = {make(space, parent, rng).backbone for _ in range(50)}
+        assert len(backbones) > 20
+        assert {b.paths for b in backbones if isinstance(b, ResNetSpec)} == {(64, 4)}
 
 
 def test_moves_obey_a_restriction() -> None:

@@ -103,6 +103,21 @@ TAIL = "+fpn_2-4_32+rpn+rcnn_64+96x96"
         ("basicblock_8_1-2-2" + TAIL, "basicblock_8_1-2-2+fpn_2-4_32+garpn+rcnn_64+96x96", False),
         ("mobilenetv2_50" + TAIL, "mobilenetv2_100" + TAIL, True),
         ("mobilenetv2_50" + TAIL, "basicblock_8_1-2-2" + TAIL, False),
+        ("mobilenetv2_50" + TAIL, "inverted_48_1-2-2" + TAIL, False),
+        ("inverted_8_1-2-2" + TAIL, "inverted_12_11-2-2" + TAIL, True),
+        ("inverted_8_1-2-2" + TAIL, "basicblock_8_1-2-2" + TAIL, False),
+        ("resnext64x4_8_1-2-2" + TAIL, "resnext64x4_16_1-2-2" + TAIL, True),
+        ("resnext_8_1-2-2" + TAIL, "resnext64x4_16_1-2-2" + TAIL, False),
+        (
+            "inverted_8_1-2-2+fpn_2-5_32c+rpn+rcnn_64+96x96",
+            "inverted_8_1-2-2+fpn_2-5_48c+rpn+rcnn_64+96x96",
+            True,
+        ),
+        (
+            "inverted_8_1-2-2+fpn_2-5_32+rpn+rcnn_64+96x96",
+            "inverted_8_1-2-2+fpn_2-5_32c+rpn+rcnn_64+96x96",
+            False,
+        ),
         (
             "basicblock_8_1-2-2+c4+rpn+cascade_2_64+96x96",
             "basicblock_8_1-2-2+c4+rpn+cascade_2_128+96x96",

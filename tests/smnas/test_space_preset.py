@@ -106,7 +106,6 @@ def test_papers_own_examples_are_in_the_papers_modular_space(text: str) -> None:
 @pytest.mark.parametrize("name", ["nano", "small"])
 def test_the_small_presets_hold_only_what_can_be_built_today(name: str) -> None:
     space = load_space(name)
-    assert all(isinstance(backbone, ResNetSpec) for backbone in space.backbones)
     assert RPNKind.GUIDED not in space.rpns
 
 
@@ -150,7 +149,26 @@ def test_modular_size_by_hand() -> None:
     retina = Architecture.parse("basicblock_8_1-2+fpn_2-4_32+norpn+retina_32_1+96x96")
     assert space.modular_size(retina) == by_stage[2] * 2 * 2, "no retina width is listed: the parent's stays"
     mobile = Architecture.parse("mobilenetv2_100+fpn_2-4_32+rpn+rcnn_64+96x96")
-    assert space.modular_size(mobile) == 2 * 2
+    assert space.modular_size(mobile) == 2 * 2, "no MobileNetV2 width is listed: the parent's stays"
+
+
+def test_mobilenets_widths_and_cardinalities_are_part_of_the_modular_space() -> None:
+    text = MINIMAL.replace('"basicblock_8_1-2"]', '"resnext64x4_8_1-2", "resnext_8_1-2", "mobilenetv2_100"]').replace(
+        'blocks = ["basicblock"]', 'blocks = ["resnext"]\nmobilenetv2_percents = [50, 100, 140]'
+    )
+    space = parse_space(text, "tiny.toml")
+    codes = {s: len(brute_force_codes(space.modular, s)) for s in (2, 3)}
+    tail = "+fpn_2-4_32+rpn+rcnn_64+96x96"
+    assert space.modular_size(Architecture.parse("mobilenetv2_100" + tail)) == 3 * 2 * 2
+    assert space.modular_size(Architecture.parse("resnext64x4_8_1-2" + tail)) == codes[2] * 2 * 2 * 2
+    # ResNeXt of two cardinalities and two bases, and three MobileNetV2s; two pyramid and two head widths
+    assert space.modular_size() == (2 * sum(codes.values()) * 2 + 3) * 2 * 2
+    for yes in ("mobilenetv2_50", "mobilenetv2_140", "resnext64x4_12_12-1", "resnext_8_11-2-2"):
+        assert space.contains(Architecture.parse(yes + tail)), yes
+    for no in ("mobilenetv2_75", "resnext32x8_12_12-1", "basicblock_12_1-21-1"):
+        assert not space.contains(Architecture.parse(no + tail)), no
+    without = parse_space(text.replace(', "mobilenetv2_100"', ""), "tiny.toml")
+    assert not without.contains(Architecture.parse("mobilenetv2_50" + tail)), "stage 1 has none to start from"
 
 
 def test_contains() -> None:

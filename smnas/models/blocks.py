@@ -1,0 +1,176 @@
+"""Stems and blocks of the backbones.
+
+A block's inner names (``conv1``, ``bn1``, ``downsample.0``; ``conv.0.0`` in an inverted residual) are torchvision's, so
+that ImageNet weights map by name (:mod:`smnas.models.pretrained`).
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from smnas.models.layers import NormKind, conv2d, norm2d
+
+__all__ = ["BasicBlock", "Bottleneck", "InvertedResidual", "StemConv", "StemKind", "StemReduce"]
+
+StemKind = Literal["deep", "imagenet"]
+
+# ImageNet's mean and standard deviation of RGB values in 0..255, as torchvision normalizes
+_MEAN = (123.675, 116.28, 103.53)
+_STD = (58.395, 57.12, 57.375)
+
+
+class StemConv(nn.Module):
+    """The first convolution: uint8 RGB pictures are normalized, then halved to C1 (stride 2)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, norm: NormKind, channels: int, kernel: int, groups: int, activation: type[nn.Module] = nn.ReLU
+    ) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1), persistent=False)
+        self.conv = conv2d(norm, 3, channels, kernel, stride=2)
+        self.norm = norm2d(norm, channels, groups)
+        self.relu = activation(inplace=True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``(B, 3, H, W)`` uint8 to ``(B, C, H/2, W/2)``."""
+        x = (images.to(self.conv.weight.dtype) - self.mean) / self.std
+        out: Tensor = self.relu(self.norm(self.conv(x)))
+        return out
+
+
+class StemReduce(nn.Module):
+    """From C1 to stride 4: a second 3x3 convolution (``deep``) or max-pooling (``imagenet``)."""
+
+    def __init__(self, kind: StemKind, norm: NormKind, channels: int, groups: int) -> None:
+        super().__init__()
+        self.reduce: nn.Module
+        if kind == "deep":
+            self.reduce = nn.Sequential(
+                conv2d(norm, channels, channels, 3, stride=2), norm2d(norm, channels, groups), nn.ReLU(inplace=True)
+            )
+        else:
+            self.reduce = nn.MaxPool2d(3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H/2, W/2)`` to ``(B, C, H/4, W/4)``."""
+        out: Tensor = self.reduce(x)
+        return out
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut (He et al., arXiv 1512.03385)."""
+
+    def __init__(self, norm: NormKind, in_channels: int, width: int, stride: int, groups: int) -> None:
+        super().__init__()
+        self.conv1 = conv2d(norm, in_channels, width, 3, stride)
+        self.bn1 = norm2d(norm, width, groups)
+        self.conv2 = conv2d(norm, width, width, 3)
+        self.bn2 = norm2d(norm, width, groups)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(norm, in_channels, width, stride, groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C_in, H, W)`` to ``(B, width, H/stride, W/stride)``."""
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        shortcut = x if self.downsample is None else self.downsample(x)
+        result: Tensor = self.relu(out + shortcut)
+        return result
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions and a shortcut; with a cardinality ResNeXt's (Xie et al., arXiv 1611.05431).
+
+    Args:
+        norm: Norm of every convolution.
+        in_channels: Channels that it reads.
+        width: A quarter of the channels that it writes.
+        stride: Of the 3x3 convolution.
+        groups: Of a GroupNorm, at most.
+        cardinality: Parallel paths of the 3x3 convolution; 1 is the plain bottleneck, whose path is ``width`` wide.
+        path_width: Channels of a path at width 64, growing with the width (the 4 of ``32x4d``).
+    """
+
+    expansion = 4
+
+    def __init__(
+        self,
+        norm: NormKind,
+        in_channels: int,
+        width: int,
+        stride: int,
+        groups: int,
+        *,
+        cardinality: int = 1,
+        path_width: int = 64,
+    ) -> None:
+        super().__init__()
+        # a plain bottleneck is one path of 64 channels at width 64: of any other width `width` exactly
+        inner = max(1, width * path_width // 64) * cardinality
+        out = width * self.expansion
+        self.conv1 = conv2d(norm, in_channels, inner, 1)
+        self.bn1 = norm2d(norm, inner, groups)
+        self.conv2 = conv2d(norm, inner, inner, 3, stride, groups=cardinality)
+        self.bn2 = norm2d(norm, inner, groups)
+        self.conv3 = conv2d(norm, inner, out, 1)
+        self.bn3 = norm2d(norm, out, groups)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(norm, in_channels, out, stride, groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C_in, H, W)`` to ``(B, 4 * width, H/stride, W/stride)``."""
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        shortcut = x if self.downsample is None else self.downsample(x)
+        result: Tensor = self.relu(out + shortcut)
+        return result
+
+
+def _shortcut(norm: NormKind, in_channels: int, out_channels: int, stride: int, groups: int) -> nn.Sequential | None:
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(conv2d(norm, in_channels, out_channels, 1, stride), norm2d(norm, out_channels, groups))
+
+
+class InvertedResidual(nn.Module):
+    """MobileNetV2's block (Sandler et al., arXiv 1801.04381): widen, filter each channel by itself, narrow linearly.
+
+    A 1x1 convolution to ``expansion`` times the channels, a depthwise 3x3 one and a 1x1 one without activation. The
+    input is added where it has the output's shape.
+
+    Args:
+        norm: Norm of every convolution.
+        in_channels: Channels that it reads.
+        out_channels: Channels that it writes.
+        stride: Of the depthwise convolution.
+        groups: Of a GroupNorm, at most.
+        expansion: With 1 there is no widening convolution, as in the published network's first block.
+    """
+
+    def __init__(
+        self, norm: NormKind, in_channels: int, out_channels: int, stride: int, groups: int, *, expansion: int = 6
+    ) -> None:
+        super().__init__()
+        inner = in_channels * expansion
+        self.conv = nn.Sequential()
+        if expansion != 1:
+            self.conv.append(_relu6(conv2d(norm, in_channels, inner, 1), norm2d(norm, inner, groups)))
+        self.conv.append(_relu6(conv2d(norm, inner, inner, 3, stride, groups=inner), norm2d(norm, inner, groups)))
+        self.conv.append(conv2d(norm, inner, out_channels, 1))
+        self.conv.append(norm2d(norm, out_channels, groups))
+        self.adds_input = stride == 1 and in_channels == out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C_in, H, W)`` to ``(B, C_out, H/stride, W/stride)``."""
+        out: Tensor = self.conv(x)
+        return x + out if self.adds_input else out
+
+
+def _relu6(conv: nn.Module, norm: nn.Module) -> nn.Sequential:
+    return nn.Sequential(conv, norm, nn.ReLU6(inplace=True))
