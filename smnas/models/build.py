@@ -9,6 +9,7 @@ from profiler.errors import UserError
 from smnas.models.backbone import FeatureBackbone, StemKind, backbone_stage, build_backbone, stage_channels
 from smnas.models.detector import Detector, OneStageDetector, TwoStageDetector
 from smnas.models.fcos import FCOSHead, FCOSPostprocess
+from smnas.models.guided import GuidedProposalLayer, GuidedRPNHead
 from smnas.models.layers import NormKind, fold_weight_standardization
 from smnas.models.neck import FPN
 from smnas.models.options import DetectorOptions
@@ -37,8 +38,6 @@ class BuildError(UserError):
 
 def buildable(architecture: Architecture) -> str | None:
     """Why ``architecture`` can not be built, or None if it can."""
-    if architecture.rpn is RPNKind.GUIDED:
-        return "Guided Anchoring (garpn) is part of the space but can not be built yet"
     return None
 
 
@@ -137,14 +136,22 @@ def _two_stage(
         agnostic = isinstance(head, CascadeSpec)
         box_head = BoxHead(head_channels, cells, head.width, num_classes, class_agnostic=agnostic, norm=options.norm)
         stages.append(RoIStage(index, RoIPool(pooled_levels, pooled_size, options), blocks, box_head))
+    rpn: RPNHead | GuidedRPNHead
+    proposals: ProposalLayer | GuidedProposalLayer
+    if architecture.rpn is RPNKind.GUIDED:
+        rpn = GuidedRPNHead(channels, options.norm)
+        proposals = GuidedProposalLayer(levels, anchors, width, height, options)
+    else:
+        rpn = RPNHead(channels, len(anchors[0]) * 3, options.norm)
+        proposals = ProposalLayer(levels, anchors, width, height, options)
     return TwoStageDetector(
         architecture,
         num_classes,
         options,
         backbone,
         neck,
-        RPNHead(channels, len(anchors[0]) * 3, options.norm),
-        ProposalLayer(levels, anchors, width, height, options),
+        rpn,
+        proposals,
         stages,
         [BoxRefine(index, width, height) for index in range(count - 1)],
         CascadePostprocess(count, num_classes, width, height, options),

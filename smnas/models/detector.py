@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from smnas.models.backbone import FeatureBackbone
 from smnas.models.boxes import PaddedTargets, pad_targets
 from smnas.models.fcos import FCOSHead, FCOSPostprocess, fcos_loss
+from smnas.models.guided import GuidedProposalLayer, GuidedRPNHead, guided_rpn_loss
 from smnas.models.neck import FPN
 from smnas.models.options import DetectorOptions
 from smnas.models.retina import RetinaHead, RetinaPostprocess, retina_loss
@@ -162,7 +163,7 @@ class TwoStageDetector(Detector):
         options: Counts and thresholds.
         backbone: Up to C4 only with the c4 neck; the blocks behind it are in the stages.
         neck: None with the c4 neck.
-        rpn: Objectness and deltas of anchors.
+        rpn: Objectness and deltas of anchors, and with Guided Anchoring the anchors' locations and shapes.
         proposals: Anchors to proposals.
         stages: RoI stages.
         refines: Between two stages, one fewer than there are stages.
@@ -176,8 +177,8 @@ class TwoStageDetector(Detector):
         options: DetectorOptions,
         backbone: FeatureBackbone,
         neck: FPN | None,
-        rpn: RPNHead,
-        proposals: ProposalLayer,
+        rpn: RPNHead | GuidedRPNHead,
+        proposals: ProposalLayer | GuidedProposalLayer,
         stages: Iterable[RoIStage],
         refines: Iterable[BoxRefine],
         postprocess: CascadePostprocess,
@@ -191,10 +192,10 @@ class TwoStageDetector(Detector):
         self.refines = nn.ModuleList(refines)
         self.postprocess = postprocess
         steps, maps = self._feature_steps()
-        steps += [
-            Step("rpn.head", rpn, maps, ("rpn_logits", "rpn_deltas")),
-            Step("rpn.proposals", proposals, ("rpn_logits", "rpn_deltas"), ("boxes1",)),
-        ]
+        predicted: tuple[str, ...] = ("rpn_logits", "rpn_deltas")
+        if isinstance(rpn, GuidedRPNHead):
+            predicted += ("rpn_locations", "rpn_shapes")
+        steps += [Step("rpn.head", rpn, maps, predicted), Step("rpn.proposals", proposals, predicted, ("boxes1",))]
         for number, stage in enumerate(self.roi_stages, start=1):
             prefix = f"roi{number}"
             value = f"{prefix}_pooled"
@@ -214,10 +215,14 @@ class TwoStageDetector(Detector):
         self.steps = [*steps, Step("postprocess", postprocess, inputs, Detections._fields)]
 
     def _loss(self, features: tuple[Tensor, ...], targets: PaddedTargets) -> dict[str, Tensor]:
-        logits, deltas = self.rpn(*features)
-        logits, deltas = logits.float(), deltas.float()
-        losses = rpn_loss(self.proposals, logits, deltas, targets)
-        boxes: Tensor = self.proposals(logits.detach(), deltas.detach())
+        logits, deltas, *guides = (output.float() for output in self.rpn(*features))
+        if isinstance(self.proposals, GuidedProposalLayer):
+            locations, shapes = guides
+            losses = guided_rpn_loss(self.proposals, logits, deltas, locations, shapes, targets)
+            boxes = self.proposals.propose(logits.detach(), deltas.detach(), shapes.detach())
+        else:
+            losses = rpn_loss(self.proposals, logits, deltas, targets)
+            boxes = self.proposals(logits.detach(), deltas.detach())
         for stage in self.roi_stages:
             stage_losses, boxes = stage.loss(boxes, features[: len(stage.pool.strides)], targets, self.options)
             losses.update(stage_losses)

@@ -1,10 +1,10 @@
 """Choices of a detector that are not part of its architecture, with defaults that fit the input size."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from smnas.models.blocks import StemKind
 from smnas.models.layers import NormKind
-from smnas.space.architecture import Architecture
+from smnas.space.architecture import Architecture, RPNKind
 
 __all__ = ["DetectorOptions"]
 
@@ -21,6 +21,7 @@ class DetectorOptions:
         pre_nms_top_n: Proposals kept per level before NMS.
         proposals: Proposals after NMS.
         roi_samples: RoIs per picture in a training step.
+        roi_overlaps: Overlap from which a proposal is positive, of the first RoI stage, the second, and so on.
         candidates: Detections kept before the last NMS.
         detections: Detections per picture, the K of :class:`~smnas.models.target.Detections`.
         score_threshold: Detections below it are dropped.
@@ -33,6 +34,7 @@ class DetectorOptions:
     pre_nms_top_n: int = 1000
     proposals: int = 1000
     roi_samples: int = 512
+    roi_overlaps: tuple[float, ...] = (0.5, 0.6, 0.7, 0.75)
     candidates: int = 1000
     detections: int = 100
     score_threshold: float = 0.01
@@ -41,7 +43,18 @@ class DetectorOptions:
     def for_architecture(
         cls, architecture: Architecture, norm: NormKind = "gn-ws", stem: StemKind = "deep"
     ) -> "DetectorOptions":
-        """Torchvision's numbers from 400 pixels on; below, objects and their number shrink with the picture."""
+        """Torchvision's numbers from 400 pixels on; below, objects and their number shrink with the picture.
+
+        Guided anchors propose better, so fewer proposals are kept and more is asked of them, as in SM-NAS (the overlap
+        of a fourth stage is a default of ours).
+        """
+        options = cls._for_input(architecture, norm, stem)
+        if architecture.rpn is not RPNKind.GUIDED:
+            return options
+        return replace(options, proposals=options.proposals * 3 // 10, roi_overlaps=(0.6, 0.7, 0.75, 0.8))
+
+    @classmethod
+    def _for_input(cls, architecture: Architecture, norm: NormKind, stem: StemKind) -> "DetectorOptions":
         if min(architecture.input_width, architecture.input_height) >= 400:
             return cls(norm=norm, stem=stem)
         return cls(

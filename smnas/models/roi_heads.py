@@ -21,13 +21,13 @@ __all__ = ["BoxHead", "BoxRefine", "CascadePostprocess", "RoIPool", "RoIStage", 
 
 _BETA = 1 / 9
 _NMS_IOU = 0.5
-# per cascade stage: overlap that makes a proposal positive, weight of its loss, scale of its box deltas
-_STAGES = ((0.5, 1.0, 10.0), (0.6, 0.5, 20.0), (0.7, 0.25, 30.0), (0.75, 0.125, 40.0))
+# per cascade stage: weight of its loss, scale of its box deltas
+_STAGES = ((1.0, 10.0), (0.5, 20.0), (0.25, 30.0), (0.125, 40.0))
 
 
 def box_coder(stage: int) -> BoxCoder:
     """Delta scaling of a stage: sharper stages predict smaller moves, so theirs are magnified more."""
-    scale = _STAGES[stage][2]
+    scale = _STAGES[stage][1]
     return BoxCoder(weights=(scale, scale, scale / 2, scale / 2))
 
 
@@ -194,12 +194,12 @@ class RoIStage(nn.Module):
             candidates: ``(B, R, 4)`` without gradient; boxes without area are not used.
             features: One map per level.
             targets: The objects.
-            options: How many to sample.
+            options: How many to sample, and which are positive.
 
         Returns:
             The losses by name, and the sampled boxes ``(B, S, 4)`` moved by the predicted deltas (no gradient).
         """
-        overlap, weight, _ = _STAGES[self.index]
+        overlap, weight = options.roi_overlaps[self.index], _STAGES[self.index][0]
         candidates = torch.cat([candidates, targets.boxes], dim=1)
         matches = match(candidates, targets, overlap, overlap, keep_best=False)
         has_area = (candidates[..., 2] > candidates[..., 0]) & (candidates[..., 3] > candidates[..., 1])

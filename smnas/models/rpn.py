@@ -1,6 +1,6 @@
 """Region proposal network (Ren et al., "Faster R-CNN", arXiv 1506.01497), batched and with static shapes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from smnas.models.boxes import PaddedTargets, match, sample_balanced
 from smnas.models.layers import ConvNorm, NormKind
 from smnas.models.options import DetectorOptions
 
-__all__ = ["ProposalLayer", "RPNHead", "rpn_loss"]
+__all__ = ["ProposalLayer", "RPNHead", "anchor_loss", "best_proposals", "rpn_loss"]
 
 _NMS_IOU = 0.7
 _SAMPLES = 256  # anchors of a picture that the loss sees, half of them positive at most
@@ -69,49 +69,90 @@ class ProposalLayer(nn.Module):
         self.register_buffer("anchors", torch.cat(per_level).to(torch.get_default_device()), persistent=False)
         self.counts = [len(anchors) for anchors in per_level]
         self.width, self.height = width, height
-        self.pre_nms_top_n = options.pre_nms_top_n
-        self.proposals = min(options.proposals, sum(min(self.pre_nms_top_n, count) for count in self.counts))
+        self.options = options
+        self.proposals = min(options.proposals, sum(min(options.pre_nms_top_n, count) for count in self.counts))
 
     def extra_repr(self) -> str:
         """All that decides this layer's cost."""
-        return f"counts={self.counts}, pre_nms_top_n={self.pre_nms_top_n}, proposals={self.proposals}"
+        return f"counts={self.counts}, pre_nms_top_n={self.options.pre_nms_top_n}, proposals={self.proposals}"
 
     def forward(self, logits: Tensor, deltas: Tensor) -> Tensor:
         """``(B, A)`` logits and ``(B, A, 4)`` deltas to ``(B, R, 4)`` proposals, best first; padding has no area."""
-        batch = logits.shape[0]
-        boxes, scores, shifts = [], [], []
-        start = 0
-        for position, count in enumerate(self.counts):
-            kept = min(self.pre_nms_top_n, count)
-            top = logits[:, start : start + count].topk(kept, dim=1)
-            index = top.indices + start
-            delta = deltas.gather(1, index[:, :, None].expand(-1, -1, 4))
-            boxes.append(_CODER.decode_single(delta.reshape(-1, 4), self.anchors[index.flatten()]).view(batch, kept, 4))
-            scores.append(top.values.sigmoid())
-            shifts.append(torch.full((kept,), float(position), device=logits.device))
-            start += count
-        limit = torch.tensor([self.width, self.height, self.width, self.height], device=logits.device)
-        box = torch.minimum(torch.cat(boxes, dim=1).clamp(min=0), limit.to(logits.dtype))
-        side = torch.minimum(box[..., 2] - box[..., 0], box[..., 3] - box[..., 1])
-        score = torch.cat(scores, dim=1) * (side >= 1e-3)
-        # NMS within each level: levels are moved apart so that boxes of different ones never overlap
-        apart = torch.cat(shifts) * (max(self.width, self.height) + 1)
-        score = score * nms_mask(box + apart[None, :, None], score, _NMS_IOU)
-        best = score.topk(self.proposals, dim=1)
-        chosen = box.gather(1, best.indices[:, :, None].expand(-1, -1, 4))
-        proposals: Tensor = chosen * (best.values > 0)[:, :, None]
-        return proposals
+        size = (self.width, self.height)
+        return best_proposals(
+            logits, deltas, lambda index: self.anchors[index.flatten()], self.counts, size, self.options
+        )
+
+
+def best_proposals(
+    logits: Tensor,
+    deltas: Tensor,
+    anchors_at: Callable[[Tensor], Tensor],
+    counts: Sequence[int],
+    size: tuple[int, int],
+    options: DetectorOptions,
+) -> Tensor:
+    """Best anchors of every level, moved by their deltas, clipped, and reduced by NMS within each level.
+
+    Args:
+        logits: ``(B, A)`` objectness.
+        deltas: ``(B, A, 4)``.
+        anchors_at: From ``(B, K)`` indices of anchors to these anchors, ``(B * K, 4)`` ``xyxy`` in pixels.
+        counts: Anchors of each level, finest first; they add up to A.
+        size: Canvas ``(width, height)`` in pixels.
+        options: Counts.
+
+    Returns:
+        ``(B, R, 4)`` in pixels, best first; padding has no area. R is ``options.proposals`` or all that there are.
+    """
+    batch = logits.shape[0]
+    width, height = size
+    boxes, scores, shifts = [], [], []
+    start = 0
+    for position, count in enumerate(counts):
+        kept = min(options.pre_nms_top_n, count)
+        top = logits[:, start : start + count].topk(kept, dim=1)
+        index = top.indices + start
+        delta = deltas.gather(1, index[:, :, None].expand(-1, -1, 4))
+        boxes.append(_CODER.decode_single(delta.reshape(-1, 4), anchors_at(index)).view(batch, kept, 4))
+        scores.append(top.values.sigmoid())
+        shifts.append(torch.full((kept,), float(position), device=logits.device))
+        start += count
+    limit = torch.tensor([width, height, width, height], device=logits.device)
+    box = torch.minimum(torch.cat(boxes, dim=1).clamp(min=0), limit.to(logits.dtype))
+    side = torch.minimum(box[..., 2] - box[..., 0], box[..., 3] - box[..., 1])
+    score = torch.cat(scores, dim=1) * (side >= 1e-3)
+    # NMS within each level: levels are moved apart so that boxes of different ones never overlap
+    apart = torch.cat(shifts) * (max(width, height) + 1)
+    score = score * nms_mask(box + apart[None, :, None], score, _NMS_IOU)
+    best = score.topk(min(options.proposals, score.shape[1]), dim=1)
+    chosen = box.gather(1, best.indices[:, :, None].expand(-1, -1, 4))
+    proposals: Tensor = chosen * (best.values > 0)[:, :, None]
+    return proposals
 
 
 def rpn_loss(layer: ProposalLayer, logits: Tensor, deltas: Tensor, targets: PaddedTargets) -> dict[str, Tensor]:
-    """Objectness (binary cross-entropy) and box (smooth L1) losses over a balanced sample of anchors."""
-    matches = match(layer.anchors[None], targets, 0.7, 0.3, keep_best=True)
+    """:func:`anchor_loss` over the layer's anchors."""
+    return anchor_loss(layer.anchors[None], logits, deltas, targets)
+
+
+def anchor_loss(anchors: Tensor, logits: Tensor, deltas: Tensor, targets: PaddedTargets) -> dict[str, Tensor]:
+    """Objectness (binary cross-entropy) and box (smooth L1) losses over a balanced sample of anchors.
+
+    Args:
+        anchors: ``(B or 1, A, 4)`` ``xyxy`` in pixels, without gradient; 1 where all pictures share them.
+        logits: ``(B, A)``.
+        deltas: ``(B, A, 4)``.
+        targets: The objects.
+    """
+    matches = match(anchors, targets, 0.7, 0.3, keep_best=True)
     index, positive, chosen = sample_balanced(matches, _SAMPLES, 0.5)
     logit = logits.gather(1, index)
     total = chosen.sum().clamp(min=1)
     bce = F.binary_cross_entropy_with_logits(logit, positive.to(logit.dtype), reduction="none")
+    wide = index[:, :, None].expand(-1, -1, 4)
     objects = targets.boxes.gather(1, matches.object_index.gather(1, index)[:, :, None].expand(-1, -1, 4))[positive]
-    anchors = layer.anchors[index[positive]]
-    delta = deltas.gather(1, index[:, :, None].expand(-1, -1, 4))[positive]
-    box = F.smooth_l1_loss(delta, _CODER.encode_single(objects, anchors), beta=_BETA, reduction="sum")
+    reference = anchors.expand(len(logits), -1, -1).gather(1, wide)[positive]
+    delta = deltas.gather(1, wide)[positive]
+    box = F.smooth_l1_loss(delta, _CODER.encode_single(objects, reference), beta=_BETA, reduction="sum")
     return {"rpn_objectness": (bce * chosen).sum() / total, "rpn_box": _BOX_WEIGHT * box / total}

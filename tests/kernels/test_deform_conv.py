@@ -37,22 +37,19 @@ def draw(name: str, dtype: torch.dtype = torch.float64) -> tuple[tuple[Tensor, T
     return (x, offset * reach, weight), (stride, padding, dilation)
 
 
-def torchvisions(x: Tensor, offset: Tensor, weight: Tensor, stride: int, padding: int, dilation: int) -> Tensor:
-    out: Tensor = torchvision.ops.deform_conv2d(x, offset, weight, None, stride, padding, dilation)
+def torchvisions(x: Tensor, offset: Tensor, weight: Tensor, settings: tuple[int, int, int]) -> Tensor:
+    out: Tensor = torchvision.ops.deform_conv2d(x, offset, weight, None, *settings)
     return out
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_it_equals_torchvisions_and_the_reference_with_gradients(name: str) -> None:
     tensors, settings = draw(name)
-    leaves = [tensor.requires_grad_() for tensor in tensors]
-    ours = deform_conv2d(*leaves, *settings)
-    others = [deform_conv2d_reference(*leaves, *settings)]
-    if len(leaves[0]):  # torchvision refuses a batch of none
-        others.append(torchvisions(*leaves, *settings))
+    x, offset, weight = leaves = tuple(tensor.requires_grad_() for tensor in tensors)
+    ours = deform_conv2d(x, offset, weight, *settings)
     upstream = torch.randn(ours.shape, dtype=ours.dtype)
     mine = torch.autograd.grad(ours, leaves, upstream, retain_graph=True)
-    for other in others:
+    for other in (deform_conv2d_reference(x, offset, weight, *settings), torchvisions(x, offset, weight, settings)):
         torch.testing.assert_close(ours, other, atol=1e-10, rtol=1e-10)
         theirs = torch.autograd.grad(other, leaves, upstream)
         torch.testing.assert_close(mine, theirs, atol=1e-9, rtol=1e-9)

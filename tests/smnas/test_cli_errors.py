@@ -133,7 +133,6 @@ def test_no_such_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         (("search",), "--out"),
         (("train", "--arch", ARCH, "--data", "DATA", "--recipe", "magic", "--out", "OUT"), "nano"),
         (("train", "--arch", "x+y", "--data", "DATA", "--out", "OUT"), "backbone+neck+rpn+head+WIDTHxHEIGHT"),
-        (("train", "--arch", ARCH.replace("rpn", "garpn"), "--data", "DATA", "--out", "OUT"), "garpn"),
         (("sing",), "sing"),
         (("space", "--loud"), "--loud"),
         (("space", "--sample", "many"), "--sample"),

@@ -78,7 +78,6 @@ def test_a_sample_is_buildable_and_depends_on_the_seed_alone() -> None:
     assert first == profiling.structures_of(space, 12, 5)
     assert first != profiling.structures_of(space, 12, 6)
     assert len(set(first)) == 12
-    assert not any("garpn" in str(one) for one in first)
 
 
 @pytest.mark.usefixtures("quick")

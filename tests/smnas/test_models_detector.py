@@ -28,6 +28,9 @@ HEADS = {
     "inverted-c4": "inverted_8_1-2-2-21+c4+rpn+cascade_2_64+96x64",
     "mobilenetv2": "mobilenetv2_25+fpn_1-7_32p+norpn+retina_32_1+96x64",
     "mobilenetv2-c4": "mobilenetv2_50+c4+rpn+rcnn_64+90x70",
+    "garpn": "basicblock_8_1-2-2+fpn_2-4_32+garpn+rcnn_64+96x64",
+    "garpn-odd-size": "basicblock_8_1-2-2-1+fpn_3-6_32+garpn+cascade_2_64+90x70",
+    "garpn-c4": "bottleneck_8_1-2-2-21+c4+garpn+cascade_2_64+96x64",
     "retina": "basicblock_8_1-2-2+fpn_3-6_32+norpn+retina_32_2+96x64",
     "fcos": "basicblock_8_1-2-2+fpn_2-5_32+norpn+fcos_32_2+96x64",
     "fcos-odd-size": "basicblock_8_1-2-2+fpn_3-4_32+norpn+fcos_32_1+90x70",
@@ -171,15 +174,12 @@ def test_keys_do_not_depend_on_the_device_of_the_weights():
     assert on_meta == [w.key for w in detector_workloads(architecture, 5, device="cpu")]
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("basicblock_16_1-2-2+fpn_2-4_32+garpn+rcnn_64+96x96", "garpn"),
-    ],
-)
-def test_what_can_not_be_built_yet_says_so(text, reason):
-    with pytest.raises(BuildError, match=reason):
-        build_detector(Architecture.parse(text), 3)
+def test_what_can_not_be_built_says_so(monkeypatch):
+    with pytest.raises(BuildError, match="at least one class, but got 0"):
+        build_detector(Architecture.parse(HEADS["rcnn"]), 0)
+    monkeypatch.setattr("smnas.models.build.buildable", lambda _: "this can not be built yet")
+    with pytest.raises(BuildError, match="this can not be built yet"):
+        build_detector(Architecture.parse(HEADS["rcnn"]), 3)
 
 
 def test_cascade_stages_sharpen():
@@ -196,3 +196,10 @@ def test_options_follow_the_input_size():
     small = build_detector(Architecture.parse(HEADS["rcnn"]), 80, device="meta")
     assert (large.options.proposals, large.options.anchor_cells) == (1000, (8.0,))
     assert (small.options.proposals, small.options.anchor_cells) == (100, (2.0, 4.0))
+    assert large.options.roi_overlaps == small.options.roi_overlaps == (0.5, 0.6, 0.7, 0.75)
+
+
+def test_guided_anchors_ask_more_of_fewer_proposals():
+    for name, proposals in (("basicblock_64_11-21-21-21+fpn_2-6_256+garpn+cascade_3_1024+800x600", 300), ("garpn", 30)):
+        options = build_detector(Architecture.parse(HEADS.get(name, name)), 3, device="meta").options
+        assert (options.proposals, options.roi_overlaps[:3]) == (proposals, (0.6, 0.7, 0.75))

@@ -1,0 +1,306 @@
+"""Guided Anchoring: a region proposal network that predicts where objects are centred and of which shape they are.
+
+Source: Wang et al., "Region Proposal by Guided Anchoring", arXiv 1901.03278. Instead of a dense set of fixed anchors
+each cell has one anchor of predicted width and height; a deformable convolution, steered by that shape, fits the map to
+the anchor; cells where no object is likely centred are masked. A mask instead of a selection keeps all shapes static.
+
+One thing differs. The paper learns the shape at cells whose best anchor overlaps an object well, and estimates that
+best overlap from nine sampled shapes, for want of a closed form. There is one, :func:`best_overlap`, so here
+no shapes are sampled.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import sigmoid_focal_loss
+
+from kernels.deform_conv import deform_conv2d
+from smnas.models.anchors import grid_size
+from smnas.models.boxes import PaddedTargets
+from smnas.models.layers import ConvNorm, NormKind, norm2d, prior_bias
+from smnas.models.options import DetectorOptions
+from smnas.models.rpn import anchor_loss, best_proposals
+
+__all__ = [
+    "DeformConv",
+    "GuidedProposalLayer",
+    "GuidedRPNHead",
+    "GuidedTargets",
+    "best_overlap",
+    "bounded_iou_loss",
+    "guided_rpn_loss",
+    "guided_targets",
+]
+
+_CENTRE, _IGNORED = 0.2, 0.5  # share of an object's box, around its middle, that is centre, and that is not background
+_LOCATION_THRESHOLD = 0.01  # cells of a lower location probability propose nothing
+_SHAPE_OVERLAP = 0.5  # a cell learns an object's shape where an anchor could overlap the object by this at best
+_BETA = 0.2  # where the smooth L1 form of the bounded IoU loss turns linear
+_LARGEST_LOG = math.log(1000 / 16)  # as torchvision bounds box deltas
+_NEVER = -1e4  # a logit whose sigmoid is 0, in half precision too
+
+
+class DeformConv(nn.Module):
+    """A 3x3 deformable convolution. Its filters are not standardized: the norm behind it takes their scale away."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, 3, 3))
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+
+    def extra_repr(self) -> str:
+        """All that decides this layer's cost."""
+        return f"{self.weight.shape[1]}, {self.weight.shape[0]}, kernel_size=3"
+
+    def forward(self, x: Tensor, offset: Tensor) -> Tensor:
+        """``(B, C, H, W)`` and 18 offsets a cell ``(B, 18, H, W)`` to ``(B, C_out, H, W)``."""
+        return deform_conv2d(x, offset, self.weight, padding=1)
+
+
+class GuidedRPNHead(nn.Module):
+    """The RPN's 3x3 convolution, location and shape of each cell, the fitted map, then objectness and box deltas."""
+
+    def __init__(self, in_channels: int, norm: NormKind) -> None:
+        super().__init__()
+        self.conv = ConvNorm(norm, in_channels, in_channels, 3)
+        self.location = nn.Conv2d(in_channels, 1, 1)
+        self.shape = nn.Conv2d(in_channels, 2, 1)
+        self.offset = nn.Conv2d(2, 18, 1)
+        self.adapt = DeformConv(in_channels, in_channels)
+        self.norm = norm2d(norm, in_channels, 32)
+        self.objectness = nn.Conv2d(in_channels, 1, 1)
+        self.deltas = nn.Conv2d(in_channels, 4, 1)
+        for layer in (self.location, self.shape, self.objectness, self.deltas):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        nn.init.constant_(self.location.bias, prior_bias(0.01))  # type: ignore[arg-type]
+        # larger, so that a shape moves the filter's taps from the start; the base shape moves none at first
+        nn.init.normal_(self.offset.weight, std=0.1)
+        nn.init.zeros_(self.offset.bias)  # type: ignore[arg-type]
+
+    def forward(self, *features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """One map per level to what each of the A cells of all levels predicts, level by level, row by row.
+
+        Returns:
+            ``(B, A)`` objectness logits, ``(B, A, 4)`` box deltas, ``(B, A)`` location logits, and ``(B, A, 2)``
+            logarithms of width and height of the anchor, in base sides of its level.
+        """
+        outputs: tuple[list[Tensor], ...] = ([], [], [], [])
+        for feature in features:
+            x = self.conv(feature)
+            shape = self.shape(x)
+            # the shape is learned from objects' shapes alone, not from what suits the convolution
+            x_fitted = F.relu(self.norm(self.adapt(x, self.offset(shape.detach()))))
+            maps = (self.objectness(x_fitted), self.deltas(x_fitted), self.location(x), shape)
+            for output, values in zip(outputs, maps, strict=True):
+                output.append(values.flatten(2).transpose(1, 2))
+        logits, deltas, locations, shapes = (torch.cat(output, dim=1) for output in outputs)
+        return logits.squeeze(2), deltas, locations.squeeze(2), shapes
+
+
+class GuidedProposalLayer(nn.Module):
+    """Best guided anchors of every level, decoded, clipped and reduced by NMS to a fixed number of proposals.
+
+    Args:
+        levels: Levels of the maps, finest first.
+        sizes: Sides of the fixed anchors that a level would have, in pixels; their geometric mean is its base side.
+        width: Canvas width in pixels.
+        height: Canvas height in pixels.
+        options: Counts.
+
+    Attributes:
+        centres: ``(A, 2)`` x and y of every cell in pixels: as the fixed anchors', ``stride`` times its index.
+        bases: ``(A, 1)`` side in pixels of the anchor whose predicted shape is 0.
+        cell_levels: ``(A,)`` int64, position of each cell's level in ``levels``.
+        counts: Cells of each level.
+    """
+
+    centres: Tensor
+    bases: Tensor
+    cell_levels: Tensor
+
+    def __init__(
+        self,
+        levels: Sequence[int],
+        sizes: Sequence[tuple[float, ...]],
+        width: int,
+        height: int,
+        options: DetectorOptions,
+    ) -> None:
+        super().__init__()
+        self.strides = [float(2**level) for level in levels]
+        self.grids = [grid_size(level, width, height) for level in levels]
+        self.counts = [rows * columns for rows, columns in self.grids]
+        self.level_bases = [math.prod(sides) ** (1 / len(sides)) for sides in sizes]
+        centres = []
+        for (rows, columns), stride in zip(self.grids, self.strides, strict=True):
+            y, x = torch.meshgrid(torch.arange(rows, device="cpu"), torch.arange(columns, device="cpu"), indexing="ij")
+            centres.append(torch.stack([x, y], dim=-1).reshape(-1, 2) * stride)
+        counts = torch.tensor(self.counts, device="cpu")
+        cell_levels = torch.arange(len(counts), device="cpu").repeat_interleave(counts)
+        device = torch.get_default_device()
+        self.register_buffer("centres", torch.cat(centres).to(device), persistent=False)
+        self.register_buffer("cell_levels", cell_levels.to(device), persistent=False)
+        bases = torch.tensor(self.level_bases, device="cpu")[cell_levels, None]
+        self.register_buffer("bases", bases.to(device), persistent=False)
+        self.width, self.height = width, height
+        self.options = options
+
+    def extra_repr(self) -> str:
+        """All that decides this layer's cost."""
+        return (
+            f"counts={self.counts}, pre_nms_top_n={self.options.pre_nms_top_n}, proposals={self.options.proposals}, "
+            f"location_threshold={_LOCATION_THRESHOLD}"
+        )
+
+    def forward(self, logits: Tensor, deltas: Tensor, locations: Tensor, shapes: Tensor) -> Tensor:
+        """What :class:`GuidedRPNHead` returns to ``(B, R, 4)`` proposals, best first; padding has no area."""
+        likely = locations >= prior_bias(_LOCATION_THRESHOLD)
+        return self.propose(torch.where(likely, logits, _NEVER), deltas, shapes)
+
+    def propose(self, logits: Tensor, deltas: Tensor, shapes: Tensor) -> Tensor:
+        """As :meth:`forward`, of all cells: for training, where locations are yet to be learned."""
+
+        def anchors_at(index: Tensor) -> Tensor:
+            chosen = shapes.gather(1, index[:, :, None].expand(-1, -1, 2))
+            return _boxes(chosen, self.centres[index.flatten()], self.bases[index.flatten()])
+
+        return best_proposals(logits, deltas, anchors_at, self.counts, (self.width, self.height), self.options)
+
+    def anchors(self, shapes: Tensor) -> Tensor:
+        """``(B, A, 2)`` shapes to ``(B, A, 4)`` guided anchors, ``xyxy`` in pixels, not clipped to the canvas."""
+        batch = len(shapes)
+        return _boxes(shapes, self.centres.repeat(batch, 1), self.bases.repeat(batch, 1)).view(batch, -1, 4)
+
+
+def _boxes(shapes: Tensor, centres: Tensor, bases: Tensor) -> Tensor:
+    """``(B, K, 2)`` shapes with ``(B * K, 2)`` centres and ``(B * K, 1)`` base sides to ``(B * K, 4)`` boxes."""
+    half = shapes.reshape(-1, 2).clamp(-_LARGEST_LOG, _LARGEST_LOG).exp() * bases / 2
+    return torch.cat([centres - half, centres + half], dim=1)
+
+
+def best_overlap(x: Tensor, y: Tensor) -> Tensor:
+    """Largest IoU that a box of any shape, centred beside an object's middle, can have with the object.
+
+    For a fixed height the IoU grows with the width until the box meets the object's nearer side, falls once it has
+    passed the farther one, and is monotone between, being a quotient of linear functions; the height behaves alike.
+    So the best box ends, on each axis, at the object's nearer or farther side: four boxes, of which the one that ends
+    at both nearer sides never wins.
+
+    Args:
+        x: Distance of the centres along one axis, in half sides of the object, 0 or more.
+        y: The same along the other axis; any shapes that broadcast.
+
+    Returns:
+        In 0..1.
+    """
+    both = (1 + x) * (1 + y)
+    # beyond the object's side no box ends at the nearer one: the inverse is then as good as infinite
+    first = y + 1 / (1 - x).clamp(min=1e-6)
+    second = x + 1 / (1 - y).clamp(min=1e-6)
+    return 1 / torch.minimum(both, torch.minimum(first, second))
+
+
+class GuidedTargets(NamedTuple):
+    """What each of ``(B, A)`` cells is to predict.
+
+    Attributes:
+        location: bool, whether an object is centred here.
+        background: bool; what is neither is ignored by the location loss.
+        shaped: bool, whether the cell learns the shape of an object.
+        object_index: int64, of which one; meaningless elsewhere.
+    """
+
+    location: Tensor
+    background: Tensor
+    shaped: Tensor
+    object_index: Tensor
+
+
+def guided_targets(layer: GuidedProposalLayer, targets: PaddedTargets) -> GuidedTargets:
+    """Give every object to the level whose base side is nearest to its size, and there to the cells around its middle.
+
+    - Location: cells in the central 0.2 of the object's box (and the cell nearest to its middle, for objects smaller
+      than a few cells) are centres; the rest of the central 0.5 is ignored, as is all of it on the two levels beside.
+      A centre of one object stays one inside the ignored part of another.
+    - Shape: cells of the object's level whose best overlap with it is at least 0.5, and the nearest one; of several
+      objects a cell takes the one of largest best overlap.
+    """
+    corners = targets.boxes
+    sides = (corners[..., 2:] - corners[..., :2]).clamp(min=1e-3)
+    middle = (corners[..., :2] + corners[..., 2:]) / 2
+    device = corners.device
+    size = sides.log().mean(dim=2)
+    level = (size[..., None] - torch.tensor(layer.level_bases, device=device).log()).abs().argmin(dim=2)
+    # (B, G, A): reductions over A run along memory, as in boxes.match
+    x, y = ((middle[..., i, None] - layer.centres[:, i]).abs() / (sides[..., i, None] / 2) for i in range(2))
+    apart = (level[..., None] - layer.cell_levels).abs()
+    own = (apart == 0) & targets.valid[..., None]
+    beside = (apart == 1) & targets.valid[..., None]
+    nearest = torch.zeros_like(own).scatter(2, _nearest_cell(layer, middle, level)[..., None], True)
+    nearest &= targets.valid[..., None]
+
+    reach = torch.maximum(x, y)
+    location = ((own & (reach <= _CENTRE)) | nearest).any(dim=1)
+    around = ((own | beside) & (reach <= _IGNORED)).any(dim=1)
+    overlap = best_overlap(x, y)
+    fit = torch.where((own & (overlap >= _SHAPE_OVERLAP)) | nearest, overlap, -1.0).max(dim=1)
+    return GuidedTargets(location, ~(location | around), fit.values > 0, fit.indices)
+
+
+def _nearest_cell(layer: GuidedProposalLayer, middle: Tensor, level: Tensor) -> Tensor:
+    """``(B, G)`` index of the cell of ``level`` nearest to ``middle`` ``(B, G, 2)``."""
+    grids = torch.tensor(layer.grids, device=level.device)[level]
+    counts = torch.tensor(layer.counts, device=level.device)
+    starts = counts.cumsum(0) - counts
+    cell = (middle / torch.tensor(layer.strides, device=level.device)[level][..., None]).round().long()
+    column, row = cell[..., 0].clamp(min=0), cell[..., 1].clamp(min=0)
+    row, column = torch.minimum(row, grids[..., 0] - 1), torch.minimum(column, grids[..., 1] - 1)
+    return starts[level] + row * grids[..., 1] + column
+
+
+def bounded_iou_loss(shapes: Tensor, wanted: Tensor) -> Tensor:
+    """``1 - min(w / w*, w* / w)`` and likewise of the height, in smooth L1 form: quadratic up to 0.2, then linear.
+
+    Args:
+        shapes: ``(N, 2)`` logarithms of predicted width and height.
+        wanted: ``(N, 2)`` those of the object, in the same unit.
+
+    Returns:
+        ``(N, 2)``.
+    """
+    missing = 1 - (-(shapes - wanted).abs()).exp()
+    return F.smooth_l1_loss(missing, torch.zeros_like(missing), beta=_BETA, reduction="none")
+
+
+def guided_rpn_loss(
+    layer: GuidedProposalLayer,
+    logits: Tensor,
+    deltas: Tensor,
+    locations: Tensor,
+    shapes: Tensor,
+    targets: PaddedTargets,
+) -> dict[str, Tensor]:
+    """Focal loss of the locations, bounded IoU loss of the shapes, and the RPN's two losses over guided anchors.
+
+    All four weigh alike but for the RPN's own box weight (a default of ours).
+    """
+    found = guided_targets(layer, targets)
+    focal = sigmoid_focal_loss(locations, found.location.to(locations.dtype), alpha=0.25, gamma=2.0)
+    location = (focal * (found.location | found.background)).sum() / found.location.sum().clamp(min=1)
+
+    objects = targets.boxes.gather(1, found.object_index[..., None].expand(-1, -1, 4))[found.shaped]
+    bases = layer.bases.expand(len(shapes), -1, -1)[found.shaped]
+    wanted = ((objects[:, 2:] - objects[:, :2]) / bases).clamp(min=1e-6).log()
+    shape = bounded_iou_loss(shapes[found.shaped], wanted).sum() / found.shaped.sum().clamp(min=1)
+
+    anchors = layer.anchors(shapes.detach())
+    return {
+        "rpn_location": location,
+        "rpn_shape": shape,
+        **anchor_loss(anchors, logits, deltas, targets),
+    }
