@@ -302,5 +302,5 @@ def guided_rpn_loss(
     return {
         "rpn_location": location,
         "rpn_shape": shape,
-        **anchor_loss(anchors, logits, deltas, targets),
+        **anchor_loss(anchors, logits, deltas, targets, layer.options),
     }

@@ -17,6 +17,8 @@ class DetectorOptions:
         norm: ``gn-ws`` (GroupNorm + Weight Standardization) or ``bn``.
         stem: ``deep`` (SM-NAS: two 3x3 convolutions) or ``imagenet`` (7x7 and max-pooling).
         anchor_cells: Sides of an RPN anchor (of its square shape), in cells of its level.
+        rpn_overlap: Overlap from which an anchor is positive for the RPN (the best one of an object always is).
+        rpn_samples: Anchors per picture that the RPN's loss sees.
         canonical_size: Pixels of a box that RoIAlign reads at stride 16.
         pre_nms_top_n: Proposals kept per level before NMS.
         proposals: Proposals after NMS.
@@ -30,6 +32,8 @@ class DetectorOptions:
     norm: NormKind = "gn-ws"
     stem: StemKind = "deep"
     anchor_cells: tuple[float, ...] = (8.0,)
+    rpn_overlap: float = 0.7
+    rpn_samples: int = 256
     canonical_size: float = 224.0
     pre_nms_top_n: int = 1000
     proposals: int = 1000
@@ -61,6 +65,11 @@ class DetectorOptions:
             norm=norm,
             stem=stem,
             anchor_cells=(2.0, 4.0),
+            # Small objects overlap with anchors little, so that few are positive: on real pictures at 160 pixels AP50
+            # after 10 of 20 epochs is 0.0039 against 0.0003 with 0.7 and 256, on generated ones 0.61 against 0.59
+            # after 2 epochs (one seed each).
+            rpn_overlap=0.5,
+            rpn_samples=64,
             canonical_size=112.0,
             pre_nms_top_n=200,
             proposals=100,

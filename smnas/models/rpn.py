@@ -16,7 +16,6 @@ from smnas.models.options import DetectorOptions
 __all__ = ["ProposalLayer", "RPNHead", "anchor_loss", "best_proposals", "rpn_loss"]
 
 _NMS_IOU = 0.7
-_SAMPLES = 256  # anchors of a picture that the loss sees, half of them positive at most
 _BETA = 1 / 9  # where the smooth L1 loss turns linear, as in torchvision
 # The box loss is divided by all sampled anchors, few of which hold a box; from scratch and in few steps that is too
 # little: with 5 a short training on 1,920 generated pictures went from AP 0.17 to 0.24.
@@ -133,10 +132,12 @@ def best_proposals(
 
 def rpn_loss(layer: ProposalLayer, logits: Tensor, deltas: Tensor, targets: PaddedTargets) -> dict[str, Tensor]:
     """:func:`anchor_loss` over the layer's anchors."""
-    return anchor_loss(layer.anchors[None], logits, deltas, targets)
+    return anchor_loss(layer.anchors[None], logits, deltas, targets, layer.options)
 
 
-def anchor_loss(anchors: Tensor, logits: Tensor, deltas: Tensor, targets: PaddedTargets) -> dict[str, Tensor]:
+def anchor_loss(
+    anchors: Tensor, logits: Tensor, deltas: Tensor, targets: PaddedTargets, options: DetectorOptions
+) -> dict[str, Tensor]:
     """Objectness (binary cross-entropy) and box (smooth L1) losses over a balanced sample of anchors.
 
     Args:
@@ -144,9 +145,10 @@ def anchor_loss(anchors: Tensor, logits: Tensor, deltas: Tensor, targets: Padded
         logits: ``(B, A)``.
         deltas: ``(B, A, 4)``.
         targets: The objects.
+        options: Which anchors are positive and how many are sampled, half of them positive at most.
     """
-    matches = match(anchors, targets, 0.7, 0.3, keep_best=True)
-    index, positive, chosen = sample_balanced(matches, _SAMPLES, 0.5)
+    matches = match(anchors, targets, options.rpn_overlap, 0.3, keep_best=True)
+    index, positive, chosen = sample_balanced(matches, options.rpn_samples, 0.5)
     logit = logits.gather(1, index)
     total = chosen.sum().clamp(min=1)
     bce = F.binary_cross_entropy_with_logits(logit, positive.to(logit.dtype), reduction="none")
