@@ -1,6 +1,8 @@
 """``smnas train``: one architecture from scratch."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +22,8 @@ _ARCH = "basicblock_16_1-21-21+fpn_2-4_48+rpn+rcnn_128+128x128"
 EXAMPLES = examples(
     f"smnas train --arch {_ARCH} --data my-pictures --epochs 20 --out my-model",
     f"smnas-train --arch {_ARCH} --data my-pictures --recipe nano --batch-size 8 --seed 1 --out my-model",
+    "smnas train --arch mobilenetv2_100+fpn_2-6_128+rpn+rcnn_512+320x320 --data my-pictures "
+    "--pretrained mobilenet_v2.pth --out my-model",
 )
 
 
@@ -38,6 +42,10 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write TensorBoard logs to OUT/tensorboard.")
     ] = False,
+    pretrained: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="ImageNet weights of the backbone: a state_dict file of torchvision."),
+    ] = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -47,6 +55,9 @@ def train(
     Trains on the data's training pictures, on a GPU where there is one, and evaluates on its validation pictures.
     --out holds checkpoint.pt, curve.jsonl and metrics.json. Interrupted, the same command resumes at the last finished
     epoch and gives what an uninterrupted run gives.
+
+    --pretrained starts the backbone from the weights of torchvision's ResNet, ResNeXt or MobileNetV2 of the same shape,
+    and builds the whole detector with what they were trained with: BatchNorm, and ImageNet's stem.
 
     On several GPUs, torchrun starts one process for each; they share every batch.
     """
@@ -65,6 +76,12 @@ def train(
 
         if (reason := buildable(architecture)) is not None:
             raise BuildError(reason)
+        make_scorer: Callable[..., TrainedAP] = TrainedAP
+        if pretrained is not None:
+            from smnas.cli.imagenet import ImageNetAP
+            from smnas.models.pretrained import read_weights
+
+            make_scorer = partial(ImageNetAP, read_weights(pretrained))
         folder = CocoFolder(data)
         with ExitStack() as stack:
             replicas, device = stack.enter_context(replicas_from_environment())
@@ -85,7 +102,7 @@ def train(
                 if log.ap is not None:
                     shown.note(f"epoch {log.epoch}: AP {log.ap:.3f}, AP50 {log.ap50:.3f}, {log.memory_mb:.0f} MiB")
 
-            scorer = TrainedAP(folder, settings, device, replicas=replicas, on_epoch=on_epoch)
+            scorer = make_scorer(folder, settings, device, replicas=replicas, on_epoch=on_epoch)
             score = scorer.score(architecture, seed=seed, epochs=settings.epochs, out_dir=out, on_progress=steps.at)
         if not replicas.first:
             return

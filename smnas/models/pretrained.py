@@ -1,7 +1,11 @@
 """torchvision's ImageNet weights for a backbone of the same shape, by name."""
 
+import pickle
+import zipfile
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from profiler.errors import UserError
@@ -9,12 +13,32 @@ from smnas.models.backbone import FeatureBackbone, MobileNetV2Backbone, stage_de
 from smnas.models.detector import Detector, TwoStageDetector
 from smnas.space.architecture import Backbone, MobileNetV2Spec
 
-__all__ = ["load_pretrained", "load_torchvision_weights", "torchvision_names"]
+__all__ = ["load_pretrained", "load_torchvision_weights", "read_weights", "torchvision_names"]
 
 # What a classifier has and a detector has no use for: the last layer, and MobileNetV2's widening in front of it
 _CLASSIFIER = ("fc.", "classifier.", "features.18.")
 # How many pictures a BatchNorm has seen; absent from files older than PyTorch 0.4.1, and without effect on a forward
 _COUNTER = "num_batches_tracked"
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a file that ``torch.save(model.state_dict(), path)`` wrote, as torchvision's downloads are, onto the CPU.
+
+    Read with ``weights_only=True``: tensors and plain values, never code.
+
+    Raises:
+        UserError: no such file, or it holds something else.
+    """
+    rule = "ImageNet weights are a file with the state_dict of a torchvision network"
+    if not path.is_file():
+        raise UserError(f"{rule}, but there is no file {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, ValueError, LookupError, OSError):
+        raise UserError(f"{rule}, but {path} is damaged or something else") from None
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{rule}, but {path} holds something else")
+    return dict(state)
 
 
 def torchvision_names(backbone: FeatureBackbone) -> dict[str, str]:

@@ -1,0 +1,81 @@
+"""``smnas train --pretrained``: the backbone starts from torchvision's weights, or the command says why it can not."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+
+from smnas.cli.main import COMMANDS, application
+from smnas.cli.run import run
+from smnas.data.shapes import generate_shapes
+from smnas.models.pretrained import torchvision_names
+from smnas.training.checkpoint import load_detector_checkpoint
+
+ARCH = "mobilenetv2_25+fpn_3-4_16+rpn+rcnn_16+64x64"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return generate_shapes(tmp_path_factory.mktemp("data") / "pictures", train=4, val=2, seed=0)
+
+
+def command(*words: str) -> int:
+    return run(application(*COMMANDS), "smnas", ["train", *words])
+
+
+def test_training_starts_from_the_weights_and_the_checkpoint_knows_its_norm_and_stem(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    published = torchvision.models.mobilenet_v2(width_mult=0.25)
+    torch.save(published.state_dict(), tmp_path / "weights.pth")
+    out = tmp_path / "out"
+    words = ("--arch", ARCH, "--data", str(pictures), "--epochs", "1", "--out", str(out), "--json")
+    assert command(*words, "--pretrained", str(tmp_path / "weights.pth")) == 0
+    assert "ap" in json.loads(capsys.readouterr().out)["metrics"]
+    detector, info = load_detector_checkpoint(out / "checkpoint.pt")
+    assert (info.norm, info.stem) == ("bn", "imagenet")
+    trained, start = detector.backbone.state_dict(), published.state_dict()
+    for name, source in torchvision_names(detector.backbone).items():
+        if start[source].ndim == 4:
+            # fresh weights would be at a right angle to them
+            assert torch.cosine_similarity(trained[name].flatten(), start[source].flatten(), dim=0) > 0.7, name
+    # without the weights it is another run: GroupNorm and another stem
+    assert command(*words) == 2
+    assert "norm=bn, but got gn-ws" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "arch", "phrase"),
+    [
+        (None, ARCH, "there is no file"),
+        (b"not a file of tensors", ARCH, "damaged or something else"),
+        ([1, 2], ARCH, "holds something else"),
+        ({"epoch": 3}, ARCH, "holds something else"),
+        ("resnet18", ARCH, "features.0.0.weight is missing for mobilenetv2_25"),
+        ("mobilenet_v2", ARCH, "features.0.0.weight must have shape (8, 3, 3, 3)"),
+        ("resnet18", ARCH.replace("mobilenetv2_25", "inverted_64_11-21-21-21"), "layer1.0.conv.0.0.weight is missing"),
+        ("resnet34", ARCH.replace("mobilenetv2_25", "basicblock_64_11-21-21-21"), "layer1.2.conv1.weight has no place"),
+    ],
+)
+def test_other_files_and_other_networks_are_refused_in_one_line(
+    content: object, arch: str, phrase: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = tmp_path / "weights.pth", tmp_path / "out"
+    match content:
+        case bytes():
+            path.write_bytes(content)
+        case str():
+            torch.save(torchvision.models.get_model(content).state_dict(), path)
+        case list() | dict():
+            torch.save(content, path)
+    assert (
+        command("--arch", arch, "--data", str(pictures), "--out", str(out), "--pretrained", str(path), "--quiet") == 2
+    )
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1
+    assert phrase in captured.err
+    assert not out.exists()
