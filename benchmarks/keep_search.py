@@ -17,13 +17,14 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def curves(run: Path) -> dict[str, Any]:
-    """Loss per epoch and the 12 COCO numbers of every training, by folder under ``models/``."""
+    """Loss per epoch, AP50 where it was asked for, and the 12 COCO numbers of every training, by folder under ``models/``."""
     found = {}
     for file in sorted((run / "models").glob("*/*/curve.jsonl")):
         epochs = [json.loads(line) for line in file.read_text().splitlines()]
         metrics = file.with_name("metrics.json")
         found[file.parent.relative_to(run / "models").as_posix()] = {
             "loss": [round(epoch["loss"], 4) for epoch in epochs],
+            "ap50": {e["epoch"]: round(e["ap50"], 4) for e in epochs if e.get("ap50") is not None},
             "images_per_s": round(epochs[-1]["images_per_s"], 1),
             "metrics": json.loads(metrics.read_text()) if metrics.exists() else None,
         }

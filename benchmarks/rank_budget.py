@@ -1,0 +1,134 @@
+"""How well does a short training rank architectures, compared with a long one?
+
+Trains the same architectures with several budgets and prints Kendall's tau between the AP of each short budget and the
+AP of the longest, with a bootstrap interval over the architectures, and what each budget costs. Every training is a
+schedule of its own (a cosine that ends with its budget), as in a search. Interrupted, the same command resumes.
+
+    python benchmarks/rank_budget.py --out runs/rank-budget --epochs 1,2,4 --long 12 --count 14
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import kendalltau
+
+from profiler.devices import resolve_device
+from smnas.data.coco import CocoFolder
+from smnas.data.shapes import generate_shapes
+from smnas.models.build import buildable
+from smnas.scoring.base import Score
+from smnas.scoring.pool import Job, Workers
+from smnas.scoring.scorers import ScorerOnDevices
+from smnas.space.architecture import Architecture
+from smnas.space.preset import load_space
+from smnas.space.sampling import sample_modular, sample_structural
+from smnas.training.recipe import load_recipe
+
+RESAMPLES = 2000
+
+
+def architectures(preset: str, count: int, seed: int) -> list[Architecture]:
+    """The baseline, then random structures and random variants of random structures, in turns."""
+    space = load_space(preset).restricted(lambda architecture: buildable(architecture) is None)
+    rng = np.random.default_rng(seed)
+    chosen = [space.baseline_architecture]
+    while len(chosen) < count:
+        structure = sample_structural(space, rng)
+        candidate = structure if len(chosen) % 2 else sample_modular(space, structure, rng)
+        if candidate not in chosen:
+            chosen.append(candidate)
+    return chosen
+
+
+def tau_with_interval(short: np.ndarray, long: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
+    """Kendall's tau-b and the 95% interval of a bootstrap over architectures."""
+    rng = np.random.default_rng(seed)
+    draws = []
+    for _ in range(RESAMPLES):
+        rows = rng.integers(0, len(short), len(short))
+        tau = kendalltau(short[rows], long[rows]).statistic
+        if not np.isnan(tau):
+            draws.append(tau)
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return float(kendalltau(short, long).statistic), float(low), float(high)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--data", type=Path, help="COCO-format folder; generated pictures without it")
+    parser.add_argument("--preset", default="nano")
+    parser.add_argument("--recipe", default="nano")
+    parser.add_argument("--count", type=int, default=14, help="architectures")
+    parser.add_argument("--epochs", default="1,2,4", help="short budgets")
+    parser.add_argument("--long", type=int, default=12, help="the budget that is taken for the truth")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2)
+    asked = parser.parse_args()
+    data = asked.data or generate_shapes(asked.out / "data")
+    budgets = [*map(int, asked.epochs.split(",")), asked.long]
+    candidates = architectures(asked.preset, asked.count, asked.seed)
+    # The long budget has a seed of its own: a short training that is the long one's beginning would flatter itself.
+    jobs = [
+        Job(number, candidate, asked.seed + (budget == asked.long), budget, asked.out / str(candidate) / str(budget))
+        for number, (budget, candidate) in enumerate((b, c) for b in budgets for c in candidates)
+    ]
+    scores: dict[tuple[str, int], Score] = {}
+    devices = tuple(f"cuda:{i}" for i in range(torch.cuda.device_count())) or ("cpu",)
+    make = ScorerOnDevices("ap", data.resolve(), load_recipe(asked.recipe), devices)
+    began = time.monotonic()
+    with Workers(make, asked.workers, max(1, (os.cpu_count() or 1) // asked.workers)) as pool:
+        for done, (job, outcome) in enumerate(pool.score_all(jobs), start=1):
+            what = f"{job.epochs} epochs of {job.architecture}"
+            minutes = (time.monotonic() - began) / 60
+            if isinstance(outcome, Score):
+                scores[str(job.architecture), job.epochs] = outcome
+                print(f"{done}/{len(jobs)} after {minutes:.1f} min: AP {outcome.value:.3f}  {what}", flush=True)
+            else:
+                print(f"{done}/{len(jobs)} failed: {outcome.reason}  {what}", flush=True)
+    whole = [str(c) for c in candidates if all((str(c), budget) in scores for budget in budgets)]
+    truth = np.array([scores[name, asked.long].value for name in whole])
+    rows = []
+    for budget in budgets[:-1]:
+        short = np.array([scores[name, budget].value for name in whole])
+        tau, low, high = tau_with_interval(short, truth)
+        seconds = sum(scores[name, budget].seconds for name in whole) / len(whole)
+        best = whole[int(short.argmax())]
+        rows.append(
+            {
+                "epochs": budget,
+                "kendall_tau": tau,
+                "interval_95": [low, high],
+                "seconds_a_training": seconds,
+                "ap_long_of_the_best": scores[best, asked.long].value,
+            }
+        )
+        print(f"{budget:3d} epochs: tau {tau:.2f} ({low:.2f} to {high:.2f}), {seconds:.0f} s a training")
+    answer = {
+        "question": "How well does a short training rank architectures, compared with a long one?",
+        "command": f"python benchmarks/rank_budget.py --out {asked.out} --preset {asked.preset} --epochs {asked.epochs} "
+        f"--long {asked.long} --count {asked.count}" + (f" --data {asked.data}" if asked.data else ""),
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": subprocess.run(
+            ["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True
+        ).stdout.strip(),
+        "machine": {"device": resolve_device("local").name, "cores": os.cpu_count(), "system": platform.system()},
+        "torch": torch.__version__,
+        "long_epochs": asked.long,
+        "best_ap_of_all": float(truth.max()),
+        "budgets": rows,
+        "ap": {name: {budget: scores[name, budget].value for budget in budgets} for name in whole},
+    }
+    (asked.out / "rank-budget.json").write_text(json.dumps(answer, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
