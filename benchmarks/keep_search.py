@@ -17,7 +17,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def curves(run: Path) -> dict[str, Any]:
-    """Loss per epoch, AP50 where it was asked for, and the 12 COCO numbers of every training, by folder under ``models/``."""
+    """Loss, AP50 where it was asked for, and the 12 COCO numbers of every training, by folder under ``models/``."""
     found = {}
     for file in sorted((run / "models").glob("*/*/curve.jsonl")):
         epochs = [json.loads(line) for line in file.read_text().splitlines()]

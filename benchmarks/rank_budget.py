@@ -21,7 +21,6 @@ import torch
 from scipy.stats import kendalltau
 
 from profiler.devices import resolve_device
-from smnas.data.coco import CocoFolder
 from smnas.data.shapes import generate_shapes
 from smnas.models.build import buildable
 from smnas.scoring.base import Score
@@ -114,8 +113,9 @@ def main() -> None:
         print(f"{budget:3d} epochs: tau {tau:.2f} ({low:.2f} to {high:.2f}), {seconds:.0f} s a training")
     answer = {
         "question": "How well does a short training rank architectures, compared with a long one?",
-        "command": f"python benchmarks/rank_budget.py --out {asked.out} --preset {asked.preset} --epochs {asked.epochs} "
-        f"--long {asked.long} --count {asked.count}" + (f" --data {asked.data}" if asked.data else ""),
+        "command": f"python benchmarks/rank_budget.py --out {asked.out} --preset {asked.preset} "
+        f"--epochs {asked.epochs} --long {asked.long} --count {asked.count}"
+        + (f" --data {asked.data}" if asked.data else ""),
         "date": datetime.now(UTC).date().isoformat(),
         "commit": subprocess.run(
             ["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True
