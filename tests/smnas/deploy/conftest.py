@@ -21,6 +21,7 @@ ARCHITECTURES = {
     "rcnn": "basicblock_8_1-1-2+fpn_2-4_16+rpn+rcnn_16+96x64",
     "retina": "basicblock_8_1-1-2+fpn_3-4_16+norpn+retina_16_1+64x96",
     "fcos": "basicblock_8_1-1-2+fpn_2-4_16+norpn+fcos_16_1+96x64",
+    "garpn": "basicblock_8_1-1-2+fpn_2-4_16+garpn+cascade_2_16+96x64",
     "cascade": "basicblock_8_1-1-2-1+c4+rpn+cascade_2_16+128x96",
 }
 CLASSES = ("fish", "jellyfish", "penguin")
@@ -39,7 +40,7 @@ def write_checkpoint(
         detector = build_detector(Architecture.parse(architecture), len(classes))
     state = detector.state_dict()
     for name, value in state.items():
-        if name.endswith(("logits.weight", "objectness.weight")):
+        if name.endswith(("logits.weight", "objectness.weight", "rpn.location.weight", "rpn.shape.weight")):
             # A fresh one is so small that all scores nearly tie; a much larger one saturates at 1 and ties there.
             value.mul_(30.0)
         if name.endswith(("deltas.weight", "distances.weight")):

@@ -20,7 +20,7 @@ from smnas.models.build import deployable
 from smnas.models.detector import Detector
 
 
-@pytest.mark.parametrize("name", ["rcnn", "retina", "fcos", "cascade"])
+@pytest.mark.parametrize("name", ["rcnn", "retina", "fcos", "garpn", "cascade"])
 def test_every_head_finds_what_eager_finds_on_real_pictures(
     name: str,
     exported: Callable[[str], ExportReport],
