@@ -1,8 +1,6 @@
 """``smnas train``: one architecture from scratch."""
 
-from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -70,18 +68,14 @@ def train(
 
         from smnas.data.coco import CocoFolder
         from smnas.models.build import BuildError, buildable
+        from smnas.models.pretrained import read_weights
         from smnas.scoring.trained_ap import TrainedAP
         from smnas.training.board import Board
         from smnas.training.replicas import replicas_from_environment
 
         if (reason := buildable(architecture)) is not None:
             raise BuildError(reason)
-        make_scorer: Callable[..., TrainedAP] = TrainedAP
-        if pretrained is not None:
-            from smnas.cli.imagenet import ImageNetAP
-            from smnas.models.pretrained import read_weights
-
-            make_scorer = partial(ImageNetAP, read_weights(pretrained))
+        weights = None if pretrained is None else read_weights(pretrained)
         folder = CocoFolder(data)
         with ExitStack() as stack:
             replicas, device = stack.enter_context(replicas_from_environment())
@@ -102,7 +96,7 @@ def train(
                 if log.ap is not None:
                     shown.note(f"epoch {log.epoch}: AP {log.ap:.3f}, AP50 {log.ap50:.3f}, {log.memory_mb:.0f} MiB")
 
-            scorer = make_scorer(folder, settings, device, replicas=replicas, on_epoch=on_epoch)
+            scorer = TrainedAP(folder, settings, device, pretrained=weights, replicas=replicas, on_epoch=on_epoch)
             score = scorer.score(architecture, seed=seed, epochs=settings.epochs, out_dir=out, on_progress=steps.at)
         if not replicas.first:
             return

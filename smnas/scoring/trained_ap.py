@@ -1,5 +1,6 @@
 """The score that everything else is judged by: train from scratch, then the AP on the validation split."""
 
+import hashlib
 import json
 import math
 import time
@@ -7,12 +8,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from profiler.errors import UserError
 from smnas.data.coco import CocoFolder
 from smnas.evaluation.predict import eager_detect, evaluate
 from smnas.models.build import BuildError, build_detector
 from smnas.models.detector import Detector
+from smnas.models.pretrained import load_pretrained
 from smnas.scoring.base import Score, ScoringFailedError, ScoringProgress
 from smnas.space.architecture import Architecture
 from smnas.training.atomic import write_atomically
@@ -38,6 +41,8 @@ class TrainedAP:
         data: Trained on its training split, evaluated on its validation split.
         recipe: How to train; :meth:`score` sets the epochs.
         device: Where.
+        pretrained: ``state_dict`` of torchvision's network of the backbone's shape; the detector then has BatchNorm and
+            the ImageNet stem, and its backbone starts from it. None trains from scratch.
         replicas: The processes that train together; the first one evaluates, the others end without a score's numbers.
         on_epoch: Called after every epoch.
     """
@@ -50,11 +55,13 @@ class TrainedAP:
         recipe: Recipe,
         device: torch.device | str = "cpu",
         *,
+        pretrained: Mapping[str, Tensor] | None = None,
         replicas: Replicas = ALONE,
         on_epoch: Callable[[EpochLog], None] | None = None,
     ) -> None:
         self.recipe = recipe
         self.device = torch.device(device)
+        self.pretrained = pretrained
         self.replicas = replicas
         self.on_epoch = on_epoch
         self._train = data.split("train")
@@ -102,6 +109,7 @@ class TrainedAP:
                 device=self.device,
                 replicas=self.replicas,
                 out_dir=out_dir,
+                pretrained=None if self.pretrained is None else _digest(self.pretrained),
                 evaluate=on_the_way,
                 on_epoch=self.on_epoch,
                 on_step=on_step,
@@ -131,7 +139,11 @@ class TrainedAP:
     def _build(self, architecture: Architecture, seed: int) -> Detector:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return build_detector(architecture, len(self._train.classes))
+            if self.pretrained is None:
+                return build_detector(architecture, len(self._train.classes))
+            detector = build_detector(architecture, len(self._train.classes), norm="bn", stem="imagenet")
+        load_pretrained(detector, self.pretrained)
+        return detector
 
     def _evaluate(
         self, detector: Detector, recipe: Recipe, on_progress: Callable[[ScoringProgress], None] | None
@@ -156,6 +168,15 @@ class TrainedAP:
 
         detect = eager_detect(detector, self.device)
         return evaluate(detect, self._val, width, height, recipe.batch_size, on_progress=report).as_dict()
+
+
+def _digest(weights: Mapping[str, Tensor]) -> str:
+    """Names weights by their content."""
+    content = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        content.update(name.encode())
+        content.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return content.hexdigest()[:10]
 
 
 class _Evaluations:

@@ -65,6 +65,7 @@ class CheckpointInfo:
         recipe: How it is trained.
         seed: What every random number of the run comes from.
         train_images: Pictures in the training split.
+        pretrained: Digest of the weights that the backbone started from; None from scratch.
         epoch: Finished epochs.
         metrics: COCO numbers of the finished detector; empty before it is evaluated.
         versions: Of the software that wrote the file.
@@ -78,6 +79,7 @@ class CheckpointInfo:
     recipe: Recipe
     seed: int
     train_images: int
+    pretrained: str | None = None
     epoch: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=_versions)

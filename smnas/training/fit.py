@@ -72,6 +72,7 @@ def fit(
     device: torch.device | str = "cpu",
     replicas: Replicas = ALONE,
     out_dir: Path | None = None,
+    pretrained: str | None = None,
     evaluate: Evaluate | None = None,
     on_epoch: Callable[[EpochLog], None] | None = None,
     on_step: Callable[[StepLog], None] | None = None,
@@ -88,6 +89,7 @@ def fit(
         replicas: The processes that train it together, each calling this with the same arguments; a batch is shared
             out among them.
         out_dir: Where to keep checkpoint and curve; ``None`` keeps nothing.
+        pretrained: Digest of the weights that the detector comes with, if it is not new; part of what a run is.
         evaluate: AP and AP50 of the detector as it is, for the curve, as often as the recipe says; asked by the first
             replica only.
         on_epoch: Called after every epoch that this call trains, when it is safely stored.
@@ -129,6 +131,7 @@ def fit(
         recipe=recipe,
         seed=seed,
         train_images=len(dataset),
+        pretrained=pretrained,
     )
     return fit_batches(
         detector,
