@@ -3,7 +3,7 @@
 Source: Dai et al., "Deformable Convolutional Networks", arXiv 1703.06211 (version 1: no modulation).
 
 Sampling and a matrix product are plain tensor operators, so that a graph exports to ``GridSample`` and ``MatMul`` and
-needs no operator of its own. On one core of a CPU this form is also faster than torchvision's operator (2 to 7 times
+needs no operator of its own. On one core of a CPU this form is also faster than torchvision's operator (1.5 to 7 times
 forward, 3 to 10 with its backward pass, over maps of 8 x 8 to 136 x 100) and as fast or faster in ONNX Runtime than
 gathering the four neighbours (1.0 to 1.9 times).
 """
