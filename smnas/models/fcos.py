@@ -33,7 +33,9 @@ __all__ = [
 
 _LARGEST_LOG = 5.0  # distances end at 148 strides, so that exp of anything stays finite
 _RADIUS = 1.5  # strides between an object's centre and that of a cell which looks for it
-_LARGEST_SIDE = 8.0  # strides of the longer side from which on an object belongs to the next level
+# Strides of the longer side from which on an object belongs to the next level. Generated pictures, one epoch: AP50 0.25
+# with 8, 0.22 with 4, 0.10 with a task-aligned assignment; aquarium, 128 px, 4 epochs: 0.0050, 0.0016 (one seed each).
+_LARGEST_SIDE = 8.0
 _GAMMA = 2.0
 _BOX_WEIGHT = 2.0
 
@@ -160,13 +162,12 @@ def assign_centres(cells: Tensor, targets: PaddedTargets) -> Assignment:
 
 
 def fcos_loss(layer: FCOSPostprocess, logits: Tensor, distances: Tensor, targets: PaddedTargets) -> dict[str, Tensor]:
-    """Quality focal loss over all cells and GIoU loss over those that have an object, per such cell.
+    """Quality focal loss over all cells, per sum of what they are asked for, and GIoU loss per cell with an object.
 
     The score that a cell is asked for is the overlap of the box that it predicts, so that scores rank boxes.
     """
     found = assign_centres(layer.cells, targets)
     positive = found.positive
-    count = positive.sum().clamp(min=1)
     objects = targets.boxes.gather(1, found.object_index[:, :, None].expand(-1, -1, 4))[positive]
     label = targets.labels.gather(1, found.object_index)[positive]
     boxes = decode_distances(distances[positive], layer.cells.expand(len(logits), -1, -1)[positive])
@@ -175,4 +176,5 @@ def fcos_loss(layer: FCOSPostprocess, logits: Tensor, distances: Tensor, targets
     weight = (wanted - logits.sigmoid()).abs() ** _GAMMA
     score = (F.binary_cross_entropy_with_logits(logits, wanted, reduction="none") * weight).sum()
     overlap = generalized_box_iou_loss(boxes, objects, reduction="sum")
-    return {"fcos_class": score / count, "fcos_box": _BOX_WEIGHT * overlap / count}
+    total = wanted.sum().clamp(min=1)
+    return {"fcos_class": score / total, "fcos_box": _BOX_WEIGHT * overlap / positive.sum().clamp(min=1)}
