@@ -1,5 +1,6 @@
 """A running search on the screen: a line for every finished trial, and on a terminal what is going on below them."""
 
+import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SearchDisplay", "show_ranking", "trial_line"]
 
+_SECONDS_BETWEEN_LINES = 60.0  # where there is no terminal; a finished trial has a line of its own
+
 
 class SearchDisplay:
     """A context in which a search is followed."""
@@ -25,6 +28,7 @@ class SearchDisplay:
         self._bars: Progress | None = None
         self._search: TaskID | None = None
         self._trainings: dict[int, TaskID] = {}
+        self._last_line = time.monotonic()
         if output.messages.is_terminal and not output.quiet:
             columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
             self._bars = Progress(*columns, TextColumn("{task.fields[text]}"), console=output.messages)
@@ -56,9 +60,16 @@ class SearchDisplay:
 
     def on_training(self, number: int, progress: "ScoringProgress") -> None:
         """The training of a running trial is a little further."""
-        if self._bars is None or number not in self._trainings:
-            return
         doing = "evaluating" if progress.loss is None else f"loss {progress.loss:.3f}"
+        if self._bars is None:
+            now = time.monotonic()
+            if now - self._last_line >= _SECONDS_BETWEEN_LINES:
+                self._last_line = now
+                epoch = f"epoch {progress.epoch}/{progress.epochs}"
+                self._output.note(f"training {number}: {epoch}, {doing}, {progress.images_per_s:.0f} pictures/s")
+            return
+        if number not in self._trainings:
+            return
         self._bars.update(
             self._trainings[number],
             completed=int(progress.done * progress.epochs),

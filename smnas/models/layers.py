@@ -1,7 +1,9 @@
-"""Convolutions with normalization: GroupNorm + Weight Standardization by default, BatchNorm where asked.
+"""Convolutions with normalization: GroupNorm + Weight Standardization by default, torchvision's BatchNorm where asked.
 
-Weight Standardization needs no batch statistics, so detectors train from scratch with small batches (Qiao et al.,
-arXiv 1903.10520; used throughout by SM-NAS).
+- ``gn-ws``: every convolution is standardized and followed by GroupNorm. That needs no batch statistics, so detectors
+  train from scratch with small batches (Qiao et al., arXiv 1903.10520; used throughout by SM-NAS).
+- ``bn``: as in torchvision's detectors, BatchNorm behind the backbone's convolutions only, whose ImageNet weights bring
+  statistics along. Pyramid and heads are plain convolutions with biases; FCOS's towers have GroupNorm as well.
 """
 
 import copy
@@ -33,7 +35,7 @@ class WSConv2d(nn.Conv2d):
 def conv2d(
     norm: NormKind, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1
 ) -> nn.Conv2d:
-    """A bias-free "same" convolution to be followed by a norm; standardized with ``gn-ws``."""
+    """A bias-free "same" convolution of a backbone, to be followed by a norm; standardized with ``gn-ws``."""
     kind = WSConv2d if norm == "gn-ws" else nn.Conv2d
     conv = kind(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
@@ -41,17 +43,33 @@ def conv2d(
 
 
 def group_norm(channels: int, groups: int) -> nn.GroupNorm:
-    """GroupNorm with the most groups up to ``groups`` that divide ``channels``."""
-    return nn.GroupNorm(max(g for g in range(1, groups + 1) if channels % g == 0), channels)
+    """GroupNorm with the most groups up to ``groups`` that divide ``channels`` and leave two of them to each.
+
+    On a map of one cell a group of one channel has a single value, which can not be normalized.
+    """
+    return nn.GroupNorm(
+        max(g for g in range(1, groups + 1) if channels % g == 0 and (g == 1 or 2 * g <= channels)), channels
+    )
 
 
 def norm2d(norm: NormKind, channels: int, groups: int) -> nn.Module:
-    """The norm that belongs behind :func:`conv2d`."""
+    """The norm that belongs behind :func:`conv2d` in a backbone."""
     return group_norm(channels, groups) if norm == "gn-ws" else nn.BatchNorm2d(channels)
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution, norm and, unless told otherwise, ReLU."""
+    """A convolution of the pyramid or a head, the norm that it has there and, unless told otherwise, ReLU.
+
+    Args:
+        norm: With ``gn-ws`` a GroupNorm follows; with ``bn`` none, and the convolution has a bias.
+        in_channels: Channels that it reads.
+        out_channels: Channels that it writes.
+        kernel: Side.
+        stride: Of the convolution.
+        groups: Of a GroupNorm, at most.
+        relu: Whether ReLU comes last.
+        always_norm: With ``bn`` a GroupNorm follows, too.
+    """
 
     def __init__(
         self,
@@ -63,11 +81,20 @@ class ConvNorm(nn.Sequential):
         stride: int = 1,
         groups: int = 32,
         relu: bool = True,
+        always_norm: bool = False,
     ) -> None:
-        layers: list[nn.Module] = [
-            conv2d(norm, in_channels, out_channels, kernel, stride),
-            norm2d(norm, out_channels, groups),
-        ]
+        layers: list[nn.Module] = []
+        if norm == "gn-ws":
+            layers.append(conv2d(norm, in_channels, out_channels, kernel, stride))
+        else:
+            conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2)
+            # Without a norm behind it the filters must keep the scale of the maps. torchvision draws its heads' with a
+            # deviation of 0.01, which does so for 256 channels only.
+            nn.init.kaiming_normal_(conv.weight, mode="fan_in", nonlinearity="relu" if relu else "linear")
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+            layers.append(conv)
+        if norm == "gn-ws" or always_norm:
+            layers.append(group_norm(out_channels, groups))
         if relu:
             layers.append(nn.ReLU(inplace=True))
         super().__init__(*layers)
