@@ -1,0 +1,114 @@
+"""Does every kind of head learn? 16 real pictures by heart, from scratch, on a CPU.
+
+Trains one detector of each head on the first 16 pictures of a data set and evaluates it on the same 16.
+
+    python benchmarks/overfit.py --data ../shared/data/aquarium-mini --epochs 150 --out runs/overfit
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from profiler.devices import resolve_device
+from smnas.data.coco import CocoFolder
+from smnas.scoring.base import Score
+from smnas.scoring.pool import Job, Workers
+from smnas.scoring.scorers import ScorerOnDevices
+from smnas.space.architecture import Architecture
+from smnas.training.recipe import load_recipe
+
+BODY = "basicblock_16_11-21-21+fpn_2-4_48"
+HEADS = {
+    "rcnn": "rpn+rcnn_128",
+    "rcnn on guided anchors": "garpn+rcnn_128",
+    "cascade of 2": "rpn+cascade_2_128",
+    "cascade of 3": "rpn+cascade_3_128",
+    "cascade of 4": "rpn+cascade_4_128",
+    "retina": "norpn+retina_48_2",
+    "fcos": "norpn+fcos_48_2",
+}
+PICTURES = 16
+
+
+def first_pictures(source: Path, out: Path) -> Path:
+    """A data set of the first pictures of ``source``, the same for training and evaluation."""
+    shutil.rmtree(out, ignore_errors=True)
+    document = json.loads((source / "annotations" / "instances_train.json").read_text())
+    document["images"] = document["images"][:PICTURES]
+    kept = {image["id"] for image in document["images"]}
+    document["annotations"] = [a for a in document["annotations"] if a["image_id"] in kept]
+    (out / "annotations").mkdir(parents=True)
+    for split in ("train", "val"):
+        (out / split).mkdir()
+        for image in document["images"]:
+            shutil.copy(source / "train" / image["file_name"], out / split)
+        (out / "annotations" / f"instances_{split}.json").write_text(json.dumps(document))
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--size", type=int, default=160)
+    parser.add_argument("--epochs", type=int, default=150)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--out", type=Path, required=True)
+    asked = parser.parse_args()
+    shutil.rmtree(asked.out, ignore_errors=True)
+    data = first_pictures(asked.data, asked.out / "data")
+    recipe = load_recipe("nano").with_(flip=0.0, batch_size=4)
+    jobs = [
+        Job(
+            number,
+            Architecture.parse(f"{BODY}+{head}+{asked.size}x{asked.size}"),
+            0,
+            asked.epochs,
+            asked.out / name.replace(" ", "-"),
+        )
+        for number, (name, head) in enumerate(HEADS.items())
+    ]
+    names = list(HEADS)
+    answers = {}
+    boxes = sum(len(CocoFolder(data).split("train").boxes(i)[0]) for i in range(PICTURES))
+    began = time.monotonic()
+    make = ScorerOnDevices("ap", data.resolve(), recipe, ("cpu",))
+    with Workers(make, asked.workers, max(1, (os.cpu_count() or 1) // asked.workers)) as pool:
+        for job, outcome in pool.score_all(jobs):
+            if isinstance(outcome, Score):
+                answers[names[job.number]] = {
+                    "architecture": str(job.architecture),
+                    "ap": outcome.metrics["ap"],
+                    "ap50": outcome.metrics["ap50"],
+                    "minutes": outcome.seconds / 60,
+                }
+            else:
+                answers[names[job.number]] = {"architecture": str(job.architecture), "failed": outcome.reason}
+            print(names[job.number], answers[names[job.number]], flush=True)
+    answer = {
+        "question": "Does every kind of head learn 16 real pictures by heart, from scratch, on a CPU?",
+        "command": f"python benchmarks/overfit.py --data {asked.data} --size {asked.size} --epochs {asked.epochs} "
+        f"--out {asked.out}",
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": subprocess.run(
+            ["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True
+        ).stdout.strip(),
+        "machine": {"device": resolve_device("cpu").name, "cores": os.cpu_count(), "system": platform.system()},
+        "torch": torch.__version__,
+        "boxes": boxes,
+        "minutes": (time.monotonic() - began) / 60,
+        "recipe": recipe.model_dump(mode="json"),
+        "heads": answers,
+    }
+    (asked.out / "overfit.json").write_text(json.dumps(answer, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
