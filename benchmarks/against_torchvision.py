@@ -1,12 +1,12 @@
 """Is this project's recipe worth choosing over torchvision's reference, on a data set of one's own?
 
-Trains the same architecture (Faster R-CNN on ResNet-18-FPN) on the same pictures, as many of them and in the same order,
-from scratch: with this project's model and recipe, and with torchvision's model (``FasterRCNN`` on
-``resnet_fpn_backbone``, BatchNorm) and the numbers of its reference training (SGD 0.02 for 16 pictures, momentum 0.9,
-weight decay 1e-4, 1,000 steps of warm-up within the first epoch, drops to a tenth after 8/13 and 11/13 of the epochs,
-flips). AP of both by pycocotools through the same code; pictures a second measured in turns in one process.
+Trains the same architecture (Faster R-CNN on ResNet-18-FPN) on the same pictures, as many of them, from scratch: with
+this project's model and recipe, and with torchvision's model (``FasterRCNN`` on ``resnet_fpn_backbone``, BatchNorm) and
+the numbers of its reference training (SGD 0.02 for 16 pictures, momentum 0.9, weight decay 1e-4, 1,000 steps of warm-up
+within the first epoch, drops to a tenth after 8/13 and 11/13 of the epochs, flips). AP of both by pycocotools through
+the same code; pictures a second measured in turns in one process.
 
-    python benchmarks/against_torchvision.py --data ../shared/data/aquarium --size 256 --epochs 20 --out runs/torchvision
+    python benchmarks/against_torchvision.py --data ../shared/data/aquarium --epochs 20 --out runs/torchvision
 """
 
 import argparse

@@ -54,7 +54,7 @@ def build_detector(
     Args:
         architecture: What to build.
         num_classes: Classes, without the background; at least 1.
-        norm: ``gn-ws`` or ``bn``.
+        norm: ``gn-ws`` or ``bn``, see :class:`~smnas.models.options.DetectorOptions`.
         stem: ``deep`` (two 3x3 convolutions) or ``imagenet`` (7x7 and max-pooling).
         device: Where; ``meta`` builds shapes without memory. The default is the CPU.
 

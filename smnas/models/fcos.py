@@ -46,8 +46,9 @@ class FCOSHead(nn.Module):
     def __init__(self, in_channels: int, levels: int, spec: FCOSSpec, num_classes: int, norm: NormKind) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.classify = conv_tower(norm, in_channels, spec.width, spec.depth)
-        self.regress = conv_tower(norm, in_channels, spec.width, spec.depth)
+        # FCOS normalizes its towers by GroupNorm whatever the backbone has
+        self.classify = conv_tower(norm, in_channels, spec.width, spec.depth, always_norm=True)
+        self.regress = conv_tower(norm, in_channels, spec.width, spec.depth, always_norm=True)
         self.logits = nn.Conv2d(spec.width, num_classes, 3, padding=1)
         self.distances = nn.Conv2d(spec.width, 4, 3, padding=1)
         # added to logarithms, so a learned scale of each level

@@ -21,7 +21,7 @@ from torchvision.ops import sigmoid_focal_loss
 from kernels.deform_conv import deform_conv2d
 from smnas.models.anchors import grid_size
 from smnas.models.boxes import PaddedTargets
-from smnas.models.layers import ConvNorm, NormKind, norm2d, prior_bias
+from smnas.models.layers import ConvNorm, NormKind, group_norm, prior_bias
 from smnas.models.options import DetectorOptions
 from smnas.models.rpn import anchor_loss, best_proposals
 
@@ -45,7 +45,7 @@ _NEVER = -1e4  # a logit whose sigmoid is 0, in half precision too
 
 
 class DeformConv(nn.Module):
-    """A 3x3 deformable convolution. Its filters are not standardized: the norm behind it takes their scale away."""
+    """A 3x3 deformable convolution. Its filters are not standardized: a norm behind it takes their scale away."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class GuidedRPNHead(nn.Module):
         self.shape = nn.Conv2d(in_channels, 2, 1)
         self.offset = nn.Conv2d(2, 18, 1)
         self.adapt = DeformConv(in_channels, in_channels)
-        self.norm = norm2d(norm, in_channels, 32)
+        self.norm = group_norm(in_channels, 32) if norm == "gn-ws" else nn.Identity()
         self.objectness = nn.Conv2d(in_channels, 1, 1)
         self.deltas = nn.Conv2d(in_channels, 4, 1)
         for layer in (self.location, self.shape, self.objectness, self.deltas):

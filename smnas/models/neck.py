@@ -17,9 +17,10 @@ class FPN(nn.Module):
     Args:
         spec: Levels and width.
         in_channels: Channels of each level of the backbone, ``{level: channels}``.
-        norm: Norm of every convolution.
+        norm: With ``gn-ws`` every convolution is standardized and normalized, with ``bn`` none is.
         extra: How levels above the backbone's coarsest come about: ``pool`` takes every second cell (two-stage
-            detectors), ``conv`` is a 3x3 convolution of stride 2 (RetinaNet).
+            detectors), ``conv`` is a 3x3 convolution of stride 2 (RetinaNet), with ``bn`` behind a ReLU from the second
+            of them on, as torchvision's P7 is.
     """
 
     def __init__(
@@ -36,8 +37,10 @@ class FPN(nn.Module):
         self.smooth = nn.ModuleList(ConvNorm(norm, spec.width, spec.width, 3, relu=False) for _ in smooth_levels)
         extra_count = len(self.out_levels) - len(smooth_levels)
         self.extra = nn.ModuleList(
-            ConvNorm(norm, spec.width, spec.width, 3, stride=2, relu=False) if extra == "conv" else nn.MaxPool2d(1, 2)
-            for _ in range(extra_count)
+            _convolved(norm, spec.width, rectified=norm == "bn" and position > 0)
+            if extra == "conv"
+            else nn.MaxPool2d(1, 2)
+            for position in range(extra_count)
         )
 
     def forward(self, *features: Tensor) -> tuple[Tensor, ...]:
@@ -52,3 +55,9 @@ class FPN(nn.Module):
         for extra in self.extra:
             outputs.append(extra(outputs[-1]))
         return tuple(outputs)
+
+
+def _convolved(norm: NormKind, width: int, *, rectified: bool) -> nn.Sequential:
+    conv = ConvNorm(norm, width, width, 3, stride=2, relu=False)
+    # not in place: what it reads is an output, too
+    return nn.Sequential(nn.ReLU(), conv) if rectified else conv

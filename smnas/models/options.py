@@ -14,7 +14,11 @@ class DetectorOptions:
     """How a detector is built around its architecture.
 
     Attributes:
-        norm: ``gn-ws`` (GroupNorm + Weight Standardization) or ``bn``.
+        norm: ``gn-ws`` (GroupNorm + Weight Standardization everywhere) or ``bn`` (torchvision's: BatchNorm in the
+            backbone, plain convolutions with biases behind it, GroupNorm in FCOS's towers). With ``bn``, the stem
+            ``imagenet`` and an input of 400 pixels or more, ``bottleneck_64_111-2111-211111-211`` with
+            ``fpn_2-6_256+rpn+rcnn_1024`` is torchvision's ``fasterrcnn_resnet50_fpn`` and with
+            ``fpn_3-7_256+norpn+retina_256`` its ``retinanet_resnet50_fpn``, class order aside.
         stem: ``deep`` (SM-NAS: two 3x3 convolutions) or ``imagenet`` (7x7 and max-pooling).
         anchor_cells: Sides of an RPN anchor (of its square shape), in cells of its level.
         rpn_overlap: Overlap from which an anchor is positive for the RPN (the best one of an object always is).
