@@ -107,6 +107,8 @@ def render_report(
         drawn["hypervolume"] = figures.hypervolume_figure(growth)
     if lines := data.training_curves(run, "loss"):
         drawn["loss"] = figures.curves_figure(lines, "training loss", run)
+    if lines := data.training_curves(run, "ap"):
+        drawn["ap"] = figures.curves_figure(lines, "AP on the validation pictures", run)
     return environment.get_template("page.html").render(
         run=run,
         ranking=run.ranking,

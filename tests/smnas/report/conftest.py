@@ -142,7 +142,14 @@ def run_folder(tmp_path: Path) -> Path:
             run = folder / "models" / architecture / f"seed-{seed}-epochs-40"
             run.mkdir(parents=True)
             lines = [
-                json.dumps({"epoch": epoch, "loss": 3 / epoch + 0.1 * seed, "losses": {"rpn": 0.1}})
+                json.dumps(
+                    {
+                        "epoch": epoch,
+                        "loss": 3 / epoch + 0.1 * seed,
+                        "losses": {"rpn": 0.1},
+                        "ap": epoch / 200 if epoch % 10 == 0 else None,
+                    }
+                )
                 for epoch in range(1, 41)
             ]
             (run / "curve.jsonl").write_text("\n".join(lines) + "\n")

@@ -147,6 +147,9 @@ def test_the_sample_run_reads_back(run_folder: Path) -> None:
     assert [f.stage for f in data.fronts(run)] == ["structural", "modular", "final"]
     assert [len(f.children) for f in data.families(run)] == [6, 6]
     assert len(data.training_curves(run, "loss")) == 6
+    evaluated = data.training_curves(run, "ap")
+    assert len(evaluated) == 6
+    assert all((line.epochs, line.values) == ((10, 20, 30, 40), (0.05, 0.1, 0.15, 0.2)) for line in evaluated)
     assert run.winner is not None
     assert run.winner.rank == 1
     assert run.baseline is not None

@@ -109,7 +109,7 @@ def test_the_figures_hold_the_points_of_the_tables(page: Reader) -> None:
     assert by_name["recommended"]["x"] == [7.0]
     assert by_name["recommended"]["y"] == [0.34]
     assert len(by_name["stage 1"]["x"]) == 12
-    assert set(page.scripts) == {"figure-front", "figure-hypervolume", "figure-loss"}
+    assert set(page.scripts) == {"figure-front", "figure-hypervolume", "figure-loss", "figure-ap"}
 
 
 def test_pictures_are_embedded_small_enough_for_a_page(page: Reader) -> None:
