@@ -4,18 +4,18 @@ A row is one finished measurement (or one failure with its reason) under the key
 holds for. Rows are never changed: a newer measurement supersedes the older one, which stays readable. Every row is
 committed as it is added, so a killed run keeps all it had finished, and several processes may write one file.
 
-The schema is meant to be read with the ``sqlite3`` shell.
+The schema is meant to be read with the ``sqlite3`` shell; it is in :mod:`profiler.table_schema`.
 """
 
+import hashlib
 import json
 import math
 import sqlite3
-import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -23,19 +23,17 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from profiler.errors import UserError
+from profiler.table_file import (
+    damage,
+    file_errors,
+    open_for_reading,
+    open_for_writing,
+    refuse_foreign_file,
+    transaction,
+)
+from profiler.table_schema import TableError
 
 __all__ = ["LatencyTable", "Row", "TableError", "Target", "pack_samples"]
-
-APPLICATION_ID = 0x736D6C74
-"""``smlt``: marks a SQLite file as a latency table."""
-
-_BUSY_TIMEOUT_S = 30.0
-_HEADER = b"SQLite format 3\x00"
-
-
-class TableError(UserError):
-    """The file is not a latency table that this version can use."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ class Row:
         conditions: driver, clocks, load and versions before and after, as JSON values.
         reference_drift: of the interleaved reference workload against its first reading, as a share (0.02 = 2%
             slower); ``None`` without a reference.
-        created_at: UTC, ISO 8601; filled in by the table.
+        created_at: when it was measured, ISO 8601 with its offset from UTC; filled in by the table where it is empty.
         id: filled in by the table.
         superseded_by: id of the row that took this one's place, ``None`` while it is current.
     """
@@ -116,6 +114,8 @@ class Row:
             raise ValueError(f"an ok row has a finite median with its interval and no reason, but got {self}")
         if self.status == "failed" and (not self.reason or any(value is not None for value in measured)):
             raise ValueError(f"a failed row has a reason and no latency, but got {self}")
+        if self.created_at and datetime.fromisoformat(self.created_at).tzinfo is None:
+            raise ValueError(f"created_at has an offset from UTC, but got {self.created_at!r}")
 
     @property
     def samples_ms(self) -> NDArray[np.float64]:
@@ -135,20 +135,22 @@ class LatencyTable:
     Args:
         path: the file; created with its folders where it is missing, unless ``create`` is false.
         create: whether a missing file is made.
+        read_only: leave the file as it is; it may then lie where nothing can be written, and must exist.
 
     Raises:
         TableError: the file is missing and may not be made, or is not a latency table of a version known here.
     """
 
-    def __init__(self, path: Path | str, *, create: bool = True) -> None:
+    def __init__(self, path: Path | str, *, create: bool = True, read_only: bool = False) -> None:
         self.path = Path(path)
-        _refuse_foreign_file(self.path, create=create)
+        refuse_foreign_file(self.path, create=create and not read_only)
         with self._errors():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(self.path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
+            self._connection = open_for_reading(self.path)[0] if read_only else open_for_writing(self.path)
         try:
             with self._errors():
-                self._open()
+                damaged = damage(self._connection, self.path)
+            if damaged is not None:
+                raise damaged
         except BaseException:
             self._connection.close()
             raise
@@ -166,44 +168,38 @@ class LatencyTable:
         self._connection.close()
 
     def add(self, row: Row) -> Row:
-        """Commit one row, superseding the current row of the same key and target.
+        """Commit one row, superseding the older rows of the same key and target.
+
+        A row that says when it was measured goes to its place among them: it is superseded itself where a newer one is
+        there, and it is not added again where it is there already.
 
         Returns:
-            The row as stored, with its ``id`` and ``created_at``.
+            The row as stored, with its ``id`` and ``created_at``. Rows of one key and target never share their time:
+            where the clock stood still or went back, the new row's is a microsecond after the last one's.
         """
-        created_at = row.created_at or datetime.now(UTC).isoformat(timespec="milliseconds")
-        with self._errors(), self._transaction():
-            (new_id,) = self._connection.execute("SELECT coalesce(max(id), 0) + 1 FROM measurement").fetchone()
-            self._connection.execute(
-                f"UPDATE measurement SET superseded_by = ? WHERE {_SAME_TARGET} AND key = ? AND superseded_by IS NULL",
-                (new_id, *_target_values(row.target), row.key),
-            )
-            values = {
-                "id": new_id,
-                "key": row.key,
-                "name": row.name,
-                "kind": row.kind,
-                **dict(zip(_TARGET_COLUMNS, _target_values(row.target), strict=True)),
-                "status": row.status,
-                "reason": row.reason,
-                "median_ms": row.median_ms,
-                "low_ms": row.low_ms,
-                "high_ms": row.high_ms,
-                "n": row.n,
-                "inner_runs": row.inner_runs,
-                "stop_reason": row.stop_reason,
-                "samples": row.samples,
-                "parameters": row.parameters,
-                "flops": row.flops,
-                "conditions": json.dumps(dict(row.conditions), sort_keys=True),
-                "reference_drift": row.reference_drift,
-                "created_at": created_at,
-            }
-            columns = ", ".join(values)
-            places = ", ".join("?" * len(values))
-            self._connection.execute(f"INSERT INTO measurement ({columns}) VALUES ({places})", tuple(values.values()))
-            stored = self._connection.execute("SELECT * FROM measurement WHERE id = ?", (new_id,)).fetchone()
-        return _row(stored)
+        with self._errors(), transaction(self._connection):
+            row_id, _ = self._insert(row)
+            if row.created_at:
+                self._arrange(row.target, row.key)
+            stored = self._connection.execute("SELECT * FROM measurement WHERE id = ?", (row_id,)).fetchone()
+        return self._row(stored)
+
+    def add_many(self, rows: Iterable[Row]) -> int:
+        """Commit rows as :meth:`add` does, all of them in one transaction or none.
+
+        Returns:
+            How many are new. The same measurement, every field of it, is one row however often it is added.
+        """
+        added = 0
+        touched: set[tuple[Target, str]] = set()
+        with self._errors(), transaction(self._connection):
+            for row in rows:
+                if self._insert(row)[1]:
+                    added += 1
+                    touched.add((row.target, row.key))
+            for target, key in touched:
+                self._arrange(target, key)
+        return added
 
     def lookup(self, key: str, target: Target) -> Row | None:
         """The current row of a workload on a target, or ``None`` where it was never measured."""
@@ -212,7 +208,7 @@ class LatencyTable:
                 f"SELECT * FROM measurement WHERE {_SAME_TARGET} AND key = ? AND superseded_by IS NULL",
                 (*_target_values(target), key),
             ).fetchone()
-        return None if found is None else _row(found)
+        return None if found is None else self._row(found)
 
     def current(self, target: Target) -> dict[str, Row]:
         """All current rows of a target by key."""
@@ -221,14 +217,14 @@ class LatencyTable:
                 f"SELECT * FROM measurement WHERE {_SAME_TARGET} AND superseded_by IS NULL ORDER BY id",
                 _target_values(target),
             ).fetchall()
-        return {row.key: row for row in map(_row, found)}
+        return {row.key: row for row in map(self._row, found)}
 
     def rows(self, *, superseded: bool = False) -> Iterator[Row]:
         """Rows of all targets in the order in which they were added, current ones only unless ``superseded``."""
         condition = "" if superseded else "WHERE superseded_by IS NULL"
         with self._errors():
             found = self._connection.execute(f"SELECT * FROM measurement {condition} ORDER BY id").fetchall()
-        return map(_row, found)
+        return map(self._row, found)
 
     def targets(self) -> tuple[Target, ...]:
         """Every target that has a current row, sorted."""
@@ -247,139 +243,60 @@ class LatencyTable:
             ).fetchone()
         return int(count)
 
-    def _open(self) -> None:
-        connection = self._connection
-        connection.row_factory = sqlite3.Row
-        connection.execute("PRAGMA foreign_keys = ON")
-        self._refuse_foreign_schema()
-        self._switch_to_wal()
-        # FULL: a committed row survives a power cut too. One sync per measurement is nothing beside measuring.
-        connection.execute("PRAGMA synchronous = FULL")
-        with self._transaction():
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            for number, migration in enumerate(MIGRATIONS[version:], start=version + 1):
-                migration(connection)
-                connection.execute(f"PRAGMA user_version = {number}")
-        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-        if verdict != "ok":
-            raise TableError(f"a latency table must be whole, but {self.path} is damaged: {verdict.splitlines()[-1]}")
+    def _insert(self, row: Row) -> tuple[int, bool]:
+        """Insert a row; its id, and whether it is new. The caller holds a transaction.
 
-    def _refuse_foreign_schema(self) -> None:
-        """Look before touching anything: someone else's file must stay as it is."""
-        (application_id,) = self._connection.execute("PRAGMA application_id").fetchone()
-        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-        (objects,) = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if application_id != APPLICATION_ID and (objects or application_id or version):
-            raise TableError(f"a latency table is wanted, but {self.path} is a SQLite file of something else")
-        if version > len(MIGRATIONS):
-            raise TableError(
-                f"latency tables up to version {len(MIGRATIONS)} can be read, but {self.path} has version {version}: "
-                "it was written by a newer release"
-            )
+        A row with its own time waits for :meth:`_arrange`, superseded by itself: one row is current at every moment.
+        """
+        run = self._connection.execute
+        values = _values(row)
+        same = (*_target_values(row.target), row.key)
+        current = run(
+            f"SELECT id, created_at FROM measurement WHERE {_SAME_TARGET} AND key = ? AND superseded_by IS NULL", same
+        ).fetchone()
+        if row.created_at:
+            content = " AND ".join(f"{column} IS ?" for column in values)
+            known = run(f"SELECT id FROM measurement WHERE {content}", tuple(values.values())).fetchone()
+            if known is not None:
+                return int(known["id"]), False
+        else:
+            values["created_at"] = _now(after=current and current["created_at"])
+        (row_id,) = run("SELECT coalesce(max(id), 0) + 1 FROM measurement").fetchone()
+        values |= {"id": row_id, "superseded_by": row_id if row.created_at else None}
+        if current is not None and not row.created_at:
+            run("UPDATE measurement SET superseded_by = ? WHERE id = ?", (row_id, current["id"]))
+        columns = ", ".join(values)
+        places = ", ".join("?" * len(values))
+        run(f"INSERT INTO measurement ({columns}) VALUES ({places})", tuple(values.values()))
+        return int(row_id), True
 
-    def _switch_to_wal(self) -> None:
-        # Two processes that create one file at the same moment: SQLite refuses the loser at once here, without
-        # waiting as it does everywhere else, so the wait is ours.
-        deadline = time.monotonic() + _BUSY_TIMEOUT_S
-        while True:
-            try:
-                self._connection.execute("PRAGMA journal_mode = WAL")
-                return
-            except sqlite3.OperationalError as error:
-                if "locked" not in str(error) or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.01)
+    def _arrange(self, target: Target, key: str) -> None:
+        """Let each row of a workload be superseded by the next newer one, and the newest be current."""
+        found = self._connection.execute(
+            f"SELECT * FROM measurement WHERE {_SAME_TARGET} AND key = ?", (*_target_values(target), key)
+        ).fetchall()
+        ids = [int(stored["id"]) for stored in sorted(found, key=_age)]
+        # The newest last: at no moment may two rows be current.
+        self._connection.executemany(
+            "UPDATE measurement SET superseded_by = ?1 WHERE id = ?2 AND superseded_by IS NOT ?1",
+            zip([*ids[1:], None], ids, strict=True),
+        )
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._connection.execute("BEGIN IMMEDIATE")
+    def _row(self, stored: sqlite3.Row) -> Row:
+        values: dict[str, Any] = dict(stored)
+        target = Target(*(values.pop(column) for column in _TARGET_COLUMNS))
         try:
-            yield
-            self._connection.execute("COMMIT")
-        except BaseException:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            raise
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        """Say in one line what is wrong with the file."""
-        try:
-            yield
-        except sqlite3.ProgrammingError:
-            raise  # our own mistake, such as use after close
-        except sqlite3.DatabaseError as error:
-            raise TableError(f"a latency table must be readable and writable, but {self.path} gave: {error}") from error
-        except OSError as error:
+            values["conditions"] = json.loads(values["conditions"])
+            return Row(target=target, **values)
+        except (ValueError, TypeError) as error:
             raise TableError(
-                f"a latency table must be readable and writable, but {self.path} gave: {error.strerror}"
+                f"every row of a latency table must hold together, but row {stored['id']} of {self.path} does not: "
+                f"{error} (--validate lists them all)"
             ) from error
 
+    def _errors(self) -> AbstractContextManager[None]:
+        return file_errors(self.path)
 
-def _refuse_foreign_file(path: Path, *, create: bool) -> None:
-    try:
-        if path.is_dir():
-            raise TableError(f"a latency table must be a file, but {path} is a folder")
-        if not path.exists():
-            if not create:
-                raise TableError(f"a latency table must exist to be read, but there is no file {path}")
-            return
-        with path.open("rb") as stream:
-            header = stream.read(len(_HEADER))
-    except OSError as error:
-        raise TableError(f"a latency table must be readable, but {path} gave: {error.strerror}") from error
-    # An empty file is a table whose creation was cut off before its first commit.
-    if header and header != _HEADER:
-        raise TableError(f"a latency table must be a SQLite file, but {path} is not one")
-
-
-def _create_measurement(connection: sqlite3.Connection) -> None:
-    """Version 1: one row per measurement."""
-    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    connection.execute(
-        """
-        CREATE TABLE measurement (
-            id              INTEGER PRIMARY KEY,
-            key             TEXT NOT NULL,      -- decides the latency: what is computed, on which shapes
-            name            TEXT NOT NULL,      -- what a person calls the workload
-            kind            TEXT NOT NULL CHECK (kind IN ('part', 'whole')),
-            device          TEXT NOT NULL,
-            backend         TEXT NOT NULL,
-            backend_version TEXT NOT NULL,
-            precision       TEXT NOT NULL,
-            batch           INTEGER NOT NULL,
-            threads         INTEGER NOT NULL,
-            status          TEXT NOT NULL CHECK (status IN ('ok', 'failed')),
-            reason          TEXT NOT NULL,      -- of a failure, else empty
-            median_ms       REAL,
-            low_ms          REAL,               -- confidence interval of the median
-            high_ms         REAL,
-            n               INTEGER,            -- samples
-            inner_runs      INTEGER,            -- runs per sample
-            stop_reason     TEXT,
-            samples         BLOB NOT NULL,      -- little-endian float64 milliseconds per run, zlib
-            parameters      INTEGER,
-            flops           INTEGER,
-            conditions      TEXT NOT NULL,      -- JSON: versions, driver, clocks, load before and after
-            reference_drift REAL,               -- of the interleaved reference workload, 0.02 = 2% slower
-            created_at      TEXT NOT NULL,      -- UTC, ISO 8601
-            superseded_by   INTEGER REFERENCES measurement (id) DEFERRABLE INITIALLY DEFERRED,
-            CHECK ((status = 'ok') = (median_ms IS NOT NULL)),
-            CHECK ((status = 'failed') = (reason <> ''))
-        )
-        """
-    )
-    connection.execute(
-        """
-        CREATE UNIQUE INDEX current_measurement
-        ON measurement (device, backend, backend_version, precision, batch, threads, key)
-        WHERE superseded_by IS NULL
-        """
-    )
-
-
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create_measurement,)
-"""Applied once each, in order; ``PRAGMA user_version`` counts them."""
 
 _TARGET_COLUMNS = ("device", "backend", "backend_version", "precision", "batch", "threads")
 _SAME_TARGET = " AND ".join(f"{column} = ?" for column in _TARGET_COLUMNS)
@@ -389,8 +306,45 @@ def _target_values(target: Target) -> tuple[str | int, ...]:
     return tuple(getattr(target, column) for column in _TARGET_COLUMNS)
 
 
-def _row(stored: sqlite3.Row) -> Row:
-    values: dict[str, Any] = dict(stored)
-    target = Target(*(values.pop(column) for column in _TARGET_COLUMNS))
-    values["conditions"] = json.loads(values["conditions"])
-    return Row(target=target, **values)
+def _values(row: Row) -> dict[str, Any]:
+    """What a row says, by column: all but its number and what became of it."""
+    return {
+        "key": row.key,
+        "name": row.name,
+        "kind": row.kind,
+        **dict(zip(_TARGET_COLUMNS, _target_values(row.target), strict=True)),
+        "status": row.status,
+        "reason": row.reason,
+        "median_ms": row.median_ms,
+        "low_ms": row.low_ms,
+        "high_ms": row.high_ms,
+        "n": row.n,
+        "inner_runs": row.inner_runs,
+        "stop_reason": row.stop_reason,
+        "samples": row.samples,
+        "parameters": row.parameters,
+        "flops": row.flops,
+        "conditions": json.dumps(dict(row.conditions), sort_keys=True),
+        "reference_drift": row.reference_drift,
+        "created_at": row.created_at,
+    }
+
+
+def _now(after: str | None) -> str:
+    now = datetime.now(UTC)
+    if after is not None:
+        now = max(now, _moment(after) + timedelta(microseconds=1))
+    return now.isoformat(timespec="microseconds")
+
+
+def _moment(created_at: str) -> datetime:
+    try:
+        return datetime.fromisoformat(created_at).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return datetime.min.replace(tzinfo=UTC)  # damaged: older than whatever says when it was measured
+
+
+def _age(stored: sqlite3.Row) -> tuple[datetime, str]:
+    """Older rows first. Which of two of one moment comes first is decided by what they say, so alike in every table."""
+    said = [stored[column] for column in stored.keys() if column not in ("id", "superseded_by")]  # noqa: SIM118
+    return _moment(stored["created_at"]), hashlib.sha256(repr(said).encode()).hexdigest()

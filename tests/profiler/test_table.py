@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from profiler.errors import UserError
-from profiler.table import APPLICATION_ID, MIGRATIONS, LatencyTable, Row, TableError, Target, pack_samples
+from profiler.table import LatencyTable, Row, TableError, Target, pack_samples
+from profiler.table_schema import APPLICATION_ID, MIGRATIONS
 
 TARGET = Target("some CPU", "onnxruntime", "1.0", "fp32", 1, 1)
 
@@ -206,7 +207,7 @@ def test_migrations_are_applied_once_and_in_order(path: Path, monkeypatch: pytes
         applied.append("column")
         connection.execute("CREATE TABLE note (text TEXT)")
 
-    monkeypatch.setattr("profiler.table.MIGRATIONS", (*MIGRATIONS, add_column))
+    monkeypatch.setattr("profiler.table_schema.MIGRATIONS", (*MIGRATIONS, add_column))
     for _ in range(2):
         with LatencyTable(path) as table:
             assert table.count() == 1
@@ -222,7 +223,7 @@ def test_a_failing_migration_leaves_the_table_as_it_was(path: Path, monkeypatch:
         connection.execute("CREATE TABLE note (text TEXT)")
 
     with monkeypatch.context() as patch:
-        patch.setattr("profiler.table.MIGRATIONS", (*MIGRATIONS, half))
+        patch.setattr("profiler.table_schema.MIGRATIONS", (*MIGRATIONS, half))
         with pytest.raises(TableError, match="already exists"):
             LatencyTable(path)
     with LatencyTable(path) as table:

@@ -1,0 +1,169 @@
+"""Open the latency table's file: for writing, or only for reading, and with one line where that can not be.
+
+Write-ahead logging lets any number of processes read while one of them writes; writers wait for each other.
+"""
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from profiler.table_schema import MIGRATIONS, TableError, check_schema, migrate
+
+__all__ = ["damage", "file_errors", "open_for_reading", "open_for_writing", "refuse_foreign_file", "transaction"]
+
+_BUSY_TIMEOUT_S = 30.0
+_HEADER = b"SQLite format 3\x00"
+
+
+def open_for_writing(path: Path) -> sqlite3.Connection:
+    """Open a table, made where it is missing and brought up to date where it is of an older version.
+
+    Raises:
+        sqlite3.Error: whatever SQLite says; :func:`file_errors` makes a line of it.
+        TableError: the file is a database of something else, or a table of a newer version.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
+    try:
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA foreign_keys = ON")
+        check_schema(connection, path)
+        _switch_to_wal(connection)
+        # FULL: a committed row survives a power cut too. One sync per measurement is nothing beside measuring.
+        connection.execute("PRAGMA synchronous = FULL")
+        with transaction(connection):
+            migrate(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def open_for_reading(path: Path) -> tuple[sqlite3.Connection, int]:
+    """Open an existing table that stays as it is, also where nothing may be written beside it.
+
+    A table of an older version is brought up to date in a copy in memory.
+
+    Returns:
+        The connection, and the version of the file.
+
+    Raises:
+        sqlite3.Error: whatever SQLite says; :func:`file_errors` makes a line of it.
+        TableError: the file is a database of something else, or a table of a newer version.
+    """
+    connection = sqlite3.connect(_reading_uri(path), uri=True, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
+    try:
+        connection.execute("PRAGMA query_only = ON")
+        version = check_schema(connection, path)
+        if version < len(MIGRATIONS):
+            connection = _migrated_copy(connection)
+        connection.row_factory = sqlite3.Row
+    except BaseException:
+        connection.close()
+        raise
+    return connection, version
+
+
+def damage(connection: sqlite3.Connection, path: Path) -> TableError | None:
+    """What is wrong with the file's pages, looked for in the short way that every opening can afford."""
+    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict == "ok":
+        return None
+    return TableError(f"a latency table must be whole, but {path} is damaged: {verdict.splitlines()[-1]}")
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """All of the block is committed, or none of it."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+@contextmanager
+def file_errors(path: Path) -> Iterator[None]:
+    """Say in one line what is wrong with the file.
+
+    Raises:
+        TableError: in place of SQLite's and the operating system's errors.
+    """
+    try:
+        yield
+    except sqlite3.ProgrammingError:
+        raise  # our own mistake, such as use after close
+    except sqlite3.DatabaseError as error:
+        raise TableError(f"a latency table must be readable and writable, but {path} gave: {error}") from error
+    except OSError as error:
+        raise TableError(f"a latency table must be readable and writable, but {path} gave: {error.strerror}") from error
+
+
+def refuse_foreign_file(path: Path, *, create: bool) -> None:
+    """Refuse what is no SQLite file, before SQLite sees it.
+
+    Args:
+        path: of the table.
+        create: whether it may be missing.
+
+    Raises:
+        TableError: one line that says what it is instead.
+    """
+    try:
+        if path.is_dir():
+            raise TableError(f"a latency table must be a file, but {path} is a folder")
+        if not path.exists():
+            if not create:
+                raise TableError(f"a latency table must exist to be read, but there is no file {path}")
+            return
+        with path.open("rb") as stream:
+            header = stream.read(len(_HEADER))
+    except OSError as error:
+        raise TableError(f"a latency table must be readable, but {path} gave: {error.strerror}") from error
+    # An empty file is a table whose creation was cut off before its first commit.
+    if header and header != _HEADER:
+        raise TableError(f"a latency table must be a SQLite file, but {path} is not one")
+
+
+def _switch_to_wal(connection: sqlite3.Connection) -> None:
+    # Two processes that create one file at the same moment: SQLite refuses the loser at once here, without waiting as
+    # it does everywhere else, so the wait is ours.
+    deadline = time.monotonic() + _BUSY_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def _reading_uri(path: Path) -> str:
+    file = path.resolve()
+    log = file.with_name(f"{file.name}-wal")
+    # Reading in WAL mode needs a file beside the table. Where none can be made (a read-only medium), nobody writes the
+    # table either, and `immutable` does without. With a log beside it there are rows that only the log holds.
+    alone = not os.access(file.parent, os.W_OK) and not (log.exists() and log.stat().st_size)
+    # Otherwise `rw`, not `ro`: the last reader tidies the files beside the table away only if it may write.
+    return f"{file.as_uri()}?{'immutable=1' if alone else 'mode=rw'}"
+
+
+def _migrated_copy(connection: sqlite3.Connection) -> sqlite3.Connection:
+    memory = sqlite3.connect(":memory:", isolation_level=None)
+    try:
+        connection.backup(memory)
+        with transaction(memory):
+            migrate(memory)
+        memory.execute("PRAGMA query_only = ON")
+    except BaseException:
+        memory.close()
+        raise
+    connection.close()
+    return memory
