@@ -1,0 +1,125 @@
+"""Compare two latency tables, workload by workload."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import numpy as np
+
+from profiler.errors import UserError
+from profiler.table import LatencyTable, Row, Target
+
+__all__ = ["VERDICTS", "Comparison", "Difference", "Verdict", "diff", "verdict"]
+
+Verdict = Literal["faster", "slower", "equal", "failed", "only in the first", "only in the second"]
+VERDICTS: tuple[Verdict, ...] = ("faster", "slower", "equal", "failed", "only in the first", "only in the second")
+"""``faster`` is the second one's; ``failed`` where at least one of the two has no latency."""
+
+_TARGET_FIELDS = tuple(field.name for field in fields(Target))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One workload in two tables.
+
+    Attributes:
+        key: the workload's key.
+        name: what a person calls it.
+        first: its current row in the first table; ``None`` where there is none.
+        second: in the second one.
+        verdict: about the second one.
+    """
+
+    key: str
+    name: str
+    first: Row | None
+    second: Row | None
+    verdict: Verdict
+
+    @property
+    def ratio(self) -> float | None:
+        """Median of the second by median of the first; ``None`` unless both have one and the first is above 0."""
+        if self.first is None or self.second is None or not self.first.median_ms or self.second.median_ms is None:
+            return None
+        return self.second.median_ms / self.first.median_ms
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two tables compared.
+
+    Attributes:
+        comparisons: one per workload and target that either table holds, by key and target.
+        counts: of every verdict.
+        median_ratio: median of the ratios second by first; ``None`` where no workload has a latency in both.
+    """
+
+    comparisons: tuple[Comparison, ...]
+    counts: Mapping[Verdict, int]
+    median_ratio: float | None
+
+
+def diff(first: LatencyTable, second: LatencyTable, *, across: Sequence[str] = ()) -> Difference:
+    """Compare the current rows of two tables.
+
+    Args:
+        first: what is compared with.
+        second: what the verdicts are about.
+        across: fields of the target in which the two may differ, such as ``device`` or ``backend_version``: rows are
+            paired that agree in the key and in all other fields.
+
+    Raises:
+        UserError: a name in ``across`` is no field of a target, or a table holds several rows that would make a pair.
+    """
+    for name in across:
+        if name not in _TARGET_FIELDS:
+            raise UserError(f"tables are compared across {', '.join(_TARGET_FIELDS)}, but got {name!r}")
+    agreeing = tuple(name for name in _TARGET_FIELDS if name not in across)
+    one, other = _paired_by(first, agreeing), _paired_by(second, agreeing)
+    comparisons = []
+    for place in sorted(one.keys() | other.keys(), key=repr):
+        a, b = one.get(place), other.get(place)
+        named = b or a
+        if named is not None:
+            comparisons.append(Comparison(named.key, named.name, a, b, verdict(a, b)))
+    found = Counter(comparison.verdict for comparison in comparisons)
+    ratios = [comparison.ratio for comparison in comparisons if comparison.ratio is not None]
+    return Difference(
+        tuple(comparisons), {name: found[name] for name in VERDICTS}, float(np.median(ratios)) if ratios else None
+    )
+
+
+def verdict(first: Row | None, second: Row | None) -> Verdict:
+    """What the second row is beside the first: two latencies inside each other's intervals are equal."""
+    if first is None or second is None:
+        if first is second:
+            raise ValueError("a verdict needs a row, but got none")
+        return "only in the second" if first is None else "only in the first"
+    a, b = _interval(first), _interval(second)
+    if a is None or b is None:
+        return "failed"
+    (a_low, a_ms, a_high), (b_low, b_ms, b_high) = a, b
+    # Equal medians are equal, whatever their intervals are.
+    if a_ms == b_ms or (a_low <= b_ms <= a_high and b_low <= a_ms <= b_high):
+        return "equal"
+    return "faster" if b_ms < a_ms else "slower"
+
+
+def _interval(row: Row) -> tuple[float, float, float] | None:
+    if row.low_ms is None or row.median_ms is None or row.high_ms is None:
+        return None
+    return row.low_ms, row.median_ms, row.high_ms
+
+
+def _paired_by(table: LatencyTable, agreeing: Sequence[str]) -> dict[tuple[object, ...], Row]:
+    found: dict[tuple[object, ...], Row] = {}
+    for row in table.rows():
+        place = (row.key, *(getattr(row.target, name) for name in agreeing))
+        before = found.setdefault(place, row)
+        if before is not row:
+            raise UserError(
+                f"a table must hold each workload once for the comparison, but {table.path} holds {row.name} for "
+                f"{before.target} and for {row.target}"
+            )
+    return found

@@ -1,0 +1,138 @@
+"""Write a latency table as CSV, JSON or Parquet, for whatever reads those."""
+
+import csv
+import importlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from profiler.errors import UserError
+from profiler.table import LatencyTable, Row
+
+__all__ = ["COLUMNS", "export_rows", "record"]
+
+COLUMNS: Mapping[str, str] = {
+    "id": "int64",
+    "key": "string",
+    "name": "string",
+    "kind": "string",
+    "device": "string",
+    "backend": "string",
+    "backend_version": "string",
+    "precision": "string",
+    "batch": "int64",
+    "threads": "int64",
+    "status": "string",
+    "reason": "string",
+    "median_ms": "float64",
+    "low_ms": "float64",
+    "high_ms": "float64",
+    "n": "int64",
+    "inner_runs": "int64",
+    "stop_reason": "string",
+    "samples_ms": "list of float64",
+    "parameters": "int64",
+    "flops": "int64",
+    "conditions": "string",
+    "reference_drift": "float64",
+    "created_at": "string",
+    "superseded_by": "int64",
+}
+"""What is written of a row, in this order, with its type: the table's own columns, the samples unpacked."""
+
+Record = dict[str, Any]
+
+
+def export_rows(table: LatencyTable, to: Path | str, *, superseded: bool = False) -> int:
+    """Write the rows of a table to a file whose suffix says the format; an older file of that name is replaced.
+
+    CSV has the samples and the conditions as JSON in their cells, and nothing in the cell of a number that is not
+    there. JSON is a list of objects. Parquet has the samples as lists and the conditions as JSON.
+
+    Args:
+        table: what is written.
+        to: ends in ``.csv``, ``.json`` or ``.parquet``.
+        superseded: write superseded rows too, not only current ones.
+
+    Returns:
+        How many rows were written.
+
+    Raises:
+        UserError: the suffix is another one, pyarrow is missing for Parquet, or the file can not be written.
+    """
+    to = Path(to)
+    write = _WRITERS.get(to.suffix.lower())
+    if write is None:
+        raise UserError(f"rows are exported to a file that ends in {', '.join(_WRITERS)}, but got {to}")
+    if to.resolve() == table.path.resolve():
+        raise UserError(f"an export must not take the table's own place, but got {to}")
+    records = [record(row) for row in table.rows(superseded=superseded)]
+    # Written beside and put in place when it is complete: nobody ever reads half a file.
+    unfinished = to.with_name(f".{to.name}.{os.getpid()}")
+    try:
+        try:
+            write(records, unfinished)
+            unfinished.replace(to)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"an export must be writable, but {to} gave: {error.strerror or error}") from error
+    return len(records)
+
+
+def record(row: Row) -> Record:
+    """A row as plain values by column, samples as a list of milliseconds."""
+    values = {
+        **{name: getattr(row, name) for name in COLUMNS if hasattr(row, name)},
+        **asdict(row.target),
+        "samples_ms": row.samples_ms.tolist(),
+        "conditions": dict(row.conditions),
+    }
+    return {name: values[name] for name in COLUMNS}
+
+
+def _write_csv(records: Sequence[Record], to: Path) -> None:
+    with to.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, COLUMNS)
+        writer.writeheader()
+        writer.writerows(
+            {**one, "samples_ms": json.dumps(one["samples_ms"]), "conditions": _json(one["conditions"])}
+            for one in records
+        )
+
+
+def _write_json(records: Sequence[Record], to: Path) -> None:
+    # A line per row: the file can be looked through with line tools, and is one JSON document all the same.
+    lines = ",\n".join(json.dumps(one) for one in records)
+    to.write_text(f"[\n{lines}\n]\n" if records else "[]\n", encoding="utf-8")
+
+
+def _write_parquet(records: Sequence[Record], to: Path) -> None:
+    try:
+        pyarrow: Any = importlib.import_module("pyarrow")  # untyped
+        parquet: Any = importlib.import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise UserError("Parquet is written by pyarrow, which is missing: pip install 'smnas[parquet]'") from error
+    types = {
+        "string": pyarrow.string(),
+        "int64": pyarrow.int64(),
+        "float64": pyarrow.float64(),
+        "list of float64": pyarrow.list_(pyarrow.float64()),
+    }
+    schema = pyarrow.schema([(name, types[kind]) for name, kind in COLUMNS.items()])
+    rows = [{**one, "conditions": _json(one["conditions"])} for one in records]
+    parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), to)
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+_WRITERS: Mapping[str, Callable[[Sequence[Record], Path], None]] = {
+    ".csv": _write_csv,
+    ".json": _write_json,
+    ".parquet": _write_parquet,
+}

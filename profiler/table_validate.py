@@ -1,0 +1,180 @@
+"""Look whether a latency table is whole, in its file and in what its rows say."""
+
+import json
+import math
+import sqlite3
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from profiler.table_file import file_errors, open_for_reading, refuse_foreign_file
+from profiler.table_schema import schema_differences
+
+__all__ = ["Validation", "validate"]
+
+_ROUNDING = 1e-9  # a median stored in milliseconds, beside the samples that it was taken of in nanoseconds
+_LATENCIES = ("median_ms", "low_ms", "high_ms")
+_COUNTS = ("n", "inner_runs", "parameters", "flops")
+_WORKLOAD = ("device", "backend", "backend_version", "precision", "batch", "threads", "key")
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a table holds, and what is wrong with it.
+
+    Attributes:
+        path: of the table.
+        version: of the file's schema; an older one than today's is no problem.
+        rows: of all measurements and failures, superseded ones too.
+        current: those not superseded.
+        problems: one line each; none where the table is whole.
+    """
+
+    path: Path
+    version: int
+    rows: int
+    current: int
+    problems: tuple[str, ...]
+
+
+def validate(path: Path | str) -> Validation:
+    """Check a table without changing it: the file's pages, the schema, every row's numbers, and who supersedes whom.
+
+    Raises:
+        TableError: the file is missing, is something else, or is a table of a newer version.
+    """
+    path = Path(path)
+    refuse_foreign_file(path, create=False)
+    with file_errors(path):
+        try:
+            connection, version = open_for_reading(path)
+        except sqlite3.OperationalError:
+            raise  # locked, or not to be read: nothing is known of what it holds
+        except sqlite3.DatabaseError as error:
+            return Validation(path, 0, 0, 0, (f"file: {error}",))
+        try:
+            return _validated(path, connection, version)
+        finally:
+            connection.close()
+
+
+def _validated(path: Path, connection: sqlite3.Connection, version: int) -> Validation:
+    problems: list[str] = []
+    rows: list[sqlite3.Row] = []
+    try:
+        problems += (f"file: {line}" for line in _integrity(connection))
+        problems += (f"schema: {line}" for line in schema_differences(connection))
+        problems += (
+            f"row {row_id}: its {parent} {table} row is not there"
+            for table, row_id, parent, _ in connection.execute("PRAGMA foreign_key_check").fetchall()
+        )
+        rows = connection.execute("SELECT * FROM measurement ORDER BY id").fetchall()
+    except sqlite3.DatabaseError as error:
+        problems.append(f"file: {error}")
+    for row in rows:
+        problems += (f"row {row['id']}: {line}" for line in _row_problems(dict(row)))
+    problems += _chain_problems(rows)
+    return Validation(path, version, len(rows), sum(row["superseded_by"] is None for row in rows), tuple(problems))
+
+
+def _integrity(connection: sqlite3.Connection) -> Iterator[str]:
+    for (answer,) in connection.execute("PRAGMA integrity_check"):
+        # Pages of one B-tree come as one answer of several lines under a heading between stars.
+        yield from (line for line in answer.splitlines() if line != "ok" and not line.startswith("***"))
+
+
+def _row_problems(row: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with the numbers of one row."""
+    latencies = [row[column] for column in _LATENCIES]
+    if row["status"] == "failed":
+        if not row["reason"]:
+            yield "a failure has a reason, but this one has none"
+        if any(value is not None for value in latencies):
+            yield f"a failure has no latency, but this one has {latencies}"
+    elif all(isinstance(value, float) and math.isfinite(value) for value in latencies):
+        median, low, high = latencies
+        if not 0 <= low <= median <= high:
+            yield f"0 <= low_ms <= median_ms <= high_ms must hold, but it has {low}, {median} and {high}"
+        if row["reason"]:
+            yield f"a measurement has no reason to have failed, but this one has {row['reason']!r}"
+    else:
+        yield f"{', '.join(_LATENCIES)} must be finite numbers, but it has {latencies}"
+    for column in _COUNTS:
+        if row[column] is not None and not (isinstance(row[column], int) and row[column] >= 0):
+            yield f"{column} must be a whole number, but it has {row[column]!r}"
+    drift = row["reference_drift"]
+    if drift is not None and not (isinstance(drift, float) and math.isfinite(drift)):
+        yield f"reference_drift must be a finite number, but it has {drift!r}"
+    yield from _sample_problems(row)
+    yield from _condition_problems(row["conditions"])
+    if _moment(row["created_at"]) is None:
+        yield f"created_at must be a time with its offset from UTC, but it has {row['created_at']!r}"
+
+
+def _sample_problems(row: Mapping[str, Any]) -> Iterator[str]:
+    promised, packed = row["n"], row["samples"]
+    samples = _unpacked(packed)
+    if samples is None:
+        yield "the raw samples can not be unpacked"
+    elif len(samples) != (promised or 0):
+        yield f"n = {promised} raw samples are promised, but {len(samples)} are there"
+    elif not np.isfinite(samples).all():
+        yield "raw samples must be finite, but some are not"
+    elif len(samples) and all(isinstance(row[column], float) for column in _LATENCIES):
+        median, least, most = float(np.median(samples)), float(samples.min()), float(samples.max())
+        if not math.isclose(median, row["median_ms"], rel_tol=_ROUNDING):
+            yield f"median_ms must be the samples' median {median}, but it is {row['median_ms']}"
+        if row["low_ms"] < least * (1 - _ROUNDING) or row["high_ms"] > most * (1 + _ROUNDING):
+            yield f"the interval must lie within the samples, but it is {row['low_ms']} to {row['high_ms']}"
+
+
+def _unpacked(packed: object) -> NDArray[np.float64] | None:
+    if not isinstance(packed, bytes):
+        return None
+    try:
+        return np.frombuffer(zlib.decompress(packed) if packed else b"", dtype="<f8").astype(np.float64)
+    except (zlib.error, ValueError):
+        return None
+
+
+def _condition_problems(conditions: object) -> Iterator[str]:
+    try:
+        found = json.loads(conditions) if isinstance(conditions, str) else None
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        yield "the conditions must be a JSON object, but they are not"
+
+
+def _chain_problems(rows: list[sqlite3.Row]) -> Iterator[str]:
+    """Every row must lead, from newer to newer ones of its own workload and target, to the current one."""
+    by_id = {row["id"]: row for row in rows}
+    current = Counter(tuple(row[column] for column in _WORKLOAD) for row in rows if row["superseded_by"] is None)
+    for row in rows:
+        workload = tuple(row[column] for column in _WORKLOAD)
+        if current[workload] != 1:
+            yield f"row {row['id']}: one row of its workload must be current, but {current[workload]} are"
+        newer = by_id.get(row["superseded_by"])
+        if newer is None:
+            continue  # the current one, or a missing row that the foreign keys' check has named
+        if tuple(newer[column] for column in _WORKLOAD) != workload:
+            yield f"row {row['id']}: only a row of its workload may supersede it, but row {newer['id']} does"
+            continue
+        here, there = _moment(row["created_at"]), _moment(newer["created_at"])
+        if newer["id"] == row["id"] or (here is not None and there is not None and there < here):
+            yield f"row {row['id']}: only a newer row may supersede it, but row {newer['id']} does"
+
+
+def _moment(created_at: object) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(created_at) if isinstance(created_at, str) else None
+    except ValueError:
+        return None
+    return moment if moment is not None and moment.tzinfo is not None else None
