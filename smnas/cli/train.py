@@ -55,7 +55,7 @@ def train(
     epoch and gives what an uninterrupted run gives.
 
     --pretrained starts the backbone from the weights of torchvision's ResNet, ResNeXt or MobileNetV2 of the same shape,
-    and builds the whole detector with what they were trained with: BatchNorm, and ImageNet's stem.
+    and builds the detector of torchvision's kind: BatchNorm in the backbone and nowhere else, and ImageNet's stem.
 
     On several GPUs, torchrun starts one process for each; they share every batch.
     """

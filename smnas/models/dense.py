@@ -14,9 +14,7 @@ from smnas.models.target import Detections
 __all__ = ["conv_tower", "detect_dense"]
 
 
-def conv_tower(
-    norm: NormKind, in_channels: int, width: int, depth: int, *, always_norm: bool = False
-) -> nn.Sequential:
+def conv_tower(norm: NormKind, in_channels: int, width: int, depth: int, *, always_norm: bool = False) -> nn.Sequential:
     """``depth`` 3x3 convolutions of ``width`` channels, each with ReLU; ``always_norm`` as in ConvNorm."""
     widths = [in_channels] + [width] * depth
     return nn.Sequential(*(ConvNorm(norm, a, b, 3, always_norm=always_norm) for a, b in pairwise(widths)))

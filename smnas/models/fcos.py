@@ -41,7 +41,11 @@ _BOX_WEIGHT = 2.0
 
 
 class FCOSHead(nn.Module):
-    """Two towers of convolutions, one to classify and one to place boxes, the same weights on every level."""
+    """Two towers of convolutions, one to classify and one to place boxes, the same weights on every level.
+
+    torchvision's has a centerness branch and no scale of a level, takes distances to be outputs where they are above 0
+    instead of their exponentials, and measures from a cell's corner instead of its centre.
+    """
 
     def __init__(self, in_channels: int, levels: int, spec: FCOSSpec, num_classes: int, norm: NormKind) -> None:
         super().__init__()

@@ -61,6 +61,21 @@ def test_one_training_step_reaches_every_parameter(name):
 
 
 @pytest.mark.parametrize("name", HEADS)
+def test_batch_norm_is_in_the_backbone_and_its_blocks_on_rois_only(name):
+    detector = build_detector(Architecture.parse(HEADS[name]), 5, norm="bn", device="meta")
+    own = {part for part, _ in detector.named_modules() if part.startswith("backbone.") or ".blocks." in part}
+    for part, module in detector.named_modules():
+        assert not isinstance(module, WSConv2d), part
+        if isinstance(module, torch.nn.Conv2d):
+            assert (module.bias is None) == (part in own), part
+        if isinstance(module, torch.nn.BatchNorm2d):
+            assert part in own, part
+        if isinstance(module, torch.nn.GroupNorm | torch.nn.LayerNorm):
+            assert name.startswith("fcos"), part
+            assert part.startswith(("head.classify.", "head.regress.")), part
+
+
+@pytest.mark.parametrize("name", HEADS)
 def test_pictures_without_objects_train(name):
     architecture = Architecture.parse(HEADS[name])
     images, _ = pictures(architecture, 2)
