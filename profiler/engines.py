@@ -1,0 +1,178 @@
+"""Engines on disk: each under a hash of what it was built from, with a manifest beside it.
+
+Nothing is deserialised on trust: an engine is handed out only where its manifest says what was asked for and its bytes
+have the hash that the manifest says.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+__all__ = ["EngineRefusedError", "EngineRequest", "EngineStore", "Manifest"]
+
+_FORMAT = 1
+
+
+class EngineRefusedError(RuntimeError):
+    """An engine on disk is not the one that was asked for; the message says what differs."""
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """What decides an engine's bytes.
+
+    Attributes:
+        backend: ``tensorrt_rtx`` or ``tensorrt``.
+        version: of the backend; other versions do not load its engines.
+        device: compute capability, such as ``8.9``.
+        precision: of the graph.
+        onnx_sha256: of the serialised graph, weights included.
+    """
+
+    backend: str
+    version: str
+    device: str
+    precision: str
+    onnx_sha256: str
+
+    @property
+    def digest(self) -> str:
+        """The name under which the engine is kept."""
+        return hashlib.sha256(json.dumps([_FORMAT, asdict(self)], sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is written beside an engine, or in its place where building it failed.
+
+    Attributes:
+        request: what it was built from.
+        status: ``built`` or ``failed``.
+        name: of the workload.
+        key: of the workload, as the latency table knows it.
+        reason: of a failure, in one line.
+        engine_sha256: of the engine's bytes.
+        size_bytes: of the engine.
+        facts: seconds, proof of precision and the like, as JSON values.
+    """
+
+    request: EngineRequest
+    status: Literal["built", "failed"]
+    name: str
+    key: str
+    reason: str = ""
+    engine_sha256: str = ""
+    size_bytes: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class EngineStore:
+    """A folder of engines. Files appear whole or not at all, so a killed build leaves nothing half written."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def engine_path(self, request: EngineRequest) -> Path:
+        """Where the engine is, or would be."""
+        return self.folder / f"{request.digest}.engine"
+
+    def manifest_path(self, request: EngineRequest) -> Path:
+        """Where its manifest is, or would be."""
+        return self.folder / f"{request.digest}.json"
+
+    def find(self, request: EngineRequest) -> Manifest | None:
+        """The manifest of an engine that can be used, or of its failure; ``None`` where it must be built (again)."""
+        try:
+            manifest = self._manifest(request)
+            if manifest.status == "built":
+                self._content(manifest)
+        except EngineRefusedError:
+            return None
+        return manifest
+
+    def read(self, request: EngineRequest) -> bytes:
+        """The engine's bytes.
+
+        Raises:
+            EngineRefusedError: it is not there, failed, was built from something else, or is damaged.
+        """
+        manifest = self._manifest(request)
+        if manifest.status != "built":
+            raise EngineRefusedError(f"the engine of {manifest.name} was not built: {manifest.reason}")
+        return self._content(manifest)
+
+    def add(self, request: EngineRequest, content: bytes, *, name: str, key: str, facts: dict[str, Any]) -> Manifest:
+        """Keep an engine; the manifest comes last and vouches for it."""
+        digest = hashlib.sha256(content).hexdigest()
+        manifest = Manifest(request, "built", name, key, "", digest, len(content), facts)
+        _write(self.engine_path(request), content)
+        self._write_manifest(manifest)
+        return manifest
+
+    def add_failure(self, request: EngineRequest, reason: str, *, name: str, key: str) -> Manifest:
+        """Keep why there is no engine."""
+        manifest = Manifest(request, "failed", name, key, reason)
+        self._write_manifest(manifest)
+        return manifest
+
+    def manifests(self) -> Iterator[Manifest]:
+        """All that is kept, failures included, in the order of file names."""
+        for path in sorted(self.folder.glob("*.json")):
+            yield _parse(path)
+
+    def _manifest(self, request: EngineRequest) -> Manifest:
+        manifest = _parse(self.manifest_path(request))
+        if manifest.request != request:
+            wanted, found = asdict(request), asdict(manifest.request)
+            differing = ", ".join(f"{name} {found[name]!r}" for name in wanted if wanted[name] != found[name])
+            raise EngineRefusedError(f"the engine must be built from {request}, but its manifest says {differing}")
+        return manifest
+
+    def _content(self, manifest: Manifest) -> bytes:
+        path = self.engine_path(manifest.request)
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError as error:
+            raise EngineRefusedError(f"{path.name} is gone") from error
+        if hashlib.sha256(content).hexdigest() != manifest.engine_sha256:
+            raise EngineRefusedError(f"{path.name} is damaged: its hash is not the one in its manifest")
+        return content
+
+    def _write_manifest(self, manifest: Manifest) -> None:
+        text = json.dumps({"format": _FORMAT, **asdict(manifest)}, indent=2, sort_keys=True)
+        _write(self.manifest_path(manifest.request), f"{text}\n".encode())
+
+
+def _parse(path: Path) -> Manifest:
+    try:
+        document = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise EngineRefusedError(f"there is no {path.name}") from error
+    except ValueError as error:
+        raise EngineRefusedError(f"{path.name} is no manifest: {error}") from error
+    try:
+        if document.pop("format") != _FORMAT:
+            raise EngineRefusedError(f"{path.name} is of another format than {_FORMAT}")
+        return Manifest(**{**document, "request": EngineRequest(**document["request"])})
+    except (AttributeError, KeyError, TypeError) as error:
+        raise EngineRefusedError(f"{path.name} is no manifest: {type(error).__name__} {error}") from error
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
