@@ -72,8 +72,8 @@ def _validated(path: Path, connection: sqlite3.Connection, version: int) -> Vali
         problems += (f"file: {line}" for line in _integrity(connection))
         problems += (f"schema: {line}" for line in schema_differences(connection))
         problems += (
-            f"row {row_id}: its {parent} {table} row is not there"
-            for table, row_id, parent, _ in connection.execute("PRAGMA foreign_key_check").fetchall()
+            f"row {row_id}: the {parent} that it refers to is not there"
+            for _, row_id, parent, _ in connection.execute("PRAGMA foreign_key_check").fetchall()
         )
         rows = connection.execute("SELECT * FROM measurement ORDER BY id").fetchall()
     except sqlite3.DatabaseError as error:

@@ -1,4 +1,4 @@
-"""``smnas profile``: measure a preset's or an architecture's blocks into a latency table."""
+"""``smnas profile``: measure a preset's or an architecture's blocks into a latency table, and work on such tables."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from profiler.errors import UserError
+from smnas.cli import latency_tables
 from smnas.cli.console import Output, show_facts, show_table
 from smnas.cli.options import (
     BackendOption,
@@ -35,10 +36,15 @@ EXAMPLES = examples(
     f"smnas-profile --gpu local --arch {_ARCH}",
     "smnas-profile --gpu cpu --preset nano --sample 8 --audit 8 --table latency.db",
     f"smnas-profile --gpu v100 --estimate --arch {_ARCH} --precision fp16 --classes 20",
+    "smnas profile --table all.db --merge here.db --merge there.db",
+    "smnas profile --table before.db --diff after.db --across backend_version",
+    "smnas profile --table latency.db --validate",
+    "smnas profile --table latency.db --export rows.parquet",
 )
 
 
 def profile(
+    context: typer.Context,
     gpu: DeviceOption = "local",
     preset: Annotated[
         str | None, typer.Option(metavar="NAME", help="Cover this space: nano (default), small or paper.")
@@ -62,6 +68,26 @@ def profile(
         bool, typer.Option("--estimate", help="Roofline of a GPU that is not here, from its data sheet; labelled so.")
     ] = False,
     seed: SeedOption = 0,
+    merge: Annotated[
+        list[Path] | None,
+        typer.Option("--merge", metavar="OTHER", help="Measure nothing: add another table's rows; may be repeated."),
+    ] = None,
+    diff: Annotated[
+        Path | None,
+        typer.Option("--diff", metavar="OTHER", help="Measure nothing: compare another table with --table."),
+    ] = None,
+    across: Annotated[
+        list[str] | None,
+        typer.Option("--across", metavar="FIELD", help="With --diff: pair rows that differ in it, such as device."),
+    ] = None,
+    validate: Annotated[
+        bool, typer.Option("--validate", help="Measure nothing: say what is wrong with --table, a line each.")
+    ] = False,
+    export: Annotated[
+        Path | None,
+        typer.Option("--export", metavar="FILE", help="Measure nothing: write rows as .csv, .json or .parquet."),
+    ] = None,
+    superseded: Annotated[bool, typer.Option("--superseded", help="With --export: superseded rows too.")] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -71,8 +97,21 @@ def profile(
     architectures, is exported and timed in the backend until the confidence interval of its median is narrow. What the
     table already holds is not measured again; interrupted, the same command resumes. The table's default name is
     latency-DEVICE.db. --audit measures whole detectors that the prediction has not seen and says how far it was off.
+
+    --merge, --diff, --validate and --export work on tables that are there, of whichever device, and measure nothing.
     """
     with Output.open(as_json=as_json, quiet=quiet) as output:
+        if (task := latency_tables.task_of(context)) is not None:
+            file = latency_tables.table_of(task, table)
+            if task == "merge":
+                latency_tables.merge(output, file, merge or [])
+            elif task == "diff" and diff is not None:
+                latency_tables.diff(output, file, diff, across or [])
+            elif task == "export" and export is not None:
+                latency_tables.export(output, file, export, superseded=superseded)
+            else:
+                latency_tables.validate(output, file)
+            return
         if preset is not None and arch:
             raise UserError("--preset and --arch exclude each other, but got both")
         if audit and (arch or estimate):

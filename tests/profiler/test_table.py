@@ -7,7 +7,9 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +19,7 @@ import pytest
 from profiler.errors import UserError
 from profiler.table import LatencyTable, Row, TableError, Target, pack_samples
 from profiler.table_schema import APPLICATION_ID, MIGRATIONS
+from profiler.table_validate import validate
 
 TARGET = Target("some CPU", "onnxruntime", "1.0", "fp32", 1, 1)
 
@@ -232,13 +235,15 @@ def test_a_failing_migration_leaves_the_table_as_it_was(path: Path, monkeypatch:
 
 _WRITER = """
 import sys
-from profiler.table import LatencyTable, Row, Target
+import numpy as np
+from profiler.table import LatencyTable, Row, Target, pack_samples
 target = Target("d", "b", "1")
+samples = np.random.default_rng(0).uniform(1, 2, 375)
 with LatencyTable(sys.argv[1]) as table:
     number = table.count()
     while True:
-        table.add(Row(key=str(number), name="n", target=target, median_ms=1.0, low_ms=1.0, high_ms=1.0,
-                      samples=bytes(3000)))
+        table.add(Row(key=str(number), name="n", target=target, median_ms=float(np.median(samples)),
+                      low_ms=float(samples.min()), high_ms=float(samples.max()), n=375, samples=pack_samples(samples)))
         print(number, flush=True)
         number += 1
 """
@@ -263,32 +268,188 @@ def test_sigkill_loses_nothing_that_was_finished(path: Path) -> None:
         # At most the one row committed but not yet announced is there beside.
         assert len(kept - finished) <= 1
         finished = kept
+        assert validate(path).problems == ()
     assert len(finished) > 6
 
 
-def _write(path: Path, writer: int, rows: int) -> None:
+WRITERS, ROWS_EACH = 8, 1250
+
+
+def _write(path: Path, writer: int) -> None:
     with LatencyTable(path) as table:
-        for number in range(rows):
-            table.add(measured(f"{writer}-{number}"))
-            table.add(measured("shared", float(writer + 1)))
+        for number in range(ROWS_EACH):
+            # Every tenth is of one block that all of them measure.
+            table.add(measured(f"{writer}-{number}" if number % 10 else "shared", float(writer + 1)))
 
 
-def test_many_processes_create_and_fill_one_table(path: Path) -> None:
+@pytest.fixture
+def shared_path(path: Path) -> Iterator[Path]:
+    """In memory where that can be: this is about writers waiting for each other, not for the disk."""
+    memory = Path("/dev/shm")
+    if not (memory.is_dir() and os.access(memory, os.W_OK)):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder) / "latency.db"
+
+
+def test_eight_processes_write_ten_thousand_rows_while_another_reads(shared_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_write, args=(path, writer, 50)) for writer in range(4)]
+    processes = [context.Process(target=_write, args=(shared_path, writer)) for writer in range(WRITERS)]
+    LatencyTable(shared_path).close()
     for process in processes:
         process.start()
+    counts = [0]
+    while any(process.is_alive() for process in processes):
+        with LatencyTable(shared_path, read_only=True) as table:
+            counts.append(table.count())
+        time.sleep(0.2)
     for process in processes:
         process.join()
-    assert [process.exitcode for process in processes] == [0] * 4
-    with LatencyTable(path, create=False) as table:
-        assert table.count() == 4 * 50 + 1
+    assert [process.exitcode for process in processes] == [0] * WRITERS
+    assert counts == sorted(counts)
+    with LatencyTable(shared_path, create=False) as table:
         every = list(table.rows(superseded=True))
-    assert len(every) == 4 * 100
-    assert {row.key for row in every if row.superseded_by is not None} == {"shared"}
+    assert len(every) == WRITERS * ROWS_EACH == 10_000
     shared = [row for row in every if row.key == "shared"]
+    assert len(shared) == WRITERS * ROWS_EACH // 10
+    assert len({row.key for row in every}) == len(every) - len(shared) + 1
+    assert {row.key for row in every if row.superseded_by is not None} == {"shared"}
     # Each was superseded by the next one: a single chain, nothing skipped.
     assert [row.superseded_by for row in shared] == [*(row.id for row in shared[1:]), None]
+    assert validate(shared_path).problems == ()
+
+
+def test_processes_that_create_one_table_at_the_same_moment(path: Path) -> None:
+    code = (
+        "import sys; from profiler.table import LatencyTable; "
+        "sys.stdin.readline(); table = LatencyTable(sys.argv[1]); print(table.count())"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for _ in range(4)
+    ]
+    answers = [process.communicate(b"go\n")[0] for process in processes]
+    assert answers == [b"0\n"] * 4
+    assert validate(path).problems == ()
+
+
+@pytest.mark.parametrize("change", ["UPDATE measurement SET median_ms = 2", "DELETE FROM measurement"])
+def test_a_row_is_superseded_never_changed(path: Path, change: str) -> None:
+    with LatencyTable(path) as table:
+        table.add(measured("a"))
+    connection = sqlite3.connect(path)
+    with pytest.raises(sqlite3.IntegrityError, match="a row is superseded, never"):
+        connection.execute(change)
+    connection.close()
+
+
+def test_a_row_goes_to_its_place_in_time(path: Path) -> None:
+    with LatencyTable(path) as table:
+        new = table.add(replace(measured("a", 2.0), created_at="2026-01-02T00:00:00+00:00"))
+        old = table.add(replace(measured("a", 1.0), created_at="2026-01-01T00:00:00+00:00"))
+        assert old.superseded_by == new.id
+        assert table.lookup("a", TARGET) == new
+        assert table.add(old) == old
+        assert len(list(table.rows(superseded=True))) == 2
+
+
+def test_a_clock_that_goes_back_changes_no_order(path: Path) -> None:
+    with LatencyTable(path) as table:
+        table.add(replace(measured("a", 1.0), created_at="2100-01-01T00:00:00.000+00:00"))
+        newer = table.add(measured("a", 2.0))
+        assert newer.created_at == "2100-01-01T00:00:00.000001+00:00"
+        assert table.lookup("a", TARGET) == newer
+
+
+@pytest.mark.parametrize("wrong", ["yesterday", "2026-01-01T00:00:00"])
+def test_a_row_of_no_moment_is_refused(wrong: str) -> None:
+    with pytest.raises(ValueError, match=r"offset|isoformat"):
+        replace(measured("a"), created_at=wrong)
+
+
+def test_many_rows_are_added_together_or_not_at_all(path: Path) -> None:
+    def cut_off() -> Iterator[Row]:
+        yield measured("b")
+        raise KeyboardInterrupt
+
+    with LatencyTable(path) as table:
+        assert table.add_many([measured("a"), measured("a")]) == 2
+        with pytest.raises(KeyboardInterrupt):
+            table.add_many(cut_off())
+        assert [row.key for row in table.rows(superseded=True)] == ["a", "a"]
+
+
+def test_a_row_that_was_tampered_with_is_named_in_one_line(path: Path) -> None:
+    with LatencyTable(path) as table:
+        table.add(measured("a"))
+    connection = sqlite3.connect(path)
+    connection.execute("DROP TRIGGER measurement_never_changes")
+    connection.execute("UPDATE measurement SET conditions = '{'")
+    connection.commit()
+    connection.close()
+    with LatencyTable(path) as table, pytest.raises(TableError, match=r"row 1 of .*latency\.db") as caught:
+        table.lookup("a", TARGET)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def first_version(path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A table as version 1 wrote it."""
+    with monkeypatch.context() as patch:
+        patch.setattr("profiler.table_schema.MIGRATIONS", MIGRATIONS[:1])
+        LatencyTable(path).close()
+    connection = sqlite3.connect(path)
+    connection.execute(
+        "INSERT INTO measurement VALUES (1, 'a', 'block a', 'part', 'some CPU', 'onnxruntime', '1.0', 'fp32', 1, 1, "
+        "'ok', '', 1.5, 1.4, 1.6, NULL, NULL, NULL, x'', NULL, NULL, '{}', NULL, '2026-01-01T00:00:00.123+00:00', NULL)"
+    )
+    connection.commit()
+    assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+    connection.close()
+    return path
+
+
+def test_a_table_of_version_1_is_brought_up_to_date_when_it_is_written(first_version: Path) -> None:
+    with LatencyTable(first_version) as table:
+        assert [(row.key, row.median_ms) for row in table.rows()] == [("a", 1.5)]
+        table.add(measured("a", 2.0))
+        assert [row.median_ms for row in table.rows()] == [2.0]
+    found = validate(first_version)
+    assert (found.version, found.rows, found.problems) == (len(MIGRATIONS), 2, ())
+
+
+def test_a_table_of_version_1_stays_one_when_it_is_read(first_version: Path) -> None:
+    before = first_version.read_bytes()
+    with LatencyTable(first_version, read_only=True) as table:
+        assert [(row.key, row.median_ms) for row in table.rows()] == [("a", 1.5)]
+    assert first_version.read_bytes() == before
+    assert validate(first_version).version == 1
+
+
+def test_a_table_that_is_read_only_is_not_written(path: Path) -> None:
+    with LatencyTable(path) as table:
+        table.add(measured("a"))
+    with LatencyTable(path, read_only=True) as table, pytest.raises(TableError, match="readonly"):
+        table.add(measured("b"))
+    with pytest.raises(TableError, match="no file"):
+        LatencyTable(path.with_name("missing.db"), read_only=True)
+
+
+def test_a_table_is_read_where_nothing_can_be_written_beside_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with LatencyTable(path) as table:
+        table.add(measured("a"))
+    monkeypatch.setattr("profiler.table_file.os.access", lambda place, mode: False)
+    with LatencyTable(path, read_only=True) as table:
+        assert [row.key for row in table.rows()] == ["a"]
+        assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_rows_that_only_the_log_holds_are_read_too(path: Path) -> None:
+    with LatencyTable(path) as writer:
+        writer.add(measured("a"))
+        with LatencyTable(path, read_only=True) as table:
+            assert [row.key for row in table.rows()] == ["a"]
 
 
 def test_importing_the_table_loads_no_torch() -> None:
