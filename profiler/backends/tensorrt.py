@@ -1,14 +1,63 @@
-"""TensorRT and TensorRT-RTX: whether they are installed. Building engines with them is not part of this version."""
+"""TensorRT and TensorRT-RTX: building engines from typed ONNX graphs.
+
+One route for both: the precision is in the graph (:mod:`profiler.typed_onnx`) and the network is strongly typed.
+TensorRT-RTX builds for chosen compute capabilities on a machine without a GPU; what ordinary TensorRT lacks for that is
+asked by attribute, not by version. No timing cache is touched: in TensorRT-RTX any call of it needs a GPU.
+
+Run so far: TensorRT-RTX 1.7.1 without a GPU. Not run: ordinary TensorRT, and any engine at all, since loading one
+needs a GPU and its driver. That is why there is no code here that runs engines.
+"""
 
 import importlib
-from typing import NoReturn
+import re
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, NoReturn
 
 from profiler.devices import Device
-from profiler.errors import BackendUnavailableError
+from profiler.errors import BackendUnavailableError, UserError
 
-__all__ = ["installed_version", "require_tensorrt"]
+__all__ = [
+    "BuiltEngine",
+    "EngineBuildError",
+    "build_engine",
+    "compute_capabilities",
+    "import_tensorrt",
+    "installed_version",
+    "require_tensorrt",
+]
 
 _EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
+_DENSE_LAYERS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")
+_DATA_TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
+_LOGGED_TYPES = {"fp16": "Half", "bf16": "BFloat16"}
+
+
+class EngineBuildError(RuntimeError):
+    """No engine came of a graph, or one in another precision than asked: the message says in one line why."""
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """An engine and what is known of it without loading it.
+
+    Attributes:
+        content: as it is deserialised.
+        seconds: that building took.
+        dense_layers: convolutions and matrix products of the network, all of the asked type.
+        tensor_types: how many tensors of the finished engine's layers are of each type, by TensorRT's own account;
+            empty where the builder does not say.
+        tf32: whether float32 convolutions may use the shorter TF32 significand; TensorRT's default.
+    """
+
+    content: bytes
+    seconds: float
+    dense_layers: int
+    tensor_types: Mapping[str, int] = field(default_factory=dict)
+    tf32: bool = False
 
 
 def installed_version(module_name: str) -> str | None:
@@ -24,8 +73,25 @@ def installed_version(module_name: str) -> str | None:
     return str(getattr(module, "__version__", "unknown"))
 
 
+def import_tensorrt(module_name: str) -> Any:
+    """The module.
+
+    Args:
+        module_name: ``tensorrt`` or ``tensorrt_rtx``.
+
+    Raises:
+        BackendUnavailableError: it can not be imported; the message names the command that adds it.
+    """
+    try:
+        return importlib.import_module(module_name)
+    except (ImportError, OSError) as error:
+        raise BackendUnavailableError(
+            f"{module_name} is not installed ({error}): pip install 'smnas[{_EXTRAS[module_name]}]'"
+        ) from error
+
+
 def require_tensorrt(module_name: str, device: Device, threads: int) -> NoReturn:
-    """Say that engines can not be built yet, and what can be used instead.
+    """Say that engines can not be timed yet, and what can be used instead.
 
     Raises:
         BackendUnavailableError: always.
@@ -33,6 +99,122 @@ def require_tensorrt(module_name: str, device: Device, threads: int) -> NoReturn
     version = installed_version(module_name)
     found = f"{module_name} {version} is installed" if version else f"{module_name} is not installed"
     raise BackendUnavailableError(
-        f"{module_name} engines can not be built by this version of smnas yet ({found}); "
-        "use --backend onnxruntime or --backend eager"
+        f"{module_name} engines can not be timed by this version of smnas yet ({found}); "
+        "use --backend onnxruntime or --backend eager; smnas profile --build-engines builds TensorRT-RTX engines ahead"
     )
+
+
+def compute_capabilities(trt: Any) -> dict[str, Any]:
+    """The compute capabilities that a module builds engines for without their GPU, such as ``8.9``, by name.
+
+    Empty for a module that builds for the GPU it runs on.
+    """
+    members = getattr(trt, "ComputeCapability", None)
+    found = {}
+    for name in dir(members):
+        if number := re.fullmatch(r"SM(\d+)(\d)", name):
+            found[f"{number[1]}.{number[2]}"] = getattr(members, name)
+    return dict(sorted(found.items(), key=lambda item: float(item[0])))
+
+
+def build_engine(trt: Any, model: bytes, precision: str, capabilities: Sequence[str]) -> BuiltEngine:
+    """Build one engine.
+
+    Args:
+        trt: the module, as :func:`import_tensorrt` returns it.
+        model: a serialised ONNX graph with static shapes, typed as :func:`profiler.typed_onnx.typed_onnx` does.
+        precision: that the graph is typed in; checked.
+        capabilities: compute capabilities that the engine must run on, such as ``8.9``; none means the GPU that is
+            here, which there must then be.
+
+    Raises:
+        UserError: the module does not build for such a capability.
+        EngineBuildError: TensorRT refused the graph, or its convolutions are not in the precision.
+    """
+    known = compute_capabilities(trt)
+    for capability in capabilities:
+        if capability not in known:
+            able = f"builds ahead for {', '.join(known)}" if known else "builds for the GPU that it runs on only"
+            raise UserError(f"{trt.__name__} {able}, but got compute capability {capability!r}")
+    start = time.monotonic()
+    logger = _logger(trt)
+    logger.errors.clear()
+    logger.layers = ""
+    builder = trt.Builder(logger)
+    builder.max_threads = 1  # engines are built side by side, in processes
+    network = builder.create_network(_network_flags(trt))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(model):
+        errors = [str(parser.get_error(index).desc()) for index in range(parser.num_errors)]
+        raise EngineBuildError(f"the graph can not be read: {_one_line(errors)}")
+    dense = _dense_layers(trt, network, precision)
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that an inspector can tell types later
+    if capabilities:
+        config.num_compute_capabilities = len(capabilities)
+        for index, capability in enumerate(capabilities):
+            if not config.set_compute_capability(known[capability], index):
+                raise EngineBuildError(f"compute capability {capability} was refused: {_one_line(logger.errors)}")
+    serialized = builder.build_serialized_network(network, config)
+    if serialized is None:
+        raise EngineBuildError(f"no engine was built: {_one_line(logger.errors)}")
+    types = Counter(re.findall(r"Datatype: (\w+)", logger.layers))
+    if dense and types and precision in _LOGGED_TYPES and not types[_LOGGED_TYPES[precision]]:
+        raise EngineBuildError(f"{precision} was asked for, but the engine's tensors are {dict(types)}")
+    return BuiltEngine(
+        content=bytes(serialized),
+        seconds=time.monotonic() - start,
+        dense_layers=dense,
+        tensor_types=dict(sorted(types.items())),
+        tf32=hasattr(trt.BuilderFlag, "TF32") and bool(config.get_flag(trt.BuilderFlag.TF32)),
+    )
+
+
+def _network_flags(trt: Any) -> int:
+    # a TensorRT whose networks are all strongly typed may drop the flag
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+def _dense_layers(trt: Any, network: Any, precision: str) -> int:
+    """Number of dense layers; all must be of the precision.
+
+    A request for half precision that yields a float32 engine raises nothing by itself.
+    """
+    kinds = {getattr(trt.LayerType, name) for name in _DENSE_LAYERS if hasattr(trt.LayerType, name)}
+    wanted = getattr(trt.DataType, _DATA_TYPES[precision])
+    count = 0
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type not in kinds:
+            continue
+        count += 1
+        if layer.get_output(0).dtype != wanted:
+            raise EngineBuildError(
+                f"{precision} was asked for, but {layer.name} computes in {layer.get_output(0).dtype.name}"
+            )
+    return count
+
+
+@cache
+def _logger(trt: Any) -> Any:
+    class Logger(trt.ILogger):  # type: ignore[misc]  # the module is known when it runs
+        """Keeps errors, and the builder's list of the finished engine's layers."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+            self.layers = ""
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+                self.errors.append(message)
+            elif message.startswith("Layers:"):
+                self.layers = message
+
+    return Logger()
+
+
+def _one_line(messages: Sequence[str]) -> str:
+    """The first error; the rest follow from it."""
+    return " ".join(messages[0].split()) if messages else "no reason was given"

@@ -1,0 +1,211 @@
+"""Engines ahead of time: workloads exported, typed and built in parallel processes, on a machine without their GPU.
+
+What is on disk already is not built again, so a killed build resumes. Failures are kept with their reason.
+"""
+
+import hashlib
+import importlib
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
+
+import onnx
+
+from profiler.backends.base import PRECISIONS
+from profiler.backends.tensorrt import BuiltEngine, build_engine, compute_capabilities, import_tensorrt
+from profiler.engines import EngineRequest, EngineStore, Manifest
+from profiler.errors import UserError
+from profiler.export import to_onnx, to_onnx_many
+from profiler.typed_onnx import typed_onnx
+from profiler.workload import Workload, random_inputs
+
+__all__ = ["AheadReport", "build_ahead"]
+
+_GROUP = 16
+"""Workloads exported together, which takes a fraction of the time."""
+_INPUT_SEED = 0
+_REASON_LENGTH = 300
+
+
+@dataclass(frozen=True)
+class AheadReport:
+    """What building ahead did; a workload counts once per compute capability.
+
+    Attributes:
+        built: engines built now.
+        cached: engines and failures found on disk.
+        failed: manifests without an engine, of now and before.
+    """
+
+    built: int
+    cached: int
+    failed: tuple[Manifest, ...]
+
+
+class _Job(NamedTuple):
+    name: str
+    key: str
+    request: EngineRequest
+    model: bytes
+
+
+def build_ahead(
+    workloads: Iterable[Workload],
+    store: EngineStore,
+    capabilities: Sequence[str],
+    *,
+    backend: str = "tensorrt_rtx",
+    precision: str = "fp32",
+    workers: int = 1,
+    retry_failed: bool = False,
+    on_done: Callable[[Manifest], None] | None = None,
+) -> AheadReport:
+    """Build an engine of every workload for every compute capability.
+
+    Args:
+        workloads: with real weights; consumed as the builders keep up.
+        store: looked up first, filled after every engine.
+        capabilities: such as ``8.9``; one engine each, because an engine for several carries the code of all.
+        backend: ``tensorrt_rtx``, or another module of this interface that builds for given capabilities.
+        precision: ``fp32``, ``fp16`` or ``bf16``.
+        workers: processes that build.
+        retry_failed: build again what is remembered as failed.
+        on_done: called after every engine or failure, those found on disk included.
+
+    Raises:
+        BackendUnavailableError: the module is not installed.
+        UserError: an unknown precision, or a capability that it does not build for.
+    """
+    trt = import_tensorrt(backend)
+    known = compute_capabilities(trt)
+    unknown = [capability for capability in capabilities if capability not in known]
+    if unknown or not capabilities:
+        raise UserError(
+            f"{backend} builds ahead for compute capabilities {', '.join(known) or '(none)'}, but got "
+            f"{', '.join(unknown) or 'none'}"
+        )
+    if precision not in PRECISIONS:
+        raise UserError(f"a precision is one of {', '.join(PRECISIONS)}, but got {precision!r}")
+    counts = {"built": 0, "cached": 0}
+    failed: list[Manifest] = []
+
+    def note(kind: str, manifest: Manifest) -> None:
+        if manifest.status == "failed":
+            failed.append(manifest)
+        if manifest.status == "built" or kind == "cached":
+            counts[kind] += 1
+        if on_done is not None:
+            on_done(manifest)
+
+    def to_build() -> Iterator[_Job]:
+        for name, key, model, reason in _graphs(workloads, precision):
+            digest = hashlib.sha256(model).hexdigest()
+            for capability in capabilities:
+                request = EngineRequest(backend, str(trt.__version__), capability, precision, digest)
+                found = store.find(request)
+                if found is not None and not (retry_failed and found.status == "failed"):
+                    note("cached", found)
+                elif reason:
+                    note("built", store.add_failure(request, reason, name=name, key=key))
+                else:
+                    yield _Job(name, key, request, model)
+
+    for job, outcome in _built(to_build(), workers):
+        if isinstance(outcome, BuiltEngine):
+            facts = {
+                "seconds": round(outcome.seconds, 3),
+                "dense_layers": outcome.dense_layers,
+                "tensor_types": dict(outcome.tensor_types),
+                "tf32": outcome.tf32,
+            }
+            note("built", store.add(job.request, outcome.content, name=job.name, key=job.key, facts=facts))
+        else:
+            note("built", store.add_failure(job.request, outcome, name=job.name, key=job.key))
+    return AheadReport(counts["built"], counts["cached"], tuple(failed))
+
+
+def _graphs(workloads: Iterable[Workload], precision: str) -> Iterator[tuple[str, str, bytes, str]]:
+    """Name, key, typed graph and, where there is none, the reason; the key then stands for the graph."""
+    rest = iter(workloads)
+    while group := list(islice(rest, _GROUP)):
+        inputs = [random_inputs(workload.inputs, _INPUT_SEED) for workload in group]
+        models: list[onnx.ModelProto | None] = [None] * len(group)
+        if len(group) > 1:
+            try:
+                models = list(to_onnx_many([workload.module for workload in group], inputs))
+            except Exception:  # noqa: BLE001 - only a shortcut: exported singly, the module at fault says what is wrong
+                models = [None] * len(group)
+        for workload, tensors, exported in zip(group, inputs, models, strict=True):
+            try:
+                names = [f"input_{index}" for index in range(len(tensors))]
+                whole = exported or to_onnx(workload.module, tensors, input_names=names)
+                typed = typed_onnx(whole, precision)
+            except Exception as error:  # noqa: BLE001 - whatever keeps this module from a graph is its result
+                yield workload.name, workload.key, workload.key.encode(), _reason(error)
+            else:
+                yield workload.name, workload.key, typed.SerializeToString(deterministic=True), ""
+
+
+def _built(jobs: Iterator[_Job], workers: int) -> Iterator[tuple[_Job, BuiltEngine | str]]:
+    """Jobs as they finish, with an engine or a reason; a few are ahead of the builders, and no more."""
+    running: dict[Future[BuiltEngine | str], _Job] = {}
+    pool = _pool(workers)
+    try:
+        while True:
+            suspects = []
+            for job in islice(jobs, 2 * workers - len(running)):
+                try:
+                    running[pool.submit(_build, job)] = job
+                except BrokenProcessPool:
+                    suspects.append(job)
+            if not running and not suspects:
+                return
+            done = wait(running, return_when=FIRST_COMPLETED).done if running else set()
+            for future in done:
+                job = running.pop(future)
+                try:
+                    yield job, future.result()
+                except BrokenProcessPool:
+                    suspects.append(job)
+            if suspects:
+                # A builder died and took the pool with it: whose fault it was shows each job on its own.
+                suspects += running.values()
+                running.clear()
+                pool.shutdown()
+                for job in suspects:
+                    yield job, _build_alone(job)
+                pool = _pool(workers)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _build_alone(job: _Job) -> BuiltEngine | str:
+    with _pool(1) as pool:
+        try:
+            return pool.submit(_build, job).result()
+        except BrokenProcessPool:
+            return "the process that built it died"
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    # fresh processes: a forked one would inherit the locks of torch's threads
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+
+
+def _build(job: _Job) -> BuiltEngine | str:
+    request = job.request
+    try:
+        trt = importlib.import_module(request.backend)
+        return build_engine(trt, job.model, request.precision, [request.device])
+    except Exception as error:  # noqa: BLE001 - whatever the builder raises for this graph is its result
+        return _reason(error)
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return text if len(text) <= _REASON_LENGTH else f"{text[: _REASON_LENGTH - 3]}..."

@@ -1,0 +1,154 @@
+"""Engines ahead of time: built once, resumed, failures kept; and the true TensorRT-RTX where it is installed."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from profiler.ahead import build_ahead
+from profiler.backends import tensorrt
+from profiler.backends.tensorrt import EngineBuildError, build_engine, compute_capabilities
+from profiler.engines import EngineStore, Manifest
+from profiler.errors import BackendUnavailableError, UserError
+from profiler.export import to_onnx
+from profiler.typed_onnx import typed_onnx
+from profiler.workload import TensorSpec, Workload
+
+NEEDS_RTX = pytest.mark.skipif(
+    tensorrt.installed_version("tensorrt_rtx") is None, reason="needs tensorrt_rtx: pip install 'smnas[tensorrt-rtx]'"
+)
+
+
+class Then(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor], width: int = 4) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.linear(x))
+
+
+def _workload(name: str, module: nn.Module, *shape: int) -> Workload:
+    return Workload(name, f"{name}|{shape}", module, (TensorSpec(shape),))
+
+
+def _workloads() -> list[Workload]:
+    torch.manual_seed(0)
+    functions = {"relu": torch.relu, "unread": torch.sin, "unbuilt": torch.tanh, "deadly": torch.cos}
+    return [_workload(name, Then(function), 2, 4) for name, function in functions.items()]
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))  # the builders' processes take over the path
+    return importlib.import_module("tensorrt_stub")
+
+
+@pytest.mark.usefixtures("stub")
+def test_engines_are_built_once_and_failures_kept(tmp_path: Path) -> None:
+    store = EngineStore(tmp_path)
+    seen: list[Manifest] = []
+    report = build_ahead(
+        _workloads(), store, ["8.9"], backend="tensorrt_stub", precision="fp16", workers=2, on_done=seen.append
+    )
+    assert (report.built, report.cached) == (1, 0)
+    assert {one.name: one.reason for one in report.failed} == {
+        "unread": "EngineBuildError: the graph can not be read: error 0: Sin is unknown",
+        "unbuilt": "EngineBuildError: no engine was built: no kernel for this",
+        "deadly": "the process that built it died",
+    }
+    (good,) = (one for one in seen if one.status == "built")
+    assert (good.request.backend, good.request.version, good.request.device) == ("tensorrt_stub", "9.8.7", "8.9")
+    assert good.facts["dense_layers"] == 1
+    assert store.read(good.request).startswith(b"SM89")
+    # interrupted: one engine lost, one damaged in another capability; only these are built
+    store.engine_path(good.request).unlink()
+    again = build_ahead(_workloads(), store, ["8.9"], backend="tensorrt_stub", precision="fp16")
+    assert (again.built, again.cached, len(again.failed)) == (1, 3, 3)
+    last = build_ahead(_workloads(), store, ["8.9"], backend="tensorrt_stub", precision="fp16")
+    assert (last.built, last.cached, len(last.failed)) == (0, 4, 3)
+
+
+@pytest.mark.usefixtures("stub")
+def test_other_weights_and_capabilities_are_other_engines(tmp_path: Path) -> None:
+    store = EngineStore(tmp_path)
+    workload = _workload("fc", nn.Linear(4, 4), 2, 4)
+    assert build_ahead([workload], store, ["8.9", "12.0"], backend="tensorrt_stub").built == 2
+    with torch.no_grad():
+        workload.module.weight.add_(1.0)  # type: ignore[operator, union-attr]
+    assert build_ahead([workload], store, ["8.9"], backend="tensorrt_stub").built == 1
+    assert len(list(store.manifests())) == 3
+
+
+def test_what_can_not_be_exported_is_a_failure_too(tmp_path: Path, stub: Any) -> None:
+    broken = _workload("broken", nn.Linear(3, 3), 2, 4)
+    report = build_ahead([broken], EngineStore(tmp_path), ["8.9"], backend=stub.__name__)
+    assert [one.name for one in report.failed] == ["broken"]
+    assert report.failed[0].reason
+
+
+def test_mistakes_are_said_before_anything_is_built(tmp_path: Path, stub: Any) -> None:
+    store = EngineStore(tmp_path)
+    with pytest.raises(UserError, match=r"capabilities 8\.9, 12\.0, but got 7\.0"):
+        build_ahead([], store, ["7.0"], backend=stub.__name__)
+    with pytest.raises(UserError, match="fp32, fp16, bf16, but got 'int3'"):
+        build_ahead([], store, ["8.9"], backend=stub.__name__, precision="int3")
+    assert compute_capabilities(stub) == {"8.9": stub.ComputeCapability.SM89, "12.0": stub.ComputeCapability.SM120}
+
+
+def test_an_engine_in_another_precision_than_asked_is_an_error(stub: Any) -> None:
+    model = to_onnx(nn.Linear(4, 4), [torch.rand(2, 4)], input_names=["x"]).SerializeToString()
+    assert build_engine(stub, model, "fp32", ["8.9"]).dense_layers == 1
+    with pytest.raises(EngineBuildError, match="fp16 was asked for, but fc computes in FLOAT"):
+        build_engine(stub, model, "fp16", ["8.9"])
+    with pytest.raises(UserError, match=r"got compute capability '9\.9'"):
+        build_engine(stub, model, "fp32", ["9.9"])
+
+
+def test_without_the_package_the_command_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(BackendUnavailableError, match=r"pip install 'smnas\[tensorrt-rtx\]'"):
+        build_ahead([], EngineStore(tmp_path), ["8.9"])
+
+
+def _rtx_model(precision: str) -> bytes:
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.GroupNorm(2, 16), nn.ReLU(), nn.Conv2d(16, 16, 1))
+    model: onnx.ModelProto = to_onnx(block, [torch.rand(1, 8, 16, 16)], input_names=["x"])
+    return typed_onnx(model, precision).SerializeToString()
+
+
+@NEEDS_RTX
+@pytest.mark.parametrize(("precision", "logged"), [("fp32", "Float"), ("fp16", "Half"), ("bf16", "BFloat16")])
+def test_tensorrt_rtx_builds_in_the_precision_without_a_gpu(precision: str, logged: str) -> None:
+    trt = tensorrt.import_tensorrt("tensorrt_rtx")
+    built = build_engine(trt, _rtx_model(precision), precision, ["8.9"])
+    assert len(built.content) > 10_000
+    assert built.dense_layers == 2
+    assert built.tensor_types[logged] > 0
+    assert not {"Half", "BFloat16"} - {logged} & set(built.tensor_types)
+
+
+@NEEDS_RTX
+def test_tensorrt_rtx_refuses_a_graph_of_another_precision() -> None:
+    trt = tensorrt.import_tensorrt("tensorrt_rtx")
+    with pytest.raises(EngineBuildError, match=r"fp16 was asked for, but .* computes in FLOAT"):
+        build_engine(trt, _rtx_model("fp32"), "fp16", ["8.9"])
+    with pytest.raises(EngineBuildError, match="can not be read"):
+        build_engine(trt, b"no graph", "fp32", ["8.9"])
+
+
+@NEEDS_RTX
+def test_tensorrt_rtx_builds_for_every_capability_that_it_names() -> None:
+    trt = tensorrt.import_tensorrt("tensorrt_rtx")
+    known = compute_capabilities(trt)
+    assert {"7.5", "8.0", "8.6", "8.9", "12.0"} <= set(known)
+    engines = {name: build_engine(trt, _rtx_model("fp16"), "fp16", [name]).content for name in known}
+    assert len(set(engines.values())) == len(known)
