@@ -262,7 +262,7 @@ def test_it_overfits_a_batch_of_none_one_and_many_objects(architecture: Architec
     images, targets = zip(*(a_picture(count) for count in (0, 1, 8)), strict=True)
     batch = torch.stack(images)
     optimizer = torch.optim.Adam(detector.parameters(), lr=3e-3)
-    for _ in range(150):
+    for _ in range(250):
         optimizer.zero_grad()
         torch.stack(list(detector.loss(batch, targets).values())).sum().backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(detector.parameters(), 5.0)
