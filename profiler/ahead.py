@@ -69,7 +69,7 @@ def build_ahead(
     Args:
         workloads: with real weights; consumed as the builders keep up.
         store: looked up first, filled after every engine.
-        capabilities: such as ``8.9``; one engine each, because an engine for several carries the code of all.
+        capabilities: such as ``8.9``; one engine each, so that one that fails takes no other along.
         backend: ``tensorrt_rtx``, or another module of this interface that builds for given capabilities.
         precision: ``fp32``, ``fp16`` or ``bf16``.
         workers: processes that build.

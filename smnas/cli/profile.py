@@ -36,6 +36,7 @@ EXAMPLES = examples(
     f"smnas-profile --gpu local --arch {_ARCH}",
     "smnas-profile --gpu cpu --preset nano --sample 8 --audit 8 --table latency.db",
     f"smnas-profile --gpu v100 --estimate --arch {_ARCH} --precision fp16 --classes 20",
+    "smnas profile --build-engines engines --backend tensorrt_rtx --precision fp16 --compute-capability 8.9 --sample 9",
     "smnas profile --table all.db --merge here.db --merge there.db",
     "smnas profile --table before.db --diff after.db --across backend_version",
     "smnas profile --table latency.db --validate",
@@ -67,6 +68,17 @@ def profile(
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Roofline of a GPU that is not here, from its data sheet; labelled so.")
     ] = False,
+    build_engines: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Measure nothing: build TensorRT-RTX engines of the blocks, without a GPU."),
+    ] = None,
+    compute_capability: Annotated[
+        list[str] | None,
+        typer.Option(metavar="X.Y", help="With --build-engines: for these GPUs, as in 8.9; may be repeated."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="With --build-engines: processes that build. Default: 1.")
+    ] = None,
     seed: SeedOption = 0,
     merge: Annotated[
         list[Path] | None,
@@ -98,6 +110,10 @@ def profile(
     table already holds is not measured again; interrupted, the same command resumes. The table's default name is
     latency-DEVICE.db. --audit measures whole detectors that the prediction has not seen and says how far it was off.
 
+    --build-engines exports and builds the same blocks as engines, each under a hash of what it was built from with a
+    manifest beside it, for every compute capability that is given (or of --gpu's data sheet, or all). What is there is
+    not built again.
+
     --merge, --diff, --validate and --export work on tables that are there, of whichever device, and measure nothing.
     """
     with Output.open(as_json=as_json, quiet=quiet) as output:
@@ -116,6 +132,10 @@ def profile(
             raise UserError("--preset and --arch exclude each other, but got both")
         if audit and (arch or estimate):
             raise UserError("--audit is for measured detectors of a preset: it excludes --arch and --estimate")
+        if build_engines is not None and (audit or estimate or table is not None):
+            raise UserError("--build-engines measures nothing: it excludes --audit, --estimate and --table")
+        if build_engines is None and (compute_capability or workers is not None):
+            raise UserError(f"{'--compute-capability' if compute_capability else '--workers'} is for --build-engines")
 
         from profiler.backends import get_backend
         from profiler.backends.base import check_precision
@@ -127,6 +147,24 @@ def profile(
 
         space = load_space(preset or "nano")
         wanted = profiling.given(arch) if arch else profiling.structures_of(space, sample, seed)
+        if build_engines is not None:
+            from smnas.cli import engines
+
+            with Steps(output, "detectors covered") as steps:
+                made = engines.build_engines(
+                    build_engines,
+                    wanted,
+                    steps.at,
+                    backend=backend,
+                    gpu=gpu,
+                    capabilities=compute_capability or (),
+                    precision=precision,
+                    classes=classes,
+                    batch=batch,
+                    workers=workers or 1,
+                )
+            output.result(made, lambda console: engines.show(console, made))
+            return
         file = table or Path(f"latency-{gpu}.db")
         if estimate:
             with Steps(output, "detectors estimated") as steps:

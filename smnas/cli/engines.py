@@ -1,0 +1,141 @@
+"""``smnas profile --build-engines``: TensorRT-RTX engines of detectors' blocks, for GPUs that this machine lacks."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+
+from profiler.ahead import build_ahead
+from profiler.backends.tensorrt import compute_capabilities, import_tensorrt
+from profiler.devices import gpu_sheets
+from profiler.engines import EngineStore, Manifest
+from profiler.errors import UserError
+from profiler.workload import Workload
+from smnas.cli.console import show_facts
+from smnas.models.build import build_detector, deployable
+from smnas.models.workloads import detector_workloads, inference_workloads
+from smnas.space.architecture import Architecture
+
+if TYPE_CHECKING:
+    from smnas.cli.profiling import Told
+
+__all__ = ["build_engines", "real_workloads", "show"]
+
+_BACKEND = "tensorrt_rtx"
+_WEIGHTS_SEED = 0
+
+
+def build_engines(
+    folder: Path,
+    architectures: Sequence[Architecture],
+    told: "Told",
+    *,
+    backend: str,
+    gpu: str,
+    capabilities: Sequence[str],
+    precision: str,
+    classes: int,
+    batch: int,
+    workers: int,
+) -> dict[str, Any]:
+    """Build what the folder does not hold yet; what that came to.
+
+    Args:
+        folder: of engines and manifests.
+        architectures: whose distinct blocks are built.
+        told: told the detectors done.
+        backend: must be the one that builds ahead.
+        gpu: whose capability is meant where none is given; all capabilities for ``local``.
+        capabilities: such as ``8.9``.
+        precision: of the engines.
+        classes: of the detectors.
+        batch: pictures a run.
+        workers: processes that build.
+
+    Raises:
+        UserError: another backend, a precision or capability that nobody knows.
+    """
+    if backend != _BACKEND:
+        raise UserError(f"--build-engines needs --backend {_BACKEND}, but got {backend}")
+    trt = import_tensorrt(backend)
+    sheet = gpu_sheets().get(gpu)
+    wanted = list(dict.fromkeys(capabilities))
+    if not wanted:
+        wanted = [sheet.compute_capability] if sheet is not None else list(compute_capabilities(trt))
+    last = {"name": ""}
+
+    def done(manifest: Manifest) -> None:
+        last["name"] = f"{manifest.name} for {manifest.request.device}"
+
+    def at(number: int) -> None:
+        told(number, len(architectures), last["name"])
+
+    report = build_ahead(
+        real_workloads(architectures, classes, batch, at),
+        EngineStore(folder),
+        wanted,
+        backend=backend,
+        precision=precision,
+        workers=workers,
+        on_done=done,
+    )
+    return {
+        "folder": folder,
+        "backend": backend,
+        "backend_version": str(trt.__version__),
+        "precision": precision,
+        "compute_capabilities": wanted,
+        "batch": batch,
+        "classes": classes,
+        "detectors": len(architectures),
+        "built": report.built,
+        "cached": report.cached,
+        "failed": [
+            {"name": one.name, "key": one.key, "compute_capability": one.request.device, "reason": one.reason}
+            for one in report.failed
+        ],
+    }
+
+
+def real_workloads(
+    architectures: Sequence[Architecture], classes: int, batch: int, at: Callable[[int], None]
+) -> Iterator[Workload]:
+    """Every distinct block of these detectors once, with weights that are the same every time.
+
+    Args:
+        architectures: in an order that decides whose weights a shared block gets.
+        classes: of the detectors.
+        batch: pictures a run.
+        at: told how many detectors are read.
+    """
+    seen: set[str] = set()
+    for number, architecture in enumerate(architectures):
+        at(number)
+        if {workload.key for workload in detector_workloads(architecture, classes, batch)} <= seen:
+            continue  # read on meta, where it costs no weights
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_WEIGHTS_SEED)
+            workloads = inference_workloads(deployable(build_detector(architecture, classes)), batch)
+        for workload in workloads:
+            if workload.key not in seen:
+                seen.add(workload.key)
+                yield workload
+    at(len(architectures))
+
+
+def show(console: Console, document: dict[str, Any]) -> None:
+    """The document for a person: failures once a reason."""
+    show_facts(
+        console,
+        [
+            ("engines", document["folder"]),
+            ("backend", f"{document['backend']} {document['backend_version']}, {document['precision']}"),
+            ("capabilities", ", ".join(document["compute_capabilities"])),
+            ("detectors", f"{document['detectors']} covered"),
+            ("results", f"{document['built']} built now, {document['cached']} found, {len(document['failed'])} failed"),
+        ],
+    )
+    for name, reason in sorted({(one["name"], one["reason"]) for one in document["failed"]}):
+        console.print(f"failed: {name}: {reason}", soft_wrap=True, markup=False)
