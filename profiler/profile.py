@@ -3,11 +3,12 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from functools import partial
+from typing import Any, Literal, NoReturn, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from profiler.backends.base import Backend, Session, check_precision
 from profiler.conditions import read_state, read_versions
@@ -257,9 +258,20 @@ def _prepared(
     workloads: Sequence[Workload], backend: Backend, precision: str, group_size: int
 ) -> Iterator[tuple[Workload, Callable[[], Session]]]:
     for start in range(0, len(workloads), group_size):
-        group = workloads[start : start + group_size]
-        items = [(workload.module, random_inputs(workload.inputs, _INPUT_SEED)) for workload in group]
-        yield from zip(group, backend.prepare_many(items, precision), strict=True)
+        ready: list[Workload] = []
+        items: list[tuple[nn.Module, tuple[Tensor, ...]]] = []
+        for workload in workloads[start : start + group_size]:
+            try:
+                items.append((workload.module, random_inputs(workload.inputs, _INPUT_SEED)))
+            except Exception as error:  # noqa: BLE001 - inputs that no memory can hold are this workload's failure
+                yield workload, partial(_raise, error)
+            else:
+                ready.append(workload)
+        yield from zip(ready, backend.prepare_many(items, precision), strict=True)
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
 
 
 def _measure_one(

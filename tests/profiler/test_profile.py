@@ -191,6 +191,13 @@ def test_a_failure_is_a_row_and_the_rest_goes_on(table: LatencyTable, backend: P
     assert latencies(table) == {"block|1": 1.0, "block|2": None, "block|3": None, "block|4": 4.0}
 
 
+def test_inputs_that_no_memory_can_hold_are_a_failure_too(table: LatencyTable, backend: PretendBackend) -> None:
+    huge = Workload("huge", "huge", Lasting(1), (TensorSpec((1 << 30, 1 << 30)),))
+    report = profile([workload(1), huge, workload(4)], table, backend)
+    assert [failure.key for failure in report.failed] == ["huge"]
+    assert latencies(table) == {"block|1": 1.0, "huge": None, "block|4": 4.0}
+
+
 def test_a_failure_is_remembered_until_asked_again(table: LatencyTable, backend: PretendBackend) -> None:
     profile([workload(2, RuntimeError("no memory"))], table, backend)
     report = profile([workload(2)], table, backend)
