@@ -278,8 +278,8 @@ class LatencyTable:
         ids = [int(stored["id"]) for stored in sorted(found, key=_age)]
         # The newest last: at no moment may two rows be current.
         self._connection.executemany(
-            "UPDATE measurement SET superseded_by = ?1 WHERE id = ?2 AND superseded_by IS NOT ?1",
-            zip([*ids[1:], None], ids, strict=True),
+            "UPDATE measurement SET superseded_by = ? WHERE id = ? AND superseded_by IS NOT ?",
+            ((newer, row_id, newer) for row_id, newer in zip(ids, [*ids[1:], None], strict=True)),
         )
 
     def _row(self, stored: sqlite3.Row) -> Row:
