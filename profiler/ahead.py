@@ -6,6 +6,8 @@ What is on disk already is not built again, so a killed build resumes. Failures 
 import hashlib
 import importlib
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -143,11 +145,43 @@ def _graphs(workloads: Iterable[Workload], precision: str) -> Iterator[tuple[str
             try:
                 names = [f"input_{index}" for index in range(len(tensors))]
                 whole = exported or to_onnx(workload.module, tensors, input_names=names)
-                typed = typed_onnx(whole, precision)
+                typed = _renamed(typed_onnx(whole, precision))
             except Exception as error:  # noqa: BLE001 - whatever keeps this module from a graph is its result
                 yield workload.name, workload.key, workload.key.encode(), _reason(error)
             else:
                 yield workload.name, workload.key, typed.SerializeToString(deterministic=True), ""
+
+
+def _renamed(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Names by position: the exporter's depend on what else was exported beside, and so would the graph's hash."""
+    graph = model.graph
+    if any(attribute.type == onnx.AttributeProto.GRAPH for node in graph.node for attribute in node.attribute):
+        return model  # names of a subgraph reach out of it
+    names = {"": ""}  # an optional input left out
+    for value in graph.input:
+        names.setdefault(value.name, f"input_{len(names)}")
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    for index, node in enumerate(graph.node):
+        node.name = f"{node.op_type}_{index}"
+        for name in (*node.input, *node.output):
+            names.setdefault(name, f"value_{len(names)}")
+        node.input[:] = [names[name] for name in node.input]
+        node.output[:] = [names[name] for name in node.output]
+    for value in (*graph.input, *graph.output):
+        value.name = names.setdefault(value.name, f"value_{len(names)}")
+    used = [(names[name], tensor) for name, tensor in weights.items() if name in names]
+    for name, tensor in used:
+        tensor.name = name
+    ordered = sorted((tensor for _, tensor in used), key=lambda tensor: int(tensor.name.rpartition("_")[2]))
+    renamed = onnx.ModelProto()
+    renamed.CopyFrom(model)
+    renamed.ClearField("producer_name")
+    renamed.ClearField("producer_version")
+    graph = renamed.graph
+    del graph.initializer[:], graph.value_info[:]
+    graph.initializer.extend(ordered)
+    graph.name = "workload"
+    return renamed
 
 
 def _built(jobs: Iterator[_Job], workers: int) -> Iterator[tuple[_Job, BuiltEngine | str]]:
@@ -193,7 +227,20 @@ def _build_alone(job: _Job) -> BuiltEngine | str:
 
 def _pool(workers: int) -> ProcessPoolExecutor:
     # fresh processes: a forked one would inherit the locks of torch's threads
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    """A builder whose parent was killed would wait for its next job for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def watch() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def _build(job: _Job) -> BuiltEngine | str:

@@ -1,5 +1,6 @@
 """``smnas profile --build-engines``: TensorRT-RTX engines of detectors' blocks, for GPUs that this machine lacks."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["build_engines", "real_workloads", "show"]
 
 _BACKEND = "tensorrt_rtx"
-_WEIGHTS_SEED = 0
 
 
 def build_engines(
@@ -102,10 +102,10 @@ def build_engines(
 def real_workloads(
     architectures: Sequence[Architecture], classes: int, batch: int, at: Callable[[int], None]
 ) -> Iterator[Workload]:
-    """Every distinct block of these detectors once, with weights that are the same every time.
+    """Every distinct block of these detectors once, with random weights that its key decides.
 
     Args:
-        architectures: in an order that decides whose weights a shared block gets.
+        architectures: whose blocks they are.
         classes: of the detectors.
         batch: pictures a run.
         at: told how many detectors are read.
@@ -115,14 +115,24 @@ def real_workloads(
         at(number)
         if {workload.key for workload in detector_workloads(architecture, classes, batch)} <= seen:
             continue  # read on meta, where it costs no weights
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_WEIGHTS_SEED)
-            workloads = inference_workloads(deployable(build_detector(architecture, classes)), batch)
-        for workload in workloads:
+        for workload in inference_workloads(deployable(build_detector(architecture, classes)), batch):
             if workload.key not in seen:
                 seen.add(workload.key)
+                _draw_weights(workload)
                 yield workload
     at(len(architectures))
+
+
+def _draw_weights(workload: Workload) -> None:
+    """Weights that the key alone decides: an engine is found again whichever detector the block comes from."""
+    seed = int.from_bytes(hashlib.sha256(workload.key.encode()).digest()[:8], "big") >> 1
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in workload.module.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0.0, parameter[0].numel() ** -0.5, generator=generator)
+            else:
+                parameter.uniform_(0.5, 1.0, generator=generator)
 
 
 def show(console: Console, document: dict[str, Any]) -> None:

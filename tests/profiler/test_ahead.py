@@ -77,6 +77,18 @@ def test_engines_are_built_once_and_failures_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("stub")
+def test_an_engine_is_found_again_whatever_was_exported_beside_it(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv2d(4, 4, 1))
+    mine = _workload("mine", block, 1, 4, 8, 8)
+    beside = [_workload(f"other{width}", Then(torch.relu, width), 2, width) for width in (3, 5)]
+    store = EngineStore(tmp_path)
+    assert build_ahead([*beside, mine], store, ["8.9"], backend="tensorrt_stub", precision="fp16").built == 3
+    alone = build_ahead([mine], store, ["8.9"], backend="tensorrt_stub", precision="fp16")
+    assert (alone.built, alone.cached) == (0, 1)
+
+
+@pytest.mark.usefixtures("stub")
 def test_other_weights_and_capabilities_are_other_engines(tmp_path: Path) -> None:
     store = EngineStore(tmp_path)
     workload = _workload("fc", nn.Linear(4, 4), 2, 4)

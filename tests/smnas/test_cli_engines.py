@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from profiler.backends.tensorrt import installed_version
 from profiler.engines import EngineRefusedError, EngineStore
@@ -38,6 +39,18 @@ def test_every_block_comes_once_with_weights() -> None:
     keys = [workload.key for workload in workloads]
     assert sorted(keys) == sorted({one.key for one in detector_workloads(architectures[0], 3)})
     assert told == [0, 1, 2]
+
+
+def test_weights_are_the_key_s_and_not_the_detector_s() -> None:
+    texts = [ARCHITECTURES[0], ARCHITECTURES[0].replace("retina_32_1", "retina_48_1")]
+    first, second = (
+        {one.key: one for one in real_workloads([Architecture.parse(text)], 3, 1, lambda _: None)} for text in texts
+    )
+    shared = first.keys() & second.keys()
+    assert any(name.startswith("backbone") for name in (first[key].name for key in shared))
+    for key in shared:
+        pairs = zip(first[key].module.parameters(), second[key].module.parameters(), strict=True)
+        assert all(torch.equal(one, other) for one, other in pairs)
 
 
 def test_another_backend_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
