@@ -6,12 +6,12 @@ have the hash that the manifest says.
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from profiler.atomic import write_whole
 
 __all__ = ["EngineRefusedError", "EngineRequest", "EngineStore", "Manifest"]
 
@@ -110,7 +110,7 @@ class EngineStore:
         """Keep an engine; the manifest comes last and vouches for it."""
         digest = hashlib.sha256(content).hexdigest()
         manifest = Manifest(request, "built", name, key, "", digest, len(content), facts)
-        _write(self.engine_path(request), content)
+        write_whole(self.engine_path(request), content)
         self._write_manifest(manifest)
         return manifest
 
@@ -145,7 +145,7 @@ class EngineStore:
 
     def _write_manifest(self, manifest: Manifest) -> None:
         text = json.dumps({"format": _FORMAT, **asdict(manifest)}, indent=2, sort_keys=True)
-        _write(self.manifest_path(manifest.request), f"{text}\n".encode())
+        write_whole(self.manifest_path(manifest.request), f"{text}\n".encode())
 
 
 def _parse(path: Path) -> Manifest:
@@ -161,18 +161,3 @@ def _parse(path: Path) -> Manifest:
         return Manifest(**{**document, "request": EngineRequest(**document["request"])})
     except (AttributeError, KeyError, TypeError) as error:
         raise EngineRefusedError(f"{path.name} is no manifest: {type(error).__name__} {error}") from error
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -3,8 +3,6 @@
 import copy
 import hashlib
 import importlib
-import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +13,8 @@ import onnx
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+
+from profiler.atomic import write_whole
 
 __all__ = ["OPSET", "ExportError", "export_onnx", "file_sha256", "to_onnx", "to_onnx_many"]
 
@@ -73,18 +73,7 @@ def export_onnx(
         dynamic_batch=dynamic_batch,
     )
     content = model.SerializeToString(deterministic=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole(path, content)
     return hashlib.sha256(content).hexdigest()
 
 
