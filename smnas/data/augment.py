@@ -1,6 +1,7 @@
-"""Augmentation of one training picture: horizontal flip and scale jitter, straight onto its place in a batch.
+"""Augmentation of training pictures: flips, scale jitter, colours and mosaics, straight onto their place in a batch.
 
-The picture is resampled once, from the window that will be seen, so that an enlarged crop costs no more than a fit.
+A picture is resampled once, from the window that will be seen, so that an enlarged crop costs no more than a fit. A
+mosaic (Bochkovskiy et al., "YOLOv4", arXiv 2004.10934) is four such windows of four pictures.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from PIL import Image
 
 from smnas.data.letterbox import PAD_VALUE, fit_scale
 
-__all__ = ["Augmentation", "View", "draw_view", "place_boxes", "place_image"]
+__all__ = ["Augmentation", "Tile", "View", "draw_tiles", "draw_view", "place_boxes", "place_image", "shift_colors"]
 
 
 @dataclass(frozen=True)
@@ -22,21 +23,30 @@ class Augmentation:
         flip: probability of a horizontal flip.
         scale_jitter: range of the factor by which the picture is larger than a letterboxed one. Above 1 a random part
             of it is seen; below 1 it lies at a random place of the canvas. ``(1, 1)`` is letterboxing itself.
+        mosaic: probability that a picture shares its canvas with three others, each in a quarter of its own.
+        mosaic_scale: range of the factor by which a picture of a mosaic is larger than a letterboxed one, times the
+            scale jitter's; what does not fit into its quarter is cut off at random.
+        color_jitter: brightness, contrast and saturation are each multiplied by a factor drawn from 1 minus to 1 plus
+            this.
         min_visible: a box with less than this share of its area on the canvas is dropped.
         min_side_px: a box narrower or lower than this on the canvas is dropped.
     """
 
     flip: float = 0.5
     scale_jitter: tuple[float, float] = (1.0, 1.0)
+    mosaic: float = 0.0
+    mosaic_scale: tuple[float, float] = (0.5, 1.0)
+    color_jitter: float = 0.0
     min_visible: float = 0.3
     min_side_px: float = 2.0
 
     def __post_init__(self) -> None:
-        low, high = self.scale_jitter
-        if not 0 < low <= high:
-            raise ValueError(f"`0 < low <= high` must hold for scale_jitter, but got {self.scale_jitter}")
-        if not 0 <= self.flip <= 1:
-            raise ValueError(f"`0 <= flip <= 1` must hold, but got flip={self.flip}")
+        for name, (low, high) in (("scale_jitter", self.scale_jitter), ("mosaic_scale", self.mosaic_scale)):
+            if not 0 < low <= high:
+                raise ValueError(f"`0 < low <= high` must hold for {name}, but got {(low, high)}")
+        for name, share in (("flip", self.flip), ("mosaic", self.mosaic), ("color_jitter", self.color_jitter)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"`0 <= {name} <= 1` must hold, but got {name}={share}")
 
 
 @dataclass(frozen=True)
@@ -64,8 +74,40 @@ class View:
     flipped: bool
 
 
+@dataclass(frozen=True)
+class Tile:
+    """A rectangle of a canvas that shows one picture, in pixels."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return self.right - self.left, self.bottom - self.top
+
+
+def draw_tiles(canvas: tuple[int, int], rng: np.random.Generator) -> tuple[Tile, Tile, Tile, Tile]:
+    """Four tiles that meet in a random point of the canvas' middle half (on each axis), top left first.
+
+    Args:
+        canvas: width and height in pixels, at least 4 each.
+        rng: two numbers are drawn.
+    """
+    width, height = canvas
+    x, y = (round(side * (0.25 + 0.5 * where)) for side, where in zip(canvas, rng.random(2).tolist(), strict=True))
+    return Tile(0, 0, x, y), Tile(x, 0, width, y), Tile(0, y, x, height), Tile(x, y, width, height)
+
+
 def draw_view(
-    size: tuple[int, int], canvas: tuple[int, int], augmentation: Augmentation, rng: np.random.Generator
+    size: tuple[int, int],
+    canvas: tuple[int, int],
+    augmentation: Augmentation,
+    rng: np.random.Generator,
+    *,
+    mosaic_of: tuple[int, int] | None = None,
 ) -> View:
     """Draw a random view of a picture.
 
@@ -73,12 +115,16 @@ def draw_view(
         size: width and height of the picture in pixels.
         canvas: width and height of the canvas in pixels.
         augmentation: the ranges to draw from.
-        rng: four numbers are drawn, whatever the settings, so that one setting does not shift the others' draws.
+        rng: five numbers are drawn, whatever the settings, so that one setting does not shift the others' draws.
+        mosaic_of: width and height of the mosaic in pixels where ``canvas`` is a tile of one.
     """
-    flip, stretch, across, down = rng.random(4).tolist()
+    flip, stretch, across, down, shrink = rng.random(5).tolist()
     low, high = augmentation.scale_jitter
-    scale = fit_scale(*size, *canvas) * (low + (high - low) * stretch)
-    if low == high == 1.0:
+    scale = fit_scale(*size, *(mosaic_of or canvas)) * (low + (high - low) * stretch)
+    if mosaic_of is not None:
+        least, most = augmentation.mosaic_scale
+        scale *= least + (most - least) * shrink
+    elif low == high == 1.0:
         across = down = 0.0
     shift_x, left, width = _along(size[0] * scale, canvas[0], across)
     shift_y, top, height = _along(size[1] * scale, canvas[1], down)
@@ -154,3 +200,26 @@ def place_boxes(
     if view.flipped:
         moved[:, 0::2] = width - moved[:, 2::-2]
     return moved[kept], labels[kept]
+
+
+def shift_colors(image: NDArray[np.uint8], jitter: float, rng: np.random.Generator) -> None:
+    """Change brightness, contrast and saturation of a picture in place.
+
+    Args:
+        image: ``(3, H, W)`` ``uint8`` RGB.
+        jitter: each factor lies between ``1 - jitter`` and ``1 + jitter``; 0 changes nothing.
+        rng: three numbers are drawn, whatever ``jitter`` is.
+    """
+    brightness, contrast, saturation = (1 + jitter * (2 * rng.random(3) - 1)).astype(np.float32).tolist()
+    if jitter == 0:
+        return
+    # Brightness scales a pixel, contrast its distance from the mean gray and saturation its distance from its own gray:
+    # per pixel one scale, and one shift that is a multiple of the gray.
+    luma = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    gray = np.tensordot(luma, image, axes=1)
+    slope = brightness * contrast
+    shift = slope * (1 - saturation) * gray + brightness * (1 - contrast) * float(gray.mean())
+    changed = image * np.float32(slope * saturation)
+    changed += shift
+    np.clip(changed, 0, 255, out=changed)
+    image[:] = changed.astype(np.uint8)

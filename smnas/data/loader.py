@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from smnas.data.augment import Augmentation, draw_view, place_boxes, place_image
+from smnas.data.augment import Augmentation, Tile, draw_tiles, draw_view, place_boxes, place_image, shift_colors
 from smnas.data.coco import DetectionDataset
 from smnas.data.letterbox import PAD_VALUE, fit_scale, resized
 from smnas.models.target import Target
@@ -65,6 +65,7 @@ class TrainLoader:
         batch_size: pictures in a batch. The last batch of an epoch is dropped if it is smaller, unless it is the only.
         seed: not negative.
         augmentation: what happens to each picture.
+        mosaic_epochs: epochs with mosaics; the later ones show whole pictures, as at inference. ``None``: all of them.
         share: which of how many equal parts of each batch this loader makes, for processes that train together; the
             parts of one batch are the whole one's.
         workers: threads that make batches ahead of time; 0 makes each batch when it is asked for.
@@ -79,6 +80,7 @@ class TrainLoader:
         seed: int,
         *,
         augmentation: Augmentation | None = None,
+        mosaic_epochs: int | None = None,
         share: tuple[int, int] = (0, 1),
         workers: int = 1,
     ) -> None:
@@ -97,6 +99,7 @@ class TrainLoader:
         self.batch_size = batch_size
         self.seed = seed
         self.augmentation = Augmentation() if augmentation is None else augmentation
+        self.mosaic_epochs = mosaic_epochs
         self.share = share
         self.workers = workers
 
@@ -130,22 +133,48 @@ class TrainLoader:
             pool.shutdown(cancel_futures=True)
 
     def _batch(self, epoch: int, indices: NDArray[np.int64]) -> Batch:
-        canvas = (self.width, self.height)
         images = np.empty((len(indices), 3, self.height, self.width), dtype=np.uint8)
+        mosaics = self.mosaic_epochs is None or epoch < self.mosaic_epochs
         targets: list[Target] = []
         for out, index in zip(images, indices.tolist(), strict=True):
             # Seeds of fewer than five words are filled up with zeros, so picture 0 must not be a word 0: it would
             # get the generator of the order.
             rng = np.random.default_rng([self.seed, epoch, index + 1])
-            view = draw_view(self.dataset.size(index), canvas, self.augmentation, rng)
-            image, scale = self.dataset.shrunk(
-                index, int(self.width * _CACHE_HEADROOM), int(self.height * _CACHE_HEADROOM)
-            )
-            place_image(image, scale, view, out)
-            boxes, labels, crowd = self.dataset.boxes(index)
-            boxes, labels = place_boxes(boxes[~crowd], labels[~crowd], view, canvas, self.augmentation)
+            if rng.random() < self.augmentation.mosaic and mosaics:
+                boxes, labels = self._mosaic(index, out, rng)
+            else:
+                boxes, labels = self._place(index, Tile(0, 0, self.width, self.height), out, rng)
+            shift_colors(out, self.augmentation.color_jitter, rng)
             targets.append(Target(torch.from_numpy(boxes), torch.from_numpy(labels)))
         return Batch(torch.from_numpy(images), targets)
+
+    def _mosaic(
+        self, index: int, out: NDArray[np.uint8], rng: np.random.Generator
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The picture in one of four tiles, three random ones in the others."""
+        tiles = draw_tiles((self.width, self.height), rng)
+        pictures = rng.permutation([index, *rng.integers(0, len(self.dataset), 3).tolist()]).tolist()
+        placed = [self._place(picture, tile, out, rng) for picture, tile in zip(pictures, tiles, strict=True)]
+        boxes, labels = zip(*placed, strict=True)
+        return np.concatenate(boxes), np.concatenate(labels)
+
+    def _place(
+        self, index: int, tile: Tile, out: NDArray[np.uint8], rng: np.random.Generator
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Draw a picture onto a tile of ``out``; its boxes in pixels of the canvas, and their labels."""
+        canvas = (self.width, self.height)
+        view = draw_view(
+            self.dataset.size(index),
+            tile.size,
+            self.augmentation,
+            rng,
+            mosaic_of=None if tile.size == canvas else canvas,
+        )
+        image, scale = self.dataset.shrunk(index, *(int(side * _CACHE_HEADROOM) for side in canvas))
+        place_image(image, scale, view, out[:, tile.top : tile.bottom, tile.left : tile.right])
+        boxes, labels, crowd = self.dataset.boxes(index)
+        boxes, labels = place_boxes(boxes[~crowd], labels[~crowd], view, tile.size, self.augmentation)
+        return boxes + np.array([tile.left, tile.top] * 2, dtype=np.float32), labels
 
 
 def eval_batches(dataset: DetectionDataset, width: int, height: int, batch_size: int) -> Iterator[EvalBatch]:

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
-__all__ = ["grid_size", "level_anchors"]
+__all__ = ["SHAPES", "grid_size", "level_anchors"]
 
 _RATIOS = (0.5, 1.0, 2.0)
+SHAPES = len(_RATIOS)
+"""Anchors of one size in a cell."""
 
 
 def grid_size(level: int, width: int, height: int) -> tuple[int, int]:

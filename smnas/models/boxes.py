@@ -12,7 +12,15 @@ from torch import Tensor
 
 from smnas.models.target import Target
 
-__all__ = ["Matches", "PaddedTargets", "batched_iou", "match", "pad_targets", "sample_balanced"]
+__all__ = [
+    "Matches",
+    "PaddedTargets",
+    "batched_iou",
+    "match",
+    "match_adaptive",
+    "pad_targets",
+    "sample_balanced",
+]
 
 
 class PaddedTargets(NamedTuple):
@@ -101,6 +109,47 @@ def match(candidates: Tensor, targets: PaddedTargets, high: float, low: float, *
         positive |= rescued
         negative &= ~rescued
     return Matches(index, positive, negative)
+
+
+def match_adaptive(anchors: Tensor, counts: Sequence[int], targets: PaddedTargets, per_level: int) -> Matches:
+    """Label anchors by adaptive training sample selection (Zhang et al., "ATSS", arXiv 1912.02424).
+
+    Of every level the ``per_level`` anchors whose centres are nearest to an object's are its candidates. Positive are
+    those whose overlap with it is at least the mean plus the standard deviation of its candidates' overlaps and whose
+    centre lies inside it; an object that would be left without takes the candidate of largest overlap, as long as
+    there is any overlap. An anchor that several objects want goes to the one that it overlaps most. All others are
+    negative.
+
+    Args:
+        anchors: ``(B or 1, A, 4)`` ``xyxy``; 1 where all pictures share them.
+        counts: Anchors of each level; they add up to A.
+        targets: The objects.
+        per_level: Candidates of each level and object.
+    """
+    # (B, G, A), as in match
+    iou = batched_iou(targets.boxes, anchors.expand(len(targets.boxes), -1, -1))
+    centres = (anchors[..., :2] + anchors[..., 2:]) / 2
+    middles = (targets.boxes[..., :2] + targets.boxes[..., 2:]) / 2
+    away = (middles[:, :, None] - centres[:, None]).square().sum(dim=3)
+    nearest, start = [], 0
+    for count in counts:
+        level = away[:, :, start : start + count].topk(min(per_level, count), dim=2, largest=False)
+        nearest.append(level.indices + start)
+        start += count
+    index = torch.cat(nearest, dim=2)
+    overlaps = iou.gather(2, index)
+    threshold = overlaps.mean(dim=2) + overlaps.std(dim=2)
+    where = torch.stack([centres[..., axis].expand(len(iou), -1).gather(1, index.flatten(1)) for axis in (0, 1)], dim=2)
+    where = where.view(*index.shape, 2)
+    inside = ((where > targets.boxes[:, :, None, :2]) & (where < targets.boxes[:, :, None, 2:])).all(dim=3)
+    chosen = (overlaps >= threshold[..., None]) & inside
+    best = overlaps.max(dim=2, keepdim=True)
+    rescued = torch.zeros_like(chosen).scatter(2, best.indices, ~chosen.any(dim=2, keepdim=True) & (best.values > 0))
+    chosen = (chosen | rescued) & targets.valid[..., None]
+    wanted = torch.zeros_like(iou, dtype=torch.bool).scatter(2, index, chosen)
+    taken = torch.where(wanted, iou, -1.0).max(dim=1)
+    positive = taken.values >= 0
+    return Matches(taken.indices, positive, ~positive)
 
 
 def sample_balanced(matches: Matches, count: int, positive_fraction: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,6 +14,7 @@ from smnas.models.backbone import FeatureBackbone
 from smnas.models.boxes import PaddedTargets, pad_targets
 from smnas.models.fcos import FCOSHead, FCOSPostprocess, fcos_loss
 from smnas.models.guided import GuidedProposalLayer, GuidedRPNHead, guided_rpn_loss
+from smnas.models.losses import USUAL_LOSSES, LossOptions
 from smnas.models.neck import FPN
 from smnas.models.options import DetectorOptions
 from smnas.models.retina import RetinaHead, RetinaPostprocess, retina_loss
@@ -87,14 +88,20 @@ class Detector(nn.Module, ABC):
             values.update(zip(step.outputs, (result,) if isinstance(result, Tensor) else result, strict=True))
         return Detections(*(values[name] for name in Detections._fields))
 
-    def loss(self, images: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
+    def loss(
+        self,
+        images: Tensor,
+        targets: Sequence[Target],
+        losses: LossOptions = USUAL_LOSSES,
+    ) -> dict[str, Tensor]:
         """Training losses by name; their sum is what to minimise.
 
         Args:
             images: ``(B, 3, H, W)`` uint8 RGB.
             targets: One per picture; its tensors may live on the CPU.
+            losses: Which ones.
         """
-        return self._loss(self.features(images), pad_targets(targets, images.device))
+        return self._loss(self.features(images), pad_targets(targets, images.device), losses)
 
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
         """Maps that the head reads, finest first."""
@@ -105,7 +112,7 @@ class Detector(nn.Module, ABC):
         return out
 
     @abstractmethod
-    def _loss(self, features: tuple[Tensor, ...], targets: PaddedTargets) -> dict[str, Tensor]: ...
+    def _loss(self, features: tuple[Tensor, ...], targets: PaddedTargets, losses: LossOptions) -> dict[str, Tensor]: ...
 
     def _feature_steps(self) -> tuple[list[Step], tuple[str, ...]]:
         """Steps from the pictures to the maps that the head reads, and the names of those maps."""
@@ -146,12 +153,12 @@ class OneStageDetector(Detector):
             Step("postprocess", postprocess, ("logits", "regressed"), Detections._fields),
         ]
 
-    def _loss(self, features: tuple[Tensor, ...], targets: PaddedTargets) -> dict[str, Tensor]:
+    def _loss(self, features: tuple[Tensor, ...], targets: PaddedTargets, losses: LossOptions) -> dict[str, Tensor]:
         logits, regressed = self.head(*features)
         logits, regressed = logits.float(), regressed.float()
         if isinstance(self.postprocess, FCOSPostprocess):
             return fcos_loss(self.postprocess, logits, regressed, targets)
-        return retina_loss(self.postprocess, logits, regressed, targets)
+        return retina_loss(self.postprocess, logits, regressed, targets, losses)
 
 
 class TwoStageDetector(Detector):
@@ -214,16 +221,17 @@ class TwoStageDetector(Detector):
         inputs = (f"boxes{last}", f"roi{last}_deltas", *logits)
         self.steps = [*steps, Step("postprocess", postprocess, inputs, Detections._fields)]
 
-    def _loss(self, features: tuple[Tensor, ...], targets: PaddedTargets) -> dict[str, Tensor]:
+    def _loss(self, features: tuple[Tensor, ...], targets: PaddedTargets, losses: LossOptions) -> dict[str, Tensor]:
         logits, deltas, *guides = (output.float() for output in self.rpn(*features))
         if isinstance(self.proposals, GuidedProposalLayer):
             locations, shapes = guides
-            losses = guided_rpn_loss(self.proposals, logits, deltas, locations, shapes, targets)
+            parts = guided_rpn_loss(self.proposals, logits, deltas, locations, shapes, targets, losses)
             boxes = self.proposals.propose(logits.detach(), deltas.detach(), shapes.detach())
         else:
-            losses = rpn_loss(self.proposals, logits, deltas, targets)
+            parts = rpn_loss(self.proposals, logits, deltas, targets, losses)
             boxes = self.proposals(logits.detach(), deltas.detach())
         for stage in self.roi_stages:
-            stage_losses, boxes = stage.loss(boxes, features[: len(stage.pool.strides)], targets, self.options)
-            losses.update(stage_losses)
-        return losses
+            pooled = features[: len(stage.pool.strides)]
+            stage_parts, boxes = stage.loss(boxes, pooled, targets, self.options, losses)
+            parts.update(stage_parts)
+        return parts

@@ -20,10 +20,11 @@ from torchvision.ops import sigmoid_focal_loss
 
 from kernels.deform_conv import deform_conv2d
 from smnas.models.anchors import grid_size
-from smnas.models.boxes import PaddedTargets
+from smnas.models.boxes import PaddedTargets, match
 from smnas.models.layers import ConvNorm, NormKind, group_norm, prior_bias
+from smnas.models.losses import USUAL_LOSSES, LossOptions
 from smnas.models.options import DetectorOptions
-from smnas.models.rpn import anchor_loss, best_proposals
+from smnas.models.rpn import NEGATIVE_OVERLAP, anchor_loss, best_proposals
 
 __all__ = [
     "DeformConv",
@@ -284,6 +285,7 @@ def guided_rpn_loss(
     locations: Tensor,
     shapes: Tensor,
     targets: PaddedTargets,
+    losses: LossOptions = USUAL_LOSSES,
 ) -> dict[str, Tensor]:
     """Focal loss of the locations, bounded IoU loss of the shapes, and the RPN's two losses over guided anchors.
 
@@ -299,8 +301,9 @@ def guided_rpn_loss(
     shape = bounded_iou_loss(shapes[found.shaped], wanted).sum() / found.shaped.sum().clamp(min=1)
 
     anchors = layer.anchors(shapes.detach())
+    matches = match(anchors, targets, layer.options.rpn_overlap, NEGATIVE_OVERLAP, keep_best=True)
     return {
         "rpn_location": location,
         "rpn_shape": shape,
-        **anchor_loss(anchors, logits, deltas, targets, layer.options),
+        **anchor_loss(anchors, matches, logits, deltas, targets, layer.options, losses),
     }

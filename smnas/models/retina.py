@@ -9,9 +9,10 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import sigmoid_focal_loss
 
 from smnas.models.anchors import level_anchors
-from smnas.models.boxes import PaddedTargets, match
+from smnas.models.boxes import PaddedTargets, match, match_adaptive
 from smnas.models.dense import conv_tower, detect_dense
 from smnas.models.layers import NormKind, prior_bias
+from smnas.models.losses import USUAL_LOSSES, LossOptions, overlap_loss
 from smnas.models.options import DetectorOptions
 from smnas.models.target import Detections
 from smnas.space.architecture import RetinaSpec
@@ -19,6 +20,7 @@ from smnas.space.architecture import RetinaSpec
 __all__ = ["ANCHORS_PER_CELL", "RetinaHead", "RetinaPostprocess", "retina_loss"]
 
 ANCHORS_PER_CELL = 9
+_ATSS_CELLS = 9
 _OCTAVES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
 _CODER = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
 
@@ -83,9 +85,21 @@ class RetinaPostprocess(nn.Module):
         return detect_dense(logits, deltas, self.anchors, self.counts, _CODER.decode_single, size, self.options)
 
 
-def retina_loss(layer: RetinaPostprocess, logits: Tensor, deltas: Tensor, targets: PaddedTargets) -> dict[str, Tensor]:
-    """Focal loss over all anchors that are not ignored, and L1 over the positive ones, per object anchor."""
-    matches = match(layer.anchors[None], targets, 0.5, 0.4, keep_best=True)
+def retina_loss(
+    layer: RetinaPostprocess,
+    logits: Tensor,
+    deltas: Tensor,
+    targets: PaddedTargets,
+    losses: LossOptions = USUAL_LOSSES,
+) -> dict[str, Tensor]:
+    """Focal loss over all anchors that are not ignored, and L1 (or overlap) over the positive ones, per object anchor.
+
+    ATSS takes the anchors of the nine nearest cells of a level as an object's candidates.
+    """
+    if losses.assignment == "atss":
+        matches = match_adaptive(layer.anchors[None], layer.counts, targets, _ATSS_CELLS * ANCHORS_PER_CELL)
+    else:
+        matches = match(layer.anchors[None], targets, 0.5, 0.4, keep_best=True)
     positive = matches.positive
     count = positive.sum().clamp(min=1)
     label = targets.labels.gather(1, matches.object_index)
@@ -94,5 +108,10 @@ def retina_loss(layer: RetinaPostprocess, logits: Tensor, deltas: Tensor, target
     focal = sigmoid_focal_loss(logits, wanted, alpha=0.25, gamma=2.0)
     objects = targets.boxes.gather(1, matches.object_index[:, :, None].expand(-1, -1, 4))[positive]
     anchors = layer.anchors.expand(len(positive), -1, -1)[positive]
-    regression = F.l1_loss(deltas[positive], _CODER.encode_single(objects, anchors), reduction="sum")
-    return {"retina_class": (focal * used[:, :, None]).sum() / count, "retina_box": regression / count}
+    classification = (focal * used[:, :, None]).sum() / count
+    if losses.box == "smooth-l1":
+        wanted_deltas = _CODER.encode_single(objects, anchors)
+        regression = F.l1_loss(deltas[positive], wanted_deltas, reduction="sum") / count
+    else:
+        regression = overlap_loss(losses.box, _CODER.decode_single(deltas[positive], anchors), objects)
+    return {"retina_class": classification, "retina_box": regression}

@@ -14,6 +14,7 @@ from kernels.nms import nms_mask
 from kernels.roi_align import multi_level_roi_align
 from smnas.models.boxes import PaddedTargets, match, sample_balanced
 from smnas.models.layers import NormKind
+from smnas.models.losses import USUAL_LOSSES, LossOptions, overlap_loss
 from smnas.models.options import DetectorOptions
 from smnas.models.target import Detections
 
@@ -186,7 +187,12 @@ class RoIStage(nn.Module):
         return out
 
     def loss(
-        self, candidates: Tensor, features: Sequence[Tensor], targets: PaddedTargets, options: DetectorOptions
+        self,
+        candidates: Tensor,
+        features: Sequence[Tensor],
+        targets: PaddedTargets,
+        options: DetectorOptions,
+        losses: LossOptions = USUAL_LOSSES,
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Losses over a balanced sample of the candidates (the objects themselves are added to them).
 
@@ -195,6 +201,7 @@ class RoIStage(nn.Module):
             features: One map per level.
             targets: The objects.
             options: How many to sample, and which are positive.
+            losses: The box loss.
 
         Returns:
             The losses by name, and the sampled boxes ``(B, S, 4)`` moved by the predicted deltas (no gradient).
@@ -220,12 +227,16 @@ class RoIStage(nn.Module):
         delta = deltas.view(len(deltas), -1, 4)
         which = labels.flatten()[flat] if delta.shape[1] > 1 else torch.zeros_like(labels.flatten()[flat])
         moved = delta[flat, which]
-        wanted = self.coder.encode_single(objects, boxes.reshape(-1, 4)[flat])
-        regression = F.smooth_l1_loss(moved, wanted, beta=_BETA, reduction="sum") / total
+        reference = boxes.reshape(-1, 4)[flat]
+        if losses.box == "smooth-l1":
+            wanted = self.coder.encode_single(objects, reference)
+            regression = F.smooth_l1_loss(moved, wanted, beta=_BETA, reduction="sum") / total
+        else:
+            regression = overlap_loss(losses.box, self.coder.decode_single(moved, reference), objects)
         name = f"roi{self.index + 1}"
-        losses = {f"{name}_class": weight * classification, f"{name}_box": weight * regression}
+        parts = {f"{name}_class": weight * classification, f"{name}_box": weight * regression}
         if delta.shape[1] > 1:
-            return losses, boxes
+            return parts, boxes
         with torch.no_grad():
             refined: Tensor = self.coder.decode_single(deltas.detach(), boxes.reshape(-1, 4)).view_as(boxes)
-            return losses, refined.clamp(min=0) * chosen[:, :, None]
+            return parts, refined.clamp(min=0) * chosen[:, :, None]

@@ -8,14 +8,18 @@ from torch.nn import functional as F
 from torchvision.models.detection._utils import BoxCoder
 
 from kernels.nms import nms_mask
-from smnas.models.anchors import level_anchors
-from smnas.models.boxes import PaddedTargets, match, sample_balanced
+from smnas.models.anchors import SHAPES, level_anchors
+from smnas.models.boxes import Matches, PaddedTargets, match, match_adaptive, sample_balanced
 from smnas.models.layers import ConvNorm, NormKind
+from smnas.models.losses import USUAL_LOSSES, LossOptions, overlap_loss
 from smnas.models.options import DetectorOptions
 
-__all__ = ["ProposalLayer", "RPNHead", "anchor_loss", "best_proposals", "rpn_loss"]
+__all__ = ["NEGATIVE_OVERLAP", "ProposalLayer", "RPNHead", "anchor_loss", "best_proposals", "rpn_loss"]
 
 _NMS_IOU = 0.7
+NEGATIVE_OVERLAP = 0.3
+"""Overlap under which an anchor is negative."""
+_ATSS_CELLS = 9
 _BETA = 1 / 9  # where the smooth L1 loss turns linear, as in torchvision
 # The box loss is divided by all sampled anchors, few of which hold a box; from scratch and in few steps that is too
 # little: with 5 a short training on 1,920 generated pictures went from AP 0.17 to 0.24.
@@ -51,6 +55,7 @@ class ProposalLayer(nn.Module):
     Attributes:
         anchors: ``(A, 4)`` of all levels, finest first.
         counts: Anchors of each level.
+        per_cell: Anchors of a cell.
     """
 
     anchors: Tensor
@@ -67,6 +72,7 @@ class ProposalLayer(nn.Module):
         per_level = [level_anchors(level, width, height, size) for level, size in zip(levels, sizes, strict=True)]
         self.register_buffer("anchors", torch.cat(per_level).to(torch.get_default_device()), persistent=False)
         self.counts = [len(anchors) for anchors in per_level]
+        self.per_cell = len(sizes[0]) * SHAPES
         self.width, self.height = width, height
         self.options = options
         self.proposals = min(options.proposals, sum(min(options.pre_nms_top_n, count) for count in self.counts))
@@ -130,24 +136,42 @@ def best_proposals(
     return proposals
 
 
-def rpn_loss(layer: ProposalLayer, logits: Tensor, deltas: Tensor, targets: PaddedTargets) -> dict[str, Tensor]:
-    """:func:`anchor_loss` over the layer's anchors."""
-    return anchor_loss(layer.anchors[None], logits, deltas, targets, layer.options)
+def rpn_loss(
+    layer: ProposalLayer,
+    logits: Tensor,
+    deltas: Tensor,
+    targets: PaddedTargets,
+    losses: LossOptions = USUAL_LOSSES,
+) -> dict[str, Tensor]:
+    """:func:`anchor_loss` over the layer's anchors; ATSS takes those of an object's nine nearest cells of a level."""
+    anchors = layer.anchors[None]
+    if losses.assignment == "atss":
+        matches = match_adaptive(anchors, layer.counts, targets, _ATSS_CELLS * layer.per_cell)
+    else:
+        matches = match(anchors, targets, layer.options.rpn_overlap, NEGATIVE_OVERLAP, keep_best=True)
+    return anchor_loss(anchors, matches, logits, deltas, targets, layer.options, losses)
 
 
 def anchor_loss(
-    anchors: Tensor, logits: Tensor, deltas: Tensor, targets: PaddedTargets, options: DetectorOptions
+    anchors: Tensor,
+    matches: Matches,
+    logits: Tensor,
+    deltas: Tensor,
+    targets: PaddedTargets,
+    options: DetectorOptions,
+    losses: LossOptions,
 ) -> dict[str, Tensor]:
-    """Objectness (binary cross-entropy) and box (smooth L1) losses over a balanced sample of anchors.
+    """Objectness (binary cross-entropy) and box losses over a balanced sample of anchors.
 
     Args:
         anchors: ``(B or 1, A, 4)`` ``xyxy`` in pixels, without gradient; 1 where all pictures share them.
+        matches: Which anchors are positive, and whose.
         logits: ``(B, A)``.
         deltas: ``(B, A, 4)``.
         targets: The objects.
-        options: Which anchors are positive and how many are sampled, half of them positive at most.
+        options: How many anchors are sampled, half of them positive at most.
+        losses: The box loss.
     """
-    matches = match(anchors, targets, options.rpn_overlap, 0.3, keep_best=True)
     index, positive, chosen = sample_balanced(matches, options.rpn_samples, 0.5)
     logit = logits.gather(1, index)
     total = chosen.sum().clamp(min=1)
@@ -156,5 +180,9 @@ def anchor_loss(
     objects = targets.boxes.gather(1, matches.object_index.gather(1, index)[:, :, None].expand(-1, -1, 4))[positive]
     reference = anchors.expand(len(logits), -1, -1).gather(1, wide)[positive]
     delta = deltas.gather(1, wide)[positive]
-    box = F.smooth_l1_loss(delta, _CODER.encode_single(objects, reference), beta=_BETA, reduction="sum")
-    return {"rpn_objectness": (bce * chosen).sum() / total, "rpn_box": _BOX_WEIGHT * box / total}
+    if losses.box == "smooth-l1":
+        wanted = _CODER.encode_single(objects, reference)
+        box = _BOX_WEIGHT * F.smooth_l1_loss(delta, wanted, beta=_BETA, reduction="sum") / total
+    else:
+        box = overlap_loss(losses.box, _CODER.decode_single(delta, reference), objects)
+    return {"rpn_objectness": (bce * chosen).sum() / total, "rpn_box": box}

@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 
 from profiler.errors import UserError
-from smnas.data.augment import Augmentation
 from smnas.data.coco import DetectionDataset
 from smnas.data.loader import TrainLoader
 from smnas.models.detector import Detector
@@ -112,14 +111,14 @@ def fit(
             f"of {recipe.batch_size} out of {len(dataset)} pictures"
         )
     width, height = detector.input_size
-    augmentation = Augmentation(flip=recipe.flip, scale_jitter=recipe.scale_jitter)
     loader = TrainLoader(
         dataset,
         width,
         height,
         recipe.batch_size,
         seed,
-        augmentation=augmentation,
+        augmentation=recipe.augmentation,
+        mosaic_epochs=recipe.mosaic_epochs,
         share=(replicas.rank, replicas.count),
     )
     info = CheckpointInfo(
@@ -166,7 +165,7 @@ def fit_batches(
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     detector.to(device)
     detector.to(memory_format=layout)
-    loss_function = loss_of(detector, replicas)  # from here on the replicas' weights are equal
+    loss_function = loss_of(detector, replicas, recipe.losses)  # from here on the replicas' weights are equal
     optimizer = build_optimizer(detector, recipe)
     scaler = torch.amp.GradScaler("cuda", enabled=device.type == "cuda" and recipe.amp == "fp16")
     average = WeightAverage(detector, recipe.ema_decay) if recipe.ema_decay else None

@@ -12,6 +12,8 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from profiler.errors import UserError
+from smnas.data.augment import Augmentation
+from smnas.models.losses import Assignment, BoxLoss, LossOptions
 
 __all__ = ["Recipe", "RecipeError", "load_recipe", "recipe_names"]
 
@@ -41,9 +43,12 @@ class Recipe(BaseModel):
     epochs: int = Field(ge=1, description="Passes over the training pictures.")
     batch_size: int = Field(ge=1, description="Pictures in a step.")
 
+    optimizer: Literal["sgd", "adamw"] = Field(
+        default="sgd", description="sgd: with momentum; adamw: Adam with decoupled weight decay."
+    )
     learning_rate: float = Field(gt=0, description="Peak learning rate for learning_rate_batch pictures a step.")
     learning_rate_batch: int = Field(default=16, ge=1, description="Pictures a step that learning_rate is stated for.")
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="Momentum of the stochastic gradient descent.")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="sgd: momentum; adamw: its first beta.")
     weight_decay: float = Field(default=1e-4, ge=0, description="L2 penalty on weights, per step, scaled by the rate.")
     decay_norm_and_bias: bool = Field(
         default=False, description="Whether weight_decay also pulls on norm parameters and biases (one-dimensional)."
@@ -83,6 +88,28 @@ class Recipe(BaseModel):
         default=(1.0, 1.0), description="A picture is resized by a factor drawn between these two; (1, 1) is off."
     )
 
+    mosaic: float = Field(
+        default=0.0, ge=0, le=1, description="Probability that a picture shares its canvas with three others."
+    )
+    mosaic_scale: tuple[float, float] = Field(
+        default=(0.5, 1.0), description="Range of a mosaic's pictures' scale, as a share of a letterboxed picture's."
+    )
+    mosaic_until: float = Field(
+        default=0.8, ge=0, le=1, description="Share of the epochs with mosaics; the last ones show whole pictures."
+    )
+    color_jitter: float = Field(
+        default=0.0, ge=0, le=1, description="Brightness, contrast and saturation vary by this share; 0 is off."
+    )
+
+    box_loss: BoxLoss = Field(
+        default="smooth-l1",
+        description="Of anchors and regions: smooth-l1 on their coded offsets, giou or ciou on the boxes themselves.",
+    )
+    assignment: Assignment = Field(
+        default="overlap",
+        description="Which anchors are positive: overlap, above a threshold; atss, above one adapted to each object.",
+    )
+
     amp: Literal["off", "bf16", "fp16"] = Field(
         default="off", description="Mixed precision on a CUDA device; a CPU always trains in float32."
     )
@@ -95,15 +122,36 @@ class Recipe(BaseModel):
         rising = all(a < b for a, b in zip(self.step_at, self.step_at[1:], strict=False))
         if not rising or any(not 0 < share < 1 for share in self.step_at):
             raise ValueError("step_at must rise strictly inside (0, 1)")
-        low, high = self.scale_jitter
-        if not 0.1 <= low <= high <= 4:
-            raise ValueError("scale_jitter must satisfy 0.1 <= low <= high <= 4")
+        for name, (low, high) in (("scale_jitter", self.scale_jitter), ("mosaic_scale", self.mosaic_scale)):
+            if not 0.1 <= low <= high <= 4:
+                raise ValueError(f"{name} must satisfy 0.1 <= low <= high <= 4")
         return self
 
     @property
     def peak_learning_rate(self) -> float:
         """The learning rate between warm-up and decay, by the scale rule."""
         return self.learning_rate * self.batch_size / self.learning_rate_batch
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What happens to a training picture."""
+        return Augmentation(
+            flip=self.flip,
+            scale_jitter=self.scale_jitter,
+            mosaic=self.mosaic,
+            mosaic_scale=self.mosaic_scale,
+            color_jitter=self.color_jitter,
+        )
+
+    @property
+    def losses(self) -> LossOptions:
+        """Which losses are minimised."""
+        return LossOptions(box=self.box_loss, assignment=self.assignment)
+
+    @property
+    def mosaic_epochs(self) -> int:
+        """Epochs with mosaics, from the first on."""
+        return round(self.mosaic_until * self.epochs)
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> "Recipe":

@@ -11,6 +11,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from smnas.models.detector import Detector
+from smnas.models.losses import LossOptions
 from smnas.models.target import Target
 
 __all__ = ["ALONE", "LossFunction", "Replicas", "loss_of", "replicas_from_environment"]
@@ -73,20 +74,22 @@ def replicas_from_environment() -> Iterator[tuple[Replicas, torch.device]]:
 
 
 class _Loss(nn.Module):
-    def __init__(self, detector: Detector) -> None:
+    def __init__(self, detector: Detector, options: LossOptions) -> None:
         super().__init__()
         self.detector = detector
+        self.options = options
 
     def forward(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-        return self.detector.loss(images, targets)
+        return self.detector.loss(images, targets, self.options)
 
 
-def loss_of(detector: Detector, replicas: Replicas) -> LossFunction:
+def loss_of(detector: Detector, replicas: Replicas, options: LossOptions) -> LossFunction:
     """The detector's loss as a function; its gradients are means over the replicas.
 
     Each replica starts from the weights of rank 0. A BatchNorm normalizes by its own replica's pictures.
     """
+    alone = _Loss(detector, options)
     if replicas.count == 1:
-        return detector.loss
-    parallel: LossFunction = DistributedDataParallel(_Loss(detector))
+        return alone
+    parallel: LossFunction = DistributedDataParallel(alone)
     return parallel

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from smnas.models.losses import LossOptions
 from smnas.models.target import Target
 from smnas.training.checkpoint import CheckpointInfo
 from smnas.training.recipe import load_recipe
@@ -20,7 +21,7 @@ class Stub(nn.Module):
         self.features = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.GroupNorm(2, 8), nn.ReLU())
         self.box = nn.Linear(8, 4)
 
-    def loss(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
+    def loss(self, images: Tensor, targets: list[Target], _: LossOptions) -> dict[str, Tensor]:
         x = self.features(images.float() / 255 - 0.5).mean((2, 3))
         error = (self.box(x) - torch.stack([target.boxes[0] for target in targets]) / 32).abs()
         return {"corner": error[:, :2].mean(), "size": error[:, 2:].mean()}

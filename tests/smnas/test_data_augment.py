@@ -1,9 +1,20 @@
 """Augmentation: a box that is painted on the picture is found, on the canvas, where its box says it is."""
 
+from typing import Any
+
 import numpy as np
 import pytest
+from PIL import Image, ImageEnhance
 
-from smnas.data.augment import Augmentation, View, draw_view, place_boxes, place_image
+from smnas.data.augment import (
+    Augmentation,
+    View,
+    draw_tiles,
+    draw_view,
+    place_boxes,
+    place_image,
+    shift_colors,
+)
 from smnas.data.letterbox import PAD_VALUE, letterbox, shrink
 
 ALL = Augmentation(flip=0.5, scale_jitter=(0.4, 2.5), min_visible=0.0, min_side_px=0.0)
@@ -100,7 +111,65 @@ def test_a_smaller_picture_lies_anywhere_on_gray() -> None:
     assert len(corners) > 40
 
 
-@pytest.mark.parametrize(("flip", "jitter"), [(-0.1, (1.0, 1.0)), (0.5, (0.0, 1.0)), (0.5, (2.0, 1.0))])
-def test_settings_out_of_range_are_refused(flip: float, jitter: tuple[float, float]) -> None:
-    with pytest.raises(ValueError, match="must hold"):
-        Augmentation(flip, jitter)
+@pytest.mark.parametrize("seed", range(20))
+def test_tiles_cover_the_canvas_once(seed: int) -> None:
+    covered = np.zeros((40, 60), dtype=int)
+    for tile in draw_tiles((60, 40), np.random.default_rng(seed)):
+        assert tile.size[0] >= 15
+        assert tile.size[1] >= 10
+        covered[tile.top : tile.bottom, tile.left : tile.right] += 1
+    assert (covered == 1).all()
+
+
+def test_a_tile_shows_its_picture_at_a_share_of_the_whole_canvas_scale() -> None:
+    augmentation = Augmentation(flip=0.0, mosaic=1.0, mosaic_scale=(0.5, 0.8))
+    scales = [
+        draw_view((200, 100), (30, 70), augmentation, np.random.default_rng(seed), mosaic_of=(100, 100)).scale
+        for seed in range(200)
+    ]
+    assert 0.25 <= min(scales) < 0.26
+    assert 0.39 < max(scales) <= 0.4
+
+
+def test_colors_shift_as_pillows_enhancers_do() -> None:
+    rng = np.random.default_rng(4)
+    image = rng.integers(90, 150, (3, 16, 20), dtype=np.uint8)  # far enough from 0 and 255 for nothing to be clipped
+    changed = image.copy()
+    shift_colors(changed, 0.3, np.random.default_rng(9))
+    brightness, contrast, saturation = 1 + 0.3 * (2 * np.random.default_rng(9).random(3) - 1)
+    picture = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
+    for enhancer, factor in (
+        (ImageEnhance.Color, saturation),
+        (ImageEnhance.Contrast, contrast),
+        (ImageEnhance.Brightness, brightness),
+    ):
+        picture = enhancer(picture).enhance(factor)
+    assert np.abs(changed.astype(int) - image).max() > 10
+    np.testing.assert_allclose(changed.transpose(1, 2, 0).astype(int), np.asarray(picture).astype(int), atol=3)
+
+
+def test_colors_stay_without_jitter_and_inside_a_byte_with_it() -> None:
+    image = np.random.default_rng(4).integers(0, 256, (3, 16, 20), dtype=np.uint8)
+    same = image.copy()
+    shift_colors(same, 0.0, np.random.default_rng(0))
+    np.testing.assert_array_equal(same, image)
+    for seed in range(20):
+        bright = np.full((3, 4, 4), 250, dtype=np.uint8)
+        shift_colors(bright, 0.9, np.random.default_rng(seed))
+        assert len(np.unique(bright)) == 1  # an overflow would wrap around to black in one channel alone
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"flip": -0.1},
+        {"scale_jitter": (0.0, 1.0)},
+        {"scale_jitter": (2.0, 1.0)},
+        {"mosaic": 1.5},
+        {"mosaic_scale": (0.0, 1.0)},
+        {"color_jitter": -1.0},
+    ],
+)
+def test_settings_out_of_range_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"must hold.*{next(iter(change))}|{next(iter(change))}.*must hold"):
+        Augmentation(**change)

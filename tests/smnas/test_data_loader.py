@@ -53,8 +53,20 @@ def train(root: Path) -> DetectionDataset:
     return CocoFolder(root).split("train")
 
 
-def loader(dataset: DetectionDataset, batch_size: int = 4, seed: int = 3, workers: int = 0) -> TrainLoader:
-    return TrainLoader(dataset, 64, 48, batch_size, seed, augmentation=JITTER, workers=workers)
+MOSAIC = Augmentation(flip=0.5, scale_jitter=(0.6, 1.6), mosaic=0.7)
+
+
+def loader(
+    dataset: DetectionDataset,
+    batch_size: int = 4,
+    seed: int = 3,
+    workers: int = 0,
+    augmentation: Augmentation = JITTER,
+    mosaic_epochs: int | None = None,
+) -> TrainLoader:
+    return TrainLoader(
+        dataset, 64, 48, batch_size, seed, augmentation=augmentation, mosaic_epochs=mosaic_epochs, workers=workers
+    )
 
 
 def same(first: list[Batch], second: list[Batch]) -> bool:
@@ -80,10 +92,11 @@ def test_batches_have_the_promised_types(train: DetectionDataset) -> None:
             assert (target.labels == 1).all()  # crowds are left out
 
 
-def test_targets_lie_on_what_they_name(train: DetectionDataset) -> None:
+@pytest.mark.parametrize("augmentation", [JITTER, MOSAIC])
+def test_targets_lie_on_what_they_name(train: DetectionDataset, augmentation: Augmentation) -> None:
     seen = 0
     for epoch in range(3):
-        for batch in loader(train).epoch(epoch):
+        for batch in loader(train, augmentation=augmentation).epoch(epoch):
             for image, target in zip(batch.images.float(), batch.targets, strict=True):
                 for x1, y1, x2, y2 in target.boxes.round().int().tolist():
                     red, green, _ = image[:, y1 + 1 : y2 - 1, x1 + 1 : x2 - 1].mean(dim=(1, 2))
@@ -95,11 +108,22 @@ def test_targets_lie_on_what_they_name(train: DetectionDataset) -> None:
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_threads_and_history_change_nothing(root: Path, train: DetectionDataset, workers: int) -> None:
-    alone = list(loader(train).epoch(2))
-    threaded = loader(CocoFolder(root, cache_bytes=0).split("train"), workers=workers)
+    alone = list(loader(train, augmentation=MOSAIC).epoch(2))
+    threaded = loader(CocoFolder(root, cache_bytes=0).split("train"), workers=workers, augmentation=MOSAIC)
     for number in (0, 1):
         list(threaded.epoch(number))
     assert same(alone, list(threaded.epoch(2)))
+
+
+def test_a_mosaic_holds_the_objects_of_several_pictures(train: DetectionDataset) -> None:
+    """Every picture has one object, so more on a canvas are those of its neighbours."""
+    batches = loader(train, augmentation=MOSAIC, mosaic_epochs=2)
+    counts = [[len(t.labels) for batch in batches.epoch(epoch) for t in batch.targets] for epoch in range(3)]
+    assert max(counts[0]) > 1
+    assert max(counts[1]) > 1
+    assert max(counts[2]) == 1
+    # a late epoch is that of a loader without mosaics, number by number
+    assert same(list(batches.epoch(2)), list(loader(train).epoch(2)))
 
 
 def test_epochs_and_seeds_differ(train: DetectionDataset) -> None:

@@ -1,5 +1,8 @@
 """Batched box arithmetic against torchvision's per-picture parts."""
 
+import math
+import statistics
+
 import pytest
 import torch
 from torchvision.models.detection._utils import Matcher
@@ -8,7 +11,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
 from smnas.models.anchors import grid_size, level_anchors
-from smnas.models.boxes import Matches, batched_iou, match, pad_targets, sample_balanced
+from smnas.models.boxes import Matches, batched_iou, match, match_adaptive, pad_targets, sample_balanced
 from smnas.models.target import Target
 
 
@@ -44,6 +47,56 @@ def test_matching_equals_torchvisions_matcher(keep_best):
         assert torch.equal(ours.negative[row], theirs == Matcher.BELOW_LOW_THRESHOLD)
         positive = theirs >= 0
         assert torch.equal(ours.object_index[row][positive], theirs[positive])
+
+
+def adaptive_by_loops(anchors: torch.Tensor, counts: list[int], boxes: torch.Tensor, per_level: int) -> list[int]:
+    """ATSS as its paper's algorithm 1 tells it: of each anchor its object, -1 for background."""
+    wanted: dict[int, tuple[float, int]] = {}
+    overlap = box_iou(boxes, anchors).tolist()
+    centres = [((x1 + x2) / 2, (y1 + y2) / 2) for x1, y1, x2, y2 in anchors.tolist()]
+    for row, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
+        candidates: list[int] = []
+        start = 0
+        for count in counts:
+            level = sorted(
+                range(start, start + count), key=lambda i: math.dist(centres[i], ((x1 + x2) / 2, (y1 + y2) / 2))
+            )
+            candidates += level[:per_level]
+            start += count
+        values = [overlap[row][i] for i in candidates]
+        threshold = statistics.mean(values) + statistics.stdev(values)
+        chosen = [
+            i
+            for i, value in zip(candidates, values, strict=True)
+            if value >= threshold and x1 < centres[i][0] < x2 and y1 < centres[i][1] < y2
+        ]
+        if not chosen and max(values) > 0:
+            chosen = [candidates[values.index(max(values))]]
+        for i in chosen:
+            wanted[i] = max(wanted.get(i, (-1.0, 0)), (overlap[row][i], row))
+    return [wanted[i][1] if i in wanted else -1 for i in range(len(anchors))]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_adaptive_matching_equals_the_papers_algorithm(seed):
+    torch.manual_seed(seed)
+    targets = [*random_targets(6, 0), Target(random_boxes(3, 20.0), torch.zeros(3, dtype=torch.int64))]
+    counts = [150, 60, 7]
+    anchors = random_boxes(sum(counts))
+    ours = match_adaptive(anchors[None], counts, pad_targets(targets, torch.device("cpu")), 9)
+    found = torch.where(ours.positive, ours.object_index, -1).tolist()
+    assert found[1] == [-1] * len(anchors)
+    assert torch.equal(ours.negative, ~ours.positive)
+    for row in (0, 2):
+        expected = adaptive_by_loops(anchors, counts, targets[row].boxes, 9)
+        assert found[row] == expected
+        assert len(set(expected) - {-1}) > 1
+
+
+def test_adaptive_matching_gives_an_object_smaller_than_every_anchor_one_of_them():
+    anchors = level_anchors(3, 64, 64, (32.0,))
+    tiny = Target(torch.tensor([[20.5, 20.5, 23.0, 23.0]]), torch.tensor([0]))
+    assert match_adaptive(anchors[None], [len(anchors)], pad_targets([tiny], torch.device("cpu")), 9).positive.any()
 
 
 def test_a_picture_without_objects_has_only_negatives():

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 from smnas.models.anchors import level_anchors
-from smnas.models.boxes import pad_targets
+from smnas.models.boxes import match_adaptive, pad_targets
+from smnas.models.losses import BoxLoss, LossOptions
 from smnas.models.options import DetectorOptions
 from smnas.models.retina import RetinaPostprocess, retina_loss
 from smnas.models.roi_heads import RoIPool, RoIStage, box_coder
@@ -213,6 +215,79 @@ class Linear(nn.Module):
         return self.logits(x), self.deltas(x)
 
 
+def decoded(deltas: Box, reference: Box) -> list[float]:
+    """The inverse of :func:`coded`."""
+    w, h = reference[2] - reference[0], reference[3] - reference[1]
+    x, y = (reference[0] + reference[2]) / 2 + deltas[0] * w, (reference[1] + reference[3]) / 2 + deltas[1] * h
+    w, h = w * math.exp(deltas[2]), h * math.exp(deltas[3])
+    return [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
+
+
+def giou(a: Box, b: Box) -> float:
+    iou, union = overlap(a, b)
+    hull = (max(a[2], b[2]) - min(a[0], b[0])) * (max(a[3], b[3]) - min(a[1], b[1]))
+    return iou - (hull - union) / hull
+
+
+def ciou(a: Box, b: Box) -> float:
+    """Equations 9 to 11 of arXiv 1911.08287."""
+    iou, _ = overlap(a, b)
+    apart = ((a[0] + a[2] - b[0] - b[2]) ** 2 + (a[1] + a[3] - b[1] - b[3]) ** 2) / 4
+    diagonal = (max(a[2], b[2]) - min(a[0], b[0])) ** 2 + (max(a[3], b[3]) - min(a[1], b[1])) ** 2
+    shape = math.atan((b[2] - b[0]) / (b[3] - b[1])) - math.atan((a[2] - a[0]) / (a[3] - a[1]))
+    v = 4 / math.pi**2 * shape**2
+    return iou - apart / diagonal - v * v / (1 - iou + v)
+
+
+@pytest.mark.parametrize(("kind", "measure"), [("giou", giou), ("ciou", ciou)])
+def test_losses_of_overlap_are_twice_the_mean_over_positive_anchors(kind: BoxLoss, measure: Any) -> None:
+    losses = LossOptions(box=kind)
+    retina = RetinaPostprocess((3, 4), WIDTH, HEIGHT, DetectorOptions())
+    options = DetectorOptions(rpn_samples=10**6)
+    rpn = ProposalLayer((3, 4), [(16.0,), (32.0,)], WIDTH, HEIGHT, options)
+    targets = pad_targets(OBJECTS, torch.device("cpu"))
+    for layer, high, name in ((retina, 0.5, "retina_box"), (rpn, options.rpn_overlap, "rpn_box")):
+        anchors = layer.anchors.tolist()
+        logits, deltas = random_predictions(len(anchors), CLASSES)
+        if isinstance(layer, RetinaPostprocess):
+            found = retina_loss(layer, logits, deltas, targets, losses)[name]
+        else:
+            found = rpn_loss(layer, logits[..., 0], deltas, targets, losses)[name]
+        missing = [
+            1 - measure(decoded(deltas[row, anchor].tolist(), anchors[anchor]), target.boxes[owner].tolist())
+            for row, target in enumerate(OBJECTS)
+            for anchor, owner in enumerate(labelled(anchors, target.boxes.tolist(), high, 0.3, best=True))
+            if owner is not None and owner >= 0
+        ]
+        assert len(missing) > 3
+        assert float(found) == pytest.approx(2 * np.mean(missing), rel=1e-4)
+
+
+def test_adaptive_assignment_reaches_both_heads() -> None:
+    """What is positive: the anchors that :func:`match_adaptive` names, nine cells of each level to an object."""
+    targets = pad_targets(OBJECTS, torch.device("cpu"))
+    losses = LossOptions(assignment="atss")
+    rpn = ProposalLayer((3, 4), [(16.0, 20.0)] * 2, WIDTH, HEIGHT, DetectorOptions(rpn_samples=10**6))
+    retina = RetinaPostprocess((3, 4), WIDTH, HEIGHT, DetectorOptions())
+    for layer, per_cell in ((rpn, 6), (retina, 9)):
+        anchors = layer.anchors
+        matches = match_adaptive(anchors[None], [48 * per_cell, 12 * per_cell], targets, 9 * per_cell)
+        logits = torch.full((len(OBJECTS), len(anchors), CLASSES), -6.0)
+        positive = matches.positive.nonzero()
+        for row, anchor in positive.tolist():
+            logits[row, anchor, targets.labels[row, matches.object_index[row, anchor]]] = 6.0
+        deltas = torch.zeros(*logits.shape[:2], 4)
+        if isinstance(layer, RetinaPostprocess):
+            right = retina_loss(layer, logits, deltas, targets, losses)["retina_class"]
+            wrong = retina_loss(layer, logits, deltas, targets)["retina_class"]
+        else:
+            right = rpn_loss(layer, logits.amax(dim=2), deltas, targets, losses)["rpn_objectness"]
+            wrong = rpn_loss(layer, logits.amax(dim=2), deltas, targets)["rpn_objectness"]
+        assert len(positive) > 5
+        assert right < 0.01
+        assert wrong > 10 * right
+
+
 @pytest.mark.parametrize(("stage", "agnostic", "high", "weight"), [(0, False, 0.5, 1.0), (1, True, 0.6, 0.5)])
 def test_a_stages_losses_equal_the_formulas_region_by_region(
     stage: int, agnostic: bool, high: float, weight: float
@@ -229,7 +304,7 @@ def test_a_stages_losses_equal_the_formulas_region_by_region(
     head.requires_grad_(False)
     losses, _ = roi_stage.loss(candidates, (), pad_targets(OBJECTS, torch.device("cpu")), options)
     scale = 10.0 * (stage + 1)
-    score = regression = 0.0
+    score = regression = missing = 0.0
     drawn = positives = 0
     for row, target in enumerate(OBJECTS):
         boxes = target.boxes.tolist()
@@ -243,8 +318,17 @@ def test_a_stages_losses_equal_the_formulas_region_by_region(
             if owner >= 0:
                 positives += 1
                 moved = deltas.view(-1, 4)[0 if agnostic else label].tolist()
-                offsets = coded(boxes[owner], region, (scale, scale, scale / 2, scale / 2))
+                weights = (scale, scale, scale / 2, scale / 2)
+                offsets = coded(boxes[owner], region, weights)
+                moved_box = decoded([value / unit for value, unit in zip(moved, weights, strict=True)], region)
+                missing += 1 - giou(moved_box, boxes[owner])
                 regression += sum(smooth_l1(d - o, 1 / 9) for d, o in zip(moved, offsets, strict=True))
     assert positives > 10
     assert float(losses[f"roi{stage + 1}_class"]) == pytest.approx(weight * score / drawn, rel=1e-4)
     assert float(losses[f"roi{stage + 1}_box"]) == pytest.approx(weight * regression / drawn, rel=1e-4)
+    # the sample holds all regions, so a second look at another loss draws the same ones
+    overlaps, _ = roi_stage.loss(
+        candidates, (), pad_targets(OBJECTS, torch.device("cpu")), options, LossOptions(box="giou")
+    )
+    assert float(overlaps[f"roi{stage + 1}_class"]) == pytest.approx(float(losses[f"roi{stage + 1}_class"]), rel=1e-5)
+    assert float(overlaps[f"roi{stage + 1}_box"]) == pytest.approx(weight * 2 * missing / positives, rel=1e-4)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from profiler.errors import UserError
+from smnas.models.losses import LossOptions
 from smnas.models.target import Target
 from smnas.training.checkpoint import CheckpointError, CheckpointInfo, load_checkpoint
 from smnas.training.curve import EpochLog, StepLog, read_curve
@@ -39,7 +40,7 @@ class StubDetector(nn.Module):
         )
         self.box = nn.Linear(8, 4)
 
-    def loss(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
+    def loss(self, images: Tensor, targets: list[Target], options: LossOptions) -> dict[str, Tensor]:
         x = self.features(images.float() / 255 - 0.5)
         x = nn.functional.dropout(x.mean((2, 3)), 0.2)
         wanted = torch.stack([target.boxes[0] for target in targets]) / 32
@@ -159,7 +160,7 @@ def test_one_step_is_torchs_sgd_with_clipping() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(int(np.random.SeedSequence([5, 0]).generate_state(1, np.uint64)[0]))
         batch = next(batches.epoch(0))
-        sum(theirs.loss(batch.images, batch.targets).values()).backward()
+        sum(theirs.loss(batch.images, batch.targets, recipe.losses).values()).backward()
     gradients = torch.cat([p.grad.flatten() for p in theirs.parameters()])
     shrink = min(1.0, 0.5 / gradients.norm().item())
     assert shrink < 1
@@ -218,6 +219,39 @@ def test_memory_order_survives_a_resume(tmp_path: Path, channels_last: bool) -> 
     fit_batches(resumed, StubBatches(), stub_info(recipe), out_dir=tmp_path)
     fit_batches(unkilled, StubBatches(), stub_info(recipe))
     assert_same_weights(resumed, unkilled)
+
+
+def test_adamw_takes_the_steps_of_its_paper(tmp_path: Path) -> None:
+    """Algorithm 2 of "Decoupled Weight Decay Regularization" (arXiv 1711.05101), in float64, and after a resume too."""
+    recipe = stub_recipe(optimizer="adamw", learning_rate=0.01, weight_decay=0.1, momentum=0.8, clip_norm=None)
+    detector = stub_detector()
+    bias, weight = detector.box.bias, detector.box.weight
+    seen: list[tuple[float, Tensor, Tensor]] = []
+
+    def watch(log: StepLog) -> None:
+        assert bias.grad is not None
+        assert weight.grad is not None
+        done = (log.epoch - 1) * log.steps + log.step - 1
+        rate = learning_rate_at(done, log.steps * log.epochs, recipe)
+        seen.append((rate, bias.grad.double().clone(), weight.grad.double().clone()))
+
+    expected = [parameter.detach().double().clone() for parameter in (bias, weight)]
+    fit_batches(detector, StubBatches(), stub_info(recipe), on_step=watch)
+    for which, decay in enumerate((0.0, 0.1)):
+        first = second = torch.zeros_like(expected[which])
+        for step, row in enumerate(seen, start=1):
+            rate, gradient = row[0], row[1 + which]
+            first = 0.8 * first + 0.2 * gradient
+            second = 0.999 * second + 0.001 * gradient**2
+            moved = (first / (1 - 0.8**step)) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
+            expected[which] = expected[which] * (1 - rate * decay) - rate * moved
+    assert len(seen) == 12
+    torch.testing.assert_close(bias.detach().double(), expected[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(weight.detach().double(), expected[1], rtol=0, atol=1e-5)
+    train_until(tmp_path, 2, recipe=recipe)
+    resumed = stub_detector(seed=99)
+    fit_batches(resumed, StubBatches(), stub_info(recipe), out_dir=tmp_path)
+    assert_same_weights(resumed, detector)
 
 
 def test_the_moving_average_is_the_recurrence_of_every_steps_weights(tmp_path: Path) -> None:
@@ -360,8 +394,8 @@ class FailingDetector(StubDetector):
         super().__init__()
         self.at, self.failure, self.calls = at, failure, 0
 
-    def loss(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-        losses = super().loss(images, targets)
+    def loss(self, images: Tensor, targets: list[Target], options: LossOptions) -> dict[str, Tensor]:
+        losses = super().loss(images, targets, options)
         self.calls += 1
         if self.calls == self.at:
             if isinstance(self.failure, Exception):
@@ -385,7 +419,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(tmp_path: Path, fa
 
 def test_gradients_that_are_not_finite_end_the_run() -> None:
     class Cusp(StubDetector):
-        def loss(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
+        def loss(self, images: Tensor, targets: list[Target], options: LossOptions) -> dict[str, Tensor]:
             return {"root": (self.box.weight * 0).sum().sqrt()}  # finite at 0, its slope is not
 
     with pytest.raises(DivergedError, match="gradients are not finite in step 1"):
@@ -415,7 +449,7 @@ def test_out_of_memory_ends_the_run_with_a_record(tmp_path: Path, failure: Excep
 
 def test_a_real_allocation_that_can_not_be_made_is_out_of_memory() -> None:
     class Greedy(StubDetector):
-        def loss(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
+        def loss(self, images: Tensor, targets: list[Target], options: LossOptions) -> dict[str, Tensor]:
             return {"all": torch.empty(1 << 60, dtype=torch.uint8).sum()}
 
     with pytest.raises(TrainingFailedError, match="out of memory"):
