@@ -10,24 +10,19 @@ the same code; pictures a second measured in turns in one process.
 """
 
 import argparse
-import json
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
+from answers import keep_answer
 from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
-from profiler.devices import resolve_device
 from smnas.data.augment import Augmentation
 from smnas.data.coco import CocoFolder
 from smnas.data.loader import Batch, TrainLoader
@@ -168,23 +163,13 @@ def main() -> None:
             found = evaluate(detect, data.split("val"), asked.size, asked.size, 8).as_dict()
             ap[name].append(found)
             print(f"seed {seed} {name}: AP {found['ap']:.4f} AP50 {found['ap50']:.4f}", flush=True)
-    answer = {
-        "question": "Is this project's recipe worth choosing over torchvision's reference?",
-        "command": f"python benchmarks/against_torchvision.py --data {asked.data} --size {asked.size} "
-        f"--epochs {asked.epochs} --recipe {asked.recipe} --out {asked.out}",
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": subprocess.run(
-            ["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True
-        ).stdout.strip(),
-        "machine": {"device": resolve_device("local").name, "cores": os.cpu_count(), "system": platform.system()},
-        "torch": torch.__version__,
+    found = {
         "architecture": str(architecture),
         "recipe": recipe.model_dump(mode="json"),
         "images_per_second": speed,
         "metrics": ap,
     }
-    asked.out.mkdir(parents=True, exist_ok=True)
-    (asked.out / "against-torchvision.json").write_text(json.dumps(answer, indent=1) + "\n")
+    keep_answer("against-torchvision", "Is this project's recipe worth choosing over torchvision's reference?", found)
 
 
 if __name__ == "__main__":

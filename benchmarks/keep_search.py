@@ -7,13 +7,12 @@ import argparse
 import json
 import os
 import platform
-import re
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parent / "results"
+from answers import RESULTS, result_path
 
 
 def curves(run: Path) -> dict[str, Any]:
@@ -55,12 +54,16 @@ def main() -> None:
         "ranking": ranking["rows"],
         "curves": curves(asked.run),
     }
-    device = re.sub(r"[^a-z0-9]+", "_", settings["device"].lower()).strip("_")
-    torch = settings["versions"]["torch"].replace("+", "_")
-    name = f"{asked.question}-{settings['backend']}-{settings['precision']}-{torch}-{device}.json"
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / name).write_text(json.dumps(answer, indent=1) + "\n")
-    print(RESULTS / name)
+    path = result_path(
+        asked.question,
+        settings["device"],
+        backend=settings["backend"],
+        precision=settings["precision"],
+        version=settings["versions"]["torch"],
+    )
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(answer, indent=1) + "\n")
+    print(path)
 
 
 if __name__ == "__main__":

@@ -8,16 +8,12 @@ Trains one detector of each head on the first 16 pictures of a data set and eval
 import argparse
 import json
 import os
-import platform
 import shutil
-import subprocess
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
-import torch
+from answers import keep_answer
 
-from profiler.devices import resolve_device
 from smnas.data.coco import CocoFolder
 from smnas.scoring.base import Score
 from smnas.scoring.pool import Job, Workers
@@ -92,22 +88,13 @@ def main() -> None:
             else:
                 answers[names[job.number]] = {"architecture": str(job.architecture), "failed": outcome.reason}
             print(names[job.number], answers[names[job.number]], flush=True)
-    answer = {
-        "question": "Does every kind of head learn 16 real pictures by heart, from scratch, on a CPU?",
-        "command": f"python benchmarks/overfit.py --data {asked.data} --size {asked.size} --epochs {asked.epochs} "
-        f"--out {asked.out}",
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": subprocess.run(
-            ["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True
-        ).stdout.strip(),
-        "machine": {"device": resolve_device("cpu").name, "cores": os.cpu_count(), "system": platform.system()},
-        "torch": torch.__version__,
+    found = {
         "boxes": boxes,
         "minutes": (time.monotonic() - began) / 60,
         "recipe": recipe.model_dump(mode="json"),
         "heads": answers,
     }
-    (asked.out / "overfit.json").write_text(json.dumps(answer, indent=1) + "\n")
+    keep_answer("overfit", "Does every kind of head learn 16 real pictures by heart, from scratch, on a CPU?", found)
 
 
 if __name__ == "__main__":

@@ -8,19 +8,15 @@ schedule of its own (a cosine that ends with its budget), as in a search. Interr
 """
 
 import argparse
-import json
 import os
-import platform
-import subprocess
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import torch
+from answers import keep_answer
 from scipy.stats import kendalltau
 
-from profiler.devices import resolve_device
 from smnas.data.shapes import generate_shapes
 from smnas.models.build import buildable
 from smnas.scoring.base import Score
@@ -111,23 +107,13 @@ def main() -> None:
             }
         )
         print(f"{budget:3d} epochs: tau {tau:.2f} ({low:.2f} to {high:.2f}), {seconds:.0f} s a training")
-    answer = {
-        "question": "How well does a short training rank architectures, compared with a long one?",
-        "command": f"python benchmarks/rank_budget.py --out {asked.out} --preset {asked.preset} "
-        f"--epochs {asked.epochs} --long {asked.long} --count {asked.count}"
-        + (f" --data {asked.data}" if asked.data else ""),
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": subprocess.run(
-            ["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True
-        ).stdout.strip(),
-        "machine": {"device": resolve_device("local").name, "cores": os.cpu_count(), "system": platform.system()},
-        "torch": torch.__version__,
+    found = {
         "long_epochs": asked.long,
         "best_ap_of_all": float(truth.max()),
         "budgets": rows,
         "ap": {name: {budget: scores[name, budget].value for budget in budgets} for name in whole},
     }
-    (asked.out / "rank-budget.json").write_text(json.dumps(answer, indent=1) + "\n")
+    keep_answer("rank-budget", "How well does a short training rank architectures, compared with a long one?", found)
 
 
 if __name__ == "__main__":

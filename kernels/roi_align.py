@@ -34,7 +34,8 @@ def roi_levels(boxes: Tensor, strides: list[int], canonical_size: float) -> Tens
     finest = torch.log2(torch.tensor(16.0 / strides[0]))
     # 1e-6 as in torchvision: a box of exactly the canonical size must not fall below it by rounding
     level = torch.floor(torch.log2(torch.sqrt(area) / canonical_size + 1e-6) + finest.to(area))
-    return level.clamp(min=0, max=len(strides) - 1).to(torch.int64)
+    # a box that is not a number has no level; it must still be pooled, so that the loss shows what happened
+    return level.clamp(min=0, max=len(strides) - 1).nan_to_num(0).to(torch.int64)
 
 
 def multi_level_roi_align_reference(

@@ -1,0 +1,89 @@
+"""What does each part of the recipe bring? One part changed at a time, on the same pictures, with the same budget.
+
+Trains one architecture with a recipe, and again with one setting of it changed, with several seeds each, and prints AP
+with its spread over the seeds. A change is written KEY=VALUE as in a recipe's file; several that belong together are
+joined by semicolons. Interrupted, the same command resumes.
+
+    python benchmarks/ablation.py --data ../shared/data/aquarium --out runs/ablation ema_decay=0 flip=0
+"""
+
+import argparse
+import os
+import time
+import tomllib
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from answers import keep_answer
+
+from smnas.scoring.base import Score
+from smnas.scoring.pool import Job, Workers
+from smnas.scoring.scorers import ScorerOnDevices
+from smnas.space.architecture import Architecture
+from smnas.training.recipe import Recipe, load_recipe
+
+ARCHITECTURE = "basicblock_16_11-21-21+fpn_2-4_48+rpn+rcnn_128+160x160"
+AS_IT_IS = "as it is"
+
+
+def changed(recipe: Recipe, change: str) -> Recipe:
+    """A recipe with the settings of ``change``, e.g. ``optimizer="sgd";learning_rate=0.1``."""
+    return recipe.with_(**tomllib.loads(change.replace(";", "\n")))
+
+
+def train(data: Path, recipe: Recipe, architecture: Architecture, seeds: int, workers: int, out: Path) -> list[Score]:
+    """One training for each seed, ``workers`` at a time, in the order of the seeds."""
+    jobs = [Job(seed, architecture, seed, recipe.epochs, out / str(seed)) for seed in range(seeds)]
+    scores: dict[int, Score] = {}
+    make = ScorerOnDevices("ap", data.resolve(), recipe, ("cpu",))
+    with Workers(make, workers, max(1, (os.cpu_count() or 1) // workers)) as pool:
+        for job, outcome in pool.score_all(jobs):
+            if isinstance(outcome, Exception):
+                raise SystemExit(f"seed {job.number} failed: {outcome}")
+            scores[job.number] = outcome
+    return [scores[seed] for seed in range(seeds)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE[;KEY=VALUE]", help="a row of the table each")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--arch", default=ARCHITECTURE)
+    parser.add_argument("--recipe", default="nano")
+    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--name", default="ablation", help="of the kept answer")
+    parser.add_argument("--out", type=Path, required=True)
+    asked = parser.parse_args()
+    base = load_recipe(asked.recipe).with_(epochs=asked.epochs)
+    architecture = Architecture.parse(asked.arch)
+    recipes = {AS_IT_IS: base} | {change: changed(base, change) for change in asked.changes}
+    began = time.monotonic()
+    rows: list[dict[str, Any]] = []
+    for number, (change, recipe) in enumerate(recipes.items(), start=1):
+        folder = asked.out / (change.replace("/", "_") if change != AS_IT_IS else "base")
+        scores = train(asked.data, recipe, architecture, asked.seeds, asked.workers, folder)
+        ap, ap50 = ([score.metrics[key] for score in scores] for key in ("ap", "ap50"))
+        rows.append(
+            {
+                "change": change,
+                "ap": ap,
+                "ap50": ap50,
+                "seconds_a_training": mean(score.seconds for score in scores),
+            }
+        )
+        spread = stdev(ap) if len(ap) > 1 else float("nan")
+        minutes = (time.monotonic() - began) / 60
+        print(
+            f"{number}/{len(recipes)} after {minutes:.1f} min: AP {mean(ap):.4f} +- {spread:.4f} "
+            f"AP50 {mean(ap50):.4f}  {change}",
+            flush=True,
+        )
+    found = {"architecture": str(architecture), "recipe": base.model_dump(mode="json"), "rows": rows}
+    keep_answer(asked.name, "What does each part of the recipe bring, one part changed at a time?", found)
+
+
+if __name__ == "__main__":
+    main()
