@@ -4,6 +4,7 @@ Recipes are data, one TOML file each in ``recipes/``; :func:`load_recipe` reads 
 gives a changed copy. Unknown keys are refused, so that a misspelt setting never trains a different model in silence.
 """
 
+import math
 import tomllib
 from importlib.resources import files
 from pathlib import Path
@@ -27,10 +28,10 @@ class RecipeError(UserError):
 class Recipe(BaseModel):
     """One training run's settings.
 
-    **The learning rate's scale rule**: ``learning_rate`` is stated for ``learning_rate_batch`` images a step, and the
-    rate that trains is proportional to the images in a step (Goyal et al. 2017, arXiv 1706.02677):
-    :attr:`peak_learning_rate` = ``learning_rate * batch_size / learning_rate_batch``. Changing ``batch_size`` alone
-    therefore keeps the recipe balanced.
+    **The learning rate's scale rule**: ``learning_rate`` is stated for ``learning_rate_batch`` images a step, and
+    :attr:`peak_learning_rate`, the rate that trains, follows the images in a step: in proportion for SGD (Goyal et al.
+    2017, arXiv 1706.02677), with their square root for AdamW (Malladi et al. 2022, arXiv 2205.10287). Changing
+    ``batch_size`` alone therefore keeps the recipe balanced.
 
     Raises:
         RecipeError: from :meth:`with_` and :meth:`parse`; one line that names the key, its rule and the value.
@@ -130,7 +131,8 @@ class Recipe(BaseModel):
     @property
     def peak_learning_rate(self) -> float:
         """The learning rate between warm-up and decay, by the scale rule."""
-        return self.learning_rate * self.batch_size / self.learning_rate_batch
+        ratio = self.batch_size / self.learning_rate_batch
+        return self.learning_rate * (math.sqrt(ratio) if self.optimizer == "adamw" else ratio)
 
     @property
     def augmentation(self) -> Augmentation:

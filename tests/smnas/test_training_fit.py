@@ -79,6 +79,7 @@ class StubBatches:
 
 def stub_recipe(**changes: object) -> Recipe:
     settings = {"epochs": 4, "batch_size": 8, "learning_rate": 0.05, "learning_rate_batch": 16, "warmup_iterations": 2}
+    settings |= {"optimizer": "sgd", "weight_decay": 1e-4}
     return load_recipe("nano").with_(**{**settings, **changes})
 
 

@@ -101,8 +101,13 @@ def test_with_changes_a_copy_and_skips_none(nano: Recipe) -> None:
 
 @given(batch=st.integers(1, 512), stated=st.integers(1, 512))
 def test_the_learning_rate_is_proportional_to_the_batch(batch: int, stated: int) -> None:
-    recipe = load_recipe("nano").with_(batch_size=batch, learning_rate=0.1, learning_rate_batch=stated)
+    recipe = load_recipe("small").with_(
+        optimizer="sgd", batch_size=batch, learning_rate=0.1, learning_rate_batch=stated
+    )
     assert recipe.peak_learning_rate / batch == pytest.approx(0.1 / stated)
+    # Adam divides by the gradient's size, which falls with the square root of the pictures that it is a mean of
+    adam = recipe.with_(optimizer="adamw")
+    assert adam.peak_learning_rate**2 / batch == pytest.approx(0.1**2 / stated)
 
 
 @given(jitter=st.floats(0.1, 1.0), clip=st.none() | st.floats(0.1, 100.0), epochs=st.integers(1, 1000))
