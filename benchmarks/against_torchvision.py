@@ -98,7 +98,7 @@ def reference_detect(model: FasterRCNN, device: torch.device) -> Callable[[NDArr
 def our_step(detector: Detector, optimizer: torch.optim.Optimizer, recipe: Recipe, device: torch.device) -> Step:
     def step(batch: Batch) -> None:
         images = batch.images.to(device).contiguous(memory_format=torch.channels_last)
-        loss = torch.stack(list(detector.loss(images, batch.targets).values())).sum()
+        loss = torch.stack(list(detector.loss(images, batch.targets, recipe.losses).values())).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(detector.parameters(), recipe.clip_norm or 1e9)
@@ -116,8 +116,10 @@ def images_per_second(data: CocoFolder, architecture: Architecture, recipe: Reci
     detector = build_detector(architecture, len(data.classes)).to(device).train()
     detector = detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model = reference_model(len(data.classes), size).to(device).train()
-    optimizer = reference_optimizer(model)
-    ours = our_step(detector, build_optimizer(detector, recipe), recipe, device)
+    optimizer, our_optimizer = reference_optimizer(model), build_optimizer(detector, recipe)
+    for group in (*optimizer.param_groups, *our_optimizer.param_groups):
+        group["lr"] = 1e-5  # without a warm-up the peak rate would break the weights, and with them the proposals
+    ours = our_step(detector, our_optimizer, recipe, device)
     contenders: dict[str, Step] = {
         "smnas": ours,
         "torchvision": lambda b: reference_step(model, optimizer, device, b),
@@ -138,7 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=20, help="0: only how fast both are")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--recipe", default="nano")
     parser.add_argument("--steps", type=int, default=8, help="timed training steps of each")
@@ -147,11 +149,11 @@ def main() -> None:
     data = CocoFolder(asked.data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     architecture = Architecture.parse(ARCHITECTURE.format(size=asked.size))
-    recipe = load_recipe(asked.recipe).with_(epochs=asked.epochs)
+    recipe = load_recipe(asked.recipe).with_(epochs=max(1, asked.epochs))
     speed = images_per_second(data, architecture, recipe, asked.steps)
     print({name: round(value, 2) for name, value in speed.items()}, "pictures a second", flush=True)
     ap: dict[str, list[dict[str, float]]] = {"smnas": [], "torchvision": []}
-    for seed in range(asked.seeds):
+    for seed in range(asked.seeds if asked.epochs else 0):
         torch.manual_seed(seed)
         detector = build_detector(architecture, len(data.classes))
         fit(detector, data.split("train"), recipe, seed=seed, device=device, out_dir=asked.out / f"smnas-{seed}")
@@ -164,12 +166,17 @@ def main() -> None:
             ap[name].append(found)
             print(f"seed {seed} {name}: AP {found['ap']:.4f} AP50 {found['ap50']:.4f}", flush=True)
     found = {
+        "epochs": asked.epochs,
         "architecture": str(architecture),
         "recipe": recipe.model_dump(mode="json"),
         "images_per_second": speed,
         "metrics": ap,
     }
-    keep_answer("against-torchvision", "Is this project's recipe worth choosing over torchvision's reference?", found)
+    keep_answer(
+        f"against-torchvision-{asked.size}px",
+        "Is this project's recipe worth choosing over torchvision's reference?",
+        found,
+    )
 
 
 if __name__ == "__main__":
