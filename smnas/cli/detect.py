@@ -1,63 +1,124 @@
-"""``smnas detect``: boxes as JSON and drawn on the pictures."""
+"""``smnas detect``: boxes as JSON, as COCO results, and drawn on pictures and videos."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from profiler.errors import UserError
 from smnas.cli.console import Output, show_table
 from smnas.cli.model_file import ModelOption, model_file
 from smnas.cli.options import JsonOption, QuietOption, examples
-from smnas.cli.progress import Steps
+from smnas.cli.progress import PhaseSteps
 from smnas.cli.training_device import training_device
 
 if TYPE_CHECKING:
-    from smnas.deploy.detect import DetectReport
+    from smnas.deploy.results import DetectReport, FrameResult, PictureResult, VideoResult
 
 __all__ = ["EXAMPLES", "detect"]
 
 EXAMPLES = examples(
     "smnas detect --model quickstart photo.jpg",
     "smnas-detect --model my-model/model.onnx --score 0.5 --out drawn one.jpg two.png --json",
+    "smnas detect --model my-run --out drawn clip.mp4",
+    "smnas detect --model my-run --camera 0 --frames 300 --out drawn",
+    "smnas detect --model my-run --coco results.json --annotations annotations/instances_val.json val",
 )
+_SCORE = 0.3
 
 
 def detect(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Picture files, folders or patterns.")],
     model: ModelOption,
-    score: Annotated[float, typer.Option(min=0.0, max=1.0, help="Lowest score of a detection that is shown.")] = 0.3,
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="IMAGE...", help="Pictures, videos, folders of them, or patterns.", show_default=False),
+    ] = None,
+    camera: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="A camera by its number, until Ctrl-C or --frames.")
+    ] = None,
+    score: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="Lowest score of a detection that counts. Default: 0.3, with --coco 0."),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures of one run of the network.")] = 1,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Threads that decode, resize and draw while the network runs; 0: in turn.")
+    ] = 2,
+    frames: Annotated[int | None, typer.Option(min=1, help="End a video or camera after this many frames.")] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Draw the boxes on copies of the pictures here.")
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Draw the boxes on copies of pictures and videos.")
+    ] = None,
+    coco: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write COCO results of the pictures; needs --annotations.")
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="COCO annotation file that knows the pictures' image ids.")
     ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Find objects in pictures.
+    """Find objects in pictures, videos and through a camera.
 
     Lists the detections of every picture, best first: class, score and box (left, top, right, bottom in pixels of the
-    picture). With --out they are drawn on copies of the pictures. With --json they are one document.
+    picture), how many of each class there are in every video, and what each stage took. With --out they are drawn on
+    copies. With --json everything is one document, each frame of a video with its index and its time in seconds.
+
+    Videos need PyAV: pip install 'smnas[video]'. Ctrl-C keeps what is finished.
     """
+    if not images and camera is None:
+        raise UserError("something to look at must be given: IMAGE... or --camera N, but got neither")
+    if (coco is None) != (annotations is None):
+        raise UserError("--coco FILE and --annotations FILE need each other: image ids are in the annotation file")
     with Output.open(as_json=as_json, quiet=quiet) as output:
-        from smnas.deploy.detect import detect_files, find_pictures
+        from smnas.deploy.coco_results import ListedPictures
+        from smnas.deploy.detect import detect_inputs
+        from smnas.deploy.inputs import find_inputs
+        from smnas.deploy.pipeline import DetectOptions
         from smnas.deploy.runtime import load_model
 
+        inputs = find_inputs(images or (), camera=camera)
+        if coco is not None and (inputs.videos or camera is not None):
+            raise UserError("COCO results are of pictures, but got a video or camera beside --coco")
+        lowest = score if score is not None else (_SCORE if coco is None else 0.0)
         detector = load_model(model_file(model), device=training_device())
-        paths = find_pictures(images)
-        with Steps(output, "pictures") as steps:
-            report = detect_files(
+        listed = None if annotations is None else ListedPictures(annotations, inputs.pictures, detector)
+        with PhaseSteps(output) as steps:
+
+            def on_picture(result: "PictureResult", done: int, total: int) -> None:
+                steps.step("pictures", done, total, result.path.name)
+
+            def on_frame(result: "FrameResult", source: str, total: int | None) -> None:
+                steps.step(f"frames of {source}", result.frame + 1, total, f"{len(result.detections)} objects")
+
+            report = detect_inputs(
                 detector,
-                paths,
-                score=score,
+                inputs,
+                DetectOptions(lowest, batch, workers),
                 out_dir=out,
-                on_picture=lambda result, done, total: steps.at(done, total, result.path.name),
+                sizes=None if listed is None else listed.sizes,
+                max_frames=frames,
+                keep_frames=as_json,
+                on_picture=on_picture,
+                on_frame=on_frame,
             )
-        failed = report.failed
-        if len(failed) < len(paths):
-            output.result(report.to_dict(), lambda console: _show(console, report, score))
-    if failed:
-        raise UserError(f"every picture must be readable, but {len(failed)} of {len(paths)} are not: {failed[0].error}")
+        if listed is not None and coco is not None:
+            listed.write(report.pictures, coco)
+        errors = report.errors
+        for picture in report.pictures:
+            if picture.remark is not None:
+                output.note(picture.remark)
+        if report.times.images:
+            output.result(report.to_dict(), lambda console: _show(console, report, lowest))
+        for line in errors if len(errors) > 1 else ():
+            output.messages.print(Text(line), soft_wrap=True)
+    if report.interrupted:
+        raise KeyboardInterrupt
+    if errors:
+        total = len(report.pictures) + len(report.videos)
+        many = f"every picture and video must be readable, but {len(errors)} of {total} are not: " if total > 1 else ""
+        raise UserError(many + errors[0])
 
 
 def _show(console: Console, report: "DetectReport", score: float) -> None:
@@ -66,10 +127,21 @@ def _show(console: Console, report: "DetectReport", score: float) -> None:
         for picture in report.pictures
         for found in picture.detections
     ]
-    if not rows:
-        console.print(f"nothing was found with a score of {score:g} or more")
-    else:
+    if rows:
         show_table(console, ["picture", "class", "score", "left", "top", "right", "bottom"], rows)
-    for picture in report.pictures:
-        if picture.drawn is not None:
-            console.print(f"drawn: {picture.drawn}", soft_wrap=True, markup=False)
+    elif report.pictures:
+        console.print(f"nothing was found with a score of {score:g} or more")
+    lines = [_video_line(video) for video in report.videos if video.count]
+    drawn = [picture.drawn for picture in report.pictures] + [video.drawn for video in report.videos]
+    lines += [f"drawn: {path}" for path in drawn if path is not None]
+    times = report.times
+    lines.append(f"speed: {times.images} images in {times.wall_s:.2f} s, {times.images_per_s:.1f} images/s")
+    stages = ", ".join(f"{stage} {ms:.2f}" for stage, ms in times.ms_per_image().items())
+    lines.append(f"ms an image, in stages that overlap: {stages}")
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False)
+
+
+def _video_line(video: "VideoResult") -> str:
+    found = ", ".join(f"{name} {count}" for name, count in video.found.most_common()) or "nothing"
+    return f"{video.source}: {video.count} frames of {video.width}x{video.height}; found in all of them: {found}"

@@ -4,7 +4,7 @@ import math
 import time
 from contextlib import ExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -13,7 +13,7 @@ from smnas.cli.console import Output
 if TYPE_CHECKING:
     from smnas.scoring.base import ScoringProgress
 
-__all__ = ["Steps", "TrainingSteps", "duration"]
+__all__ = ["PhaseSteps", "Steps", "TrainingSteps", "duration"]
 
 _SECONDS_BETWEEN_LINES = 15.0
 _TITLES = {"train": "epoch", "evaluate": "evaluating, %"}
@@ -61,19 +61,20 @@ class Steps:
         if self._bar is not None:
             self._bar.stop()
 
-    def at(self, done: float, total: float, text: str = "") -> None:
-        """``done`` steps of ``total`` are behind us; ``text`` says what is going on."""
+    def at(self, done: float, total: float | None, text: str = "") -> None:
+        """``done`` steps of ``total`` (``None``: nobody knows) are behind us; ``text`` says what is going on."""
         now = time.monotonic()
         if self._started is None:
             self._started = (now, done)
-        left = self._left(now, done, total)
+        left = None if total is None else self._left(now, done, total)
         if left is not None:
             text = f"{duration(left)} left  {text}"
         if self._bar is not None:
             self._bar.update(self._task, completed=done, total=total, text=text)
-        elif done >= total or now - self._last_line >= _SECONDS_BETWEEN_LINES:
+        elif (total is not None and done >= total) or now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
-            self._output.note(f"{self._title} {math.floor(done)}/{math.floor(total)}  {text}".rstrip())
+            of = "" if total is None else f"/{math.floor(total)}"
+            self._output.note(f"{self._title} {math.floor(done)}{of}  {text}".rstrip())
 
     def _left(self, now: float, done: float, total: float) -> float | None:
         if self._started is None or done <= self._started[1] or done >= total:
@@ -82,15 +83,15 @@ class Steps:
         return (now - began) / (done - before) * (total - done)
 
 
-class TrainingSteps:
-    """A context in which one training is followed: its epochs, then the pictures it is evaluated on."""
+class PhaseSteps:
+    """A context in which steps of one phase after the other are counted, each phase on a bar of its own."""
 
     def __init__(self, output: Output) -> None:
         self._output = output
-        self._phase: str | None = None
+        self._title: str | None = None
         self._stack = ExitStack()
 
-    def __enter__(self) -> "TrainingSteps":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -98,12 +99,21 @@ class TrainingSteps:
     ) -> None:
         self._stack.close()
 
+    def step(self, title: str, done: float, total: float | None, text: str = "") -> None:
+        """See :meth:`Steps.at`; another title than before starts another phase."""
+        if title != self._title:
+            self._stack.close()
+            self._title = title
+            self._steps = self._stack.enter_context(Steps(self._output, title))
+        self._steps.at(done, total, text)
+
+
+class TrainingSteps(PhaseSteps):
+    """A context in which one training is followed: its epochs, then the pictures it is evaluated on."""
+
     def at(self, progress: "ScoringProgress") -> None:
         """Show how far it is."""
-        if progress.phase != self._phase:
-            self._stack.close()
-            self._phase = progress.phase
-            self._steps = self._stack.enter_context(Steps(self._output, _TITLES[progress.phase]))
         loss = "" if progress.loss is None else f"loss {progress.loss:.3f}  "
         total = progress.epochs if progress.phase == "train" else 100
-        self._steps.at(progress.done * total, total, f"{loss}{progress.images_per_s:.0f} pictures/s")
+        text = f"{loss}{progress.images_per_s:.0f} pictures/s"
+        self.step(_TITLES[progress.phase], progress.done * total, total, text)

@@ -6,7 +6,7 @@ arrays (the 860,000 boxes of COCO take 60 MB instead of gigabytes of dictionarie
 
 import gc
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from smnas.data.errors import DataError
 
-__all__ = ["BOX_TOLERANCE_PX", "AnnotationFile", "read_annotations"]
+__all__ = ["BOX_TOLERANCE_PX", "AnnotationFile", "ImageList", "read_annotations", "read_image_list"]
 
 BOX_TOLERANCE_PX = 1.0
 """How far a box may stand out of its picture, in pixels; rounding in annotation tools reaches this."""
@@ -57,6 +57,40 @@ class AnnotationFile:
     dropped: int
 
 
+@dataclass(frozen=True)
+class ImageList:
+    """The part of an annotation file that says which pictures there are and what may be found on them.
+
+    Attributes:
+        path: where it was read from.
+        classes: class names, by ascending category id.
+        category_ids: the category id of each class.
+        image_ids: the id of each image, in file order.
+        file_names: the picture file of each image, relative to the image folder.
+        sizes: width and height of each image in pixels.
+    """
+
+    path: Path
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    image_ids: tuple[int, ...]
+    file_names: tuple[str, ...]
+    sizes: tuple[tuple[int, int], ...]
+
+
+def read_image_list(path: Path) -> ImageList:
+    """Read the images and categories of an annotation file; it needs no annotations, as that of a test set has none.
+
+    Raises:
+        DataError: the file or one of these entries breaks a rule.
+    """
+    document = _load(path, ("images", "categories"))
+    classes, category_ids = _read_categories(document["categories"], path)
+    image_ids, file_names, sizes = _read_images(document["images"], path)
+    pairs = tuple((width, height) for width, height in sizes.tolist())
+    return ImageList(path, classes, category_ids, tuple(image_ids.tolist()), file_names, pairs)
+
+
 def read_annotations(path: Path, *, drop_bad_boxes: bool = False) -> AnnotationFile:
     """Read and check an annotation file.
 
@@ -85,7 +119,7 @@ def _no_collection() -> Iterator[None]:
 
 
 def _read(path: Path, drop_bad_boxes: bool) -> AnnotationFile:
-    document = _load(path)
+    document = _load(path, ("images", "annotations", "categories"))
     classes, category_ids = _read_categories(document["categories"], path)
     image_ids, file_names, sizes = _read_images(document["images"], path)
     rows = _read_boxes(document["annotations"], path, image_ids, category_ids)
@@ -132,7 +166,7 @@ class _Rows:
     areas: NDArray[np.float64]
 
 
-def _load(path: Path) -> Mapping[str, list[Any]]:
+def _load(path: Path, keys: Sequence[str]) -> Mapping[str, list[Any]]:
     try:
         document = json.loads(path.read_bytes(), object_hook=_without_segmentation)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -141,7 +175,7 @@ def _load(path: Path) -> Mapping[str, list[Any]]:
         raise DataError(f"an annotation file must be readable, but {path} is not: {error.strerror}") from None
     if not isinstance(document, dict):
         raise DataError(f"an annotation file must hold a JSON object, but {path} holds a {type(document).__name__}")
-    for key in ("images", "annotations", "categories"):
+    for key in keys:
         if key not in document:
             raise DataError(f"an annotation file must have the key '{key}', but {path} has {sorted(document)}")
         entries = document[key]

@@ -3,6 +3,7 @@
 import struct
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from smnas.data.errors import DataError
 
-__all__ = ["load_rgb"]
+__all__ = ["Decoded", "decode", "load_rgb", "upright_rgb"]
 
 # What Pillow's decoders raise on damaged files, beside OSError (which covers UnidentifiedImageError and truncation).
 _DECODE_ERRORS = (
@@ -25,6 +26,21 @@ _DECODE_ERRORS = (
 )
 # Orientations 5 to 8 swap width and height.
 _FIRST_SWAPPING_ORIENTATION = 5
+# The further pictures in a camera's MPO file are previews and other views of the first.
+_ONE_PICTURE_FORMATS = frozenset({"MPO"})
+
+
+class Decoded(NamedTuple):
+    """A picture file's content.
+
+    Attributes:
+        picture: RGB, the right way up.
+        frames: how many pictures the file holds: more than 1 for an animation or several pages, of which this is the
+            first.
+    """
+
+    picture: Image.Image
+    frames: int
 
 
 def load_rgb(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
@@ -44,11 +60,20 @@ def load_rgb(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.uint
     Raises:
         DataError: the file is missing, can not be decoded, or is not of the stated size.
     """
+    return np.array(decode(path, size).picture, dtype=np.uint8)
+
+
+def decode(path: Path, size: tuple[int, int] | None = None) -> Decoded:
+    """What :func:`load_rgb` does, without the array; of an animation the first frame.
+
+    Raises:
+        DataError: the file is missing, can not be decoded, or is not of the stated size.
+    """
     try:
         with Image.open(path) as picture:
+            frames = 1 if picture.format in _ONE_PICTURE_FORMATS else getattr(picture, "n_frames", 1)
             picture.load()
-            upright = _upright(picture, size)
-            rgb = _to_rgb(upright, path)
+            rgb = upright_rgb(picture, str(path), size)
     except FileNotFoundError:
         raise DataError(f"a picture must exist, but there is no file {path}") from None
     except _DECODE_ERRORS as error:
@@ -59,7 +84,21 @@ def load_rgb(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.uint
             f"a picture must have the size that its annotations state, but {path} is {rgb.width}x{rgb.height}"
             f" and the annotations say {size[0]}x{size[1]}"
         )
-    return np.array(rgb, dtype=np.uint8)
+    return Decoded(rgb, frames)
+
+
+def upright_rgb(picture: Image.Image, name: str, size: tuple[int, int] | None = None) -> Image.Image:
+    """A picture in any colour mode as 8-bit RGB, turned as its EXIF orientation says.
+
+    Args:
+        picture: as Pillow opened it.
+        name: for the message.
+        size: the width and height in pixels that the annotations state, where there are annotations.
+
+    Raises:
+        DataError: the picture holds floating-point numbers.
+    """
+    return _to_rgb(_upright(picture, size), name)
 
 
 def _upright(picture: Image.Image, size: tuple[int, int] | None) -> Image.Image:
@@ -73,11 +112,11 @@ def _upright(picture: Image.Image, size: tuple[int, int] | None) -> Image.Image:
     return ImageOps.exif_transpose(picture)
 
 
-def _to_rgb(picture: Image.Image, path: Path) -> Image.Image:
+def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
     if picture.mode == "RGB":
         return picture
     if picture.mode == "F":
-        raise DataError(f"a picture must have 8 or 16 bits a channel, but {path} holds floating-point numbers")
+        raise DataError(f"a picture must have 8 or 16 bits a channel, but {name} holds floating-point numbers")
     if picture.mode.startswith("I"):
         # Pillow clips 16-bit values at 255 instead of scaling them.
         deep = np.asarray(picture).astype(np.int64).clip(0, 65535)

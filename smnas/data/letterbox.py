@@ -19,36 +19,36 @@ def fit_scale(width: int, height: int, canvas_width: int, canvas_height: int) ->
     return min(canvas_width / width, canvas_height / height)
 
 
-def resized(image: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
+def resized(image: NDArray[np.uint8] | Image.Image, scale: float) -> NDArray[np.uint8]:
     """The picture times ``scale`` by antialiased bilinear resampling; sides are rounded down, at least 1 pixel.
 
     Args:
-        image: ``(H, W, 3)`` ``uint8``.
+        image: ``(H, W, 3)`` ``uint8``, or an RGB image, which saves turning it into an array and back.
         scale: pixels of the result per pixel of the picture; ``scale > 0``.
     """
-    height, width = image.shape[:2]
+    width, height = _size(image)
     # A hair is added because 96 / 120 * 120 may come out as 95.999...
     new_width = max(1, int(width * scale + 1e-6))
     new_height = max(1, int(height * scale + 1e-6))
     if (new_width, new_height) == (width, height):
-        return image
+        return image if isinstance(image, np.ndarray) else np.array(image, dtype=np.uint8)
     window = (0.0, 0.0, min(width, new_width / scale), min(height, new_height / scale))
-    picture = Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BILINEAR, box=window)
-    return np.array(picture, dtype=np.uint8)
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    return np.array(picture.resize((new_width, new_height), Image.Resampling.BILINEAR, box=window), dtype=np.uint8)
 
 
-def letterbox(image: NDArray[np.uint8], width: int, height: int) -> tuple[NDArray[np.uint8], float]:
+def letterbox(image: NDArray[np.uint8] | Image.Image, width: int, height: int) -> tuple[NDArray[np.uint8], float]:
     """Fit a picture into a canvas, enlarging it if it is smaller.
 
     Args:
-        image: ``(H, W, 3)`` ``uint8``.
+        image: ``(H, W, 3)`` ``uint8``, or an RGB image.
         width: of the canvas, in pixels.
         height: of the canvas, in pixels.
 
     Returns:
         The canvas ``(height, width, 3)`` ``uint8`` and the scale: pixels of the canvas per pixel of the picture.
     """
-    scale = fit_scale(image.shape[1], image.shape[0], width, height)
+    scale = fit_scale(*_size(image), width, height)
     small = resized(image, scale)
     canvas = np.full((height, width, 3), PAD_VALUE, dtype=np.uint8)
     canvas[: small.shape[0], : small.shape[1]] = small
@@ -80,3 +80,7 @@ def to_original(boxes: NDArray[np.float32], scale: float, width: int, height: in
     limit = np.array([width, height, width, height], dtype=np.float32)
     moved: NDArray[np.float32] = np.clip(boxes / np.float32(scale), np.float32(0), limit)
     return moved
+
+
+def _size(image: NDArray[np.uint8] | Image.Image) -> tuple[int, int]:
+    return image.size if isinstance(image, Image.Image) else (image.shape[1], image.shape[0])

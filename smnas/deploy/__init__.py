@@ -3,6 +3,7 @@
 * :mod:`smnas.deploy.export`: a checkpoint to a verified ONNX file.
 * :mod:`smnas.deploy.runtime`: detector files as functions of canvases.
 * :mod:`smnas.deploy.detector`: ``Detector(path)(images)``, named boxes in the pictures' own pixels.
-* :mod:`smnas.deploy.detect`: pictures, folders and patterns to JSON and drawn copies.
+* :mod:`smnas.deploy.detect`: pictures, videos and a camera to results and drawn copies.
+* :mod:`smnas.deploy.pipeline`: the stages between a picture and its boxes, side by side.
 * :mod:`smnas.deploy.ranked`: the ranked detectors exported, evaluated and timed as files.
 """

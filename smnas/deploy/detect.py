@@ -1,224 +1,231 @@
-"""Detection over files: pictures, folders and patterns in; JSON and drawn copies out; one bad file stops nothing."""
+"""Detection over files: pictures, videos and a camera in; results and drawn copies out; one bad file stops nothing."""
 
-import glob
-import json
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from profiler.errors import UserError
-from smnas.data.image import load_rgb
-from smnas.data.letterbox import letterbox
-from smnas.deploy.detector import Detection, named_detections
+from smnas.data.image import decode
 from smnas.deploy.draw import draw_detections
+from smnas.deploy.inputs import Inputs
+from smnas.deploy.pipeline import DetectOptions, Found, StageTimes, find_objects, map_ahead, read_ahead
+from smnas.deploy.results import DetectReport, FrameResult, PictureResult, VideoResult
 from smnas.deploy.runtime import Model
+from smnas.deploy.video import VideoFrame, VideoReader, VideoWriter, open_camera, open_video
 
-__all__ = ["PICTURE_SUFFIXES", "DetectReport", "PictureResult", "StageTimes", "detect_files", "find_pictures"]
+__all__ = ["detect_inputs"]
 
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
-
-
-@dataclass(frozen=True)
-class PictureResult:
-    """What was found on one picture.
-
-    Attributes:
-        path: The picture file.
-        width: In pixels; 0 when it could not be read.
-        height: In pixels; 0 when it could not be read.
-        detections: Best first.
-        drawn: The copy with boxes, if one was asked for.
-        error: Why nothing could be found, one line; ``None`` when all went well.
-    """
-
-    path: Path
-    width: int = 0
-    height: int = 0
-    detections: tuple[Detection, ...] = ()
-    drawn: Path | None = None
-    error: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain values for JSON."""
-        return {
-            **asdict(self),
-            "path": str(self.path),
-            "drawn": None if self.drawn is None else str(self.drawn),
-            "detections": [asdict(detection) for detection in self.detections],
-        }
+OnPicture = Callable[[PictureResult, int, int], None]
+OnFrame = Callable[[FrameResult, str, int | None], None]
 
 
-@dataclass
-class StageTimes:
-    """Where the time went, in seconds over all pictures."""
-
-    decode_s: float = 0.0
-    preprocess_s: float = 0.0
-    network_s: float = 0.0
-    postprocess_s: float = 0.0
-    draw_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class DetectReport:
-    """All pictures of one call.
-
-    Attributes:
-        pictures: In the order in which they were given.
-        times: Where the time went.
-    """
-
-    pictures: tuple[PictureResult, ...]
-    times: StageTimes = field(default_factory=StageTimes)
-
-    @property
-    def failed(self) -> tuple[PictureResult, ...]:
-        """The pictures that could not be read."""
-        return tuple(picture for picture in self.pictures if picture.error is not None)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain values for JSON."""
-        return {"pictures": [picture.to_dict() for picture in self.pictures], "times": asdict(self.times)}
-
-    def to_coco(self) -> list[dict[str, Any]]:
-        """As COCO results, with ``file_name`` in place of the image id that a lone file does not have."""
-        return [
-            {
-                "file_name": picture.path.name,
-                "category_id": one.category_id,
-                "bbox": [one.box[0], one.box[1], one.box[2] - one.box[0], one.box[3] - one.box[1]],
-                "score": one.score,
-            }
-            for picture in self.pictures
-            for one in picture.detections
-        ]
-
-    def write_json(self, path: Path) -> None:
-        """Write :meth:`to_dict` as one JSON document."""
-        path.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
-
-
-def find_pictures(arguments: Iterable[str | Path]) -> list[Path]:
-    """Files, folders (their pictures by suffix, not those of folders inside) and glob patterns, as files.
-
-    A file that is named is taken whatever its suffix, and once even if it is named twice.
-
-    Raises:
-        UserError: Nothing is there under a name, a folder without pictures, a pattern without matches.
-    """
-    found: dict[Path, None] = {}
-    for argument in arguments:
-        path = Path(argument)
-        if path.is_dir():
-            inside = [p for p in sorted(path.iterdir()) if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file()]
-            if not inside:
-                raise UserError(f"a folder of pictures must hold at least one, but {path} holds none")
-            found.update(dict.fromkeys(inside))
-        elif path.exists():
-            found[path] = None
-        else:
-            expanded = glob.glob(str(argument), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
-            matches = [p for p in map(Path, sorted(expanded)) if p.is_file()]
-            if not matches:
-                raise UserError(f"a picture must be an existing file, folder or pattern, but got {argument}")
-            found.update(dict.fromkeys(matches))
-    return list(found)
-
-
-def detect_files(
+def detect_inputs(
     model: Model,
-    paths: Sequence[Path],
+    inputs: Inputs,
+    options: DetectOptions | None = None,
     *,
-    score: float = 0.3,
     out_dir: Path | None = None,
-    on_picture: Callable[[PictureResult, int, int], None] | None = None,
+    sizes: Mapping[Path, tuple[int, int]] | None = None,
+    max_frames: int | None = None,
+    keep_frames: bool = True,
+    on_picture: OnPicture | None = None,
+    on_frame: OnFrame | None = None,
 ) -> DetectReport:
-    """Find objects on picture files.
+    """Find objects in pictures and videos: first all pictures, then one video after the other, then the camera.
 
     Of an animation the first frame counts. A file that can not be read gives a result with its reason, and the others
-    go on.
+    go on. Interrupted from the keyboard, the report holds what was finished, and a drawn video ends there.
 
     Args:
         model: The detector.
-        paths: Picture files.
-        score: Lowest score of a detection that counts.
+        inputs: What to find objects in.
+        options: Score, batch and threads.
         out_dir: Where copies with drawn boxes are written, under their names (numbered where two are the same).
-        on_picture: Told every result, how many are done and of how many.
+        sizes: Width and height of pictures as their annotations state them; one of another size is an error.
+        max_frames: A video or camera ends after that many frames.
+        keep_frames: Results of videos hold every frame's detections; without them memory does not grow with length.
+        on_picture: Told every picture's result, how many are done and of how many.
+        on_frame: Told every frame's result, its video, and of how many frames it is, where that is known.
 
     Raises:
-        UserError: ``out_dir`` can not be made.
+        UserError: ``out_dir`` can not be made, or drawn copies would replace the files they are made from.
     """
-    if out_dir is not None:
-        try:
-            out_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"the output must be a folder that can be made, but got {out_dir} ({error.strerror})"
-            ) from None
+    options = options or DetectOptions()
+    drawn = _drawn_files(inputs, out_dir)
     times = StageTimes()
-    names = _distinct_names(paths)
-    results = []
-    for path, name in zip(paths, names, strict=True):
-        try:
-            result = _detect_file(model, path, score, None if out_dir is None else out_dir / name, times)
-        except UserError as error:
-            result = PictureResult(path, error=str(error))
-        except (OSError, MemoryError) as error:
-            result = PictureResult(path, error=f"{path} could not be handled: {error or type(error).__name__}")
-        results.append(result)
-        if on_picture is not None:
-            on_picture(result, len(results), len(paths))
-    return DetectReport(tuple(results), times)
+    pictures: list[PictureResult] = []
+    videos: list[VideoResult] = []
+    interrupted = False
+    began = time.perf_counter()
+    try:
+        with closing(_pictures(model, inputs.pictures, options, times, drawn, sizes or {})) as results:
+            for picture in results:
+                pictures.append(picture)
+                if on_picture is not None:
+                    on_picture(picture, len(pictures), len(inputs.pictures))
+        for source in (*inputs.videos, *(() if inputs.camera is None else (inputs.camera,))):
+            video, interrupted = _video(
+                model, source, options, times, drawn.get(source), max_frames, keep_frames, on_frame
+            )
+            videos.append(video)
+            if interrupted:
+                break
+    except KeyboardInterrupt:
+        interrupted = True
+    times.wall_s = time.perf_counter() - began
+    return DetectReport(tuple(pictures), tuple(videos), times, interrupted)
 
 
-def _detect_file(model: Model, path: Path, score: float, drawn: Path | None, times: StageTimes) -> PictureResult:
-    marks = [time.perf_counter()]
+def _pictures(
+    model: Model,
+    paths: Sequence[Path],
+    options: DetectOptions,
+    times: StageTimes,
+    drawn: Mapping[Path | int, Path],
+    sizes: Mapping[Path, tuple[int, int]],
+) -> Generator[PictureResult, None, None]:
+    remarks: dict[Path, str] = {}
+
+    def read(path: Path) -> Image.Image:
+        picture, frames = decode(path, sizes.get(path))
+        if frames > 1:
+            remarks[path] = f"{path} holds {frames} pictures, of which the first was looked at"
+        return picture
+
+    def finish(found: Found[Path]) -> tuple[PictureResult, float]:
+        path = found.source
+        if found.error is not None:
+            return PictureResult(path, error=_reason(path, found.error)), 0.0
+        began = time.perf_counter()
+        result = PictureResult(path, *found.size, found.detections, remark=remarks.pop(path, None))
+        if found.picture is not None:
+            try:
+                draw_detections(found.picture, found.detections).save(drawn[path], quality=92)
+                result = replace(result, drawn=drawn[path])
+            except (OSError, MemoryError) as error:
+                result = replace(result, error=_reason(path, error))
+        return result, time.perf_counter() - began
+
     with warnings.catch_warnings():
         # Pillow warns from 89 million pixels on and refuses from 179 million on; between, the picture is fine.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        pixels = load_rgb(path)
-    marks.append(time.perf_counter())
-    canvas, scale = _canvas(pixels, *model.input_size)
-    marks.append(time.perf_counter())
-    arrays = model(canvas)
-    marks.append(time.perf_counter())
-    size = (pixels.shape[1], pixels.shape[0])
-    detections = tuple(named_detections(model, arrays, 0, scale, size, score))
-    marks.append(time.perf_counter())
-    if drawn is not None:
-        draw_detections(pixels, detections).save(drawn, quality=92)
-    marks.append(time.perf_counter())
-    seconds = np.diff(marks).tolist()
-    times.decode_s += seconds[0]
-    times.preprocess_s += seconds[1]
-    times.network_s += seconds[2]
-    times.postprocess_s += seconds[3]
-    times.draw_s += seconds[4]
-    return PictureResult(path, *size, detections, drawn)
+        found = find_objects(model, paths, read, options, times, keep_pictures=bool(drawn))
+        for result, seconds in map_ahead(finish, found, options.workers if drawn else 0, options.workers):
+            times.draw_s += seconds
+            yield result
 
 
-def _canvas(pixels: NDArray[np.uint8], width: int, height: int) -> tuple[NDArray[np.uint8], float]:
-    canvas, scale = letterbox(pixels, width, height)
-    return np.ascontiguousarray(canvas.transpose(2, 0, 1))[None], scale
+def _video(
+    model: Model,
+    source: Path | int,
+    options: DetectOptions,
+    times: StageTimes,
+    drawn: Path | None,
+    max_frames: int | None,
+    keep_frames: bool,
+    on_frame: OnFrame | None,
+) -> tuple[VideoResult, bool]:
+    """One video's result, and whether it was interrupted from the keyboard."""
+    name = f"camera {source}" if isinstance(source, int) else str(source)
+    result = VideoResult(name)
+    kept: list[FrameResult] = []
+    interrupted = False
+    try:
+        with open_camera(source) if isinstance(source, int) else open_video(source) as reader:
+            result = replace(result, frames_per_s=reader.rate)
+            total = _smaller(reader.frames, max_frames)
+            with closing(_frames(model, reader, options, times, drawn, max_frames)) as frames:
+                for frame, size in frames:
+                    result.found.update(one.name for one in frame.detections)
+                    result = replace(result, width=size[0], height=size[1], count=result.count + 1, drawn=drawn)
+                    if keep_frames:
+                        kept.append(frame)
+                    if on_frame is not None:
+                        on_frame(frame, name, total)
+            result = replace(result, error=reader.problem)
+        if result.count == 0 and result.error is None:
+            result = replace(result, error=f"a video must hold pictures, but {name} has not one frame")
+    except KeyboardInterrupt:
+        interrupted = True
+    except (UserError, OSError, MemoryError) as error:
+        result = replace(result, error=_reason(name, error))
+    return replace(result, frames=tuple(kept)), interrupted
 
 
-def _distinct_names(paths: Sequence[Path]) -> list[str]:
-    """A file name for every drawn copy: JPEG for JPEG, else PNG; two pictures of one name are numbered."""
+def _frames(
+    model: Model,
+    reader: VideoReader,
+    options: DetectOptions,
+    times: StageTimes,
+    drawn: Path | None,
+    max_frames: int | None,
+) -> Generator[tuple[FrameResult, tuple[int, int]], None, None]:
+    """Every frame's detections and size; with ``drawn`` the file is whole when this ends, however it ends."""
+    frames: Iterable[VideoFrame] = islice(reader, max_frames)
+    if options.workers:
+        frames = read_ahead(frames, options.batch)
+    with ExitStack() as stack:
+        writer = None if drawn is None else stack.enter_context(VideoWriter(drawn, reader.rate))
+
+        def finish(found: Found[VideoFrame]) -> tuple[Found[VideoFrame], float]:
+            began = time.perf_counter()
+            if writer is not None and found.picture is not None:
+                writer.write(draw_detections(found.picture, found.detections), found.source.time_s)
+            return found, time.perf_counter() - began
+
+        found = find_objects(model, frames, VideoFrame.picture, options, times, keep_pictures=writer is not None)
+        # One thread draws: the frames of a file have an order.
+        threads = min(1, options.workers) if writer is not None else 0
+        for one, seconds in stack.enter_context(closing(map_ahead(finish, found, threads, options.batch))):
+            if one.error is not None:
+                raise one.error
+            times.decode_s += one.source.read_s
+            times.draw_s += seconds
+            yield FrameResult(one.source.index, one.source.time_s, one.detections), one.size
+
+
+def _smaller(stated: int | None, limit: int | None) -> int | None:
+    known = [count for count in (stated, limit) if count is not None]
+    return min(known) if known else None
+
+
+def _reason(name: Path | str, error: Exception) -> str:
+    """A user's error as it is; another with the file it is about."""
+    return (
+        str(error) if isinstance(error, UserError) else f"{name} could not be handled: {error or type(error).__name__}"
+    )
+
+
+def _drawn_files(inputs: Inputs, out_dir: Path | None) -> dict[Path | int, Path]:
+    """A file for every drawn copy: JPEG for JPEG, MP4 for videos, else PNG; where two have one name it is numbered."""
+    if out_dir is None:
+        return {}
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the output must be a folder that can be made, but got {out_dir} ({error.strerror})") from None
+    wanted: list[tuple[Path | int, str, str]] = [
+        (path, path.stem, ".jpg" if path.suffix.lower() in (".jpg", ".jpeg") else ".png") for path in inputs.pictures
+    ]
+    wanted += [(path, path.stem, ".mp4") for path in inputs.videos]
+    if inputs.camera is not None:
+        wanted.append((inputs.camera, f"camera-{inputs.camera}", ".mp4"))
+    originals = {path.resolve() for path in (*inputs.pictures, *inputs.videos)}
+    drawn: dict[Path | int, Path] = {}
     taken: set[str] = set()
-    names = []
-    for path in paths:
-        suffix = ".jpg" if path.suffix.lower() in (".jpg", ".jpeg") else ".png"
-        name, number = path.stem + suffix, 1
+    for source, stem, suffix in wanted:
+        name, number = stem + suffix, 1
         while name in taken:
             number += 1
-            name = f"{path.stem}-{number}{suffix}"
+            name = f"{stem}-{number}{suffix}"
         taken.add(name)
-        names.append(name)
-    return names
+        if (out_dir / name).resolve() in originals:
+            raise UserError(f"drawn copies must not replace the originals, but {out_dir / name} is one of them")
+        drawn[source] = out_dir / name
+    return drawn

@@ -1,6 +1,7 @@
 """The detector as a Python object: pictures in, named boxes in the pictures' own pixels out."""
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,38 +9,37 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from smnas.data.image import load_rgb
-from smnas.data.letterbox import letterbox, to_original
+from smnas.data.image import decode, upright_rgb
+from smnas.deploy.detections import Detection
+from smnas.deploy.pipeline import DetectOptions, StageTimes, find_objects, read_ahead
 from smnas.deploy.runtime import Model, load_model
-from smnas.evaluation.predict import DetectionArrays
+from smnas.deploy.video import VideoError, VideoFrame, open_camera, open_video
 
-__all__ = ["Detection", "Detector", "Picture", "as_rgb", "named_detections"]
+__all__ = ["DetectedFrame", "Detection", "Detector", "Picture"]
 
 Picture = str | Path | Image.Image | NDArray[np.uint8]
 """A file, a PIL image or a ``(H, W, 3)`` ``uint8`` RGB array."""
 
 
 @dataclass(frozen=True)
-class Detection:
-    """One object.
+class DetectedFrame:
+    """One frame of a video.
 
     Attributes:
-        name: Its class.
-        label: 0-based index of the class.
-        category_id: The data set's id of the class.
-        score: In 0..1.
-        box: ``(x1, y1, x2, y2)`` in pixels of the picture, inside it.
+        index: From 0.
+        time_s: Since the start of the video, in seconds.
+        picture: RGB.
+        detections: Best first, boxes in pixels of the picture.
     """
 
-    name: str
-    label: int
-    category_id: int
-    score: float
-    box: tuple[float, float, float, float]
+    index: int
+    time_s: float
+    picture: Image.Image
+    detections: tuple[Detection, ...]
 
 
 class Detector:
-    """A detector file, ready to use.
+    """A detector file, ready to use: what ``smnas detect`` finds, from Python.
 
     Example::
 
@@ -50,15 +50,31 @@ class Detector:
     Args:
         path: An exported ``.onnx`` file or a checkpoint ``.pt``.
         score: Detections with a lower score are left out; the file itself keeps those from 0.01 on.
-        threads: CPU threads of one run; ``None`` takes every core.
+        batch: Pictures of one run of the network.
+        workers: Threads that decode and resize beside the network; with 0 everything takes turns.
+        threads: CPU threads of one run of an ONNX file; ``None`` takes every core.
+        device: Where a checkpoint runs, as in ``cuda``.
+
+    Attributes:
+        times: Where the time of the last call went, but for its wall time.
 
     Raises:
         UserError: The file is missing, damaged or something else.
     """
 
-    def __init__(self, path: str | Path, *, score: float = 0.3, threads: int | None = None) -> None:
-        self.model: Model = load_model(Path(path), threads=threads)
-        self.score = score
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        score: float = 0.3,
+        batch: int = 1,
+        workers: int = 2,
+        threads: int | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.options = DetectOptions(score, batch, workers)
+        self.model: Model = load_model(Path(path), threads=threads, device=device)
+        self.times = StageTimes()
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -69,62 +85,55 @@ class Detector:
         """Find objects.
 
         Args:
-            images: Pictures of any size.
+            images: Pictures of any size; taken as they are needed, so a generator of many is fine.
 
         Returns:
             For each picture its detections, best first.
 
         Raises:
             DataError: A file that can not be decoded.
-            TypeError: Something that is no picture, such as a float array.
+            TypeError: Something that is no picture, such as a float array, or one picture that is in no list.
         """
-        width, height = self.model.input_size
-        found = []
-        for image in images:
-            pixels = as_rgb(image)
-            canvas, scale = letterbox(pixels, width, height)
-            arrays = self.model(canvas.transpose(2, 0, 1)[None].copy())
-            size = (pixels.shape[1], pixels.shape[0])
-            found.append(named_detections(self.model, arrays, 0, scale, size, self.score))
-        return found
+        if isinstance(images, str | Path | Image.Image):
+            raise TypeError(f"pictures come as a list, [picture] for one, but got one {type(images).__name__}")
+        self.times = StageTimes()
+        results = []
+        with closing(find_objects(self.model, images, _as_image, self.options, self.times)) as found:
+            for one in found:
+                if one.error is not None:
+                    raise one.error
+                results.append(list(one.detections))
+        return results
+
+    def frames(self, video: str | Path | int) -> Generator[DetectedFrame, None, None]:
+        """Find objects on every frame of a video.
+
+        Args:
+            video: A file, or the number of a camera, which goes on until the caller stops.
+
+        Raises:
+            UserError: It can not be opened, or breaks off before its end.
+        """
+        self.times = StageTimes()
+        with open_camera(video) if isinstance(video, int) else open_video(Path(video)) as reader:
+            source = read_ahead(reader, self.options.batch) if self.options.workers else reader
+            run = find_objects(self.model, source, VideoFrame.picture, self.options, self.times, keep_pictures=True)
+            with closing(run) as found:
+                for one in found:
+                    if one.error is not None or one.picture is None:
+                        raise one.error or RuntimeError("a kept picture is gone")
+                    yield DetectedFrame(one.source.index, one.source.time_s, one.picture, one.detections)
+            if reader.problem is not None:
+                raise VideoError(reader.problem)
 
 
-def as_rgb(image: Picture) -> NDArray[np.uint8]:
-    """Any kind of picture as ``(H, W, 3)`` ``uint8`` RGB.
-
-    Raises:
-        DataError: A file that can not be decoded.
-        TypeError: Not a picture.
-    """
+def _as_image(image: Picture) -> Image.Image:
+    """Any kind of picture in RGB; PIL images are treated as their files would be."""
     if isinstance(image, str | Path):
-        return load_rgb(Path(image))
+        return decode(Path(image)).picture
     if isinstance(image, Image.Image):
-        return np.array(image.convert("RGB"), dtype=np.uint8)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise TypeError(f"a picture array is uint8 (H, W, 3) RGB, but got {image.dtype} {image.shape}")
-    return image
-
-
-def named_detections(
-    model: Model, arrays: DetectionArrays, row: int, scale: float, size: tuple[int, int], score: float
-) -> list[Detection]:
-    """One row of a batch as named boxes of the picture.
-
-    Args:
-        model: Names its classes.
-        arrays: What the model found.
-        row: Which picture of the batch.
-        scale: Of its letterbox.
-        size: Width and height of the picture in pixels.
-        score: Lowest score to keep.
-    """
-    keep = int((arrays.scores[row, : int(arrays.num[row])] >= score).sum())  # sorted by score
-    boxes = to_original(arrays.boxes[row, :keep], scale, *size)
-    return [
-        Detection(
-            model.classes[label], label, model.category_ids[label], float(arrays.scores[row, i]), (x1, y1, x2, y2)
-        )
-        for i, (label, (x1, y1, x2, y2)) in enumerate(
-            zip(arrays.labels[row, :keep].tolist(), boxes.tolist(), strict=True)
-        )
-    ]
+        return upright_rgb(image, "a picture")
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,) or not image.size:
+        got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise TypeError(f"a picture is a file, a PIL image or a uint8 (H, W, 3) RGB array, but got {got}")
+    return Image.fromarray(image)

@@ -157,7 +157,8 @@ class EagerDetector(_Described):
         detector, info = load_detector_checkpoint(path)
         super().__init__(ModelMetadata.of_checkpoint(info, detector.input_size))
         self.path = path
-        self._detect = eager_detect(deployable(detector), device)
+        self.device = torch.device(device)
+        self._detect = eager_detect(deployable(detector), self.device)
 
     def __call__(self, images: NDArray[np.uint8]) -> DetectionArrays:
         """Detect objects on ``(B, 3, H, W)`` ``uint8`` RGB canvases of the input size, any B."""

@@ -1,0 +1,106 @@
+"""Detections as a COCO results file, with the image ids of an annotation file."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from profiler.errors import UserError
+from smnas.data.annotations import ImageList, read_image_list
+from smnas.deploy.results import PictureResult
+from smnas.deploy.runtime import Model
+
+__all__ = ["ListedPictures"]
+
+
+class ListedPictures:
+    """Pictures that an annotation file lists, found there by their file names.
+
+    A picture is the listed one whose ``file_name`` its path ends with, so that ``val/1.jpg`` and ``train/1.jpg`` are
+    told apart where the file tells them apart.
+
+    Args:
+        annotations: A COCO annotation file, with or without annotations.
+        paths: Pictures, every one of them listed.
+        model: Its classes are the file's.
+
+    Attributes:
+        sizes: Width and height of each picture as the file states them.
+
+    Raises:
+        DataError: The annotation file breaks a rule.
+        UserError: A picture that is not listed or two pictures that are the same listed one; other classes.
+    """
+
+    def __init__(self, annotations: Path, paths: Iterable[Path], model: Model) -> None:
+        listed = read_image_list(annotations)
+        known = dict(zip(listed.category_ids, listed.classes, strict=True))
+        for category, name in zip(model.category_ids, model.classes, strict=True):
+            if known.get(category) != name:
+                raise UserError(
+                    f"the detector's classes must be those of the annotations, but it finds {name} as category "
+                    f"{category}, which {annotations} knows as {known.get(category, 'nothing')}"
+                )
+        self._image_ids: dict[Path, int] = {}
+        self.sizes: dict[Path, tuple[int, int]] = {}
+        for path, index in _indices(listed, list(paths)).items():
+            self._image_ids[path] = listed.image_ids[index]
+            self.sizes[path] = listed.sizes[index]
+
+    def results(self, pictures: Iterable[PictureResult]) -> list[dict[str, Any]]:
+        """One entry a detection: ``image_id``, ``category_id``, ``bbox`` (x, y, width, height in pixels), ``score``."""
+        return [
+            {
+                "image_id": self._image_ids[picture.path],
+                "category_id": one.category_id,
+                "bbox": [one.box[0], one.box[1], one.box[2] - one.box[0], one.box[3] - one.box[1]],
+                "score": one.score,
+            }
+            for picture in pictures
+            for one in picture.detections
+        ]
+
+    def write(self, pictures: Iterable[PictureResult], path: Path) -> None:
+        """Write :meth:`results` as the file that COCO's tools load.
+
+        Raises:
+            UserError: It can not be written.
+        """
+        try:
+            path.write_text(json.dumps(self.results(pictures)) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(
+                f"COCO results must go to a file that can be written, but got {path} ({error.strerror})"
+            ) from None
+
+
+def _indices(listed: ImageList, paths: list[Path]) -> Mapping[Path, int]:
+    by_name: dict[str, list[int]] = defaultdict(list)
+    for index, name in enumerate(listed.file_names):
+        by_name[Path(name).name].append(index)
+    found: dict[Path, int] = {}
+    owner: dict[int, Path] = {}
+    missing = []
+    for path in paths:
+        parts = path.absolute().parts
+        matches = [
+            index
+            for index in by_name.get(path.name, ())
+            if parts[-len(own := Path(listed.file_names[index]).parts) :] == own
+        ]
+        if not matches:
+            missing.append(path)
+            continue
+        index = max(matches, key=lambda one: len(Path(listed.file_names[one]).parts))
+        if index in owner:
+            raise UserError(
+                f"two pictures can not be the same one of {listed.path}, but {owner[index]} and {path} "
+                f"are both {listed.file_names[index]}"
+            )
+        owner[index] = path
+        found[path] = index
+    if missing:
+        more = f", nor {len(missing) - 1} others" if len(missing) > 1 else ""
+        raise UserError(f"every picture must be listed in {listed.path}, but {missing[0]} is not{more}")
+    return found

@@ -1,0 +1,51 @@
+"""Objects with names, in pixels of their picture."""
+
+from dataclasses import dataclass
+
+from smnas.data.letterbox import to_original
+from smnas.deploy.runtime import Model
+from smnas.evaluation.predict import DetectionArrays
+
+__all__ = ["Detection", "named_detections"]
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One object.
+
+    Attributes:
+        name: Its class.
+        label: 0-based index of the class.
+        category_id: The data set's id of the class.
+        score: In 0..1.
+        box: ``(x1, y1, x2, y2)`` in pixels of the picture, inside it.
+    """
+
+    name: str
+    label: int
+    category_id: int
+    score: float
+    box: tuple[float, float, float, float]
+
+
+def named_detections(
+    model: Model, arrays: DetectionArrays, row: int, scale: float, size: tuple[int, int], score: float
+) -> tuple[Detection, ...]:
+    """One row of a batch as named boxes of the picture, best first.
+
+    Args:
+        model: Names its classes.
+        arrays: What the model found.
+        row: Which picture of the batch.
+        scale: Of its letterbox.
+        size: Width and height of the picture in pixels.
+        score: Lowest score to keep.
+    """
+    keep = int((arrays.scores[row, : int(arrays.num[row])] >= score).sum())  # sorted by score
+    boxes = to_original(arrays.boxes[row, :keep], scale, *size)
+    return tuple(
+        Detection(model.classes[label], label, model.category_ids[label], found, (x1, y1, x2, y2))
+        for label, found, (x1, y1, x2, y2) in zip(
+            arrays.labels[row, :keep].tolist(), arrays.scores[row, :keep].tolist(), boxes.tolist(), strict=True
+        )
+    )

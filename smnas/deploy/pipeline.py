@@ -1,0 +1,240 @@
+"""Pictures through a detector in stages that overlap: other threads decode and resize while the network runs.
+
+What is ahead of the network is bounded in number, results come in the order of the pictures, and every stage tells
+what it took.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from profiler.errors import UserError
+from smnas.data.letterbox import letterbox
+from smnas.deploy.detections import Detection, named_detections
+from smnas.deploy.runtime import EagerDetector, Model
+
+__all__ = ["DetectOptions", "Found", "StageTimes", "find_objects", "map_ahead", "read_ahead"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+_END: Any = object()
+
+
+@dataclass(frozen=True)
+class DetectOptions:
+    """How pictures go through a detector.
+
+    Attributes:
+        score: Lowest score of a detection that counts.
+        batch: Pictures of one run of the network.
+        workers: Threads that decode, resize and draw beside the network; with 0 everything takes turns.
+    """
+
+    score: float = 0.3
+    batch: int = 1
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise UserError(f"`batch >= 1` must hold, but got batch={self.batch}")
+        if self.workers < 0:
+            raise UserError(f"`workers >= 0` must hold, but got workers={self.workers}")
+
+
+@dataclass
+class StageTimes:
+    """Where the time went, in seconds over all pictures.
+
+    The stages overlap, so that their sum may be more than ``wall_s``; with no workers it is not.
+
+    Attributes:
+        images: How many pictures went through the network.
+        wall_s: From the first picture to the last result; loading the detector is not in it.
+        decode_s: Files to RGB pixels.
+        preprocess_s: Pixels to canvases.
+        network_s: Canvases to boxes after non-maximum suppression, with the copies to a GPU and back.
+        postprocess_s: Boxes to named detections in pixels of the picture.
+        draw_s: Drawing and writing the drawn copies.
+    """
+
+    images: int = 0
+    wall_s: float = 0.0
+    decode_s: float = 0.0
+    preprocess_s: float = 0.0
+    network_s: float = 0.0
+    postprocess_s: float = 0.0
+    draw_s: float = 0.0
+
+    @property
+    def images_per_s(self) -> float:
+        """Pictures a second of wall time; 0 before the first."""
+        return self.images / self.wall_s if self.wall_s else 0.0
+
+    def ms_per_image(self) -> dict[str, float]:
+        """Milliseconds of each stage for one picture, by the stage's name."""
+        stages = ("decode", "preprocess", "network", "postprocess", "draw")
+        return {stage: 1e3 * getattr(self, f"{stage}_s") / max(1, self.images) for stage in stages}
+
+
+@dataclass(frozen=True)
+class Found(Generic[T]):
+    """What a detector found on one picture.
+
+    Attributes:
+        source: What the picture was decoded from.
+        size: Width and height in pixels; zeros when it could not be decoded.
+        detections: Best first.
+        picture: RGB, where it was to be kept.
+        error: Why there is no picture.
+    """
+
+    source: T
+    size: tuple[int, int] = (0, 0)
+    detections: tuple[Detection, ...] = ()
+    picture: Image.Image | None = None
+    error: Exception | None = None
+
+
+@dataclass(frozen=True)
+class _Prepared(Generic[T]):
+    """A picture on its canvas ``(3, H, W)``, and what that took."""
+
+    found: Found[T]
+    canvas: NDArray[np.uint8] | None
+    scale: float
+    decode_s: float
+    preprocess_s: float
+
+
+def find_objects(
+    model: Model,
+    sources: Iterable[T],
+    decode: Callable[[T], Image.Image],
+    options: DetectOptions,
+    times: StageTimes,
+    *,
+    keep_pictures: bool = False,
+) -> Generator[Found[T], None, None]:
+    """Find objects on every picture, in order.
+
+    A picture that can not be decoded gives a result with its error, and the others go on.
+
+    Args:
+        model: The detector.
+        sources: What pictures are decoded from; taken as they are needed, a bounded number ahead.
+        decode: One of them to an RGB picture; called in other threads, several at a time. ``UserError``, ``OSError``
+            and ``MemoryError`` are the picture's.
+        options: Score, batch and threads.
+        times: What every stage takes is added here.
+        keep_pictures: Results hold their pictures.
+    """
+    width, height = model.input_size
+
+    def prepare(source: T) -> _Prepared[T]:
+        began = time.perf_counter()
+        try:
+            picture = decode(source)
+            decoded = time.perf_counter()
+            canvas, scale = letterbox(picture, width, height)
+            found = Found(source, picture.size, picture=picture if keep_pictures else None)
+            planes = np.ascontiguousarray(canvas.transpose(2, 0, 1))
+        except (UserError, OSError, MemoryError) as error:
+            return _Prepared(Found(source, error=error), None, 1.0, time.perf_counter() - began, 0.0)
+        return _Prepared(found, planes, scale, decoded - began, time.perf_counter() - decoded)
+
+    buffer = _pinned_buffer(model, options.batch)
+    prepared = map_ahead(prepare, sources, options.workers, options.batch + options.workers)
+    while group := list(islice(prepared, options.batch)):
+        yield from _run(model, group, options.score, times, buffer)
+
+
+def _run(
+    model: Model,
+    group: list[_Prepared[T]],
+    score: float,
+    times: StageTimes,
+    buffer: NDArray[np.uint8] | None,
+) -> Iterator[Found[T]]:
+    """One batch through the network."""
+    times.decode_s += sum(one.decode_s for one in group)
+    times.preprocess_s += sum(one.preprocess_s for one in group)
+    canvases = [one.canvas for one in group if one.canvas is not None]
+    if canvases:
+        began = time.perf_counter()
+        if buffer is not None:
+            images = np.stack(canvases, out=buffer[: len(canvases)])
+        else:
+            images = canvases[0][None] if len(canvases) == 1 else np.stack(canvases)
+        arrays = model(images)
+        times.network_s += time.perf_counter() - began
+        times.images += len(canvases)
+    row = 0
+    for one in group:
+        if one.canvas is None:
+            yield one.found
+            continue
+        began = time.perf_counter()
+        detections = named_detections(model, arrays, row, one.scale, one.found.size, score)
+        times.postprocess_s += time.perf_counter() - began
+        row += 1
+        yield Found(one.found.source, one.found.size, detections, one.found.picture)
+
+
+def _pinned_buffer(model: Model, batch: int) -> NDArray[np.uint8] | None:
+    """Page-locked memory for a batch, from which a GPU fetches the canvases itself; none where PyTorch uses no GPU."""
+    if not isinstance(model, EagerDetector) or model.device.type != "cuda":
+        return None
+    width, height = model.input_size
+    buffer: NDArray[np.uint8] = torch.empty((batch, 3, height, width), dtype=torch.uint8, pin_memory=True).numpy()
+    return buffer
+
+
+def map_ahead(function: Callable[[T], R], items: Iterable[T], workers: int, depth: int) -> Generator[R, None, None]:
+    """``map`` whose results are computed by threads before they are asked for, in the order of the items.
+
+    Args:
+        function: Called in the threads.
+        items: Iterated in the calling thread.
+        workers: Threads; with 0 every result is computed when it is asked for.
+        depth: How many items are taken ahead of the result that is waited for.
+    """
+    if workers == 0:
+        yield from map(function, items)
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="smnas-detect")
+    try:
+        ahead: deque[Future[R]] = deque()
+        for item in items:
+            ahead.append(pool.submit(function, item))
+            if len(ahead) > depth:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def read_ahead(items: Iterable[T], depth: int) -> Generator[T, None, None]:
+    """The items, iterated by another thread that is up to ``depth`` of them ahead."""
+    source = iter(items)
+    pool = ThreadPoolExecutor(1, thread_name_prefix="smnas-read")
+    try:
+        ahead: deque[Future[T]] = deque()
+        while True:
+            while len(ahead) <= depth:
+                ahead.append(pool.submit(next, source, _END))
+            item = ahead.popleft().result()
+            if item is _END:
+                return
+            yield item
+    finally:
+        pool.shutdown(cancel_futures=True)

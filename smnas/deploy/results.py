@@ -1,0 +1,130 @@
+"""What detection gives: results of pictures and of videos, as one JSON document."""
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from smnas.deploy.detections import Detection
+from smnas.deploy.pipeline import StageTimes
+
+__all__ = ["DetectReport", "FrameResult", "PictureResult", "VideoResult"]
+
+
+@dataclass(frozen=True)
+class PictureResult:
+    """What was found on one picture.
+
+    Attributes:
+        path: The picture file.
+        width: In pixels; 0 when it could not be read.
+        height: In pixels; 0 when it could not be read.
+        detections: Best first.
+        drawn: The copy with boxes, if one was asked for.
+        error: Why nothing could be found, one line; ``None`` when all went well.
+        remark: What the result leaves out, one line: the other frames of an animation.
+    """
+
+    path: Path
+    width: int = 0
+    height: int = 0
+    detections: tuple[Detection, ...] = ()
+    drawn: Path | None = None
+    error: str | None = None
+    remark: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        return {**asdict(self), "path": str(self.path), "drawn": None if self.drawn is None else str(self.drawn)}
+
+
+@dataclass(frozen=True)
+class FrameResult:
+    """What was found on one frame.
+
+    Attributes:
+        frame: Its index, from 0.
+        time_s: Since the start of the video, in seconds.
+        detections: Best first.
+    """
+
+    frame: int
+    time_s: float
+    detections: tuple[Detection, ...]
+
+
+@dataclass(frozen=True)
+class VideoResult:
+    """What was found in one video, or through one camera.
+
+    Attributes:
+        source: The file, or ``camera`` and its number.
+        width: In pixels; 0 when it could not be opened.
+        height: In pixels; 0 when it could not be opened.
+        frames_per_s: On average.
+        count: Frames that are done.
+        found: How many detections of each class they have.
+        frames: Each of them, unless they were not to be kept.
+        drawn: The copy with boxes, if one was asked for.
+        error: What went wrong, one line; frames may be done all the same.
+    """
+
+    source: str
+    width: int = 0
+    height: int = 0
+    frames_per_s: float = 0.0
+    count: int = 0
+    found: Counter[str] = field(default_factory=Counter)
+    frames: tuple[FrameResult, ...] = ()
+    drawn: Path | None = None
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        return {
+            **asdict(self),
+            "found": dict(self.found),
+            "drawn": None if self.drawn is None else str(self.drawn),
+        }
+
+
+@dataclass(frozen=True)
+class DetectReport:
+    """Everything of one call.
+
+    Attributes:
+        pictures: In the order in which they were given.
+        videos: Likewise, a camera last.
+        times: Where the time went.
+        interrupted: It was stopped from the keyboard: what was finished by then is here.
+    """
+
+    pictures: tuple[PictureResult, ...] = ()
+    videos: tuple[VideoResult, ...] = ()
+    times: StageTimes = field(default_factory=StageTimes)
+    interrupted: bool = False
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        """A line for every picture and video with a problem."""
+        errors = [picture.error for picture in self.pictures] + [video.error for video in self.videos]
+        return tuple(error for error in errors if error is not None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        return {
+            "pictures": [picture.to_dict() for picture in self.pictures],
+            "videos": [video.to_dict() for video in self.videos],
+            "interrupted": self.interrupted,
+            "speed": {
+                "images": self.times.images,
+                "wall_s": self.times.wall_s,
+                "images_per_s": self.times.images_per_s,
+                "ms_per_image": self.times.ms_per_image(),
+            },
+        }
+
+    def write_json(self, path: Path) -> None:
+        """Write :meth:`to_dict` as one JSON document."""
+        path.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
