@@ -6,12 +6,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import typer.main
+from PIL import Image
 
 from smnas.cli.main import COMMANDS, application
+from smnas.data.scene import draw_scene, render
+from smnas.deploy.export import export_detector
+from smnas.deploy.video import VideoWriter
+from smnas.models.build import build_detector
 from smnas.space.architecture import Architecture
 from smnas.space.preset import preset_names
+from smnas.training.checkpoint import Checkpoint, CheckpointInfo, save_checkpoint
+from smnas.training.recipe import load_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -49,10 +58,32 @@ def test_every_example_parses(words: list[str]) -> None:
     typer.main.get_command(application(name)).make_context(name, arguments)
 
 
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the examples name: a detector of random weights, two pictures of shapes and a video."""
+    folder = tmp_path_factory.mktemp("readme")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        detector = build_detector(Architecture.parse("basicblock_8_1-1-2+fpn_3-4_16+norpn+retina_16_1+64x64"), 3)
+    detector.head.logits.bias.data.add_(5.0)  # type: ignore[union-attr, operator]  # a fresh head is sure of nothing
+    names, recipe = ("circle", "square", "star"), load_recipe("nano")
+    info = CheckpointInfo(str(detector.architecture), names, (1, 2, 3), "gn-ws", "deep", recipe, 0, 1, 1)
+    save_checkpoint(folder / "checkpoint.pt", Checkpoint(info, detector.state_dict()))
+    export_detector(folder / "checkpoint.pt", folder / "model.onnx")
+    rng = np.random.default_rng(0)
+    pictures = [Image.fromarray(render(draw_scene(96, 64, rng), rng)[0]) for _ in range(2)]
+    for name, picture in zip(("one.jpg", "two.jpg"), pictures, strict=True):
+        picture.save(folder / name)
+    with VideoWriter(folder / "clip.mp4", 10) as writer:
+        for index in range(4):
+            writer.write(pictures[index % 2], index / 10)
+    return folder
+
+
 @pytest.mark.parametrize("code", _blocks("python"))
-def test_code_runs(code: str) -> None:
+def test_code_runs(code: str, files: Path) -> None:
     assert len(code.splitlines()) <= 14
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=files)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 

@@ -102,14 +102,15 @@ def _pictures(
         path = found.source
         if found.error is not None:
             return PictureResult(path, error=_reason(path, found.error)), 0.0
-        began = time.perf_counter()
         result = PictureResult(path, *found.size, found.detections, remark=remarks.pop(path, None))
-        if found.picture is not None:
-            try:
-                draw_detections(found.picture, found.detections).save(drawn[path], quality=92)
-                result = replace(result, drawn=drawn[path])
-            except (OSError, MemoryError) as error:
-                result = replace(result, error=_reason(path, error))
+        if found.picture is None:
+            return result, 0.0
+        began = time.perf_counter()
+        try:
+            draw_detections(found.picture, found.detections).save(drawn[path], quality=92)
+            result = replace(result, drawn=drawn[path])
+        except (OSError, MemoryError) as error:
+            result = replace(result, error=_reason(path, error))
         return result, time.perf_counter() - began
 
     with warnings.catch_warnings():
@@ -174,9 +175,10 @@ def _frames(
         writer = None if drawn is None else stack.enter_context(VideoWriter(drawn, reader.rate))
 
         def finish(found: Found[VideoFrame]) -> tuple[Found[VideoFrame], float]:
+            if writer is None or found.picture is None:
+                return found, 0.0
             began = time.perf_counter()
-            if writer is not None and found.picture is not None:
-                writer.write(draw_detections(found.picture, found.detections), found.source.time_s)
+            writer.write(draw_detections(found.picture, found.detections), found.source.time_s)
             return found, time.perf_counter() - began
 
         found = find_objects(model, frames, VideoFrame.picture, options, times, keep_pictures=writer is not None)

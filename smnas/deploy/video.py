@@ -98,7 +98,7 @@ class VideoReader:
         rule = f"a video must be whole, but {self.name}"
         if self._broke_off is not None:
             return f"{rule} breaks off ({self._broke_off})"
-        return f"{rule} is damaged in {self._damaged} places, which were left out" if self._damaged else None
+        return f"{rule} is damaged (packets left out: {self._damaged})" if self._damaged else None
 
     def __iter__(self) -> Iterator[VideoFrame]:
         """The frames; where reading fails, as when a camera is unplugged, they end."""
@@ -155,15 +155,8 @@ def open_camera(index: int) -> VideoReader:
         VideoError: There is no such camera, it is in use, or this system's cameras have no numbers.
         BackendUnavailableError: PyAV is not installed.
     """
-    if sys.platform == "darwin":
-        return _open(str(index), f"camera {index}", "avfoundation")
-    if not sys.platform.startswith("linux"):
-        raise VideoError(f"a camera is opened by its number on Linux and macOS only, but this is {sys.platform}")
-    device = Path(f"/dev/video{index}")
-    if not device.exists():
-        there = ", ".join(sorted(path.name.removeprefix("video") for path in Path("/dev").glob("video[0-9]*")))
-        raise VideoError(f"a camera must be there, but got {index}; there is {there or 'no camera at all'}")
-    return _open(str(device), f"camera {index}", "v4l2")
+    file, kind = _camera(index)
+    return _open(file, f"camera {index}", kind)
 
 
 class VideoWriter:
@@ -232,6 +225,19 @@ def _even(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dty
     if height % 2 == 0 and width % 2 == 0:
         return pixels
     return np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+
+
+def _camera(index: int) -> tuple[str, str]:
+    """What FFmpeg opens for the camera of that number: a name and a format."""
+    if sys.platform == "darwin":
+        return str(index), "avfoundation"
+    if not sys.platform.startswith("linux"):
+        raise VideoError(f"a camera is opened by its number on Linux and macOS only, but this is {sys.platform}")
+    device = Path(f"/dev/video{index}")
+    if not device.exists():
+        there = ", ".join(sorted(path.name.removeprefix("video") for path in Path("/dev").glob("video[0-9]*")))
+        raise VideoError(f"a camera must be there, but got {index}; there is {there or 'no camera at all'}")
+    return str(device), "v4l2"
 
 
 def _open(file: str, name: str, kind: str | None) -> VideoReader:

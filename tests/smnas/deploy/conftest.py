@@ -2,15 +2,20 @@
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from smnas.data.coco import CocoFolder
 from smnas.deploy.export import ExportReport, export_detector
+from smnas.deploy.metadata import ModelMetadata
+from smnas.evaluation.predict import DetectionArrays
 from smnas.models.build import build_detector
 from smnas.models.detector import OneStageDetector
 from smnas.space.architecture import Architecture
@@ -102,3 +107,74 @@ def exported(
         return done[name]
 
     return find
+
+
+@pytest.fixture
+def damaged_clip(clip: Path, tmp_path: Path) -> Path:
+    """The same video with nothing but zeros in place of frames 6 to 8 and from frame 10 on."""
+    content = bytearray(clip.read_bytes())
+    with av.open(str(clip)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    for position, size in (*packets[6:9], *packets[10:]):
+        content[position : position + size] = bytes(size)
+    path = tmp_path / "damaged.mp4"
+    path.write_bytes(content)
+    return path
+
+
+class RedBox:
+    """A model that finds the bounding box of pure red, and half surely the whole canvas."""
+
+    def __init__(self, width: int = 96, height: int = 64) -> None:
+        self.metadata = ModelMetadata("none", ("red", "all"), (7, 9), width, height, "fp32")
+        self.classes, self.category_ids, self.input_size = ("red", "all"), (7, 9), (width, height)
+        self.batches: list[int] = []
+
+    def __call__(self, images: NDArray[np.uint8]) -> DetectionArrays:
+        assert images.dtype == np.uint8
+        assert images.shape[1:] == (3, *self.input_size[::-1])
+        self.batches.append(len(images))
+        num, boxes = np.zeros(len(images), np.int64), np.zeros((len(images), 2, 4), np.float32)
+        for row, image in enumerate(images):
+            rows, columns = np.nonzero((image[0] > 200) & (image[1] < 50))
+            if len(rows):
+                num[row] = 2
+                boxes[row, 0] = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+                boxes[row, 1] = 0, 0, *self.input_size
+        scores = np.where(num[:, None] > 0, np.array([[0.9, 0.5]], np.float32), 0).astype(np.float32)
+        return DetectionArrays(num, boxes, scores, np.tile(np.array([0, 1]), (len(images), 1)))
+
+
+@pytest.fixture
+def red_box() -> RedBox:
+    """A stand-in for a detector whose answer is plain to see."""
+    return RedBox()
+
+
+@pytest.fixture(scope="session")
+def red_picture() -> Callable[..., Image.Image]:
+    """A gray picture with a red rectangle at ``(x1, y1, x2, y2)``: ``(width, height, box)``."""
+
+    def make(width: int = 480, height: int = 200, box: tuple[int, int, int, int] = (100, 40, 200, 160)) -> Image.Image:
+        picture = Image.new("RGB", (width, height), "gray")
+        picture.paste((255, 0, 0), box)
+        return picture
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory, red_picture: Callable[..., Image.Image]) -> Path:
+    """A video of 12 frames in which a red square of 40 pixels moves 8 pixels a frame; a pause after frame 5."""
+    path = tmp_path_factory.mktemp("video") / "clip.mp4"
+    container = av.open(str(path), "w")
+    stream = container.add_stream("mpeg4", rate=10)
+    stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 192, 128, "yuv420p", 4_000_000
+    stream.codec_context.time_base = Fraction(1, 10)
+    for index in range(12):
+        frame = av.VideoFrame.from_image(red_picture(192, 128, (8 + 8 * index, 40, 48 + 8 * index, 80)))
+        frame.pts, frame.time_base = index + (4 if index > 5 else 0), Fraction(1, 10)
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+    container.close()
+    return path

@@ -1,0 +1,117 @@
+"""The detector as a Python object: what the command finds, for every kind of picture."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+
+from profiler.errors import UserError
+from smnas.data.errors import DataError
+from smnas.deploy.detect import detect_inputs
+from smnas.deploy.detector import Detector
+from smnas.deploy.export import ExportReport
+from smnas.deploy.inputs import Inputs
+from smnas.deploy.pipeline import DetectOptions
+from smnas.deploy.runtime import load_model
+
+
+@pytest.fixture
+def detector(exported: Callable[[str], ExportReport]) -> Detector:
+    return Detector(exported("rcnn").path, score=0.05, threads=1)
+
+
+def test_every_kind_of_picture(detector: Detector, aquarium_mini: Path) -> None:
+    path = sorted((aquarium_mini / "val").glob("*.jpg"))[0]
+    with Image.open(path) as picture:
+        pil = picture.convert("RGB")
+        results = detector([path, str(path), pil, picture, np.asarray(pil)])
+    assert detector.classes == ("fish", "jellyfish", "penguin")
+    assert len(results) == 5
+    assert results[0]
+    assert all(found == results[0] for found in results)
+    scores = [found.score for found in results[0]]
+    assert scores == sorted(scores, reverse=True)
+    for found in results[0]:
+        assert 0 <= found.box[0] <= found.box[2] <= pil.width
+        assert 0 <= found.box[1] <= found.box[3] <= pil.height
+        assert found.name == detector.classes[found.label]
+    assert list(detector([])) == []
+    assert detector(iter([path])) == results[:1]
+    assert detector(np.stack([np.asarray(pil)] * 2)) == results[:2]
+
+
+def test_a_pil_image_is_treated_as_its_file_would_be(detector: Detector, aquarium_mini: Path, tmp_path: Path) -> None:
+    source = sorted((aquarium_mini / "val").glob("*.jpg"))[0]
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    with Image.open(source) as picture:
+        picture.save(tmp_path / "turned.png", exif=exif)
+        picture.convert("L").save(tmp_path / "gray.png")
+    deep = np.linspace(0, 65535, 60 * 80).reshape(60, 80).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    for name in ("turned.png", "gray.png", "deep.png"):
+        with Image.open(tmp_path / name) as picture:
+            from_file, from_image = detector([tmp_path / name, picture])
+        assert from_file == from_image, name
+
+
+@pytest.mark.parametrize(("kind", "batch"), [("onnx", 1), ("onnx", 3), ("checkpoint", 1), ("checkpoint", 4)])
+def test_the_class_and_the_command_agree_in_batches(
+    kind: str,
+    batch: int,
+    exported: Callable[[str], ExportReport],
+    checkpoint: Callable[[str], Path],
+    aquarium_mini: Path,
+) -> None:
+    paths = sorted((aquarium_mini / "val").glob("*.jpg"))[:5]
+    file = exported("rcnn").path if kind == "onnx" else checkpoint("rcnn")
+    report = detect_inputs(load_model(file, threads=1), Inputs(tuple(paths)), DetectOptions(0.05, 1, 0))
+    detector = Detector(file, score=0.05, threads=1, batch=batch)
+    found = detector(paths)
+    assert detector.times.images == 5
+    for picture, objects in zip(report.pictures, found, strict=True):
+        assert [one.name for one in objects] == [one.name for one in picture.detections]
+        for one, expected in zip(objects, picture.detections, strict=True):
+            assert one.score == pytest.approx(expected.score, abs=1e-4)
+            assert one.box == pytest.approx(expected.box, abs=0.05)
+
+
+def test_a_video_frame_by_frame(detector: Detector, clip: Path) -> None:
+    (expected,) = detect_inputs(detector.model, Inputs(videos=(clip,)), DetectOptions(0.05)).videos
+    frames = list(detector.frames(clip))
+    assert [frame.index for frame in frames] == list(range(12))
+    assert [(frame.time_s, frame.detections) for frame in frames] == [
+        (frame.time_s, frame.detections) for frame in expected.frames
+    ]
+    assert frames[0].picture.size == (192, 128)
+    running = detector.frames(clip)
+    assert next(running).index == 0
+    running.close()
+    assert [list(one) for one in detector([frames[3].picture])] == [list(frames[3].detections)]
+
+
+def test_a_damaged_video_says_so_after_its_frames(detector: Detector, damaged_clip: Path) -> None:
+    seen = []
+    with pytest.raises(UserError, match=r"damaged\.mp4"):
+        seen.extend(frame.index for frame in detector.frames(damaged_clip))
+    assert seen[:6] == list(range(6))
+
+
+@pytest.mark.parametrize(
+    "wrong", [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8), 3, None]
+)
+def test_what_is_no_picture_is_refused(detector: Detector, wrong: Any) -> None:
+    with pytest.raises(TypeError, match=r"uint8 \(H, W, 3\)"):
+        detector([wrong])
+
+
+def test_one_picture_comes_in_a_list(detector: Detector, tmp_path: Path) -> None:
+    for one in ("photo.jpg", Path("photo.jpg"), Image.new("RGB", (3, 2))):
+        with pytest.raises(TypeError, match=r"\[picture\] for one"):
+            detector(one)  # type: ignore[arg-type]
+    (tmp_path / "text.jpg").write_text("no picture")
+    with pytest.raises(DataError, match=r"text\.jpg"):
+        detector([tmp_path / "text.jpg"])
