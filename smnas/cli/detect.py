@@ -46,6 +46,12 @@ def detect(
     workers: Annotated[
         int, typer.Option(min=0, help="Threads that decode, resize and draw while the network runs; 0: in turn.")
     ] = 2,
+    quick_decode: Annotated[
+        bool,
+        typer.Option(
+            "--quick-decode", help="Decode large JPEG files at a fraction of their size; boxes move a little."
+        ),
+    ] = False,
     frames: Annotated[int | None, typer.Option(min=1, help="End a video or camera after this many frames.")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="DIR", help="Draw the boxes on copies of pictures and videos.")
@@ -95,7 +101,7 @@ def detect(
             report = detect_inputs(
                 detector,
                 inputs,
-                DetectOptions(lowest, batch, workers),
+                DetectOptions(lowest, batch, workers, quick_decode),
                 out_dir=out,
                 sizes=None if listed is None else listed.sizes,
                 max_frames=frames,

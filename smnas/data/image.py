@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
 from smnas.data.errors import DataError
+from smnas.data.letterbox import fit_scale
 
 __all__ = ["Decoded", "decode", "load_rgb", "upright_rgb"]
 
@@ -29,18 +30,29 @@ _FIRST_SWAPPING_ORIENTATION = 5
 # The further pictures in a camera's MPO file are previews and other views of the first.
 _ONE_PICTURE_FORMATS = frozenset({"MPO"})
 
+_REDUCIBLE_FORMATS = frozenset({"JPEG", "MPO"})
+# Pixels a side that a reduced picture keeps for one of the canvas.
+_MARGIN = 4
+
 
 class Decoded(NamedTuple):
-    """A picture file's content.
+    """A decoded picture.
 
     Attributes:
         picture: RGB, the right way up.
         frames: how many pictures the file holds: more than 1 for an animation or several pages, of which this is the
             first.
+        reduction: pixels of the file to a side of one of the picture's; more than 1 only where that was asked for.
     """
 
     picture: Image.Image
-    frames: int
+    frames: int = 1
+    reduction: int = 1
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the whole picture in pixels."""
+        return self.picture.width * self.reduction, self.picture.height * self.reduction
 
 
 def load_rgb(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
@@ -63,8 +75,16 @@ def load_rgb(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.uint
     return np.array(decode(path, size).picture, dtype=np.uint8)
 
 
-def decode(path: Path, size: tuple[int, int] | None = None) -> Decoded:
+def decode(path: Path, size: tuple[int, int] | None = None, *, canvas: tuple[int, int] | None = None) -> Decoded:
     """What :func:`load_rgb` does, without the array; of an animation the first frame.
+
+    Args:
+        path: the picture file.
+        size: the width and height in pixels that the annotations state, where there are annotations.
+        canvas: width and height that the picture will be fitted into. A JPEG file may then be decoded at a half, a
+            quarter or an eighth of its size, which is several times as fast: where the sides divide evenly and the
+            result still has four times the pixels a side that the canvas can show. Resized, it differs from the whole
+            picture by little more than a copy saved at quality 92 does.
 
     Raises:
         DataError: the file is missing, can not be decoded, or is not of the stated size.
@@ -72,19 +92,21 @@ def decode(path: Path, size: tuple[int, int] | None = None) -> Decoded:
     try:
         with Image.open(path) as picture:
             frames = 1 if picture.format in _ONE_PICTURE_FORMATS else getattr(picture, "n_frames", 1)
+            reduction = 1 if canvas is None else _reduce(picture, canvas)
+            stated = size if size is None else (size[0] // reduction, size[1] // reduction)
             picture.load()
-            rgb = upright_rgb(picture, str(path), size)
+            decoded = Decoded(upright_rgb(picture, str(path), stated), frames, reduction)
     except FileNotFoundError:
         raise DataError(f"a picture must exist, but there is no file {path}") from None
     except _DECODE_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"a picture must be decodable, but {path} is not: {reason}") from None
-    if size is not None and rgb.size != size:
+    if size is not None and decoded.size != size:
         raise DataError(
-            f"a picture must have the size that its annotations state, but {path} is {rgb.width}x{rgb.height}"
-            f" and the annotations say {size[0]}x{size[1]}"
+            f"a picture must have the size that its annotations state, but {path} is "
+            f"{decoded.size[0]}x{decoded.size[1]} and the annotations say {size[0]}x{size[1]}"
         )
-    return Decoded(rgb, frames)
+    return decoded
 
 
 def upright_rgb(picture: Image.Image, name: str, size: tuple[int, int] | None = None) -> Image.Image:
@@ -99,6 +121,19 @@ def upright_rgb(picture: Image.Image, name: str, size: tuple[int, int] | None = 
         DataError: the picture holds floating-point numbers.
     """
     return _to_rgb(_upright(picture, size), name)
+
+
+def _reduce(picture: Image.Image, canvas: tuple[int, int]) -> int:
+    """Have a JPEG file decoded smaller, see :func:`decode`, and say by which factor."""
+    if picture.format not in _REDUCIBLE_FORMATS:
+        return 1
+    turned = picture.getexif().get(ExifTags.Base.Orientation, 1) >= _FIRST_SWAPPING_ORIENTATION
+    scale = fit_scale(*(picture.size[::-1] if turned else picture.size), *canvas)
+    for factor in (8, 4, 2):
+        if factor * _MARGIN * scale <= 1 and picture.width % factor == picture.height % factor == 0:
+            picture.draft(None, (picture.width // factor, picture.height // factor))
+            return factor
+    return 1
 
 
 def _upright(picture: Image.Image, size: tuple[int, int] | None) -> Image.Image:

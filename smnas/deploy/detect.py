@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from profiler.errors import UserError
-from smnas.data.image import decode
+from smnas.data.image import Decoded, decode
 from smnas.deploy.draw import draw_detections
 from smnas.deploy.inputs import Inputs
 from smnas.deploy.pipeline import DetectOptions, Found, StageTimes, find_objects, map_ahead, read_ahead
@@ -91,12 +91,13 @@ def _pictures(
     sizes: Mapping[Path, tuple[int, int]],
 ) -> Generator[PictureResult, None, None]:
     remarks: dict[Path, str] = {}
+    canvas = model.input_size if options.quick_decode and not drawn else None
 
-    def read(path: Path) -> Image.Image:
-        picture, frames = decode(path, sizes.get(path))
-        if frames > 1:
-            remarks[path] = f"{path} holds {frames} pictures, of which the first was looked at"
-        return picture
+    def read(path: Path) -> Decoded:
+        decoded = decode(path, sizes.get(path), canvas=canvas)
+        if decoded.frames > 1:
+            remarks[path] = f"{path} holds {decoded.frames} pictures, of which the first was looked at"
+        return decoded
 
     def finish(found: Found[Path]) -> tuple[PictureResult, float]:
         path = found.source
@@ -181,7 +182,7 @@ def _frames(
             writer.write(draw_detections(found.picture, found.detections), found.source.time_s)
             return found, time.perf_counter() - began
 
-        found = find_objects(model, frames, VideoFrame.picture, options, times, keep_pictures=writer is not None)
+        found = find_objects(model, frames, VideoFrame.decoded, options, times, keep_pictures=writer is not None)
         # One thread draws: the frames of a file have an order.
         threads = min(1, options.workers) if writer is not None else 0
         for one, seconds in stack.enter_context(closing(map_ahead(finish, found, threads, options.batch))):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from smnas.data.image import decode, upright_rgb
+from smnas.data.image import Decoded, decode, upright_rgb
 from smnas.deploy.detections import Detection
 from smnas.deploy.pipeline import DetectOptions, StageTimes, find_objects, read_ahead
 from smnas.deploy.runtime import Model, load_model
@@ -52,6 +52,7 @@ class Detector:
         score: Detections with a lower score are left out; the file itself keeps those from 0.01 on.
         batch: Pictures of one run of the network.
         workers: Threads that decode and resize beside the network; with 0 everything takes turns.
+        quick_decode: Large JPEG files are decoded at a fraction of their size.
         threads: CPU threads of one run of an ONNX file; ``None`` takes every core.
         device: Where a checkpoint runs, as in ``cuda``.
 
@@ -69,10 +70,11 @@ class Detector:
         score: float = 0.3,
         batch: int = 1,
         workers: int = 2,
+        quick_decode: bool = False,
         threads: int | None = None,
         device: str = "cpu",
     ) -> None:
-        self.options = DetectOptions(score, batch, workers)
+        self.options = DetectOptions(score, batch, workers, quick_decode)
         self.model: Model = load_model(Path(path), threads=threads, device=device)
         self.times = StageTimes()
 
@@ -98,7 +100,7 @@ class Detector:
             raise TypeError(f"pictures come as a list, [picture] for one, but got one {type(images).__name__}")
         self.times = StageTimes()
         results = []
-        with closing(find_objects(self.model, images, _as_image, self.options, self.times)) as found:
+        with closing(find_objects(self.model, images, self._decode, self.options, self.times)) as found:
             for one in found:
                 if one.error is not None:
                     raise one.error
@@ -117,7 +119,7 @@ class Detector:
         self.times = StageTimes()
         with open_camera(video) if isinstance(video, int) else open_video(Path(video)) as reader:
             source = read_ahead(reader, self.options.batch) if self.options.workers else reader
-            run = find_objects(self.model, source, VideoFrame.picture, self.options, self.times, keep_pictures=True)
+            run = find_objects(self.model, source, VideoFrame.decoded, self.options, self.times, keep_pictures=True)
             with closing(run) as found:
                 for one in found:
                     if one.error is not None or one.picture is None:
@@ -126,14 +128,13 @@ class Detector:
             if reader.problem is not None:
                 raise VideoError(reader.problem)
 
-
-def _as_image(image: Picture) -> Image.Image:
-    """Any kind of picture in RGB; PIL images are treated as their files would be."""
-    if isinstance(image, str | Path):
-        return decode(Path(image)).picture
-    if isinstance(image, Image.Image):
-        return upright_rgb(image, "a picture")
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,) or not image.size:
-        got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise TypeError(f"a picture is a file, a PIL image or a uint8 (H, W, 3) RGB array, but got {got}")
-    return Image.fromarray(image)
+    def _decode(self, image: Picture) -> Decoded:
+        """Any kind of picture in RGB; PIL images are treated as their files would be."""
+        if isinstance(image, str | Path):
+            return decode(Path(image), canvas=self.model.input_size if self.options.quick_decode else None)
+        if isinstance(image, Image.Image):
+            return Decoded(upright_rgb(image, "a picture"))
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,) or not image.size:
+            got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+            raise TypeError(f"a picture is a file, a PIL image or a uint8 (H, W, 3) RGB array, but got {got}")
+        return Decoded(Image.fromarray(image))

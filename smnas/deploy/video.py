@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from profiler.errors import BackendUnavailableError, UserError
+from smnas.data.image import Decoded
 
 __all__ = ["VIDEO_SUFFIXES", "VideoError", "VideoFrame", "VideoReader", "VideoWriter", "open_camera", "open_video"]
 
@@ -46,11 +47,13 @@ class VideoFrame:
     read_s: float
     content: Any
 
-    def picture(self) -> Image.Image:
+    def decoded(self) -> Decoded:
         """The frame in RGB, turned as the video says, as phones write it."""
         upright: Image.Image = self.content.to_image()
         turns = round(self.content.rotation / 90) % 4
-        return Image.fromarray(np.ascontiguousarray(np.rot90(np.asarray(upright), turns))) if turns else upright
+        if turns:
+            upright = Image.fromarray(np.ascontiguousarray(np.rot90(np.asarray(upright), turns)))
+        return Decoded(upright)
 
 
 class VideoReader:

@@ -7,7 +7,8 @@ import pytest
 from PIL import ExifTags, Image
 
 from smnas.data.errors import DataError
-from smnas.data.image import load_rgb
+from smnas.data.image import decode, load_rgb
+from smnas.data.letterbox import letterbox
 
 
 def gradient(width: int = 12, height: int = 8) -> np.ndarray:
@@ -99,3 +100,53 @@ def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((4, 4), dtype=np.float32)).save(tmp_path / "p.tiff")
     with pytest.raises(DataError, match="floating-point"):
         load_rgb(tmp_path / "p.tiff")
+
+
+def photograph(width: int, height: int) -> np.ndarray:
+    """Structure of every size, as in a photograph: noise of 1/f."""
+    rng = np.random.default_rng(0)
+    total = np.zeros((height, width, 3))
+    for side in (4, 8, 16, 32, 64, 128, 256):
+        noise = Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
+        total += np.asarray(noise.resize((width, height), Image.Resampling.BICUBIC)) / 7.0
+    return total.astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("size", "canvas", "orientation", "expected"),
+    [
+        ((640, 512), (64, 64), 1, 2),
+        ((640, 512), (80, 64), 1, 2),
+        ((640, 512), (96, 96), 1, 1),  # a half would be less than four times the canvas
+        ((1280, 1024), (40, 40), 1, 8),
+        ((1280, 1024), (60, 80), 6, 4),
+        ((1282, 1024), (40, 40), 1, 2),  # sides that do not divide by 4 and 8
+        ((1281, 1024), (40, 40), 1, 1),
+    ],
+)
+def test_a_large_jpeg_may_be_decoded_smaller(
+    tmp_path: Path, size: tuple[int, int], canvas: tuple[int, int], orientation: int, expected: int
+) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(photograph(*size)).save(tmp_path / "p.jpg", quality=92, exif=exif)
+    whole, reduced = decode(tmp_path / "p.jpg"), decode(tmp_path / "p.jpg", canvas=canvas)
+    assert whole.reduction == 1
+    assert reduced.reduction == expected
+    assert reduced.size == whole.size == (size if orientation == 1 else size[::-1])
+    assert reduced.picture.width * expected == whole.picture.width
+    first, scale = letterbox(whole.picture, *canvas)
+    second, larger_scale = letterbox(reduced.picture, *canvas)
+    assert larger_scale / expected == pytest.approx(scale)
+    difference = np.abs(first.astype(int) - second)
+    assert difference.mean() < 0.5
+    assert difference.max() <= 4
+
+
+def test_only_what_can_be_is_decoded_smaller(tmp_path: Path) -> None:
+    Image.fromarray(photograph(640, 512)).save(tmp_path / "p.png")
+    assert decode(tmp_path / "p.png", canvas=(16, 16)).reduction == 1
+    Image.fromarray(photograph(640, 512)).save(tmp_path / "p.jpg")
+    assert decode(tmp_path / "p.jpg", (640, 512), canvas=(16, 16)).size == (640, 512)
+    with pytest.raises(DataError, match="is 640x512 and the annotations say 648x512"):
+        decode(tmp_path / "p.jpg", (648, 512), canvas=(16, 16))

@@ -115,3 +115,33 @@ def test_one_picture_comes_in_a_list(detector: Detector, tmp_path: Path) -> None
     (tmp_path / "text.jpg").write_text("no picture")
     with pytest.raises(DataError, match=r"text\.jpg"):
         detector([tmp_path / "text.jpg"])
+
+
+def test_large_pictures_decoded_quickly_give_nearly_the_same(
+    exported: Callable[[str], ExportReport], aquarium_mini: Path, tmp_path: Path
+) -> None:
+    """Photographs enlarged to 16 times the canvas: the detector gets pixels that differ by a few levels at most."""
+    file = exported("rcnn").path
+    for path in sorted((aquarium_mini / "val").glob("*.jpg"))[:4]:
+        with Image.open(path) as picture:
+            picture.resize((1152, 1536), Image.Resampling.BICUBIC).save(tmp_path / path.name, quality=90)
+    paths = sorted(tmp_path.glob("*.jpg"))
+    whole = Detector(file, score=0.2, threads=1)(paths)
+    quick = Detector(file, score=0.2, threads=1, quick_decode=True)(paths)
+    assert whole != quick  # it was decoded another way
+    matched = total = 0
+    for first, second in zip(whole, quick, strict=True):
+        total += len(first)
+        matched += sum(
+            any(a.name == b.name and max(abs(x - y) for x, y in zip(a.box, b.box, strict=True)) < 24 for b in second)
+            for a in first
+        )
+    assert total > 20
+    assert matched >= 0.8 * total  # random weights are more easily moved than trained ones
+    model, inputs, options = load_model(file, threads=1), Inputs(tuple(paths)), DetectOptions(0.2, quick_decode=True)
+    report = detect_inputs(model, inputs, options)
+    assert [list(picture.detections) for picture in report.pictures] == quick
+    drawn = detect_inputs(model, inputs, options, out_dir=tmp_path / "out")
+    assert [list(picture.detections) for picture in drawn.pictures] == whole
+    with Image.open(tmp_path / "out" / paths[0].name) as picture:
+        assert picture.size == (1152, 1536)

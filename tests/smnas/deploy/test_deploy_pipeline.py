@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from profiler.errors import UserError
+from smnas.data.image import Decoded
 from smnas.data.letterbox import letterbox
 from smnas.deploy.pipeline import DetectOptions, StageTimes, find_objects, map_ahead, read_ahead
 from smnas.evaluation.predict import DetectionArrays
@@ -80,9 +81,12 @@ def test_batches_change_no_result(
 ) -> None:
     boxes = [(20 * i, 10 * i, 100 + 20 * i, 60 + 10 * i) for i in range(5)]
     times = StageTimes()
-    found = find_objects(
-        red_box, boxes, lambda box: red_picture(box=box), DetectOptions(0.6, batch, workers), times, keep_pictures=True
-    )
+    options = DetectOptions(0.6, batch, workers)
+
+    def draw(box: tuple[int, int, int, int]) -> Decoded:
+        return Decoded(red_picture(box=box))
+
+    found = find_objects(red_box, boxes, draw, options, times, keep_pictures=True)
     for one, box in zip(found, boxes, strict=True):
         assert one.source == box
         assert one.detections[0].box == pytest.approx(box, abs=6)
@@ -105,7 +109,7 @@ def test_the_network_gets_the_letterboxed_picture(red_box: Any) -> None:
             answer: DetectionArrays = super().__call__(images)
             return answer
 
-    list(find_objects(Spy(), [picture, picture], lambda one: one, DetectOptions(batch=2), StageTimes()))
+    list(find_objects(Spy(), [picture, picture], Decoded, DetectOptions(batch=2), StageTimes()))
     expected = letterbox(np.asarray(picture), 96, 64)[0].transpose(2, 0, 1)
     np.testing.assert_array_equal(seen[0], np.stack([expected, expected]))
 
@@ -122,9 +126,9 @@ def test_the_next_picture_is_decoded_while_the_network_runs(
             answer: DetectionArrays = super().__call__(images)
             return answer
 
-    def decode(index: int) -> Image.Image:
+    def decode(index: int) -> Decoded:
         decoding[index].set()
-        return red_picture()
+        return Decoded(red_picture())
 
     found = list(find_objects(Waits(), range(4), decode, DetectOptions(workers=1), StageTimes()))
     assert [one.error for one in found] == [None] * 4
@@ -133,10 +137,10 @@ def test_the_next_picture_is_decoded_while_the_network_runs(
 def test_a_picture_that_fails_leaves_the_others_of_its_batch(
     red_box: Any, red_picture: Callable[..., Image.Image]
 ) -> None:
-    def decode(index: int) -> Image.Image:
+    def decode(index: int) -> Decoded:
         if index in (1, 3):
             raise OSError(f"number {index}")
-        return red_picture()
+        return Decoded(red_picture())
 
     found = list(find_objects(red_box, range(5), decode, DetectOptions(0.6, 2), StageTimes()))
     assert [str(one.error) if one.error else None for one in found] == [None, "number 1", None, "number 3", None]

@@ -11,6 +11,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from profiler.errors import BackendUnavailableError, UserError
@@ -18,9 +19,13 @@ from smnas.deploy import video as video_module
 from smnas.deploy.detect import detect_inputs
 from smnas.deploy.inputs import Inputs
 from smnas.deploy.pipeline import DetectOptions
-from smnas.deploy.video import VideoError, VideoWriter, open_camera, open_video
+from smnas.deploy.video import VideoError, VideoFrame, VideoWriter, open_camera, open_video
 
 TIMES = [0, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5]
+
+
+def pixels_of(frame: VideoFrame) -> NDArray[np.uint8]:
+    return np.asarray(frame.decoded().picture)
 
 
 def test_every_frame_has_its_index_and_time(clip: Path) -> None:
@@ -31,7 +36,7 @@ def test_every_frame_has_its_index_and_time(clip: Path) -> None:
     assert [frame.index for frame in frames] == list(range(12))
     assert [frame.time_s for frame in frames] == pytest.approx(TIMES)
     for frame in frames:
-        pixels = np.asarray(frame.picture())
+        pixels = pixels_of(frame)
         assert pixels.shape == (128, 192, 3)
         assert pixels[60, 28 + 8 * frame.index] == pytest.approx((255, 0, 0), abs=30)
         assert pixels[100, 28] == pytest.approx((128, 128, 128), abs=12)
@@ -64,9 +69,7 @@ def test_a_drawn_video_plays_at_the_same_times(clip: Path, tmp_path: Path, red_b
     with open_video(drawn) as reader, open_video(clip) as original:
         pairs = list(zip(reader, original, strict=True))
     assert [copy.time_s for copy, _ in pairs] == pytest.approx(TIMES, abs=1e-3)
-    differences = [
-        np.abs(np.asarray(copy.picture()).astype(int) - np.asarray(source.picture())).max(2) for copy, source in pairs
-    ]
+    differences = [np.abs(pixels_of(copy).astype(int) - pixels_of(source)).max(2) for copy, source in pairs]
     for difference in differences:
         assert (difference > 60).mean() > 0.01  # the box and its label
         assert np.median(difference) < 12  # all else is as it was
@@ -83,7 +86,7 @@ def test_a_size_with_odd_sides_is_written(tmp_path: Path, red_picture: Callable[
         for index in range(3):
             writer.write(red_picture(95, 61, (10, 10, 50, 50)), index / 29.97)
     with open_video(tmp_path / "odd.mp4") as reader:
-        pixels = [np.asarray(frame.picture()) for frame in reader]
+        pixels = [pixels_of(frame) for frame in reader]
     assert [one.shape for one in pixels] == [(62, 96, 3)] * 3
     assert pixels[2][30, 30] == pytest.approx((255, 0, 0), abs=30)
 
@@ -107,7 +110,7 @@ def test_a_video_is_turned_as_its_header_says(
     turned.write_bytes(content)
     with open_video(turned) as reader, open_video(clip) as original:
         for copy, source in zip(reader, original, strict=True):
-            np.testing.assert_array_equal(np.asarray(copy.picture()), np.rot90(np.asarray(source.picture()), turns))
+            np.testing.assert_array_equal(pixels_of(copy), np.rot90(pixels_of(source), turns))
 
 
 def sound_only(path: Path) -> None:
