@@ -117,10 +117,10 @@ def _pictures(
     with warnings.catch_warnings():
         # Pillow warns from 89 million pixels on and refuses from 179 million on; between, the picture is fine.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        found = find_objects(model, paths, read, options, times, keep_pictures=bool(drawn))
-        for result, seconds in map_ahead(finish, found, options.workers if drawn else 0, options.workers):
-            times.draw_s += seconds
-            yield result
+        with closing(find_objects(model, paths, read, options, times, keep_pictures=bool(drawn))) as found:
+            for result, seconds in map_ahead(finish, found, options.workers if drawn else 0, options.workers):
+                times.draw_s += seconds
+                yield result
 
 
 def _video(
@@ -169,10 +169,11 @@ def _frames(
     max_frames: int | None,
 ) -> Generator[tuple[FrameResult, tuple[int, int]], None, None]:
     """Every frame's detections and size; with ``drawn`` the file is whole when this ends, however it ends."""
-    frames: Iterable[VideoFrame] = islice(reader, max_frames)
-    if options.workers:
-        frames = read_ahead(frames, options.batch)
     with ExitStack() as stack:
+        # Closed in turn, last stage first, so that no thread is still at work when the file behind it is closed.
+        frames: Iterable[VideoFrame] = islice(reader, max_frames)
+        if options.workers:
+            frames = stack.enter_context(closing(read_ahead(frames, options.batch)))
         writer = None if drawn is None else stack.enter_context(VideoWriter(drawn, reader.rate))
 
         def finish(found: Found[VideoFrame]) -> tuple[Found[VideoFrame], float]:
@@ -182,7 +183,8 @@ def _frames(
             writer.write(draw_detections(found.picture, found.detections), found.source.time_s)
             return found, time.perf_counter() - began
 
-        found = find_objects(model, frames, VideoFrame.decoded, options, times, keep_pictures=writer is not None)
+        run = find_objects(model, frames, VideoFrame.decoded, options, times, keep_pictures=writer is not None)
+        found = stack.enter_context(closing(run))
         # One thread draws: the frames of a file have an order.
         threads = min(1, options.workers) if writer is not None else 0
         for one, seconds in stack.enter_context(closing(map_ahead(finish, found, threads, options.batch))):
@@ -200,9 +202,9 @@ def _smaller(stated: int | None, limit: int | None) -> int | None:
 
 def _reason(name: Path | str, error: Exception) -> str:
     """A user's error as it is; another with the file it is about."""
-    return (
-        str(error) if isinstance(error, UserError) else f"{name} could not be handled: {error or type(error).__name__}"
-    )
+    if isinstance(error, UserError):
+        return str(error)
+    return f"{name} could not be handled: {str(error) or type(error).__name__}"
 
 
 def _drawn_files(inputs: Inputs, out_dir: Path | None) -> dict[Path | int, Path]:

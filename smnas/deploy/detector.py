@@ -1,7 +1,7 @@
 """The detector as a Python object: pictures in, named boxes in the pictures' own pixels out."""
 
 from collections.abc import Generator, Iterable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,14 +117,16 @@ class Detector:
             UserError: It can not be opened, or breaks off before its end.
         """
         self.times = StageTimes()
-        with open_camera(video) if isinstance(video, int) else open_video(Path(video)) as reader:
-            source = read_ahead(reader, self.options.batch) if self.options.workers else reader
+        with ExitStack() as stack:
+            reader = stack.enter_context(open_camera(video) if isinstance(video, int) else open_video(Path(video)))
+            source: Iterable[VideoFrame] = reader
+            if self.options.workers:
+                source = stack.enter_context(closing(read_ahead(reader, self.options.batch)))
             run = find_objects(self.model, source, VideoFrame.decoded, self.options, self.times, keep_pictures=True)
-            with closing(run) as found:
-                for one in found:
-                    if one.error is not None or one.picture is None:
-                        raise one.error or RuntimeError("a kept picture is gone")
-                    yield DetectedFrame(one.source.index, one.source.time_s, one.picture, one.detections)
+            for one in stack.enter_context(closing(run)):
+                if one.error is not None or one.picture is None:
+                    raise one.error or RuntimeError("a kept picture is gone")
+                yield DetectedFrame(one.source.index, one.source.time_s, one.picture, one.detections)
             if reader.problem is not None:
                 raise VideoError(reader.problem)
 

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, TypeVar
@@ -156,9 +157,9 @@ def find_objects(
         return _Prepared(found, planes, scale / picture.reduction, decoded - began, time.perf_counter() - decoded)
 
     buffer = _pinned_buffer(model, options.batch)
-    prepared = map_ahead(prepare, sources, options.workers, options.batch + options.workers)
-    while group := list(islice(prepared, options.batch)):
-        yield from _run(model, group, options.score, times, buffer)
+    with closing(map_ahead(prepare, sources, options.workers, options.batch + options.workers)) as prepared:
+        while group := list(islice(prepared, options.batch)):
+            yield from _run(model, group, options.score, times, buffer)
 
 
 def _run(

@@ -1,0 +1,138 @@
+"""Does a detector find the same when large JPEG files are decoded at a fraction of their size (`--quick-decode`)?
+
+A detector that has learned a small data set by heart looks at its own pictures, enlarged to photographs with a sensor's
+noise: decoded whole, decoded quickly, and as a control decoded whole from a copy that was saved once more at quality
+92. The margin is how many pixels a side the smaller picture keeps for one of the canvas; 4 is the least that
+`--quick-decode` takes.
+
+    smnas train --arch basicblock_16_1-21-21+fpn_2-4_48+rpn+rcnn_128+128x128 --epochs 200 \
+        --data ../shared/data/aquarium-mini --out runs/by-heart
+    python benchmarks/quick_decode.py --model runs/by-heart/checkpoint.pt --data ../shared/data/aquarium-mini
+"""
+
+import argparse
+import io
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from answers import keep_answer
+from numpy.typing import NDArray
+from PIL import Image
+
+from smnas.data import image as image_module
+from smnas.data.coco import CocoFolder, DetectionDataset
+from smnas.data.image import Decoded, decode
+from smnas.data.letterbox import letterbox
+from smnas.deploy.agreement import box_iou
+from smnas.deploy.detections import Detection, named_detections
+from smnas.deploy.runtime import Model, load_model
+from smnas.evaluation.coco_eval import evaluate_results
+
+ENLARGED = 12
+NOISE = 6.0
+SCORE = 0.3
+Decode = Callable[[Path], Decoded]
+Seen = tuple[NDArray[np.uint8], list[tuple[Detection, ...]]]
+
+
+def photograph(pixels: NDArray[np.uint8], path: Path, rng: np.random.Generator) -> Path:
+    height, width = pixels.shape[:2]
+    large = Image.fromarray(pixels).resize((width * ENLARGED, height * ENLARGED), Image.Resampling.LANCZOS)
+    noisy = np.asarray(large) + rng.normal(0, NOISE, (large.height, large.width, 3)).astype(np.float32)
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, quality=90)
+    return path
+
+
+def saved_again(path: Path) -> Decoded:
+    copy = io.BytesIO()
+    decode(path).picture.save(copy, "JPEG", quality=92)
+    return Decoded(Image.open(copy).convert("RGB"))
+
+
+def quickly(model: Model, margin: int) -> Decode:
+    def run(path: Path) -> Decoded:
+        image_module._MARGIN = margin
+        return decode(path, canvas=model.input_size)
+
+    return run
+
+
+def look(model: Model, paths: list[Path], decode_one: Decode) -> tuple[Seen, list[int]]:
+    """Canvases, detections in pixels of the pictures before they were enlarged, and by what decoding reduced them."""
+    canvases, found, reductions = [], [], []
+    for path in paths:
+        decoded = decode_one(path)
+        canvas, scale = letterbox(decoded.picture, *model.input_size)
+        size = (decoded.size[0] // ENLARGED, decoded.size[1] // ENLARGED)
+        arrays = model(np.ascontiguousarray(canvas.transpose(2, 0, 1))[None])
+        canvases.append(canvas)
+        found.append(named_detections(model, arrays, 0, scale / decoded.reduction * ENLARGED, size, 0.0))
+        reductions.append(decoded.reduction)
+    return (np.stack(canvases), found), sorted(set(reductions))
+
+
+def ap(split: DetectionDataset, found: list[tuple[Detection, ...]]) -> dict[str, float]:
+    results = [
+        {
+            "image_id": image_id,
+            "category_id": one.category_id,
+            "bbox": [one.box[0], one.box[1], one.box[2] - one.box[0], one.box[3] - one.box[1]],
+            "score": one.score,
+        }
+        for image_id, detections in zip(split.image_ids, found, strict=True)
+        for one in detections
+    ]
+    metrics = evaluate_results(split.ground_truth(), results).as_dict()  # type: ignore[arg-type]
+    return {"ap": metrics["ap"], "ap50": metrics["ap50"]}
+
+
+def difference(whole: Seen, other: Seen) -> dict[str, float]:
+    """Of the canvases in gray levels; of detections with a score of 0.3 or more, each with its nearest partner."""
+    levels = np.abs(whole[0].astype(int) - other[0])
+    overlaps, scores = [], []
+    for first, second in zip(whole[1], other[1], strict=True):
+        for one in (one for one in first if one.score >= SCORE):
+            same = [two for two in second if two.name == one.name]
+            boxes = np.array([two.box for two in same], np.float32).reshape(-1, 4)
+            overlap = box_iou(np.array([one.box], np.float32), boxes)[0]
+            best = int(overlap.argmax()) if same else -1
+            overlaps.append(float(overlap[best]) if same else 0.0)
+            scores.append(abs(same[best].score - one.score) if same else one.score)
+    return {
+        "gray_levels_mean": float(levels.mean()),
+        "gray_levels_most": int(levels.max()),
+        "detections": len(overlaps),
+        "visibly_different": sum(o < 0.9 or s > 0.05 for o, s in zip(overlaps, scores, strict=True)),
+        "iou_median": float(np.median(overlaps)),
+        "iou_lowest_twentieth": float(np.percentile(overlaps, 5)),
+        "score_difference_highest_twentieth": float(np.percentile(scores, 95)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    model = load_model(asked.model)
+    split = CocoFolder(asked.data).split("train")
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [photograph(split.image(i), Path(folder) / split.path(i).name, rng) for i in range(len(split))]
+        whole, _ = look(model, paths, decode)
+        answer: dict[str, object] = {"architecture": model.metadata.architecture, "whole": ap(split, whole[1])}
+        ways = {"saved_again": saved_again} | {f"margin_{margin}": quickly(model, margin) for margin in (8, 4, 2)}
+        for name, way in ways.items():
+            other, reductions = look(model, paths, way)
+            answer[name] = {"reductions": reductions, **ap(split, other[1]), **difference(whole, other)}
+            print(name, answer[name], flush=True)
+    question = "Does a detector find the same when large JPEG files are decoded at a fraction of their size?"
+    keep_answer("quick-decode", question, {"pictures": f"{len(split)} of 2304x3072", **answer})
+
+
+if __name__ == "__main__":
+    main()
