@@ -22,8 +22,8 @@ EXAMPLES = examples("smnas doctor", "smnas doctor --json", "smnas-doctor --quiet
 def doctor(as_json: JsonOption = False, quiet: QuietOption = False) -> None:
     """Say what this machine can do.
 
-    Lists Python, PyTorch, the CPU, CUDA devices, and the backends that can run and time a network, each with its
-    version. What is missing is named with the command that adds it. Nothing is installed or changed.
+    Lists Python, PyTorch, the CPU, CUDA devices, what reads videos, and the backends that can run and time a network,
+    each with its version. What is missing is named with the command that adds it. Nothing is installed or changed.
     """
     with Output.open(as_json=as_json, quiet=quiet) as output:
         with output.working("looking at this machine"):
@@ -41,6 +41,7 @@ def examine() -> dict[str, Any]:
 
     cpu, gpus = cpu_device(), local_gpus()
     backends = [row for device in (cpu, *gpus) for row in _backends(device)]
+    video = _video()
     return {
         "smnas": __version__,
         "python": platform.python_version(),
@@ -63,10 +64,14 @@ def examine() -> dict[str, Any]:
             ],
         },
         "backends": backends,
+        "video": video,
         "missing": [
-            {"what": f"{row['name']} on {row['device']}", "reason": row["reason"]}
-            for row in backends
-            if not row["available"]
+            {"what": what, "reason": found["reason"]}
+            for what, found in [
+                *((f"{row['name']} on {row['device']}", row) for row in backends),
+                ("videos and cameras", video),
+            ]
+            if not found["available"]
         ],
         "warnings": _warnings(),
     }
@@ -93,6 +98,15 @@ def _backends(device: "Device") -> list[dict[str, Any]]:
     return rows
 
 
+def _video() -> dict[str, Any]:
+    from smnas.deploy.video import video_version
+
+    try:
+        return {"library": "PyAV", "version": video_version(), "reason": None, "available": True}
+    except BackendUnavailableError as reason:
+        return {"library": "PyAV", "version": None, "reason": str(reason), "available": False}
+
+
 def _warnings() -> list[str]:
     found = []
     try:
@@ -108,7 +122,7 @@ def _warnings() -> list[str]:
 
 
 def _show(console: Console, document: dict[str, Any]) -> None:
-    cpu, cuda = document["cpu"], document["cuda"]
+    cpu, cuda, video = document["cpu"], document["cuda"], document["video"]
     gpus = [
         f"{gpu['name']}, compute capability {gpu['compute_capability']}, {gpu['memory_bytes'] / 2**30:.1f} GiB, "
         f"--gpu {gpu['known_as'] or 'local'}"
@@ -123,6 +137,7 @@ def _show(console: Console, document: dict[str, Any]) -> None:
             ("cpu", f"{cpu['name']}, {cpu['cores']} cores, {cpu['usable_cores']} usable"),
             ("cuda", f"runtime {cuda['runtime']}" if cuda["available"] else "no device"),
             *(("gpu", gpu) for gpu in gpus),
+            ("video", f"{video['library']} {video['version']}" if video["available"] else "no library"),
         ],
     )
     rows = [

@@ -16,7 +16,16 @@ from PIL import Image
 from profiler.errors import BackendUnavailableError, UserError
 from smnas.data.image import Decoded
 
-__all__ = ["VIDEO_SUFFIXES", "VideoError", "VideoFrame", "VideoReader", "VideoWriter", "open_camera", "open_video"]
+__all__ = [
+    "VIDEO_SUFFIXES",
+    "VideoError",
+    "VideoFrame",
+    "VideoReader",
+    "VideoWriter",
+    "open_camera",
+    "open_video",
+    "video_version",
+]
 
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".3gp"}
@@ -220,6 +229,15 @@ class VideoWriter:
         self._stream.width, self._stream.height = width + width % 2, height + height % 2
         self._stream.pix_fmt = "yuv420p"
         self._stream.codec_context.time_base = Fraction(1, _TICKS_PER_S)
+
+
+def video_version() -> str:
+    """The version of PyAV.
+
+    Raises:
+        BackendUnavailableError: It is not installed.
+    """
+    return str(_av().__version__)
 
 
 def _even(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.uint8]]:

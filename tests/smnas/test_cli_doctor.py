@@ -2,6 +2,8 @@
 
 import json
 import os
+import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,14 @@ def test_text_names_what_is_missing_with_its_fix(capsys: pytest.CaptureFixture[s
     assert f"torch   {torch.__version__}" in captured.out
     missing = [row for row in doctor.examine()["backends"] if not row["available"]]
     assert all(f"missing: {row['name']} on {row['device']}: {row['reason']}" in captured.out for row in missing)
+
+
+def test_what_reads_videos(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.examine()["video"]["version"] == version("av")
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert run(application("doctor"), "smnas-doctor", []) == 0
+    assert "missing: videos and cameras: " in (out := capsys.readouterr().out)
+    assert "pip install 'smnas[video]'" in out
 
 
 def test_a_distribution_that_takes_the_name_of_ours_is_named(
