@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from profiler.atomic import write_whole
+
+if TYPE_CHECKING:
+    from kernels.onnx_ops import Operators
 
 __all__ = ["OPSET", "ExportError", "export_onnx", "file_sha256", "to_onnx", "to_onnx_many"]
 
@@ -43,6 +46,7 @@ def export_onnx(
     output_names: Sequence[str],
     metadata: Mapping[str, str] | None = None,
     dynamic_batch: bool = False,
+    operators: "Operators" = "native",
 ) -> str:
     """Export a module to an ONNX file.
 
@@ -57,6 +61,7 @@ def export_onnx(
         metadata: written into the file's ``metadata_props``.
         dynamic_batch: leave the first axis of every input open. The example's first axis must then be at least 2,
             because the tracer takes a 1 for a constant.
+        operators: ``native`` or ``plain``, see :mod:`kernels.onnx_ops`; plain graphs have static shapes alone.
 
     Returns:
         The file's SHA-256, as :func:`file_sha256` gives it.
@@ -71,6 +76,7 @@ def export_onnx(
         output_names=output_names,
         metadata=metadata,
         dynamic_batch=dynamic_batch,
+        operators=operators,
     )
     content = model.SerializeToString(deterministic=True)
     write_whole(path, content)
@@ -85,6 +91,7 @@ def to_onnx(
     output_names: Sequence[str] | None = None,
     metadata: Mapping[str, str] | None = None,
     dynamic_batch: bool = False,
+    operators: "Operators" = "native",
 ) -> onnx.ModelProto:
     """Export a module to an ONNX model in memory; see :func:`export_onnx`. Outputs without names get the exporter's."""
     if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
@@ -98,7 +105,8 @@ def to_onnx(
             )
         batch = torch.export.Dim("batch", min=1)
         dynamic_shapes = tuple({0: batch} for _ in example_inputs)
-    model = _trace(module, tuple(example_inputs), list(input_names), list(output_names or ()), dynamic_shapes)
+    names = list(input_names), list(output_names or ())
+    model = _trace(module, tuple(example_inputs), *names, dynamic_shapes, operators)
     _strip(model)
     for key, value in sorted((metadata or {}).items()):
         model.metadata_props.add(key=key, value=value)
@@ -106,7 +114,9 @@ def to_onnx(
     return model
 
 
-def to_onnx_many(modules: Sequence[nn.Module], inputs: Sequence[Sequence[Tensor]]) -> list[onnx.ModelProto]:
+def to_onnx_many(
+    modules: Sequence[nn.Module], inputs: Sequence[Sequence[Tensor]], *, operators: "Operators" = "native"
+) -> list[onnx.ModelProto]:
     """Export several independent modules in one go.
 
     The exporter spends most of its time on setting itself up, so that sixteen blocks together take about a sixth of
@@ -116,6 +126,7 @@ def to_onnx_many(modules: Sequence[nn.Module], inputs: Sequence[Sequence[Tensor]
     Args:
         modules: with real weights; exported as they compute in evaluation mode.
         inputs: per module, one tensor per positional argument.
+        operators: as in :func:`export_onnx`.
 
     Raises:
         ExportError: some module can not be exported; which one only exporting them singly tells.
@@ -130,7 +141,7 @@ def to_onnx_many(modules: Sequence[nn.Module], inputs: Sequence[Sequence[Tensor]
     # Clones, because the exporter takes one tensor given twice for one input.
     flat_inputs = [tensor.clone() for tensors in inputs for tensor in tensors]
     names = [f"input_{index}" for index in range(len(flat_inputs))]
-    model = to_onnx(group, flat_inputs, input_names=names)
+    model = to_onnx(group, flat_inputs, input_names=names, operators=operators)
     outputs = [value.name for value in model.graph.output]
     extractor = onnx.utils.Extractor(model)
     models: list[onnx.ModelProto] = []
@@ -176,8 +187,9 @@ def _trace(
     input_names: list[str],
     output_names: list[str],  # empty: as the exporter calls them
     dynamic_shapes: Any,
+    operators: "Operators",
 ) -> onnx.ModelProto:
-    from kernels.onnx_ops import translation_table
+    from kernels.onnx_ops import decompositions, translation_table
 
     modes = {child: child.training for child in module.modules()}
     module.eval()
@@ -185,15 +197,20 @@ def _trace(
         with warnings.catch_warnings(), _one_operator_registry():
             for category, message in _KNOWN_WARNINGS:
                 warnings.filterwarnings("ignore", message, category)
+            traced: Any = module
+            if table := decompositions(operators):
+                traced = torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes, strict=False)
+                traced = traced.run_decompositions(table)
+                dynamic_shapes = None
             program = torch.onnx.export(
-                module,
+                traced,
                 inputs,
                 input_names=input_names,
                 output_names=output_names or None,
                 opset_version=OPSET,
                 dynamo=True,
                 dynamic_shapes=dynamic_shapes,
-                custom_translation_table=translation_table(),
+                custom_translation_table=translation_table(operators),
                 optimize=True,
                 verbose=False,
             )
