@@ -1,10 +1,11 @@
 """Modules to ONNX files: typed, checked, written whole or not at all."""
 
+import ast
 import copy
 import hashlib
 import importlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from profiler.atomic import write_whole
 if TYPE_CHECKING:
     from kernels.onnx_ops import Operators
 
-__all__ = ["OPSET", "ExportError", "export_onnx", "file_sha256", "to_onnx", "to_onnx_many"]
+__all__ = ["OPSET", "ExportError", "captured_names", "export_onnx", "file_sha256", "in_modules", "to_onnx", "to_onnx_many"]
 
 OPSET = 18
 """The ONNX operator set of every export: the one that the exporter writes natively, read by all backends here."""
@@ -107,6 +108,7 @@ def to_onnx(
         dynamic_shapes = tuple({0: batch} for _ in example_inputs)
     names = list(input_names), list(output_names or ())
     model = _trace(module, tuple(example_inputs), *names, dynamic_shapes, operators)
+    _name_nodes(model.graph)
     _strip(model)
     for key, value in sorted((metadata or {}).items()):
         model.metadata_props.add(key=key, value=value)
@@ -143,10 +145,9 @@ def to_onnx_many(
     names = [f"input_{index}" for index in range(len(flat_inputs))]
     model = to_onnx(group, flat_inputs, input_names=names, operators=operators)
     outputs = [value.name for value in model.graph.output]
-    extractor = onnx.utils.Extractor(model)
     models: list[onnx.ModelProto] = []
     for input_count, output_count in zip(input_counts, output_counts, strict=True):
-        cut = extractor.extract_model(names[:input_count], outputs[:output_count])
+        cut = _cut(model, names[:input_count], outputs[:output_count])
         _check(cut)
         models.append(cut)
         names, outputs = names[input_count:], outputs[output_count:]
@@ -173,6 +174,38 @@ class _SideBySide(nn.Module):
             rest = rest[count:]
         self.note_outputs([len(leaves) for leaves in outputs])
         return tuple(leaf for leaves in outputs for leaf in leaves)
+
+
+def captured_names(node: onnx.NodeProto) -> set[str]:
+    """Names that a node's subgraphs read, those of their own included."""
+    names: set[str] = set()
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            for inner in attribute.g.node:
+                names |= {*inner.input, *captured_names(inner)}
+    return names
+
+
+def _cut(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:
+    """The part of a model that leads to some outputs; onnx's own extractor does not follow subgraphs."""
+    graph = model.graph
+    wanted, nodes = set(outputs), []
+    for node in reversed(graph.node):
+        if wanted & set(node.output):
+            nodes.append(node)
+            wanted |= {*node.input, *captured_names(node)}
+    values = {value.name: value for value in (*graph.input, *graph.output)}
+    cut = onnx.helper.make_graph(
+        nodes[::-1],
+        graph.name,
+        [values[name] for name in inputs],
+        [values[name] for name in outputs],
+        initializer=[tensor for tensor in graph.initializer if tensor.name in wanted],
+        value_info=[value for value in graph.value_info if value.name in wanted],
+    )
+    return onnx.helper.make_model(
+        cut, ir_version=model.ir_version, opset_imports=model.opset_import, functions=model.functions
+    )
 
 
 def file_sha256(path: Path) -> str:
@@ -263,6 +296,20 @@ def _check(model: onnx.ModelProto) -> None:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"the exported graph is no valid ONNX: {_root_cause(error)}") from error
+
+
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    """Nodes by the module that they compute, as in ``neck.smooth.0/Conv_57``: what a name stands for can be chosen."""
+    for index, node in enumerate(graph.node):
+        scopes = {one.key: one.value for one in node.metadata_props}.get("pkg.torch.onnx.name_scopes", "[]")
+        *modules, _ = ast.literal_eval(scopes) or [""]  # from the whole to the innermost, then the operator
+        node.name = f"{modules[-1] if modules else ''}/{node.op_type}_{index}"
+
+
+def in_modules(node: onnx.NodeProto, modules: Collection[str]) -> bool:
+    """Whether a node of an exported graph computes (a part of) one of some modules, by their names in the whole."""
+    path = node.name.partition("/")[0]
+    return any(path == module or path.startswith(f"{module}.") for module in modules)
 
 
 def _strip(model: onnx.ModelProto) -> None:
