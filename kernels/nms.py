@@ -90,7 +90,7 @@ def suppressors(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 
 
 def _at_most(threshold: float) -> float:
-    """The largest float32 up to a number: torchvision compares float32 with a double, and ``x > t`` is the same then."""
+    """The largest float32 up to a number: ``x > t`` is then the same as with a double, which torchvision compares."""
     nearest = np.float32(threshold)
     return float(nearest if float(nearest) <= threshold else np.nextafter(nearest, np.float32(-np.inf)))
 

@@ -121,7 +121,7 @@ def multi_level_roi_align_plain(
 
 
 def _sample_positions(start: Tensor, end: Tensor, cells: Tensor, output_size: int) -> Tensor:
-    """Where a box reads an axis, in cells: ``(..., 1)`` ends to ``(..., samples)``, -1 for what lies outside the map."""
+    """Where a box reads an axis, in cells: ``(..., 1)`` ends to ``(..., samples)``, -1 for what lies outside."""
     step = (end - start).clamp(min=1.0) / (output_size * SAMPLES)
     offset = torch.arange(output_size * SAMPLES, device=start.device, dtype=start.dtype) + 0.5
     position = start + step * offset

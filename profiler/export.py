@@ -20,7 +20,16 @@ from profiler.atomic import write_whole
 if TYPE_CHECKING:
     from kernels.onnx_ops import Operators
 
-__all__ = ["OPSET", "ExportError", "captured_names", "export_onnx", "file_sha256", "in_modules", "to_onnx", "to_onnx_many"]
+__all__ = [
+    "OPSET",
+    "ExportError",
+    "captured_names",
+    "export_onnx",
+    "file_sha256",
+    "in_modules",
+    "to_onnx",
+    "to_onnx_many",
+]
 
 OPSET = 18
 """The ONNX operator set of every export: the one that the exporter writes natively, read by all backends here."""
