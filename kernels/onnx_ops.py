@@ -101,8 +101,8 @@ def _multi_level_roi_align(
 
 def _greedy_keep(candidate: Any, suppressed_by: Any) -> Any:
     """Rounds until nothing changes, at most one for every box: a ``Loop`` that stops by itself."""
-    votes = op.Cast(suppressed_by, to=onnx.TensorProto.FLOAT)
-    allowed = op.Cast(op.Unsqueeze(candidate, _constant([1], np.int64)), to=onnx.TensorProto.FLOAT)
+    votes: Any = op.Cast(suppressed_by, to=onnx.TensorProto.FLOAT)
+    allowed: Any = op.Cast(op.Unsqueeze(candidate, _constant([1], np.int64)), to=onnx.TensorProto.FLOAT)
     half, zero = _constant(0.5, np.float32), _constant(0.0, np.float32)
     # by name: given by position, torch 2.14 takes the fixed inputs for loop variables once more
     keep = values.Op(op, "Loop")(

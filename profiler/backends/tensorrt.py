@@ -36,8 +36,9 @@ __all__ = [
 
 _EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
 _DENSE_LAYERS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")
-_DATA_TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
-_LOGGED_TYPES = {"fp16": "Half", "bf16": "BFloat16"}
+_DATA_TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16", "int8": "FLOAT"}
+"""What a dense layer gives; 8-bit integers come and go around it."""
+_LOGGED_TYPES = {"fp16": "Half", "bf16": "BFloat16", "int8": "Int8"}
 _NO_PRODUCTS = "7.5"
 """TensorRT-RTX has convolutions in float32 for this compute capability, but no matrix products."""
 
@@ -129,7 +130,7 @@ def build_engine(trt: Any, model: bytes, precision: str, capabilities: Sequence[
     Args:
         trt: the module, as :func:`import_tensorrt` returns it.
         model: a serialised ONNX graph with static shapes, typed as :func:`profiler.typed_onnx.typed_onnx` does.
-        precision: that the graph is typed in; checked.
+        precision: that the graph is typed in; checked. ``int8`` is a graph that quantises and dequantises.
         capabilities: compute capabilities that the engine must run on, such as ``8.9``; none means the GPU that is
             here, which there must then be.
 
