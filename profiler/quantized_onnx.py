@@ -1,7 +1,7 @@
 """Eight-bit integers in an ONNX graph, after training: quantise and dequantise nodes around what multiplies.
 
-Scales are symmetric and weights have one per channel, which TensorRT asks for and ONNX Runtime takes. The ranges of maps
-come from calibration pictures, by ONNX Runtime's own quantiser.
+Scales are symmetric and weights have one per channel, which TensorRT asks for and ONNX Runtime takes. The ranges of
+maps come from calibration pictures, by ONNX Runtime's own quantiser.
 """
 
 import tempfile
