@@ -206,14 +206,14 @@ def _require_target(kind: FileFormat, capabilities: Sequence[str]) -> tuple[str,
         )
     if not kind.backend:
         return ()
-    known = compute_capabilities(import_tensorrt(kind.backend))
     here = ".".join(map(str, torch.cuda.get_device_capability())) if torch.cuda.is_available() else ""
+    if kind.backend == "tensorrt" and not here:
+        raise BackendUnavailableError(
+            "TensorRT builds an engine on the GPU that it is for, but PyTorch finds no GPU here: "
+            "--format tensorrt-rtx builds without one"
+        )
+    known = compute_capabilities(import_tensorrt(kind.backend))
     if kind.backend == "tensorrt":
-        if not here:
-            raise BackendUnavailableError(
-                "TensorRT builds an engine on the GPU that it is for, but PyTorch finds no GPU here: "
-                "--format tensorrt-rtx builds without one"
-            )
         return (here,)
     wanted = tuple(dict.fromkeys(capabilities)) or ((here,) if here else ())
     unknown = [one for one in wanted if one not in known]

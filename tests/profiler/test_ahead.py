@@ -91,9 +91,9 @@ def test_an_engine_is_found_again_whatever_was_exported_beside_it(tmp_path: Path
     suppress = _workload("suppress", Suppress(), 1, 6, 4)  # with a loop, whose inside has names too
     store = EngineStore(tmp_path)
     group = [*beside, mine, suppress]
-    assert build_ahead(group, store, ["8.9"], backend="tensorrt_stub", precision="fp16").built == 4
+    assert build_ahead(group, store, ["8.9"], backend="tensorrt_stub").built == 4
     for one in (mine, suppress):
-        alone = build_ahead([one], store, ["8.9"], backend="tensorrt_stub", precision="fp16")
+        alone = build_ahead([one], store, ["8.9"], backend="tensorrt_stub")
         assert (alone.built, alone.cached) == (0, 1)
 
 
