@@ -29,16 +29,20 @@ def result_path(
     return RESULTS / f"{name}-{backend}-{precision}-{version.replace('+', '_')}-{machine}.json"
 
 
-def keep_answer(name: str, question: str, found: Mapping[str, Any]) -> Path:
+def keep_answer(
+    name: str, question: str, found: Mapping[str, Any], *, backend: str = "eager", precision: str = "fp32"
+) -> Path:
     """Write an answer of this process with the command that made it and where it came from.
 
     Args:
         name: Of the question, for the file.
         question: In words.
         found: The answer.
+        backend: What ran, for the file.
+        precision: Its number format, for the file.
     """
     device = resolve_device("local").name
-    path = result_path(name, device)
+    path = result_path(name, device, backend=backend, precision=precision)
     commit = ["git", "rev-parse", "HEAD"]
     answer = {
         "question": question,

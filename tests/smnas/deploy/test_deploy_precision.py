@@ -59,7 +59,7 @@ def test_half_precision_is_in_the_network_and_not_in_boxes_and_scores(
     values = (*model.graph.input, *model.graph.value_info, *model.graph.output)
     types = {value.name: value.type.tensor_type.elem_type for value in values}
     fragile = fragile_modules(load_detector_checkpoint(checkpoint("rcnn"))[0])
-    assert fragile == ("proposals", "postprocess", "roi_stage1.pool")
+    assert sorted(fragile) == ["postprocess", "proposals", "roi_stage1.pool"]
     assert all(types[node.output[0]] == TensorProto.FLOAT16 for node in dense_nodes(model))
     kept = [node for node in model.graph.node if in_modules(node, fragile)]
     assert len(kept) > 50
