@@ -1,7 +1,7 @@
 """Does an exported file find what its checkpoint finds, and what does each precision cost in AP and time?
 
-Of every checkpoint: the ONNX file in fp32, fp16 and int8, and one TensorRT-RTX engine for four compute capabilities, with
-AP on the given pictures, how many detections differ from PyTorch's, and the latency in ONNX Runtime in turns. The
+Of every checkpoint: the ONNX file in fp32, fp16 and int8, and one TensorRT-RTX engine for four compute capabilities,
+with AP on the given pictures, how many detections differ from PyTorch's, and the latency in ONNX Runtime in turns. The
 figures of an engine are of its graph: nothing here needs a GPU.
 
     smnas train --arch ARCH --data DIR --epochs 24 --out runs/ARCH          # for every head

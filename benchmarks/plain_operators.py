@@ -39,6 +39,7 @@ class Suppress(nn.Module):
     """Suppression within a picture."""
 
     def forward(self, boxes: Tensor, scores: Tensor) -> Tensor:
+        """``(B, N, 4)`` boxes and ``(B, N)`` scores to ``(B, N)`` bool."""
         return nms_mask(boxes, scores, 0.5)
 
 
@@ -46,6 +47,7 @@ class Pool(nn.Module):
     """Pooling from four levels."""
 
     def forward(self, boxes: Tensor, *features: Tensor) -> Tensor:
+        """``(B, R, 4)`` boxes and a map a level to ``(B * R, C, 7, 7)``."""
         return multi_level_roi_align(list(features), boxes, [4, 8, 16, 32], 7, 224.0)
 
 
