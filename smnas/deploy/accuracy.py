@@ -9,7 +9,14 @@ from smnas.deploy.runtime import Model
 from smnas.evaluation.coco_eval import CocoMetrics
 from smnas.evaluation.predict import evaluate
 
-__all__ = ["DEFAULT_MAX_AP_DROP", "Accuracy", "AccuracyLossError", "evaluate_model", "measure_accuracy"]
+__all__ = [
+    "DEFAULT_MAX_AP_DROP",
+    "Accuracy",
+    "AccuracyLossError",
+    "evaluate_model",
+    "measure_accuracy",
+    "require_categories",
+]
 
 DEFAULT_MAX_AP_DROP = 0.01
 """One point of AP: what rounding to 8 bits usually stays under, and less than what a retraining changes."""
@@ -57,11 +64,20 @@ def evaluate_model(
     Raises:
         UserError: The pictures have other categories.
     """
+    require_categories(model, dataset)
+    return evaluate(model, dataset, *model.input_size, batch_size, on_progress=on_progress)
+
+
+def require_categories(model: Model, dataset: DetectionDataset) -> None:
+    """Refuse pictures whose categories are not the model's.
+
+    Raises:
+        UserError: With both.
+    """
     if (model.classes, model.category_ids) != (dataset.classes, dataset.category_ids):
         raise UserError(
             f"the data must have the model's categories, {_categories(model)}, but got {_categories(dataset)}"
         )
-    return evaluate(model, dataset, *model.input_size, batch_size, on_progress=on_progress)
 
 
 def measure_accuracy(reference: Model, exported: Model, dataset: DetectionDataset) -> tuple[Accuracy, CocoMetrics]:

@@ -21,7 +21,7 @@ from smnas import __version__
 from smnas.data.coco import DetectionDataset
 from smnas.data.letterbox import letterbox
 from smnas.data.scene import draw_scene, render
-from smnas.deploy.accuracy import DEFAULT_MAX_AP_DROP, Accuracy, AccuracyLossError, measure_accuracy
+from smnas.deploy.accuracy import DEFAULT_MAX_AP_DROP, Accuracy, AccuracyLossError, measure_accuracy, require_categories
 from smnas.deploy.agreement import Agreement, compare_detections
 from smnas.deploy.engine_file import EngineManifest, write_engine
 from smnas.deploy.graph import GRAPH_PRECISIONS, detector_graph, fragile_modules, in_precision
@@ -141,6 +141,8 @@ def export_detector(
         info, detector.input_size, precision=precision, versions=versions, metrics=metrics
     )
     reference = EagerDetector(checkpoint)
+    if dataset is not None:
+        require_categories(reference, dataset)
     pictures = canvases(verify_images or _generated_pictures(width, height), width, height)
     expected = _one_by_one(reference, pictures)
 
