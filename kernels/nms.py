@@ -1,14 +1,26 @@
 """Greedy non-maximum suppression of a batch, as a mask of fixed shape.
 
 A mask keeps every shape static, so that a whole detector exports to a graph without data-dependent shapes; how the mask
-is computed is then the backend's choice (torchvision's operator on a CPU, ``NonMaxSuppression`` in an ONNX graph).
+is computed is then the backend's choice: torchvision's operator on a CPU, ``NonMaxSuppression`` in a native ONNX graph,
+tensor operators in a plain one.
+
+The plain form asks which of the better boxes suppress a box, for all pairs at once, and then repeats
+``keep = candidate and not any(keep of its suppressors)`` until nothing changes.
+
+- It ends, and greedily so. A box has better boxes as suppressors only. The best one has none, so that its ``keep`` is
+  right from the first round on; if those of the r best are right from round r on, the next one's is right from round
+  r + 1 on. After N rounds all are, whatever the start was, and a state that repeats itself is the same for that reason.
+- It is usually short: as many rounds as the longest chain of boxes of which each is kept or dropped because of the one
+  before, four to ten in a detector. No number below N would do for every input, so rounds are counted by a loop that
+  stops by itself, not by a constant.
 """
 
+import numpy as np
 import torch
 import torchvision
 from torch import Tensor
 
-__all__ = ["nms_mask", "nms_mask_reference"]
+__all__ = ["greedy_keep", "nms_mask", "nms_mask_plain", "nms_mask_reference", "suppressors"]
 
 
 def nms_mask_reference(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -50,3 +62,67 @@ def nms_mask(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 @nms_mask.register_fake
 def _(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     return torch.empty_like(scores, dtype=torch.bool)
+
+
+def suppressors(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """Which boxes drop which, if they are kept themselves.
+
+    Args:
+        boxes: ``(B, N, 4)`` float, ``xyxy``.
+        scores: ``(B, N)`` float.
+        iou_threshold: Overlap, in 0..1, above which the lower-scored box is dropped.
+
+    Returns:
+        ``(B, N, N)`` bool, True at ``(b, i, j)`` where j is better than i and overlaps it by more than the threshold.
+    """
+    left, top, right, bottom = (corner.unsqueeze(2) for corner in boxes.unbind(dim=2))
+    width = torch.minimum(right, right.mT) - torch.maximum(left, left.mT)
+    height = torch.minimum(bottom, bottom.mT) - torch.maximum(top, top.mT)
+    shared = width.clamp(min=0) * height.clamp(min=0)
+    area = (right - left) * (bottom - top)
+    union = area + area.mT - shared
+    # two boxes without area share nothing: 0 / 1 where 0 / 0 would leave it to the backend what a NaN is greater than
+    iou = shared / torch.where(union > 0, union, 1.0)
+    score = scores.unsqueeze(2)
+    index = torch.arange(boxes.shape[1], device=boxes.device)
+    better = (score.mT > score) | ((score.mT == score) & (index < index[:, None]))
+    return (iou > _at_most(iou_threshold)) & better
+
+
+def _at_most(threshold: float) -> float:
+    """The largest float32 up to a number: ``x > t`` is then the same as with a double, which torchvision compares."""
+    nearest = np.float32(threshold)
+    return float(nearest if float(nearest) <= threshold else np.nextafter(nearest, np.float32(-np.inf)))
+
+
+@torch.library.custom_op("smnas::greedy_keep", mutates_args=())
+def greedy_keep(candidate: Tensor, suppressed_by: Tensor) -> Tensor:
+    """The one state in which a candidate is kept exactly if none of its suppressors is; an ONNX ``Loop`` in a graph.
+
+    Args:
+        candidate: ``(B, N)`` bool; others are never kept.
+        suppressed_by: ``(B, N, N)`` bool, True at ``(b, i, j)`` where a kept j drops i; free of cycles.
+
+    Returns:
+        ``(B, N)`` bool.
+    """
+    # sums of zeros and ones: at least 1 or exactly 0 in any precision
+    votes = suppressed_by.to(torch.float32)
+    keep = candidate.clone()
+    for _ in range(candidate.shape[1]):
+        dropped = (votes @ keep.to(torch.float32).unsqueeze(2)).squeeze(2) > 0.5
+        before, keep = keep, candidate & ~dropped
+        if torch.equal(before, keep):
+            break
+    return keep
+
+
+@greedy_keep.register_fake
+def _(candidate: Tensor, suppressed_by: Tensor) -> Tensor:
+    return torch.empty_like(candidate)
+
+
+def nms_mask_plain(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """As :func:`nms_mask_reference`, by tensor operators of static shapes: the form that needs no NMS operator."""
+    keep: Tensor = greedy_keep(scores > 0, suppressors(boxes, scores, iou_threshold))
+    return keep

@@ -1,19 +1,28 @@
-"""ONNX forms of this package's operators, for ``torch.onnx.export(custom_translation_table=...)``.
+"""ONNX forms of this package's operators, for ``torch.onnx.export``.
 
-These are the native forms (``NonMaxSuppression``, ``RoiAlign``), the fastest in ONNX Runtime on a CPU.
+``native``: operators of the same meaning (``NonMaxSuppression``, ``RoiAlign``), the fastest in ONNX Runtime on a CPU.
+
+``plain``: tensor operators of static shapes (``GridSample``, ``MatMul``, one ``Loop`` a suppression), which a backend
+without those operators builds too. What they compute is written in PyTorch beside each operator; the exporter is given
+that as the operator's decomposition.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import torch
 from onnxscript import opset18 as op
+from onnxscript import values
 
 from kernels import nms, roi_align
 
-__all__ = ["translation_table"]
+__all__ = ["Operators", "decompositions", "translation_table"]
+
+Operators = Literal["native", "plain"]
+"""Which forms a graph is made of."""
 
 
 def _constant(value: object, dtype: type[np.generic]) -> Any:
@@ -90,11 +99,68 @@ def _multi_level_roi_align(
     return op.Gather(op.Concat(*pooled, axis=0), inverse, axis=0)
 
 
-def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
+def _greedy_keep(candidate: Any, suppressed_by: Any) -> Any:
+    """Rounds until nothing changes, at most one for every box: a ``Loop`` that stops by itself."""
+    votes: Any = op.Cast(suppressed_by, to=onnx.TensorProto.FLOAT)
+    allowed: Any = op.Cast(op.Unsqueeze(candidate, _constant([1], np.int64)), to=onnx.TensorProto.FLOAT)
+    half, zero = _constant(0.5, np.float32), _constant(0.0, np.float32)
+    # by name: given by position, torch 2.14 takes the fixed inputs for loop variables once more
+    keep = values.Op(op, "Loop")(
+        M=_constant(candidate.shape[1], np.int64),
+        cond=_constant(True, np.bool_),
+        v_initial=(allowed,),
+        body=_round(votes, allowed, half, zero, tuple(candidate.shape)),
+    )
+    return op.Squeeze(op.Greater(keep, half), _constant([1], np.int64))
+
+
+def _round(votes: ir.Value, allowed: ir.Value, half: ir.Value, zero: ir.Value, shape: tuple[int, int]) -> ir.Graph:
+    """``keep = 0 where any kept box votes against one, else what is allowed``, and whether that changed anything.
+
+    The largest vote and not a matrix product: TensorRT-RTX has none in float32 for compute capability 7.5.
+    """
+    batch, count = shape
+
+    def value(name: str, *sizes: int, kind: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
+        return ir.Value(name=f"greedy_keep_{name}", type=ir.TensorType(kind), shape=ir.Shape(sizes))
+
+    number, going = value("round", kind=ir.DataType.INT64), value("going", kind=ir.DataType.BOOL)
+    keep, kept, changed, largest = (value(name, batch, 1, count) for name in ("keep", "kept", "changed", "largest"))
+    cast, column, axis = value("cast", batch, count, count), value("column", batch, count, 1), value("axis", 1)
+    axis.type = ir.TensorType(ir.DataType.INT64)
+    dropped = value("dropped", batch, 1, count, kind=ir.DataType.BOOL)
+    changes, go_on = value("changes"), value("go_on", kind=ir.DataType.BOOL)
+    nodes = [
+        ir.node("Constant", [], {"value": ir.tensor(np.array([2]))}, outputs=[axis]),
+        ir.node("Mul", [votes, keep], outputs=[cast]),
+        ir.node("ReduceMax", [cast, axis], outputs=[column]),
+        ir.node("Transpose", [column], {"perm": [0, 2, 1]}, outputs=[largest]),
+        ir.node("Greater", [largest, half], outputs=[dropped]),
+        ir.node("Where", [dropped, zero, allowed], outputs=[kept]),
+        ir.node("Sub", [keep, kept], outputs=[changed]),
+        ir.node("ReduceL1", [changed], {"keepdims": 0}, outputs=[changes]),
+        ir.node("Greater", [changes, half], outputs=[go_on]),
+    ]
+    return ir.Graph([number, going, keep], [go_on, kept], nodes=nodes, name="greedy_keep_round")
+
+
+def translation_table(operators: Operators = "native") -> dict[Callable[..., Any], Callable[..., Any]]:
     """Operator overload to the function that writes its ONNX form."""
+    if operators == "plain":
+        return {torch.ops.smnas.greedy_keep.default: _greedy_keep}
     return {
         torch.ops.smnas.nms_mask.default: _nms_mask,
         torch.ops.smnas.multi_level_roi_align.default: _multi_level_roi_align,
+    }
+
+
+def decompositions(operators: Operators = "native") -> dict[Callable[..., Any], Callable[..., Any]]:
+    """Operator overload to the PyTorch function that it is replaced by before it is translated."""
+    if operators == "native":
+        return {}
+    return {
+        torch.ops.smnas.nms_mask.default: nms.nms_mask_plain,
+        torch.ops.smnas.multi_level_roi_align.default: roi_align.multi_level_roi_align_plain,
     }
 
 

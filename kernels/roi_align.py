@@ -4,15 +4,24 @@ Sources: He et al., "Mask R-CNN", arXiv 1703.06870 (RoIAlign); Lin et al., "Feat
 equation 1 (the level of a box).
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torchvision
 from torch import Tensor
+from torch.nn import functional as F
 
-__all__ = ["multi_level_roi_align", "multi_level_roi_align_reference", "roi_levels"]
+__all__ = [
+    "multi_level_roi_align",
+    "multi_level_roi_align_plain",
+    "multi_level_roi_align_reference",
+    "roi_levels",
+]
 
 _DENSE_CELLS = 4096  # maps up to this size take the dense backward on a CPU: above it the scattered one does less work
+_OUTSIDE = -3.0  # a coordinate of ``grid_sample`` that reads 0, whatever the size of the map
 SAMPLES = 2  # bilinear samples per bin and axis, as in torchvision's detectors
 
 
@@ -31,9 +40,9 @@ def roi_levels(boxes: Tensor, strides: list[int], canonical_size: float) -> Tens
         ``(...)`` int64 index into ``strides``.
     """
     area = (boxes[..., 2] - boxes[..., 0]).clamp(min=0) * (boxes[..., 3] - boxes[..., 1]).clamp(min=0)
-    finest = torch.log2(torch.tensor(16.0 / strides[0]))
+    finest = math.log2(16 / strides[0])
     # 1e-6 as in torchvision: a box of exactly the canonical size must not fall below it by rounding
-    level = torch.floor(torch.log2(torch.sqrt(area) / canonical_size + 1e-6) + finest.to(area))
+    level = torch.floor(torch.log2(torch.sqrt(area) / canonical_size + 1e-6) + finest)
     # a box that is not a number has no level; it must still be pooled, so that the loss shows what happened
     return level.clamp(min=0, max=len(strides) - 1).nan_to_num(0).to(torch.int64)
 
@@ -70,6 +79,54 @@ def multi_level_roi_align(
         return _pool(features, boxes, strides, output_size, canonical_size)
     pooled: Tensor = _inference_op(features, boxes, strides, output_size, canonical_size)
     return pooled
+
+
+def multi_level_roi_align_plain(
+    features: list[Tensor], boxes: Tensor, strides: list[int], output_size: int, canonical_size: float
+) -> Tensor:
+    """As :func:`multi_level_roi_align_reference`, by tensor operators of static shapes: ``grid_sample`` once.
+
+    The maps are laid below each other in one, so that a box's level is but an offset of its rows and no box is pooled
+    on a level that it does not read.
+    """
+    dtype = features[0].dtype
+    maps = [feature.float() if dtype in (torch.float16, torch.bfloat16) else feature for feature in features]
+    batch, channels = maps[0].shape[:2]
+    heights, widths = [one.shape[2] for one in maps], [one.shape[3] for one in maps]
+    height, width = sum(heights), max(widths)
+    atlas = torch.cat([F.pad(one, (0, width - one.shape[3])) for one in maps], dim=2) if len(maps) > 1 else maps[0]
+    boxes = boxes.to(atlas.dtype)
+
+    def fact(values: Sequence[float]) -> Tensor:
+        """Of one number a level that of each box's level: ``(B, R, 1)``."""
+        found = torch.full_like(boxes[..., :1], values[0])
+        for index, number in enumerate(values[1:], start=1):
+            found = torch.where(level == index, number, found)
+        return found
+
+    level = roi_levels(boxes, strides, canonical_size).unsqueeze(2)
+    scaled = boxes * fact([1 / stride for stride in strides])
+    x = _sample_positions(scaled[..., 0:1], scaled[..., 2:3], fact(widths), output_size)
+    y = _sample_positions(scaled[..., 1:2], scaled[..., 3:4], fact(heights), output_size)
+    first_row = fact([sum(heights[:index]) for index in range(len(heights))])
+    # grid_sample's coordinates: -1 and 1 are the outer edges of the map, half a cell from its outer cells' centres
+    grid_x = torch.where(x < 0, _OUTSIDE, (2 * x + 1) / width - 1)
+    grid_y = torch.where(y < 0, _OUTSIDE, (2 * (y + first_row) + 1) / height - 1)
+    samples = output_size * SAMPLES
+    shape = (batch, boxes.shape[1], samples, samples)
+    grid = torch.stack([grid_x.unsqueeze(2).expand(shape), grid_y.unsqueeze(3).expand(shape)], dim=4)
+    read = F.grid_sample(atlas, grid.flatten(1, 2), mode="bilinear", padding_mode="zeros", align_corners=False)
+    pooled = F.avg_pool2d(read, SAMPLES).view(batch, channels, boxes.shape[1], output_size, output_size)
+    return pooled.transpose(1, 2).flatten(0, 1).to(dtype)
+
+
+def _sample_positions(start: Tensor, end: Tensor, cells: Tensor, output_size: int) -> Tensor:
+    """Where a box reads an axis, in cells: ``(..., 1)`` ends to ``(..., samples)``, -1 for what lies outside."""
+    step = (end - start).clamp(min=1.0) / (output_size * SAMPLES)
+    offset = torch.arange(output_size * SAMPLES, device=start.device, dtype=start.dtype) + 0.5
+    position = start + step * offset
+    inside = (position >= -1) & (position <= cells)
+    return torch.where(inside, torch.minimum(position.clamp(min=0), cells - 1), -1.0)
 
 
 def _roi_align(feature: Tensor, rois: Tensor, output_size: int, stride: int) -> Tensor:

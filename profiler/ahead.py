@@ -138,13 +138,13 @@ def _graphs(workloads: Iterable[Workload], precision: str) -> Iterator[tuple[str
         models: list[onnx.ModelProto | None] = [None] * len(group)
         if len(group) > 1:
             try:
-                models = list(to_onnx_many([workload.module for workload in group], inputs))
+                models = list(to_onnx_many([one.module for one in group], inputs, operators="plain"))
             except Exception:  # noqa: BLE001 - only a shortcut: exported singly, the module at fault says what is wrong
                 models = [None] * len(group)
         for workload, tensors, exported in zip(group, inputs, models, strict=True):
             try:
                 names = [f"input_{index}" for index in range(len(tensors))]
-                whole = exported or to_onnx(workload.module, tensors, input_names=names)
+                whole = exported or to_onnx(workload.module, tensors, input_names=names, operators="plain")
                 typed = _renamed(typed_onnx(whole, precision))
             except Exception as error:  # noqa: BLE001 - whatever keeps this module from a graph is its result
                 yield workload.name, workload.key, workload.key.encode(), _reason(error)
@@ -155,18 +155,11 @@ def _graphs(workloads: Iterable[Workload], precision: str) -> Iterator[tuple[str
 def _renamed(model: onnx.ModelProto) -> onnx.ModelProto:
     """Names by position: the exporter's depend on what else was exported beside, and so would the graph's hash."""
     graph = model.graph
-    if any(attribute.type == onnx.AttributeProto.GRAPH for node in graph.node for attribute in node.attribute):
-        return model  # names of a subgraph reach out of it
     names = {"": ""}  # an optional input left out
     for value in graph.input:
         names.setdefault(value.name, f"input_{len(names)}")
     weights = {tensor.name: tensor for tensor in graph.initializer}
-    for index, node in enumerate(graph.node):
-        node.name = f"{node.op_type}_{index}"
-        for name in (*node.input, *node.output):
-            names.setdefault(name, f"value_{len(names)}")
-        node.input[:] = [names[name] for name in node.input]
-        node.output[:] = [names[name] for name in node.output]
+    _rename_nodes(graph, names)
     for value in (*graph.input, *graph.output):
         value.name = names.setdefault(value.name, f"value_{len(names)}")
     used = [(names[name], tensor) for name, tensor in weights.items() if name in names]
@@ -182,6 +175,25 @@ def _renamed(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.initializer.extend(ordered)
     graph.name = "workload"
     return renamed
+
+
+def _rename_nodes(graph: onnx.GraphProto, names: dict[str, str]) -> None:
+    for index, node in enumerate(graph.node):
+        node.name = f"{node.op_type}_{index}"
+        for name in node.input:
+            names.setdefault(name, f"value_{len(names)}")
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:  # what it reads from outside has its name already
+                for value in attribute.g.input:
+                    value.name = names.setdefault(value.name, f"value_{len(names)}")
+                _rename_nodes(attribute.g, names)
+                for value in attribute.g.output:
+                    value.name = names[value.name]
+                del attribute.g.value_info[:]
+        for name in node.output:
+            names.setdefault(name, f"value_{len(names)}")
+        node.input[:] = [names[name] for name in node.input]
+        node.output[:] = [names[name] for name in node.output]
 
 
 def _built(jobs: Iterator[_Job], workers: int) -> Iterator[tuple[_Job, BuiltEngine | str]]:

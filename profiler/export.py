@@ -1,13 +1,14 @@
 """Modules to ONNX files: typed, checked, written whole or not at all."""
 
+import ast
 import copy
 import hashlib
 import importlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 import torch
@@ -16,7 +17,19 @@ from torch.utils._pytree import tree_leaves
 
 from profiler.atomic import write_whole
 
-__all__ = ["OPSET", "ExportError", "export_onnx", "file_sha256", "to_onnx", "to_onnx_many"]
+if TYPE_CHECKING:
+    from kernels.onnx_ops import Operators
+
+__all__ = [
+    "OPSET",
+    "ExportError",
+    "captured_names",
+    "export_onnx",
+    "file_sha256",
+    "in_modules",
+    "to_onnx",
+    "to_onnx_many",
+]
 
 OPSET = 18
 """The ONNX operator set of every export: the one that the exporter writes natively, read by all backends here."""
@@ -43,6 +56,7 @@ def export_onnx(
     output_names: Sequence[str],
     metadata: Mapping[str, str] | None = None,
     dynamic_batch: bool = False,
+    operators: "Operators" = "native",
 ) -> str:
     """Export a module to an ONNX file.
 
@@ -57,6 +71,7 @@ def export_onnx(
         metadata: written into the file's ``metadata_props``.
         dynamic_batch: leave the first axis of every input open. The example's first axis must then be at least 2,
             because the tracer takes a 1 for a constant.
+        operators: ``native`` or ``plain``, see :mod:`kernels.onnx_ops`; plain graphs have static shapes alone.
 
     Returns:
         The file's SHA-256, as :func:`file_sha256` gives it.
@@ -71,6 +86,7 @@ def export_onnx(
         output_names=output_names,
         metadata=metadata,
         dynamic_batch=dynamic_batch,
+        operators=operators,
     )
     content = model.SerializeToString(deterministic=True)
     write_whole(path, content)
@@ -85,6 +101,7 @@ def to_onnx(
     output_names: Sequence[str] | None = None,
     metadata: Mapping[str, str] | None = None,
     dynamic_batch: bool = False,
+    operators: "Operators" = "native",
 ) -> onnx.ModelProto:
     """Export a module to an ONNX model in memory; see :func:`export_onnx`. Outputs without names get the exporter's."""
     if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
@@ -98,7 +115,9 @@ def to_onnx(
             )
         batch = torch.export.Dim("batch", min=1)
         dynamic_shapes = tuple({0: batch} for _ in example_inputs)
-    model = _trace(module, tuple(example_inputs), list(input_names), list(output_names or ()), dynamic_shapes)
+    names = list(input_names), list(output_names or ())
+    model = _trace(module, tuple(example_inputs), *names, dynamic_shapes, operators)
+    _name_nodes(model.graph)
     _strip(model)
     for key, value in sorted((metadata or {}).items()):
         model.metadata_props.add(key=key, value=value)
@@ -106,7 +125,9 @@ def to_onnx(
     return model
 
 
-def to_onnx_many(modules: Sequence[nn.Module], inputs: Sequence[Sequence[Tensor]]) -> list[onnx.ModelProto]:
+def to_onnx_many(
+    modules: Sequence[nn.Module], inputs: Sequence[Sequence[Tensor]], *, operators: "Operators" = "native"
+) -> list[onnx.ModelProto]:
     """Export several independent modules in one go.
 
     The exporter spends most of its time on setting itself up, so that sixteen blocks together take about a sixth of
@@ -116,6 +137,7 @@ def to_onnx_many(modules: Sequence[nn.Module], inputs: Sequence[Sequence[Tensor]
     Args:
         modules: with real weights; exported as they compute in evaluation mode.
         inputs: per module, one tensor per positional argument.
+        operators: as in :func:`export_onnx`.
 
     Raises:
         ExportError: some module can not be exported; which one only exporting them singly tells.
@@ -130,12 +152,11 @@ def to_onnx_many(modules: Sequence[nn.Module], inputs: Sequence[Sequence[Tensor]
     # Clones, because the exporter takes one tensor given twice for one input.
     flat_inputs = [tensor.clone() for tensors in inputs for tensor in tensors]
     names = [f"input_{index}" for index in range(len(flat_inputs))]
-    model = to_onnx(group, flat_inputs, input_names=names)
+    model = to_onnx(group, flat_inputs, input_names=names, operators=operators)
     outputs = [value.name for value in model.graph.output]
-    extractor = onnx.utils.Extractor(model)
     models: list[onnx.ModelProto] = []
     for input_count, output_count in zip(input_counts, output_counts, strict=True):
-        cut = extractor.extract_model(names[:input_count], outputs[:output_count])
+        cut = _cut(model, names[:input_count], outputs[:output_count])
         _check(cut)
         models.append(cut)
         names, outputs = names[input_count:], outputs[output_count:]
@@ -164,6 +185,38 @@ class _SideBySide(nn.Module):
         return tuple(leaf for leaves in outputs for leaf in leaves)
 
 
+def captured_names(node: onnx.NodeProto) -> set[str]:
+    """Names that a node's subgraphs read, those of their own included."""
+    names: set[str] = set()
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            for inner in attribute.g.node:
+                names |= {*inner.input, *captured_names(inner)}
+    return names
+
+
+def _cut(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:
+    """The part of a model that leads to some outputs; onnx's own extractor does not follow subgraphs."""
+    graph = model.graph
+    wanted, nodes = set(outputs), []
+    for node in reversed(graph.node):
+        if wanted & set(node.output):
+            nodes.append(node)
+            wanted |= {*node.input, *captured_names(node)}
+    values = {value.name: value for value in (*graph.input, *graph.output)}
+    cut = onnx.helper.make_graph(
+        nodes[::-1],
+        graph.name,
+        [values[name] for name in inputs],
+        [values[name] for name in outputs],
+        initializer=[tensor for tensor in graph.initializer if tensor.name in wanted],
+        value_info=[value for value in graph.value_info if value.name in wanted],
+    )
+    return onnx.helper.make_model(
+        cut, ir_version=model.ir_version, opset_imports=model.opset_import, functions=model.functions
+    )
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, as 64 hexadecimal digits."""
     with path.open("rb") as stream:
@@ -176,8 +229,9 @@ def _trace(
     input_names: list[str],
     output_names: list[str],  # empty: as the exporter calls them
     dynamic_shapes: Any,
+    operators: "Operators",
 ) -> onnx.ModelProto:
-    from kernels.onnx_ops import translation_table
+    from kernels.onnx_ops import decompositions, translation_table
 
     modes = {child: child.training for child in module.modules()}
     module.eval()
@@ -185,15 +239,20 @@ def _trace(
         with warnings.catch_warnings(), _one_operator_registry():
             for category, message in _KNOWN_WARNINGS:
                 warnings.filterwarnings("ignore", message, category)
+            traced: Any = module
+            if table := decompositions(operators):
+                traced = torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes, strict=False)
+                traced = traced.run_decompositions(table)
+                dynamic_shapes = None
             program = torch.onnx.export(
-                module,
+                traced,
                 inputs,
                 input_names=input_names,
                 output_names=output_names or None,
                 opset_version=OPSET,
                 dynamo=True,
                 dynamic_shapes=dynamic_shapes,
-                custom_translation_table=translation_table(),
+                custom_translation_table=translation_table(operators),
                 optimize=True,
                 verbose=False,
             )
@@ -246,6 +305,20 @@ def _check(model: onnx.ModelProto) -> None:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"the exported graph is no valid ONNX: {_root_cause(error)}") from error
+
+
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    """Nodes by the module that they compute, as in ``neck.smooth.0/Conv_57``: what a name stands for can be chosen."""
+    for index, node in enumerate(graph.node):
+        scopes = {one.key: one.value for one in node.metadata_props}.get("pkg.torch.onnx.name_scopes", "[]")
+        *modules, _ = ast.literal_eval(scopes) or [""]  # from the whole to the innermost, then the operator
+        node.name = f"{modules[-1] if modules else ''}/{node.op_type}_{index}"
+
+
+def in_modules(node: onnx.NodeProto, modules: Collection[str]) -> bool:
+    """Whether a node of an exported graph computes (a part of) one of some modules, by their names in the whole."""
+    path = node.name.partition("/")[0]
+    return any(path == module or path.startswith(f"{module}.") for module in modules)
 
 
 def _strip(model: onnx.ModelProto) -> None:

@@ -5,7 +5,7 @@ normalises, activates, adds and resizes their results, computes in half precisio
 stay float32: a half has 11 significant bits, so that from 1024 pixels on it counts whole pixels.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import onnx
 import torch
@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from profiler.backends.base import PRECISIONS
 from profiler.errors import UserError
-from profiler.export import ExportError
+from profiler.export import ExportError, captured_names, in_modules
 
 __all__ = ["HALF_TYPES", "dense_nodes", "typed_onnx"]
 
@@ -36,7 +36,9 @@ _SCALES = {"Resize": (1, 2)}
 """Inputs by position that are float32 whatever the data is."""
 
 
-def typed_onnx(model: onnx.ModelProto, precision: str, *, keep_io: bool = False) -> onnx.ModelProto:
+def typed_onnx(
+    model: onnx.ModelProto, precision: str, *, keep_io: bool = False, keep_fp32: Collection[str] = ()
+) -> onnx.ModelProto:
     """A copy of a float32 model in which maps are of another precision.
 
     Args:
@@ -44,6 +46,7 @@ def typed_onnx(model: onnx.ModelProto, precision: str, *, keep_io: bool = False)
         precision: ``fp32`` (an unchanged copy), ``fp16`` or ``bf16``.
         keep_io: leave inputs and outputs float32. Otherwise an input is of the half type where everything that reads
             it is, and an output where it is computed so, as tensors between the blocks of a half-precision network are.
+        keep_fp32: names of modules that stay float32 whatever they are made of.
 
     Raises:
         UserError: nobody knows the precision.
@@ -59,7 +62,7 @@ def typed_onnx(model: onnx.ModelProto, precision: str, *, keep_io: bool = False)
         inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     except onnx.shape_inference.InferenceError as error:
         raise ExportError(f"the graph's types can not be inferred: {str(error).splitlines()[0]}") from error
-    return _Conversion(inferred, precision, keep_io).run()
+    return _Conversion(inferred, precision, keep_io, keep_fp32).run()
 
 
 def dense_nodes(model: onnx.ModelProto) -> tuple[onnx.NodeProto, ...]:
@@ -68,7 +71,7 @@ def dense_nodes(model: onnx.ModelProto) -> tuple[onnx.NodeProto, ...]:
 
 
 class _Conversion:
-    def __init__(self, model: onnx.ModelProto, precision: str, keep_io: bool) -> None:
+    def __init__(self, model: onnx.ModelProto, precision: str, keep_io: bool, keep_fp32: Collection[str]) -> None:
         self._model = model
         self._graph = model.graph
         self._half = HALF_TYPES[precision]
@@ -83,9 +86,10 @@ class _Conversion:
         self._axes = {value.name: len(value.type.tensor_type.shape.dim) for value in values}
         self._readers: dict[str, list[onnx.NodeProto]] = {}
         for node in self._graph.node:
-            for name in (*node.input, *_captured(node)):
+            for name in (*node.input, *captured_names(node)):
                 self._readers.setdefault(name, []).append(node)
         self._keep_io = keep_io
+        self._keep_fp32 = keep_fp32
         # of the half type in the new graph; what a source (an input, a cast of whole numbers) is follows its readers
         self._halves: set[str] = set()
         self._half_nodes: set[int] = set()
@@ -128,6 +132,7 @@ class _Conversion:
         """A picture of whole numbers becoming one of floats."""
         return (
             node.op_type == "Cast"
+            and not in_modules(node, self._keep_fp32)
             and self._is_float(node.output[0])
             and not self._is_float(node.input[0])
             and self._axes.get(node.output[0], 0) >= _MAP_AXES
@@ -135,6 +140,8 @@ class _Conversion:
 
     def _computes_half(self, node: onnx.NodeProto) -> bool:
         """Whether a node computes in the half type, given those before it; notes its outputs."""
+        if in_modules(node, self._keep_fp32):
+            return False
         if node.op_type == "Cast":
             return node.output[0] in self._halves
         data = self._data(node)
@@ -176,7 +183,7 @@ class _Conversion:
 
         for index, node in enumerate(self._graph.node):
             half = index in self._half_nodes
-            if any(name in self._halves for name in _captured(node)):
+            if any(name in self._halves for name in captured_names(node)):
                 raise ExportError(f"{node.op_type} {node.name} reads a {self._precision} map inside its subgraph")
             if half and node.op_type == "Cast":
                 next(attribute for attribute in node.attribute if attribute.name == "to").i = self._half
@@ -193,7 +200,7 @@ class _Conversion:
             nodes += self._float_outputs(nodes)
         del self._graph.node[:]
         self._graph.node.extend(nodes)
-        used = {name for node in nodes for name in (*node.input, *_captured(node))}
+        used = {name for node in nodes for name in (*node.input, *captured_names(node))}
         used |= {value.name for value in self._graph.output}
         kept = [tensor for tensor in self._graph.initializer if tensor.name in used]
         del self._graph.initializer[:]
@@ -216,13 +223,3 @@ class _Conversion:
             raise ExportError(f"{tensor.name} does not fit into {self._precision}: it reaches {values.abs().max():g}")
         content = narrow.contiguous().view(torch.int16).numpy().tobytes()
         return TensorProto(name=name, data_type=self._half, dims=tensor.dims, raw_data=content)
-
-
-def _captured(node: onnx.NodeProto) -> set[str]:
-    """Names that a node's subgraphs read, those of their own included."""
-    names: set[str] = set()
-    for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            for inner in attribute.g.node:
-                names |= {*inner.input, *_captured(inner)}
-    return names

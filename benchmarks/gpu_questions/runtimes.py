@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from gpu_questions.record import NANO_BASELINE, NUM_CLASSES, SMALL_BASELINE, Answer, Setting, largest_error, one_line
 from profiler.backends import Session, get_backend
-from profiler.errors import BackendUnavailableError
+from profiler.backends.engine import Engine
+from profiler.backends.tensorrt import build_engine
+from profiler.export import to_onnx
 from profiler.timing import TimingSettings, measure
 from profiler.workload import Workload, random_inputs
 from smnas.models.build import build_detector, deployable
@@ -65,22 +68,36 @@ def ask_onnxruntime(setting: Setting, answer: Answer) -> str:
 
 
 def ask_tensorrt(setting: Setting, answer: Answer) -> str:
-    """Whether the packages can be imported, and what the project says to who asks for them."""
+    """Whether the packages can be imported, and whether each builds and runs a convolution here.
+
+    The engine's outputs are compared with PyTorch's on the same numbers.
+    """
     texts = []
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()).eval()
+    x = torch.rand(1, 3, 32, 32)
     for name in ("tensorrt_rtx", "tensorrt"):
         row: dict[str, Any] = {"package": name}
         try:
-            module = importlib.import_module(name)
+            trt = importlib.import_module(name)
         except (ImportError, OSError) as error:  # the wheel may be there without the libraries that it loads
             row["import"] = one_line(error)
             texts.append(row["import"])
         else:
-            row["version"] = str(getattr(module, "__version__", "unknown"))
+            row["version"] = str(getattr(trt, "__version__", "unknown"))
             texts.append(f"{name} {row['version']} imported")
-        try:
-            get_backend(name, setting.device)
-        except BackendUnavailableError as error:
-            row["backend"] = str(error)
+            try:
+                model = to_onnx(module, (x,), input_names=["x"], output_names=["y"], operators="plain")
+                capability = [".".join(map(str, torch.cuda.get_device_capability(setting.device.index)))]
+                ahead = capability if name == "tensorrt_rtx" else []
+                engine = Engine(trt, build_engine(trt, model.SerializeToString(), "fp32", ahead).content, setting.place)
+                found = engine({"x": x})["y"].cpu().numpy()
+                with torch.no_grad():
+                    row["largest_error"] = largest_error(found, module(x).numpy())
+                texts.append(f"a convolution runs, largest error {row['largest_error']:.1e}")
+            except Exception as error:  # noqa: BLE001 - a package that does not run is its own answer
+                row["run"] = one_line(error)
+                texts.append(row["run"])
         answer.add("packages", row)
     return "; ".join(texts)
 
@@ -109,7 +126,6 @@ def _take_turns(sessions: dict[str, Session], rounds: int) -> dict[str, list[flo
 def _node_runs(setting: Setting, whole: Workload, backend: Any) -> dict[str, dict[str, int]]:
     """Kinds of node that each provider ran: what a GPU's provider has no kernel for goes to the CPU and back."""
     from profiler.backends.onnxruntime import session_options
-    from profiler.export import to_onnx
 
     runtime: Any = importlib.import_module("onnxruntime")
     inputs = random_inputs(whole.inputs, 0)

@@ -5,7 +5,7 @@ TensorRT-RTX builds for chosen compute capabilities on a machine without a GPU; 
 asked by attribute, not by version. No timing cache is touched: in TensorRT-RTX any call of it needs a GPU.
 
 Run so far: TensorRT-RTX 1.7.1 without a GPU. Not run: ordinary TensorRT, and any engine at all, since loading one
-needs a GPU and its driver. That is why there is no code here that runs engines.
+needs a GPU and its driver; :mod:`profiler.backends.engine` is what would.
 """
 
 import importlib
@@ -17,8 +17,11 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NoReturn
 
+import onnx
+
 from profiler.devices import Device
 from profiler.errors import BackendUnavailableError, UserError
+from profiler.products import products_as_convolutions
 
 __all__ = [
     "BuiltEngine",
@@ -27,13 +30,17 @@ __all__ = [
     "compute_capabilities",
     "import_tensorrt",
     "installed_version",
+    "logger_of",
     "require_tensorrt",
 ]
 
 _EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
 _DENSE_LAYERS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")
-_DATA_TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
-_LOGGED_TYPES = {"fp16": "Half", "bf16": "BFloat16"}
+_DATA_TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16", "int8": "FLOAT"}
+"""What a dense layer gives; 8-bit integers come and go around it."""
+_LOGGED_TYPES = {"fp16": "Half", "bf16": "BFloat16", "int8": "Int8"}
+_NO_PRODUCTS = "7.5"
+"""TensorRT-RTX has convolutions in float32 for this compute capability, but no matrix products."""
 
 
 class EngineBuildError(RuntimeError):
@@ -123,7 +130,7 @@ def build_engine(trt: Any, model: bytes, precision: str, capabilities: Sequence[
     Args:
         trt: the module, as :func:`import_tensorrt` returns it.
         model: a serialised ONNX graph with static shapes, typed as :func:`profiler.typed_onnx.typed_onnx` does.
-        precision: that the graph is typed in; checked.
+        precision: that the graph is typed in; checked. ``int8`` is a graph that quantises and dequantises.
         capabilities: compute capabilities that the engine must run on, such as ``8.9``; none means the GPU that is
             here, which there must then be.
 
@@ -137,13 +144,15 @@ def build_engine(trt: Any, model: bytes, precision: str, capabilities: Sequence[
             able = f"builds ahead for {', '.join(known)}" if known else "builds for the GPU that it runs on only"
             raise UserError(f"{trt.__name__} {able}, but got compute capability {capability!r}")
     start = time.monotonic()
-    logger = _logger(trt)
+    logger = logger_of(trt)
     logger.errors.clear()
     logger.layers = ""
     builder = trt.Builder(logger)
     builder.max_threads = 1  # engines are built side by side, in processes
     network = builder.create_network(_network_flags(trt))
     parser = trt.OnnxParser(network, logger)
+    if precision == "fp32" and _NO_PRODUCTS in capabilities:
+        model = products_as_convolutions(onnx.load_from_string(model)).SerializeToString()
     if not parser.parse(model):
         errors = [str(parser.get_error(index).desc()) for index in range(parser.num_errors)]
         raise EngineBuildError(f"the graph can not be read: {_one_line(errors)}")
@@ -154,10 +163,10 @@ def build_engine(trt: Any, model: bytes, precision: str, capabilities: Sequence[
         config.num_compute_capabilities = len(capabilities)
         for index, capability in enumerate(capabilities):
             if not config.set_compute_capability(known[capability], index):
-                raise EngineBuildError(f"compute capability {capability} was refused: {_one_line(logger.errors)}")
+                raise EngineBuildError(f"compute capability {capability} was refused: {logger.one_line()}")
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
-        raise EngineBuildError(f"no engine was built: {_one_line(logger.errors)}")
+        raise EngineBuildError(f"no engine was built: {logger.one_line()}")
     types = Counter(re.findall(r"Datatype: (\w+)", logger.layers))
     if dense and types and precision in _LOGGED_TYPES and not types[_LOGGED_TYPES[precision]]:
         raise EngineBuildError(f"{precision} was asked for, but the engine's tensors are {dict(types)}")
@@ -197,7 +206,9 @@ def _dense_layers(trt: Any, network: Any, precision: str) -> int:
 
 
 @cache
-def _logger(trt: Any) -> Any:
+def logger_of(trt: Any) -> Any:
+    """The one logger of a module, which keeps its errors: ``errors`` and ``one_line()``."""
+
     class Logger(trt.ILogger):  # type: ignore[misc]  # the module is known when it runs
         """Keeps errors, and the builder's list of the finished engine's layers."""
 
@@ -211,6 +222,10 @@ def _logger(trt: Any) -> Any:
                 self.errors.append(message)
             elif message.startswith("Layers:"):
                 self.layers = message
+
+        def one_line(self) -> str:
+            """The first error; the rest follow from it."""
+            return _one_line(self.errors)
 
     return Logger()
 

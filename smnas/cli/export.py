@@ -1,5 +1,6 @@
-"""``smnas export``: a trained checkpoint to ONNX."""
+"""``smnas export``: a trained checkpoint to an ONNX file or an engine."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,63 +8,116 @@ import typer
 
 from smnas.cli.console import Output, show_facts
 from smnas.cli.model_file import ModelOption, model_file
-from smnas.cli.options import JsonOption, PrecisionOption, QuietOption, examples
+from smnas.cli.options import JsonOption, QuietOption, examples
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from smnas.data.coco import DetectionDataset
+    from smnas.deploy.export import ExportReport
+
 __all__ = ["EXAMPLES", "export"]
 
 _PICTURES_COMPARED = 16
+_PICTURES_CALIBRATED = 64
 EXAMPLES = examples(
     "smnas export --model my-model/checkpoint.pt --out my-model/model.onnx",
-    "smnas-export --model my-model/checkpoint.pt --out model.onnx --data my-pictures --json",
+    "smnas-export --model my-model/checkpoint.pt --out model.onnx --data my-pictures --precision int8 --json",
+    "smnas export --model my-model/checkpoint.pt --format tensorrt-rtx --compute-capability 8.9 "
+    "--precision fp16 --data my-pictures --out model.engine",
 )
 
 
 def export(
     model: ModelOption,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The ONNX file to write.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE", help="The file to write: .onnx, or .engine for an engine.")
+    ],
     data: Annotated[
         Path | None,
-        typer.Option("--data", metavar="DIR", help="Compare on this data's pictures. Default: generated shapes."),
+        typer.Option(
+            "--data", metavar="DIR", help="Compare, calibrate and measure AP on this data. Default: generated shapes."
+        ),
     ] = None,
-    precision: PrecisionOption = "fp32",
+    file_format: Annotated[
+        str, typer.Option("--format", metavar="NAME", help="onnx, tensorrt-rtx or tensorrt.")
+    ] = "onnx",
+    precision: Annotated[
+        str, typer.Option(metavar="NAME", help="Number format of the network: fp32, fp16, bf16 or int8.")
+    ] = "fp32",
+    compute_capability: Annotated[
+        list[str] | None,
+        typer.Option(metavar="X.Y", help="GPU that a tensorrt-rtx engine must run on; again for another."),
+    ] = None,
+    max_ap_drop: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Largest loss of AP against the checkpoint, with --data.")
+    ] = 0.01,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Export a trained checkpoint to one ONNX file.
+    """Export a trained checkpoint to one file.
 
     From a picture on the canvas (uint8) to boxes, scores and labels after non-maximum suppression. Class names, input
-    size and preprocessing facts are in the file's metadata. The file is run in ONNX Runtime and compared with the
-    checkpoint's own outputs; a difference fails the export.
+    size and preprocessing facts are in the file's metadata, or in the manifest beside an engine. The graph is run in
+    ONNX Runtime and compared with the checkpoint's own outputs; a difference fails the export.
+
+    With --data, AP of the exported graph is measured on the validation pictures beside the checkpoint's; a loss above
+    --max-ap-drop fails the export and leaves no file. int8 takes its ranges from training pictures of the data.
+
+    tensorrt-rtx builds on a machine without a GPU, for one or more compute capabilities in one engine; tensorrt builds
+    on the GPU that the engine is for.
     """
     with Output.open(as_json=as_json, quiet=quiet) as output:
+        from smnas.data.coco import CocoFolder
         from smnas.deploy.export import export_detector
 
         file = model_file(model, prefer="checkpoint")
-        pictures = [] if data is None else _some_pictures(data)
+        folder = None if data is None else CocoFolder(data)
+        dataset = None if folder is None else folder.split("val")
+        calibrated = folder.split("train") if folder is not None and precision == "int8" else None
         with output.working(f"exporting {file} and comparing what both find"):
-            report = export_detector(file, out, precision=precision, verify_images=pictures)
-        output.result(
-            report,
-            lambda console: show_facts(
-                console,
-                [
-                    ("model", report.path),
-                    ("size", f"{report.size_bytes / 2**20:.1f} MiB"),
-                    ("architecture", report.metadata.architecture),
-                    ("input", f"{report.metadata.input_width}x{report.metadata.input_height}"),
-                    ("classes", ", ".join(report.metadata.classes)),
-                    ("agreement", report.agreement),
-                ],
-            ),
-        )
+            report = export_detector(
+                file,
+                out,
+                file_format=file_format,
+                precision=precision,
+                verify_images=_some_pictures(dataset, _PICTURES_COMPARED),
+                calibration_images=_some_pictures(calibrated, _PICTURES_CALIBRATED),
+                dataset=dataset,
+                max_ap_drop=max_ap_drop,
+                capabilities=compute_capability or (),
+            )
+        output.result(report, lambda console: show_facts(console, _facts(report)))
 
 
-def _some_pictures(data: Path) -> "list[NDArray[np.uint8]]":
-    from smnas.data.coco import CocoFolder
+def _facts(report: "ExportReport") -> Sequence[tuple[str, object]]:
+    manifest, metadata = report.manifest, report.metadata
+    engine: list[tuple[str, object]] = []
+    if manifest is not None:
+        engine = [
+            ("backend", f"{manifest.backend} {manifest.backend_version}"),
+            ("compute capability", ", ".join(manifest.compute_capabilities)),
+        ]
+    return [
+        ("model", report.path),
+        ("size", f"{report.size_bytes / 2**20:.1f} MiB"),
+        *engine,
+        ("architecture", metadata.architecture),
+        ("input", f"{metadata.input_width}x{metadata.input_height}"),
+        ("precision", metadata.precision),
+        ("classes", ", ".join(metadata.classes)),
+        (
+            "agreement",
+            report.agreement
+            if manifest is None and metadata.precision == "fp32"
+            else f"of the graph in fp32: {report.agreement}",
+        ),
+        *([] if report.rounding is None else [(f"in {metadata.precision}", report.rounding)]),
+        *([] if report.accuracy is None else [("accuracy", report.accuracy)]),
+        *(("note", note) for note in report.notes),
+    ]
 
-    split = CocoFolder(data).split("val")
-    return [split.image(index) for index in range(min(len(split), _PICTURES_COMPARED))]
+
+def _some_pictures(dataset: "DetectionDataset | None", count: int) -> "list[NDArray[np.uint8]]":
+    return [] if dataset is None else [dataset.image(index) for index in range(min(len(dataset), count))]

@@ -1,4 +1,4 @@
-"""Which file a ``--model`` means: a checkpoint, an ONNX file, or a run folder's recommended detector."""
+"""Which file a ``--model`` means: a checkpoint, an ONNX file, an engine, or a run folder's recommended detector."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,7 +12,7 @@ __all__ = ["ModelOption", "model_file"]
 ModelOption = Annotated[
     Path,
     typer.Option(
-        "--model", "-m", metavar="FILE", help="Checkpoint or ONNX file, or a run folder: its recommended one."
+        "--model", "-m", metavar="FILE", help="Checkpoint, ONNX file or engine, or a run folder: its recommended one."
     ),
 ]
 

@@ -1,31 +1,61 @@
-"""A trained checkpoint to one ONNX file that is known to find the same objects."""
+"""A trained checkpoint to one file that is known to find the same objects: an ONNX graph or an engine of a GPU."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 
-from profiler.errors import UserError
-from profiler.export import export_onnx
+from kernels.onnx_ops import Operators
+from profiler.atomic import write_whole
+from profiler.backends.tensorrt import build_engine, compute_capabilities, import_tensorrt
+from profiler.errors import BackendUnavailableError, UserError
 from smnas import __version__
+from smnas.data.coco import DetectionDataset
 from smnas.data.letterbox import letterbox
 from smnas.data.scene import draw_scene, render
+from smnas.deploy.accuracy import DEFAULT_MAX_AP_DROP, Accuracy, AccuracyLossError, measure_accuracy, require_categories
 from smnas.deploy.agreement import Agreement, compare_detections
+from smnas.deploy.engine_file import EngineManifest, write_engine
+from smnas.deploy.graph import GRAPH_PRECISIONS, detector_graph, fragile_modules, in_precision
 from smnas.deploy.metadata import ModelMetadata
-from smnas.deploy.runtime import INPUT_NAME, OUTPUT_NAMES, OnnxDetector
-from smnas.evaluation.predict import DetectionArrays, eager_detect
-from smnas.models.build import deployable
+from smnas.deploy.runtime import EagerDetector, OnnxDetector
+from smnas.evaluation.predict import DetectionArrays
 from smnas.training.checkpoint import load_detector_checkpoint
 
-__all__ = ["ExportMismatchError", "ExportReport", "canvases", "export_detector"]
+__all__ = ["FORMATS", "ExportMismatchError", "ExportReport", "canvases", "export_detector"]
 
 _GENERATED_PICTURES = 8
-_LATER_PRECISIONS = ("fp16", "bf16", "int8")
 _VERSIONED = ("torch", "torchvision", "onnx", "onnxscript")
+
+
+class FileFormat(NamedTuple):
+    """What an export writes.
+
+    Attributes:
+        suffix: Of its file name.
+        operators: Of its graph.
+        backend: The module that builds the engine; empty for a graph.
+    """
+
+    suffix: str
+    operators: Operators
+    backend: str
+
+
+FORMATS: dict[str, FileFormat] = {
+    "onnx": FileFormat(".onnx", "native", ""),
+    "tensorrt-rtx": FileFormat(".engine", "plain", "tensorrt_rtx"),
+    "tensorrt": FileFormat(".engine", "plain", "tensorrt"),
+}
+"""By the name that users type."""
 
 
 class ExportMismatchError(RuntimeError):
@@ -40,80 +70,114 @@ class ExportReport:
         path: The file.
         size_bytes: Its size.
         metadata: What the file says about itself.
-        agreement: How far it is from the checkpoint run by PyTorch.
+        agreement: How far its float32 graph, run by ONNX Runtime, is from the checkpoint run by PyTorch.
+        rounding: How far the graph in its precision is from there; None in float32, and where it does not run here.
+        accuracy: AP of the graph in its precision and of the checkpoint; None without pictures of known objects.
+        manifest: Of an engine.
+        notes: What could not be checked here.
     """
 
     path: Path
     size_bytes: int
     metadata: ModelMetadata
     agreement: Agreement
+    rounding: Agreement | None = None
+    accuracy: Accuracy | None = None
+    manifest: EngineManifest | None = None
+    notes: tuple[str, ...] = field(default=())
 
 
 def export_detector(
     checkpoint: Path,
     out: Path,
     *,
+    file_format: str = "onnx",
     precision: str = "fp32",
     verify_images: Sequence[NDArray[np.uint8]] = (),
     metrics: Mapping[str, float] | None = None,
+    calibration_images: Sequence[NDArray[np.uint8]] = (),
+    dataset: DetectionDataset | None = None,
+    max_ap_drop: float = DEFAULT_MAX_AP_DROP,
+    capabilities: Sequence[str] = (),
 ) -> ExportReport:
-    """Export a checkpoint to an ONNX file and prove that it finds the same objects.
+    """Export a checkpoint to one file and prove that it finds the same objects.
 
     The graph takes ``images`` ``uint8`` ``(1, 3, H, W)`` RGB and gives ``num``, ``boxes``, ``scores`` and ``labels`` in
-    pixels of the canvas. The file appears under its name only after ONNX Runtime, run on a CPU, gave the detections of
-    PyTorch: every one with a score above 0.05 has a partner with an IoU above 0.999 and a score within 0.001, but for
-    what ties leave to chance (:attr:`~smnas.deploy.agreement.Agreement.holds`).
+    pixels of the canvas. Two things are checked before the file appears under its name. The float32 graph, run by ONNX
+    Runtime on a CPU, must give the detections of PyTorch: every one with a score above 0.05 has a partner with an IoU
+    above 0.999 and a score within 0.001, but for what ties leave to chance
+    (:attr:`~smnas.deploy.agreement.Agreement.holds`). And where objects are known, AP of the graph in its precision,
+    run likewise, may be below the checkpoint's by ``max_ap_drop`` at most. An engine is built from that very graph.
 
     Args:
         checkpoint: What training wrote.
-        out: The file to write, ending in ``.onnx``; an older one is replaced.
-        precision: ``fp32``.
+        out: The file to write, ending as its format does; an older one is replaced.
+        file_format: One of ``FORMATS``.
+        precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``. Boxes, scores and coordinates are float32 in all of them.
         verify_images: Pictures ``(H, W, 3)`` ``uint8`` RGB of any size to compare on, best of the kind that the
             detector was trained on. Generated shapes when empty.
-        metrics: COCO numbers for the file's metadata; by default those that the checkpoint holds.
+        metrics: COCO numbers for the file's metadata; by default those measured, or those that the checkpoint holds.
+        calibration_images: For ``int8``, pictures whose maps give the ranges; best of those that it was trained on.
+        dataset: Pictures with known objects, to measure AP on.
+        max_ap_drop: Largest loss of AP, in 0..1, against the checkpoint.
+        capabilities: Compute capabilities that a TensorRT-RTX engine must run on, such as ``8.9``; by default that of
+            the GPU here.
 
     Raises:
-        UserError: A bad checkpoint, file name or precision.
+        UserError: A bad checkpoint, file name, format, precision or capability, or one that can not be checked here.
+        BackendUnavailableError: The module that builds, or the GPU that it needs, is not here.
         ExportError: The detector has no ONNX form.
+        EngineBuildError: No engine came of it.
         ExportMismatchError: The file finds other objects.
+        AccuracyLossError: It loses more AP than that.
     """
-    _require_precision(precision)
-    if out.suffix.lower() != ".onnx":
-        raise UserError(f"an exported file ends in .onnx, but got {out.name}")
-    if out.is_dir():
-        raise UserError(f"an exported file can not replace a folder, but got {out}")
+    kind = _require_format(file_format, out)
+    targets = _require_target(kind, capabilities)
+    _require_precision(precision, kind, calibration_images, dataset)
     detector, info = load_detector_checkpoint(checkpoint)
     width, height = detector.input_size
+    versions = {"smnas": __version__} | {name: version(name) for name in _VERSIONED}
     metadata = ModelMetadata.of_checkpoint(
-        info,
-        detector.input_size,
-        precision=precision,
-        versions={"smnas": __version__} | {name: version(name) for name in _VERSIONED},
-        metrics=metrics,
+        info, detector.input_size, precision=precision, versions=versions, metrics=metrics
     )
-    unverified = out.with_name(f".{out.stem}.unverified.onnx")
-    try:
-        export_onnx(
-            deployable(detector),
-            (torch.zeros(1, 3, height, width, dtype=torch.uint8),),
-            unverified,
-            input_names=(INPUT_NAME,),
-            output_names=OUTPUT_NAMES,
-            metadata=metadata.to_properties(),
+    reference = EagerDetector(checkpoint)
+    if dataset is not None:
+        require_categories(reference, dataset)
+    pictures = canvases(verify_images or _generated_pictures(width, height), width, height)
+    expected = _one_by_one(reference, pictures)
+
+    graph = detector_graph(detector, kind.operators)
+    with _unverified(out, graph, metadata) as file:
+        agreement = compare_detections(expected, file(pictures))
+    if not agreement.holds:
+        raise ExportMismatchError(f"the exported file must find what the checkpoint finds, but got {agreement}")
+
+    rounding, accuracy, notes = None, None, []
+    if precision != "fp32":
+        calibration = canvases(calibration_images, width, height) if calibration_images else None
+        graph = in_precision(
+            graph, precision, fragile_modules(detector), calibration=calibration, integer_outputs=not kind.backend
         )
-        images = canvases(verify_images or _generated_pictures(width, height), width, height)
-        exported = OnnxDetector(unverified, providers=("CPUExecutionProvider",))
-        eager = eager_detect(detector, "cpu")
-        reference = [eager(images[row : row + 1]) for row in range(len(images))]
-        agreement = compare_detections(
-            DetectionArrays(*(np.concatenate(arrays) for arrays in zip(*reference, strict=True))), exported(images)
-        )
-        if not agreement.holds:
-            raise ExportMismatchError(f"the exported file must find what the checkpoint finds, but got {agreement}")
-        unverified.replace(out)
-    finally:
-        unverified.unlink(missing_ok=True)
-    return ExportReport(out, out.stat().st_size, metadata, agreement)
+    if precision == "bf16":
+        notes.append("bf16 was not run: ONNX Runtime has no bfloat16 convolution on a CPU")
+    elif precision != "fp32" or dataset is not None:
+        with _unverified(out, graph, metadata) as file:
+            if precision != "fp32":
+                rounding = compare_detections(expected, file(pictures))
+            if dataset is not None:
+                accuracy, measured = measure_accuracy(reference, file, dataset)
+                if accuracy.drop > max_ap_drop:
+                    raise AccuracyLossError(f"an export may lose {max_ap_drop:g} AP at most, but got {accuracy}")
+                metadata = metadata.with_metrics(metrics or measured.as_dict())
+    if precision != "fp32" and accuracy is None:
+        notes.append(f"what {precision} costs in AP was not measured: no --data")
+    described = _described(graph, metadata)
+    if not kind.backend:
+        write_whole(out, described)
+        return ExportReport(out, out.stat().st_size, metadata, agreement, rounding, accuracy, None, tuple(notes))
+    manifest = _write_engine(out, described, metadata, kind, targets)
+    notes.append("the engine itself was not run; figures are of the graph that it was built from, in ONNX Runtime")
+    return ExportReport(out, out.stat().st_size, metadata, agreement, rounding, accuracy, manifest, tuple(notes))
 
 
 def canvases(pictures: Sequence[NDArray[np.uint8]], width: int, height: int) -> NDArray[np.uint8]:
@@ -124,11 +188,110 @@ def canvases(pictures: Sequence[NDArray[np.uint8]], width: int, height: int) -> 
     return np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
 
 
-def _require_precision(precision: str) -> None:
-    if precision in _LATER_PRECISIONS:
-        raise UserError(f"this version exports fp32 only: {precision} is not there yet")
-    if precision != "fp32":
-        raise UserError(f"the precision must be one of fp32, {', '.join(_LATER_PRECISIONS)}, but got {precision!r}")
+def _require_format(name: str, out: Path) -> FileFormat:
+    if name not in FORMATS:
+        raise UserError(f"a format is one of {', '.join(FORMATS)}, but got {name!r}")
+    kind = FORMATS[name]
+    if out.suffix.lower() != kind.suffix:
+        raise UserError(f"an exported {name} file ends in {kind.suffix}, but got {out.name}")
+    if out.is_dir():
+        raise UserError(f"an exported file can not replace a folder, but got {out}")
+    return kind
+
+
+def _require_target(kind: FileFormat, capabilities: Sequence[str]) -> tuple[str, ...]:
+    """Compute capabilities that an engine is built for."""
+    if kind.backend != "tensorrt_rtx" and capabilities:
+        raise UserError(
+            f"compute capabilities are for --format tensorrt-rtx, but got {', '.join(capabilities)}; "
+            "ordinary TensorRT builds for the GPU that it runs on"
+        )
+    if not kind.backend:
+        return ()
+    here = ".".join(map(str, torch.cuda.get_device_capability())) if torch.cuda.is_available() else ""
+    if kind.backend == "tensorrt" and not here:
+        raise BackendUnavailableError(
+            "TensorRT builds an engine on the GPU that it is for, but PyTorch finds no GPU here: "
+            "--format tensorrt-rtx builds without one"
+        )
+    known = compute_capabilities(import_tensorrt(kind.backend))
+    if kind.backend == "tensorrt":
+        return (here,)
+    wanted = tuple(dict.fromkeys(capabilities)) or ((here,) if here else ())
+    unknown = [one for one in wanted if one not in known]
+    if not wanted or unknown:
+        raise UserError(
+            f"--compute-capability is one or more of {', '.join(known)}, but got "
+            f"{', '.join(unknown) or 'none, and there is no GPU here to take it from'}"
+        )
+    return wanted
+
+
+def _require_precision(
+    precision: str, kind: FileFormat, calibration: Sequence[NDArray[np.uint8]], dataset: DetectionDataset | None
+) -> None:
+    if precision not in GRAPH_PRECISIONS:
+        raise UserError(f"a precision is one of {', '.join(GRAPH_PRECISIONS)}, but got {precision!r}")
+    if precision == "int8" and not calibration:
+        raise UserError("int8 needs pictures to calibrate on (--data), but got none")
+    if precision == "bf16" and (not kind.backend or dataset is not None):
+        raise UserError(
+            "bf16 is for engines and without --data, but got "
+            + ("--data" if kind.backend else "an ONNX file")
+            + ": ONNX Runtime has no bfloat16 convolution on a CPU, so AP could not be measured"
+        )
+
+
+def _one_by_one(model: EagerDetector, pictures: NDArray[np.uint8]) -> DetectionArrays:
+    runs = [model(pictures[row : row + 1]) for row in range(len(pictures))]
+    return DetectionArrays(*(np.concatenate(arrays) for arrays in zip(*runs, strict=True)))
+
+
+def _described(graph: onnx.ModelProto, metadata: ModelMetadata) -> bytes:
+    """A graph's bytes with what it says about itself; the same graph gives the same bytes."""
+    described = onnx.ModelProto()
+    described.CopyFrom(graph)
+    del described.metadata_props[:]
+    for key, value in sorted(metadata.to_properties().items()):
+        described.metadata_props.add(key=key, value=value)
+    content: bytes = described.SerializeToString(deterministic=True)
+    return content
+
+
+@contextmanager
+def _unverified(out: Path, graph: onnx.ModelProto, metadata: ModelMetadata) -> Iterator[OnnxDetector]:
+    """The graph as a file under another name, run by ONNX Runtime on a CPU; gone afterwards."""
+    path = out.with_name(f".{out.stem}.unverified.onnx")
+    try:
+        write_whole(path, _described(graph, metadata))
+        yield OnnxDetector(path, providers=("CPUExecutionProvider",))
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _write_engine(
+    out: Path, graph: bytes, metadata: ModelMetadata, kind: FileFormat, targets: tuple[str, ...]
+) -> EngineManifest:
+    trt = import_tensorrt(kind.backend)
+    ahead = targets if kind.backend == "tensorrt_rtx" else ()
+    built = build_engine(trt, graph, metadata.precision, ahead)
+    manifest = EngineManifest(
+        metadata,
+        kind.backend,
+        str(trt.__version__),
+        targets,
+        hashlib.sha256(graph).hexdigest(),
+        hashlib.sha256(built.content).hexdigest(),
+        len(built.content),
+        {
+            "seconds": round(built.seconds, 3),
+            "dense_layers": built.dense_layers,
+            "tensor_types": dict(built.tensor_types),
+            "tf32": built.tf32,
+        },
+    )
+    write_engine(out, built.content, manifest)
+    return manifest
 
 
 def _generated_pictures(width: int, height: int) -> list[NDArray[np.uint8]]:

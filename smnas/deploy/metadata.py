@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from profiler.errors import UserError
@@ -52,8 +52,9 @@ class ModelMetadata:
         category_ids: The data set's id of each class.
         input_width: Of the canvas, in pixels.
         input_height: Of the canvas, in pixels.
-        precision: Number format of the network: ``fp32``.
-        metrics: COCO numbers of the checkpoint that the file was made from; empty when it was not evaluated.
+        precision: Number format of backbone, neck and heads: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
+        metrics: COCO numbers of the file where they were measured on it, else of the checkpoint that it was made from;
+            empty when neither was evaluated.
         epochs: How long it was trained.
         seed: Of the training.
         versions: Of the software that wrote the file.
@@ -83,19 +84,22 @@ class ModelMetadata:
         metrics: Mapping[str, float] | None = None,
     ) -> "ModelMetadata":
         """The facts of a checkpoint; undefined (NaN) metrics are left out."""
-        known = info.metrics if metrics is None else metrics
-        return cls(
+        facts = cls(
             architecture=info.architecture,
             classes=info.classes,
             category_ids=info.category_ids,
             input_width=input_size[0],
             input_height=input_size[1],
             precision=precision,
-            metrics={name: value for name, value in known.items() if math.isfinite(value)},
             epochs=info.epoch,
             seed=info.seed,
             versions=dict(info.versions if versions is None else versions),
         )
+        return facts.with_metrics(info.metrics if metrics is None else metrics)
+
+    def with_metrics(self, metrics: Mapping[str, float]) -> "ModelMetadata":
+        """The same facts with other COCO numbers; undefined (NaN) ones are left out."""
+        return replace(self, metrics={name: value for name, value in metrics.items() if math.isfinite(value)})
 
     def to_properties(self) -> dict[str, str]:
         """As string properties of an ONNX file: one ``smnas.`` property a field, its value as JSON."""

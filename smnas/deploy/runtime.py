@@ -1,4 +1,4 @@
-"""Detector files as functions of pictures: an ONNX file in ONNX Runtime, a checkpoint in PyTorch, one interface."""
+"""Detector files as functions of pictures: ONNX Runtime, TensorRT or PyTorch behind one interface."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,17 +8,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from profiler.backends.engine import Engine
 from profiler.backends.onnxruntime import session_options
+from profiler.backends.tensorrt import import_tensorrt
+from profiler.engines import EngineRefusedError
 from profiler.errors import BackendUnavailableError
+from smnas.deploy.engine_file import read_engine
+from smnas.deploy.graph import INPUT_NAME, OUTPUT_NAMES
 from smnas.deploy.metadata import ModelFileError, ModelMetadata
 from smnas.evaluation.predict import DetectionArrays, eager_detect
 from smnas.models.build import deployable
 from smnas.training.checkpoint import load_detector_checkpoint
 
-__all__ = ["INPUT_NAME", "OUTPUT_NAMES", "EagerDetector", "Model", "OnnxDetector", "load_model"]
-
-INPUT_NAME = "images"
-OUTPUT_NAMES = ("num", "boxes", "scores", "labels")
+__all__ = ["INPUT_NAME", "OUTPUT_NAMES", "EagerDetector", "EngineDetector", "Model", "OnnxDetector", "load_model"]
 
 
 class Model(Protocol):
@@ -142,6 +144,55 @@ class OnnxDetector(_Described):
             )
 
 
+class EngineDetector(_Described):
+    """A detector's engine on its GPU. Not run yet: on a GPU; see :mod:`profiler.backends.engine`.
+
+    Args:
+        path: The engine, with its manifest beside it.
+
+    Raises:
+        ModelFileError: Missing or damaged, or built by another version or for another GPU.
+        BackendUnavailableError: Its module is not installed, or there is no GPU here.
+    """
+
+    def __init__(self, path: Path) -> None:
+        content, manifest = read_engine(path)
+        super().__init__(manifest.detector)
+        self.path = path
+        trt = import_tensorrt(manifest.backend)
+        if (version := str(trt.__version__)) != manifest.backend_version:
+            raise ModelFileError(
+                f"an engine runs in the version that built it, {manifest.backend} {manifest.backend_version}, "
+                f"but {version} is installed: export {path.name} again"
+            )
+        wanted = " or ".join(manifest.compute_capabilities)
+        if not torch.cuda.is_available():
+            raise BackendUnavailableError(
+                f"{path.name} needs a GPU of compute capability {wanted}, but PyTorch finds no GPU here: "
+                "a checkpoint or an ONNX file runs without one"
+            )
+        found = ".".join(map(str, torch.cuda.get_device_capability()))
+        if found not in manifest.compute_capabilities:
+            raise ModelFileError(
+                f"{path.name} was built for compute capability {wanted}, but {torch.cuda.get_device_name()} has {found}"
+            )
+        try:
+            self._engine = Engine(trt, content)
+        except EngineRefusedError as error:
+            raise ModelFileError(f"an engine is one that its module loads, but for {path.name}: {error}") from error
+
+    def __call__(self, images: NDArray[np.uint8]) -> DetectionArrays:
+        """Detect objects on ``(B, 3, H, W)`` ``uint8`` RGB canvases, one picture a run: the engine's batch is 1."""
+        self._check(images)
+        if not len(images):
+            raise ValueError("at least one picture is needed, but got none")
+        runs = []
+        for row in range(len(images)):
+            found = self._engine({INPUT_NAME: torch.from_numpy(images[row : row + 1])})
+            runs.append([found[name].cpu().numpy() for name in OUTPUT_NAMES])
+        return DetectionArrays(*(np.concatenate(arrays) for arrays in zip(*runs, strict=True)))
+
+
 class EagerDetector(_Described):
     """A trained checkpoint, run by PyTorch.
 
@@ -167,7 +218,7 @@ class EagerDetector(_Described):
 
 
 def load_model(path: Path, *, threads: int | None = None, device: torch.device | str = "cpu") -> Model:
-    """Load a detector file by its suffix: ``.onnx`` or a checkpoint ``.pt``.
+    """Load a detector file by its suffix: ``.onnx``, ``.engine`` or a checkpoint ``.pt``.
 
     Args:
         path: The file.
@@ -175,15 +226,19 @@ def load_model(path: Path, *, threads: int | None = None, device: torch.device |
         device: Where a checkpoint runs.
 
     Raises:
-        UserError: Missing, damaged, something else, or a suffix that stands for neither.
+        UserError: Missing, damaged, something else, not for this machine, or a suffix that stands for none of them.
     """
     match path.suffix.lower():
         case ".onnx":
             return OnnxDetector(path, threads=threads)
+        case ".engine":
+            return EngineDetector(path)
         case ".pt":
             return EagerDetector(path, device=device)
         case suffix:
-            raise ModelFileError(f"a model file is .onnx or .pt, but got {path.name} ({suffix or 'no suffix'})")
+            raise ModelFileError(
+                f"a model file is .onnx, .engine or .pt, but got {path.name} ({suffix or 'no suffix'})"
+            )
 
 
 def _session_errors() -> tuple[type[Exception], ...]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kernels.nms import nms_mask
 from profiler.ahead import build_ahead
 from profiler.backends import tensorrt
 from profiler.backends.tensorrt import EngineBuildError, build_engine, compute_capabilities
@@ -33,6 +34,11 @@ class Then(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(self.linear(x))
+
+
+class Suppress(nn.Module):
+    def forward(self, boxes: Tensor) -> Tensor:
+        return nms_mask(boxes, boxes[..., 0].abs() + 1, 0.5)
 
 
 def _workload(name: str, module: nn.Module, *shape: int) -> Workload:
@@ -82,10 +88,13 @@ def test_an_engine_is_found_again_whatever_was_exported_beside_it(tmp_path: Path
     block = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv2d(4, 4, 1))
     mine = _workload("mine", block, 1, 4, 8, 8)
     beside = [_workload(f"other{width}", Then(torch.relu, width), 2, width) for width in (3, 5)]
+    suppress = _workload("suppress", Suppress(), 1, 6, 4)  # with a loop, whose inside has names too
     store = EngineStore(tmp_path)
-    assert build_ahead([*beside, mine], store, ["8.9"], backend="tensorrt_stub", precision="fp16").built == 3
-    alone = build_ahead([mine], store, ["8.9"], backend="tensorrt_stub", precision="fp16")
-    assert (alone.built, alone.cached) == (0, 1)
+    group = [*beside, mine, suppress]
+    assert build_ahead(group, store, ["8.9"], backend="tensorrt_stub").built == 4
+    for one in (mine, suppress):
+        alone = build_ahead([one], store, ["8.9"], backend="tensorrt_stub")
+        assert (alone.built, alone.cached) == (0, 1)
 
 
 @pytest.mark.usefixtures("stub")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from profiler.export import OPSET, ExportError, export_onnx, file_sha256, to_onnx, to_onnx_many
+from profiler.export import OPSET, ExportError, export_onnx, file_sha256, in_modules, to_onnx, to_onnx_many
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu or gpu)")
 
@@ -85,6 +85,14 @@ def test_the_file_is_named_typed_and_described(exported: tuple[Path, str]) -> No
         "classes": '["fish"]',
     }
     assert [entry.version for entry in model.opset_import if not entry.domain] == [OPSET]
+
+
+def test_nodes_are_named_after_their_modules(exported: tuple[Path, str]) -> None:
+    nodes = onnx.load(exported[0]).graph.node
+    assert len({node.name for node in nodes}) == len(nodes)
+    assert [node.name.partition("/")[0] for node in nodes if node.op_type == "Conv"] == ["conv"]
+    assert {node.op_type for node in nodes if in_modules(node, ["norm"])} >= {"InstanceNormalization"}
+    assert not any(in_modules(node, ["nor", "con"]) for node in nodes)
 
 
 def test_the_digest_is_the_files(exported: tuple[Path, str]) -> None:

@@ -102,6 +102,15 @@ def test_boxes_are_decoded_in_float32() -> None:
     np.testing.assert_allclose(_run(typed, x), _run(model, x), atol=2e-3)
 
 
+def test_a_named_module_stays_float32(images: Tensor) -> None:
+    model = _export(Block(), images)
+    typed = typed_onnx(model, "fp16", keep_fp32=("second",))
+    onnx.checker.check_model(typed, full_check=True)
+    kinds = {node.name.partition("/")[0]: _types(typed)[node.output[0]] for node in dense_nodes(typed)}
+    assert kinds == {"first": TensorProto.FLOAT16, "second": TensorProto.FLOAT}
+    np.testing.assert_allclose(_run(typed, images), _run(model, images), atol=2e-2)
+
+
 def test_boxes_that_are_only_moved_stay_float32() -> None:
     class Move(nn.Module):
         def forward(self, boxes: Tensor) -> Tensor:

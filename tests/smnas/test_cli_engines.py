@@ -77,8 +77,7 @@ def test_thirty_workloads_become_half_precision_engines(tmp_path: Path, capsys: 
     assert code == 0, error
     assert (document["compute_capabilities"], document["precision"]) == (["8.9"], "fp16")
     assert document["built"] >= 30
-    # what has no implementation without a GPU (NonMaxSuppression, the plugin of RoIAlign) is named, nothing else
-    assert {one["name"].split(".")[-1] for one in document["failed"]} <= {"proposals", "pool", "postprocess"}
+    assert document["failed"] == []
     store = EngineStore(tmp_path)
     built = [one for one in store.manifests() if one.status == "built"]
     assert len(built) == document["built"]

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from profiler.errors import UserError
 from smnas.data.coco import CocoFolder
-from smnas.deploy import export as export_module
+from smnas.deploy import graph as graph_module
 from smnas.deploy.export import ExportMismatchError, ExportReport, canvases, export_detector
 from smnas.deploy.runtime import EagerDetector, OnnxDetector
 from smnas.evaluation.predict import evaluate
@@ -109,7 +110,7 @@ def test_a_file_that_finds_other_objects_is_not_left_behind(
                 parameter.mul_(1.1)
         return copy
 
-    monkeypatch.setattr(export_module, "deployable", wrong)
+    monkeypatch.setattr(graph_module, "deployable", wrong)
     out = tmp_path / "model.onnx"
     out.write_bytes(b"the export before")
     with pytest.raises(ExportMismatchError, match="differing") as caught:
@@ -120,21 +121,33 @@ def test_a_file_that_finds_other_objects_is_not_left_behind(
 
 
 @pytest.mark.parametrize(
-    ("precision", "name", "says"),
+    ("settings", "name", "says"),
     [
-        ("fp16", "m.onnx", "fp16 is not there yet"),
-        ("int8", "m.onnx", "int8 is not there yet"),
-        ("fp8", "m.onnx", "must be one of fp32"),
-        ("fp32", "m.engine", r"ends in \.onnx"),
-        ("fp32", "folder.onnx", "can not replace a folder"),
+        ({"precision": "bf16"}, "m.onnx", "ONNX Runtime has no bfloat16 convolution on a CPU"),
+        ({"precision": "int8"}, "m.onnx", r"int8 needs pictures to calibrate on \(--data\)"),
+        ({"precision": "fp8"}, "m.onnx", "one of fp32, fp16, bf16, int8, but got 'fp8'"),
+        ({"file_format": "tflite"}, "m.onnx", "one of onnx, tensorrt-rtx, tensorrt, but got 'tflite'"),
+        ({"capabilities": ["8.9"]}, "m.onnx", "for --format tensorrt-rtx"),
+        ({}, "m.engine", r"ends in \.onnx"),
+        ({"file_format": "tensorrt-rtx"}, "m.onnx", r"ends in \.engine"),
+        ({"file_format": "tensorrt"}, "m.engine", "on the GPU that it is for, but PyTorch finds no GPU"),
+        ({}, "folder.onnx", "can not replace a folder"),
     ],
 )
 def test_what_can_not_be_exported_is_said_first(
-    checkpoint: Callable[[str], Path], tmp_path: Path, precision: str, name: str, says: str
+    checkpoint: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    name: str,
+    says: str,
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     (tmp_path / "folder.onnx").mkdir()
-    with pytest.raises(UserError, match=says):
-        export_detector(checkpoint("rcnn"), tmp_path / name, precision=precision)
+    with pytest.raises(UserError, match=says) as caught:
+        export_detector(checkpoint("rcnn"), tmp_path / name, **settings)
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.onnx"]
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint at all", None])

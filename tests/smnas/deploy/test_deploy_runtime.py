@@ -80,8 +80,9 @@ def test_other_files_are_one_line(tmp_path: Path) -> None:
         (text, "no ONNX file"),
         (other_onnx(tmp_path / "other.onnx"), "something else"),
         (tmp_path / "absent.onnx", "no file"),
-        (tmp_path, r"\.onnx or \.pt"),
-        (tmp_path / "model.engine", r"\.onnx or \.pt"),
+        (tmp_path, r"\.onnx, \.engine or \.pt"),
+        (tmp_path / "model.trt", r"\.onnx, \.engine or \.pt"),
+        (tmp_path / "absent.engine", "there is no file"),
     ):
         with pytest.raises(UserError, match=says) as caught:
             load_model(path)

@@ -1,0 +1,114 @@
+"""Does an exported file find what its checkpoint finds, and what does each precision cost in AP and time?
+
+Of every checkpoint: the ONNX file in fp32, fp16 and int8, and one TensorRT-RTX engine for four compute capabilities,
+with AP on the given pictures, how many detections differ from PyTorch's, and the latency in ONNX Runtime in turns. The
+figures of an engine are of its graph: nothing here needs a GPU.
+
+    smnas train --arch ARCH --data DIR --epochs 24 --out runs/ARCH          # for every head
+    python benchmarks/exported_precision.py --data DIR --out runs/exported runs/*/checkpoint.pt
+"""
+
+import argparse
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from answers import keep_answer
+
+from smnas.data.coco import CocoFolder
+from smnas.deploy.agreement import Agreement
+from smnas.deploy.export import ExportReport, canvases, export_detector
+from smnas.deploy.latency import measure_files
+
+CAPABILITIES = ("7.5", "8.6", "8.9", "12.0")
+PRECISIONS = ("fp32", "fp16", "int8")
+CALIBRATED = 32
+
+
+def described(report: ExportReport) -> dict[str, Any]:
+    """The figures of one export."""
+    accuracy = report.accuracy
+    found: dict[str, Any] = {"size_bytes": report.size_bytes, "fp32_graph": agreement(report.agreement)}
+    if accuracy is not None:
+        found |= {
+            "ap": accuracy.ap,
+            "ap50": accuracy.ap50,
+            "checkpoint_ap": accuracy.reference_ap,
+            "drop": accuracy.drop,
+        }
+    if report.rounding is not None:
+        found["in_precision"] = agreement(report.rounding)
+    if report.manifest is not None:
+        found["engine"] = {"capabilities": report.manifest.compute_capabilities, **report.manifest.facts}
+        found["backend"] = f"{report.manifest.backend} {report.manifest.backend_version}"
+    return found
+
+
+def agreement(found: Agreement) -> dict[str, float]:
+    """As JSON."""
+    return {**vars(found), "holds": found.holds}
+
+
+def ask(checkpoint: Path, data: Path, out: Path, rounds: int) -> dict[str, Any]:
+    """Every export of one checkpoint."""
+    folder = CocoFolder(data)
+    val, train = folder.split("val"), folder.split("train")
+    pictures = [val.image(index) for index in range(len(val))]
+    calibration = [train.image(index) for index in range(min(len(train), CALIBRATED))]
+    row: dict[str, Any] = {}
+    files = {}
+    for name in (*PRECISIONS, "engine-fp16"):
+        precision = name.removeprefix("engine-")
+        engine = name != precision
+        path = out / f"{precision}.{'engine' if engine else 'onnx'}"
+        report = export_detector(
+            checkpoint,
+            path,
+            file_format="tensorrt-rtx" if engine else "onnx",
+            precision=precision,
+            verify_images=pictures,
+            calibration_images=calibration if precision == "int8" else (),
+            dataset=val,
+            max_ap_drop=1.0,
+            capabilities=CAPABILITIES if engine else (),
+        )
+        row |= {"architecture": report.metadata.architecture, "epochs": report.metadata.epochs}
+        row[name] = described(report)
+        print(row["architecture"], name, report.agreement, report.rounding, report.accuracy, sep="\n  ", flush=True)
+        if not engine:
+            files[name] = (path, canvases(pictures[:1], report.metadata.input_width, report.metadata.input_height))
+    latencies = measure_files(files, rounds=rounds)
+    row["rounds_ms"] = {name: latency.rounds_ms for name, latency in latencies.items()}
+    medians = {name: latency.median_ms for name, latency in latencies.items()}
+    row["time_to_fp32"] = {name: medians[name] / medians["fp32"] for name in PRECISIONS[1:]}
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoints", type=Path, nargs="+")
+    parser.add_argument("--data", type=Path, required=True, help="COCO folder; its val split is evaluated")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the exported files")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=1, help="checkpoints at a time; latencies want 1")
+    asked = parser.parse_args()
+    val = CocoFolder(asked.data).split("val")
+    with ProcessPoolExecutor(asked.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        jobs = [
+            pool.submit(ask, checkpoint, asked.data, asked.out / str(number), asked.rounds)
+            for number, checkpoint in enumerate(asked.checkpoints)
+        ]
+        rows = [job.result() for job in jobs]
+    found = {
+        "pictures": len(val),
+        "objects": sum(len(val.boxes(index)[0]) for index in range(len(val))),
+        "workers": asked.workers,
+        "detectors": rows,
+    }
+    question = " ".join((__doc__ or "").split("\n\n")[0].split())
+    keep_answer("exported-precision", question, found, backend="onnxruntime", precision="mixed")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Eight-bit integers in an ONNX graph, after training: quantise and dequantise nodes around what multiplies.
+
+Scales are symmetric and weights have one per channel, which TensorRT asks for and ONNX Runtime takes. The ranges of
+maps come from calibration pictures, by ONNX Runtime's own quantiser.
+"""
+
+import tempfile
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+
+from profiler.errors import BackendUnavailableError
+from profiler.export import ExportError
+from profiler.typed_onnx import dense_nodes
+
+__all__ = ["quantized_onnx"]
+
+_PREPARED = {"key": "onnx.quant.pre_process", "value": "onnxruntime.quant"}
+"""Tells the quantiser that shapes are known and nothing is left to fold, as in every graph that is exported here."""
+
+
+def quantized_onnx(
+    model: onnx.ModelProto,
+    calibration: Iterable[Mapping[str, NDArray[Any]]],
+    nodes: Collection[str],
+    *,
+    outputs: bool,
+) -> onnx.ModelProto:
+    """A copy of a float32 model in which some convolutions and products read and write 8-bit integers.
+
+    Args:
+        model: as :func:`profiler.export.to_onnx` returns it.
+        calibration: inputs by name, from pictures as they will come.
+        nodes: names of the nodes to quantise.
+        outputs: quantise their results as well. ONNX Runtime computes in integers only then; TensorRT does either way,
+            and is more accurate without.
+
+    Raises:
+        BackendUnavailableError: ONNX Runtime is not installed.
+        ExportError: there is nothing to quantise, or the quantiser fails.
+    """
+    try:
+        from onnxruntime import quantization
+    except ImportError:
+        raise BackendUnavailableError(
+            "int8 needs ONNX Runtime's quantiser, which is not installed: pip install 'smnas[cpu]'"
+        ) from None
+    kinds = sorted({node.op_type for node in dense_nodes(model) if node.name in nodes})
+    if not kinds:
+        raise ExportError("the graph has no convolution or product to quantise")
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]  # the package has no types
+        def __init__(self) -> None:
+            self.feeds = iter(calibration)
+
+        def get_next(self) -> Mapping[str, NDArray[Any]] | None:
+            return next(self.feeds, None)
+
+    prepared = onnx.ModelProto()
+    prepared.CopyFrom(model)
+    prepared.metadata_props.add(**_PREPARED)
+    extra = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False}
+    with tempfile.TemporaryDirectory(prefix="smnas-int8-") as folder:
+        source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+        source.write_bytes(prepared.SerializeToString())
+        try:
+            quantization.quantize_static(
+                source,
+                target,
+                Reader(),
+                quant_format=quantization.QuantFormat.QDQ,
+                op_types_to_quantize=kinds,
+                nodes_to_quantize=sorted(nodes),
+                per_channel=True,
+                activation_type=quantization.QuantType.QInt8,
+                weight_type=quantization.QuantType.QInt8,
+                extra_options=extra if outputs else {**extra, "OpTypesToExcludeOutputQuantization": kinds},
+            )
+        except Exception as error:
+            raise ExportError(f"the graph was not quantised: {type(error).__name__}: {_first_line(error)}") from error
+        quantized = onnx.load_from_string(target.read_bytes())
+    del quantized.metadata_props[:]
+    quantized.metadata_props.extend(model.metadata_props)
+    # the quantiser notes itself; the same model gives the same bytes whichever of its versions wrote it
+    quantized.producer_name, quantized.producer_version = model.producer_name, model.producer_version
+    return quantized
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason was given")

@@ -1,0 +1,83 @@
+"""A detector as an ONNX graph: in the operators of a backend, and in a precision."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+
+from kernels.onnx_ops import Operators
+from profiler.export import in_modules, to_onnx
+from profiler.quantized_onnx import quantized_onnx
+from profiler.typed_onnx import dense_nodes, typed_onnx
+from smnas.models.build import deployable
+from smnas.models.detector import Detector
+from smnas.models.fcos import FCOSPostprocess
+from smnas.models.guided import GuidedProposalLayer
+from smnas.models.retina import RetinaPostprocess
+from smnas.models.roi_heads import BoxRefine, CascadePostprocess, RoIPool
+from smnas.models.rpn import ProposalLayer
+
+__all__ = ["GRAPH_PRECISIONS", "INPUT_NAME", "OUTPUT_NAMES", "detector_graph", "fragile_modules", "in_precision"]
+
+INPUT_NAME = "images"
+OUTPUT_NAMES = ("num", "boxes", "scores", "labels")
+GRAPH_PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+_FRAGILE = (
+    *(ProposalLayer, GuidedProposalLayer, RoIPool, BoxRefine),
+    *(CascadePostprocess, RetinaPostprocess, FCOSPostprocess),
+)
+"""Modules that decode, clip, select, suppress and pool by coordinates: from 1024 on a half counts whole pixels."""
+
+
+def fragile_modules(detector: Detector) -> tuple[str, ...]:
+    """Names of the modules that stay float32 in every precision."""
+    return tuple(name for name, module in detector.named_modules() if isinstance(module, _FRAGILE))
+
+
+def detector_graph(detector: Detector, operators: Operators) -> onnx.ModelProto:
+    """The float32 graph from pictures on the canvas to detections, with static shapes for one picture.
+
+    Args:
+        detector: As trained.
+        operators: ``native`` for ONNX Runtime on a CPU; ``plain`` for backends that do not have those.
+
+    Raises:
+        ExportError: The detector has no ONNX form.
+    """
+    width, height = detector.input_size
+    images = torch.zeros(1, 3, height, width, dtype=torch.uint8)
+    return to_onnx(
+        deployable(detector), (images,), input_names=(INPUT_NAME,), output_names=OUTPUT_NAMES, operators=operators
+    )
+
+
+def in_precision(
+    graph: onnx.ModelProto,
+    precision: str,
+    keep_fp32: Sequence[str],
+    *,
+    calibration: NDArray[np.uint8] | None = None,
+    integer_outputs: bool = False,
+) -> onnx.ModelProto:
+    """A copy of a detector's graph in which backbone, neck and heads are of a precision.
+
+    Args:
+        graph: As :func:`detector_graph` returns it.
+        precision: One of ``GRAPH_PRECISIONS``.
+        keep_fp32: As :func:`fragile_modules` returns it.
+        calibration: For ``int8``, canvases ``(N, 3, H, W)``.
+        integer_outputs: For ``int8``, see :func:`profiler.quantized_onnx.quantized_onnx`.
+
+    Raises:
+        UserError: An unknown precision.
+        ExportError: A weight does not fit into the type, or the quantiser fails.
+    """
+    if precision != "int8":
+        return typed_onnx(graph, precision, keep_io=True, keep_fp32=keep_fp32)
+    if calibration is None or not len(calibration):
+        raise ValueError("int8 needs at least one canvas to calibrate on")
+    nodes = [node.name for node in dense_nodes(graph) if not in_modules(node, keep_fp32)]
+    feeds = ({INPUT_NAME: calibration[row : row + 1]} for row in range(len(calibration)))
+    return quantized_onnx(graph, feeds, nodes, outputs=integer_outputs)

@@ -1,0 +1,78 @@
+"""Running an engine: the calls in their order on real addresses, and the true module's attributes."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from profiler.backends import tensorrt
+from profiler.backends.engine import Engine
+from profiler.backends.tensorrt import build_engine
+from profiler.engines import EngineRefusedError
+from profiler.export import to_onnx
+
+
+class Mixed(nn.Module):
+    """Two inputs of different types, two outputs of different types."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, picture: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.linear(x) + picture.float().mean()
+        return y, y.argmax(dim=1)
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    return importlib.import_module("tensorrt_stub")
+
+
+def test_an_engine_computes_on_the_tensors_it_is_given(stub: Any) -> None:
+    torch.manual_seed(0)
+    module = Mixed().eval()
+    picture, x = torch.randint(0, 256, (1, 3, 5), dtype=torch.uint8), torch.randn(2, 4)
+    names = {"input_names": ["picture", "x"], "output_names": ["y", "best"]}
+    model = to_onnx(module, (picture, x), **names).SerializeToString()
+    engine = Engine(stub, build_engine(stub, model, "fp32", ["8.9"]).content, device="cpu")
+    assert engine.inputs == {"picture": ((1, 3, 5), torch.uint8), "x": ((2, 4), torch.float32)}
+    assert engine.outputs == {"y": ((2, 4), torch.float32), "best": ((2,), torch.int64)}
+    first = engine({"picture": picture, "x": x})
+    strided = torch.randn(4, 2).mT  # an address alone does not tell strides
+    second = engine({"picture": picture + 1, "x": strided})
+    for found, expected in ((first, module(picture, x)), (second, module(picture + 1, strided))):
+        torch.testing.assert_close(found["y"], expected[0])
+        assert torch.equal(found["best"], expected[1])
+    with pytest.raises(ValueError, match=r"reads x torch\.float32 \(2, 4\), but got"):
+        engine({"picture": picture, "x": x.double()})
+    with pytest.raises(ValueError, match="reads picture"):
+        engine({"x": x})
+
+
+def test_an_engine_that_is_not_loaded_is_one_line(stub: Any) -> None:
+    with pytest.raises(EngineRefusedError, match="does not load the engine: the engine is for another GPU"):
+        Engine(stub, b"SM120 something", device="cpu")
+
+
+@pytest.mark.skipif(
+    tensorrt.installed_version("tensorrt_rtx") is None, reason="needs tensorrt_rtx: pip install 'smnas[tensorrt-rtx]'"
+)
+def test_the_true_module_has_what_is_used_here() -> None:
+    trt = tensorrt.import_tensorrt("tensorrt_rtx")
+    used = {
+        "Runtime": ("deserialize_cuda_engine",),
+        "ICudaEngine": (
+            *("create_execution_context", "num_io_tensors", "get_tensor_name"),
+            *("get_tensor_shape", "get_tensor_dtype", "get_tensor_mode"),
+        ),
+        "IExecutionContext": ("set_tensor_address", "execute_async_v3"),
+        "TensorIOMode": ("INPUT", "OUTPUT"),
+        "DataType": ("FLOAT", "HALF", "BF16", "INT8", "UINT8", "INT32", "INT64", "BOOL"),
+    }
+    for owner, names in used.items():
+        assert not {name for name in names if not hasattr(getattr(trt, owner), name)}, owner
