@@ -29,7 +29,7 @@ def search_notes(candidates: Sequence[Candidate], settings: SearchSettings, fini
     if settings.scorer in ENTROPY_FORMS:
         verb = "scored"
         notes.append(
-            f"Candidates were scored by the {settings.scorer} of their backbones, without training, which is close to a "
+            f"Candidates were scored by the {settings.scorer} of their backbones, without training; it is close to a "
             "count of layers. Only what the final phase trained has an AP and is ranked."
         )
     notes += _baseline(candidates)

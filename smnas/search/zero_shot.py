@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 
 from smnas.models.backbone import stage_channels, stage_depth, stem_channels
-from smnas.scoring.entropy import ENTROPY_FORMS
+from smnas.scoring.entropy import ENTROPY_FORMS, PUBLISHED, EntropyForm
 from smnas.scoring.entropy_population import population_cost
 from smnas.scoring.latency import DetectorLatency
 from smnas.scoring.super_block_latency import fit_super_block_latency
@@ -111,16 +111,22 @@ def mae_det(
         space: Gives the baseline, and the layers that a backbone may have.
         settings: Seed, latency limit (None: the baseline's latency) and how many candidates to hand out.
         latency: Measures blocks.
-        on_step: Told in one line what is being done.
+        on_step: See :func:`zero_shot_search`, which says what else is raised.
 
     Raises:
         RunFolderError: ``zero-shot.json`` can not be read.
-        SpaceError: the space evolves no super-blocks, or nothing keeps the limit.
-        LatencyFailedError: blocks do not run on the target.
     """
     file = folder / ZERO_SHOT_FILE
     if not file.exists():
-        result = zero_shot_search(space, settings, latency, on_step)
+        result = zero_shot_search(
+            space.baseline_architecture,
+            latency,
+            layers=space.modular.super_block_layers,
+            limit_ms=settings.latency_ms,
+            form=ENTROPY_FORMS.get(settings.scorer, PUBLISHED),
+            seed=settings.seed,
+            on_step=on_step,
+        )
         write_atomically(file, json.dumps(asdict(result), indent=1) + "\n")
     found = _read(file)
     candidates = tuple(Architecture.parse(candidate.architecture) for candidate in found.candidates)
@@ -128,38 +134,56 @@ def mae_det(
 
 
 def zero_shot_search(
-    space: Space, settings: SearchSettings, latency: DetectorLatency, on_step: Callable[[str], None] | None = None
+    frame: Architecture,
+    latency: DetectorLatency,
+    *,
+    layers: int,
+    limit_ms: float | None = None,
+    form: EntropyForm = PUBLISHED,
+    seed: int = 0,
+    steps: int = 100_000,
+    on_step: Callable[[str], None] | None = None,
 ) -> ZeroShotResult:
-    """Find the front of entropy against latency; see :func:`mae_det`."""
+    """Find the front of entropy against latency.
+
+    Args:
+        frame: Gives neck, proposals, head, input and, by its backbone, the seed.
+        latency: Measures blocks.
+        layers: Convolutions that a backbone may have, shortcuts not counted.
+        limit_ms: Latency of the whole detector that is kept; None: that of ``frame``.
+        form: The score.
+        seed: What every random number comes from.
+        steps: Children made in each of the two searches.
+        on_step: Told in one line what is being done.
+
+    Raises:
+        SpaceError: no layers, or nothing keeps the limit.
+        LatencyFailedError: blocks do not run on the target.
+        UserError: ``frame`` has no pyramid.
+    """
     tell = on_step or (lambda line: None)
-    frame = space.baseline_architecture
-    if not space.modular.super_block_layers:
+    if layers < 1 + 3 * (frame.backbone.top_level - 1):
         raise SpaceError(
-            f"a space must evolve super-blocks (super_block_layers) to be searched, but {space.name} has none"
+            f"a backbone of super-blocks has the stem's layer and three for every stage of {frame.backbone} at least, "
+            f"but a search may have {layers} (super_block_layers of the space)"
         )
-    limit = settings.latency_ms or latency.predict(frame).ms
+    limit = latency.predict(frame).ms if limit_ms is None else limit_ms
     size = (frame.input_width, frame.input_height)
-    bounds = MoveBounds(layers=space.modular.super_block_layers, image=size)
-    search = EntropySearch(
-        Budget(layers=bounds.layers, latency_ms=limit),
-        bounds,
-        size,
-        ENTROPY_FORMS.get(settings.scorer, ENTROPY_FORMS["entropy"]),
-        pareto=True,
-    )
-    seed = seed_of(frame.backbone)
-    rng = np.random.default_rng([settings.seed, _STREAM])
-    measured = _random_detectors(frame, seed, bounds, rng)
+    bounds = MoveBounds(layers=layers, image=size)
+    search = EntropySearch(Budget(layers=layers, latency_ms=limit), bounds, size, form, steps=steps, pareto=True)
+    start = seed_of(frame.backbone)
+    rng = np.random.default_rng([seed, _STREAM])
+    measured = _random_detectors(frame, start, bounds, rng)
     tell(f"measuring the blocks of {len(measured)} random backbones")
     fitted = fit_super_block_latency(measured, latency)
     began = time.monotonic()
-    first = maximum_entropy_search(seed, search, rng, fitted)
+    first = maximum_entropy_search(start, search, rng, fitted)
     searched_s = time.monotonic() - began
     checked = [_detector(frame, first.spec(row)) for row in _by_spread(first)[:_CHECKED]]
     tell(f"measuring the blocks of the {len(checked)} best so far")
     fitted = fit_super_block_latency([*measured, *(d for d in checked if d not in measured)], latency)
     began = time.monotonic()
-    last = maximum_entropy_search(seed, search, rng, fitted)
+    last = maximum_entropy_search(start, search, rng, fitted)
     searched_s += time.monotonic() - began
     candidates = tuple(_candidate(frame, last, row) for row in _by_spread(last)[:_LISTED])
     tell(
