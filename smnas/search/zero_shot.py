@@ -38,6 +38,7 @@ MAE_DET = "mae-det"
 ZERO_SHOT_FILE = "zero-shot.json"
 
 _STREAM = 1 << 33  # apart from the trials' own random numbers, which are seeded by [seed, trial number]
+_STEPS = 100_000
 _CALIBRATION = 10  # random backbones whose blocks are measured
 _CHECKED = 4  # of a first search's front
 _WALKS = 512
@@ -125,6 +126,7 @@ def mae_det(
             limit_ms=settings.latency_ms,
             form=ENTROPY_FORMS.get(settings.scorer, PUBLISHED),
             seed=settings.seed,
+            steps=_STEPS,
             on_step=on_step,
         )
         write_atomically(file, json.dumps(asdict(result), indent=1) + "\n")
@@ -141,7 +143,7 @@ def zero_shot_search(
     limit_ms: float | None = None,
     form: EntropyForm = PUBLISHED,
     seed: int = 0,
-    steps: int = 100_000,
+    steps: int = _STEPS,
     on_step: Callable[[str], None] | None = None,
 ) -> ZeroShotResult:
     """Find the front of entropy against latency.
