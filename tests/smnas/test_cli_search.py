@@ -14,6 +14,7 @@ from smnas.cli.main import application
 from smnas.cli.run import run
 from smnas.cli.search_display import SearchDisplay, show_ranking, trial_line
 from smnas.data.shapes import generate_shapes
+from smnas.deploy import ranked
 from smnas.scoring.latency import DetectorLatency
 from smnas.search import zero_shot
 from smnas.search.progress import SearchEvent
@@ -120,8 +121,10 @@ def test_a_search_by_entropy_ends_as_any_other(
 
     monkeypatch.setattr(DetectorLatency, "__init__", init)
     monkeypatch.setattr(search, "_CALIBRATION_WHOLES", 0)
-    for name, value in (("_CALIBRATION", 2), ("_CHECKED", 1), ("_STEPS", 4000)):
+    for name, value in (("_CALIBRATION", 1), ("_CHECKED", 1), ("_STEPS", 1500)):
         monkeypatch.setattr(zero_shot, name, value)
+    # exporting takes long, and is the same for every search
+    monkeypatch.setattr(ranked, "deploy_ranking", lambda folder, *_, **__: ranked.DeployReport(read_ranking(folder)))
     words = ("--data", data, "--gpu", "cpu", "--backend", "eager", "--trials", "2,0", "--workers", 1, "--out", out)
     words += ("--scorer", "entropy", "--final-epochs", 1, "--top", 1, "--latency-ms", 500)
     code, text, log = _search(capsys, *words, "--json")
@@ -132,17 +135,12 @@ def test_a_search_by_entropy_ends_as_any_other(
     assert candidate["architecture"].startswith("k1kxk1_")
     assert candidate["stage"] == "final"
     assert 0 <= candidate["ap"] <= 1
-    assert (out / candidate["model"]).is_file()
+    assert (out / candidate["checkpoint"]).is_file()
     found = json.loads((out / "zero-shot.json").read_text())
     assert candidate["architecture"] in {listed["architecture"] for listed in found["candidates"]}
     page = (out / "report.html").read_text()
     assert "Candidates by entropy" in page
     assert "What the score is worth here" in page
-    before = (out / "zero-shot.json").stat().st_mtime_ns
-    code, _, log = _search(capsys, *words)
-    assert code == 0, log
-    assert "final" not in log, "nothing is trained again"
-    assert (out / "zero-shot.json").stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize(("text", "counts"), [("20,10", (20, 10)), ("1,0", (1, 0))])
