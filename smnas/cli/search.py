@@ -51,6 +51,7 @@ EXAMPLES = examples(
     "smnas search --preset nano --out quickstart",
     "smnas search --data my-pictures --gpu cpu --latency-ms 5 --preset nano --trials 20,20 --out my-run",
     "smnas-search --data my-pictures --gpu local --preset small --final-seeds 2 --top 3 --out my-run",
+    "smnas search --data my-pictures --gpu cpu --latency-ms 5 --scorer entropy --trials 20,0 --out my-zero-shot",
 )
 
 
@@ -66,9 +67,24 @@ def search(
     ] = None,
     preset: PresetOption = "nano",
     strategy: Annotated[
-        str, typer.Option(metavar="NAME", help="How candidates are proposed: sm-nas or random.")
-    ] = "sm-nas",
-    scorer: Annotated[str, typer.Option(metavar="NAME", help="How candidates are scored: ap (by training).")] = "ap",
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="How candidates are proposed: sm-nas, random or mae-det. Default: sm-nas, or mae-det with an entropy.",
+        ),
+    ] = None,
+    scorer: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="How candidates are scored: ap (by training), or without training by entropy, entropy-16 or "
+            "entropy-deepmad; then only the final phase trains.",
+        ),
+    ] = "ap",
+    prior: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of every few proposals train the one with the highest entropy."),
+    ] = None,
     trials: Annotated[
         str, typer.Option(metavar="N1,N2", help="Candidates of stage 1 (structural) and stage 2 (modular).")
     ] = "10,10",
@@ -103,6 +119,7 @@ def search(
     Stage 1 looks for the best combinations of modules, stage 2 evolves depth and width inside the best ones. Latency of
     every candidate comes from the device's latency table, AP from training it from scratch; a baseline is trained
     under the same budget. The best are trained again, ranked, exported to ONNX and measured again as exported files.
+    With --scorer entropy candidates are scored without training, and only the best are trained at all.
     The run folder holds the ranking, the models and a report. Interrupted, even killed, the same command resumes, also
     with other workers: their number does not change what is found, only how soon.
     """
@@ -116,17 +133,26 @@ def search(
         from profiler.devices import resolve_device
         from profiler.table import LatencyTable
         from smnas.data.coco import CocoFolder
+        from smnas.scoring.entropy import ENTROPY_FORMS
         from smnas.scoring.scorers import get_scorer
         from smnas.search.settings import DataFacts, SearchSettings, StageTrials, prepare_run_folder, read_settings
         from smnas.search.strategies import STRATEGIES
+        from smnas.search.zero_shot import MAE_DET
         from smnas.space.preset import load_space
         from smnas.training.recipe import load_recipe
 
         # What can be refused is refused before anything is written.
         space = load_space(preset)
         get_scorer(scorer)
-        if strategy not in STRATEGIES:
-            raise UserError(f"--strategy must be one of {', '.join(STRATEGIES)}, but got {strategy!r}")
+        untrained = scorer in ENTROPY_FORMS
+        strategy = strategy or (MAE_DET if untrained else "sm-nas")
+        strategies = (*STRATEGIES, MAE_DET)
+        if strategy not in strategies:
+            raise UserError(f"--strategy must be one of {', '.join(strategies)}, but got {strategy!r}")
+        if prior is not None and prior not in ENTROPY_FORMS:
+            raise UserError(f"--prior must be one of {', '.join(ENTROPY_FORMS)}, but got {prior!r}")
+        if untrained and final_epochs == 0:
+            raise UserError(f"--final-epochs must be above 0 with --scorer {scorer}, which trains nothing, but got 0")
         runner = get_backend(backend, resolve_device(gpu), threads=threads)
         check_precision(runner, _PRECISION)
         training = load_recipe(recipe or _RECIPES[preset])
@@ -158,10 +184,16 @@ def search(
             latency_ms=latency_ms,
             strategy=strategy,
             scorer=scorer,
+            prior=prior,
             versions=_versions(runner),
-            trials=StageTrials(structural=counts[0], modular=counts[1]),
+            # mae-det has one stage, which evolves a backbone
+            trials=StageTrials(
+                structural=0 if strategy == MAE_DET else counts[0],
+                modular=sum(counts) if strategy == MAE_DET else counts[1],
+            ),
             generation=generation,
             training_threads=training_threads,
+            partial_order=not untrained,
             top=top,
             final_epochs=2 * search_epochs if final_epochs is None else final_epochs,
             final_seeds=final_seeds,
@@ -222,10 +254,14 @@ def _search(
 ) -> None:
     from smnas.models.build import buildable
     from smnas.models.workloads import detector_workloads
+    from smnas.scoring.entropy import ENTROPY_FORMS
     from smnas.scoring.latency import DetectorLatency
-    from smnas.scoring.scorers import ScorerOnDevices
+    from smnas.scoring.pool import InProcess
+    from smnas.scoring.scorers import ScorerOnDevices, get_scorer
     from smnas.search.candidate import Complexity
     from smnas.search.run import run_search
+    from smnas.search.strategies import get_strategy
+    from smnas.search.zero_shot import MAE_DET, mae_det
 
     def complexity(architecture: "Architecture") -> Complexity:
         workloads = detector_workloads(architecture, len(folder.classes))
@@ -245,13 +281,21 @@ def _search(
     calibration = latency.calibrate(measured)
     for architecture, reason in calibration.failed:
         output.note(f"left out of the calibration: {architecture}: {reason}")
-    make = ScorerOnDevices(settings.scorer, folder.root.resolve(), recipe, devices)
-    with SearchDisplay(output) as display, _scorers(make, workers, settings.training_threads) as scorers:
+    searched = space.restricted(lambda architecture: buildable(architecture) is None)
+    if settings.strategy == MAE_DET:
+        strategy = mae_det(out, searched, settings, latency, output.note)
+    else:
+        strategy = get_strategy(searched, settings)
+    make = ScorerOnDevices("ap", folder.root.resolve(), recipe, devices)
+    with SearchDisplay(output) as display, _scorers(make, workers, settings.training_threads) as trainers:
+        untrained = settings.scorer in ENTROPY_FORMS
         run_search(
             out,
             settings,
             space,
-            scorers=scorers,
+            scorers=InProcess(get_scorer(settings.scorer)(folder, recipe, "cpu")) if untrained else trainers,
+            trainers=trainers,
+            strategy=strategy,
             latency=latency,
             complexity=complexity,
             buildable=lambda architecture: buildable(architecture) is None,

@@ -81,7 +81,7 @@ class SearchDisplay:
 def trial_line(event: "SearchEvent") -> str:
     """One line about a finished trial."""
     latency = "" if event.latency_ms is None else f"{event.latency_ms:.2f} ms"
-    result = event.state if event.ap is None else f"AP {event.ap:.3f}"
+    result = event.state if event.ap is None else f"{event.measure} {event.ap:.3f}"
     tail = event.reason if event.reason else _summary(event)
     return f"{event.trained}/{event.total} {event.stage:<10} {result:<8} {latency:>10}  {event.architecture}  ({tail})"
 
@@ -89,7 +89,7 @@ def trial_line(event: "SearchEvent") -> str:
 def _summary(event: "SearchEvent") -> str:
     parts = [f"front {event.front_size}"]
     if event.best_ap is not None:
-        parts.append(f"best AP {event.best_ap:.3f}")
+        parts.append(f"best {event.measure} {event.best_ap:.3f}")
     if event.seconds_left is not None:
         parts.append(f"{duration(event.seconds_left)} left")
     return ", ".join(parts)

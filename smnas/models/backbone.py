@@ -1,24 +1,28 @@
-"""Backbones: from an SM-NAS code, of any depth, width and place of doubling; and the published MobileNetV2."""
+"""Backbones: from an SM-NAS code, from MAE-DET's super-blocks, and the published MobileNetV2."""
 
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from smnas.models.blocks import BasicBlock, Bottleneck, InvertedResidual, StemConv, StemKind, StemReduce
+from smnas.models.blocks import K1KXK1, BasicBlock, Bottleneck, InvertedResidual, StemConv, StemKind, StemReduce
 from smnas.models.layers import NormKind
-from smnas.space.architecture import Backbone, MobileNetV2Spec, ResNetSpec
+from smnas.space.architecture import Backbone, MobileNetV2Spec, ResNetSpec, SuperBlockSpec
 
 __all__ = [
     "FeatureBackbone",
     "Link",
+    "MobileNetUnit",
     "MobileNetV2Backbone",
     "ResNetBackbone",
     "StemKind",
+    "SuperBlockBackbone",
     "backbone_stage",
     "build_backbone",
+    "mobilenet_units",
     "stage_channels",
     "stage_depth",
+    "stem_channels",
 ]
 
 
@@ -135,7 +139,7 @@ class MobileNetV2Backbone(FeatureBackbone):
     def __init__(self, spec: MobileNetV2Spec, norm: NormKind = "gn-ws", top_level: int | None = None) -> None:
         super().__init__()
         self.spec = spec
-        self.stem = StemConv(norm, _scaled(spec, _MOBILENET_STEM), 3, _groups(spec), nn.ReLU6)
+        self.stem = StemConv(norm, stem_channels(spec), 3, _groups(spec), nn.ReLU6)
         # numbered 0 because stage k ends at level k + 1
         self.stage0 = _mobilenet_stage(spec, 1, norm)
         self.channels = {1: _mobilenet_channels(spec, 1)}
@@ -146,19 +150,58 @@ class MobileNetV2Backbone(FeatureBackbone):
         return Link("stem", self.stem, None), *stage_links(0, self.stage0)
 
 
+class SuperBlockBackbone(FeatureBackbone):
+    """Stem and stages of a :class:`~smnas.space.architecture.SuperBlockSpec` (MAE-DET, arXiv 2111.13336).
+
+    One stem convolution of stride 2, its side by the kind of stem (3, or ImageNet's 7), then stages that all halve.
+
+    Args:
+        spec: Stem and super-blocks.
+        norm: Norm of every convolution.
+        stem: ``deep`` or ``imagenet``.
+        top_level: Coarsest level to build; all of them by default.
+    """
+
+    spec: SuperBlockSpec
+
+    def __init__(
+        self, spec: SuperBlockSpec, norm: NormKind = "gn-ws", stem: StemKind = "deep", top_level: int | None = None
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.stem = StemConv(norm, spec.stem, 3 if stem == "deep" else 7, _groups(spec))
+        self.channels = {1: spec.stem}
+        self._add_stages(norm, top_level)
+
+    def entry(self) -> tuple[Link, ...]:
+        """The stem, which is C1."""
+        return (Link("stem", self.stem, 1),)
+
+
 def build_backbone(
     spec: Backbone, norm: NormKind = "gn-ws", stem: StemKind = "deep", top_level: int | None = None
 ) -> FeatureBackbone:
     """The backbone of any spec; MobileNetV2 has a stem of its own, the same for both kinds."""
     if isinstance(spec, ResNetSpec):
         return ResNetBackbone(spec, norm, stem, top_level)
+    if isinstance(spec, SuperBlockSpec):
+        return SuperBlockBackbone(spec, norm, stem, top_level)
     return MobileNetV2Backbone(spec, norm, top_level)
+
+
+def stem_channels(spec: Backbone) -> int:
+    """Output channels of the first convolution."""
+    if isinstance(spec, ResNetSpec):
+        return spec.base
+    return spec.stem if isinstance(spec, SuperBlockSpec) else _scaled(spec, _MOBILENET_STEM)
 
 
 def stage_channels(spec: Backbone, index: int) -> int:
     """Output channels of stage ``index`` (from 0)."""
     if isinstance(spec, ResNetSpec):
         return spec.stage_widths()[index][-1] * spec.expansion
+    if isinstance(spec, SuperBlockSpec):
+        return spec.stages[index][-1].out
     return _mobilenet_channels(spec, index + 2)
 
 
@@ -166,6 +209,8 @@ def stage_depth(spec: Backbone, index: int) -> int:
     """How many blocks stage ``index`` (from 0) has; MobileNetV2's block before the first stage has index -1."""
     if isinstance(spec, ResNetSpec):
         return len(spec.stages[index])
+    if isinstance(spec, SuperBlockSpec):
+        return sum(block.repeats for block in spec.stages[index])
     return sum(count for _, _, count in _MOBILENET[index + 2])
 
 
@@ -173,6 +218,8 @@ def backbone_stage(spec: Backbone, index: int, norm: NormKind) -> nn.Sequential:
     """The blocks of stage ``index`` (from 0); every stage but the first of a ResNet halves the resolution."""
     if isinstance(spec, ResNetSpec):
         return _residual_stage(spec, index, norm)
+    if isinstance(spec, SuperBlockSpec):
+        return _super_block_stage(spec, index, norm)
     return _mobilenet_stage(spec, index + 2, norm)
 
 
@@ -180,6 +227,8 @@ def _groups(spec: Backbone) -> int:
     """The most groups of a backbone's GroupNorms."""
     if isinstance(spec, ResNetSpec):
         return spec.base // 2  # SM-NAS: the backbone's groups are half its base width
+    if isinstance(spec, SuperBlockSpec):
+        return spec.stem // 2  # the stem is what a base width is elsewhere
     return _mobilenet_channels(spec, 1) // 2  # likewise at least two channels a group at the narrowest map
 
 
@@ -207,6 +256,17 @@ def _block(spec: ResNetSpec, norm: NormKind, in_channels: int, width: int, strid
             return InvertedResidual(norm, in_channels, width, stride, groups)
 
 
+def _super_block_stage(spec: SuperBlockSpec, index: int, norm: NormKind) -> nn.Sequential:
+    channels = spec.stem if index == 0 else stage_channels(spec, index - 1)
+    units = nn.Sequential()
+    for block in spec.stages[index]:
+        for _ in range(block.repeats):
+            stride = 2 if len(units) == 0 else 1
+            units.append(K1KXK1(norm, channels, block.width, block.out, stride, _groups(spec), kernel=block.kernel))
+            channels = block.out
+    return units
+
+
 # MobileNetV2 by level: rows of (expansion, channels, blocks) that share a resolution
 _MOBILENET_STEM = 32
 _MOBILENET: dict[int, tuple[tuple[int, int, int], ...]] = {
@@ -229,14 +289,33 @@ def _mobilenet_channels(spec: MobileNetV2Spec, level: int) -> int:
     return _scaled(spec, _MOBILENET[level][-1][1])
 
 
-def _mobilenet_stage(spec: MobileNetV2Spec, level: int, norm: NormKind) -> nn.Sequential:
+class MobileNetUnit(NamedTuple):
+    """One inverted residual of MobileNetV2."""
+
+    in_channels: int
+    out_channels: int
+    expansion: int
+    stride: int
+
+
+def mobilenet_units(spec: MobileNetV2Spec, level: int) -> list[MobileNetUnit]:
     """The blocks at the resolution of ``level``; all but level 1's, which is the stem's, halve it first."""
-    channels = _mobilenet_channels(spec, level - 1) if level > 1 else _scaled(spec, _MOBILENET_STEM)
-    blocks = nn.Sequential()
+    channels = _mobilenet_channels(spec, level - 1) if level > 1 else stem_channels(spec)
+    units: list[MobileNetUnit] = []
     for expansion, published, count in _MOBILENET[level]:
         for _ in range(count):
-            stride = 2 if level > 1 and len(blocks) == 0 else 1
-            out = _scaled(spec, published)
-            blocks.append(InvertedResidual(norm, channels, out, stride, _groups(spec), expansion=expansion))
-            channels = out
-    return blocks
+            stride = 2 if level > 1 and not units else 1
+            units.append(MobileNetUnit(channels, _scaled(spec, published), expansion, stride))
+            channels = units[-1].out_channels
+    return units
+
+
+def _mobilenet_stage(spec: MobileNetV2Spec, level: int, norm: NormKind) -> nn.Sequential:
+    return nn.Sequential(
+        *(
+            InvertedResidual(
+                norm, unit.in_channels, unit.out_channels, unit.stride, _groups(spec), expansion=unit.expansion
+            )
+            for unit in mobilenet_units(spec, level)
+        )
+    )

@@ -11,7 +11,16 @@ from torch import Tensor, nn
 
 from smnas.models.layers import NormKind, conv2d, norm2d
 
-__all__ = ["BasicBlock", "Bottleneck", "InvertedResidual", "StemConv", "StemKind", "StemReduce"]
+__all__ = [
+    "K1KXK1",
+    "BasicBlock",
+    "Bottleneck",
+    "InvertedResidual",
+    "StemConv",
+    "StemKind",
+    "StemReduce",
+    "bottleneck_inner",
+]
 
 StemKind = Literal["deep", "imagenet"]
 
@@ -83,8 +92,54 @@ class BasicBlock(nn.Module):
         return result
 
 
-class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions and a shortcut; with a cardinality ResNeXt's (Xie et al., arXiv 1611.05431).
+class K1KXK1(nn.Module):
+    """1x1, kxk and 1x1 convolutions and a shortcut, of any channels: MAE-DET's unit (Sun et al., arXiv 2111.13336).
+
+    Args:
+        norm: Norm of every convolution.
+        in_channels: Channels that it reads.
+        inner: Channels between the 1x1 convolutions.
+        out_channels: Channels that it writes.
+        stride: Of the kxk convolution.
+        groups: Of a GroupNorm, at most.
+        kernel: Side of the kxk convolution.
+        cardinality: Parallel paths of the kxk convolution.
+    """
+
+    def __init__(
+        self,
+        norm: NormKind,
+        in_channels: int,
+        inner: int,
+        out_channels: int,
+        stride: int,
+        groups: int,
+        *,
+        kernel: int = 3,
+        cardinality: int = 1,
+    ) -> None:
+        super().__init__()
+        self.conv1 = conv2d(norm, in_channels, inner, 1)
+        self.bn1 = norm2d(norm, inner, groups)
+        self.conv2 = conv2d(norm, inner, inner, kernel, stride, groups=cardinality)
+        self.bn2 = norm2d(norm, inner, groups)
+        self.conv3 = conv2d(norm, inner, out_channels, 1)
+        self.bn3 = norm2d(norm, out_channels, groups)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(norm, in_channels, out_channels, stride, groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C_in, H, W)`` to ``(B, C_out, H/stride, W/stride)``."""
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        shortcut = x if self.downsample is None else self.downsample(x)
+        result: Tensor = self.relu(out + shortcut)
+        return result
+
+
+class Bottleneck(K1KXK1):
+    """ResNet's bottleneck, four times as wide outside as inside; with a cardinality ResNeXt's (arXiv 1611.05431).
 
     Args:
         norm: Norm of every convolution.
@@ -109,27 +164,13 @@ class Bottleneck(nn.Module):
         cardinality: int = 1,
         path_width: int = 64,
     ) -> None:
-        super().__init__()
-        # a plain bottleneck is one path of 64 channels at width 64: of any other width `width` exactly
-        inner = max(1, width * path_width // 64) * cardinality
-        out = width * self.expansion
-        self.conv1 = conv2d(norm, in_channels, inner, 1)
-        self.bn1 = norm2d(norm, inner, groups)
-        self.conv2 = conv2d(norm, inner, inner, 3, stride, groups=cardinality)
-        self.bn2 = norm2d(norm, inner, groups)
-        self.conv3 = conv2d(norm, inner, out, 1)
-        self.bn3 = norm2d(norm, out, groups)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(norm, in_channels, out, stride, groups)
+        inner = bottleneck_inner(width, cardinality, path_width)
+        super().__init__(norm, in_channels, inner, width * self.expansion, stride, groups, cardinality=cardinality)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, C_in, H, W)`` to ``(B, 4 * width, H/stride, W/stride)``."""
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(out))
-        shortcut = x if self.downsample is None else self.downsample(x)
-        result: Tensor = self.relu(out + shortcut)
-        return result
+
+def bottleneck_inner(width: int, cardinality: int = 1, path_width: int = 64) -> int:
+    """Channels inside a bottleneck; a plain one is one path, 64 channels at width 64 and ``width`` exactly at any."""
+    return max(1, width * path_width // 64) * cardinality
 
 
 def _shortcut(norm: NormKind, in_channels: int, out_channels: int, stride: int, groups: int) -> nn.Sequential | None:

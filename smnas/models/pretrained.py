@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from profiler.errors import UserError
-from smnas.models.backbone import FeatureBackbone, MobileNetV2Backbone, stage_depth
+from smnas.models.backbone import FeatureBackbone, MobileNetV2Backbone, SuperBlockBackbone, stage_depth
 from smnas.models.detector import Detector, TwoStageDetector
 from smnas.space.architecture import Backbone, MobileNetV2Spec
 
@@ -46,7 +46,14 @@ def torchvision_names(backbone: FeatureBackbone) -> dict[str, str]:
 
     ``stage1.0.conv1.weight`` to ``layer1.0.conv1.weight`` and the stem to ``conv1`` and ``bn1``; of a MobileNetV2
     ``stage1.0.conv.0.0.weight`` to ``features.2.conv.0.0.weight`` and the stem to ``features.0``.
+
+    Raises:
+        UserError: no published network has such a backbone.
     """
+    if isinstance(backbone, SuperBlockBackbone):
+        raise UserError(
+            f"ImageNet weights are those of a torchvision network, which super-blocks are not, but got {backbone.spec}"
+        )
     if isinstance(backbone, MobileNetV2Backbone):
         stem = {"conv": "features.0.0", "norm": "features.0.1"}
     else:

@@ -18,10 +18,12 @@ __all__ = [
     "FrontPoint",
     "Hypervolume",
     "Outcome",
+    "ScoredCandidate",
     "families",
     "fronts",
     "hypervolume_by_training",
     "outcomes",
+    "scored_candidates",
     "settings_rows",
     "training_curves",
 ]
@@ -105,6 +107,18 @@ class Family:
     ap: float | None
     latency_ms: float | None
     children: tuple[Child, ...]
+
+
+@dataclass(frozen=True)
+class ScoredCandidate:
+    """A candidate that was scored without training; ``ap`` is that of its final training, where it had one."""
+
+    architecture: str
+    score: float
+    latency_ms: float
+    parameters: float | None
+    flops: float | None
+    ap: float | None
 
 
 @dataclass(frozen=True)
@@ -239,6 +253,26 @@ def _child(trial: Trial, parent: Trial | None) -> Child:
     if parent is None or parent.ap is None or not parent.latency_ms:
         return Child(trial.architecture, ap, latency, None, None)
     return Child(trial.architecture, ap, latency, ap - parent.ap, latency / parent.latency_ms - 1.0)
+
+
+def scored_candidates(run: RunFolder) -> tuple[ScoredCandidate, ...]:
+    """What was scored without training, highest score first; nothing in a run that trains its candidates."""
+    finals: dict[str, list[float]] = {}
+    for trial in _finished(run.trials, "final"):
+        finals.setdefault(trial.architecture, []).append(trial.ap or 0.0)
+    found = [
+        ScoredCandidate(
+            t.architecture,
+            t.score,
+            t.latency_ms,
+            t.parameters,
+            t.flops,
+            float(np.mean(finals[t.architecture])) if t.architecture in finals else None,
+        )
+        for t in run.trials
+        if t.score is not None and t.latency_ms is not None
+    ]
+    return tuple(sorted(found, key=lambda c: (-c.score, c.latency_ms)))
 
 
 def outcomes(run: RunFolder, state: str) -> tuple[Outcome, ...]:

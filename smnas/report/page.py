@@ -16,6 +16,7 @@ from plotly.offline import get_plotlyjs
 from profiler.errors import UserError
 from smnas.report import data, figures
 from smnas.report.blocks import block_latencies
+from smnas.report.controls import entropy_controls
 from smnas.report.run_folder import RunFolder, read_run_folder
 from smnas.report.samples import Sample, sample_detections
 from smnas.report.verdict import verdict
@@ -118,6 +119,8 @@ def render_report(
         fronts=fronts,
         growth=growth,
         families=data.families(run),
+        scored=data.scored_candidates(run),
+        controls=entropy_controls(run),
         failed=data.outcomes(run, "failed"),
         pruned=data.outcomes(run, "pruned"),
         running=data.outcomes(run, "running"),

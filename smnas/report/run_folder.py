@@ -7,12 +7,13 @@ running, or that was killed, is wanted too.
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import optuna
 from sqlalchemy.exc import SQLAlchemyError
 
+from smnas.scoring.entropy import ENTROPY_FORMS
 from smnas.search.ranking import Ranking, RankingRow, read_ranking
 from smnas.search.settings import RunFolderError, SearchSettings, read_settings
 from smnas.search.study import STUDY_NAME
@@ -36,7 +37,8 @@ class Trial:
         number: The study's trial number.
         state: ``complete``, ``failed``, ``pruned`` or ``running``.
         stage: ``baseline``, ``structural``, ``modular`` or ``final``.
-        ap: COCO AP in 0..1; ``None`` unless complete.
+        ap: COCO AP in 0..1; ``None`` unless complete and trained.
+        score: What a scorer without training gave; ``None`` in a run that trains its candidates.
         latency_ms: Predicted latency of the whole detector, with the bounds of its interval.
         reason: Why it failed or was pruned.
     """
@@ -57,6 +59,7 @@ class Trial:
     seed: int | None = None
     epochs: int | None = None
     reason: str | None = None
+    score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,10 @@ def read_run_folder(path: Path) -> RunFolder:
         raise RunFolderError(f"a run folder must exist, but got {path}")
     settings = read_settings(path)
     ranking = read_ranking(path) if (path / "ranking.json").is_file() else Ranking((), None)
-    return RunFolder(path, settings, _read_trials(path / "study.db"), _read_curves(path / "models"), ranking)
+    trials = _read_trials(path / "study.db")
+    if settings.scorer in ENTROPY_FORMS:
+        trials = tuple(trial if trial.stage == "final" else replace(trial, ap=None, score=trial.ap) for trial in trials)
+    return RunFolder(path, settings, trials, _read_curves(path / "models"), ranking)
 
 
 def _read_trials(file: Path) -> tuple[Trial, ...]:

@@ -7,6 +7,7 @@ first; after that a prediction costs no measuring, and it is a function of the t
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from smnas.models.build import BuildError, build_detector, deployable
 from smnas.models.workloads import detector_workloads, inference_workloads, whole_workload
 from smnas.space.architecture import Architecture
 
-__all__ = ["Calibration", "DetectorLatency", "LatencyFailedError"]
+__all__ = ["Calibration", "DetectorLatency", "LatencyFailedError", "MeasuredPart"]
 
 _WEIGHTS_SEED = 0
 
@@ -52,6 +53,13 @@ class Calibration:
     model: LatencyModel
     wholes: int
     failed: tuple[tuple[Architecture, str], ...] = ()
+
+
+class MeasuredPart(NamedTuple):
+    """One part of a detector, named as its step is, and its measured latency."""
+
+    name: str
+    ms: float
 
 
 class DetectorLatency:
@@ -121,6 +129,17 @@ class DetectorLatency:
         """
         model = self.model
         return model.predict(self._sum(architecture))
+
+    def measured_parts(self, architecture: Architecture) -> tuple[MeasuredPart, ...]:
+        """The detector's parts in the order of running, each as the table holds it; missing ones are measured first.
+
+        Raises:
+            LatencyFailedError: it can not be built, or one of its parts failed on this target.
+        """
+        self._sum(architecture)
+        parts = self._parts(architecture)
+        rows = self._rows(part.key for part in parts)
+        return tuple(MeasuredPart(part.name, _measured_ms(rows[part.key])) for part in parts)
 
     def complete(self, architectures: Sequence[Architecture]) -> ProfileReport:
         """Measure all parts of these detectors that the table does not hold, in one random order.

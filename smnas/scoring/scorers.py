@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,6 +10,8 @@ import torch
 from profiler.errors import UserError
 from smnas.data.coco import CocoFolder
 from smnas.scoring.base import Scorer
+from smnas.scoring.entropy import ENTROPY_FORMS
+from smnas.scoring.entropy_scorer import EntropyScorer
 from smnas.scoring.trained_ap import TrainedAP
 from smnas.training.recipe import Recipe
 
@@ -17,8 +20,11 @@ __all__ = ["SCORERS", "ScorerFactory", "ScorerOnDevices", "UnknownScorerError", 
 ScorerFactory = Callable[[CocoFolder, Recipe, torch.device | str], Scorer]
 """Data, recipe and device in, a scorer out."""
 
-SCORERS: dict[str, ScorerFactory] = {"ap": TrainedAP}
-_LATER = ("bn-indicator", "entropy")
+SCORERS: dict[str, ScorerFactory] = {
+    "ap": TrainedAP,
+    **{name: partial(EntropyScorer, name=name) for name in ENTROPY_FORMS},
+}
+_LATER = ("bn-indicator",)
 
 
 class UnknownScorerError(UserError):

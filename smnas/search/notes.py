@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from smnas.scoring.entropy import ENTROPY_FORMS
 from smnas.search.candidate import Candidate, in_search
 from smnas.search.pruning import broken_order
 from smnas.search.settings import SearchSettings
@@ -24,16 +25,23 @@ def search_notes(candidates: Sequence[Candidate], settings: SearchSettings, fini
         finished: Whether nothing is left to do; else the first note says that the ranking is preliminary.
     """
     notes = [] if finished else [PRELIMINARY]
+    verb = "trained"
+    if settings.scorer in ENTROPY_FORMS:
+        verb = "scored"
+        notes.append(
+            f"Candidates were scored by the {settings.scorer} of their backbones, without training; it is close to a "
+            "count of layers. Only what the final phase trained has an AP and is ranked."
+        )
     notes += _baseline(candidates)
     for stage, planned in (("structural", settings.trials.structural), ("modular", settings.trials.modular)):
         trials = [c for c in candidates if c.stage == stage]
         trained = sum(c.state == "complete" for c in trials)
         if finished and trained < planned:
             notes.append(
-                f"The {stage} stage trained {trained} of {planned} planned candidates and ended: {_looked_at(trials)}."
+                f"The {stage} stage {verb} {trained} of {planned} planned candidates and ended: {_looked_at(trials)}."
             )
         elif trained < len(trials):
-            notes.append(f"The {stage} stage trained {trained} candidates: {_looked_at(trials)}.")
+            notes.append(f"The {stage} stage {verb} {trained} candidates: {_looked_at(trials)}.")
     if any(c.latency_calibrated is False for c in candidates):
         notes.append("Predicted latencies were not calibrated on whole detectors: their intervals are assumptions.")
     failed = [c for c in candidates if c.stage == "final" and c.state == "failed"]

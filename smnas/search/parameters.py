@@ -12,6 +12,7 @@ from smnas.space.architecture import (
     ResNetSpec,
     RetinaSpec,
     RPNKind,
+    SuperBlockSpec,
 )
 
 __all__ = ["DISTRIBUTIONS", "parameters_of"]
@@ -23,6 +24,9 @@ DISTRIBUTIONS: dict[str, BaseDistribution] = {
     "width_percent": IntDistribution(10, 400),
     "cardinality": IntDistribution(2, 256),
     "path_width": IntDistribution(1, 256),
+    # a backbone of super-blocks has these in place of `block` and `base`
+    "super_blocks": IntDistribution(1, 8),
+    "stem": IntDistribution(8, 512),
     "stages": IntDistribution(1, 4),
     "blocks": IntDistribution(1, 1000),
     "doublings": IntDistribution(0, 1000),
@@ -63,6 +67,17 @@ def parameters_of(architecture: Architecture) -> dict[str, str | int]:
             parameters |= {f"stage{i}_blocks": len(stage) for i, stage in enumerate(backbone.stages, start=1)}
         case MobileNetV2Spec() as backbone:
             parameters |= {"block": "mobilenetv2", "width_percent": backbone.width_percent}
+        case SuperBlockSpec() as backbone:
+            parameters |= {
+                "super_blocks": len(backbone.super_blocks),
+                "stem": backbone.stem,
+                "stages": len(backbone.stages),
+                "blocks": backbone.depth,
+            }
+            parameters |= {
+                f"stage{i}_blocks": sum(block.repeats for block in stage)
+                for i, stage in enumerate(backbone.stages, start=1)
+            }
     match architecture.neck:
         case FPNSpec(low, high, width, extra):
             parameters |= {"neck": "fpn", "fpn_low": low, "fpn_high": high, "fpn_width": width}

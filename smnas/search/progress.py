@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from smnas.scoring.entropy import ENTROPY_FORMS
 from smnas.search.candidate import Candidate, StageName, State, in_search
 from smnas.search.pareto import as_points, non_dominated
 from smnas.search.settings import SearchSettings
@@ -23,6 +24,7 @@ class SearchEvent:
         seconds_left: Estimate from the mean time of an epoch so far and the trainings that run at once; None before the
             first training ended.
         reason: Why the trial failed or was pruned.
+        measure: What ``ap`` and ``best_ap`` are: ``AP``, or the name of a score without training.
     """
 
     number: int
@@ -38,6 +40,7 @@ class SearchEvent:
     front_size: int
     seconds_left: float | None
     reason: str | None
+    measure: str = "AP"
 
 
 def planned_trainings(settings: SearchSettings) -> tuple[int, int]:
@@ -71,6 +74,7 @@ def event_after(
         front_size=int(non_dominated(as_points([c.point for c in searched])).sum()),
         seconds_left=_seconds_left(complete, len(searched), settings, at_once),
         reason=candidate.reason,
+        measure=settings.scorer if settings.scorer in ENTROPY_FORMS and candidate.stage != "final" else "AP",
     )
 
 

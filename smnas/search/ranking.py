@@ -54,7 +54,13 @@ class Ranking:
     notes: tuple[str, ...] = ()
 
 
-def rank(candidates: Sequence[Candidate], latency_limit_ms: float | None, notes: Sequence[str] = ()) -> Ranking:
+def rank(
+    candidates: Sequence[Candidate],
+    latency_limit_ms: float | None,
+    notes: Sequence[str] = (),
+    *,
+    searched: bool = True,
+) -> Ranking:
     """Rank everything on or near the front.
 
     Where the final phase trained architectures again, its AP (the mean over seeds) ranks them, in front of those that
@@ -64,14 +70,15 @@ def rank(candidates: Sequence[Candidate], latency_limit_ms: float | None, notes:
         candidates: All trials of the study.
         latency_limit_ms: Latency that the recommended detector must keep; None: the baseline's.
         notes: What a reader of the ranking should know.
+        searched: Whether the search's own scores are APs; if not, only the final phase's trainings are ranked.
     """
     finals = [c for c in candidates if c.state == "complete" and c.stage == "final"]
     final_rows = [_row(list(group)) for _, group in groupby(sorted(finals, key=_by_name), key=_by_name)]
     retrained = {row.architecture for row in final_rows}
-    searched = [_row([c]) for c in candidates if in_search(c)]
+    searched_rows = [_row([c]) for c in candidates if searched and in_search(c)]
     baselines = {str(c.architecture) for c in candidates if c.stage == "baseline"}
     rows = _with_front(final_rows, _LAYERS, baselines)
-    rows += [row for row in _with_front(searched, _LAYERS, baselines) if row.architecture not in retrained]
+    rows += [row for row in _with_front(searched_rows, _LAYERS, baselines) if row.architecture not in retrained]
     rows = [replace(row, role="baseline") if row.architecture in baselines else row for row in rows]
     return _ordered(rows, latency_limit_ms, tuple(notes))
 

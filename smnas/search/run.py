@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -17,17 +18,19 @@ import numpy as np
 from profiler.errors import UserError
 from profiler.predict import Latency
 from smnas.scoring.base import Score, ScoringProgress
+from smnas.scoring.entropy import ENTROPY_FORMS, detector_entropy
 from smnas.scoring.latency import LatencyFailedError
 from smnas.scoring.pool import Job, ScorerPool
 from smnas.search.candidate import Candidate, Complexity, Proposal, StageName, in_search, will_count
 from smnas.search.finalists import finalists
 from smnas.search.notes import OVER_LIMIT, PRELIMINARY, search_notes
+from smnas.search.prior import with_prior
 from smnas.search.progress import SearchEvent, event_after
 from smnas.search.pruning import why_beaten
 from smnas.search.ranking import RANKING_FILE, Ranking, rank, read_ranking, same_trainings, write_ranking
 from smnas.search.settings import SearchSettings, prepare_run_folder
 from smnas.search.strategies import get_strategy
-from smnas.search.strategy import SearchStage
+from smnas.search.strategy import SearchStage, Strategy
 from smnas.search.study import Study
 from smnas.space.architecture import Architecture
 from smnas.space.preset import Space
@@ -63,6 +66,8 @@ def run_search(
     scorers: ScorerPool,
     latency: LatencyPredictor,
     complexity: Callable[[Architecture], Complexity],
+    trainers: ScorerPool | None = None,
+    strategy: Strategy | None = None,
     buildable: Callable[[Architecture], bool] | None = None,
     on_event: Callable[[SearchEvent], None] | None = None,
     on_training: Callable[[int, ScoringProgress], None] | None = None,
@@ -73,9 +78,11 @@ def run_search(
         folder: The run folder. It is made, or checked against ``settings`` if it exists.
         settings: What to search.
         space: Where to search; ``settings.preset`` names it.
-        scorers: Give architectures their AP, several at once where the pool has workers.
+        scorers: Give architectures their AP (or another score), several at once where the pool has workers.
         latency: Gives a whole detector its latency on the target.
         complexity: Gives a detector its parameters and FLOPs.
+        trainers: Give the final phase its AP, where the search's scorer trains nothing; else the scorers do.
+        strategy: Proposes; by default what the settings name.
         buildable: Leaves out what can not be built yet; a note says which share of the space that is.
         on_event: Called after every trial and before every training.
         on_training: Called with a trial's number, for progress inside its training.
@@ -89,10 +96,12 @@ def run_search(
         KeyboardInterrupt: passed on; the folder resumes.
     """
     searched = space if buildable is None else space.restricted(buildable)
-    get_strategy(searched, settings)  # a wrong name fails before a folder is made
+    chosen = strategy or get_strategy(searched, settings)  # a wrong name fails before a folder is made
     prepare_run_folder(folder, settings)
     with Study(folder) as study:
-        search = _Search(folder, settings, searched, study, scorers, latency, complexity, on_event, on_training)
+        search = _Search(
+            folder, settings, searched, study, chosen, scorers, trainers, latency, complexity, on_event, on_training
+        )
         search.notes = _excluded(space, searched)
         return search.run()
 
@@ -116,7 +125,9 @@ class _Search:
         settings: SearchSettings,
         space: Space,
         study: Study,
+        strategy: Strategy,
         scorers: ScorerPool,
+        trainers: ScorerPool | None,
         latency: LatencyPredictor,
         complexity: Callable[[Architecture], Complexity],
         on_event: Callable[[SearchEvent], None] | None,
@@ -127,10 +138,17 @@ class _Search:
         self.space = space
         self.study = study
         self.scorers = scorers
+        self.trainers = trainers or scorers
         self.latency = latency
         self.complexity = complexity
         self.on_event = on_event
         self.on_training = on_training
+        if settings.prior is not None:
+            prior = partial(detector_entropy, form=ENTROPY_FORMS[settings.prior])
+            strategy = with_prior(strategy, prior, self._is_fast_enough, settings.prior_draws)
+        self.strategy = strategy
+        # an untrained score is no AP: only what the final phase trains is ranked
+        self._ranks_search = settings.scorer not in ENTROPY_FORMS
         self.notes: tuple[str, ...] = ()
         self._written = -math.inf
 
@@ -139,8 +157,8 @@ class _Search:
         if not any(c.stage == "baseline" for c in self.study.candidates):
             self._look_at(Proposal(self.space.baseline_architecture, "baseline"), "baseline", 0)
         if any(c.stage == "baseline" for c in self.study.interrupted()):
-            self._train_running()
-        for stage in get_strategy(self.space, self.settings).stages:
+            self._score_running(self.scorers)
+        for stage in self.strategy.stages:
             self._run_stage(stage)
         self._run_final()
         return self._finished_before() or self._write(finished=True)
@@ -150,7 +168,7 @@ class _Search:
         if not (self.folder / RANKING_FILE).exists():
             return None
         before = read_ranking(self.folder)
-        fresh = rank(self.study.candidates, self.settings.latency_ms)
+        fresh = rank(self.study.candidates, self.settings.latency_ms, searched=self._ranks_search)
         return before if PRELIMINARY not in before.notes and same_trainings(before, fresh) else None
 
     def _run_stage(self, stage: SearchStage) -> None:
@@ -158,7 +176,7 @@ class _Search:
             self._propose(stage)
             if not any(c.stage == stage.name for c in self.study.interrupted()):
                 return
-            self._train_running()
+            self._score_running(self.scorers)
 
     def _propose(self, stage: SearchStage) -> None:
         """Fill the stage's generation, also one that a killed process left half filled."""
@@ -239,8 +257,18 @@ class _Search:
         trained = [c for c in self.study.candidates if in_search(c)]
         return why_beaten(draft.architecture, latency_ms, trained, self.settings.partial_order_margin)
 
-    def _train_running(self) -> None:
-        """Train what is in the study as running. Every result is stored as soon as it is there."""
+    def _is_fast_enough(self, architecture: Architecture) -> bool:
+        """Whether its predicted latency is within the limit with its tolerance; what has none is left to the loop."""
+        limit = self.settings.latency_ms
+        if limit is None:
+            return True
+        try:
+            return self.latency.predict(architecture).ms <= limit * self.settings.latency_tolerance
+        except LatencyFailedError:
+            return True
+
+    def _score_running(self, pool: ScorerPool) -> None:
+        """Score what is in the study as running. Every result is stored as soon as it is there."""
         began: dict[int, float] = {}
 
         def start(job: Job) -> None:
@@ -261,7 +289,7 @@ class _Search:
             )
             for c in self.study.interrupted()
         ]
-        for job, outcome in self.scorers.score_all(jobs, start, progress):
+        for job, outcome in pool.score_all(jobs, start, progress):
             candidate = self.study.candidates[job.number]
             if isinstance(outcome, Score):
                 finished = self._scored(candidate, outcome, began[job.number])
@@ -293,7 +321,7 @@ class _Search:
             for source in chosen:
                 if not any(_is_final(c, source.architecture, seed) for c in self.study.candidates):
                     self.study.add(self._final_draft(source, seed))
-        self._train_running()
+        self._score_running(self.trainers)
 
     def _final_draft(self, source: Candidate, seed: int) -> Candidate:
         return replace(
@@ -314,12 +342,13 @@ class _Search:
 
     def _tell(self, candidate: Candidate) -> None:
         if self.on_event is not None:
-            self.on_event(event_after(candidate, self.study.candidates, self.settings, self.scorers.size))
+            self.on_event(event_after(candidate, self.study.candidates, self.settings, self.trainers.size))
 
     def _write(self, finished: bool) -> Ranking:
         candidates: Sequence[Candidate] = self.study.candidates
         notes = (*self.notes, *search_notes(candidates, self.settings, finished))
-        ranking = write_ranking(self.folder, self.settings, rank(candidates, self.settings.latency_ms, notes))
+        ranking = rank(candidates, self.settings.latency_ms, notes, searched=self._ranks_search)
+        ranking = write_ranking(self.folder, self.settings, ranking)
         self._written = time.monotonic()
         return ranking
 

@@ -82,6 +82,8 @@ class SearchSettings(_Strict):
     )
     strategy: str = "sm-nas"
     scorer: str
+    prior: str | None = Field(default=None, description="score without training that orders candidates before it")
+    prior_draws: int = Field(default=4, ge=1, description="proposals of which the prior's best one is looked at")
     versions: dict[str, str] = Field(default_factory=dict, description="of Python, torch and the backend")
     trials: StageTrials
     generation: int = Field(default=1, ge=1, description="candidates proposed, and trained, at once")

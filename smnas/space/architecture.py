@@ -7,7 +7,8 @@ file name, diffs, greps and is a primary key: ``Architecture.parse(str(a)) == a`
 The backbone notation ``{block}_{base}_{code}`` is SM-NAS's (Yao et al., AAAI 2020): in the code, ``1`` is a block that
 keeps its channels, ``2`` one that doubles them and ``-`` starts the next stage. Of this project are the block kind
 ``inverted`` (MobileNetV2's inverted residuals with a searched depth and width), a cardinality and path width other than
-ResNeXt's 32x4d (``resnext64x4_64_...``), and a letter behind a pyramid for how its extra levels come about.
+ResNeXt's 32x4d (``resnext64x4_64_...``), the notation of MAE-DET's super-blocks
+(``k1kxk1_64_256b64k3r3-512b128k3r4-...``), and a letter behind a pyramid for how its extra levels come about.
 """
 
 import hashlib
@@ -36,6 +37,8 @@ __all__ = [
     "RPNKind",
     "ResNetSpec",
     "RetinaSpec",
+    "SuperBlock",
+    "SuperBlockSpec",
 ]
 
 BlockKind = Literal["basicblock", "bottleneck", "resnext", "inverted"]
@@ -158,7 +161,87 @@ class MobileNetV2Spec:
         return 5
 
 
-Backbone = ResNetSpec | MobileNetV2Spec
+@dataclass(frozen=True, order=True)
+class SuperBlock:
+    """A K1KXK1 super-block of MAE-DET (Sun et al., arXiv 2111.13336), ``256b64k3r3``: bottlenecks in a row.
+
+    Each one is a 1x1 convolution to ``width``, a ``kernel`` x ``kernel`` one and a 1x1 one to ``out``, with a shortcut.
+
+    Attributes:
+        out: Channels that it writes.
+        width: Channels inside, between the 1x1 convolutions.
+        kernel: Side of the middle convolution, 3 or 5.
+        repeats: How many bottlenecks.
+    """
+
+    out: int
+    width: int
+    kernel: int
+    repeats: int
+
+    def __post_init__(self) -> None:
+        for what, channels in (("output", self.out), ("width", self.width)):
+            _require(
+                8 <= channels <= 4096 and channels % 8 == 0,
+                f"a super-block's {what} is a multiple of 8 from 8 to 4096",
+                channels,
+            )
+        _require(self.kernel in (3, 5), "a super-block's kernel is 3 or 5", self.kernel)
+        _require(1 <= self.repeats <= 99, "a super-block repeats its bottleneck 1 to 99 times", self.repeats)
+
+    def __str__(self) -> str:
+        return f"{self.out}b{self.width}k{self.kernel}r{self.repeats}"
+
+
+@dataclass(frozen=True, order=True)
+class SuperBlockSpec:
+    """A backbone of K1KXK1 super-blocks, ``k1kxk1_{stem}_{stages}``.
+
+    Stages are joined by ``-`` and the super-blocks of a stage by ``.``; every stage halves the resolution at its first
+    bottleneck, the first stage that of the stem (C1), so that there is no second stem convolution and no pooling.
+
+    Attributes:
+        stem: Channels of the stem.
+        stages: Super-blocks by stage, one to four stages; stage k ends at C_(k+1).
+    """
+
+    stem: int
+    stages: tuple[tuple[SuperBlock, ...], ...]
+
+    def __post_init__(self) -> None:
+        _require(
+            8 <= self.stem <= 512 and self.stem % 8 == 0,
+            "the stem of super-blocks is a multiple of 8 from 8 to 512 channels",
+            self.stem,
+        )
+        _require(1 <= len(self.stages) <= 4, "a backbone of super-blocks has one to four stages", len(self.stages))
+        sizes = list(map(len, self.stages))
+        _require(
+            min(sizes) >= 1 and sum(sizes) <= 8,
+            "a stage has one super-block or more and a backbone has 8 at most",
+            "-".join(map(str, sizes)),
+        )
+
+    def __str__(self) -> str:
+        return f"k1kxk1_{self.stem}_" + "-".join(".".join(map(str, stage)) for stage in self.stages)
+
+    @property
+    def super_blocks(self) -> tuple[SuperBlock, ...]:
+        """All super-blocks, top to bottom."""
+        return tuple(block for stage in self.stages for block in stage)
+
+    @property
+    def depth(self) -> int:
+        """Number of bottlenecks."""
+        return sum(block.repeats for block in self.super_blocks)
+
+    @property
+    def top_level(self) -> int:
+        """The coarsest pyramid level: C2 is the first stage (stride 4), so four stages end at C5 (stride 32)."""
+        return 1 + len(self.stages)
+
+
+Backbone = ResNetSpec | MobileNetV2Spec | SuperBlockSpec
 
 
 @dataclass(frozen=True, order=True)
@@ -365,7 +448,7 @@ class Architecture:
 
 
 def parse_backbone(text: str) -> Backbone:
-    """Read ``{block}_{base}_{code}``, ``resnext{C}x{W}_{base}_{code}`` or ``mobilenetv2_{percent}``.
+    """Read ``{block}_{base}_{code}``, ``resnext{C}x{W}_..``, ``mobilenetv2_{percent}`` or ``k1kxk1_{stem}_{stages}``.
 
     Raises:
         ArchitectureError: ``text`` is not a backbone.
@@ -377,10 +460,33 @@ def parse_backbone(text: str) -> Backbone:
             return ResNetSpec(block, int(match[1]), match[2])
     if match := re.fullmatch(r"resnext(\d{1,3})x(\d{1,3})_(\d{1,4})_([0-9-]+)", text):
         return ResNetSpec("resnext", int(match[3]), match[4], (int(match[1]), int(match[2])))
+    if text.startswith("k1kxk1_"):
+        return _parse_super_blocks(text)
     raise ArchitectureError(
-        f"a backbone is {{{'|'.join(get_args(BlockKind))}}}_BASE_CODE, resnext{{PATHS}}x{{WIDTH}}_BASE_CODE or "
-        f"mobilenetv2_PERCENT, but got {text!r}"
+        f"a backbone is {{{'|'.join(get_args(BlockKind))}}}_BASE_CODE, resnext{{PATHS}}x{{WIDTH}}_BASE_CODE, "
+        f"mobilenetv2_PERCENT or k1kxk1_STEM_STAGES, but got {text!r}"
     )
+
+
+def _parse_super_blocks(text: str) -> SuperBlockSpec:
+    match = re.fullmatch(r"k1kxk1_(\d{1,4})_([0-9bkr.-]+)", text)
+    if match is None:
+        raise ArchitectureError(
+            "super-blocks are k1kxk1_STEM_STAGES, stages joined by '-' and super-blocks within one by '.', "
+            f"but got {text!r}"
+        )
+    stages = tuple(tuple(map(_parse_super_block, stage.split("."))) for stage in match[2].split("-"))
+    return SuperBlockSpec(int(match[1]), stages)
+
+
+def _parse_super_block(text: str) -> SuperBlock:
+    match = re.fullmatch(r"(\d{1,4})b(\d{1,4})k(\d{1,2})r(\d{1,2})", text)
+    if match is None:
+        raise ArchitectureError(
+            f"a super-block is {{OUT}}b{{WIDTH}}k{{KERNEL}}r{{REPEATS}}, as in 256b64k3r3, but got {text!r}"
+        )
+    out, width, kernel, repeats = map(int, match.groups())
+    return SuperBlock(out, width, kernel, repeats)
 
 
 def parse_neck(text: str) -> Neck:

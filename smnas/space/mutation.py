@@ -9,10 +9,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from smnas.space.architecture import Architecture, FPNSpec, MobileNetV2Spec, ResNetSpec
+from smnas.space.architecture import Architecture, FPNSpec, MobileNetV2Spec, ResNetSpec, SuperBlockSpec
 from smnas.space.preset import ModularBounds, Space, SpaceError, parts
+from smnas.space.super_blocks import SuperBlockPopulation, mutate_super_blocks
 
-__all__ = ["NoMoveError", "mutate_code", "mutate_modular", "mutate_structural"]
+__all__ = ["NoMoveError", "move_super_blocks", "mutate_code", "mutate_modular", "mutate_structural"]
 
 _TRIES = 200
 _BASE_PROBABILITY = 0.5
@@ -63,8 +64,8 @@ def _index(choices: tuple[object, ...], part: object) -> int:
 def mutate_modular(space: Space, architecture: Architecture, rng: np.random.Generator) -> Architecture:
     """One SM-NAS move inside the modules; the structure (block, stages, levels, head kind, input) stays.
 
-    MobileNetV2 moves to a neighbouring width in percent, where the bounds list any. A backbone that the bounds do not
-    evolve stays; then only the pyramid's and the head's width move.
+    MobileNetV2 moves to a neighbouring width in percent, where the bounds list any; super-blocks move as in MAE-DET. A
+    backbone that the bounds do not evolve stays; then only the pyramid's and the head's width move.
 
     A code with an empty stage or out of bounds, and a child equal to its parent, are drawn again.
 
@@ -94,11 +95,21 @@ def _move(bounds: ModularBounds, parent: Architecture, rng: np.random.Generator)
         backbone = replace(backbone, base=base, code=code)
     elif isinstance(backbone, MobileNetV2Spec) and rng.random() < _BASE_PROBABILITY:
         backbone = MobileNetV2Spec(_neighbour(backbone.width_percent, bounds.mobilenetv2_percents, rng))
+    elif isinstance(backbone, SuperBlockSpec) and bounds.super_block_layers and len(backbone.stages) in bounds.stages:
+        backbone = move_super_blocks(bounds, backbone, rng)
+        if not bounds.contains_backbone(backbone):
+            return None
     if isinstance(neck, FPNSpec) and rng.random() < _WIDTH_PROBABILITY:
         neck = replace(neck, width=_neighbour(neck.width, bounds.fpn_widths, rng))
     if rng.random() < _WIDTH_PROBABILITY:
         head = replace(head, width=_neighbour(head.width, bounds.head_widths.for_head(head), rng))
     return replace(parent, backbone=backbone, neck=neck, head=head)
+
+
+def move_super_blocks(bounds: ModularBounds, spec: SuperBlockSpec, rng: np.random.Generator) -> SuperBlockSpec:
+    """Two of MAE-DET's moves in a row. The result may have more layers than the bounds allow, or be the same."""
+    child, _ = mutate_super_blocks(SuperBlockPopulation.copies(spec, 1), bounds.super_block_bounds, rng)
+    return child.spec(0)
 
 
 def mutate_code(code: str, rng: np.random.Generator) -> str:

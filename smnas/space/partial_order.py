@@ -15,6 +15,8 @@ from smnas.space.architecture import (
     Neck,
     ResNetSpec,
     RetinaSpec,
+    SuperBlock,
+    SuperBlockSpec,
 )
 
 __all__ = ["not_larger"]
@@ -27,7 +29,8 @@ def not_larger(a: Architecture, b: Architecture) -> bool:
     pyramid levels and how the extra ones come about, proposals, kind of head, number of cascade stages and input size
     must be equal. Within a backbone stage, every block of ``a`` must have a
     block of ``b``, in the same order, that is at least as wide; as widths only grow along a backbone, comparing both
-    stages from their ends decides that.
+    stages from their ends decides that. Super-blocks are compared one by one, their kernels too: a larger one holds a
+    smaller one.
     """
     return (
         a.rpn == b.rpn
@@ -47,7 +50,17 @@ def _backbone(a: Backbone, b: Backbone) -> bool:
             and len(a.stages) == len(b.stages)
             and all(_stage(x, y) for x, y in zip(a.stage_widths(), b.stage_widths(), strict=True))
         )
+    if isinstance(a, SuperBlockSpec) and isinstance(b, SuperBlockSpec):
+        return (
+            a.stem <= b.stem
+            and [len(stage) for stage in a.stages] == [len(stage) for stage in b.stages]
+            and all(_super_block(x, y) for x, y in zip(a.super_blocks, b.super_blocks, strict=True))
+        )
     return isinstance(a, MobileNetV2Spec) and isinstance(b, MobileNetV2Spec) and a.width_percent <= b.width_percent
+
+
+def _super_block(a: SuperBlock, b: SuperBlock) -> bool:
+    return a.out <= b.out and a.width <= b.width and a.kernel <= b.kernel and a.repeats <= b.repeats
 
 
 def _stage(a: tuple[int, ...], b: tuple[int, ...]) -> bool:

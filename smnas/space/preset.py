@@ -34,10 +34,12 @@ from smnas.space.architecture import (
     ResNetSpec,
     RetinaSpec,
     RPNKind,
+    SuperBlockSpec,
     parse_backbone,
     parse_head,
     parse_neck,
 )
+from smnas.space.super_blocks import MoveBounds
 
 __all__ = [
     "HeadWidths",
@@ -104,6 +106,9 @@ class HeadWidths(_Strict):
                 return self.fcos
 
 
+_ANY_IMAGE = (4096, 4096)
+
+
 class ModularBounds(_Strict):
     """What stage 2 may change inside the modules that stage 1 chose. The kind of block and the stages stay."""
 
@@ -116,6 +121,9 @@ class ModularBounds(_Strict):
     max_doublings: int = Field(ge=0)
     mobilenetv2_percents: tuple[int, ...] = Field(
         default=(), description="MobileNetV2's widths in percent, ascending; empty keeps the parent's"
+    )
+    super_block_layers: int = Field(
+        default=0, ge=0, description="convolutions of a backbone of K1KXK1 super-blocks at most; 0 evolves none"
     )
     fpn_widths: tuple[int, ...] = Field(default=(), description="pyramid widths, ascending; empty keeps the parent's")
     head_widths: HeadWidths = HeadWidths()
@@ -146,7 +154,14 @@ class ModularBounds(_Strict):
         """Whether ``backbone`` is of an evolved kind, with a listed base or width and a code inside the bounds."""
         if isinstance(backbone, MobileNetV2Spec):
             return backbone.width_percent in self.mobilenetv2_percents
+        if isinstance(backbone, SuperBlockSpec):
+            return len(backbone.stages) in self.stages and self.super_block_bounds.contains(backbone)
         return backbone.block in self.blocks and backbone.base in self.bases and self.contains_code(backbone.code)
+
+    @property
+    def super_block_bounds(self) -> MoveBounds:
+        """What moves of super-blocks keep; every kernel is allowed at every size of input."""
+        return MoveBounds(layers=self.super_block_layers, image=_ANY_IMAGE)
 
     def code_count(self, stages: int) -> int:
         """How many codes of ``stages`` stages are inside the bounds.
@@ -274,7 +289,7 @@ class Space(_Strict):
         Args:
             parent: Count the architectures that share this one's structure: block, number of stages, neck levels,
                 proposals, head and input. Without it, count for every evolved block and number of stages and for the
-                widths of MobileNetV2, with a pyramid and an RCNN head.
+                widths of MobileNetV2, with a pyramid and an RCNN head; backbones of super-blocks are not among them.
         """
         bounds = self.modular
         if parent is None:
@@ -284,6 +299,10 @@ class Space(_Strict):
         backbones = 1
         if isinstance(parent.backbone, MobileNetV2Spec):
             backbones = max(len(bounds.mobilenetv2_percents), 1)
+        elif isinstance(parent.backbone, SuperBlockSpec):
+            evolved = len(parent.backbone.stages) in bounds.stages
+            layout = tuple(map(len, parent.backbone.stages))
+            backbones = max(bounds.super_block_bounds.count(layout), 1) if evolved else 1
         elif parent.backbone.block in bounds.blocks:
             backbones = max(bounds.code_count(len(parent.backbone.stages)) * len(bounds.bases), 1)
         necks = max(len(bounds.fpn_widths), 1) if isinstance(parent.neck, FPNSpec) else 1
@@ -300,9 +319,14 @@ class Space(_Strict):
         return plain | {(b.block, b.paths) for b in self.backbones if isinstance(b, ResNetSpec) and b.block in blocks}
 
     def _evolves_into(self, backbone: Backbone) -> bool:
-        """Whether stage 2 makes ``backbone``: inside the bounds, and a MobileNetV2 only where stage 1 has one."""
+        """Whether stage 2 makes ``backbone``: inside the bounds, and a MobileNetV2 only where stage 1 has one.
+
+        Super-blocks are evolved from whatever backbone of super-blocks a search begins with.
+        """
         if isinstance(backbone, MobileNetV2Spec):
             known = any(isinstance(choice, MobileNetV2Spec) for choice in self.backbones)
+        elif isinstance(backbone, SuperBlockSpec):
+            known = self.modular.super_block_layers > 0
         else:
             known = (backbone.block, backbone.paths) in self._evolved_kinds
         return known and self.modular.contains_backbone(backbone)

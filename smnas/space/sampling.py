@@ -4,12 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from smnas.space.architecture import Architecture, C4Spec, MobileNetV2Spec, ResNetSpec
+from smnas.space.architecture import Architecture, C4Spec, MobileNetV2Spec, ResNetSpec, SuperBlockSpec
+from smnas.space.mutation import move_super_blocks
 from smnas.space.preset import ModularBounds, Space, SpaceError
 
 __all__ = ["sample_code", "sample_modular", "sample_structural"]
 
 _TRIES = 1000
+_MOVES = 20  # pairs of moves after which little of a parent's super-blocks is left
 
 
 def sample_structural(space: Space, rng: np.random.Generator) -> Architecture:
@@ -26,7 +28,8 @@ def sample_structural(space: Space, rng: np.random.Generator) -> Architecture:
 def sample_modular(space: Space, parent: Architecture, rng: np.random.Generator) -> Architecture:
     """An architecture with the structure of ``parent``, its code, base and widths drawn anew.
 
-    A backbone that the bounds do not evolve (another kind or number of stages) stays as it is.
+    Super-blocks are drawn by a row of moves from the parent's. A backbone that the bounds do not evolve (another kind
+    or number of stages) stays as it is.
 
     Raises:
         SpaceError: 1000 draws gave nothing that the space permits.
@@ -68,6 +71,10 @@ def _draw_modular(bounds: ModularBounds, parent: Architecture, rng: np.random.Ge
         backbone = replace(backbone, base=base, code=sample_code(bounds, len(backbone.stages), rng))
     elif isinstance(backbone, MobileNetV2Spec) and (percents := bounds.mobilenetv2_percents):
         backbone = MobileNetV2Spec(percents[int(rng.integers(len(percents)))])
+    elif isinstance(backbone, SuperBlockSpec) and bounds.super_block_layers and len(backbone.stages) in bounds.stages:
+        for _ in range(_MOVES):
+            moved = move_super_blocks(bounds, backbone, rng)
+            backbone = moved if bounds.contains_backbone(moved) else backbone
     if not isinstance(neck, C4Spec) and bounds.fpn_widths:
         neck = replace(neck, width=bounds.fpn_widths[int(rng.integers(len(bounds.fpn_widths)))])
     if widths := bounds.head_widths.for_head(head):

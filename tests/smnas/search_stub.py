@@ -16,7 +16,7 @@ from smnas.scoring.base import Score, ScoringFailedError
 from smnas.scoring.latency import LatencyFailedError
 from smnas.search.candidate import Complexity
 from smnas.search.settings import DataFacts, SearchSettings, StageTrials
-from smnas.space.architecture import Architecture, C4Spec, MobileNetV2Spec
+from smnas.space.architecture import Architecture, C4Spec, MobileNetV2Spec, SuperBlockSpec
 
 
 def noise(*key: object) -> float:
@@ -29,6 +29,8 @@ def load_of(a: Architecture) -> float:
     """Something like the cost of a detector."""
     if isinstance(a.backbone, MobileNetV2Spec):
         width, depth = a.backbone.width_percent / 4, 17
+    elif isinstance(a.backbone, SuperBlockSpec):
+        width, depth = a.backbone.super_blocks[-1].out ** 0.5, a.backbone.depth
     else:
         width, depth = a.backbone.stage_widths()[-1][-1] * a.backbone.expansion**0.5, a.backbone.depth
     neck = 32 if isinstance(a.neck, C4Spec) else a.neck.width

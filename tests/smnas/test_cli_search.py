@@ -14,7 +14,9 @@ from smnas.cli.main import application
 from smnas.cli.run import run
 from smnas.cli.search_display import SearchDisplay, show_ranking, trial_line
 from smnas.data.shapes import generate_shapes
+from smnas.deploy import ranked
 from smnas.scoring.latency import DetectorLatency
+from smnas.search import zero_shot
 from smnas.search.progress import SearchEvent
 from smnas.search.ranking import read_ranking
 from smnas.space.preset import load_space
@@ -106,6 +108,39 @@ def test_the_whole_chain_resumes_and_gives_files_that_run(
     assert found["error"] is None
     assert Path(found["drawn"]).is_file()
     assert all(0 <= one["box"][0] < one["box"][2] <= found["width"] for one in found["detections"])
+
+
+def test_a_search_by_entropy_ends_as_any_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out = generate_shapes(tmp_path / "data", train=8, val=3), tmp_path / "run"
+    original = DetectorLatency.__init__
+
+    def init(self: DetectorLatency, *args: object, **options: object) -> None:
+        original(self, *args, **{**options, "timing": _QUICK})  # type: ignore[arg-type]
+
+    monkeypatch.setattr(DetectorLatency, "__init__", init)
+    monkeypatch.setattr(search, "_CALIBRATION_WHOLES", 0)
+    for name, value in (("_CALIBRATION", 1), ("_CHECKED", 1), ("_STEPS", 1500)):
+        monkeypatch.setattr(zero_shot, name, value)
+    # exporting takes long, and is the same for every search
+    monkeypatch.setattr(ranked, "deploy_ranking", lambda folder, *_, **__: ranked.DeployReport(read_ranking(folder)))
+    words = ("--data", data, "--gpu", "cpu", "--backend", "eager", "--trials", "2,0", "--workers", 1, "--out", out)
+    words += ("--scorer", "entropy", "--final-epochs", 1, "--top", 1, "--latency-ms", 500)
+    code, text, log = _search(capsys, *words, "--json")
+    assert code == 0, log
+    document = json.loads(text)
+    assert "3/5 modular" in log
+    candidate = next(row for row in document["ranking"] if row["role"] == "candidate")
+    assert candidate["architecture"].startswith("k1kxk1_")
+    assert candidate["stage"] == "final"
+    assert 0 <= candidate["ap"] <= 1
+    assert (out / candidate["checkpoint"]).is_file()
+    found = json.loads((out / "zero-shot.json").read_text())
+    assert candidate["architecture"] in {listed["architecture"] for listed in found["candidates"]}
+    page = (out / "report.html").read_text()
+    assert "Candidates by entropy" in page
+    assert "What the score is worth here" in page
 
 
 @pytest.mark.parametrize(("text", "counts"), [("20,10", (20, 10)), ("1,0", (1, 0))])

@@ -4,8 +4,10 @@ import onnxruntime
 import pytest
 import torch
 import torchvision
+from torch.nn import functional as F
 from torchvision.models.mobilenetv2 import InvertedResidual as PublishedInvertedResidual
 
+from kernels.weight_standardization import weight_standardize
 from profiler.errors import UserError
 from profiler.export import export_onnx
 from smnas.models.backbone import MobileNetV2Backbone, ResNetBackbone, build_backbone
@@ -294,3 +296,20 @@ def test_folding_keeps_outputs_and_leaves_the_original_alone():
 @pytest.mark.parametrize(("channels", "groups", "expected"), [(64, 32, 32), (48, 32, 24), (96, 28, 24), (7, 4, 1)])
 def test_group_norm_takes_the_most_groups_that_divide(channels, groups, expected):
     assert group_norm(channels, groups).num_groups == expected
+
+
+@pytest.mark.parametrize("channels", [(8, 8), (8, 16), (16, 24)])
+def test_a_strided_projection_trains_on_channels_last_maps(channels):
+    # some builds of PyTorch corrupt memory in the backward pass of exactly this convolution
+    torch.manual_seed(0)
+    conv = WSConv2d(*channels, 1, stride=2, bias=False)
+    x = torch.randn(4, channels[0], 33, 48)
+    gradients = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        conv.zero_grad()
+        inputs = x.clone(memory_format=layout).requires_grad_()
+        out = conv(inputs)
+        torch.testing.assert_close(out, F.conv2d(x, weight_standardize(conv.weight), stride=2), atol=1e-5, rtol=1e-4)
+        out.square().sum().backward()
+        gradients.append((conv.weight.grad.clone(), inputs.grad.clone()))
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-4, rtol=1e-3)

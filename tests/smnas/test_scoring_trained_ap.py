@@ -161,12 +161,13 @@ def test_scorers_by_name(data: CocoFolder) -> None:
     assert all(factory(data, RECIPE, "cpu").name == name for name, factory in SCORERS.items())
 
 
-@pytest.mark.parametrize("name", ["entropy", "bn-indicator"])
-def test_a_scorer_of_later_says_so(name: str) -> None:
-    with pytest.raises(UnknownScorerError, match=f"'{name}' is planned but not there yet"):
-        get_scorer(name)
+def test_a_scorer_of_later_says_so() -> None:
+    with pytest.raises(UnknownScorerError, match="'bn-indicator' is planned but not there yet"):
+        get_scorer("bn-indicator")
 
 
 def test_an_unknown_scorer_lists_the_known() -> None:
-    with pytest.raises(UserError, match=r"a scorer is one of ap, but got 'magic'"):
+    with pytest.raises(
+        UserError, match=r"a scorer is one of ap, entropy, entropy-16, entropy-deepmad, but got 'magic'"
+    ):
         get_scorer("magic")

@@ -10,12 +10,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 from profiler.errors import UserError
+from smnas.scoring.entropy import detector_entropy
+from smnas.scoring.entropy_scorer import EntropyScorer
 from smnas.scoring.pool import InProcess, Workers
-from smnas.search.candidate import Candidate, in_search
+from smnas.search.candidate import Candidate, Proposal, in_search
 from smnas.search.pareto import as_points, non_dominated
+from smnas.search.prior import PriorStage
 from smnas.search.progress import SearchEvent
 from smnas.search.ranking import Ranking, complete_ranking, read_ranking
 from smnas.search.run import run_search, training_folder
@@ -353,3 +357,81 @@ def test_the_searchs_own_time_is_under_50_ms_a_trial(tmp_path: Path) -> None:
 
     start = cpu_seconds("start", 1)
     assert any((cpu_seconds(f"try{attempt}", 21) - start) / 20 < 0.05 for attempt in range(3))
+
+
+def test_a_score_without_training_trains_the_best_only(tmp_path: Path) -> None:
+    scorer, trainer = EntropyScorer(None, None), stub.StubScorer()  # type: ignore[arg-type]
+    settings = stub.settings(scorer="entropy", partial_order=False, top=2, final_seeds=2)
+    ranking = search(tmp_path / "run", settings, scorer=scorer, trainers=InProcess(trainer))
+    history = trials(tmp_path / "run")
+    searched = [c for c in history if in_search(c)]
+    assert len(searched) == 11
+    for c in searched:
+        assert c.ap == detector_entropy(c.architecture) == c.metrics["entropy"]
+        assert (c.checkpoint, c.seconds) == (None, 0.0)
+    assert len(trainer.calls) == 6, "the baseline and the best two, with two seeds"
+    assert {epochs for _, _, epochs in trainer.calls} == {settings.final_epochs}
+    # what is ranked has an AP, and the best of those that are as fast as the baseline by entropy is among them
+    assert {row.architecture for row in ranking.rows} == {name for name, _, _ in trainer.calls}
+    assert all(0 < row.ap < 1 for row in ranking.rows)
+    baseline = next(c for c in searched if c.stage == "baseline")
+    fast = [c for c in searched if c.point[1] <= baseline.point[1]]
+    best = max(fast, key=lambda c: c.point[0])
+    assert str(best.architecture) in {row.architecture for row in ranking.rows}
+    assert any("without training" in note for note in ranking.notes)
+    again = search(tmp_path / "run", settings, scorer=scorer, trainers=InProcess(trainer))
+    assert again == ranking
+    assert len(trainer.calls) == 6, "nothing is trained twice"
+
+
+def test_a_prior_orders_what_is_trained(tmp_path: Path) -> None:
+    plain, ordered = (
+        stub.settings(strategy="random", prior=prior, partial_order=False, trials=StageTrials(structural=12, modular=8))
+        for prior in (None, "entropy")
+    )
+    means = []
+    for name, settings in (("plain", plain), ("ordered", ordered)):
+        search(tmp_path / name, settings)
+        found = [c for c in trials(tmp_path / name) if c.stage in ("structural", "modular")]
+        assert len(found) == 20
+        means.append(sum(detector_entropy(c.architecture) for c in found) / len(found))
+    assert means[1] > 1.2 * means[0], "the best of four by entropy"
+
+
+def test_a_prior_leaves_out_what_is_too_slow(tmp_path: Path) -> None:
+    latency = stub.StubLatency()
+    limit = float(np.median([latency.predict(a).ms for a in NANO.structures[::20]]))
+    pruned = []
+    for prior in (None, "entropy"):
+        settings = stub.settings(
+            strategy="random",
+            prior=prior,
+            prior_draws=8,
+            latency_ms=limit,
+            latency_tolerance=1.0,
+            partial_order=False,
+            trials=StageTrials(structural=10, modular=0),
+        )
+        search(tmp_path / str(prior), settings, latency=latency)
+        pruned.append(sum(c.state == "pruned" for c in trials(tmp_path / str(prior))))
+    assert pruned[0] > 0, "about half of all structures are over the limit"
+    assert pruned[1] == 0, "and one of eight never is"
+
+
+def test_the_best_of_the_draws_is_proposed() -> None:
+    row = list(NANO.structures[:6])
+
+    class Listed:
+        name, trials = "structural", 3
+
+        def __init__(self) -> None:
+            self.left = iter(row)
+
+        def ask(self, history: Any, rng: Any) -> Proposal | None:
+            following = next(self.left, None)
+            return None if following is None else Proposal(following, "random")
+
+    values = dict(zip(row, (3.0, 9.0, 5.0, 1.0, 2.0, 2.0), strict=True))
+    stage = PriorStage(Listed(), values.__getitem__, lambda a: a != row[1], draws=4)  # type: ignore[arg-type]
+    asked = [stage.ask((), np.random.default_rng(0)) for _ in range(3)]
+    assert [None if proposal is None else proposal.architecture for proposal in asked] == [row[2], row[4], None]

@@ -21,6 +21,8 @@ from smnas.space.architecture import (
     ResNetSpec,
     RetinaSpec,
     RPNKind,
+    SuperBlock,
+    SuperBlockSpec,
 )
 
 bases = st.integers(4, 256).map(lambda half: 2 * half)
@@ -28,6 +30,12 @@ codes = st.lists(st.from_regex(r"[12]{1,9}", fullmatch=True), min_size=1, max_si
 residual = st.one_of(
     st.builds(ResNetSpec, st.sampled_from(get_args(BlockKind)), bases, codes),
     st.builds(ResNetSpec, st.just("resnext"), bases, codes, st.tuples(st.integers(2, 256), st.integers(1, 256))),
+)
+eights = st.integers(1, 512).map(lambda n: 8 * n)
+super_blocks = st.builds(SuperBlock, eights, eights, st.sampled_from((3, 5)), st.integers(1, 99))
+super_block_stages = st.lists(st.lists(super_blocks, min_size=1, max_size=2).map(tuple), min_size=1, max_size=4)
+super_block_backbones = st.builds(
+    SuperBlockSpec, st.integers(1, 64).map(lambda n: 8 * n), super_block_stages.map(tuple)
 )
 pyramids = st.builds(
     lambda levels, width, extra: FPNSpec(min(levels), max(levels), 8 * width, extra),
@@ -44,7 +52,7 @@ heads = st.one_of(
 
 
 @given(
-    st.one_of(residual, st.builds(MobileNetV2Spec, st.integers(10, 400))),
+    st.one_of(residual, st.builds(MobileNetV2Spec, st.integers(10, 400)), super_block_backbones),
     st.one_of(st.just(C4Spec()), pyramids),
     st.sampled_from(RPNKind),
     heads,
@@ -57,6 +65,7 @@ def test_str_and_parse_round_trip(backbone, neck, rpn, head, width, height) -> N
     except ArchitectureError:
         return
     assert Architecture.parse(str(architecture)) == architecture
+    assert len(str(architecture)) < 200, "a folder's name has 255 bytes at most"
     assert not set(str(architecture)) & set(" /\\'\"$&|;<>*?()[]{}!~`\n"), "safe in a shell and in a file name"
 
 
@@ -88,6 +97,17 @@ def test_widths_double_inside_a_stage_where_the_code_says() -> None:
         (216, 216, 216, 216),
         (216, 432, 432, 432, 432),
     )
+
+
+def test_super_blocks_are_read_stage_by_stage() -> None:
+    text = "k1kxk1_64_256b64k3r3-512b128k5r4-768b256k3r3.1024b256k3r2-2048b512k3r3+fpn_2-6_256+rpn+rcnn_1024+800x600"
+    spec = Architecture.parse(text).backbone
+    assert isinstance(spec, SuperBlockSpec)
+    assert spec.stem == 64
+    assert list(map(len, spec.stages)) == [1, 1, 2, 1]
+    assert spec.stages[2] == (SuperBlock(768, 256, 3, 3), SuperBlock(1024, 256, 3, 2))
+    assert spec.stages[1] == (SuperBlock(out=512, width=128, kernel=5, repeats=4),)
+    assert (spec.depth, spec.top_level) == (15, 5)
 
 
 def test_one_network_has_one_string() -> None:
@@ -138,6 +158,19 @@ def test_the_id_is_stable() -> None:
         ("basicblock_8_1-1+fpn_2-3_32+rpn+rcnn_64+96x16", "input height"),
         ("basicblock_8_1-1+fpn_2-3_32+rpn+rcnn_064+96x96", "written canonically"),
         ("basicblock_8_1-1+fpn_2-3_32+norpn+retina_64_4+96x96", "written canonically"),
+        ("k1kxk1_64+fpn_2-3_32+rpn+rcnn_64+96x96", "k1kxk1_STEM_STAGES|a backbone is"),
+        ("k1kxk1_64_256b64-2+fpn_2-3_32+rpn+rcnn_64+96x96", "a super-block is .OUT.b.WIDTH."),
+        ("k1kxk1_64_256b64k3r3-+fpn_2-3_32+rpn+rcnn_64+96x96", "a super-block is"),
+        ("k1kxk1_64_256b64k4r3+fpn_2-2_32+rpn+rcnn_64+96x96", "kernel is 3 or 5"),
+        ("k1kxk1_64_256b60k3r3+fpn_2-2_32+rpn+rcnn_64+96x96", "width is a multiple of 8"),
+        ("k1kxk1_64_0b64k3r3+fpn_2-2_32+rpn+rcnn_64+96x96", "output is a multiple of 8"),
+        ("k1kxk1_60_256b64k3r3+fpn_2-2_32+rpn+rcnn_64+96x96", "the stem of super-blocks"),
+        ("k1kxk1_64_256b64k3r0+fpn_2-2_32+rpn+rcnn_64+96x96", "1 to 99 times"),
+        ("k1kxk1_64_256b064k3r3+fpn_2-2_32+rpn+rcnn_64+96x96", "written canonically"),
+        ("k1kxk1_8_8b8k3r1-8b8k3r1-8b8k3r1-8b8k3r1-8b8k3r1+fpn_2-2_32+rpn+rcnn_64+96x96", "one to four stages"),
+        (f"k1kxk1_8_{'.'.join(['8b8k3r1'] * 9)}+fpn_2-2_32+rpn+rcnn_64+96x96", "8 at most"),
+        ("k1kxk1_8_8b8k3r1+fpn_3-4_32+rpn+rcnn_64+96x96", "coarsest is C2"),
+        ("k1kxk1_8_8b8k3r1-8b8k3r1+c4+rpn+rcnn_64+96x96", "reaches C4"),
         ("basicblock_8_1-1+fpn_2-3_32+maybe+rcnn_64+96x96", "must be one of norpn, rpn, garpn"),
     ],
 )

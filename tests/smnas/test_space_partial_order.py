@@ -152,3 +152,21 @@ TAIL = "+fpn_2-4_32+rpn+rcnn_64+96x96"
 )
 def test_examples(small: str, large: str, expected: bool) -> None:
     assert not_larger(Architecture.parse(small), Architecture.parse(large)) is expected
+
+
+@pytest.mark.parametrize(
+    ("other", "smaller"),
+    [
+        ("k1kxk1_16_64b16k3r2-128b32k3r3", True),
+        ("k1kxk1_8_64b16k3r2-128b32k3r3", True),
+        ("k1kxk1_16_64b16k3r1-128b24k3r3", True),
+        ("k1kxk1_16_64b16k5r2-128b32k3r3", False),
+        ("k1kxk1_16_64b16k3r1-128b40k3r3", False),
+        ("k1kxk1_16_64b16k3r2.64b16k3r1-128b32k3r3", False),
+        ("bottleneck_16_11-211", False),
+    ],
+)
+def test_super_blocks_compare_one_by_one(other: str, smaller: bool) -> None:
+    frame = "+fpn_2-3_32+rpn+rcnn_64+96x96"
+    whole = Architecture.parse("k1kxk1_16_64b16k3r2-128b32k3r3" + frame)
+    assert not_larger(Architecture.parse(other + frame), whole) is smaller

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from scipy.stats import kendalltau
 
 from profiler.errors import UserError
+from smnas.report.controls import entropy_controls
 from smnas.report.data import BlockLatency
 from smnas.report.page import render_report, write_report
 from smnas.report.run_folder import read_run_folder
@@ -134,6 +136,47 @@ def test_what_is_not_there_any_more_is_said(run_folder: Path) -> None:
     visible = Reader(write_report(run_folder).read_text(encoding="utf-8")).visible
     assert "Sample detections are left out" in visible
     assert "parts is left out: a latency table must exist" in visible
+
+
+def test_scores_without_training_are_not_shown_as_ap(run_folder: Path) -> None:
+    settings = json.loads((run_folder / "settings.json").read_text())
+    (run_folder / "settings.json").write_text(json.dumps(settings | {"scorer": "entropy"}))
+    run = read_run_folder(run_folder)
+    assert {trial.stage for trial in run.trials if trial.ap is not None} == {"final"}
+    assert sum(trial.score is not None for trial in run.trials) == 25
+    text = render_report(run)
+    reader = Reader(text)
+    assert "Candidates by entropy" in reader.visible
+    assert "What the score is worth here" in reader.visible
+    assert "detectors of 40 epochs" in reader.visible
+    front = json.loads(reader.scripts["figure-front"])
+    assert {trace["name"] for trace in front["data"] if "name" in trace} == {"ranked", "baseline", "recommended"}
+    assert "figure-hypervolume" not in reader.scripts
+    # highest first, the finally trained ones with the mean of their APs
+    table = text[text.index('id="scored"') : text.index("</table>", text.index('id="scored"'))]
+    scores = [float(cell) for cell in re.findall(r'data-label="Score">([^<]+)', table)]
+    assert scores == sorted(scores, reverse=True)
+    assert len(scores) == 25
+    aps = re.findall(r'data-label="AP">([^<]+)', table)
+    assert sorted(cell for cell in aps if cell[0].isdigit()) == ["0.305", "0.312", "0.340"]
+
+
+def test_a_prior_is_held_against_its_controls(run_folder: Path) -> None:
+    assert "What the score is worth here" not in Reader(render_report(read_run_folder(run_folder))).visible
+    settings = json.loads((run_folder / "settings.json").read_text())
+    (run_folder / "settings.json").write_text(json.dumps(settings | {"prior": "entropy-16"}))
+    run = read_run_folder(run_folder)
+    controls = entropy_controls(run)
+    assert controls is not None
+    assert (controls.score, controls.epochs) == ("entropy-16", 4)
+    whole = controls.groups[0]
+    assert whole.detectors == 25, "all that were trained with the search's budget"
+    trained = [t for t in run.trials if t.stage != "final" and t.ap is not None]
+    speed = next(row for row in whole.rows if row.name == "negative latency")
+    assert speed.tau == pytest.approx(kendalltau([-t.latency_ms for t in trained], [t.ap for t in trained]).statistic)  # type: ignore[operator]
+    visible = Reader(render_report(run)).visible
+    assert "entropy-16" in visible
+    assert "detectors of 4 epochs" in visible
 
 
 def test_a_page_that_can_not_be_written_is_the_users_mistake(run_folder: Path, tmp_path: Path) -> None:

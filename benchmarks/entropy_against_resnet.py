@@ -1,0 +1,103 @@
+"""Does a backbone found by entropy beat a ResNet of equal latency, trained under the same budget?
+
+Takes a detector with a ResNet-like backbone, searches super-blocks of the highest entropy within its latency (blocks
+measured on this machine), takes the best one whose own blocks keep it, and trains both with the same recipe, epochs and
+seeds. Interrupted, the same command resumes.
+
+    python benchmarks/entropy_against_resnet.py --data aquarium --out runs/entropy-aquarium --epochs 20 --seeds 2
+"""
+
+import argparse
+import os
+from pathlib import Path
+from statistics import fmean, stdev
+
+from answers import keep_answer
+
+from profiler.backends import get_backend
+from profiler.devices import resolve_device
+from profiler.table import LatencyTable
+from smnas.data.coco import CocoFolder
+from smnas.models.convolutions import backbone_convolutions, layers
+from smnas.models.workloads import detector_workloads
+from smnas.scoring.base import Score
+from smnas.scoring.entropy import detector_entropy
+from smnas.scoring.latency import DetectorLatency
+from smnas.scoring.pool import Job, Workers
+from smnas.scoring.scorers import ScorerOnDevices
+from smnas.search.zero_shot import zero_shot_search
+from smnas.space.architecture import Architecture
+from smnas.training.recipe import load_recipe
+
+FRAME = "basicblock_16_11-21-21-21+fpn_2-5_32+norpn+fcos_32_1+160x160"
+TOLERANCE = 1.02
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--frame", default=FRAME, help="the ResNet-like detector")
+    parser.add_argument("--layers", type=int, default=31, help="convolutions that the found backbone may have")
+    parser.add_argument("--recipe", default="nano")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--keep", action="store_true", help="keep the answer")
+    asked = parser.parse_args()
+    asked.out.mkdir(parents=True, exist_ok=True)
+    folder = CocoFolder(asked.data)
+    frame = Architecture.parse(asked.frame)
+    runner = get_backend("onnxruntime", resolve_device("cpu"), threads=1)
+    with LatencyTable(asked.out / "latency.db") as table:
+        latency = DetectorLatency(len(folder.classes), runner, table)
+        latency.calibrate([frame])
+        limit_ms = latency.predict(frame).ms
+        found = zero_shot_search(frame, latency, layers=asked.layers, on_step=print)
+        listed = [Architecture.parse(candidate.architecture) for candidate in found.candidates]
+        by_entropy = sorted(listed, key=detector_entropy, reverse=True)
+        winner = next(a for a in by_entropy if latency.predict(a).ms <= limit_ms * TOLERANCE)
+        predicted = {str(a): latency.predict(a).ms for a in (frame, winner)}
+        measured = {str(a): latency.measure_whole(a).median_ms for a in (frame, winner)}
+    jobs = [
+        Job(number, architecture, seed, asked.epochs, asked.out / str(architecture) / str(seed))
+        for number, (seed, architecture) in enumerate((s, a) for s in range(asked.seeds) for a in (frame, winner))
+    ]
+    aps: dict[str, list[float]] = {str(frame): [], str(winner): []}
+    make = ScorerOnDevices("ap", asked.data.resolve(), load_recipe(asked.recipe), ("cpu",))
+    with Workers(make, asked.workers, max(1, (os.cpu_count() or 1) // asked.workers)) as pool:
+        for job, outcome in pool.score_all(jobs):
+            if isinstance(outcome, Score):
+                aps[str(job.architecture)].append(outcome.value)
+            print(job.architecture, outcome, flush=True)
+    rows = []
+    for name, architecture in (("resnet-like", frame), ("maximum entropy", winner)):
+        values = aps[str(architecture)]
+        parts = detector_workloads(architecture, len(folder.classes))
+        rows.append(
+            {
+                "name": name,
+                "architecture": str(architecture),
+                "entropy": detector_entropy(architecture),
+                "layers": layers(backbone_convolutions(architecture.backbone)),
+                "flops": sum(part.flops for part in parts),
+                "parameters": sum(part.parameters for part in parts),
+                "predicted_ms": predicted[str(architecture)],
+                "measured_ms": measured[str(architecture)],
+                "ap": values,
+                "ap_mean": fmean(values) if values else None,
+                "ap_std": stdev(values) if len(values) > 1 else None,
+            }
+        )
+        print(rows[-1])
+    if asked.keep and all(row["ap"] for row in rows):
+        remark = {"data": asked.data.name, "epochs": asked.epochs, "seeds": asked.seeds, "recipe": asked.recipe}
+        keep_answer(
+            "entropy-against-resnet",
+            "Does a backbone found by entropy beat a ResNet-like one of equal latency, trained under the same budget?",
+            {**remark, "steps": found.steps, "fit_relative_error": found.relative_error, "detectors": rows},
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""How well a score without training orders trained detectors, beside what is cheaper to know.
+
+Kendall's tau-b with AP, for the score and for its controls: a score that is close to a count of layers must be better
+than that count, and better than FLOPs, parameters and speed, to be worth anything. It is asked over all detectors,
+where size alone orders much, and inside a narrow band of FLOPs and of latency, where size is held.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from smnas.models.convolutions import backbone_convolutions, layers
+from smnas.scoring.entropy import PUBLISHED, EntropyForm, detector_entropy
+from smnas.space.architecture import Architecture
+
+__all__ = ["ControlGroup", "ControlTau", "TrainedDetector", "control_table", "kendall_tau"]
+
+Floats = NDArray[np.float64]
+
+BAND = 1.5
+"""The costliest detector of a band costs at most so many times what the cheapest does."""
+
+_LEAST = 5
+_RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class TrainedDetector:
+    """A detector with what is known of it; all of one table were trained with the same budget.
+
+    Attributes:
+        ap: COCO AP in 0..1.
+        flops, parameters: Of the whole detector.
+        latency_ms: Of the whole detector; NaN where it is not known.
+    """
+
+    architecture: Architecture
+    ap: float
+    flops: float
+    parameters: float
+    latency_ms: float = math.nan
+
+
+@dataclass(frozen=True)
+class ControlTau:
+    """One row of a group: Kendall's tau-b with AP and its 95% interval, by a bootstrap over detectors.
+
+    NaN where it is not defined: nothing differs, or fewer than 5 detectors.
+    """
+
+    name: str
+    tau: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ControlGroup:
+    """All rows over one group of detectors.
+
+    Attributes:
+        name: ``all``, ``FLOPs band`` or ``latency band``.
+        detectors: How many it holds.
+        low, high: Limits of the band in FLOPs or ms; None for all.
+    """
+
+    name: str
+    detectors: int
+    low: float | None
+    high: float | None
+    rows: tuple[ControlTau, ...]
+
+
+def control_table(
+    detectors: Sequence[TrainedDetector], form: EntropyForm = PUBLISHED, *, seed: int = 0, score: str = "entropy"
+) -> tuple[ControlGroup, ...]:
+    """The score and its controls against AP, over all detectors and inside the two bands with the most detectors.
+
+    Args:
+        detectors: Trained with one budget.
+        form: Of the entropy.
+        seed: Of the bootstrap.
+        score: What the entropy is called.
+    """
+    ap = np.array([detector.ap for detector in detectors])
+    latency_ms = np.array([detector.latency_ms for detector in detectors])
+    flops = np.array([detector.flops for detector in detectors])
+    convolutions = [backbone_convolutions(detector.architecture.backbone) for detector in detectors]
+    predictors = {
+        score: np.array([detector_entropy(detector.architecture, form) for detector in detectors]),
+        "layers": np.array([float(layers(chain)) for chain in convolutions]),
+        "FLOPs": flops,
+        "parameters": np.array([detector.parameters for detector in detectors]),
+        "negative latency": -latency_ms,
+    }
+    groups = [_group("all", np.arange(len(ap)), None, predictors, ap, seed)]
+    for name, cost in (("FLOPs band", flops), ("latency band", latency_ms)):
+        rows = _widest_band(cost)
+        groups.append(_group(name, rows, cost, predictors, ap, seed))
+    return tuple(groups)
+
+
+def _group(
+    name: str, rows: NDArray[np.intp], cost: Floats | None, predictors: Mapping[str, Floats], ap: Floats, seed: int
+) -> ControlGroup:
+    low, high = (None, None) if cost is None or not len(rows) else (float(cost[rows].min()), float(cost[rows].max()))
+    taus = tuple(
+        ControlTau(label, *_tau_with_interval(values[rows], ap[rows], seed)) for label, values in predictors.items()
+    )
+    return ControlGroup(name, len(rows), low, high, taus)
+
+
+def _widest_band(cost: Floats) -> NDArray[np.intp]:
+    """Rows of the band with the most detectors; of equal ones the cheapest. NaN is in no band."""
+    known = np.flatnonzero(np.isfinite(cost))
+    order = known[np.argsort(cost[known], kind="stable")]
+    ends = np.searchsorted(cost[order], cost[order] * BAND, side="right")
+    counts = ends - np.arange(len(order))
+    if not len(order):
+        return order
+    start = int(counts.argmax())
+    return np.sort(order[start : int(ends[start])])
+
+
+def _tau_with_interval(values: Floats, ap: Floats, seed: int) -> tuple[float, float, float]:
+    known = np.isfinite(values)
+    values, ap = values[known], ap[known]
+    if len(values) < _LEAST:
+        return math.nan, math.nan, math.nan
+    tau = kendall_tau(values, ap)
+    rng = np.random.default_rng(seed)
+    signs = np.sign(values[:, None] - values), np.sign(ap[:, None] - ap)
+    drawn = [_tau_of(*(sign[np.ix_(rows, rows)] for sign in signs)) for rows in _resamples(len(values), rng)]
+    defined = np.array([value for value in drawn if math.isfinite(value)])
+    if math.isnan(tau) or not len(defined):
+        return tau, math.nan, math.nan
+    low, high = np.percentile(defined, [2.5, 97.5])
+    return tau, float(low), float(high)
+
+
+def _resamples(count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    return rng.integers(0, count, (_RESAMPLES, count))
+
+
+def kendall_tau(a: ArrayLike, b: ArrayLike) -> float:
+    """Kendall's tau-b, which corrects for ties; NaN where one side does not differ at all.
+
+    Args:
+        a: ``(N,)``.
+        b: ``(N,)``.
+    """
+    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    return _tau_of(np.sign(x[:, None] - x), np.sign(y[:, None] - y))
+
+
+def _tau_of(x: Floats, y: Floats) -> float:
+    """From the signs of all differences, ``(N, N)`` each."""
+    scale = math.sqrt(float(np.abs(x).sum()) * float(np.abs(y).sum()))
+    return float((x * y).sum()) / scale if scale else math.nan

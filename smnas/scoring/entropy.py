@@ -1,0 +1,101 @@
+"""MAE-DET's score of a backbone: the entropy of its maps, without data, weights or training (arXiv 2111.13336).
+
+A backbone is taken as a plain chain of convolutions: no norm, no activation, no shortcut, weights and input drawn from
+N(0, 1), every output divided by its standard deviation. The deviation of a convolution is then ``sqrt(C_in k^2)``, and
+the score is a weighted sum over the levels C1 to C5 of ``sum of ln(deviation) up to there + ln(channels there)``.
+
+It grows with every convolution: it is close to a count of layers, and of little use where depth is not bounded. Levels
+that a backbone does not have add nothing, so backbones of fewer stages score less.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from smnas.models.blocks import StemKind
+from smnas.models.convolutions import Convolution, backbone_convolutions
+from smnas.space.architecture import Architecture, Backbone
+
+__all__ = ["ENTROPY_FORMS", "EntropyForm", "backbone_entropy", "detector_entropy", "weighted_entropy"]
+
+
+@dataclass(frozen=True)
+class EntropyForm:
+    """One way to score.
+
+    Attributes:
+        weights: Of the levels C1 to C5.
+        by_resolution: ``(ln C + ln(H W)) * sum of ln(deviation)`` for a level in place of the sum of ``ln C`` and that
+            sum, as in DeepMAD; the input size enters.
+        grouped: Whether a grouped convolution's deviation is that of its own inputs, ``sqrt(C_in / groups k^2)``. The
+            published form takes every convolution as a dense one.
+    """
+
+    weights: tuple[float, float, float, float, float] = (0.0, 0.0, 1.0, 1.0, 6.0)
+    by_resolution: bool = False
+    grouped: bool = False
+
+
+ENTROPY_FORMS: Mapping[str, EntropyForm] = {
+    "entropy": EntropyForm(),
+    "entropy-16": EntropyForm((0.0, 0.0, 1.0, 1.0, 16.0)),
+    "entropy-deepmad": EntropyForm((1.0, 1.0, 1.0, 1.0, 8.0), by_resolution=True),
+}
+"""The published forms, under the names that the command line has for them."""
+
+PUBLISHED = ENTROPY_FORMS["entropy"]
+
+
+def backbone_entropy(
+    spec: Backbone, form: EntropyForm = PUBLISHED, *, stem: StemKind = "deep", size: tuple[int, int] = (480, 480)
+) -> float:
+    """The score in closed form.
+
+    Args:
+        spec: Any backbone.
+        form: Weights and terms.
+        stem: ``deep`` or ``imagenet`` (7x7).
+        size: Input (width, height) in pixels, which only a form ``by_resolution`` reads.
+    """
+    deviations, channels = {}, {}
+    for level, convolutions in _by_level(backbone_convolutions(spec, stem)).items():
+        deviations[level] = sum(_log_deviation(c, form.grouped) for c in convolutions)
+        channels[level] = convolutions[-1].out_channels
+    return weighted_entropy(deviations, channels, form, size)
+
+
+def detector_entropy(architecture: Architecture, form: EntropyForm = PUBLISHED) -> float:
+    """The score of a detector's backbone; neck, proposals and head do not enter."""
+    return backbone_entropy(architecture.backbone, form, size=(architecture.input_width, architecture.input_height))
+
+
+def weighted_entropy(
+    deviations: Mapping[int, float], channels: Mapping[int, int], form: EntropyForm, size: tuple[int, int]
+) -> float:
+    """The score from each level's own sum of ``ln(deviation)`` and its channels, by level from 1."""
+    total = score = 0.0
+    for level, weight in enumerate(form.weights, start=1):
+        if level not in deviations:
+            break
+        total += deviations[level]
+        entropy = math.log(channels[level])
+        if form.by_resolution:
+            cells = math.prod(-(-side // 2**level) for side in size)
+            score += weight * (entropy + math.log(cells)) * total
+        else:
+            score += weight * (entropy + total)
+    return score
+
+
+def _by_level(convolutions: Iterable[Convolution]) -> dict[int, list[Convolution]]:
+    """The chain's convolutions by the level that they work for, each level's in the order of running."""
+    levels: dict[int, list[Convolution]] = {}
+    for convolution in convolutions:
+        if not convolution.shortcut:
+            levels.setdefault(convolution.level, []).append(convolution)
+    return levels
+
+
+def _log_deviation(convolution: Convolution, grouped: bool) -> float:
+    read = convolution.in_channels // (convolution.groups if grouped else 1)
+    return 0.5 * math.log(read * convolution.kernel**2)

@@ -1,0 +1,234 @@
+"""MAE-DET's search (arXiv 2111.13336): evolution of super-block backbones by their entropy, without training.
+
+The published loop makes one child a step: a random member of the population is mutated, dropped if it breaks a budget,
+and the best 256 distinct backbones stay. Here a step is a child, too, but a generation of them is made at once from the
+same population, as arrays; with a generation as large as the population, 100,000 steps are 390 generations. Members may
+be parents several times or not at all, as in the published loop. There is no crossover.
+
+The Pareto form keeps, in place of the best, the members of the front of entropy against latency and of the layers
+behind it, the most crowded ones of the last layer left out.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import moocore
+import numpy as np
+from numpy.typing import NDArray
+
+from smnas.scoring.entropy import PUBLISHED, EntropyForm
+from smnas.scoring.entropy_population import PopulationCost, entropy_of, population_cost
+from smnas.space.architecture import SuperBlockSpec
+from smnas.space.preset import SpaceError
+from smnas.space.super_blocks import MoveBounds, SuperBlockPopulation, mutate_super_blocks
+
+__all__ = ["Budget", "EntropySearch", "Found", "maximum_entropy_search"]
+
+Floats = NDArray[np.float64]
+Latency = Callable[[SuperBlockPopulation], Floats]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a backbone may cost; None is no limit.
+
+    Attributes:
+        multiply_adds: Of one picture of the search's size.
+        parameters: Of the backbone.
+        layers: Its convolutions, shortcuts not counted.
+        latency_ms: As the search's own prediction gives it.
+    """
+
+    multiply_adds: float | None = None
+    parameters: float | None = None
+    layers: int | None = None
+    latency_ms: float | None = None
+
+    def excess(self, cost: PopulationCost, latency_ms: Floats | None) -> Floats:
+        """``(N,)``: by which share the limits are exceeded, added up; 0 for a backbone that keeps them all."""
+        total = np.zeros(len(cost.layers))
+        limits = (
+            (self.multiply_adds, cost.multiply_adds),
+            (self.parameters, cost.parameters),
+            (self.layers, cost.layers),
+            (self.latency_ms, latency_ms),
+        )
+        for limit, values in limits:
+            if limit is not None and values is not None:
+                total += np.maximum(values / limit - 1.0, 0.0)
+        return total
+
+
+@dataclass(frozen=True)
+class EntropySearch:
+    """How to search.
+
+    Attributes:
+        budget: What every member of the result keeps.
+        bounds: What every move keeps.
+        size: Input (width, height) in pixels.
+        form: The score.
+        stem_kernel: Side of the stem's convolution.
+        steps: Children made.
+        population: Members.
+        generation: Children made at once from one population.
+        pareto: Keep the front of entropy against latency in place of the highest entropies.
+    """
+
+    budget: Budget
+    bounds: MoveBounds = field(default_factory=MoveBounds)
+    size: tuple[int, int] = (480, 480)
+    form: EntropyForm = PUBLISHED
+    stem_kernel: int = 3
+    steps: int = 100_000
+    population: int = 256
+    generation: int = 256
+    pareto: bool = False
+
+
+@dataclass(frozen=True)
+class Found:
+    """The last population, highest entropy first; every member keeps the budget.
+
+    Attributes:
+        backbones: N distinct ones.
+        entropy: ``(N,)``.
+        cost: What they cost.
+        latency_ms: ``(N,)``; None where the search had no prediction.
+        moved: ``(N, 1 + B)``: which blocks, the stem first, a move has changed somewhere on the way from the seed.
+        best: Highest entropy after every generation.
+    """
+
+    backbones: SuperBlockPopulation
+    entropy: Floats
+    cost: PopulationCost
+    latency_ms: Floats | None
+    moved: NDArray[np.bool_]
+    best: tuple[float, ...]
+
+    def spec(self, row: int = 0) -> SuperBlockSpec:
+        """A backbone as a value, by default the one of the highest entropy."""
+        return self.backbones.spec(row)
+
+
+def maximum_entropy_search(
+    seed: SuperBlockSpec, search: EntropySearch, rng: np.random.Generator, latency: Latency | None = None
+) -> Found:
+    """Evolve copies of ``seed``.
+
+    Args:
+        seed: Where all members come from. It need not keep the budget: until a child does, the members nearest to it
+            stay.
+        search: How.
+        rng: Where all random numbers come from.
+        latency: Gives N backbones their latency in ms, ``(N,)``.
+
+    Raises:
+        SpaceError: no child of any step kept the budget.
+        ValueError: a limit or a front over latency, and no prediction of it.
+    """
+    if latency is None and (search.pareto or search.budget.latency_ms is not None):
+        raise ValueError("a search by latency needs a prediction of it")
+    members = _Members.of(SuperBlockPopulation.copies(seed, 1), search, latency)
+    best: list[float] = []
+    for first in range(0, search.steps, search.generation):
+        count = min(search.generation, search.steps - first)
+        rows = rng.integers(0, len(members.backbones), count)
+        children, moved = mutate_super_blocks(members.backbones.take(rows), search.bounds, rng)
+        born = _Members.of(children, search, latency, members.moved[rows] | moved)
+        members = _survivors(members.joined(born), search)
+        best.append(float(members.entropy.max()) if not members.excess.any() else float("-inf"))
+    if members.excess.any():
+        raise SpaceError(f"a search must find a backbone within {search.budget}, but {search.steps} steps found none")
+    members = members.take(np.argsort(-members.entropy, kind="stable"))
+    return Found(members.backbones, members.entropy, members.cost, members.latency_ms, members.moved, tuple(best))
+
+
+@dataclass(frozen=True)
+class _Members:
+    """A population with all that is known of it."""
+
+    backbones: SuperBlockPopulation
+    entropy: Floats
+    cost: PopulationCost
+    latency_ms: Floats | None
+    moved: NDArray[np.bool_]
+    excess: Floats
+
+    @classmethod
+    def of(
+        cls,
+        backbones: SuperBlockPopulation,
+        search: EntropySearch,
+        latency: Latency | None,
+        moved: NDArray[np.bool_] | None = None,
+    ) -> "_Members":
+        cost = population_cost(backbones, search.size, stem_kernel=search.stem_kernel)
+        latency_ms = None if latency is None else latency(backbones)
+        if moved is None:
+            moved = np.zeros((len(backbones), 1 + backbones.out.shape[1]), dtype=np.bool_)
+        entropy = entropy_of(backbones, search.form, stem_kernel=search.stem_kernel, size=search.size)
+        return cls(backbones, entropy, cost, latency_ms, moved, search.budget.excess(cost, latency_ms))
+
+    def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> "_Members":
+        cost = PopulationCost(self.cost.multiply_adds[rows], self.cost.parameters[rows], self.cost.layers[rows])
+        latency_ms = None if self.latency_ms is None else self.latency_ms[rows]
+        return _Members(
+            self.backbones.take(rows), self.entropy[rows], cost, latency_ms, self.moved[rows], self.excess[rows]
+        )
+
+    def joined(self, other: "_Members") -> "_Members":
+        cost = PopulationCost(
+            np.concatenate((self.cost.multiply_adds, other.cost.multiply_adds)),
+            np.concatenate((self.cost.parameters, other.cost.parameters)),
+            np.concatenate((self.cost.layers, other.cost.layers)),
+        )
+        latency_ms = None
+        if self.latency_ms is not None and other.latency_ms is not None:
+            latency_ms = np.concatenate((self.latency_ms, other.latency_ms))
+        return _Members(
+            self.backbones.joined(other.backbones),
+            np.concatenate((self.entropy, other.entropy)),
+            cost,
+            latency_ms,
+            np.concatenate((self.moved, other.moved)),
+            np.concatenate((self.excess, other.excess)),
+        )
+
+
+def _survivors(members: _Members, search: EntropySearch) -> _Members:
+    """The members that stay; of equal backbones the older one. Who breaks the budget goes, unless nobody keeps it."""
+    kept = members.excess == 0.0
+    if not kept.any():
+        return members.take(np.argsort(members.excess, kind="stable")[: search.population])
+    members = members.take(kept)
+    distinct = np.sort(np.unique(members.backbones.genes, axis=0, return_index=True)[1])
+    if len(distinct) < len(members.entropy):
+        members = members.take(distinct)
+    if len(members.entropy) <= search.population:
+        return members
+    if search.pareto and members.latency_ms is not None:
+        return members.take(_by_layers(members.entropy, members.latency_ms, search.population))
+    return members.take(np.argsort(-members.entropy, kind="stable")[: search.population])
+
+
+def _by_layers(entropy: Floats, latency_ms: Floats, count: int) -> NDArray[np.intp]:
+    """Rows by front layer; of the layer that does not fit whole, the least crowded ones."""
+    layers = moocore.pareto_rank(np.column_stack((-entropy, latency_ms)))
+    crowding = np.zeros(len(entropy))
+    for layer in np.unique(layers):
+        rows = np.flatnonzero(layers == layer)
+        crowding[rows] = _crowding(entropy[rows], latency_ms[rows])
+    return np.lexsort((-crowding, layers))[:count]
+
+
+def _crowding(entropy: Floats, latency_ms: Floats) -> Floats:
+    """How far apart each point's neighbours in its layer are, by both values (Deb et al., 2002); ends: infinity."""
+    total = np.zeros(len(entropy))
+    for values in (entropy, latency_ms):
+        order = np.argsort(values, kind="stable")
+        span = values[order[-1]] - values[order[0]]
+        total[order[[0, -1]]] = np.inf
+        if span > 0:
+            total[order[1:-1]] += (values[order[2:]] - values[order[:-2]]) / span
+    return total

@@ -1,0 +1,65 @@
+"""A score without training in front of one with: of a few proposals only the highest one is looked at.
+
+It orders what is trained; it never judges what was. As the entropy is close to a depth count, proposals over the
+latency limit are set aside first, so that the deepest one does not always win.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from smnas.search.candidate import Candidate, Proposal
+from smnas.search.strategy import SearchStage, Strategy
+from smnas.space.architecture import Architecture
+
+__all__ = ["PriorStage", "with_prior"]
+
+
+@dataclass(frozen=True)
+class PriorStage:
+    """A stage whose proposals are the best of several of another stage's.
+
+    Attributes:
+        stage: Proposes.
+        prior: Scores an architecture without training; greater is better.
+        fits: Whether an architecture is fast enough to be trained.
+        draws: Proposals to choose from.
+    """
+
+    stage: SearchStage
+    prior: Callable[[Architecture], float]
+    fits: Callable[[Architecture], bool]
+    draws: int
+
+    @property
+    def name(self) -> Literal["structural", "modular"]:
+        """See :class:`smnas.search.strategy.SearchStage`."""
+        return self.stage.name
+
+    @property
+    def trials(self) -> int:
+        """See :class:`smnas.search.strategy.SearchStage`."""
+        return self.stage.trials
+
+    def ask(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
+        """See :class:`smnas.search.strategy.SearchStage`. Of equal scores the first proposal is taken."""
+        drawn: dict[Architecture, Proposal] = {}
+        for _ in range(self.draws):
+            proposal = self.stage.ask(history, rng)
+            if proposal is None:
+                break
+            drawn.setdefault(proposal.architecture, proposal)
+        fitting = [proposal for proposal in drawn.values() if self.fits(proposal.architecture)]
+        return max(
+            fitting or list(drawn.values()), key=lambda proposal: self.prior(proposal.architecture), default=None
+        )
+
+
+def with_prior(
+    strategy: Strategy, prior: Callable[[Architecture], float], fits: Callable[[Architecture], bool], draws: int
+) -> Strategy:
+    """The strategy with a prior in every stage."""
+    stages = tuple(PriorStage(stage, prior, fits, draws) for stage in strategy.stages)
+    return Strategy(strategy.name, stages)
