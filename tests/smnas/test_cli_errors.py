@@ -102,7 +102,9 @@ def test_no_such_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "missing" in _fails(capsys, "report", missing)
     assert "missing" in _fails(capsys, "eval", "--model", missing, "--data", missing)
     assert "missing" in _fails(capsys, "export", "--model", missing, "--out", out)
-    assert "missing" in _fails(capsys, "detect", "--model", missing, "picture.png")
+    picture = tmp_path / "picture.png"
+    picture.touch()
+    assert "missing" in _fails(capsys, "detect", "--model", missing, str(picture))
 
 
 @pytest.mark.parametrize(
