@@ -3,6 +3,7 @@
 import platform
 import re
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,6 +29,8 @@ from smnas.cli.search_display import SearchDisplay, show_ranking
 from smnas.cli.training_device import cpu_cores, training_devices
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from profiler.backends.base import Backend
     from profiler.table import LatencyTable
     from smnas.data.coco import CocoFolder
@@ -45,6 +48,7 @@ _PRECISION = "fp32"
 _RECIPES = {"nano": "nano", "small": "small", "paper": "sm-nas"}
 _FINISHING = {"export": "exporting", "evaluate": "evaluating files", "time": "timing files"}
 _CALIBRATION_WHOLES = 3
+_CLUSTER_WORKERS = 8  # proposed at once, where nobody said how many trainings the cluster has room for
 _CALIBRATION_STREAM = 1 << 32  # apart from the trials' own random numbers, which are seeded by [seed, trial number]
 
 EXAMPLES = examples(
@@ -52,6 +56,7 @@ EXAMPLES = examples(
     "smnas search --data my-pictures --gpu cpu --latency-ms 5 --preset nano --trials 20,20 --out my-run",
     "smnas-search --data my-pictures --gpu local --preset small --final-seeds 2 --top 3 --out my-run",
     "smnas search --data my-pictures --gpu cpu --latency-ms 5 --scorer entropy --trials 20,0 --out my-zero-shot",
+    "smnas-search --data my-pictures --preset small --strategy halving --trials 100,100 --budget 8h --out my-run",
 )
 
 
@@ -66,11 +71,13 @@ def search(
         float | None, typer.Option("--latency-ms", min=0.0, help="Budget: recommend nothing slower than this.")
     ] = None,
     preset: PresetOption = "nano",
+    max_parameters: Annotated[int | None, typer.Option(min=1, help="Train nothing larger than this.")] = None,
     strategy: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="How candidates are proposed: sm-nas, random or mae-det. Default: sm-nas, or mae-det with an entropy.",
+            help="How candidates are proposed: sm-nas, halving, surrogate, nsga2, regularized-evolution, random or "
+            "mae-det. Default: sm-nas, or mae-det with an entropy.",
         ),
     ] = None,
     scorer: Annotated[
@@ -104,11 +111,29 @@ def search(
         int | None,
         typer.Option(min=1, help="Trainings at once, each in a process. Default: one a GPU, or two on a CPU."),
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Train on this Ray cluster; --workers is then the most at once."),
+    ] = None,
     generation: Annotated[
         int | None,
         typer.Option(
             min=1, help="Candidates proposed at once, from the same results. Default: the workers, at least 2."
         ),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME", help="As 45m or 8h: stop proposing in time for the last trainings. Goes on if rerun."
+        ),
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Keep the study in this database (PostgreSQL) instead of OUT/study.db."),
+    ] = None,
+    warm_start: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="RUN", help="Begin with the trainings of this run folder; may be given several times."),
     ] = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
@@ -125,6 +150,7 @@ def search(
     """
     with Output.open(as_json=as_json, quiet=quiet) as output:
         counts = _trial_counts(trials)
+        budget_s = None if budget is None else _seconds(budget)
         if latency_ms is not None and not latency_ms > 0:
             raise UserError(f"--latency-ms must be above 0, but got {latency_ms:g}")
 
@@ -136,7 +162,8 @@ def search(
         from smnas.scoring.entropy import ENTROPY_FORMS
         from smnas.scoring.scorers import get_scorer
         from smnas.search.settings import DataFacts, SearchSettings, StageTrials, prepare_run_folder, read_settings
-        from smnas.search.strategies import STRATEGIES
+        from smnas.search.strategies import STOPPING, STRATEGIES
+        from smnas.search.study import storage_url, study_name
         from smnas.search.zero_shot import MAE_DET
         from smnas.space.preset import load_space
         from smnas.training.recipe import load_recipe
@@ -151,12 +178,16 @@ def search(
             raise UserError(f"--strategy must be one of {', '.join(strategies)}, but got {strategy!r}")
         if prior is not None and prior not in ENTROPY_FORMS:
             raise UserError(f"--prior must be one of {', '.join(ENTROPY_FORMS)}, but got {prior!r}")
+        if untrained and strategy in STOPPING:
+            raise UserError(f"--strategy {strategy} stops trainings, so --scorer must train, but got {scorer!r}")
         if untrained and final_epochs == 0:
             raise UserError(f"--final-epochs must be above 0 with --scorer {scorer}, which trains nothing, but got 0")
         runner = get_backend(backend, resolve_device(gpu), threads=threads)
         check_precision(runner, _PRECISION)
         training = load_recipe(recipe or _RECIPES[preset])
-        workers = workers or _workers()
+        if storage is not None:
+            storage_url(storage)
+        workers = workers or (_CLUSTER_WORKERS if ray is not None else _workers())
         before = read_settings(out) if (out / "settings.json").exists() else None
         if generation is None:
             generation = max(2, workers) if before is None else before.generation
@@ -165,6 +196,8 @@ def search(
             LatencyTable(table, create=False).close()
         folder = CocoFolder(data if data is not None else _generated(out / "data", output))
         search_epochs = epochs or training.epochs
+        if strategy in STOPPING and not training.ema_decay:
+            training = training.with_(ema_decay=_ema_decay(len(folder.split("train")), training))
         settings = SearchSettings(
             smnas=__version__,
             preset=preset,
@@ -182,6 +215,10 @@ def search(
             epochs=search_epochs,
             seed=seed,
             latency_ms=latency_ms,
+            max_parameters=max_parameters,
+            storage=storage,
+            study=study_name(out, storage) if before is None else before.study,
+            warm_start=tuple(str(run.resolve()) for run in warm_start or ()),
             strategy=strategy,
             scorer=scorer,
             prior=prior,
@@ -201,7 +238,7 @@ def search(
         if prepare_run_folder(out, settings):
             output.note(f"resuming {out}")
         with LatencyTable(table or out / "latency.db") as rows:
-            _search(out, settings, space, folder, training, runner, rows, workers, output)
+            _search(out, settings, space, folder, training, runner, rows, workers, ray, budget_s, output)
         ranking, page = _finish(out, folder, runner, table, output)
         output.result(
             {
@@ -209,6 +246,8 @@ def search(
                 "report": page,
                 "ranking": ranking.rows,
                 "recommendation": ranking.recommendation,
+                "bands": ranking.bands,
+                "correlations": ranking.correlations,
                 "notes": ranking.notes,
             },
             lambda console: _show(console, out, ranking),
@@ -226,6 +265,19 @@ def _trial_counts(text: str) -> tuple[int, int]:
     if match is None:
         raise UserError(f"--trials must be two numbers as in 20,20, the first above 0, but got {text!r}")
     return int(match[1]), int(match[2])
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    if match is None or not float(match[1]):
+        raise UserError(f"--budget must be a time as in 45m, 8h or 2d, but got {text!r}")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+
+
+def _ema_decay(images: int, recipe: "Recipe") -> float:
+    """Averaging over about an epoch's steps, for trainings that are read before their learning rate has come down."""
+    steps = max(images // recipe.batch_size, 1)
+    return min(max(1.0 - 1.0 / steps, 0.9), 0.999)
 
 
 def _generated(root: Path, output: Output) -> Path:
@@ -250,6 +302,8 @@ def _search(
     backend: "Backend",
     table: "LatencyTable",
     workers: int,
+    ray: str | None,
+    budget_s: float | None,
     output: Output,
 ) -> None:
     from smnas.models.build import buildable
@@ -286,8 +340,8 @@ def _search(
         strategy = mae_det(out, searched, settings, latency, output.note)
     else:
         strategy = get_strategy(searched, settings)
-    make = ScorerOnDevices("ap", folder.root.resolve(), recipe, devices)
-    with SearchDisplay(output) as display, _scorers(make, workers, settings.training_threads) as trainers:
+    make_on = partial(ScorerOnDevices, "ap", folder.root.resolve(), recipe)
+    with SearchDisplay(output) as display, _scorers(make_on, devices, workers, settings, ray) as trainers:
         untrained = settings.scorer in ENTROPY_FORMS
         run_search(
             out,
@@ -299,21 +353,32 @@ def _search(
             latency=latency,
             complexity=complexity,
             buildable=lambda architecture: buildable(architecture) is None,
+            budget_s=budget_s,
             on_event=display.on_event,
             on_training=display.on_training,
         )
 
 
-def _scorers(make: "ScorerOnDevices", workers: int, threads: int) -> "AbstractContextManager[ScorerPool]":
-    """Worker processes, or for a single training at a time this process."""
+def _scorers(
+    make_on: "Callable[[tuple[str, ...]], ScorerOnDevices]",
+    devices: tuple[str, ...],
+    workers: int,
+    settings: "SearchSettings",
+    ray: str | None,
+) -> "AbstractContextManager[ScorerPool]":
+    """A cluster, worker processes, or for a single training at a time this process."""
     from smnas.scoring.pool import InProcess, Workers
 
+    if ray is not None:
+        from smnas.scoring.ray_pool import RayWorkers
+
+        return RayWorkers(make_on, ray, settings.training_threads, workers)
     if workers > 1:
-        return Workers(make, workers, threads)
+        return Workers(make_on(devices), workers, settings.training_threads)
     import torch
 
-    torch.set_num_threads(threads)
-    return nullcontext(InProcess(make(0)))
+    torch.set_num_threads(settings.training_threads)
+    return nullcontext(InProcess(make_on(devices)(0)))
 
 
 def _calibration_set(space: "Space", seed: int) -> "list[Architecture]":

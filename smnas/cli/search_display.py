@@ -97,6 +97,8 @@ def _summary(event: "SearchEvent") -> str:
 
 def show_ranking(console: Console, ranking: "Ranking") -> None:
     """The ranking as a table, and what is recommended."""
+    from smnas.search.recommendation import band_limits
+
     rows = [
         [
             row.rank,
@@ -116,5 +118,13 @@ def show_ranking(console: Console, ranking: "Ranking") -> None:
     if ranking.recommendation is not None:
         console.print(f"recommended: {ranking.recommendation.architecture}", soft_wrap=True, markup=False)
         console.print(ranking.recommendation.reason, soft_wrap=True, markup=False)
+    if len(ranking.bands) > 1:
+        console.print("for other latency limits:", markup=False)
+        for band in ranking.bands:
+            line = f"  {band_limits(band)}: {band.architecture}: {band.reason}"
+            console.print(line, soft_wrap=True, markup=False)
+    for found in ranking.correlations:
+        line = f"rank correlation of {found.what}: {found.tau:.2f} (Kendall's tau, {found.detectors} detectors)"
+        console.print(line, soft_wrap=True, markup=False)
     for note in ranking.notes:
         console.print(f"note: {note}", soft_wrap=True, markup=False)

@@ -30,7 +30,7 @@ __all__ = [
 
 # Where nobody is left to compare with, the box that hypervolume is measured in still needs a border beyond every point.
 _REFERENCE_MARGIN = 1.1
-_FRONT_STAGES = ("structural", "modular", "final")
+_FRONT_STAGES = ("structural", "modular", "joint", "final")
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Hypervolume:
 
     Attributes:
         trainings: 1, 2, ... in the order in which the trials were proposed.
-        epochs: Epochs spent so far.
+        epochs: Epochs spent so far, those of trainings that were stopped on the way included.
         share: Area that the front so far dominates, as a share of the box AP 0..1 by 0..``reference_latency_ms``.
         reference_latency_ms: The slow border of the box.
     """
@@ -140,7 +140,11 @@ class BlockLatency:
 
 
 def _finished(trials: Sequence[Trial], *stages: str) -> list[Trial]:
-    return [t for t in trials if t.state == "complete" and t.stage in stages and None not in (t.ap, t.latency_ms)]
+    return [
+        t
+        for t in trials
+        if t.state == "complete" and t.stage in stages and None not in (t.ap, t.latency_ms) and t.stop_epoch is None
+    ]
 
 
 def non_dominated(latency_ms: Sequence[float], ap: Sequence[float]) -> list[bool]:
@@ -189,7 +193,7 @@ def hypervolume_by_training(run: RunFolder) -> Hypervolume | None:
 
     The final phase is left out: it trains known architectures again, for longer, so its AP is on another scale.
     """
-    trials = sorted(_finished(run.trials, "baseline", "structural", "modular"), key=lambda t: t.number)
+    trials = sorted(_finished(run.trials, "baseline", "structural", "modular", "joint"), key=lambda t: t.number)
     if not trials:
         return None
     latency = np.array([t.latency_ms for t in trials], float)
@@ -197,8 +201,12 @@ def hypervolume_by_training(run: RunFolder) -> Hypervolume | None:
     border = float(latency.max()) * _REFERENCE_MARGIN
     points = np.column_stack([latency, -ap])
     shares = [float(moocore.hypervolume(points[: n + 1], ref=[border, 0.0])) / border for n in range(len(trials))]
-    spent = np.cumsum([t.epochs or 0 for t in trials])
-    return Hypervolume(tuple(range(1, len(trials) + 1)), tuple(int(e) for e in spent), tuple(shares), border)
+    paid, spent_by = 0, {}
+    for trial in sorted(run.trials, key=lambda t: t.number):
+        paid += trial.own_epochs if trial.state == "complete" and trial.stage != "final" else 0
+        spent_by[trial.number] = paid
+    spent = [spent_by[trial.number] for trial in trials]
+    return Hypervolume(tuple(range(1, len(trials) + 1)), tuple(spent), tuple(shares), border)
 
 
 def training_curves(run: RunFolder, value: str, count: int = 8) -> tuple[CurveLine, ...]:
@@ -231,10 +239,10 @@ def _line(curve: Curve, value: str) -> CurveLine | None:
 
 
 def families(run: RunFolder) -> tuple[Family, ...]:
-    """Stage 1's parents with stage 2's children, the parent of the best child first."""
-    trained = {t.architecture: t for t in _finished(run.trials, "baseline", "modular", "structural")}
+    """Stage 1's parents with stage 2's children, or a joint stage's; the parent of the best child first."""
+    trained = {t.architecture: t for t in _finished(run.trials, "baseline", "modular", "structural", "joint")}
     by_parent: dict[str, list[Trial]] = {}
-    for trial in _finished(run.trials, "modular"):
+    for trial in _finished(run.trials, "modular", "joint"):
         if trial.parent:
             by_parent.setdefault(trial.parent, []).append(trial)
     found = []

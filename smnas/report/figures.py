@@ -13,9 +13,15 @@ from smnas.search.ranking import RankingRow
 __all__ = ["STAGE_COLOURS", "curves_figure", "front_figure", "hypervolume_figure"]
 
 # Mid-tones that keep a contrast of 3:1 or more on the page's white and on its near-black.
-STAGE_COLOURS = {"structural": "#2f7ed8", "modular": "#1f9d6b", "final": "#c2569b", "baseline": "#d9822b"}
+STAGE_COLOURS = {
+    "structural": "#2f7ed8",
+    "modular": "#1f9d6b",
+    "joint": "#1f9d6b",
+    "final": "#c2569b",
+    "baseline": "#d9822b",
+}
 _LINES = ("#2f7ed8", "#1f9d6b", "#c2569b", "#d9822b", "#7f6ad6", "#3aa3b8", "#a8862b", "#d2555a")
-_STAGE_NAMES = {"structural": "stage 1", "modular": "stage 2", "final": "ranked"}
+_STAGE_NAMES = {"structural": "stage 1", "modular": "stage 2", "joint": "search", "final": "ranked"}
 _INTERVAL = {"thickness": 1.2, "width": 3}
 
 

@@ -17,9 +17,11 @@ from profiler.errors import UserError
 from smnas.report import data, figures
 from smnas.report.blocks import block_latencies
 from smnas.report.controls import entropy_controls
+from smnas.report.importance import importances
 from smnas.report.run_folder import RunFolder, read_run_folder
 from smnas.report.samples import Sample, sample_detections
 from smnas.report.verdict import verdict
+from smnas.search.recommendation import band_limits
 from smnas.search.settings import write_atomically
 
 __all__ = ["render_report", "write_report"]
@@ -96,6 +98,7 @@ def render_report(
         num=_number,
         count=_count,
         interval=_interval,
+        limits=band_limits,
         percent=_percent,
         spread=_spread,
     )
@@ -121,6 +124,7 @@ def render_report(
         families=data.families(run),
         scored=data.scored_candidates(run),
         controls=entropy_controls(run),
+        importances=importances(run)[:_SHOWN_ROWS],
         failed=data.outcomes(run, "failed"),
         pruned=data.outcomes(run, "pruned"),
         running=data.outcomes(run, "running"),

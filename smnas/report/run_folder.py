@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from smnas.scoring.entropy import ENTROPY_FORMS
 from smnas.search.ranking import Ranking, RankingRow, read_ranking
 from smnas.search.settings import RunFolderError, SearchSettings, read_settings
-from smnas.search.study import STUDY_NAME
+from smnas.search.study import STUDY_FILE, open_storage
 
 __all__ = ["Curve", "RunFolder", "Trial", "read_run_folder"]
 
@@ -40,6 +40,7 @@ class Trial:
         ap: COCO AP in 0..1; ``None`` unless complete and trained.
         score: What a scorer without training gave; ``None`` in a run that trains its candidates.
         latency_ms: Predicted latency of the whole detector, with the bounds of its interval.
+        epochs: The whole budget, of which this trial trains ``start_epoch`` to ``stop_epoch`` (``None``: to the end).
         reason: Why it failed or was pruned.
     """
 
@@ -58,8 +59,15 @@ class Trial:
     seconds: float | None = None
     seed: int | None = None
     epochs: int | None = None
+    start_epoch: int = 0
+    stop_epoch: int | None = None
     reason: str | None = None
     score: float | None = None
+
+    @property
+    def own_epochs(self) -> int:
+        """Epochs that this trial trained itself."""
+        return (self.stop_epoch or self.epochs or 0) - self.start_epoch
 
 
 @dataclass(frozen=True)
@@ -110,32 +118,30 @@ def read_run_folder(path: Path) -> RunFolder:
         raise RunFolderError(f"a run folder must exist, but got {path}")
     settings = read_settings(path)
     ranking = read_ranking(path) if (path / "ranking.json").is_file() else Ranking((), None)
-    trials = _read_trials(path / "study.db")
+    trials = _read_trials(path, settings)
     if settings.scorer in ENTROPY_FORMS:
         trials = tuple(trial if trial.stage == "final" else replace(trial, ap=None, score=trial.ap) for trial in trials)
     return RunFolder(path, settings, trials, _read_curves(path / "models"), ranking)
 
 
-def _read_trials(file: Path) -> tuple[Trial, ...]:
+def _read_trials(path: Path, settings: SearchSettings) -> tuple[Trial, ...]:
     # optuna would create an empty database in place of a missing one.
-    if not file.is_file():
+    if settings.storage is None and not (path / STUDY_FILE).is_file():
         return ()
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = None
+    storage = open_storage(path, settings.storage)
     try:
-        storage = optuna.storages.RDBStorage(f"sqlite:///{file}")
-        study = optuna.load_study(study_name=STUDY_NAME, storage=storage)
+        study = optuna.load_study(study_name=settings.study, storage=storage)
         return tuple(_trial(frozen) for frozen in study.get_trials(deepcopy=False))
     except KeyError:  # the storage exists, but the search has not created its study yet
         return ()
     except (SQLAlchemyError, RuntimeError) as error:
         cause = str(error).splitlines()[0]
-        raise RunFolderError(f"{file} must be the SQLite file of a study, but reading it failed: {cause}") from error
+        raise RunFolderError(f"the study of {path} must be readable, but reading it failed: {cause}") from error
     finally:
         optuna.logging.set_verbosity(verbosity)
-        if storage is not None:
-            storage.engine.dispose()
+        storage.engine.dispose()
 
 
 def _trial(frozen: optuna.trial.FrozenTrial) -> Trial:
@@ -151,6 +157,7 @@ def _trial(frozen: optuna.trial.FrozenTrial) -> Trial:
         stage=attributes.get("stage", ""),
         ap=ap,
         latency_ms=latency if latency is not None else attributes.get("latency_ms"),
+        start_epoch=attributes.get("start_epoch", 0),
         **{
             name: attributes.get(name)
             for name in (
@@ -163,6 +170,7 @@ def _trial(frozen: optuna.trial.FrozenTrial) -> Trial:
                 "seconds",
                 "seed",
                 "epochs",
+                "stop_epoch",
                 "reason",
             )
         },

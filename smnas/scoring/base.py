@@ -3,11 +3,11 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from smnas.space.architecture import Architecture
 
-__all__ = ["Score", "Scorer", "ScoringFailedError", "ScoringProgress"]
+__all__ = ["Score", "Scorer", "ScoringFailedError", "ScoringProgress", "StoppingScorer"]
 
 
 class ScoringFailedError(RuntimeError):
@@ -90,6 +90,30 @@ class Scorer(Protocol):
             out_dir: A folder for this score alone. Asked again with the same arguments, a scorer goes on from what it
                 finds there and does nothing twice.
             on_progress: Called now and then.
+
+        Raises:
+            ScoringFailedError: the candidate has no score, with its reason.
+        """
+        ...
+
+
+@runtime_checkable
+class StoppingScorer(Scorer, Protocol):
+    """A scorer that trains and can stop on the way, under the schedule of the whole budget, and go on from there."""
+
+    def score_until(
+        self,
+        architecture: Architecture,
+        *,
+        seed: int,
+        epochs: int,
+        stop_epoch: int,
+        out_dir: Path,
+        on_progress: Callable[[ScoringProgress], None] | None = None,
+    ) -> Score:
+        """The score after ``stop_epoch`` epochs of a training of ``epochs``; asked for more, it goes on from there.
+
+        ``seconds`` and ``epochs`` of the score are those of the whole training so far.
 
         Raises:
             ScoringFailedError: the candidate has no score, with its reason.

@@ -18,10 +18,21 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from profiler.errors import UserError
-from smnas.scoring.base import Score, Scorer, ScoringFailedError, ScoringProgress
+from smnas.scoring.base import Score, Scorer, ScoringFailedError, ScoringProgress, StoppingScorer
 from smnas.space.architecture import Architecture
 
-__all__ = ["InProcess", "Job", "ScorerPool", "Workers"]
+__all__ = [
+    "InProcess",
+    "Job",
+    "OnProgress",
+    "OnStart",
+    "Outcome",
+    "ScorerPool",
+    "Workers",
+    "blameless",
+    "outcome_of",
+    "portable",
+]
 
 OnStart = Callable[["Job"], None]
 OnProgress = Callable[["Job", ScoringProgress], None]
@@ -35,7 +46,9 @@ class Job:
 
     Attributes:
         number: What the caller calls it.
+        epochs: The whole budget.
         out_dir: A folder for this score alone.
+        stop_epoch: Where to stop, under the schedule of the whole budget; None does not stop.
     """
 
     number: int
@@ -43,6 +56,7 @@ class Job:
     seed: int
     epochs: int
     out_dir: Path
+    stop_epoch: int | None = None
 
 
 class ScorerPool(Protocol):
@@ -69,10 +83,22 @@ class ScorerPool(Protocol):
         ...
 
 
-def _outcome(scorer: Scorer, job: Job, on_progress: Callable[[ScoringProgress], None] | None) -> "_Outcome":
+def outcome_of(scorer: Scorer, job: Job, on_progress: Callable[[ScoringProgress], None] | None) -> "Outcome":
+    """Make one score, or find out why there is none."""
     try:
-        return scorer.score(
-            job.architecture, seed=job.seed, epochs=job.epochs, out_dir=job.out_dir, on_progress=on_progress
+        if job.stop_epoch is None:
+            return scorer.score(
+                job.architecture, seed=job.seed, epochs=job.epochs, out_dir=job.out_dir, on_progress=on_progress
+            )
+        if not isinstance(scorer, StoppingScorer):
+            return UserError(f"trainings that stop and go on need a scorer that trains, but got {scorer.name!r}")
+        return scorer.score_until(
+            job.architecture,
+            seed=job.seed,
+            epochs=job.epochs,
+            stop_epoch=job.stop_epoch,
+            out_dir=job.out_dir,
+            on_progress=on_progress,
         )
     except (ScoringFailedError, UserError, OSError) as error:
         return error
@@ -81,10 +107,11 @@ def _outcome(scorer: Scorer, job: Job, on_progress: Callable[[ScoringProgress], 
         return ScoringFailedError(f"unexpected {type(error).__name__}: {line}")
 
 
-_Outcome = Score | ScoringFailedError | UserError | OSError
+Outcome = Score | ScoringFailedError | UserError | OSError
 
 
-def _blameless(outcome: _Outcome) -> Score | ScoringFailedError:
+def blameless(outcome: Outcome) -> Score | ScoringFailedError:
+    """What is the architecture's own; what is not its fault is raised."""
     if isinstance(outcome, UserError | OSError):
         raise outcome
     return outcome
@@ -110,7 +137,7 @@ class InProcess:
                 if on_progress is not None:
                     on_progress(job, progress)
 
-            yield job, _blameless(_outcome(self._scorer, job, report))
+            yield job, blameless(outcome_of(self._scorer, job, report))
 
 
 @dataclass
@@ -180,7 +207,7 @@ class Workers:
                 ended = self._hear(index, queue, on_progress)
                 if ended is not None:
                     job, outcome = ended
-                    yield job, _blameless(outcome)
+                    yield job, blameless(outcome)
 
     def _hand_out(self, index: int, queue: _Queue, on_start: OnStart | None) -> None:
         worker = self._workers[index]
@@ -196,7 +223,7 @@ class Workers:
         if on_start is not None and queue.tries[job.number] == 1:
             on_start(job)
 
-    def _hear(self, index: int, queue: _Queue, on_progress: OnProgress | None) -> tuple[Job, _Outcome] | None:
+    def _hear(self, index: int, queue: _Queue, on_progress: OnProgress | None) -> tuple[Job, Outcome] | None:
         """One message of a busy worker; its job and outcome, if that was it."""
         worker = self._workers[index]
         assert worker is not None  # noqa: S101  only the connections of busy workers are waited for
@@ -264,13 +291,13 @@ def _work(connection: Connection, make: Callable[[int], Scorer], index: int, thr
             if scorer is None:
                 scorer = make(index)
         except (UserError, OSError) as error:
-            outcome: _Outcome = error
+            outcome: Outcome = error
         else:
-            outcome = _outcome(scorer, job, connection.send)
-        connection.send(_portable(outcome))
+            outcome = outcome_of(scorer, job, connection.send)
+        connection.send(portable(outcome))
 
 
-def _portable(outcome: _Outcome) -> _Outcome:
+def portable(outcome: Outcome) -> Outcome:
     """The outcome as something that can be sent: errors of subclasses may ask for arguments that are not kept."""
     if isinstance(outcome, ScoringFailedError):
         return ScoringFailedError(outcome.reason)

@@ -26,7 +26,7 @@ from smnas.training.fit import fit
 from smnas.training.recipe import Recipe
 from smnas.training.replicas import ALONE, Replicas
 
-__all__ = ["METRICS_FILE", "TrainedAP", "write_metrics"]
+__all__ = ["METRICS_FILE", "TrainedAP", "read_metrics", "write_metrics"]
 
 METRICS_FILE = "metrics.json"
 
@@ -82,6 +82,38 @@ class TrainedAP:
             ScoringFailedError: it can not be built, diverges, or training or evaluating it breaks.
             UserError: ``out_dir`` holds another run; the data can not be read, or its validation split has no box.
         """
+        return self._score(architecture, seed, epochs, None, out_dir, on_progress)
+
+    def score_until(
+        self,
+        architecture: Architecture,
+        *,
+        seed: int,
+        epochs: int,
+        stop_epoch: int,
+        out_dir: Path,
+        on_progress: Callable[[ScoringProgress], None] | None = None,
+    ) -> Score:
+        """Train until ``stop_epoch`` under the schedule of ``epochs`` and evaluate; see :class:`StoppingScorer`.
+
+        The numbers are kept in ``metrics-epoch-N.json``, and read from it when they are asked for again.
+
+        Raises:
+            ScoringFailedError, UserError: as :meth:`score`.
+        """
+        if stop_epoch >= epochs:
+            raise ValueError(f"`stop_epoch < epochs` must hold, but got {stop_epoch} and {epochs}")
+        return self._score(architecture, seed, epochs, stop_epoch, out_dir, on_progress)
+
+    def _score(
+        self,
+        architecture: Architecture,
+        seed: int,
+        epochs: int,
+        stop_epoch: int | None,
+        out_dir: Path,
+        on_progress: Callable[[ScoringProgress], None] | None,
+    ) -> Score:
         recipe = self.recipe.with_(epochs=epochs)
 
         def on_step(log: StepLog) -> None:
@@ -110,16 +142,24 @@ class TrainedAP:
                 replicas=self.replicas,
                 out_dir=out_dir,
                 pretrained=None if self.pretrained is None else _digest(self.pretrained),
+                stop_epoch=stop_epoch,
                 evaluate=on_the_way,
                 on_epoch=self.on_epoch,
                 on_step=on_step,
             )
             path = out_dir / CHECKPOINT_FILE
-            if self.replicas.first and not load_checkpoint(path).info.metrics:
-                last = on_the_way.last if recipe.evaluate_every and result.trained else None
-                record_metrics(path, last or self._evaluate(detector, recipe, on_progress))
-            self.replicas.wait()  # the others read what the first has written
-            metrics = load_checkpoint(path).info.metrics
+            if stop_epoch is None:
+                file = out_dir / METRICS_FILE
+                if self.replicas.first and not load_checkpoint(path).info.metrics:
+                    last = on_the_way.last if recipe.evaluate_every and result.trained else None
+                    record_metrics(path, last or self._evaluate(detector, recipe, on_progress))
+                self.replicas.wait()  # the others read what the first has written
+                metrics = load_checkpoint(path).info.metrics
+            else:
+                file = out_dir / f"metrics-epoch-{stop_epoch}.json"
+                if not file.exists() and result.epochs != stop_epoch:
+                    raise ValueError(f"a training can not go back to epoch {stop_epoch}, but is at {result.epochs}")
+                metrics = read_metrics(file) if file.exists() else self._evaluate(detector, recipe, on_progress)
         except BuildError as error:
             raise ScoringFailedError(f"can not be built: {error}") from error
         except TrainingFailedError as error:
@@ -131,7 +171,7 @@ class TrainedAP:
         if math.isnan(metrics["ap"]):
             raise UserError("the validation split must hold at least one box that is not a crowd, but got none")
         if self.replicas.first:
-            write_metrics(out_dir / METRICS_FILE, metrics)
+            write_metrics(file, metrics)
         return Score(
             value=metrics["ap"], metrics=metrics, seconds=result.seconds, epochs=result.epochs, checkpoint=path
         )
@@ -195,3 +235,9 @@ def write_metrics(path: Path, metrics: Mapping[str, float]) -> None:
     """Write metrics as one JSON object, atomically; what is undefined (NaN) becomes ``null``."""
     plain = {name: None if math.isnan(value) else value for name, value in metrics.items()}
     write_atomically(path, (json.dumps(plain, indent=2) + "\n").encode())
+
+
+def read_metrics(path: Path) -> dict[str, float]:
+    """The inverse of :func:`write_metrics`."""
+    plain = json.loads(path.read_text(encoding="utf-8"))
+    return {name: math.nan if value is None else float(value) for name, value in plain.items()}

@@ -9,8 +9,8 @@ from smnas.space.architecture import Architecture
 
 __all__ = ["Candidate", "Complexity", "Origin", "Proposal", "StageName", "State", "in_search", "will_count"]
 
-StageName = Literal["baseline", "structural", "modular", "final"]
-Origin = Literal["baseline", "random", "mutation", "ranking"]
+StageName = Literal["baseline", "warm", "structural", "modular", "joint", "final"]
+Origin = Literal["baseline", "warm-start", "random", "mutation", "crossover", "promotion", "ranking"]
 State = Literal["running", "complete", "failed", "pruned"]
 
 
@@ -21,11 +21,14 @@ class Proposal:
     Attributes:
         origin: How it was made.
         parent: The architecture string it was mutated from or whose structure it has, where there is one.
+        stop_epoch: Where to stop for now, under the schedule of the whole budget; None trains to the end. A
+            ``promotion`` goes on with an architecture that an earlier trial stopped.
     """
 
     architecture: Architecture
     origin: Origin
     parent: str | None = None
+    stop_epoch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,9 @@ class Candidate:
     Attributes:
         number: The trial's number in the study, from 0 and without gaps.
         seed: The training's seed.
-        epochs: The training's budget.
+        epochs: The training's budget, which its schedule is made for.
+        start_epoch: Epochs that earlier trials of the same architecture have trained already.
+        stop_epoch: Where this trial stops; None is the end of the budget.
         generation: Which group of candidates it was proposed and trained with, from 0 for the baseline; None for what
             is not trained by the search.
         latency_ms: Predicted median latency of the whole detector at batch size 1, with the bounds of its interval.
@@ -64,6 +69,8 @@ class Candidate:
     state: State
     seed: int
     epochs: int
+    start_epoch: int = 0
+    stop_epoch: int | None = None
     generation: int | None = None
     latency_ms: float | None = None
     latency_low_ms: float | None = None
@@ -85,10 +92,20 @@ class Candidate:
             math.nan if self.latency_ms is None else self.latency_ms,
         )
 
+    @property
+    def reached_epoch(self) -> int:
+        """Where this trial's training ends."""
+        return self.epochs if self.stop_epoch is None else self.stop_epoch
+
+    @property
+    def own_epochs(self) -> int:
+        """Epochs that this trial trains itself."""
+        return self.reached_epoch - self.start_epoch
+
 
 def in_search(candidate: Candidate) -> bool:
-    """Whether it was trained with the search's budget, so that its AP compares with the other ones'."""
-    return candidate.state == "complete" and candidate.stage != "final"
+    """Whether it was trained with the search's whole budget, so that its AP compares with the other ones'."""
+    return candidate.state == "complete" and candidate.stage != "final" and candidate.stop_epoch is None
 
 
 def will_count(candidate: Candidate) -> bool:

@@ -1,27 +1,33 @@
 """What a reader of the ranking should know about how the search went, derived from its trials."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from smnas.scoring.entropy import ENTROPY_FORMS
-from smnas.search.candidate import Candidate, in_search
+from smnas.search.candidate import Candidate, StageName, in_search
 from smnas.search.pruning import broken_order
 from smnas.search.settings import SearchSettings
 
-__all__ = ["OVER_LIMIT", "PRELIMINARY", "search_notes"]
+__all__ = ["OVER_LIMIT", "PRELIMINARY", "TOO_LARGE", "search_notes"]
 
 OVER_LIMIT = "over the latency limit"
 """How the reason of a trial that is pruned for its latency begins."""
 
+TOO_LARGE = "over the limit of parameters"
+"""Likewise for a trial that is pruned for its size."""
+
 PRELIMINARY = "The search has not finished: this ranking is preliminary."
 
 
-def search_notes(candidates: Sequence[Candidate], settings: SearchSettings, finished: bool) -> tuple[str, ...]:
+def search_notes(
+    candidates: Sequence[Candidate], settings: SearchSettings, planned: Mapping[StageName, int], finished: bool
+) -> tuple[str, ...]:
     """One sentence for each thing worth knowing.
 
     Args:
         candidates: All trials.
         settings: The search's.
+        planned: Trainings of the whole budget that each stage was to make.
         finished: Whether nothing is left to do; else the first note says that the ranking is preliminary.
     """
     notes = [] if finished else [PRELIMINARY]
@@ -33,12 +39,15 @@ def search_notes(candidates: Sequence[Candidate], settings: SearchSettings, fini
             "count of layers. Only what the final phase trained has an AP and is ranked."
         )
     notes += _baseline(candidates)
-    for stage, planned in (("structural", settings.trials.structural), ("modular", settings.trials.modular)):
+    for stage, count in planned.items():
         trials = [c for c in candidates if c.stage == stage]
         trained = sum(c.state == "complete" for c in trials)
-        if finished and trained < planned:
+        stopped = [c for c in trials if c.stop_epoch is not None]
+        if stopped:
+            notes.append(_halved(stage, [c for c in trials if c.state == "complete"], settings.epochs))
+        elif finished and trained < count:
             notes.append(
-                f"The {stage} stage {verb} {trained} of {planned} planned candidates and ended: {_looked_at(trials)}."
+                f"The {stage} stage {verb} {trained} of {count} planned candidates and ended: {_looked_at(trials)}."
             )
         elif trained < len(trials):
             notes.append(f"The {stage} stage {verb} {trained} candidates: {_looked_at(trials)}.")
@@ -57,6 +66,16 @@ def search_notes(candidates: Sequence[Candidate], settings: SearchSettings, fini
     return tuple(notes)
 
 
+def _halved(stage: StageName, complete: Sequence[Candidate], epochs: int) -> str:
+    designs = len({c.architecture for c in complete})
+    whole = sum(c.stop_epoch is None for c in complete)
+    spent = sum(c.own_epochs for c in complete)
+    return (
+        f"The {stage} stage began {designs} candidates and trained {whole} of them to the end, in {spent} epochs: "
+        f"{spent / epochs:.1f} trainings' worth."
+    )
+
+
 def _baseline(candidates: Sequence[Candidate]) -> list[str]:
     failed = [c for c in candidates if c.stage == "baseline" and c.state == "failed"]
     return [f"The baseline failed and is not in the ranking: {c.reason}" for c in failed]
@@ -71,5 +90,7 @@ def _looked_at(trials: Sequence[Candidate]) -> str:
 def _kind(trial: Candidate) -> str:
     if trial.state == "pruned":
         reason = trial.reason or ""
-        return OVER_LIMIT if reason.startswith(OVER_LIMIT) else "beaten by the partial order"
+        return next(
+            (kind for kind in (OVER_LIMIT, TOO_LARGE) if reason.startswith(kind)), "beaten by the partial order"
+        )
     return {"complete": "trained", "failed": "failed"}.get(trial.state, "running")

@@ -6,11 +6,10 @@ latency limit are set aside first, so that the deepest one does not always win.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-from smnas.search.candidate import Candidate, Proposal
+from smnas.search.candidate import Candidate, Proposal, StageName
 from smnas.search.strategy import SearchStage, Strategy
 from smnas.space.architecture import Architecture
 
@@ -34,7 +33,7 @@ class PriorStage:
     draws: int
 
     @property
-    def name(self) -> Literal["structural", "modular"]:
+    def name(self) -> StageName:
         """See :class:`smnas.search.strategy.SearchStage`."""
         return self.stage.name
 
@@ -50,6 +49,8 @@ class PriorStage:
             proposal = self.stage.ask(history, rng)
             if proposal is None:
                 break
+            if proposal.origin == "promotion":
+                return proposal  # a training that goes on was chosen by what it showed
             drawn.setdefault(proposal.architecture, proposal)
         fitting = [proposal for proposal in drawn.values() if self.fits(proposal.architecture)]
         return max(

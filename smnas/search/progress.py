@@ -1,5 +1,6 @@
 """What a search tells about itself while it runs. Rendering is the command line's."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ class SearchEvent:
     """The state of the search after a trial, or at the start of a training (``state`` is ``running``).
 
     Attributes:
-        trained: Trainings finished so far, of all stages.
+        trained: Trainings finished so far, of all stages; short ones count together, by their epochs.
         total: Trainings planned, of all stages.
         ap: The trial's own result, where it has one.
         best_ap: Best AP so far among the trainings with the trial's budget, within the latency limit if there is one.
@@ -56,7 +57,9 @@ def event_after(
     """The event for ``candidate``, which ``candidates`` holds; ``at_once`` trainings can run at the same time."""
     complete = [c for c in candidates if c.state == "complete"]
     searched = [c for c in complete if in_search(c)]
-    alike = [c for c in complete if (c.stage == "final") == (candidate.stage == "final")]
+    finals = [c for c in complete if c.stage == "final"]
+    spent = sum(c.own_epochs for c in complete if c.stage != "final") / settings.epochs
+    alike = finals if candidate.stage == "final" else searched
     within = [c for c in alike if settings.latency_ms is None or c.point[1] <= settings.latency_ms]
     best = max(within, key=lambda c: (c.point[0], -c.number), default=None)
     search, final = planned_trainings(settings)
@@ -65,26 +68,27 @@ def event_after(
         stage=candidate.stage,
         state=candidate.state,
         architecture=str(candidate.architecture),
-        trained=len(complete),
+        trained=math.floor(spent) + len(finals),
         total=search + final,
         ap=candidate.ap,
         latency_ms=candidate.latency_ms,
         best_ap=None if best is None else best.ap,
         best_architecture=None if best is None else str(best.architecture),
         front_size=int(non_dominated(as_points([c.point for c in searched])).sum()),
-        seconds_left=_seconds_left(complete, len(searched), settings, at_once),
+        seconds_left=_seconds_left(complete, spent, len(finals), settings, at_once),
         reason=candidate.reason,
         measure=settings.scorer if settings.scorer in ENTROPY_FORMS and candidate.stage != "final" else "AP",
     )
 
 
-def _seconds_left(complete: Sequence[Candidate], searched: int, settings: SearchSettings, at_once: int) -> float | None:
+def _seconds_left(
+    complete: Sequence[Candidate], searched: float, finals: int, settings: SearchSettings, at_once: int
+) -> float | None:
     timed = [c for c in complete if c.seconds is not None]
-    epochs = sum(c.epochs for c in timed)
+    epochs = sum(c.reached_epoch for c in timed)
     if not epochs:
         return None
     search, final = planned_trainings(settings)
-    finals = len(complete) - searched
     # In the final phase nothing of the search is left, also where a stage ended before its planned number.
     left = 0.0 if finals else max(search - searched, 0) * settings.epochs / min(at_once, settings.generation)
     left += max(final - finals, 0) * settings.final_epochs / min(at_once, final or 1)

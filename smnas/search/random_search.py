@@ -8,18 +8,18 @@ from typing import Literal
 import numpy as np
 
 from smnas.search.candidate import Candidate, Proposal
+from smnas.search.choices import Choices
 from smnas.search.strategy import Strategy, first_unseen, seen_architectures
-from smnas.space.architecture import Architecture
-from smnas.space.preset import Space, SpaceError
-from smnas.space.sampling import sample_modular, sample_structural
+from smnas.search.variation import random_design
+from smnas.space.preset import SpaceError
 
 __all__ = ["RandomModularStage", "RandomStructuralStage", "random_search"]
 
 
-def random_search(space: Space, *, structural_trials: int, modular_trials: int) -> Strategy:
+def random_search(choices: Choices, *, structural_trials: int, modular_trials: int) -> Strategy:
     """The strategy ``random``: random structures, then random modular variants of random structures."""
     return Strategy(
-        "random", (RandomStructuralStage(space, structural_trials), RandomModularStage(space, modular_trials))
+        "random", (RandomStructuralStage(choices, structural_trials), RandomModularStage(choices, modular_trials))
     )
 
 
@@ -27,16 +27,16 @@ def random_search(space: Space, *, structural_trials: int, modular_trials: int) 
 class RandomStructuralStage:
     """Structural choices drawn at random, without repetition."""
 
-    space: Space
+    choices: Choices
     trials: int
     name: Literal["structural"] = "structural"
 
     def ask(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
         """See :class:`smnas.search.strategy.SearchStage`."""
         seen = seen_architectures(history)
-        if all(architecture in seen for architecture in self.space.structures):
+        if all(architecture in seen for architecture in self.choices.structures):
             return None
-        architecture = first_unseen(partial(sample_structural, self.space, rng), seen)
+        architecture = first_unseen(partial(self.choices.random_structure, rng), seen)
         return None if architecture is None else Proposal(architecture, "random")
 
 
@@ -44,18 +44,14 @@ class RandomStructuralStage:
 class RandomModularStage:
     """Random codes and widths for random structures."""
 
-    space: Space
+    choices: Choices
     trials: int
     name: Literal["modular"] = "modular"
 
     def ask(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
         """See :class:`smnas.search.strategy.SearchStage`."""
-
-        def draw() -> Architecture:
-            return sample_modular(self.space, sample_structural(self.space, rng), rng)
-
         try:
-            architecture = first_unseen(draw, seen_architectures(history))
+            architecture = first_unseen(partial(random_design, self.choices, rng), seen_architectures(history))
         except SpaceError:  # nothing that may be proposed is left
             return None
         return None if architecture is None else Proposal(architecture, "random")

@@ -12,9 +12,10 @@ from statistics import fmean, stdev
 from typing import Any
 
 from smnas.search.candidate import Candidate, in_search
+from smnas.search.correlation import Correlation, rank_correlations
 from smnas.search.pareto import as_points, front_layers
 from smnas.search.ranking_row import RankingRow
-from smnas.search.recommendation import Recommendation, recommend
+from smnas.search.recommendation import BandRecommendation, Recommendation, band_recommendations, recommend
 from smnas.search.settings import FORMAT_VERSION, RunFolderError, SearchSettings, write_atomically
 
 __all__ = [
@@ -47,11 +48,21 @@ _COMPLETED = (
 
 @dataclass(frozen=True)
 class Ranking:
-    """Rows, best first, with the recommendation (None while nothing is trained) and notes on how the search went."""
+    """The detectors, and what to make of them.
+
+    Attributes:
+        rows: Best first.
+        recommendation: None while nothing is trained.
+        notes: How the search went.
+        bands: The recommendation for other latency limits.
+        correlations: How well the search's numbers order detectors as the final ones do.
+    """
 
     rows: tuple[RankingRow, ...]
     recommendation: Recommendation | None
     notes: tuple[str, ...] = ()
+    bands: tuple[BandRecommendation, ...] = ()
+    correlations: tuple[Correlation, ...] = ()
 
 
 def rank(
@@ -73,7 +84,11 @@ def rank(
         searched: Whether the search's own scores are APs; if not, only the final phase's trainings are ranked.
     """
     finals = [c for c in candidates if c.state == "complete" and c.stage == "final"]
-    final_rows = [_row(list(group)) for _, group in groupby(sorted(finals, key=_by_name), key=_by_name)]
+    search_ap = {str(c.architecture): c.ap for c in candidates if searched and in_search(c)}
+    final_rows = [
+        replace(_row(list(group)), search_ap=search_ap.get(name))
+        for name, group in groupby(sorted(finals, key=_by_name), key=_by_name)
+    ]
     retrained = {row.architecture for row in final_rows}
     searched_rows = [_row([c]) for c in candidates if searched and in_search(c)]
     baselines = {str(c.architecture) for c in candidates if c.stage == "baseline"}
@@ -131,7 +146,7 @@ def _ordered(rows: Sequence[RankingRow], latency_limit_ms: float | None, notes: 
         return Ranking((), None, notes)
     recommendation, order = recommend(rows, latency_limit_ms)
     ranked = tuple(replace(rows[index], rank=place) for place, index in enumerate(order, start=1))
-    return Ranking(ranked, recommendation, notes)
+    return Ranking(ranked, recommendation, notes, band_recommendations(ranked), rank_correlations(ranked))
 
 
 def write_ranking(folder: Path, settings: SearchSettings, ranking: Ranking) -> Ranking:
@@ -148,6 +163,8 @@ def write_ranking(folder: Path, settings: SearchSettings, ranking: Ranking) -> R
         "settings": settings.model_dump(mode="json"),
         "rows": [asdict(row) for row in ranking.rows],
         "recommendation": None if ranking.recommendation is None else asdict(ranking.recommendation),
+        "bands": [asdict(band) for band in ranking.bands],
+        "correlations": [asdict(correlation) for correlation in ranking.correlations],
         "notes": list(ranking.notes),
     }
     # allow_nan=False: a file that only Python can read is not JSON. The rows hold no NaN by construction.
@@ -215,7 +232,14 @@ def read_ranking(folder: Path) -> Ranking:
             for row in document["rows"]
         )
         known = document["recommendation"]
-        return Ranking(rows, None if known is None else Recommendation(**known), tuple(document["notes"]))
+        return Ranking(
+            rows,
+            None if known is None else Recommendation(**known),
+            tuple(document["notes"]),
+            # Rankings of earlier versions have neither; both follow from the rows and come with the next writing.
+            tuple(BandRecommendation(**band) for band in document.get("bands", ())),
+            tuple(Correlation(**correlation) for correlation in document.get("correlations", ())),
+        )
     except FileNotFoundError as error:
         raise RunFolderError(f"a run folder with a ranking holds ranking.json, but {folder} has none") from error
     except (OSError, ValueError, KeyError, TypeError) as error:

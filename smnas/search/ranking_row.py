@@ -26,6 +26,7 @@ class RankingRow:
         checkpoint: The weights of the seed with the best AP, relative to the run folder.
         model: The exported file, relative to the run folder; None until it is exported.
         exported_ap: AP of the exported file.
+        search_ap: AP of the search's training, where the final phase trained it again.
     """
 
     rank: int
@@ -52,3 +53,4 @@ class RankingRow:
     model: str | None = None
     exported_ap: float | None = None
     exported_ap50: float | None = None
+    search_ap: float | None = None

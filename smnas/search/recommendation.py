@@ -1,17 +1,29 @@
 """Which detector to deploy, and why, in one sentence."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from smnas.search.ranking_row import RankingRow
 
-__all__ = ["Recommendation", "recommend"]
+__all__ = ["BandRecommendation", "Recommendation", "band_limits", "band_recommendations", "recommend"]
+
+_LEAST_AP_DIFFERENCE = 0.0005  # what three printed decimals can not show
 
 
 @dataclass(frozen=True)
 class Recommendation:
     """The recommended architecture and the reason."""
 
+    architecture: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class BandRecommendation:
+    """What to deploy where the latency limit is anywhere from ``from_ms`` on, and below ``below_ms`` (None: no end)."""
+
+    from_ms: float
+    below_ms: float | None
     architecture: str
     reason: str
 
@@ -30,7 +42,10 @@ def recommend(rows: Sequence[RankingRow], latency_limit_ms: float | None) -> tup
     With a limit, the best AP among the detectors within it; without one, the best AP among those not slower than the
     baseline; where there is none, the best AP, and the reason says so. Only detectors that were trained with the final
     budget are chosen, if any were. A latency measured on an exported file counts instead of the predicted one, against
-    the baseline only where both were measured. Of equal APs the faster one is chosen.
+    the baseline only where both were measured.
+
+    Of detectors whose AP is equal to the best one's within the spread over seeds, the fastest is chosen; of those that
+    are as fast as it within the latency intervals, the one with the best AP.
 
     Args:
         rows: At least one.
@@ -47,17 +62,80 @@ def recommend(rows: Sequence[RankingRow], latency_limit_ms: float | None) -> tup
     baseline = next((row for row in rows if row.role == "baseline"), None)
     final = any(row.stage == "final" for row in rows)
 
-    def key(index: int) -> tuple[bool, bool, float, float, str]:
-        row = rows[index]
-        fits = _fits(row, baseline, latency_limit_ms)
-        return (final and row.stage != "final", not fits, -row.ap, _latency(row).ms, row.architecture)
-
-    order = sorted(range(len(rows)), key=key)
+    groups: dict[tuple[bool, bool], list[int]] = {}
+    for index, row in enumerate(rows):
+        outside = not _fits(row, baseline, latency_limit_ms)
+        groups.setdefault((final and row.stage != "final", outside), []).append(index)
+    order = [index for key in sorted(groups) for index in _ordered(rows, groups[key])]
     winner = rows[order[0]]
-    compared = sum(not key(index)[0] and not key(index)[1] for index in order)
-    why = _why(winner, baseline, latency_limit_ms, compared)
+    best_group = groups[min(groups)]
+    compared = len(best_group) if not any(min(groups)) else 0
+    why = _why(winner, baseline, latency_limit_ms, compared, _best_ap(winner, [rows[i] for i in best_group]))
     reason = f"{_figures(winner)}: {why}{_against(winner, baseline)}"
     return Recommendation(winner.architecture, reason), order
+
+
+def band_recommendations(rows: Sequence[RankingRow]) -> tuple[BandRecommendation, ...]:
+    """The recommendation for every latency limit, as bands in which it is the same.
+
+    Only detectors with the longest training are compared, as in :func:`recommend`.
+    """
+    final = any(row.stage == "final" for row in rows)
+    compared = [row for row in rows if row.stage == "final" or not final]
+    bands: list[BandRecommendation] = []
+    for limit_ms in sorted({_latency(row).ms for row in compared}):
+        within = [row for row in compared if _latency(row).ms <= limit_ms]
+        winner = within[_ordered(within, range(len(within)))[0]]
+        if bands and bands[-1].architecture == winner.architecture:
+            continue
+        if bands:
+            bands[-1] = replace(bands[-1], below_ms=limit_ms)
+        among = f"{_best_ap(winner, within)} of {len(within)}" if len(within) > 1 else "the only one so fast"
+        reason = f"{_figures(winner)}: {among}."
+        bands.append(BandRecommendation(limit_ms, None, winner.architecture, reason))
+    return tuple(bands)
+
+
+def band_limits(band: BandRecommendation) -> str:
+    """The limits of a band in words."""
+    if band.below_ms is None:
+        return f"{band.from_ms:.2f} ms and more"
+    return f"{band.from_ms:.2f} to {band.below_ms:.2f} ms"
+
+
+def _ordered(rows: Sequence[RankingRow], indices: Iterable[int]) -> list[int]:
+    """Indices from best to worst: the winner, the winner of the rest, and so on."""
+    left = sorted(indices, key=lambda i: (-rows[i].ap, _latency(rows[i]).ms, rows[i].architecture))
+    order = []
+    while left:
+        tied = [i for i in left if _equal_ap(rows[left[0]], rows[i])]
+        fastest = min((_latency(rows[i]) for i in tied), key=lambda latency: latency.ms)
+        # `left` is ordered by AP, so the first of those that are as fast as the fastest is the best of them.
+        chosen = next(i for i in tied if _overlap(_latency(rows[i]), fastest))
+        order.append(chosen)
+        left.remove(chosen)
+    return order
+
+
+def _equal_ap(a: RankingRow, b: RankingRow) -> bool:
+    """Whether two APs can not be told apart; False where the spread is not known and they differ."""
+    if a.epochs != b.epochs:
+        return False
+    spread = 0.0 if a.ap_std is None or b.ap_std is None else a.ap_std + b.ap_std
+    return abs(a.ap - b.ap) <= spread
+
+
+def _best_ap(winner: RankingRow, compared: Sequence[RankingRow]) -> str:
+    """The best AP, or that the winner's can not be told from it."""
+    best = max(compared, key=lambda row: row.ap)
+    if winner.ap == best.ap:
+        return "the best AP"
+    tied = sum(_equal_ap(best, row) for row in compared)
+    return f"as fast as any of the {tied} that tie within the spread over seeds for the best AP ({best.ap:.3f})"
+
+
+def _overlap(a: _Latency, b: _Latency) -> bool:
+    return a.low_ms <= b.high_ms and b.low_ms <= a.high_ms
 
 
 def _latency(row: RankingRow, measured: bool = True) -> _Latency:
@@ -92,23 +170,23 @@ def _figures(row: RankingRow) -> str:
     return f"AP {row.ap:.3f}{spread} ({seeds}, {row.epochs} epochs) at {latency.ms:.2f} ms ({latency.kind})"
 
 
-def _why(winner: RankingRow, baseline: RankingRow | None, limit_ms: float | None, compared: int) -> str:
+def _why(winner: RankingRow, baseline: RankingRow | None, limit_ms: float | None, compared: int, best: str) -> str:
     among = f"the {compared} detectors" if compared > 1 else "the only detector"
     latency = _latency(winner)
     if limit_ms is not None:
         if compared:
-            best = f"the best AP among {among}" if compared > 1 else among
-            return f"{best} within {limit_ms:g} ms"
+            why = f"{best} among {among}" if compared > 1 else among
+            return f"{why} within {limit_ms:g} ms"
         over = latency.ms - limit_ms
-        return f"no detector is within {limit_ms:g} ms, so the best AP of all, {over:.2f} ms over the limit"
+        return f"no detector is within {limit_ms:g} ms, so {best} of all, {over:.2f} ms over the limit"
     if baseline is None:
-        return "the best AP of all; there is no trained baseline to compare with"
+        return f"{best} of all; there is no trained baseline to compare with"
     if not compared:
-        return "no detector is as fast as the baseline, so the best AP of all"
+        return f"no detector is as fast as the baseline, so {best} of all"
     if compared == 1 and winner.architecture == baseline.architecture:
         return "nothing else is as fast"
-    best = f"the best AP among {among}" if compared > 1 else among
-    return f"{best} not slower than the baseline"
+    why = f"{best} among {among}" if compared > 1 else among
+    return f"{why} not slower than the baseline"
 
 
 def _against(winner: RankingRow, baseline: RankingRow | None) -> str:
@@ -117,7 +195,7 @@ def _against(winner: RankingRow, baseline: RankingRow | None) -> str:
     if winner.architecture == baseline.architecture:
         return ". It is the baseline itself: no candidate did better."
     own, its = _alike(winner, baseline)
-    if own.low_ms <= its.high_ms and its.low_ms <= own.high_ms:
+    if _overlap(own, its):
         speed = f"as fast as the baseline within the {own.kind} intervals ({own.ms:.2f} against {its.ms:.2f} ms)"
     else:
         change = own.ms / its.ms - 1.0
@@ -133,6 +211,6 @@ def _accuracy(winner: RankingRow, baseline: RankingRow) -> str:
     figures = f"{winner.ap:.3f} against {baseline.ap:.3f}"
     if winner.ap_std is not None and baseline.ap_std is not None and abs(gain) <= winner.ap_std + baseline.ap_std:
         return f"equal within the spread over seeds ({figures})"
-    if abs(gain) < 0.0005:
+    if abs(gain) < _LEAST_AP_DIFFERENCE:
         return f"equal ({figures})"
     return f"{'better' if gain > 0 else 'worse'} by {abs(gain):.3f} ({figures})"

@@ -23,7 +23,7 @@ from smnas.scoring.latency import LatencyFailedError
 from smnas.scoring.pool import Job, ScorerPool
 from smnas.search.candidate import Candidate, Complexity, Proposal, StageName, in_search, will_count
 from smnas.search.finalists import finalists
-from smnas.search.notes import OVER_LIMIT, PRELIMINARY, search_notes
+from smnas.search.notes import OVER_LIMIT, PRELIMINARY, TOO_LARGE, search_notes
 from smnas.search.prior import with_prior
 from smnas.search.progress import SearchEvent, event_after
 from smnas.search.pruning import why_beaten
@@ -32,6 +32,8 @@ from smnas.search.settings import SearchSettings, prepare_run_folder
 from smnas.search.strategies import get_strategy
 from smnas.search.strategy import SearchStage, Strategy
 from smnas.search.study import Study
+from smnas.search.time_budget import Clock
+from smnas.search.warm_start import copy_training, warm_candidates
 from smnas.space.architecture import Architecture
 from smnas.space.preset import Space
 
@@ -69,6 +71,7 @@ def run_search(
     trainers: ScorerPool | None = None,
     strategy: Strategy | None = None,
     buildable: Callable[[Architecture], bool] | None = None,
+    budget_s: float | None = None,
     on_event: Callable[[SearchEvent], None] | None = None,
     on_training: Callable[[int, ScoringProgress], None] | None = None,
 ) -> Ranking:
@@ -84,6 +87,9 @@ def run_search(
         trainers: Give the final phase its AP, where the search's scorer trains nothing; else the scorers do.
         strategy: Proposes; by default what the settings name.
         buildable: Leaves out what can not be built yet; a note says which share of the space that is.
+        budget_s: Propose nothing more when the rest of these seconds is what the final phase is expected to take; what
+            is being trained ends, and the final phase follows. A stage may use its share of the time only. None: no
+            limit. A search that stopped so goes on when it is run again.
         on_event: Called after every trial and before every training.
         on_training: Called with a trial's number, for progress inside its training.
 
@@ -98,10 +104,11 @@ def run_search(
     searched = space if buildable is None else space.restricted(buildable)
     chosen = strategy or get_strategy(searched, settings)  # a wrong name fails before a folder is made
     prepare_run_folder(folder, settings)
-    with Study(folder) as study:
+    with Study(folder, settings.storage, settings.study) as study:
         search = _Search(
             folder, settings, searched, study, chosen, scorers, trainers, latency, complexity, on_event, on_training
         )
+        search.clock = None if budget_s is None else Clock(budget_s, settings, scorers.size)
         search.notes = _excluded(space, searched)
         return search.run()
 
@@ -150,10 +157,13 @@ class _Search:
         # an untrained score is no AP: only what the final phase trains is ranked
         self._ranks_search = settings.scorer not in ENTROPY_FORMS
         self.notes: tuple[str, ...] = ()
+        self.clock: Clock | None = None
+        self._planned = {stage.name: stage.trials for stage in strategy.stages}
         self._written = -math.inf
 
     def run(self) -> Ranking:
         """All stages in order; each picks up where the study stands."""
+        self._warm_up()
         if not any(c.stage == "baseline" for c in self.study.candidates):
             self._look_at(Proposal(self.space.baseline_architecture, "baseline"), "baseline", 0)
         if any(c.stage == "baseline" for c in self.study.interrupted()):
@@ -162,6 +172,19 @@ class _Search:
             self._run_stage(stage)
         self._run_final()
         return self._finished_before() or self._write(finished=True)
+
+    def _warm_up(self) -> None:
+        """Begin with the trainings of other runs; those of a killed process that are there already are not added."""
+        there = {c.architecture for c in self.study.candidates if c.stage in ("baseline", "warm")}
+        for source, folder in warm_candidates(self.settings, self.space):
+            if source.architecture in there:
+                continue
+            measured = self._measured(replace(source, number=len(self.study.candidates), state="running"))
+            if measured.state != "running":
+                continue  # it has no latency on this device
+            training = training_folder(source.architecture, source.seed, source.epochs)
+            copy_training(folder / training, self.folder / training)
+            self._tell(self.study.add(replace(measured, state="complete")))
 
     def _finished_before(self) -> Ranking | None:
         """The ranking of an earlier, finished run, if nothing was trained since: the export may have worked on it."""
@@ -200,10 +223,18 @@ class _Search:
     def _wants_more(self, stage: SearchStage) -> bool:
         trials = [c for c in self.study.candidates if c.stage == stage.name]
         return (
-            sum(will_count(c) for c in trials) < stage.trials
+            not self._time_is_up(stage)
+            and sum(c.own_epochs for c in trials if will_count(c)) < stage.trials * self.settings.epochs
             and len(trials) < _PROPOSALS_PER_TRAINING * stage.trials
             and sum(c.state == "failed" for c in trials) < max(_FAILURES_PER_TRAINING * stage.trials, _LEAST_FAILURES)
         )
+
+    def _time_is_up(self, stage: SearchStage) -> bool:
+        if self.clock is None:
+            return False
+        until = self.strategy.stages[: self.strategy.stages.index(stage) + 1]
+        share = sum(s.trials for s in until) / max(sum(s.trials for s in self.strategy.stages), 1)
+        return self.clock.is_up(share, self.study.candidates)
 
     def _look_at(self, proposal: Proposal, stage: StageName, generation: int) -> bool:
         """Cheap objective first: only what is fast enough and not beaten already will be trained. Whether it will."""
@@ -216,9 +247,11 @@ class _Search:
             state="running",
             seed=self.settings.seed,
             epochs=self.settings.epochs,
+            start_epoch=self._reached(proposal),
+            stop_epoch=proposal.stop_epoch,
         )
         draft = self._measured(draft)
-        if draft.state == "running" and stage != "baseline":
+        if draft.state == "running" and stage != "baseline" and proposal.origin != "promotion":
             reason = self._why_not(draft)
             if reason is not None:
                 draft = replace(draft, state="pruned", reason=reason)
@@ -227,6 +260,13 @@ class _Search:
             return True
         self._tell(self.study.add(draft))
         return False
+
+    def _reached(self, proposal: Proposal) -> int:
+        """Epochs that a promoted architecture has trained already; its checkpoint goes on from there."""
+        if proposal.origin != "promotion":
+            return 0
+        earlier = (c for c in reversed(self.study.candidates) if c.architecture == proposal.architecture)
+        return next(c.reached_epoch for c in earlier if c.state == "complete")
 
     def _measured(self, draft: Candidate) -> Candidate:
         try:
@@ -252,6 +292,9 @@ class _Search:
         latency_ms = draft.point[1]
         if limit is not None and latency_ms > limit * tolerance:
             return f"{OVER_LIMIT}: {latency_ms:.2f} ms, the limit with its tolerance is {limit * tolerance:.2f} ms"
+        most = self.settings.max_parameters
+        if most is not None and draft.parameters is not None and draft.parameters > most:
+            return f"{TOO_LARGE}: {draft.parameters:,} parameters, the limit is {most:,}"
         if not self.settings.partial_order:
             return None
         trained = [c for c in self.study.candidates if in_search(c)]
@@ -286,6 +329,7 @@ class _Search:
                 c.seed,
                 c.epochs,
                 self.folder / training_folder(c.architecture, c.seed, c.epochs),
+                c.stop_epoch,
             )
             for c in self.study.interrupted()
         ]
@@ -334,6 +378,8 @@ class _Search:
             state="running",
             seed=seed,
             epochs=self.settings.final_epochs,
+            start_epoch=0,
+            stop_epoch=None,
             ap=None,
             metrics={},
             seconds=None,
@@ -346,7 +392,8 @@ class _Search:
 
     def _write(self, finished: bool) -> Ranking:
         candidates: Sequence[Candidate] = self.study.candidates
-        notes = (*self.notes, *search_notes(candidates, self.settings, finished))
+        stopped = () if self.clock is None else self.clock.notes
+        notes = (*self.notes, *stopped, *search_notes(candidates, self.settings, self._planned, finished))
         ranking = rank(candidates, self.settings.latency_ms, notes, searched=self._ranks_search)
         ranking = write_ranking(self.folder, self.settings, ranking)
         self._written = time.monotonic()

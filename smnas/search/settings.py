@@ -12,6 +12,7 @@ from smnas.training.atomic import write_atomically as write_bytes
 
 __all__ = [
     "FORMAT_VERSION",
+    "STUDY_NAME",
     "DataFacts",
     "RunFolderError",
     "SearchSettings",
@@ -23,6 +24,9 @@ __all__ = [
 
 FORMAT_VERSION = 1
 """Version of the run folder's layout: ``settings.json``, the study's attributes and ``ranking.json``."""
+
+STUDY_NAME = "smnas"
+"""What a study is called in a database of its own."""
 
 _FILE = "settings.json"
 # Facts about who wrote the folder; a resumed search may run with newer software.
@@ -80,6 +84,10 @@ class SearchSettings(_Strict):
         ge=1.0,
         description="candidates are trained up to latency_ms times this, as predictions are not exact",
     )
+    max_parameters: int | None = Field(default=None, ge=1, description="larger detectors are not trained")
+    storage: str | None = Field(default=None, description="URL of the study's database; None: study.db in the folder")
+    study: str = Field(default=STUDY_NAME, min_length=1, description="the study's name in the database")
+    warm_start: tuple[str, ...] = Field(default=(), description="run folders whose trainings this search begins with")
     strategy: str = "sm-nas"
     scorer: str
     prior: str | None = Field(default=None, description="score without training that orders candidates before it")
@@ -117,7 +125,7 @@ def prepare_run_folder(path: Path, settings: SearchSettings) -> bool:
         return True
     if path.exists() and not path.is_dir():
         raise RunFolderError(f"a run folder must be a folder, but got the file {path}")
-    if (path / "study.db").exists():
+    if settings.storage is None and (path / "study.db").exists():
         raise RunFolderError(f"a run folder with study.db must have {_FILE} as well, but {path} has none")
     try:
         path.mkdir(parents=True, exist_ok=True)

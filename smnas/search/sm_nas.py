@@ -1,32 +1,38 @@
 """SM-NAS's two stages (Yao et al., AAAI 2020, arXiv 1911.09929).
 
 Stage 1 evolves combinations of modules; stage 2 starts from several of its Pareto points and evolves the depth, the
-widths and the stage layout inside the modules. Mutation only, no crossover, and a share of random candidates in both.
-How many Pareto points stage 2 starts from, and that its trainings are shared out evenly between them, are choices of
-this project.
+widths and the stage layout inside the modules, each within its latency window. Mutation only, no crossover, and a
+share of random candidates in both. How many Pareto points stage 2 starts from, where their windows end, and that
+trainings are shared out evenly between them, are choices of this project.
 """
 
 import math
+from bisect import bisect
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 
 from smnas.search.candidate import Candidate, Origin, Proposal, in_search, will_count
+from smnas.search.choices import Choices
 from smnas.search.pareto import as_points, non_dominated, spread
 from smnas.search.strategy import Strategy, first_unseen, seen_architectures
 from smnas.space.architecture import Architecture
-from smnas.space.mutation import NoMoveError, mutate_modular, mutate_structural
-from smnas.space.preset import Space, SpaceError
-from smnas.space.sampling import sample_modular, sample_structural
+from smnas.space.mutation import NoMoveError
+from smnas.space.preset import SpaceError
 
-__all__ = ["ModularStage", "StructuralStage", "modular_parents", "sm_nas"]
+__all__ = ["ModularStage", "StructuralStage", "latency_windows", "modular_parents", "sm_nas"]
+
+
+_BEFORE_STAGE_2 = ("baseline", "warm", "structural")
 
 
 def sm_nas(
-    space: Space,
+    choices: Choices,
     *,
     structural_trials: int,
     modular_trials: int,
@@ -37,7 +43,7 @@ def sm_nas(
     """The strategy ``sm-nas``.
 
     Args:
-        space: Where both stages search.
+        choices: Where both stages search.
         structural_trials: Candidates that stage 1 trains.
         modular_trials: Candidates that stage 2 trains.
         random_share: Share of random candidates in each stage.
@@ -47,8 +53,8 @@ def sm_nas(
     return Strategy(
         "sm-nas",
         (
-            StructuralStage(space, structural_trials, random_share),
-            ModularStage(space, modular_trials, random_share, parents, latency_limit_ms),
+            StructuralStage(choices, structural_trials, random_share),
+            ModularStage(choices, modular_trials, random_share, parents, latency_limit_ms),
         ),
     )
 
@@ -71,7 +77,7 @@ def _front(members: Sequence[Candidate]) -> list[Candidate]:
 class StructuralStage:
     """Stage 1: the random share first, as material for a front, then mutations of the front's members."""
 
-    space: Space
+    choices: Choices
     trials: int
     random_share: float
     name: Literal["structural"] = "structural"
@@ -79,27 +85,27 @@ class StructuralStage:
     def ask(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
         """See :class:`smnas.search.strategy.SearchStage`."""
         seen = seen_architectures(history)
-        front = _front([c for c in history if in_search(c) and c.stage in ("baseline", "structural")])
+        front = _front([c for c in history if in_search(c) and c.stage in _BEFORE_STAGE_2])
         randoms = _randoms([c for c in history if c.stage == "structural"])
         if front and randoms >= _quota(self.trials, self.random_share):
             for index in rng.permutation(len(front)).tolist():
                 parent = front[index]
                 try:
-                    child = first_unseen(partial(mutate_structural, self.space, parent.architecture, rng), seen)
+                    child = first_unseen(partial(self.choices.mutated_structure, parent.architecture, rng), seen)
                 except NoMoveError:
                     continue
                 if child is not None:
                     return Proposal(child, "mutation", str(parent.architecture))
-        return _random_structure(self.space, seen, rng)
+        return _random_structure(self.choices, seen, rng)
 
 
-def _random_structure(space: Space, seen: set[Architecture], rng: np.random.Generator) -> Proposal | None:
-    if all(architecture in seen for architecture in space.structures):
+def _random_structure(choices: Choices, seen: set[Architecture], rng: np.random.Generator) -> Proposal | None:
+    if all(architecture in seen for architecture in choices.structures):
         return None
-    child = first_unseen(partial(sample_structural, space, rng), seen)
+    child = first_unseen(partial(choices.random_structure, rng), seen)
     if child is None:
         # Almost everything was looked at: draws miss what is left, so it is listed instead.
-        left = [architecture for architecture in space.structures if architecture not in seen]
+        left = [architecture for architecture in choices.structures if architecture not in seen]
         child = left[int(rng.integers(len(left)))]
     return Proposal(child, "random")
 
@@ -111,21 +117,41 @@ def modular_parents(
 
     Points over the latency limit are left out unless nothing is within it.
     """
-    known = [c for c in history if in_search(c) and c.stage in ("baseline", "structural")]
+    known = [c for c in history if in_search(c) and c.stage in _BEFORE_STAGE_2]
     within = [c for c in known if latency_limit_ms is None or c.point[1] <= latency_limit_ms]
     chosen_from = within or known
     return tuple(chosen_from[i] for i in spread(as_points([c.point for c in chosen_from]), count))
 
 
+def latency_windows(parents: Sequence[Candidate]) -> tuple[float, ...]:
+    """Where the windows of stage 2 end, ascending: half way, in ratio, between neighbouring parents' latencies.
+
+    The first window begins at 0 and the last one has no end, so there is one border fewer than parents.
+    """
+    latencies = sorted(c.point[1] for c in parents)
+    return tuple(math.sqrt(a * b) for a, b in pairwise(latencies))
+
+
+@dataclass(frozen=True)
+class _Family:
+    """One window of stage 2: its Pareto point of stage 1, and what stage 2 trained inside the window."""
+
+    root: Candidate
+    members: list[Candidate]
+    asked: int
+    trained: int
+
+
 @dataclass(frozen=True)
 class ModularStage:
-    """Stage 2: a family for each Pareto point of stage 1, evolved in turns.
+    """Stage 2: a latency window around each Pareto point of stage 1, evolved in turns.
 
-    The family with the fewest trained candidates is next. A random candidate (every fifth, for a share of 0.2) varies
-    the family's parent at random; the others mutate a member of the family's own front.
+    The window whose parents had the fewest trained children is next. A random candidate (every fifth, for a share of
+    0.2) varies the window's Pareto point of stage 1 at random; the others mutate a member of the window's own front. A
+    child that is faster or slower than its window is a member of the window that it falls into.
     """
 
-    space: Space
+    choices: Choices
     trials: int
     random_share: float
     parents: int
@@ -135,42 +161,45 @@ class ModularStage:
     def ask(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
         """See :class:`smnas.search.strategy.SearchStage`."""
         seen = seen_architectures(history)
-        families = self._families(history)
-        # Trained members first; of equals the family that was asked least, so that one whose candidates are all over
-        # the latency limit does not keep the turn.
-        order = sorted(families, key=lambda f: (sum(will_count(c) for c in f[1:]), len(f)))
         own = [c for c in history if c.stage == "modular"]
         trained = sum(will_count(c) for c in own)
         origin: Origin = "random" if _randoms(own) < _quota(trained + 1, self.random_share) else "mutation"
-        for family in order:
+        # Trained children first; of equals the window that was asked least, so that one whose candidates are all over
+        # the latency limit does not keep the turn.
+        for family in sorted(self._families(history), key=lambda f: (f.trained, f.asked)):
             proposal = self._child(family, origin, seen, rng)
             if proposal is not None:
                 return proposal
         return None
 
-    def _families(self, history: Sequence[Candidate]) -> list[list[Candidate]]:
-        """For each parent: the parent, then all its descendants that were looked at."""
-        families = [[root] for root in modular_parents(history, self.parents, self.latency_limit_ms)]
-        home = {str(family[0].architecture): family for family in families}
-        for candidate in history:
-            if candidate.stage == "modular" and candidate.parent in home:
-                home[candidate.parent].append(candidate)
-                home[str(candidate.architecture)] = home[candidate.parent]
-        return families
+    def _families(self, history: Sequence[Candidate]) -> list[_Family]:
+        """In the order in which the Pareto points were chosen."""
+        roots = modular_parents(history, self.parents, self.latency_limit_ms)
+        borders = latency_windows(roots)
+        own = [c for c in history if c.stage == "modular"]
+        latency_ms = {str(c.architecture): c.point[1] for c in history}
+        # Parents are chosen inside the window that asks, so a child's parent tells which one asked for it.
+        asked = Counter(bisect(borders, latency_ms[c.parent]) for c in own if c.parent is not None)
+        trained = Counter(bisect(borders, latency_ms[c.parent]) for c in own if c.parent is not None and will_count(c))
+        inside: dict[int, list[Candidate]] = defaultdict(list)
+        for c in own:
+            if in_search(c):
+                inside[bisect(borders, c.point[1])].append(c)
+        places = [bisect(borders, root.point[1]) for root in roots]
+        return [_Family(root, inside[at], asked[at], trained[at]) for root, at in zip(roots, places, strict=True)]
 
     def _child(
-        self, family: Sequence[Candidate], origin: Origin, seen: set[Architecture], rng: np.random.Generator
+        self, family: _Family, origin: Origin, seen: set[Architecture], rng: np.random.Generator
     ) -> Proposal | None:
-        root = family[0]
         if origin == "random":
-            parents = [root]
+            parents = [family.root]
         else:
-            members = _front([root, *(c for c in family[1:] if in_search(c))])
+            members = _front([family.root, *family.members])
             parents = [members[i] for i in rng.permutation(len(members)).tolist()]
         for parent in parents:
-            move = sample_modular if origin == "random" else mutate_modular
+            move = self.choices.random_variant if origin == "random" else self.choices.mutated_variant
             try:
-                child = first_unseen(partial(move, self.space, parent.architecture, rng), seen)
+                child = first_unseen(partial(move, parent.architecture, rng), seen)
             except SpaceError:
                 continue
             if child is not None:

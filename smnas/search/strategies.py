@@ -3,36 +3,73 @@
 from collections.abc import Callable
 
 from profiler.errors import UserError
+from smnas.search.choices import Choices, DetectorChoices
+from smnas.search.halving import halving, surrogate_search
+from smnas.search.nsga2 import nsga2
 from smnas.search.random_search import random_search
+from smnas.search.regularized_evolution import regularized_evolution
 from smnas.search.settings import SearchSettings
 from smnas.search.sm_nas import sm_nas
 from smnas.search.strategy import Strategy
 from smnas.space.preset import Space
 
-__all__ = ["STRATEGIES", "UnknownStrategyError", "get_strategy"]
+__all__ = ["STOPPING", "STRATEGIES", "UnknownStrategyError", "get_strategy"]
 
 
 class UnknownStrategyError(UserError):
     """No strategy has this name."""
 
 
-def _sm_nas(space: Space, settings: SearchSettings) -> Strategy:
-    limit = settings.latency_ms
+def _limit_ms(settings: SearchSettings) -> float | None:
+    return None if settings.latency_ms is None else settings.latency_ms * settings.latency_tolerance
+
+
+def _all_trials(settings: SearchSettings) -> int:
+    return settings.trials.structural + settings.trials.modular
+
+
+def _sm_nas(choices: Choices, settings: SearchSettings) -> Strategy:
     return sm_nas(
-        space,
+        choices,
         structural_trials=settings.trials.structural,
         modular_trials=settings.trials.modular,
         random_share=settings.random_share,
         parents=settings.parents,
-        latency_limit_ms=None if limit is None else limit * settings.latency_tolerance,
+        latency_limit_ms=_limit_ms(settings),
     )
 
 
-def _random(space: Space, settings: SearchSettings) -> Strategy:
-    return random_search(space, structural_trials=settings.trials.structural, modular_trials=settings.trials.modular)
+def _random(choices: Choices, settings: SearchSettings) -> Strategy:
+    return random_search(choices, structural_trials=settings.trials.structural, modular_trials=settings.trials.modular)
 
 
-STRATEGIES: dict[str, Callable[[Space, SearchSettings], Strategy]] = {"sm-nas": _sm_nas, "random": _random}
+def _regularized_evolution(choices: Choices, settings: SearchSettings) -> Strategy:
+    return regularized_evolution(choices, _all_trials(settings))
+
+
+def _nsga2(choices: Choices, settings: SearchSettings) -> Strategy:
+    return nsga2(choices, _all_trials(settings))
+
+
+def _surrogate(choices: Choices, settings: SearchSettings) -> Strategy:
+    return surrogate_search(choices, _all_trials(settings), settings.epochs, _limit_ms(settings))
+
+
+def _halving(choices: Choices, settings: SearchSettings) -> Strategy:
+    return halving(choices, _all_trials(settings), settings.epochs, _limit_ms(settings))
+
+
+STRATEGIES: dict[str, Callable[[Choices, SearchSettings], Strategy]] = {
+    "sm-nas": _sm_nas,
+    "halving": _halving,
+    "surrogate": _surrogate,
+    "nsga2": _nsga2,
+    "regularized-evolution": _regularized_evolution,
+    "random": _random,
+}
+
+STOPPING = frozenset({"halving"})
+"""Those that stop trainings and let them go on, for which a scorer must be able to."""
 
 
 def get_strategy(space: Space, settings: SearchSettings) -> Strategy:
@@ -43,4 +80,4 @@ def get_strategy(space: Space, settings: SearchSettings) -> Strategy:
     """
     if settings.strategy not in STRATEGIES:
         raise UnknownStrategyError(f"a strategy must be one of {', '.join(STRATEGIES)}, but got {settings.strategy!r}")
-    return STRATEGIES[settings.strategy](space, settings)
+    return STRATEGIES[settings.strategy](DetectorChoices(space), settings)

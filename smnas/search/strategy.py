@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from smnas.search.candidate import Candidate, Proposal
+from smnas.search.candidate import Candidate, Proposal, StageName
 from smnas.space.architecture import Architecture
 
 __all__ = ["SearchStage", "Strategy", "first_unseen", "seen_architectures"]
@@ -18,19 +18,23 @@ class SearchStage(Protocol):
     """One stage of a strategy."""
 
     @property
-    def name(self) -> Literal["structural", "modular"]:
-        """What its trials are labelled with."""
+    def name(self) -> StageName:
+        """What its trials are labelled with; ``joint`` searches both spaces at once."""
         ...
 
     @property
     def trials(self) -> int:
-        """How many candidates it is to train. Pruned and failed ones do not count."""
+        """How many trainings of the whole budget, or as many epochs in shorter ones, it may spend.
+
+        Pruned and failed ones do not count.
+        """
         ...
 
     def ask(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
-        """The next architecture, never one that ``history`` holds; None where the stage finds no more.
+        """The next architecture; None where the stage finds no more.
 
-        A pure function of its arguments: a search that was killed and resumed proposes the same architectures.
+        It is none that ``history`` holds, unless a stopped training is to go on (a ``promotion``). A pure function of
+        its arguments: a search that was killed and resumed proposes the same architectures.
         """
         ...
 
@@ -48,10 +52,10 @@ def seen_architectures(history: Sequence[Candidate]) -> set[Architecture]:
     return {candidate.architecture for candidate in history}
 
 
-def first_unseen(draw: Callable[[], Architecture], seen: set[Architecture]) -> Architecture | None:
-    """The first of 200 draws that is not in ``seen``; None where all are."""
+def first_unseen(draw: Callable[[], Architecture | None], seen: set[Architecture]) -> Architecture | None:
+    """The first of 200 draws that is one and not in ``seen``; None where there is none."""
     for _ in range(_TRIES):
         architecture = draw()
-        if architecture not in seen:
+        if architecture is not None and architecture not in seen:
             return architecture
     return None

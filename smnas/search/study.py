@@ -1,4 +1,6 @@
-"""The record of all trials: an optuna study in SQLite, written so that a kill at any moment loses nothing finished.
+"""The record of all trials: an optuna study in a database, written so that a kill at any moment loses nothing finished.
+
+The database is the run folder's own ``study.db`` (SQLite), or any that optuna can use by its URL (PostgreSQL).
 
 A trial is created in one transaction with all that is known before its training (one that was pruned or failed early
 is finished by it), and its state changes in one. A trial that is found RUNNING belonged to a killed process;
@@ -6,6 +8,7 @@ is finished by it), and its state changes in one. A trial that is found RUNNING 
 """
 
 import fcntl
+import hashlib
 import sqlite3
 import warnings
 from collections.abc import Sequence
@@ -17,17 +20,17 @@ from typing import IO, Any, Self
 import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy import event
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import URL, event, make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from smnas.search.candidate import Candidate, State
 from smnas.search.parameters import DISTRIBUTIONS, parameters_of
-from smnas.search.settings import RunFolderError
+from smnas.search.settings import STUDY_NAME, RunFolderError, SearchSettings
 from smnas.space.architecture import Architecture, ArchitectureError
 
-__all__ = ["STUDY_NAME", "Study"]
+__all__ = ["STUDY_FILE", "STUDY_NAME", "Study", "open_storage", "read_candidates", "storage_url", "study_name"]
 
-STUDY_NAME = "smnas"
+STUDY_FILE = "study.db"
 
 _STATES: dict[State, TrialState] = {
     "running": TrialState.RUNNING,
@@ -45,20 +48,23 @@ class Study:
 
     Args:
         folder: The run folder; ``study.db`` is made in it if it is not there.
+        storage: The URL of another database.
+        name: The study's name in the database.
 
     Raises:
-        RunFolderError: another process is searching in the folder, or ``study.db`` is not an optuna study.
+        RunFolderError: another process is searching in the folder, ``study.db`` is not an optuna study, or the database
+            can not be reached.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, storage: str | None = None, name: str = STUDY_NAME) -> None:
         self._lock = _lock(folder / ".lock")
         verbosity = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # optuna's own log lines are not this program's output
         try:
-            self._storage = _open_storage(folder / "study.db")
+            self._storage = open_storage(folder, storage, to_write=True)
             study = optuna.create_study(
                 storage=self._storage,
-                study_name=STUDY_NAME,
+                study_name=name,
                 directions=["maximize", "minimize"],
                 load_if_exists=True,
             )
@@ -66,7 +72,7 @@ class Study:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                     study.set_metric_names(["AP", "latency (ms)"])
-            self._study_id = self._storage.get_study_id_from_name(STUDY_NAME)
+            self._study_id = self._storage.get_study_id_from_name(name)
             self._candidates = [_candidate(trial) for trial in study.get_trials(deepcopy=False)]
         except BaseException:
             self._lock.close()
@@ -111,6 +117,7 @@ class Study:
             params=parameters,
             distributions={name: DISTRIBUTIONS[name] for name in parameters},
             user_attrs=_attributes(candidate),
+            values=candidate.point if candidate.state == "complete" else None,
         )
         self._storage.create_new_trial(self._study_id, template_trial=trial)
         self._candidates.append(candidate)
@@ -135,6 +142,28 @@ class Study:
         return candidate
 
 
+def read_candidates(folder: Path, settings: SearchSettings) -> tuple[Candidate, ...]:
+    """All trials of a run folder by number, also while another process searches there.
+
+    Raises:
+        RunFolderError: there is no study, or it can not be read.
+    """
+    if settings.storage is None and not (folder / STUDY_FILE).is_file():
+        raise RunFolderError(f"a run folder with a study holds {STUDY_FILE}, but {folder} has none")
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = open_storage(folder, settings.storage)
+    try:
+        study = optuna.load_study(study_name=settings.study, storage=storage)
+        return tuple(_candidate(trial) for trial in study.get_trials(deepcopy=False))
+    except (KeyError, SQLAlchemyError, RuntimeError) as error:
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RunFolderError(f"the study of {folder} must be readable, but reading it failed: {cause}") from error
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+        storage.engine.dispose()
+
+
 def _lock(file: Path) -> IO[str]:
     handle = file.open("w")
     try:
@@ -147,17 +176,66 @@ def _lock(file: Path) -> IO[str]:
     return handle
 
 
-def _open_storage(file: Path) -> RDBStorage:
+def open_storage(folder: Path, url: str | None, *, to_write: bool = False) -> RDBStorage:
+    """The database of a run folder's study: its own file, or the one with this URL.
+
+    Opened to read, a file stays as it is.
+
+    Raises:
+        RunFolderError: it can not be opened, or the driver that it needs is not installed.
+    """
+    if url is not None:
+        return _open_database(_with_driver(storage_url(url)))
+    file = folder / STUDY_FILE
     try:
         storage = RDBStorage(f"sqlite:///{file}", engine_kwargs={"connect_args": {"timeout": 60}})
-        event.listen(storage.engine, "connect", _write_ahead)
-        storage.engine.dispose()  # the connection that made the tables came before the listener
+        if to_write:
+            event.listen(storage.engine, "connect", _write_ahead)
+            storage.engine.dispose()  # the connection that made the tables came before the listener
     except (SQLAlchemyError, RuntimeError) as error:
         first_line = str(error).splitlines()[0]
         raise RunFolderError(
             f"{file} must be the SQLite file of a study, but opening it failed: {first_line}"
         ) from error
     return storage
+
+
+def _with_driver(url: URL) -> URL:
+    """PostgreSQL's URLs name no driver as a rule; this project's is psycopg."""
+    return url.set(drivername="postgresql+psycopg") if url.drivername in ("postgresql", "postgres") else url
+
+
+def _open_database(url: URL) -> RDBStorage:
+    try:
+        # A connection that the server has closed in the hours of a training is noticed and replaced.
+        return RDBStorage(url.render_as_string(hide_password=False), engine_kwargs={"pool_pre_ping": True})
+    except ImportError as error:
+        raise RunFolderError(
+            f"a database needs its driver, but {error.name} is not installed: pip install 'smnas[postgresql]'"
+        ) from error
+    except (SQLAlchemyError, RuntimeError) as error:
+        first_line = str(error).splitlines()[0]
+        raise RunFolderError(f"{url} must be a database for the study, but opening it failed: {first_line}") from error
+
+
+def storage_url(text: str) -> URL:
+    """Check the URL of a database for the study.
+
+    Raises:
+        RunFolderError: it is no URL, or it holds a password, which would be kept in ``settings.json``.
+    """
+    try:
+        url = make_url(text)
+    except ArgumentError as error:
+        raise RunFolderError(
+            f"a storage is a database URL as in postgresql://user@host/name, but got {text!r}"
+        ) from error
+    if url.password is not None:
+        raise RunFolderError(
+            f"a storage URL is kept in the run folder, so it must not hold a password, but {url} does: "
+            "use PGPASSWORD or a password file"
+        )
+    return url
 
 
 def _write_ahead(connection: sqlite3.Connection, _record: object) -> None:
@@ -186,3 +264,11 @@ def _candidate(trial: FrozenTrial) -> Candidate:
             f"has not: {error}"
         ) from error
     return replace(candidate, ap=trial.values[0]) if trial.state is TrialState.COMPLETE else candidate
+
+
+def study_name(folder: Path, storage: str | None) -> str:
+    """What a run folder's study is called: in a database that others share, after the folder."""
+    if storage is None:
+        return STUDY_NAME
+    digest = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
+    return f"{STUDY_NAME}-{folder.resolve().name}-{digest}"

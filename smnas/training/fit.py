@@ -72,6 +72,7 @@ def fit(
     replicas: Replicas = ALONE,
     out_dir: Path | None = None,
     pretrained: str | None = None,
+    stop_epoch: int | None = None,
     evaluate: Evaluate | None = None,
     on_epoch: Callable[[EpochLog], None] | None = None,
     on_step: Callable[[StepLog], None] | None = None,
@@ -89,6 +90,8 @@ def fit(
             out among them.
         out_dir: Where to keep checkpoint and curve; ``None`` keeps nothing.
         pretrained: Digest of the weights that the detector comes with, if it is not new; part of what a run is.
+        stop_epoch: Stop after so many epochs of the recipe's schedule, with the averaged weights as at the end; asked
+            again, the run goes on from its checkpoint. None trains them all.
         evaluate: AP and AP50 of the detector as it is, for the curve, as often as the recipe says; asked by the first
             replica only.
         on_epoch: Called after every epoch that this call trains, when it is safely stored.
@@ -139,6 +142,7 @@ def fit(
         device=device,
         replicas=replicas,
         out_dir=out_dir,
+        stop_epoch=stop_epoch,
         evaluate=evaluate,
         on_epoch=on_epoch,
         on_step=on_step,
@@ -153,6 +157,7 @@ def fit_batches(
     device: torch.device | str = "cpu",
     replicas: Replicas = ALONE,
     out_dir: Path | None = None,
+    stop_epoch: int | None = None,
     evaluate: Evaluate | None = None,
     on_epoch: Callable[[EpochLog], None] | None = None,
     on_step: Callable[[StepLog], None] | None = None,
@@ -174,10 +179,11 @@ def fit_batches(
         history += _resume(out_dir, info, detector, average, optimizer, scaler, replicas)
     replicas.wait()  # a file that the first is going to write must have been read by all
     finished = len(history)
+    last = recipe.epochs if stop_epoch is None else min(stop_epoch, recipe.epochs)
     cuda = [device] if device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=cuda):
-            for epoch in range(finished, recipe.epochs):
+            for epoch in range(finished, last):
                 log = train_epoch(
                     detector,
                     loss_function,
@@ -206,6 +212,8 @@ def fit_batches(
         if out_dir is not None and replicas.first:
             _record_failure(out_dir, error, epochs=len(history))
         raise
+    if average is not None and len(history) < recipe.epochs:
+        detector.load_state_dict(average.detector.state_dict())  # the file keeps both, to go on from
     detector.eval()
     seconds = sum(log.seconds for log in history)
     return FitResult(
@@ -214,7 +222,7 @@ def fit_batches(
         images_per_s=sum(log.images_per_s * log.seconds for log in history) / seconds,
         history=tuple(history),
         checkpoint=None if out_dir is None else out_dir / CHECKPOINT_FILE,
-        trained=recipe.epochs - finished,
+        trained=max(last - finished, 0),
     )
 
 

@@ -70,7 +70,13 @@ class StubScorer:
     raises: dict[int, BaseException] = field(default_factory=dict)
 
     def score(self, architecture, *, seed, epochs, out_dir: Path, on_progress=None) -> Score:  # type: ignore[no-untyped-def]
-        self.calls.append((str(architecture), seed, epochs))
+        return self._score(architecture, seed, epochs, epochs, out_dir)
+
+    def score_until(self, architecture, *, seed, epochs, stop_epoch, out_dir: Path, on_progress=None) -> Score:  # type: ignore[no-untyped-def]
+        return self._score(architecture, seed, epochs, stop_epoch, out_dir)
+
+    def _score(self, architecture: Architecture, seed: int, epochs: int, reached: int, out_dir: Path) -> Score:
+        self.calls.append((str(architecture), seed, reached))
         if len(self.calls) in self.raises:
             raise self.raises[len(self.calls)]
         if noise("diverge", architecture) < self.diverge_share:
@@ -78,12 +84,12 @@ class StubScorer:
         out_dir.mkdir(parents=True, exist_ok=True)
         if self.seconds:
             time.sleep(self.seconds)
-        ap = 0.1 + 0.12 * math.log1p(load_of(architecture)) * (1 - 0.8**epochs)
-        ap += 0.02 * noise("ap", architecture) + 0.01 * noise("seed", architecture, seed, epochs)
+        ap = 0.1 + 0.12 * math.log1p(load_of(architecture)) * (1 - 0.8**reached)
+        ap += 0.02 * noise("ap", architecture) + 0.01 * noise("seed", architecture, seed, reached)
         checkpoint = out_dir / "checkpoint.pt"
         checkpoint.write_text(json.dumps({"ap": ap}))
         metrics = {"ap": ap, "ap50": min(1.0, 1.6 * ap), "ap_small": math.nan}
-        return Score(value=ap, metrics=metrics, seconds=0.5 * epochs, epochs=epochs, checkpoint=checkpoint)
+        return Score(value=ap, metrics=metrics, seconds=0.5 * reached, epochs=reached, checkpoint=checkpoint)
 
 
 def make_scorer(diverge_share: float, _worker: int) -> StubScorer:

@@ -2,6 +2,7 @@
 
 import math
 
+import moocore
 import numpy as np
 import pytest
 from hypothesis import given
@@ -91,3 +92,35 @@ def test_the_reference_is_beyond_every_point() -> None:
     low_ap, high_ms = reference_point(as_points([(0.0, 3.0)]))
     assert low_ap < 0.0
     assert high_ms > 3.0
+
+
+@given(fronts)
+def test_fronts_and_hypervolume_are_pymoos(points: list[tuple[float, float]]) -> None:
+    pytest.importorskip("pymoo")
+    from pymoo.indicators.hv import HV
+    from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
+
+    array = as_points(points)
+    usable = np.array([finite(p) for p in points], dtype=bool)
+    costs = np.column_stack((-array[usable, 0], array[usable, 1]))
+    layers = np.full(len(points), -1)
+    if len(costs):
+        _, ranks = NonDominatedSorting().do(costs, return_rank=True)
+        layers[usable] = ranks
+    assert front_layers(array).tolist() == layers.tolist()
+    assert non_dominated(array).tolist() == (layers == 0).tolist()
+    expected = float(HV(ref_point=np.array([-0.05, 4.5]))(costs)) if len(costs) else 0.0
+    assert hypervolume(array, (0.05, 4.5)) == pytest.approx(expected, abs=1e-12)
+
+
+@given(fronts)
+def test_fronts_and_hypervolume_are_moocores(points: list[tuple[float, float]]) -> None:
+    array = as_points(points)
+    usable = array[[finite(p) for p in points]] if points else array
+    if not len(usable):
+        assert hypervolume(array, (0.05, 4.5)) == 0.0
+        return
+    maximised = moocore.hypervolume(usable * [1.0, -1.0], ref=[0.05, -4.5], maximise=True)
+    assert hypervolume(array, (0.05, 4.5)) == pytest.approx(float(maximised), abs=1e-12)
+    ranks = moocore.pareto_rank(usable * [1.0, -1.0], maximise=True).tolist()
+    assert [layer for layer in front_layers(array).tolist() if layer >= 0] == ranks

@@ -7,11 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import kendalltau
 
 from smnas.search.candidate import Candidate
+from smnas.search.correlation import kendall_tau
 from smnas.search.ranking import Ranking, complete_ranking, rank, read_ranking, write_ranking
 from smnas.search.ranking_row import RankingRow
-from smnas.search.recommendation import recommend
+from smnas.search.recommendation import band_limits, band_recommendations, recommend
 from smnas.search.settings import DataFacts, RunFolderError, SearchSettings, StageTrials
 from smnas.space.preset import load_space
 
@@ -293,3 +297,95 @@ def test_wrong_completions_and_files(tmp_path: Path) -> None:
     file.write_text("{")
     with pytest.raises(RunFolderError, match=r"must hold a ranking"):
         read_ranking(tmp_path)
+
+
+def tied(aps: dict[int, tuple[float, float]], spread: float, widths: float = 0.02) -> list[RankingRow]:
+    """Final rows by index: (AP, latency), three seeds each."""
+    return [
+        RankingRow(
+            rank=0,
+            architecture=name(index),
+            id=str(index),
+            role="candidate",
+            stage="final",
+            on_front=False,
+            ap=ap,
+            ap_std=spread,
+            ap_per_seed=(ap - spread, ap, ap + spread),
+            ap50=None,
+            seeds=(0, 1, 2),
+            epochs=12,
+            predicted_latency_ms=latency,
+            predicted_latency_low_ms=(1 - widths) * latency,
+            predicted_latency_high_ms=(1 + widths) * latency,
+        )
+        for index, (ap, latency) in aps.items()
+    ]
+
+
+def test_of_detectors_whose_ap_ties_the_fastest_is_recommended() -> None:
+    rows = tied({1: (0.455, 9.7), 2: (0.450, 9.1), 3: (0.449, 7.6), 4: (0.40, 5.0)}, spread=0.004)
+    recommendation, order = recommend(rows, None)
+    assert order == [2, 1, 0, 3], "then the rest by the same rule"
+    assert recommendation.architecture == name(3)
+    assert recommendation.reason == (
+        "AP 0.449 ± 0.004 (3 seeds, 12 epochs) at 7.60 ms (predicted): as fast as any of the 3 that tie within the "
+        "spread over seeds for the best AP (0.455) of all; there is no trained baseline to compare with."
+    )
+    clear = tied({1: (0.455, 9.7), 2: (0.440, 9.1)}, spread=0.004)
+    assert recommend(clear, None)[1] == [0, 1], "0.015 is more than both spreads"
+    unknown = [replace(row, ap_std=None) for row in rows]
+    assert recommend(unknown, None)[1] == [0, 1, 2, 3], "one seed has no spread to tie within"
+
+
+def test_of_those_that_are_as_fast_the_best_ap_is_recommended() -> None:
+    rows = tied({1: (0.455, 9.7), 2: (0.452, 7.7), 3: (0.449, 7.6)}, spread=0.004)
+    assert recommend(rows, None)[1][0] == 1, "7.7 and 7.6 ms are equal within the intervals"
+    assert recommend(tied({2: (0.452, 7.7), 3: (0.449, 7.6)}, 0.004, widths=0.0), None)[1][0] == 1
+
+
+def test_a_limit_comes_before_ties() -> None:
+    rows = tied({1: (0.455, 9.7), 2: (0.450, 9.1)}, spread=0.004)
+    assert recommend(rows, 9.5)[1] == [1, 0]
+    assert recommend(rows, 20.0)[1] == [1, 0]
+
+
+def test_every_latency_limit_has_its_recommendation() -> None:
+    rows = tied({1: (0.2, 2.0), 2: (0.4, 5.0), 3: (0.399, 4.0), 4: (0.35, 8.0), 5: (0.6, 10.0)}, spread=0.004)
+    bands = band_recommendations(rows)
+    assert [(b.from_ms, b.below_ms, b.architecture) for b in bands] == [
+        (2.0, 4.0, name(1)),
+        (4.0, 10.0, name(3)),  # at 5 ms a tie is slower, at 8 ms another one is worse
+        (10.0, None, name(5)),
+    ]
+    for band in bands:
+        for limit in (band.from_ms, (band.from_ms + (band.below_ms or 20.0)) / 2):
+            assert recommend(rows, limit)[0].architecture == band.architecture
+    assert bands[0].reason.endswith("the only one so fast.")
+    assert [band_limits(b) for b in bands] == ["2.00 to 4.00 ms", "4.00 to 10.00 ms", "10.00 ms and more"]
+    assert band_recommendations([]) == ()
+
+
+def test_rank_correlations_compare_the_search_with_the_end(tmp_path: Path) -> None:
+    ranking = rank(SEARCH + FINAL, None)
+    assert [(row.architecture, row.search_ap) for row in ranking.rows[:3]] == [
+        (name(2), 0.35),
+        (name(0), 0.30),
+        (name(3), 0.50),
+    ]
+    (ap,) = ranking.correlations
+    assert (ap.what, ap.detectors) == ("AP in the search and AP in the final phase", 3)
+    assert ap.tau == pytest.approx(1.0), "0.30, 0.35, 0.50 became 0.41, 0.45, 0.60"
+    write_ranking(tmp_path, settings(), ranking)
+    measured = {name(i): {"measured_latency_ms": ms} for i, ms in ((0, 11.0), (2, 12.0), (3, 30.0))}
+    after = complete_ranking(tmp_path, settings(), measured)
+    assert after.correlations[1].what == "predicted and measured latency"
+    assert after.correlations[1].tau == pytest.approx(1 / 3), "one of three pairs changed its order"
+    assert read_ranking(tmp_path) == after
+    assert rank(SEARCH, None).correlations == ()
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=12))
+def test_kendalls_tau_is_scipys(pairs: list[tuple[int, int]]) -> None:
+    a, b = ([float(pair[side]) for pair in pairs] for side in (0, 1))
+    assert kendall_tau(a, b) == pytest.approx(kendalltau(a, b).statistic, nan_ok=True)

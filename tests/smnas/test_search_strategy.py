@@ -1,5 +1,6 @@
 """The strategies: what they propose, from which parents, and that they end."""
 
+from bisect import bisect
 from collections import Counter
 from dataclasses import replace
 
@@ -7,16 +8,21 @@ import numpy as np
 import pytest
 
 from smnas.search.candidate import Candidate, Proposal
+from smnas.search.choices import DetectorChoices
 from smnas.search.finalists import finalists
+from smnas.search.halving import HalvingStage
 from smnas.search.random_search import random_search
+from smnas.search.regularized_evolution import RegularizedEvolutionStage
+from smnas.search.rungs import rung_epochs
 from smnas.search.settings import DataFacts, SearchSettings, StageTrials
-from smnas.search.sm_nas import ModularStage, StructuralStage, modular_parents, sm_nas
+from smnas.search.sm_nas import ModularStage, StructuralStage, latency_windows, modular_parents, sm_nas
 from smnas.search.strategies import STRATEGIES, UnknownStrategyError, get_strategy
 from smnas.search.strategy import SearchStage
 from smnas.space.architecture import Architecture
 from smnas.space.preset import load_space
 
 NANO = load_space("nano")
+CHOICES = DetectorChoices(NANO)
 BASELINE = Candidate(
     0, NANO.baseline_architecture, "baseline", "baseline", None, "complete", 0, 3, latency_ms=10.0, ap=0.3
 )
@@ -65,7 +71,7 @@ def front_of(history: list[Candidate]) -> set[str]:
 
 
 def test_stage_1_draws_its_random_share_and_then_mutates_the_front() -> None:
-    stage = StructuralStage(NANO, trials=20, random_share=0.2)
+    stage = StructuralStage(CHOICES, trials=20, random_share=0.2)
     history = play(stage, [BASELINE], 20)
     assert [c.origin for c in history[1:]] == ["random"] * 4 + ["mutation"] * 16
     for i, candidate in enumerate(history[5:], start=5):
@@ -75,17 +81,24 @@ def test_stage_1_draws_its_random_share_and_then_mutates_the_front() -> None:
 
 
 def test_stage_2_evolves_several_spread_parents_in_turns() -> None:
-    history = play(StructuralStage(NANO, 20, 0.2), [BASELINE], 20)
+    history = play(StructuralStage(CHOICES, 20, 0.2), [BASELINE], 20)
     roots = [str(c.architecture) for c in modular_parents(history, 4)]
     assert len(roots) == 4
     assert set(roots) <= front_of(history)
-    full = play(ModularStage(NANO, 20, 0.2, parents=4), history, 20)
-    family = {root: root for root in roots}
-    for candidate in full[21:]:
-        assert candidate.parent in family
-        family[str(candidate.architecture)] = family[candidate.parent]
-    sizes = Counter(family[str(c.architecture)] for c in full[21:])
-    assert set(sizes.values()) == {5}
+    full = play(ModularStage(CHOICES, 20, 0.2, parents=4), history, 20)
+    borders = latency_windows([c for c in history if str(c.architecture) in roots])
+    assert len(borders) == 3
+
+    def window(architecture: str | None) -> int:
+        return bisect(borders, next(c.point[1] for c in full if str(c.architecture) == architecture))
+
+    assert sorted(window(root) for root in roots) == [0, 1, 2, 3], "one Pareto point in each window"
+    sizes = Counter(window(c.parent) for c in full[21:])
+    assert set(sizes.values()) == {5}, "each window gets its turns"
+    for place, c in enumerate(full[21:], start=21):
+        own = [d for d in full[21:place] if window(str(d.architecture)) == window(c.parent)]
+        root = next(d for d in full if str(d.architecture) in roots and window(str(d.architecture)) == window(c.parent))
+        assert c.origin == "random" or c.parent in front_of([root, *own]), "the front inside the window is evolved"
     origins = [c.origin for c in full[21:]]
     assert [i for i, origin in enumerate(origins) if origin == "random"] == [4, 9, 14, 19]
     assert all(c.parent in roots for c in full[21:] if c.origin == "random")
@@ -94,20 +107,20 @@ def test_stage_2_evolves_several_spread_parents_in_turns() -> None:
 
 
 def test_stage_2_mutates_children_too_once_they_are_on_the_familys_front() -> None:
-    history = play(StructuralStage(NANO, 5, 0.2), [BASELINE], 5)
-    full = play(ModularStage(NANO, 40, 0.0, parents=1), history, 40)
+    history = play(StructuralStage(CHOICES, 5, 0.2), [BASELINE], 5)
+    full = play(ModularStage(CHOICES, 40, 0.0, parents=1), history, 40)
     assert len({c.parent for c in full[6:]}) > 3
 
 
 def test_stage_2_starts_within_the_latency_limit_where_it_can() -> None:
-    history = play(StructuralStage(NANO, 20, 0.2), [BASELINE], 20)
+    history = play(StructuralStage(CHOICES, 20, 0.2), [BASELINE], 20)
     assert all(c.point[1] <= 8.0 for c in modular_parents(history, 4, 8.0))
     assert modular_parents(history, 4, 0.01) == modular_parents(history, 4), "nothing is within it"
 
 
 def test_a_family_without_luck_passes_the_turn() -> None:
-    stage = ModularStage(NANO, 40, 0.0, parents=2)
-    history = play(StructuralStage(NANO, 20, 0.2), [BASELINE], 20)
+    stage = ModularStage(CHOICES, 40, 0.0, parents=2)
+    history = play(StructuralStage(CHOICES, 20, 0.2), [BASELINE], 20)
     asked = Counter[str]()
     roots = {str(c.architecture) for c in modular_parents(history, 2)}
     for _ in range(10):
@@ -123,7 +136,9 @@ def test_a_family_without_luck_passes_the_turn() -> None:
 def test_asking_is_a_pure_function_of_history_and_generator(name: str) -> None:
     strategy = get_strategy(NANO, search_settings(strategy=name))
     assert strategy.name == name
-    assert [(stage.name, stage.trials) for stage in strategy.stages] == [("structural", 6), ("modular", 7)]
+    two_stages = [("structural", 6), ("modular", 7)]
+    expected = two_stages if name in ("sm-nas", "random") else [("joint", 13)]
+    assert [(stage.name, stage.trials) for stage in strategy.stages] == expected
     history = [BASELINE]
     for stage in strategy.stages:
         history = play(stage, history, stage.trials)
@@ -134,8 +149,103 @@ def test_asking_is_a_pure_function_of_history_and_generator(name: str) -> None:
         assert history == snapshot
 
 
+def stages_played(name: str, count: int, **changes: object) -> list[Candidate]:
+    strategy = get_strategy(NANO, search_settings(strategy=name, **changes))
+    return play(strategy.stages[0], [BASELINE], count)
+
+
+def test_nsga2_crosses_and_mutates_the_genes_of_its_elite() -> None:
+    history = stages_played("nsga2", 60)
+    first = [c for c in history[1:] if c.origin == "random"]
+    children = [c for c in history[1:] if c.origin == "crossover"]
+    assert len(first) >= 7, "a population of eight with the baseline"
+    assert len(children) > 45
+    assert len({c.architecture for c in history}) == len(history)
+    assert all(NANO.contains(c.architecture) for c in history)
+    # A child's genes come from the population but for about one mutation: hardly any is new to everybody before it.
+    new = 0
+    for child in children:
+        before = [CHOICES.encode(c.architecture) for c in history[: child.number]]
+        genes = CHOICES.encode(child.architecture)
+        new += sum(all(other[place] != gene for other in before) for place, gene in enumerate(genes))
+    assert new / len(children) < 2
+
+
+def test_nsga2_gives_a_resumed_search_the_same_children() -> None:
+    history = stages_played("nsga2", 20)
+    fresh = get_strategy(NANO, search_settings(strategy="nsga2")).stages[0]
+    used = get_strategy(NANO, search_settings(strategy="nsga2")).stages[0]
+    for end in (12, 20, 15):  # also back in time, as after another history
+        expected = used.ask(history[:end], np.random.default_rng(end))
+        assert fresh.ask(history[:end], np.random.default_rng(end)) == expected
+        fresh = get_strategy(NANO, search_settings(strategy="nsga2")).stages[0]
+
+
+def test_regularized_evolution_lets_the_oldest_die() -> None:
+    stage = RegularizedEvolutionStage(CHOICES, trials=60, population=10, sample=3)
+    history = play(stage, [BASELINE], 60)
+    assert [c.origin for c in history[1:]] == ["random"] * 9 + ["mutation"] * 51
+    names = [str(c.architecture) for c in history]
+    for number, candidate in enumerate(history[10:], start=10):
+        assert candidate.parent is not None
+        assert number - 10 <= names.index(candidate.parent) < number, "older parents are dead, however good"
+
+
+def halved(trials: int, epochs: int = 9) -> list[Candidate]:
+    """A played halving search in which AP grows with the epochs."""
+    stage = HalvingStage(CHOICES, trials, rung_epochs(epochs))
+    history = [replace(BASELINE, epochs=epochs)]
+    while sum(c.own_epochs for c in history[1:]) < trials * epochs:
+        proposal = stage.ask(history, np.random.default_rng([0, len(history)]))
+        assert proposal is not None
+        before = [c for c in history if c.architecture == proposal.architecture]
+        candidate = trained(len(history), proposal, "joint", epochs=epochs, stop_epoch=proposal.stop_epoch)
+        candidate = replace(candidate, start_epoch=before[-1].reached_epoch if before else 0)
+        history.append(replace(candidate, ap=candidate.point[0] * candidate.reached_epoch / epochs))
+    return history
+
+
+def test_halving_trains_no_epoch_twice_and_promotes_the_best_of_their_band() -> None:
+    history = halved(20)
+    by_design: dict[Architecture, list[Candidate]] = {}
+    for c in history[1:]:
+        by_design.setdefault(c.architecture, []).append(c)
+    for row in by_design.values():
+        assert [c.start_epoch for c in row] == [0, *(c.reached_epoch for c in row[:-1])]
+        assert [c.origin == "promotion" for c in row] == [False] + [True] * (len(row) - 1)
+    stopped = [row for row in by_design.values() if row[0].stop_epoch == 1]
+    assert len(stopped) > 10, "more designs than whole trainings would allow"
+    whole = [row for row in by_design.values() if row[-1].stop_epoch is None]
+    assert len(whole) >= 4
+
+    # Who went on had more AP for its latency than who did not: AP is linear in latency but for a bounded rest.
+    def rest(row: list[Candidate]) -> float:
+        ap, latency = points(row[0].architecture)
+        return ap - 0.2 - 0.01 * latency
+
+    on = [rest(row) for row in stopped if len(row) > 1]
+    off = [rest(row) for row in stopped if len(row) == 1]
+    assert not off or np.mean(on) > np.mean(off)
+
+
+@pytest.mark.parametrize(("trials", "epochs"), [(1, 3), (2, 3), (2, 9), (4, 2)])
+def test_halving_ends_some_trainings_of_the_smallest_budget(trials: int, epochs: int) -> None:
+    history = halved(trials, epochs)
+    assert any(c.stop_epoch is None for c in history[1:])
+    assert sum(c.own_epochs for c in history[1:]) < (trials + 1) * epochs
+
+
+def test_a_surrogate_search_trains_to_the_end_only() -> None:
+    history = stages_played("surrogate", 25)
+    assert {c.stop_epoch for c in history} == {None}
+    assert {c.origin for c in history[1:6]} == {"random"}, "half of 13 trainings, with the baseline"
+    assert "mutation" in {c.origin for c in history}
+    trained_before = {str(c.architecture) for c in history}
+    assert all(c.parent is None or c.parent in trained_before for c in history), "a parent is one that was trained"
+
+
 def test_random_search_never_looks_at_the_history_but_for_repetitions() -> None:
-    strategy = random_search(NANO, structural_trials=10, modular_trials=10)
+    strategy = random_search(CHOICES, structural_trials=10, modular_trials=10)
     history = [BASELINE]
     for stage in strategy.stages:
         history = play(stage, history, stage.trials)
@@ -146,7 +256,7 @@ def test_random_search_never_looks_at_the_history_but_for_repetitions() -> None:
 
 def test_exhausted_spaces_end_the_stages() -> None:
     three = set(NANO.structures[:3])
-    tiny = NANO.restricted(lambda a: a in three)
+    tiny = DetectorChoices(NANO.restricted(lambda a: a in three))
     for strategy in (
         sm_nas(tiny, structural_trials=9, modular_trials=9),
         random_search(tiny, structural_trials=9, modular_trials=9),
@@ -166,13 +276,13 @@ def test_exhausted_spaces_end_the_stages() -> None:
 
 def test_the_last_unseen_structure_is_found() -> None:
     seen = [trained(i, Proposal(a, "random"), "structural", state="pruned") for i, a in enumerate(NANO.structures[1:])]
-    proposal = StructuralStage(NANO, 10, 0.2).ask(seen, np.random.default_rng(0))
+    proposal = StructuralStage(CHOICES, 10, 0.2).ask(seen, np.random.default_rng(0))
     assert proposal is not None
     assert proposal.architecture == NANO.structures[0]
 
 
 def test_an_unknown_strategy_lists_the_known_ones() -> None:
-    with pytest.raises(UnknownStrategyError, match="one of sm-nas, random, but got 'best'"):
+    with pytest.raises(UnknownStrategyError, match=f"one of {', '.join(STRATEGIES)}, but got 'best'"):
         get_strategy(NANO, search_settings(strategy="best"))
 
 

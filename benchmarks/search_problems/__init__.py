@@ -1,0 +1,1 @@
+"""Problems that search strategies are compared on without training anything."""

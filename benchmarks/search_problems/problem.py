@@ -1,0 +1,116 @@
+"""What a problem is, and playing one strategy on it as the search's loop would."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from smnas.search.candidate import Candidate, Proposal, will_count
+from smnas.search.choices import Choices
+from smnas.search.pareto import as_points, hypervolume
+from smnas.search.strategy import Strategy
+
+GENERATION = 2  # candidates proposed from the same results: the command line's default
+
+
+class Problem(Protocol):
+    """Designs with a latency and with an AP after every number of epochs."""
+
+    name: str
+    choices: Choices
+    epochs: int
+    baseline: Any
+    reference: tuple[float, float]
+    best_hypervolume: float
+
+    def latency_ms(self, design: Any) -> float:
+        """What is known before anything is trained."""
+
+    def ap(self, design: Any, epoch: int, seed: int) -> float:
+        """What a training shows after ``epoch`` epochs, with its noise."""
+
+    def true_ap(self, design: Any) -> float:
+        """What the whole training shows without noise: what a search is judged by."""
+
+    def may_skip(self, design: Any, latency_ms: float, trained: list[Candidate]) -> bool:
+        """Whether the loop would leave a design out untrained."""
+
+
+@dataclass(frozen=True)
+class Played:
+    """Hypervolume as a share of the best that is known, after every epoch spent, and the seconds of asking."""
+
+    epochs: np.ndarray
+    share: np.ndarray
+    asks: int
+    ask_seconds: float
+    designs: int
+
+
+def play(make: Callable[[Problem, int], Strategy], problem: Problem, trials: int, seed: int) -> Played:
+    """Spend ``trials`` whole trainings' epochs."""
+    history: list[Candidate] = []
+    spent, asks, seconds = 0, 0, 0.0
+    budget = trials * problem.epochs
+    front: list[tuple[float, float]] = []
+    curve = [(0, 0.0)]
+
+    def look(proposal: Proposal, stage: str) -> Candidate | None:
+        latency = problem.latency_ms(proposal.architecture)
+        reached = 0
+        if proposal.origin == "promotion":
+            reached = max(c.reached_epoch for c in history if c.architecture == proposal.architecture)
+        draft = Candidate(
+            number=len(history),
+            architecture=proposal.architecture,
+            stage=stage,  # type: ignore[arg-type]
+            origin=proposal.origin,
+            parent=proposal.parent,
+            state="running",
+            seed=seed,
+            epochs=problem.epochs,
+            start_epoch=reached,
+            stop_epoch=proposal.stop_epoch,
+            latency_ms=latency,
+        )
+        if not reached and problem.may_skip(proposal.architecture, latency, history):
+            history.append(replace(draft, state="pruned", reason="beaten"))
+            return None
+        history.append(draft)
+        return draft
+
+    def train(draft: Candidate) -> None:
+        nonlocal spent
+        ap = problem.ap(draft.architecture, draft.reached_epoch, seed)
+        history[draft.number] = replace(draft, state="complete", ap=ap)
+        spent += draft.own_epochs
+        if draft.stop_epoch is None:
+            front.append((problem.true_ap(draft.architecture), draft.point[1]))
+        curve.append((spent, hypervolume(as_points(front), problem.reference) / problem.best_hypervolume))
+
+    if (baseline := look(Proposal(problem.baseline, "baseline"), "baseline")) is not None:
+        train(baseline)
+    for stage in make(problem, trials).stages:
+        done = False
+        while not done:
+            drafts: list[Candidate] = []
+            while len(drafts) < GENERATION:
+                own = sum(c.own_epochs for c in history if c.stage == stage.name and will_count(c))
+                if own >= stage.trials * problem.epochs:
+                    break
+                began = time.process_time()
+                proposal = stage.ask(history, np.random.default_rng([seed, len(history)]))
+                seconds += time.process_time() - began
+                asks += 1
+                if proposal is None:
+                    break
+                draft = look(proposal, stage.name)
+                if draft is not None:
+                    drafts.append(draft)
+            for draft in drafts:
+                train(draft)
+            done = not drafts or spent >= budget + problem.epochs
+    epochs, share = np.array(curve).T
+    return Played(epochs, share, asks, seconds, len({c.architecture for c in history if c.state == "complete"}))

@@ -1,0 +1,160 @@
+"""How much hypervolume does each strategy reach with how many epochs?
+
+Plays every strategy on problems that need no training: pymoo's functions (``pip install pymoo``) and tables of trained
+detectors in ``data/`` (made by ``tabulate.py``). Counts epochs, not trials, and measures hypervolume of what was
+trained to the end, without noise, as a share of the best that is known. ZDT3 and DTLZ2 were looked at while the
+strategies were written, ZDT1 and DTLZ7 were not.
+
+    python benchmarks/search_quality.py --seeds 10 --trials 60 --keep
+"""
+
+import argparse
+from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from answers import keep_answer
+from scipy.stats import kendalltau
+from search_problems.analytic import NOISE, SPEED_SPREAD, AnalyticProblem
+from search_problems.problem import Played, Problem, play
+from search_problems.tabulated import TabulatedProblem
+
+from smnas.search.halving import halving, surrogate_search
+from smnas.search.nsga2 import nsga2
+from smnas.search.random_search import random_search
+from smnas.search.regularized_evolution import regularized_evolution
+from smnas.search.rungs import rung_epochs
+from smnas.search.sm_nas import sm_nas
+from smnas.search.strategy import Strategy
+
+QUESTION = "How much hypervolume does each strategy reach with how many epochs?"
+ANALYTIC = ("zdt3", "dtlz2", "zdt1", "dtlz7")
+DATA = Path(__file__).parent / "data"
+RESAMPLES = 2000
+STRATEGIES = ("sm-nas", "halving", "surrogate", "nsga2", "regularized-evolution", "random")
+
+
+def make(name: str, problem: Problem, trials: int) -> Strategy:
+    """A strategy as the command line would make it with half of the trials in each stage."""
+    choices, half = problem.choices, trials // 2
+    match name:
+        case "sm-nas":
+            return sm_nas(choices, structural_trials=half, modular_trials=trials - half)
+        case "random":
+            return random_search(choices, structural_trials=half, modular_trials=trials - half)
+        case "nsga2":
+            return nsga2(choices, trials)
+        case "regularized-evolution":
+            return regularized_evolution(choices, trials)
+        case "surrogate":
+            return surrogate_search(choices, trials, problem.epochs)
+        case _:
+            return halving(choices, trials, problem.epochs)
+
+
+def load(name: str) -> Problem:
+    return AnalyticProblem(name) if name in ANALYTIC else TabulatedProblem(DATA / f"{name}.json")
+
+
+def one(job: tuple[str, str, int, int]) -> Played:
+    problem_name, strategy, trials, seed = job
+    return play(lambda problem, count: make(strategy, problem, count), load(problem_name), trials, seed)
+
+
+def mean_interval(values: np.ndarray, rng: np.random.Generator) -> list[float]:
+    """Mean and its 95% bootstrap interval over the seeds."""
+    means = values[rng.integers(len(values), size=(RESAMPLES, len(values)))].mean(axis=1)
+    return [float(values.mean()), *map(float, np.percentile(means, [2.5, 97.5]))]
+
+
+def first_epoch(played: Played, share: float) -> float:
+    """Epochs until a share of the hypervolume is reached; infinite where it is not."""
+    reached = np.flatnonzero(played.share >= share)
+    return float(played.epochs[reached[0]]) if len(reached) else float("inf")
+
+
+def compare(runs: dict[str, list[Played]], budget: int) -> dict[str, Any]:
+    """Curves, and what each strategy needs of the budget to reach what NSGA-II and random reach at its end."""
+    rng = np.random.default_rng(0)
+    grid = [round(budget * part / 20) for part in range(1, 21)]
+    answer: dict[str, Any] = {}
+    finals = {name: np.array([played.share[-1] for played in of]) for name, of in runs.items()}
+    for name, of in runs.items():
+        at = np.array([[p.share[np.searchsorted(p.epochs, g, side="right") - 1] for g in grid] for p in of])
+        row: dict[str, Any] = {
+            "share_of_best_by_epochs": {str(g): mean_interval(at[:, i], rng) for i, g in enumerate(grid)},
+            "final_share_per_seed": finals[name].tolist(),
+            "designs": float(np.mean([p.designs for p in of])),
+            "ms_a_proposal": float(1000 * np.mean([p.ask_seconds / p.asks for p in of])),
+        }
+        for other in ("nsga2", "random"):
+            needed = [first_epoch(p, float(finals[other].mean())) / budget for p in of]
+            row[f"budget_to_reach_{other}"] = {
+                "median": _finite(float(np.median(needed))),
+                "seeds_that_reach_it": int(np.isfinite(needed).sum()),
+                "per_seed": [_finite(value) for value in needed],
+            }
+        answer[name] = row
+    return answer
+
+
+def _finite(value: float) -> float | None:
+    return round(value, 4) if np.isfinite(value) else None
+
+
+def rank_correlations(problem: Problem) -> dict[str, float]:
+    """Kendall's tau between the AP on every rung and the AP at the end without noise, over 300 random designs."""
+    rng = np.random.default_rng(7)
+    drawn = [problem.choices.random_variant(problem.choices.random_structure(rng), rng) for _ in range(300)]
+    truth = [problem.true_ap(design) for design in drawn]
+    return {
+        str(epoch): float(kendalltau([problem.ap(design, epoch, 0) for design in drawn], truth).statistic)
+        for epoch in rung_epochs(problem.epochs)
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--problems", default="", help="names, joined by commas; all of them without it")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--trials", type=int, default=60, help="whole trainings, baseline aside")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--keep", action="store_true", help="keep an answer for each problem")
+    asked = parser.parse_args()
+    tables = sorted(path.stem for path in DATA.glob("*.json"))
+    for name in asked.problems.split(",") if asked.problems else (*ANALYTIC, *tables):
+        problem = load(name)
+        trials = asked.trials if name in ANALYTIC else min(asked.trials, len(problem) // 2)  # type: ignore[arg-type]
+        jobs = [(name, strategy, trials, seed) for strategy in STRATEGIES for seed in range(asked.seeds)]
+        with ProcessPoolExecutor(asked.workers) as pool:
+            played = list(pool.map(one, jobs))
+        runs = {s: [p for p, job in zip(played, jobs, strict=True) if job[1] == s] for s in STRATEGIES}
+        answer = {
+            "problem": name,
+            "versions": {package: version(package) for package in ("numpy", "optuna", "moocore", "pymoo")},
+            "trials": trials,
+            "epochs_a_training": problem.epochs,
+            "seeds": asked.seeds,
+            "rank_correlations": rank_correlations(problem),
+            "learning_curves": {"speed_spread": SPEED_SPREAD, "noise": NOISE} if name in ANALYTIC else None,
+            "strategies": compare(runs, trials * problem.epochs),
+        }
+        if asked.keep:
+            keep_answer(f"search-quality-{name}", QUESTION, answer)
+        print(f"{name}: rank correlations {answer['rank_correlations']}")
+        for strategy, row in answer["strategies"].items():
+            mean, low, high = list(row["share_of_best_by_epochs"].values())[-1]
+            halves = list(row["share_of_best_by_epochs"].values())[9][0]
+            print(
+                f"  {strategy:22s} final {mean:.3f} ({low:.3f} to {high:.3f}), half way {halves:.3f}, "
+                f"reaches nsga2 after {row['budget_to_reach_nsga2']['median']} "
+                f"and random after {row['budget_to_reach_random']['median']} of the budget, "
+                f"{row['designs']:.0f} designs, {row['ms_a_proposal']:.1f} ms a proposal",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Train many detectors once, so that searches can be compared without training: a table of AP and latency.
+
+Every detector is trained from scratch under one schedule of ``--epochs`` epochs, is evaluated where a search would stop
+(a ninth, a third and the whole) on its averaged weights, and its latency is predicted from a latency table as in a
+search. Half of the rows are random structures, half random variants of them; the baseline is the first row. Failures
+stay with their reason. Interrupted, the same command goes on where it stopped; more ``--count`` adds rows.
+
+    python benchmarks/tabulate.py --out runs/tabulate --count 120 --epochs 9
+
+writes ``benchmarks/data/tabulated-nano.json`` (another place with ``--table``) after every row.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from profiler.backends import get_backend
+from profiler.devices import resolve_device
+from profiler.table import LatencyTable
+from smnas.data.coco import CocoFolder
+from smnas.data.shapes import generate_shapes
+from smnas.models.build import buildable
+from smnas.scoring.base import Score
+from smnas.scoring.latency import DetectorLatency, LatencyFailedError
+from smnas.scoring.pool import Job, Workers
+from smnas.scoring.scorers import ScorerOnDevices
+from smnas.search.rungs import rung_epochs
+from smnas.space.architecture import Architecture
+from smnas.space.preset import load_space
+from smnas.space.sampling import sample_modular, sample_structural
+from smnas.training.recipe import load_recipe
+
+CALIBRATION_WHOLES = 3
+
+
+def architectures(preset: str, count: int, seed: int) -> list[Architecture]:
+    """The baseline, then random structures and random variants of random structures, in turns."""
+    space = load_space(preset).restricted(lambda architecture: buildable(architecture) is None)
+    rng = np.random.default_rng(seed)
+    chosen = [space.baseline_architecture]
+    while len(chosen) < count:
+        structure = sample_structural(space, rng)
+        candidate = structure if len(chosen) % 2 else sample_modular(space, structure, rng)
+        if candidate not in chosen:
+            chosen.append(candidate)
+    return chosen
+
+
+def latencies(asked: argparse.Namespace, rows: list[dict[str, Any]], classes: int) -> None:
+    """Predict every row's latency; what can not be measured keeps the reason."""
+    with LatencyTable(asked.out / "latency.db") as table:
+        latency = DetectorLatency(classes, get_backend("onnxruntime", resolve_device("local"), threads=1), table)
+        latency.calibrate([Architecture.parse(row["architecture"]) for row in rows[: 1 + CALIBRATION_WHOLES]])
+        for row in rows:
+            try:
+                found = latency.predict(Architecture.parse(row["architecture"]))
+            except LatencyFailedError as error:
+                row["reason"] = f"latency: {error.reason}"
+            else:
+                row |= {"latency_ms": found.ms, "latency_low_ms": found.low_ms, "latency_high_ms": found.high_ms}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="checkpoints and the latency table")
+    parser.add_argument("--table", type=Path, help="the file to write")
+    parser.add_argument("--data", type=Path, help="COCO-format folder; generated pictures without it")
+    parser.add_argument("--preset", default="nano")
+    parser.add_argument("--recipe", default="nano")
+    parser.add_argument("--ema-decay", type=float, default=0.95, help="of the weights that are evaluated")
+    parser.add_argument("--count", type=int, default=120)
+    parser.add_argument("--epochs", type=int, default=9)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2)
+    asked = parser.parse_args()
+    data = asked.data or generate_shapes(asked.out / "data")
+    file = asked.table or Path(__file__).parent / "data" / f"tabulated-{asked.preset}.json"
+    rungs = rung_epochs(asked.epochs)
+    recipe = load_recipe(asked.recipe).with_(epochs=asked.epochs, ema_decay=asked.ema_decay)
+    candidates = architectures(asked.preset, asked.count, asked.seed)
+    rows: list[dict[str, Any]] = [
+        {"architecture": str(c), "ap": {}, "seconds": None, "latency_ms": None, "reason": None} for c in candidates
+    ]
+    latencies(asked, rows, len(CocoFolder(data).classes))
+    facts = {
+        "question": "What would a search have found out about these detectors?",
+        "command": f"python benchmarks/tabulate.py --out {asked.out} --preset {asked.preset} --recipe {asked.recipe} "
+        f"--count {asked.count} --epochs {asked.epochs} --seed {asked.seed}"
+        + (f" --data {asked.data}" if asked.data else ""),
+        "commit": subprocess.run(
+            ["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True
+        ).stdout.strip(),
+        "machine": {"device": resolve_device("local").name, "cores": os.cpu_count(), "system": platform.system()},
+        "torch": torch.__version__,
+        "preset": asked.preset,
+        "recipe": recipe.model_dump(mode="json"),
+        "epochs": asked.epochs,
+        "rungs": rungs,
+        "seed": asked.seed,
+    }
+    devices = tuple(f"cuda:{i}" for i in range(torch.cuda.device_count())) or ("cpu",)
+    make = ScorerOnDevices("ap", data.resolve(), recipe, devices)
+    trainable = [number for number, row in enumerate(rows) if row["reason"] is None]
+    began = time.monotonic()
+    with Workers(make, asked.workers, max(1, (os.cpu_count() or 1) // asked.workers)) as pool:
+        # A few detectors at a time, each through all its rungs, so that an interrupted table has whole rows.
+        for start in range(0, len(trainable), asked.workers):
+            numbers = trainable[start : start + asked.workers]
+            for rung in rungs:
+                stop = None if rung == asked.epochs else rung
+                jobs = [
+                    Job(n, candidates[n], asked.seed, asked.epochs, asked.out / "models" / str(candidates[n]), stop)
+                    for n in numbers
+                    if rows[n]["reason"] is None
+                ]
+                for job, outcome in pool.score_all(jobs):
+                    row = rows[job.number]
+                    if isinstance(outcome, Score):
+                        row["ap"][str(rung)] = outcome.value
+                        row["seconds"] = outcome.seconds
+                    else:
+                        row["reason"] = outcome.reason
+            done = [row for row in rows if row["reason"] is not None or len(row["ap"]) == len(rungs)]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            document = facts | {"date": datetime.now(UTC).date().isoformat(), "rows": done}
+            file.write_text(json.dumps(document, indent=1) + "\n")
+            minutes = (time.monotonic() - began) / 60
+            for n in numbers:
+                found = rows[n]["ap"] or rows[n]["reason"]
+                print(f"{len(done)}/{len(rows)} after {minutes:.1f} min: {found}  {candidates[n]}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

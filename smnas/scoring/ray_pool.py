@@ -1,0 +1,123 @@
+"""Scores made on a Ray cluster: one task a score, on whichever node has room.
+
+Every node must see the data set and the run folder under the same paths (a shared file system): a training whose node
+is lost is begun again on another one and goes on from its checkpoint. The study stays with the process that searches;
+when the cluster's head is restarted, the same search command resumes with everything that was finished.
+"""
+
+import importlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from profiler.errors import BackendUnavailableError, UserError
+from smnas.scoring.base import Score, Scorer, ScoringFailedError
+from smnas.scoring.pool import Job, OnProgress, OnStart, Outcome, blameless, outcome_of, portable
+
+__all__ = ["RayWorkers"]
+
+_RETRIES = 3  # of a task whose process or node dies; its own errors are outcomes and not tried again
+
+
+class RayWorkers:
+    """A pool on a cluster. Use it as a context manager.
+
+    Args:
+        make_on: From device names, what makes a scorer in a process of the cluster; that is picklable and hashable, so
+            that a process makes its scorer once. A task sees its own GPU as ``cuda:0``.
+        address: The cluster's, as ``ray.init`` takes it (``auto``, ``host:port``).
+        threads: CPU threads, and CPUs of the cluster, of one score; where the cluster has GPUs, it takes one of them.
+        at_most: Scores at once; None: as many as there is room for.
+
+    Raises:
+        BackendUnavailableError: Ray is not installed.
+        UserError: there is no cluster at the address, or it is too small for one score.
+    """
+
+    def __init__(
+        self,
+        make_on: Callable[[tuple[str, ...]], Callable[[int], Scorer]],
+        address: str,
+        threads: int = 1,
+        at_most: int | None = None,
+    ) -> None:
+        try:
+            ray: Any = importlib.import_module("ray")
+        except ImportError as error:
+            raise BackendUnavailableError("a Ray cluster needs Ray: pip install 'smnas[ray]'") from error
+        self._ray = ray
+        self._threads = threads
+        try:
+            ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise UserError(f"--ray must be the address of a running cluster, but got {address!r}: {error}") from error
+        resources = ray.cluster_resources()
+        self.gpus = int(resources.get("GPU", 0))
+        self.size = int(resources.get("CPU", 0)) // threads
+        if self.gpus:
+            self.size = min(self.size, self.gpus)
+        if at_most is not None:
+            self.size = min(self.size, at_most)
+        self._make = make_on(("cuda:0",) if self.gpus else ("cpu",))
+        if self.size < 1:
+            self._ray.shutdown()
+            raise UserError(f"one training needs {threads} CPUs, but the cluster has {resources.get('CPU', 0):g}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the cluster; what it was scoring is stopped and stays as its folders hold it."""
+        self._ray.shutdown()
+
+    def score_all(
+        self, jobs: Sequence[Job], on_start: OnStart | None = None, on_progress: OnProgress | None = None
+    ) -> Iterator[tuple[Job, Score | ScoringFailedError]]:
+        """See :meth:`smnas.scoring.pool.ScorerPool.score_all`; there is no progress from inside a score."""
+        ray = self._ray
+        options = {"num_cpus": self._threads, "num_gpus": 1 if self.gpus else 0, "max_retries": _RETRIES}
+        task = ray.remote(**options)(_score)
+        waiting = list(reversed(jobs))
+        running: dict[Any, Job] = {}
+        while waiting or running:
+            while waiting and len(running) < self.size:
+                job = waiting.pop()
+                if on_start is not None:
+                    on_start(job)
+                running[task.remote(self._make, job, self._threads)] = job
+            (done, *_), _ = ray.wait(list(running), num_returns=1)
+            yield running.pop(done), blameless(self._result(done))
+
+    def _result(self, reference: Any) -> Outcome:
+        errors = self._ray.exceptions
+        try:
+            outcome: Outcome = self._ray.get(reference)
+        except (errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError) as error:
+            # Any other error of Ray's is the cluster's, not the architecture's: it ends the search, which resumes.
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            return ScoringFailedError(f"its process or node died {1 + _RETRIES} times: {line[:200]}")
+        return outcome
+
+
+_SCORERS: dict[Callable[[int], Scorer], Scorer] = {}
+"""Of this process of the cluster: reading a data set takes longer than some scores."""
+
+
+def _score(make: Callable[[int], Scorer], job: Job, threads: int) -> Outcome:
+    """A task's life in a process of the cluster."""
+    import torch
+
+    torch.set_num_threads(threads)
+    try:
+        scorer = _SCORERS.get(make)
+        if scorer is None:
+            scorer = _SCORERS[make] = make(0)
+    except (UserError, OSError) as error:
+        return portable(error)
+    return portable(outcome_of(scorer, job, None))

@@ -1,0 +1,113 @@
+"""NSGA-II (Deb et al., 2002) through optuna's own sampler, over a space's genes.
+
+optuna keeps the population, selects by fronts and crowding, crosses and mutates; here are only the translation of
+designs to its parameters and back, and that a stage is asked with a history. The sampler is told the history in
+the order of its trials, so that what it proposes is a function of the history and the generator.
+
+Genes that optuna crosses into something that does not fit together are repaired by :mod:`smnas.space.encoding`; what is
+refused even so, and what was looked at before, is drawn again.
+"""
+
+import warnings
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.samplers import NSGAIISampler
+from optuna.trial import TrialState
+
+from smnas.search.candidate import Candidate, Proposal, StageName, in_search
+from smnas.search.choices import Choices
+from smnas.search.strategy import Strategy, first_unseen, seen_architectures
+from smnas.search.variation import random_design
+from smnas.space.architecture import Architecture
+from smnas.space.preset import SpaceError
+
+__all__ = ["Nsga2Stage", "nsga2"]
+
+_POPULATION = (8, 50)  # 50 is optuna's own
+_TRIALS_PER_MEMBER = 5
+_TRIES = 50
+
+
+def nsga2(choices: Choices, trials: int) -> Strategy:
+    """The strategy ``nsga2``: both spaces at once, with a fifth of ``trials``, 8 to 50, as its population."""
+    population = min(max(trials // _TRIALS_PER_MEMBER, _POPULATION[0]), _POPULATION[1])
+    return Strategy("nsga2", (Nsga2Stage(choices, trials, population),))
+
+
+class Nsga2Stage:
+    """A first population of random designs, then optuna's children.
+
+    Args:
+        choices: Where to search.
+        trials: Candidates to train.
+        population: Of every generation.
+    """
+
+    name: StageName = "joint"
+
+    def __init__(self, choices: Choices, trials: int, population: int) -> None:
+        self.choices = choices
+        self.trials = trials
+        self.population = population
+        self._study: optuna.Study | None = None
+        # What the study was told. It saves telling everything again for every ask and decides nothing: another history
+        # begins another study.
+        self._told: list[tuple[Architecture, tuple[float, float]]] = []
+
+    def ask(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
+        """See :class:`smnas.search.strategy.SearchStage`."""
+        seen = seen_architectures(history)
+        known = [(c.architecture, c.point) for c in history if in_search(c)]
+        if len(known) >= self.population:
+            study = self._tell(known)
+            study.sampler = _sampler(self.population, int(rng.integers(2**31)))
+            for _ in range(_TRIES):
+                child = self._child(study)
+                if child is not None and child not in seen:
+                    return Proposal(child, "crossover")
+        try:
+            child = first_unseen(partial(random_design, self.choices, rng), seen)
+        except SpaceError:
+            return None
+        return None if child is None else Proposal(child, "random")
+
+    @property
+    def _distributions(self) -> dict[str, BaseDistribution]:
+        return {
+            gene.name: IntDistribution(0, gene.size - 1)
+            if gene.ordered
+            else CategoricalDistribution(tuple(range(gene.size)))
+            for gene in self.choices.genes
+        }
+
+    def _tell(self, known: list[tuple[Architecture, tuple[float, float]]]) -> optuna.Study:
+        """The study that was told exactly ``known``, in this order."""
+        if self._study is None or self._told != known[: len(self._told)]:
+            verbosity = optuna.logging.get_verbosity()
+            optuna.logging.set_verbosity(optuna.logging.WARNING)
+            self._study = optuna.create_study(directions=["maximize", "minimize"], sampler=_sampler(self.population, 0))
+            optuna.logging.set_verbosity(verbosity)
+            self._told = []
+        distributions = self._distributions
+        for design, point in known[len(self._told) :]:
+            # Asked and told, not added: the sampler files a trial under its generation when it is asked.
+            genes = dict(zip(distributions, self.choices.encode(design), strict=True))
+            self._study.enqueue_trial(genes)
+            self._study.tell(self._study.ask(distributions), point)
+            self._told.append((design, point))
+        return self._study
+
+    def _child(self, study: optuna.Study) -> Architecture | None:
+        trial = study.ask(self._distributions)
+        study.tell(trial, state=TrialState.FAIL)  # if its design is trained, it comes back as a trial of its own
+        return self.choices.decode([trial.params[gene.name] for gene in self.choices.genes])
+
+
+def _sampler(population: int, seed: int) -> NSGAIISampler:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return NSGAIISampler(population_size=population, seed=seed)

@@ -1,0 +1,70 @@
+"""Trainings of other searches that a search begins with: what was trained under the same conditions is not again."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from smnas.search.candidate import Candidate, in_search
+from smnas.search.settings import RunFolderError, SearchSettings, read_settings
+from smnas.search.study import read_candidates
+from smnas.space.architecture import Architecture
+from smnas.space.preset import Space
+
+__all__ = ["copy_training", "warm_candidates"]
+
+# AP compares where all of these are equal. The device may differ: latency is predicted again.
+_ALIKE = ("data", "recipe", "epochs", "scorer")
+
+
+def warm_candidates(settings: SearchSettings, space: Space) -> tuple[tuple[Candidate, Path], ...]:
+    """The whole trainings of the runs in ``settings.warm_start`` that this search could have made, each with its run.
+
+    They cost this search no epochs (``start_epoch`` is their end) and have no latency yet. Of an architecture that
+    several runs have, the first one counts.
+
+    Raises:
+        RunFolderError: a run can not be read, or was made with other data, another recipe, budget or scorer.
+    """
+    found: dict[Architecture, tuple[Candidate, Path]] = {}
+    baseline = space.baseline_architecture
+    for folder in map(Path, settings.warm_start):
+        _require_alike(folder, settings)
+        for c in read_candidates(folder, read_settings(folder)):
+            known = c.architecture == baseline or (space.contains(c.architecture) and space.permits(c.architecture))
+            if in_search(c) and known:
+                found.setdefault(c.architecture, (_draft(c, c.architecture == baseline), folder))
+    return tuple(found.values())
+
+
+def _draft(c: Candidate, is_baseline: bool) -> Candidate:
+    return replace(
+        c,
+        stage="baseline" if is_baseline else "warm",
+        origin="baseline" if is_baseline else "warm-start",
+        parent=None,
+        generation=None,
+        start_epoch=c.epochs,
+        latency_ms=None,
+        latency_low_ms=None,
+        latency_high_ms=None,
+        latency_calibrated=None,
+    )
+
+
+def _require_alike(folder: Path, settings: SearchSettings) -> None:
+    other = read_settings(folder)
+    for name in _ALIKE:
+        if getattr(other, name) != getattr(settings, name):
+            raise RunFolderError(
+                f"a search is warm-started from runs with the same {', '.join(_ALIKE)}, but {folder} differs in {name}"
+            )
+
+
+def copy_training(source: Path, target: Path) -> None:
+    """Copy a training's folder where there is one and it is not there yet; a reader never finds half of it."""
+    if target.exists() or not source.is_dir():
+        return
+    unfinished = target.with_name(target.name + ".copying")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.copytree(source, unfinished)
+    unfinished.rename(target)

@@ -1,0 +1,241 @@
+"""Stopped trainings, limits, other databases and warm starts in the search's loop, on ``search_stub.py``'s stand-in."""
+
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from profiler.errors import UserError
+from smnas.report.data import hypervolume_by_training
+from smnas.report.run_folder import read_run_folder
+from smnas.scoring.base import Score
+from smnas.scoring.pool import InProcess
+from smnas.search.candidate import Candidate
+from smnas.search.progress import SearchEvent
+from smnas.search.ranking import Ranking
+from smnas.search.run import run_search, training_folder
+from smnas.search.settings import RunFolderError, SearchSettings, StageTrials, read_settings
+from smnas.search.study import Study, read_candidates, storage_url, study_name
+from smnas.search.time_budget import Clock
+from smnas.space.preset import load_space
+
+
+def load_stub() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("search_stub", Path(__file__).with_name("search_stub.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["search_stub"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+stub = load_stub()
+NANO = load_space("nano")
+SMALL = StageTrials(structural=4, modular=4)
+HALVED = StageTrials(structural=3, modular=3)
+
+
+def search(folder: Path, settings: SearchSettings, **parts: Any) -> Ranking:
+    pool = InProcess(parts.pop("scorer", None) or stub.StubScorer())
+    arguments = {"scorers": pool, "latency": stub.StubLatency(), "complexity": stub.complexity}
+    return run_search(folder, settings, NANO, **(arguments | parts))
+
+
+def trials(folder: Path) -> list[Candidate]:
+    return list(read_candidates(folder, read_settings(folder)))
+
+
+def halving_settings(**changes: object) -> SearchSettings:
+    values = {"strategy": "halving", "epochs": 9, "trials": HALVED, "final_epochs": 0, "generation": 2}
+    return stub.settings(**(values | changes))  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def halved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("halving") / "run"
+    search(folder, halving_settings())
+    return folder
+
+
+def test_halving_trains_every_epoch_once_and_spends_its_budget(halved: Path) -> None:
+    history = trials(halved)
+    for architecture in {c.architecture for c in history}:
+        row = [c for c in history if c.architecture == architecture and c.state == "complete"]
+        assert [c.start_epoch for c in row] == [0, *(c.reached_epoch for c in row[:-1])]
+        assert len({training_folder(c.architecture, c.seed, c.epochs) for c in row}) == 1, "one folder to go on in"
+    joint = [c for c in history if c.stage == "joint"]
+    assert 6 * 9 <= sum(c.own_epochs for c in joint if c.state == "complete") < 8 * 9
+    assert len({c.architecture for c in joint}) > 7
+    assert any(c.origin == "promotion" and c.stop_epoch is None for c in joint)
+
+
+def test_only_whole_trainings_are_ranked_and_all_epochs_are_counted(halved: Path) -> None:
+    history = trials(halved)
+    run = read_run_folder(halved)
+    whole = {str(c.architecture) for c in history if c.state == "complete" and c.stop_epoch is None}
+    assert {row.architecture for row in run.ranking.rows} <= whole
+    growth = hypervolume_by_training(run)
+    assert growth is not None
+    assert len(growth.trainings) == len(whole)
+    assert growth.epochs[-1] <= sum(c.own_epochs for c in history if c.state == "complete")
+    assert growth.epochs[-1] > 9 * len(whole), "stopped trainings cost epochs, too"
+    assert any(note.startswith("The joint stage began") for note in run.ranking.notes)
+
+
+def test_an_interrupted_halving_search_ends_as_an_uninterrupted_one(tmp_path: Path, halved: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path, halving_settings(), scorer=stub.StubScorer(raises={12: KeyboardInterrupt()}))
+    search(tmp_path, halving_settings())
+    assert trials(tmp_path) == trials(halved)
+
+
+def test_stopping_needs_a_scorer_that_trains(tmp_path: Path) -> None:
+    class Whole:
+        name = "whole"
+
+        def score(self, architecture, *, seed, epochs, out_dir, on_progress=None) -> Score:  # type: ignore[no-untyped-def]
+            result: Score = stub.StubScorer().score(architecture, seed=seed, epochs=epochs, out_dir=out_dir)
+            return result
+
+    with pytest.raises(UserError, match="need a scorer that trains, but got 'whole'"):
+        search(tmp_path, halving_settings(), scorer=Whole())
+
+
+def test_nothing_larger_than_the_limit_is_trained(tmp_path: Path) -> None:
+    limit = stub.complexity(NANO.baseline_architecture).parameters
+    ranking = search(tmp_path, stub.settings(max_parameters=limit, trials=SMALL, partial_order=False, final_epochs=0))
+    history = trials(tmp_path)
+    pruned = [c for c in history if c.state == "pruned"]
+    assert pruned
+    assert all(c.parameters > limit for c in pruned)  # type: ignore[operator]
+    assert all(c.parameters <= limit for c in history if c.state == "complete")  # type: ignore[operator]
+    assert "over the limit of parameters: " in str(pruned[0].reason)
+    assert any("over the limit of parameters" in note for note in ranking.notes)
+
+
+def test_a_time_budget_stops_proposing_and_a_rerun_goes_on(tmp_path: Path) -> None:
+    settings = stub.settings(trials=SMALL, generation=2)
+    events: list[SearchEvent] = []
+    ranking = search(tmp_path, settings, budget_s=1e-6, on_event=events.append)
+    assert Counter(c.stage for c in trials(tmp_path)) == {"baseline": 1, "final": 2}, "the final phase is not left out"
+    assert any("Proposing stopped at the time budget" in note for note in ranking.notes)
+    whole = search(tmp_path, settings)
+    counts = Counter(c.stage for c in trials(tmp_path) if c.state == "complete")
+    assert (counts["structural"], counts["modular"]) == (4, 4)
+    assert not any("time budget" in note for note in whole.notes)
+
+
+def test_a_clock_keeps_time_for_the_final_phase_and_shares_the_rest() -> None:
+    seconds = 0.0
+    settings = stub.settings(top=2, final_epochs=6, final_seeds=2)  # 6 trainings of 6 epochs to come
+    clock = Clock(100.0, settings, at_once=2, now=lambda: seconds)
+    architecture = NANO.baseline_architecture
+    done = Candidate(0, architecture, "baseline", "baseline", None, "complete", 0, 3, ap=0.3, seconds=6.0)
+    # 2 s an epoch: the final phase takes 6 * 6 * 2 / 2 = 36 s.
+    found = []
+    for seconds in (31.0, 33.0, 63.0, 65.0):  # noqa: B007  the clock reads it
+        found.append((clock.is_up(0.5, [done]), clock.is_up(1.0, [done])))
+    assert found == [(False, False), (True, False), (True, False), (True, True)]
+    assert Clock(100.0, settings, 2, now=lambda: 0.0).notes == ()
+
+
+def test_a_warm_start_trains_nothing_twice(tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    search(first, stub.settings(trials=SMALL, final_epochs=0))
+    settings = stub.settings(trials=SMALL, final_epochs=0, seed=7, warm_start=(str(first),))
+    scorer = stub.StubScorer()
+    search(tmp_path / "second", settings, scorer=scorer)
+    history = trials(tmp_path / "second")
+    counts = Counter((c.stage, c.state) for c in history)
+    assert (counts["warm", "complete"], counts["structural", "complete"], counts["modular", "complete"]) == (8, 4, 4)
+    assert len(scorer.calls) == 8, "neither the baseline nor what the first run trained"
+    known = {c.architecture: c.ap for c in trials(first)}
+    for c in history:
+        if c.stage in ("baseline", "warm"):
+            assert known[c.architecture] == c.ap
+            assert (tmp_path / "second" / str(c.checkpoint)).is_file()
+            assert c.own_epochs == 0
+        else:
+            assert c.architecture not in known
+    again = stub.StubScorer()
+    search(tmp_path / "second", settings, scorer=again)
+    assert again.calls == []
+
+
+def test_a_warm_start_needs_the_same_conditions(tmp_path: Path) -> None:
+    search(tmp_path / "first", stub.settings(trials=StageTrials(structural=1, modular=0), final_epochs=0))
+    settings = stub.settings(trials=SMALL, epochs=5, warm_start=(str(tmp_path / "first"),))
+    with pytest.raises(RunFolderError, match="differs in epochs"):
+        search(tmp_path / "second", settings)
+    with pytest.raises(RunFolderError, match="has none"):
+        search(tmp_path / "third", stub.settings(warm_start=(str(tmp_path / "nowhere"),)))
+
+
+def test_storage_urls_hold_no_password_and_studies_are_named_after_their_folder(tmp_path: Path) -> None:
+    assert storage_url("postgresql://me@host/db").database == "db"
+    with pytest.raises(RunFolderError, match="must not hold a password") as caught:
+        storage_url("postgresql://me:secret@host/db")
+    assert "secret" not in str(caught.value)
+    with pytest.raises(RunFolderError, match="a storage is a database URL"):
+        storage_url("not a url")
+    assert study_name(tmp_path, None) == "smnas"
+    names = {study_name(tmp_path / name, "postgresql://me@host/db") for name in ("a", "b")}
+    assert len(names) == 2
+    with pytest.raises(RunFolderError, match="must be a database for the study"):
+        Study(tmp_path, "sqlite:////nowhere/at/all.db")
+
+
+@pytest.fixture(scope="module")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server of its own, on a free port, with this test's files only."""
+    pytest.importorskip("psycopg")
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not found:
+        pytest.skip("needs PostgreSQL (apt-get install postgresql)")
+    folder = tmp_path_factory.mktemp("postgresql")
+    # PostgreSQL refuses to run as root: its own user does, who must be able to enter the folder.
+    run: list[str] = []
+    if os.geteuid() == 0:
+        for parent in (folder, *folder.parents[:-2]):
+            parent.chmod(0o755)
+        folder = Path("/tmp") / f"smnas-postgresql-{os.getpid()}"
+        folder.mkdir()
+        shutil.chown(folder, "postgres")
+        run = ["runuser", "-u", "postgres", "--"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    bin_folder, data = found[-1].parent, folder / "data"
+    quiet = {"check": True, "capture_output": True, "cwd": "/"}
+    subprocess.run([*run, bin_folder / "initdb", "-D", data, "-A", "trust", "-U", "smnas"], **quiet)  # type: ignore[call-overload]
+    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+    control = [*run, bin_folder / "pg_ctl", "-D", data, "-l", folder / "log", "-w"]
+    subprocess.run([*control, "-o", options, "start"], **quiet, timeout=60)  # type: ignore[call-overload]
+    try:
+        yield f"postgresql://smnas@127.0.0.1:{port}/postgres"
+    finally:
+        subprocess.run([*control, "-m", "immediate", "stop"], **quiet)  # type: ignore[call-overload]
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_study_in_postgresql_is_that_of_a_file(tmp_path: Path, postgresql: str) -> None:
+    few = StageTrials(structural=3, modular=2)
+    search(tmp_path / "file", stub.settings(trials=few))
+    settings = stub.settings(trials=few, storage=postgresql, study="smnas-test")
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path / "run", settings, scorer=stub.StubScorer(raises={4: KeyboardInterrupt()}))
+    assert "running" in {c.state for c in trials(tmp_path / "run")}
+    search(tmp_path / "run", settings)
+    assert not (tmp_path / "run" / "study.db").exists()
+    assert trials(tmp_path / "run") == trials(tmp_path / "file")
+    assert len(read_run_folder(tmp_path / "run").trials) == len(trials(tmp_path / "file"))

@@ -1,0 +1,71 @@
+"""A training that stops on the way and goes on ends as one that never stopped, and its score is read at the stop."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from smnas.data.coco import CocoFolder
+from smnas.data.shapes import generate_shapes
+from smnas.scoring.base import ScoringFailedError, StoppingScorer
+from smnas.scoring.trained_ap import TrainedAP
+from smnas.space.architecture import Architecture
+from smnas.training.checkpoint import load_checkpoint
+from smnas.training.curve import read_curve
+from smnas.training.fit import fit
+from smnas.training.recipe import load_recipe
+
+TINY = Architecture.parse("basicblock_8_1-2-2+fpn_3-4_16+norpn+retina_16_1+64x64")
+RECIPE = load_recipe("nano").with_(batch_size=8, ema_decay=0.9)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> CocoFolder:
+    return CocoFolder(generate_shapes(tmp_path_factory.mktemp("shapes"), train=16, val=6))
+
+
+def test_stopping_and_going_on_gives_the_same_weights(data: CocoFolder, tmp_path: Path) -> None:
+    scorer = TrainedAP(data, RECIPE)
+    assert isinstance(scorer, StoppingScorer)
+    whole = scorer.score(TINY, seed=1, epochs=4, out_dir=tmp_path / "whole")
+    parts = tmp_path / "parts"
+    first = scorer.score_until(TINY, seed=1, epochs=4, stop_epoch=1, out_dir=parts)
+    second = scorer.score_until(TINY, seed=1, epochs=4, stop_epoch=3, out_dir=parts)
+    assert (first.epochs, second.epochs) == (1, 3)
+    assert load_checkpoint(parts / "checkpoint.pt").info.complete is False
+    last = scorer.score(TINY, seed=1, epochs=4, out_dir=parts)
+    assert last.metrics == pytest.approx(whole.metrics, nan_ok=True)
+    a, b = (load_checkpoint(folder / "checkpoint.pt").model for folder in (tmp_path / "whole", parts))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    rates = [
+        [log.learning_rate for log in read_curve(folder / "curve.jsonl")] for folder in (tmp_path / "whole", parts)
+    ]
+    assert rates[0] == rates[1], "one schedule, wherever it stopped"
+    assert json.loads((parts / "metrics-epoch-3.json").read_text())["ap"] == second.value
+
+
+def test_what_was_read_at_a_stop_is_not_read_again(
+    data: CocoFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = TrainedAP(data, RECIPE)
+    first = scorer.score_until(TINY, seed=1, epochs=3, stop_epoch=1, out_dir=tmp_path)
+    scorer.score_until(TINY, seed=1, epochs=3, stop_epoch=2, out_dir=tmp_path)
+    monkeypatch.setattr(TrainedAP, "_evaluate", lambda *_: pytest.fail("evaluated again"))
+    again = scorer.score_until(TINY, seed=1, epochs=3, stop_epoch=1, out_dir=tmp_path)
+    assert again.metrics == pytest.approx(first.metrics, nan_ok=True)
+    (tmp_path / "metrics-epoch-1.json").unlink()
+    with pytest.raises(ScoringFailedError, match="can not go back to epoch 1, but is at 2"):
+        scorer.score_until(TINY, seed=1, epochs=3, stop_epoch=1, out_dir=tmp_path)
+    with pytest.raises(ValueError, match="stop_epoch < epochs"):
+        scorer.score_until(TINY, seed=1, epochs=3, stop_epoch=3, out_dir=tmp_path)
+
+
+def test_a_stopped_detector_has_the_averaged_weights(data: CocoFolder, tmp_path: Path) -> None:
+    scorer = TrainedAP(data, RECIPE)
+    detector = scorer._build(TINY, 1)
+    fit(detector, data.split("train"), RECIPE.with_(epochs=3), seed=1, out_dir=tmp_path, stop_epoch=1)
+    stored = load_checkpoint(tmp_path / "checkpoint.pt")
+    assert stored.average is not None
+    assert all(torch.equal(detector.state_dict()[name], weight) for name, weight in stored.average.items())
+    assert any(not torch.equal(stored.model[name], weight) for name, weight in stored.average.items())
