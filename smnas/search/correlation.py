@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
-from math import nan, sqrt
 
+from smnas.scoring.controls import kendall_tau
 from smnas.search.ranking_row import RankingRow
 
-__all__ = ["Correlation", "kendall_tau", "rank_correlations"]
+__all__ = ["Correlation", "rank_correlations"]
 
 _LEAST_PAIRS = 3
 
@@ -25,23 +24,6 @@ class Correlation:
     what: str
     tau: float
     detectors: int
-
-
-def kendall_tau(a: Sequence[float], b: Sequence[float]) -> float:
-    """Kendall's tau-b: agreeing less disagreeing pairs, with ties taken out of the scale (Kendall, 1945).
-
-    NaN where one side has no two different values.
-    """
-    agree = disagree = tied_a = tied_b = 0
-    for (a1, b1), (a2, b2) in combinations(zip(a, b, strict=True), 2):
-        tied_a += a1 == a2
-        tied_b += b1 == b2
-        product = (a1 > a2) - (a1 < a2), (b1 > b2) - (b1 < b2)
-        agree += product[0] * product[1] > 0
-        disagree += product[0] * product[1] < 0
-    pairs = len(a) * (len(a) - 1) // 2
-    scale = sqrt((pairs - tied_a) * (pairs - tied_b))
-    return (agree - disagree) / scale if scale else nan
 
 
 def rank_correlations(rows: Sequence[RankingRow]) -> tuple[Correlation, ...]:

@@ -108,7 +108,7 @@ def run_search(
         search = _Search(
             folder, settings, searched, study, chosen, scorers, trainers, latency, complexity, on_event, on_training
         )
-        search.clock = None if budget_s is None else Clock(budget_s, settings, scorers.size)
+        search.clock = None if budget_s is None else Clock(budget_s, settings, (trainers or scorers).size)
         search.notes = _excluded(space, searched)
         return search.run()
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
+from smnas.scoring.controls import kendall_tau
 from smnas.search.candidate import Candidate
-from smnas.search.correlation import kendall_tau
 from smnas.search.ranking import Ranking, complete_ranking, rank, read_ranking, write_ranking
 from smnas.search.ranking_row import RankingRow
 from smnas.search.recommendation import band_limits, band_recommendations, recommend
