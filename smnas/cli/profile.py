@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["EXAMPLES", "profile"]
 
 _ARCH = "basicblock_16_1-21-21+fpn_2-4_48+rpn+rcnn_128+128x128"
+_WORST_SHOWN = 8
+_OPERATORS_SHOWN = 5
 EXAMPLES = examples(
     "smnas profile --gpu cpu --preset nano --sample 20 --table latency.db",
     f"smnas-profile --gpu local --arch {_ARCH}",
@@ -198,7 +200,7 @@ def profile(
                     document |= profiling.measure_preset(space.name, classes, wanted, make, rows, steps.at)
             if audit:
                 with Steps(output, "detectors audited") as steps:
-                    document["audit"] = profiling.audit(space, audit, make, seed, steps.at)
+                    document["audit"] = profiling.audit(space, audit, make, runner, seed, steps.at)
         output.result(document, lambda console: _show(console, document))
 
 
@@ -226,6 +228,13 @@ def _show(console: Console, document: dict[str, Any]) -> None:
 
 
 def _show_audit(console: Console, audit: dict[str, Any]) -> None:
+    detectors = audit["detectors"]
+    if detectors:
+        console.print(
+            f"{len(detectors)} detectors that the prediction had not seen ({audit['calibrated_on']} it was fitted on); "
+            f"the worst:",
+            soft_wrap=True,
+        )
     rows = [
         [
             row["predicted_ms"],
@@ -236,18 +245,56 @@ def _show_audit(console: Console, audit: dict[str, Any]) -> None:
             row["inside"],
             row["architecture"],
         ]
-        for row in audit["detectors"]
+        for row in detectors[:_WORST_SHOWN]
     ]
     show_table(console, ["predicted ms", "low", "high", "measured ms", "error", "inside", "architecture"], rows)
-    if rows:
+    show_table(
+        console,
+        ["", "within 5%", "within 10%", "MAPE", "Spearman", "Kendall"],
+        [
+            [
+                name,
+                f"{found['within_5']:.0%}",
+                f"{found['within_10']:.0%}",
+                f"{found['mape']:.1%}",
+                *(None if found[rank] is None else f"{found[rank]:.3f}" for rank in ("spearman", "kendall")),
+            ]
+            for name, found in audit["accuracy"].items()
+        ],
+    )
+    if detectors:
         console.print(
-            f"{len(rows)} detectors that the prediction had not seen ({audit['calibrated_on']} it was fitted on): "
-            f"mean absolute error {audit['mean_absolute_error']:.1%}, {audit['within_10_percent']:.0%} within 10%, "
-            f"{audit['inside_interval']:.0%} inside their interval",
+            f"{audit['inside_interval']:.0%} of the intervals hold the measured latency, {audit['level']:.0%} are meant "
+            f"to; roofline by {audit['roof']}",
             soft_wrap=True,
+            markup=False,
         )
+        disturbed = sum(bool(row["disturbances"]) for row in detectors)
+        if disturbed:
+            console.print(
+                f"{disturbed} of them were measured while the machine was disturbed: see --json", markup=False
+            )
+    for residual in audit["residuals"]:
+        _show_residual(console, residual)
     for name, reason in audit["failed"].items():
         console.print(f"failed: {name}: {reason}", soft_wrap=True, markup=False)
+
+
+def _show_residual(console: Console, residual: dict[str, Any]) -> None:
+    difference = residual["whole_ms"] - residual["parts_ms"]
+    console.print(
+        f"{residual['architecture']}: the whole runs {residual['whole_ms']:.3f} ms, its blocks "
+        f"{residual['parts_ms']:.3f} ms together ({difference:+.3f}), in ONNX Runtime's own profile: {residual['overhead_ms']:+.3f} of starting "
+        f"runs, {residual['layout_ms']:+.3f} of layout changes, {residual['fusion_ms']:+.3f} of nodes that only one of "
+        f"them has, {residual['kernels_ms']:+.3f} of the same nodes running otherwise",
+        soft_wrap=True,
+        markup=False,
+    )
+    rows = [
+        [row["operator"], row["whole_ms"], row["parts_ms"], row["whole_nodes"], row["parts_nodes"]]
+        for row in residual["operators"][:_OPERATORS_SHOWN]
+    ]
+    show_table(console, ["operator", "whole ms", "blocks ms", "nodes in the whole", "in the blocks"], rows)
 
 
 def _show_estimate(console: Console, document: dict[str, Any]) -> None:

@@ -1,26 +1,30 @@
 """The steps of ``smnas profile``: which detectors are covered, measuring them, auditing predictions, estimating."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from profiler.backends.onnxruntime import OnnxRuntimeBackend
 from profiler.errors import UserError
-from profiler.predict import Latency
 from profiler.table import LatencyTable
 from smnas.cli.coverage_record import fingerprint, read_record, write_record
 from smnas.models.build import BuildError, buildable
 from smnas.models.coverage import covering
 from smnas.models.workloads import detector_workloads
-from smnas.scoring.latency import DetectorLatency, LatencyFailedError
+from smnas.scoring.latency import DetectorLatency
+from smnas.scoring.latency_audit import audit_latency, explain
 from smnas.space.architecture import Architecture
 from smnas.space.preset import Space
+from smnas.space.sampling import sample_modular
 
 if TYPE_CHECKING:
+    from profiler.backends import Backend
     from profiler.profile import Progress
 
-__all__ = ["MakeLatency", "Told", "audit", "estimate", "given", "measure", "measure_preset", "structures_of"]
+__all__ = ["MakeLatency", "Told", "audit", "audited", "estimate", "given", "measure", "measure_preset", "structures_of"]
 
 MakeLatency = Callable[["Callable[[Progress], None] | None"], DetectorLatency]
 """A predictor that tells its progress."""
@@ -29,6 +33,8 @@ Told = Callable[[float, float, str], None]
 
 _AT_ONCE = 16  # detectors whose missing blocks are held in memory together, and measured in one random order
 _CALIBRATION_WHOLES = 8
+_CALIBRATION_AT_MOST = 40
+_EXPLAINED = 3
 _AUDIT_STREAM = 1 << 33
 
 
@@ -101,54 +107,58 @@ def measure_preset(
     return document
 
 
-def audit(space: Space, count: int, make: MakeLatency, seed: int, told: Told) -> dict[str, Any]:
+def audit(
+    space: Space,
+    count: int,
+    make: MakeLatency,
+    runner: "Backend",
+    seed: int,
+    told: Told,
+    *,
+    explained: int = _EXPLAINED,
+) -> dict[str, Any]:
     """Compare predicted with measured latency on whole detectors that the prediction was not fitted on.
+
+    In ONNX Runtime the worst predictions are run again under its profiler, whole and in parts, to see where the time
+    differs.
+
+    Raises:
+        UserError: the space holds too few detectors.
+    """
+    calibration, held_out = audited(space, count, seed)
+    latency = make(None)
+    found = audit_latency(latency, calibration, held_out, told)
+    document = found.as_dict() | {"residuals": []}
+    if isinstance(runner, OnnxRuntimeBackend):
+        for number, whole in enumerate(found.wholes[:explained]):
+            told(number, explained, f"looking inside {whole.architecture}")
+            residual = explain(runner, whole.architecture, latency.num_classes, latency.batch)
+            document["residuals"].append({"architecture": str(whole.architecture), **asdict(residual)})
+    return document
+
+
+def audited(space: Space, count: int, seed: int) -> tuple[list[Architecture], list[Architecture]]:
+    """Detectors to calibrate on and to hold out, all different: structural choices and their modular variants in turns.
 
     Raises:
         UserError: the space holds too few detectors.
     """
     structures = [architecture for architecture in space.structures if buildable(architecture) is None]
-    wanted = _CALIBRATION_WHOLES + count
+    calibration = min(max(_CALIBRATION_WHOLES, count // 2), _CALIBRATION_AT_MOST)
+    wanted = calibration + count
     if len(structures) < wanted:
         raise UserError(f"an audit of {count} needs {wanted} detectors, but {space.name} holds {len(structures)}")
-    order = np.random.default_rng([seed, _AUDIT_STREAM]).permutation(len(structures))[:wanted].tolist()
-    calibration = [structures[index] for index in order[:_CALIBRATION_WHOLES]]
-    latency = make(None)
-    told(0, wanted, "calibrating")
-    fitted = latency.calibrate(calibration)
-    rows: list[dict[str, Any]] = []
-    failed: dict[str, str] = {str(architecture): reason for architecture, reason in fitted.failed}
-    for number, index in enumerate(order[_CALIBRATION_WHOLES:]):
+    rng = np.random.default_rng([seed, _AUDIT_STREAM])
+    chosen: list[Architecture] = []
+    for index in rng.permutation(len(structures)).tolist():
         architecture = structures[index]
-        told(_CALIBRATION_WHOLES + number, wanted, str(architecture))
-        try:
-            predicted, whole = latency.predict(architecture), latency.measure_whole(architecture)
-        except LatencyFailedError as error:
-            failed[str(architecture)] = error.reason
-            continue
-        rows.append(_compared(architecture, predicted, whole.median_ms or 0.0))
-    told(wanted, wanted, "")
-    errors = [abs(row["error"]) for row in rows]
-    return {
-        "calibrated_on": fitted.wholes,
-        "detectors": rows,
-        "failed": failed,
-        "mean_absolute_error": float(np.mean(errors)) if errors else None,
-        "within_10_percent": float(np.mean([error <= 0.1 for error in errors])) if errors else None,
-        "inside_interval": float(np.mean([row["inside"] for row in rows])) if rows else None,
-    }
-
-
-def _compared(architecture: Architecture, predicted: Latency, measured_ms: float) -> dict[str, Any]:
-    return {
-        "architecture": str(architecture),
-        "predicted_ms": predicted.ms,
-        "low_ms": predicted.low_ms,
-        "high_ms": predicted.high_ms,
-        "measured_ms": measured_ms,
-        "error": predicted.ms / measured_ms - 1,
-        "inside": predicted.low_ms <= measured_ms <= predicted.high_ms,
-    }
+        if len(chosen) % 2:
+            architecture = sample_modular(space, architecture, rng)
+        if architecture not in chosen and buildable(architecture) is None:
+            chosen.append(architecture)
+        if len(chosen) == wanted:
+            break
+    return chosen[:calibration], chosen[calibration:]
 
 
 def estimate(

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from profiler.backends.base import Backend, check_precision
+from profiler.devices import Device
 from profiler.errors import UserError
 from profiler.predict import FailedPartError, Latency, LatencyModel, MissingPartsError, PartsSum, sum_parts
 from profiler.profile import ProfileReport, Progress, measurement_target, missing, profile_workloads
@@ -99,9 +100,9 @@ class DetectorLatency:
             raise UserError(f"batch >= 1 must hold, but got {batch}")
         self.num_classes = num_classes
         self.batch = batch
+        self.precision = precision
         self._backend = backend
         self._table = table
-        self._precision = precision
         self._timing = timing
         self._on_progress = on_progress
         self._rng = np.random.default_rng(seed)
@@ -112,7 +113,12 @@ class DetectorLatency:
     @property
     def target(self) -> Target:
         """What the rows that are read and written hold for."""
-        return measurement_target(self._backend, precision=self._precision, batch=self.batch)
+        return measurement_target(self._backend, precision=self.precision, batch=self.batch)
+
+    @property
+    def device(self) -> Device:
+        """Where detectors run."""
+        return self._backend.device
 
     @property
     def model(self) -> LatencyModel:
@@ -136,10 +142,18 @@ class DetectorLatency:
         Raises:
             LatencyFailedError: it can not be built, or one of its parts failed on this target.
         """
+        return tuple(MeasuredPart(part.name, _measured_ms(row)) for part, row in self.part_rows(architecture))
+
+    def part_rows(self, architecture: Architecture) -> list[tuple[Workload, Row]]:
+        """As :meth:`measured_parts`, each part as its workload (without weights) and its row.
+
+        Raises:
+            LatencyFailedError: it can not be built, or one of its parts failed on this target.
+        """
         self._sum(architecture)
         parts = self._parts(architecture)
         rows = self._rows(part.key for part in parts)
-        return tuple(MeasuredPart(part.name, _measured_ms(rows[part.key])) for part in parts)
+        return [(part, rows[part.key]) for part in parts]
 
     def complete(self, architectures: Sequence[Architecture]) -> ProfileReport:
         """Measure all parts of these detectors that the table does not hold, in one random order.
@@ -246,7 +260,7 @@ class DetectorLatency:
             self._table,
             self._backend,
             rng=self._rng,
-            precision=self._precision,
+            precision=self.precision,
             batch=self.batch,
             kind="whole" if whole else "part",
             timing=self._timing,

@@ -159,7 +159,10 @@ def test_a_precision_that_does_not_run_here_is_refused(name: str, precision: str
 
 
 def test_an_unknown_backend_lists_the_known_ones() -> None:
-    with pytest.raises(UserError, match="eager, onnxruntime, tensorrt, tensorrt_rtx, but got 'openvino'"):
+    with pytest.raises(
+        UserError,
+        match="eager, compile, onnxruntime, .*, onnxruntime-tensorrt, tensorrt, tensorrt_rtx, but got 'openvino'",
+    ):
         get_backend("openvino")
     with pytest.raises(UserError, match="threads >= 1"):
         get_backend("eager", threads=0)

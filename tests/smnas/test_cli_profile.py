@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from profiler.backends import get_backend
+from profiler.errors import UserError
 from profiler.table import LatencyTable
 from profiler.timing import TimingSettings
 from smnas.cli import coverage_record, profiling
@@ -113,23 +114,43 @@ def test_the_record_holds_for_its_facts_only(tmp_path: Path) -> None:
     assert coverage_record.read_record(table, made_with) is None
 
 
+def test_an_audit_holds_out_what_it_does_not_calibrate_on() -> None:
+    space = load_space("nano")
+    calibration, held_out = profiling.audited(space, 30, 0)
+    assert (len(set(calibration)), len(set(held_out))) == (15, 30)
+    assert not set(calibration) & set(held_out)
+    assert (calibration, held_out) == profiling.audited(space, 30, 0)
+    assert (calibration, held_out) != profiling.audited(space, 30, 1)
+    structures = set(space.structures)
+    assert 10 <= sum(architecture in structures for architecture in held_out) <= 20  # the others are modular variants
+    assert all(space.permits(architecture) for architecture in (*calibration, *held_out))
+    with pytest.raises(UserError, match="an audit of 9999 needs"):
+        profiling.audited(space, 9999, 0)
+
+
 @pytest.mark.usefixtures("quick")
-def test_an_audit_is_on_detectors_that_the_prediction_has_not_seen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_audit_compares_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiling, "_CALIBRATION_WHOLES", 2)
     space = load_space("nano").restricted(lambda a: a.input_width == 96 and str(a.head) == "retina_32_1")
+    backend = get_backend("eager")
     with LatencyTable(tmp_path / "table.db") as table:
-        make = lambda told: DetectorLatency(3, get_backend("eager"), table, on_progress=told)  # noqa: E731
+        make = lambda told: DetectorLatency(3, backend, table, on_progress=told)  # noqa: E731
         seen: list[tuple[float, float]] = []
-        found = profiling.audit(space, 2, make, 0, lambda done, total, text: seen.append((done, total)))
+        found = profiling.audit(space, 3, make, backend, 0, lambda done, total, text: seen.append((done, total)))
         wholes = [row for row in table.rows() if row.kind == "whole"]
+        parts = {row.key: row for row in table.rows() if row.kind == "part"}
     assert found["calibrated_on"] == 2
-    assert len(found["detectors"]) == 2
-    assert len(wholes) == 4
+    assert len(found["detectors"]) == 3
+    assert len(wholes) == 5
     for row in found["detectors"]:
         measured = next(one.median_ms for one in wholes if one.key.startswith(f"{row['architecture']}|"))
         assert row["measured_ms"] == measured
         assert row["error"] == pytest.approx(row["predicted_ms"] / measured - 1)
         assert row["inside"] == (row["low_ms"] <= measured <= row["high_ms"])
-    assert seen[-1] == (4, 4)
+        keys = [workload.key for workload in detector_workloads(Architecture.parse(row["architecture"]), 3)]
+        assert row["naive_sum_ms"] == pytest.approx(sum(parts[key].median_ms or 0.0 for key in keys))
+    errors = [abs(row["error"]) for row in found["detectors"]]
+    assert errors == sorted(errors, reverse=True)  # the worst first
+    assert found["accuracy"]["prediction"]["mape"] == pytest.approx(sum(errors) / 3)
+    assert set(found["accuracy"]) == {"prediction", "naive sum", "FLOPs", "roofline"}
+    assert seen[-1] == (5, 5)
