@@ -58,7 +58,7 @@ def accuracy(predicted_ms: ArrayLike, measured_ms: ArrayLike) -> Accuracy:
 
 
 def fitted_line(values: ArrayLike, wholes_ms: ArrayLike, others: ArrayLike) -> Array:
-    """Predict by ``a * value + b`` with ``a, b >= 0``, fitted as the latency model is: least squares of relative errors.
+    """Predict by ``a * value + b`` with ``a, b >= 0``, fitted as the latency model is, by relative errors.
 
     Args:
         values: ``(N,)`` of the wholes that are fitted, such as their FLOPs.

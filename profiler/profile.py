@@ -21,6 +21,7 @@ from profiler.work import Work
 from profiler.workload import TensorSpec, Workload, random_inputs
 
 __all__ = [
+    "Caches",
     "Failure",
     "ProfileReport",
     "Progress",

@@ -5,6 +5,7 @@ and a line through the roofline. A prediction that does not beat them is not wor
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,7 +141,11 @@ def audit_latency(
     if both := set(calibration) & set(held_out):
         raise ValueError(f"held-out detectors must not be calibrated on, but got {min(map(str, both))} in both")
     total = len(calibration) + len(held_out)
-    told(0, total, "calibrating")
+    for number, architecture in enumerate(calibration):
+        told(number, total, f"calibrating on {architecture}")
+        latency.complete([architecture])
+        with suppress(LatencyFailedError):  # calibrating lists it
+            latency.measure_whole(architecture)
     fitted = latency.calibrate(calibration)
     failed = {str(architecture): reason for architecture, reason in fitted.failed}
     known = [architecture for architecture in calibration if str(architecture) not in failed]
