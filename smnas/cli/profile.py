@@ -136,7 +136,7 @@ def profile(
     manifest beside it, for every compute capability that is given (or of --gpu's data sheet, or all). What is there is
     not built again.
 
-    --merge, --diff, --validate, --export and --report work on tables that are there, of whichever device, and measure nothing.
+    --merge, --diff, --validate, --export and --report work on tables that are there and measure nothing.
     """
     with Output.open(as_json=as_json, quiet=quiet) as output:
         if (task := latency_tables.task_of(context)) is not None:
