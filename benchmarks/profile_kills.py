@@ -5,41 +5,32 @@ that it is done. It is ended by SIGKILL at random moments and started again. Aft
 announced is in the table, no row has changed, no workload was measured twice, and the file is whole (SQLite's integrity
 check and the table's own validation). When all are measured a new table is begun.
 
-    python benchmarks/profile_kills.py --kills 100
+Each process is forked from one that has loaded torch and opened nothing, so that a hundred of them take minutes.
+
+    OMP_NUM_THREADS=1 python benchmarks/profile_kills.py --kills 100
 """
 
 import argparse
 import os
 import random
 import signal
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
-from answers import keep_answer
-
-from profiler.table import LatencyTable
-from profiler.table_validate import validate
-
-PROFILER = """
-import sys
 import numpy as np
+import torch
+from answers import keep_answer
 from torch import nn
+
 from profiler.backends import get_backend
-from profiler.profile import profile_workloads
-from profiler.table import LatencyTable
+from profiler.profile import Progress, profile_workloads
+from profiler.table import LatencyTable, Row
+from profiler.table_validate import validate
 from profiler.timing import TimingSettings
 from profiler.workload import TensorSpec, Workload
-count = int(sys.argv[2])
-workloads = [Workload(str(n), str(n), nn.Linear(n, n), (TensorSpec((1, n)),)) for n in range(1, count + 1)]
-with LatencyTable(sys.argv[1]) as table:
-    profile_workloads(workloads, table, get_backend("eager"), rng=np.random.default_rng(),
-        timing=TimingSettings(time_limit_s=0.01, warmup_s=0.001),
-        on_progress=lambda p: print(p.name or "start", flush=True))
-"""
+
+_TIMING = TimingSettings(time_limit_s=0.005, warmup_s=0.0005, min_samples=3, relative_half_width=0.5)
 
 
 def main() -> int:
@@ -53,10 +44,10 @@ def main() -> int:
     rows_after: list[int] = []
     tables = 1
     with tempfile.TemporaryDirectory() as folder:
-        path, known = Path(folder) / "latency-1.db", {}
+        path = Path(folder) / "latency-1.db"
+        known: dict[str, Row] = {}
         while len(rows_after) < settings.kills:
-            command = [sys.executable, "-c", PROFILER, str(path), str(settings.workloads)]
-            announced, killed = profile_until_killed(command, rng.uniform(0.0, 0.4))
+            announced, killed = profile_until_killed(path, settings.workloads, rng.uniform(0.0, 0.5))
             repeated += sum(name in known for name in announced)
             with LatencyTable(path) as table:
                 rows = {row.name: row for row in table.rows(superseded=True)}
@@ -83,25 +74,42 @@ def main() -> int:
     return 0 if not (lost or changed or repeated or damaged) else 1
 
 
-def profile_until_killed(command: list[str], after_s: float) -> tuple[list[str], bool]:
-    """Run the profiler; the names it announced, and whether it was killed ``after_s`` after its first word."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    if process.stdout is None:
-        raise RuntimeError("the profiler has no output")
-    lines: list[str] = []
-    reader = threading.Thread(target=lambda: lines.extend(line.strip() for line in process.stdout or ()))
-    first = process.stdout.readline().strip()
-    reader.start()
-    time.sleep(after_s)
-    running = process.poll() is None
-    if running:
-        os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    reader.join()
-    process.stdout.close()
-    if first != "start" or (not running and process.returncode != 0):
-        raise RuntimeError(f"the profiler ended with code {process.returncode}")
-    return lines, process.returncode == -signal.SIGKILL
+def profile_until_killed(path: Path, count: int, after_s: float) -> tuple[list[str], bool]:
+    """Profile in a process of its own; the names it announced, and whether it was killed ``after_s`` after it began."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.close(reading)
+            profile(path, count, writing)
+            code = 0
+        finally:
+            os._exit(code)  # nothing that the parent has begun is finished here
+    os.close(writing)
+    with os.fdopen(reading, encoding="ascii") as announced:
+        first = announced.readline().strip()
+        time.sleep(after_s)
+        os.kill(child, signal.SIGKILL)  # a child that has ended still waits to be asked how
+        names = announced.read().split()
+    _, status = os.waitpid(child, 0)
+    killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    if first != "start" or not (killed or os.waitstatus_to_exitcode(status) == 0):
+        raise RuntimeError(f"the profiler ended with status {status}")
+    return names, killed
+
+
+def profile(path: Path, count: int, writing: int) -> None:
+    """What is killed: measures small modules, and writes the name of each as it is finished."""
+
+    def announce(progress: Progress) -> None:
+        os.write(writing, f"{progress.name or 'start'}\n".encode())
+
+    torch.set_num_threads(1)
+    workloads = [Workload(str(n), str(n), nn.Linear(n, n), (TensorSpec((1, n)),)) for n in range(1, count + 1)]
+    rng = np.random.default_rng(os.getpid())
+    with LatencyTable(path) as table:
+        profile_workloads(workloads, table, get_backend("eager"), rng=rng, timing=_TIMING, on_progress=announce)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def disturbances(before: Mapping[str, Any], after: Mapping[str, Any], threads: i
     """
     found = []
     cpus, loads = before.get("cpus") or 1, before.get("loadavg")
-    if loads and loads[0] > max(cpus - threads, 0) + _OWN_LOAD:
+    if loads and loads[0] > max(threads, cpus - 1) + _OWN_LOAD:
         found.append(f"load {loads[0]:.1f} on {cpus} cores")
     for name, title in (("clock_mhz", "clock"), ("clocks.sm", "SM clock"), ("clocks.mem", "memory clock")):
         first, last = _number(before.get(name)), _number(after.get(name))
@@ -76,7 +76,7 @@ def disturbances(before: Mapping[str, Any], after: Mapping[str, Any], threads: i
 
 
 _OWN_LOAD = 0.5
-"""Load beyond idle cores that is not yet called one: the average still counts what ended a minute ago."""
+"""Load beyond what leaves a core free that is not yet called one: the average still counts what ended a minute ago."""
 _STEADY_CLOCK = 0.05
 _THROTTLE = "clocks_throttle_reasons.active"
 _THROTTLE_BITS = {

@@ -26,7 +26,7 @@ Array = NDArray[np.float64]
 
 _MIN_ROWS = 6
 """Rows from which a family gets a law of its own; with fewer it shares one with all others."""
-_MAX_ROWS = 400
+_MAX_ROWS = 200
 """Rows of a family that its law is read off, evenly spread over its latencies: the cost grows with their cube."""
 _MIN_FOR_QUANTILE = 20
 _LINEAR = 3.0

@@ -213,8 +213,12 @@ def profile_workloads(
     unsteady: list[str] = []
     disturbed: list[str] = []
     finished = 0
-    for workload, open_session in _prepared(order, backend, precision, 1 if kind == "whole" else _GROUP):
-        if budget_s is not None and time.monotonic() - start >= budget_s:
+
+    def in_budget() -> bool:
+        return budget_s is None or time.monotonic() - start < budget_s
+
+    for workload, open_session in _prepared(order, backend, precision, 1 if kind == "whole" else _GROUP, in_budget):
+        if not in_budget():
             break
         row, measurement = _measure_one(workload, open_session, terms, drift)
         table.add(row)
@@ -287,9 +291,11 @@ class _DriftWatch:
 
 
 def _prepared(
-    workloads: Sequence[Workload], backend: Backend, precision: str, group_size: int
+    workloads: Sequence[Workload], backend: Backend, precision: str, group_size: int, go_on: Callable[[], bool]
 ) -> Iterator[tuple[Workload, Callable[[], Session]]]:
     for start in range(0, len(workloads), group_size):
+        if not go_on():
+            return
         ready: list[Workload] = []
         items: list[tuple[nn.Module, tuple[Tensor, ...]]] = []
         for workload in workloads[start : start + group_size]:

@@ -154,9 +154,16 @@ class DetectorLatency:
             FewRowsError: parts are to be guessed, but the table holds too few of this target.
         """
         keys_of, buildable = self._keys_of(architectures)
-        if not interpolate:
-            self.complete([architecture for architecture in architectures if self._lacks_parts(architecture)])
         known = self._table.current(self.target)
+        if not interpolate:
+            lacking = [
+                architecture
+                for architecture, keys in zip(architectures, keys_of, strict=True)
+                if any(key not in known for key in keys)
+            ]
+            if lacking:
+                self.complete(lacking)
+                known = self._table.current(self.target)
         guesses: dict[str, Guess] = {}
         if interpolate and (works := self._missing_works(architectures, known)):
             guessed = self._interpolation(known).guess(list(works.values()))
@@ -209,7 +216,7 @@ class DetectorLatency:
     def complete(
         self, architectures: Sequence[Architecture], *, budget_s: float | None = None, caches: Caches = "hot"
     ) -> ProfileReport:
-        """Measure all parts of these detectors that the table does not hold, those that bring most first.
+        """Measure all parts of these detectors that the table lacks, within a budget those that bring most first.
 
         Failures are kept in the table and listed in the report; what can not be built is left out.
 
@@ -235,7 +242,7 @@ class DetectorLatency:
                 unmeasured.update((part.key, part) for part in real if part.key in lacking)
         return self._profile(
             [unmeasured.get(key, part) for key, part in wanted.items()],
-            value=self.value(architectures) if unmeasured and not cold else {},
+            value=self.value(architectures) if unmeasured and budget_s is not None and not cold else None,
             budget_s=budget_s,
             caches=caches,
         )
@@ -337,10 +344,6 @@ class DetectorLatency:
             except LatencyFailedError:
                 keys_of.append(())
         return keys_of, np.array([bool(keys) for keys in keys_of], dtype=np.bool_)
-
-    def _lacks_parts(self, architecture: Architecture) -> bool:
-        (keys,), _ = self._keys_of([architecture])
-        return any(self._table.lookup(key, self.target) is None for key in keys)
 
     def _missing_works(self, architectures: Sequence[Architecture], known: Mapping[str, Row]) -> dict[str, Work]:
         """The work of every part that has no row, by key."""

@@ -77,7 +77,8 @@ def test_what_disturbs_a_measurement_is_named() -> None:
     quiet = {"cpus": 4, "loadavg": [1.2, 9.0, 9.0], "clock_mhz": 3000.0}
     assert disturbances(quiet, quiet) == []
     assert disturbances({**quiet, "loadavg": [3.9, 0.0, 0.0]}, quiet) == ["load 3.9 on 4 cores"]
-    assert disturbances({**quiet, "loadavg": [2.9, 0.0, 0.0]}, quiet, threads=2) == ["load 2.9 on 4 cores"]
+    assert disturbances({**quiet, "loadavg": [3.9, 0.0, 0.0]}, quiet, threads=4) == []  # its own load
+    assert disturbances({"cpus": 1, "loadavg": [1.0, 1.0, 1.0]}, {}) == []
     assert disturbances(quiet, {**quiet, "clock_mhz": 2400.0}) == ["clock changed by -20%"]
     assert disturbances({}, {}) == []
 
