@@ -47,7 +47,9 @@ def main() -> int:
         path = Path(folder) / "latency-1.db"
         known: dict[str, Row] = {}
         while len(rows_after) < settings.kills:
-            announced, killed = profile_until_killed(path, settings.workloads, rng.uniform(0.0, 0.5))
+            announced, killed = profile_until_killed(
+                path, settings.workloads, rng.randint(0, 12), rng.uniform(0.0, 0.02)
+            )
             repeated += sum(name in known for name in announced)
             with LatencyTable(path) as table:
                 rows = {row.name: row for row in table.rows(superseded=True)}
@@ -74,8 +76,14 @@ def main() -> int:
     return 0 if not (lost or changed or repeated or damaged) else 1
 
 
-def profile_until_killed(path: Path, count: int, after_s: float) -> tuple[list[str], bool]:
-    """Profile in a process of its own; the names it announced, and whether it was killed ``after_s`` after it began."""
+def profile_until_killed(path: Path, count: int, after_rows: int, after_s: float) -> tuple[list[str], bool]:
+    """Profile in a process of its own, killed ``after_s`` after it has finished ``after_rows``.
+
+    Counted in rows, because on a busy machine a time would often be over before the first one.
+
+    Returns:
+        The names that it announced, and whether it was killed before it ended.
+    """
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -88,10 +96,10 @@ def profile_until_killed(path: Path, count: int, after_s: float) -> tuple[list[s
             os._exit(code)  # nothing that the parent has begun is finished here
     os.close(writing)
     with os.fdopen(reading, encoding="ascii") as announced:
-        first = announced.readline().strip()
+        first, *names = (announced.readline().strip() for _ in range(after_rows + 1))
         time.sleep(after_s)
         os.kill(child, signal.SIGKILL)  # a child that has ended still waits to be asked how
-        names = announced.read().split()
+        names = [name for name in (*names, *announced.read().split()) if name]
     _, status = os.waitpid(child, 0)
     killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
     if first != "start" or not (killed or os.waitstatus_to_exitcode(status) == 0):
@@ -109,7 +117,9 @@ def profile(path: Path, count: int, writing: int) -> None:
     workloads = [Workload(str(n), str(n), nn.Linear(n, n), (TensorSpec((1, n)),)) for n in range(1, count + 1)]
     rng = np.random.default_rng(os.getpid())
     with LatencyTable(path) as table:
-        profile_workloads(workloads, table, get_backend("eager"), rng=rng, timing=_TIMING, on_progress=announce)
+        profile_workloads(
+            workloads, table, get_backend("eager"), rng=rng, timing=_TIMING, reference_every=0, on_progress=announce
+        )
 
 
 if __name__ == "__main__":

@@ -7,15 +7,25 @@ known without the device, so the interval is an assumption and wide.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Self
 
-from profiler.devices import GpuSheet
+from profiler.devices import GpuSheet, gpu_sheets
 from profiler.errors import UserError
 from profiler.table import LatencyTable, Row, Target
 from profiler.work import Work
 from profiler.workload import Workload
 
-__all__ = ["ESTIMATE_BACKEND", "Roof", "estimate_row", "estimate_target", "estimate_workloads", "float_bytes"]
+__all__ = [
+    "ESTIMATE_BACKEND",
+    "EstimateError",
+    "Roof",
+    "estimate_errors",
+    "estimate_row",
+    "estimate_target",
+    "estimate_workloads",
+    "float_bytes",
+]
 
 ESTIMATE_BACKEND = "estimate-roofline"
 """The backend that estimates are kept under: no measurement ever has it."""
@@ -80,6 +90,46 @@ class Roof:
     def bound_ms(self, work: Work) -> float:
         """The least time that a run can take."""
         return max(self.compute_ms(work), self.memory_ms(work))
+
+
+@dataclass(frozen=True)
+class EstimateError:
+    """How far estimates are from what was measured on one target.
+
+    Attributes:
+        target: of the measurements.
+        rows: that were compared.
+        median_ratio: measured latency as a multiple of the estimated one, in the median.
+        inside: share of measured latencies inside the estimates' intervals.
+    """
+
+    target: Target
+    rows: int
+    median_ratio: float
+    inside: float
+
+
+def estimate_errors(table: LatencyTable) -> list[EstimateError]:
+    """Compare estimates with every GPU of the data sheets that the table holds measurements of; empty without any."""
+    found = []
+    for target in table.targets():
+        sheet = next((sheet for sheet in gpu_sheets().values() if sheet.is_called(target.device)), None)
+        if sheet is None or target.backend == ESTIMATE_BACKEND or target.precision not in _BYTES:
+            continue
+        roof = Roof.of_sheet(sheet, target.precision)
+        bounds, measured = [], []
+        for row in table.current(target).values():
+            work = Work.from_dict(row.conditions.get("work"))
+            if row.median_ms is not None and work is not None and row.kind == "part":
+                bounds.append(roof.bound_ms(work))
+                measured.append(row.median_ms)
+        if measured:
+            inside = [
+                low <= ms <= low / _WORST_UTILISATION + _LAUNCH_MS for low, ms in zip(bounds, measured, strict=True)
+            ]
+            ratios = [ms / (low + _LAUNCH_MS) for low, ms in zip(bounds, measured, strict=True)]
+            found.append(EstimateError(target, len(measured), median(ratios), sum(inside) / len(inside)))
+    return found
 
 
 def float_bytes(precision: str) -> int:

@@ -130,7 +130,8 @@ class _Law:
         y = log_ms - mean
         best: tuple[float, tuple[float, float, float], Array] | None = None
         for smooth, length, noise in product(_SMOOTH, _LENGTHS, _NOISE):
-            inverse: Array = np.linalg.inv(_kernel(x, x, smooth, length) + noise**2 * np.eye(len(x)))
+            covariance = _kernel(x, x, smooth, length) + noise**2 * np.eye(len(x))
+            inverse = np.linalg.inv(covariance).astype(np.float64, copy=False)
             variance = 1 / np.diag(inverse)
             errors = (inverse @ y) * variance
             score = float(-0.5 * np.sum(errors**2 / variance + np.log(variance)))

@@ -107,7 +107,7 @@ class LatencyArrays:
         Guesses of one network are taken to err together, not independently: their half-widths are added as they are.
         """
         network, row, count = networks.network, networks.row, networks.count
-        ms: Array = np.bincount(network, weights=self.median_ms[row], minlength=count)
+        ms = np.bincount(network, weights=self.median_ms[row], minlength=count).astype(np.float64, copy=False)
         # One row used several times is one error several times over: equal (network, row) pairs are counted first.
         pairs, times = np.unique(network * len(self.median_ms) + row, return_counts=True)
         owner, used = np.divmod(pairs, max(len(self.median_ms), 1))

@@ -1,5 +1,6 @@
 """``smnas profile``: measure a preset's or an architecture's blocks into a latency table, and work on such tables."""
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -220,6 +221,7 @@ def profile(
                     classes, runner, rows, precision=precision, batch=batch, seed=seed, on_progress=told
                 )
 
+            began = time.monotonic()
             with Steps(output, "detectors covered") as steps:
                 if arch or sample is not None:
                     document |= profiling.measure(wanted, make, steps.at, budget_s=budget_s)
@@ -228,8 +230,9 @@ def profile(
                         space.name, classes, wanted, make, rows, steps.at, budget_s=budget_s
                     )
             if cold:
+                left_s = None if budget_s is None else max(0.0, budget_s - (time.monotonic() - began))
                 with Steps(output, "detectors covered with flushed caches") as steps:
-                    document["cold"] = profiling.measure(wanted, make, steps.at, budget_s=budget_s, caches="cold")
+                    document["cold"] = profiling.measure(wanted, make, steps.at, budget_s=left_s, caches="cold")
             if builds is not None:
                 with Steps(output, "blocks built again") as steps:
                     document["builds"] = profiling.rebuild(wanted, make, runner, builds, seed, steps.at)
@@ -292,4 +295,14 @@ def _show_estimate(console: Console, document: dict[str, Any]) -> None:
     console.print(f"{document['device']}: {document['kind']}", soft_wrap=True, markup=False)
     rows = [[row["sum_ms"], row["low_ms"], row["high_ms"], row["architecture"]] for row in document["architectures"]]
     show_table(console, ["sum of blocks, ms", "at best", "at worst", "architecture"], rows)
+    for one in document["compared"]:
+        console.print(
+            f"on {one['device']} ({one['backend']}, {one['precision']}) {one['blocks']} measured blocks take "
+            f"{one['measured_against_estimate']:.2g} times their estimate in the median, {one['inside_interval']:.0%} "
+            f"lie between best and worst",
+            soft_wrap=True,
+            markup=False,
+        )
+    if not document["compared"]:
+        console.print("the table holds no GPU's measurements to compare estimates with")
     console.print(f"{document['added']} estimates added to {document['table']}", soft_wrap=True, markup=False)

@@ -239,7 +239,7 @@ def estimate(
         UserError: no data sheet of that name, or a precision that can not be estimated.
     """
     from profiler.devices import gpu_sheets
-    from profiler.estimate import estimate_target, estimate_workloads
+    from profiler.estimate import estimate_errors, estimate_target, estimate_workloads
     from profiler.predict import sum_parts
 
     sheet = gpu_sheets().get(gpu)
@@ -264,6 +264,7 @@ def estimate(
                 }
             )
         told(len(architectures), len(architectures), "")
+        errors = estimate_errors(table)
     return {
         "kind": "estimate (roofline), not measured",
         "device": sheet.title,
@@ -272,5 +273,10 @@ def estimate(
         "batch": batch,
         "classes": classes,
         "added": added,
+        "compared": [
+            {"device": one.target.device, "backend": one.target.backend, "precision": one.target.precision}
+            | {"blocks": one.rows, "measured_against_estimate": one.median_ratio, "inside_interval": one.inside}
+            for one in errors
+        ],
         "architectures": rows,
     }

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from profiler.devices import gpu_sheets
 from profiler.errors import UserError
-from profiler.estimate import ESTIMATE_BACKEND, Roof, estimate_row, estimate_target, estimate_workloads
-from profiler.table import LatencyTable
+from profiler.estimate import ESTIMATE_BACKEND, Roof, estimate_errors, estimate_row, estimate_target, estimate_workloads
+from profiler.table import LatencyTable, Row, Target
 from profiler.work import Work
 from profiler.workload import TensorSpec, Workload
 
@@ -85,3 +85,23 @@ def test_estimates_are_labelled_and_kept_apart(tmp_path: Path) -> None:
 def test_a_precision_without_figures_is_refused() -> None:
     with pytest.raises(UserError, match="one of fp32, fp16, but got 'int8'"):
         estimate_row(linear(8, 1), V100, precision="int8")
+
+
+def test_estimates_are_held_against_what_was_measured(tmp_path: Path) -> None:
+    """Three blocks of a V100: one at twice its estimate, one below any bound, one slower than the worst."""
+    target = Target("Tesla V100-SXM2-16GB", "onnxruntime", "1.0")
+    with LatencyTable(tmp_path / "latency.db") as table:
+        assert estimate_errors(table) == []
+        for size, factor in ((512, 2.0), (1024, 0.5), (2048, 50.0)):
+            one = linear(size, 64)
+            ms = factor * (estimate_row(one, V100).median_ms or 0.0)
+            conditions = {"work": Work.of(one).as_dict()}
+            table.add(Row(one.key, one.name, target, median_ms=ms, low_ms=ms, high_ms=ms, conditions=conditions))
+        table.add(Row("old", "old", target, median_ms=1.0, low_ms=1.0, high_ms=1.0))
+        estimate_workloads([linear(8, 1)], table, V100)
+        other = Target("some processor", "onnxruntime", "1.0")
+        table.add(Row("cpu", "cpu", other, median_ms=1.0, low_ms=1.0, high_ms=1.0))
+        (found,) = estimate_errors(table)
+    assert (found.target, found.rows) == (target, 3)
+    assert found.median_ratio == pytest.approx(2.0)
+    assert found.inside == pytest.approx(1 / 3)
