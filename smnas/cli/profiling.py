@@ -169,7 +169,9 @@ def rebuild(
     found = []
     for number, index in enumerate(chosen):
         told(number, len(chosen), blocks[index].name)
-        found.append(build_variance(blocks[index], runner, builds=builds, precision=latency.precision))
+        found.append(
+            build_variance(blocks[index], runner, builds=builds, precision=latency.precision, timing=latency.timing)
+        )
     told(len(chosen), len(chosen), "")
     return [{**asdict(one), "spread": one.spread, "differs": one.differs} for one in found]
 

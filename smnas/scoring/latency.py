@@ -109,7 +109,7 @@ class DetectorLatency:
         self.precision = precision
         self._backend = backend
         self._table = table
-        self._timing = timing
+        self.timing = timing
         self._on_progress = on_progress
         self._rng = np.random.default_rng(seed)
         self._model: LatencyModel | None = None
@@ -383,7 +383,7 @@ class DetectorLatency:
             batch=self.batch,
             kind="whole" if whole else "part",
             caches=caches,
-            timing=self._timing,
+            timing=self.timing,
             value=value,
             budget_s=budget_s,
             on_progress=self._on_progress,
