@@ -1,25 +1,29 @@
 """Does an exported file find what its checkpoint finds, and what does each precision cost in AP and time?
 
 Of every checkpoint: the ONNX file in fp32, fp16 and int8, and one TensorRT-RTX engine for four compute capabilities,
-with AP on the given pictures, how many detections differ from PyTorch's, and the latency in ONNX Runtime in turns. The
-figures of an engine are of its graph: nothing here needs a GPU.
+with AP on the given pictures, how many detections differ from PyTorch's, and the processor time in ONNX Runtime in
+turns. The figures of an engine are of its graph: nothing here needs a GPU.
 
     smnas train --arch ARCH --data DIR --epochs 24 --out runs/ARCH          # for every head
     python benchmarks/exported_precision.py --data DIR --out runs/exported runs/*/checkpoint.pt
 """
 
 import argparse
+import importlib
 import multiprocessing
+import statistics
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from answers import keep_answer
+from answers import keep_answer, processor_ms
 
+from profiler.backends import get_backend
+from profiler.backends.onnxruntime import OnnxRuntimeSession
 from smnas.data.coco import CocoFolder
 from smnas.deploy.agreement import Agreement
 from smnas.deploy.export import ExportReport, canvases, export_detector
-from smnas.deploy.latency import measure_files
+from smnas.deploy.graph import INPUT_NAME
 
 CAPABILITIES = ("7.5", "8.6", "8.9", "12.0")
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -78,10 +82,16 @@ def ask(checkpoint: Path, data: Path, out: Path, rounds: int) -> dict[str, Any]:
         print(row["architecture"], name, report.agreement, report.rounding, report.accuracy, sep="\n  ", flush=True)
         if not engine:
             files[name] = (path, canvases(pictures[:1], report.metadata.input_width, report.metadata.input_height))
-    latencies = measure_files(files, rounds=rounds)
-    row["rounds_ms"] = {name: latency.rounds_ms for name, latency in latencies.items()}
-    medians = {name: latency.median_ms for name, latency in latencies.items()}
+    backend: Any = get_backend("onnxruntime")
+    runtime = importlib.import_module("onnxruntime")
+    sessions = {
+        name: OnnxRuntimeSession(runtime, path.read_bytes(), {INPUT_NAME: canvas}, backend)
+        for name, (path, canvas) in files.items()
+    }
+    row["processor_ms"] = processor_ms(sessions, rounds)
+    medians = {name: statistics.median(found) for name, found in row["processor_ms"].items()}
     row["time_to_fp32"] = {name: medians[name] / medians["fp32"] for name in PRECISIONS[1:]}
+    print(" ", row["time_to_fp32"], flush=True)
     return row
 
 
@@ -91,7 +101,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="COCO folder; its val split is evaluated")
     parser.add_argument("--out", type=Path, required=True, help="folder for the exported files")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=1, help="checkpoints at a time; latencies want 1")
+    parser.add_argument("--workers", type=int, default=1, help="checkpoints at a time")
     asked = parser.parse_args()
     val = CocoFolder(asked.data).split("val")
     with ProcessPoolExecutor(asked.workers, mp_context=multiprocessing.get_context("spawn")) as pool:

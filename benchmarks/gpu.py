@@ -1,4 +1,4 @@
-"""What does this project do on a GPU? Eight questions, one call of under ten minutes.
+"""What does this project do on a GPU? Nine questions, one call of under ten minutes.
 
     python benchmarks/gpu.py --out DIR [--data COCO_FOLDER] [--device cuda|cpu] [--quick]
 
@@ -65,6 +65,8 @@ QUESTIONS = (
              "exported.ask", "onnxruntime", "fp32", 40),
     Question("onnxruntime", "Does ONNX Runtime run on the device, compute the same, and how fast?",
              "runtimes.ask_onnxruntime", "onnxruntime", "fp32", 60),
+    Question("clocks", "Do other clocks agree with ours, and what do other backends, cold caches and builds change?",
+             "clocks.ask", "eager", "fp32", 60),
     Question("tensorrt", "Can TensorRT-RTX or TensorRT be imported here, and does an engine of each run?",
              "runtimes.ask_tensorrt", "tensorrt_rtx", "fp32", 30),
     Question("engines", "Does a detector's engine find what the detector finds, how fast, and with what AP?",

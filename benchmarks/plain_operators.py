@@ -1,6 +1,6 @@
 """How much slower are the plain forms of suppression and RoIAlign than the native operators, in ONNX Runtime on a CPU?
 
-Every pair is measured in turns, one thread, and answered as the ratio plain to native of each round.
+Every pair is measured in turns, one thread, by processor time, and answered as the ratio plain to native of each round.
 
     python benchmarks/plain_operators.py
 """
@@ -11,7 +11,7 @@ import statistics
 from typing import Any
 
 import torch
-from answers import keep_answer
+from answers import keep_answer, processor_ms
 from torch import Tensor, nn
 
 from kernels.nms import nms_mask
@@ -19,9 +19,7 @@ from kernels.roi_align import multi_level_roi_align
 from profiler.backends import get_backend
 from profiler.backends.onnxruntime import OnnxRuntimeSession
 from profiler.export import to_onnx
-from profiler.timing import TimingSettings
 from profiler.workload import random_inputs
-from smnas.deploy.latency import interleaved
 from smnas.models.build import build_detector, deployable
 from smnas.models.workloads import whole_workload
 from smnas.space.architecture import Architecture
@@ -32,7 +30,6 @@ DETECTORS = (
     "basicblock_16_11-21-21+fpn_2-4_48+rpn+cascade_3_128+128x128",
     "basicblock_16_11-21-21+fpn_2-4_48+norpn+retina_48_2+128x128",
 )
-_ROUND = TimingSettings(relative_half_width=0.05, min_samples=5, max_samples=200, time_limit_s=0.5)
 
 
 class Suppress(nn.Module):
@@ -98,16 +95,12 @@ def main() -> None:
             )
             for form in ("native", "plain")
         }
-        found = interleaved(sessions, rounds=asked.rounds, settings=_ROUND)
-        ratios = [a / b for a, b in zip(found["plain"].rounds_ms, found["native"].rounds_ms, strict=True)]
-        row = {
-            "case": name,
-            "plain_to_native": statistics.median(ratios),
-            "ratios": ratios,
-            "rounds_ms": {form: one.rounds_ms for form, one in found.items()},
-        }
+        found = processor_ms(sessions, asked.rounds)
+        ratios = [plain / native for plain, native in zip(found["plain"], found["native"], strict=True)]
+        native_ms = statistics.median(found["native"])
+        row = {"case": name, "plain_to_native": statistics.median(ratios), "ratios": ratios, "processor_ms": found}
         rows.append(row)
-        print(f"{name}: {row['plain_to_native']:.2f} times native's {found['native'].median_ms:.3f} ms", flush=True)
+        print(f"{name}: {row['plain_to_native']:.2f} times native's {native_ms:.3f} ms", flush=True)
     keep_answer(
         "plain-operators", " ".join((__doc__ or "").split("\n\n")[0].split()), {"cases": rows}, backend="onnxruntime"
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from profiler.devices import Device
 
-__all__ = ["read_state", "read_versions"]
+__all__ = ["disturbances", "read_state", "read_versions"]
 
 _CPUFREQ = Path("/sys/devices/system/cpu/cpu0/cpufreq")
 
@@ -52,6 +52,52 @@ def read_state(device: Device) -> dict[str, Any]:
     else:
         state |= _gpu_state(device.index)
     return state
+
+
+def disturbances(before: Mapping[str, Any], after: Mapping[str, Any], threads: int = 1) -> list[str]:
+    """What may have spoiled a measurement, a phrase each; empty for a quiet one.
+
+    Args:
+        before: what :func:`read_state` said before.
+        after: and after.
+        threads: that the measurement itself keeps busy.
+    """
+    found = []
+    cpus, loads = before.get("cpus") or 1, before.get("loadavg")
+    if loads and loads[0] > max(threads, cpus - 1) + _OWN_LOAD:
+        found.append(f"load {loads[0]:.1f} on {cpus} cores")
+    for name, title in (("clock_mhz", "clock"), ("clocks.sm", "SM clock"), ("clocks.mem", "memory clock")):
+        first, last = _number(before.get(name)), _number(after.get(name))
+        if first and last and abs(last / first - 1) > _STEADY_CLOCK:
+            found.append(f"{title} changed by {last / first - 1:+.0%}")
+    reasons = {int(str(state[_THROTTLE]), 16) for state in (before, after) if _is_hexadecimal(state.get(_THROTTLE))}
+    found += [f"throttled: {title}" for bit, title in _THROTTLE_BITS.items() if any(bits & bit for bits in reasons)]
+    return found
+
+
+_OWN_LOAD = 0.5
+"""Load beyond what leaves a core free that is not yet called one: the average still counts what ended a minute ago."""
+_STEADY_CLOCK = 0.05
+_THROTTLE = "clocks_throttle_reasons.active"
+_THROTTLE_BITS = {
+    0x4: "power cap",
+    0x8: "hardware slowdown",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "hardware power brake",
+}
+"""NVML's bits that slow a busy GPU; idle and the user's own clock settings are not among them."""
+
+
+def _number(value: object) -> float | None:
+    try:
+        return float(str(value))
+    except ValueError:
+        return None
+
+
+def _is_hexadecimal(value: object) -> bool:
+    return isinstance(value, str) and value.startswith("0x")
 
 
 def _cpu_clock(folder: Path) -> Mapping[str, Any]:

@@ -5,16 +5,27 @@ memory once (Williams, Waterman, Patterson: Roofline, CACM 2009). Real kernels r
 known without the device, so the interval is an assumption and wide.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Self
 
-from torch import nn
-
-from profiler.devices import GpuSheet
+from profiler.devices import GpuSheet, gpu_sheets
 from profiler.errors import UserError
 from profiler.table import LatencyTable, Row, Target
-from profiler.workload import TensorSpec, Workload, meta_outputs
+from profiler.work import Work
+from profiler.workload import Workload
 
-__all__ = ["ESTIMATE_BACKEND", "count_bytes", "estimate_row", "estimate_target", "estimate_workloads"]
+__all__ = [
+    "ESTIMATE_BACKEND",
+    "EstimateError",
+    "Roof",
+    "estimate_errors",
+    "estimate_row",
+    "estimate_target",
+    "estimate_workloads",
+    "float_bytes",
+]
 
 ESTIMATE_BACKEND = "estimate-roofline"
 """The backend that estimates are kept under: no measurement ever has it."""
@@ -25,6 +36,105 @@ _LAUNCH_MS = 0.005
 _WORST_UTILISATION = 0.1
 """The share of the roofline that a poor kernel is assumed to reach: the upper end of the interval."""
 _BYTES = {"fp32": 4, "fp16": 2}
+
+
+@dataclass(frozen=True)
+class Roof:
+    """The two rates that no run exceeds.
+
+    Attributes:
+        flops_per_s: peak of the operations, infinite where nothing is known of it.
+        bytes_per_s: memory bandwidth.
+        float_bytes: size of a floating-point number.
+    """
+
+    flops_per_s: float
+    bytes_per_s: float
+    float_bytes: int = 4
+
+    @classmethod
+    def of_sheet(cls, sheet: GpuSheet, precision: str = "fp32") -> Self:
+        """What the vendor says of a GPU.
+
+        Raises:
+            UserError: the precision is not one that can be estimated.
+        """
+        if precision not in _BYTES:
+            raise UserError(f"an estimate is for one of {', '.join(_BYTES)}, but got {precision!r}")
+        peak = sheet.fp32_tflops if precision == "fp32" else sheet.fp16_tflops
+        return cls(peak * 1e12, sheet.memory_gb_s * 1e9, _BYTES[precision])
+
+    @classmethod
+    def reached(cls, measured: Iterable[tuple[Work, float]], float_bytes: int = 4) -> Self:
+        """The highest rates that any of these runs has reached: a roof for a device without a data sheet.
+
+        Args:
+            measured: work and latency in milliseconds of each; at least one.
+            float_bytes: size of a floating-point number.
+        """
+        runs = list(measured)
+        if not runs:
+            raise ValueError("a roof is read off measured runs, but got none")
+        flops = max(work.flops / ms for work, ms in runs) * 1e3
+        moved = max(work.bytes_moved(float_bytes) / ms for work, ms in runs) * 1e3
+        return cls(flops or float("inf"), moved, float_bytes)
+
+    def compute_ms(self, work: Work) -> float:
+        """Time of the operations at the peak rate."""
+        return work.flops / self.flops_per_s * 1e3
+
+    def memory_ms(self, work: Work) -> float:
+        """Time of the bytes at the full bandwidth."""
+        return work.bytes_moved(self.float_bytes) / self.bytes_per_s * 1e3
+
+    def bound_ms(self, work: Work) -> float:
+        """The least time that a run can take."""
+        return max(self.compute_ms(work), self.memory_ms(work))
+
+
+@dataclass(frozen=True)
+class EstimateError:
+    """How far estimates are from what was measured on one target.
+
+    Attributes:
+        target: of the measurements.
+        rows: that were compared.
+        median_ratio: measured latency as a multiple of the estimated one, in the median.
+        inside: share of measured latencies inside the estimates' intervals.
+    """
+
+    target: Target
+    rows: int
+    median_ratio: float
+    inside: float
+
+
+def estimate_errors(table: LatencyTable) -> list[EstimateError]:
+    """Compare estimates with every GPU of the data sheets that the table holds measurements of; empty without any."""
+    found = []
+    for target in table.targets():
+        sheet = next((sheet for sheet in gpu_sheets().values() if sheet.is_called(target.device)), None)
+        if sheet is None or target.backend == ESTIMATE_BACKEND or target.precision not in _BYTES:
+            continue
+        roof = Roof.of_sheet(sheet, target.precision)
+        bounds, measured = [], []
+        for row in table.current(target).values():
+            work = Work.from_dict(row.conditions.get("work"))
+            if row.median_ms is not None and work is not None and row.kind == "part":
+                bounds.append(roof.bound_ms(work))
+                measured.append(row.median_ms)
+        if measured:
+            inside = [
+                low <= ms <= low / _WORST_UTILISATION + _LAUNCH_MS for low, ms in zip(bounds, measured, strict=True)
+            ]
+            ratios = [ms / (low + _LAUNCH_MS) for low, ms in zip(bounds, measured, strict=True)]
+            found.append(EstimateError(target, len(measured), median(ratios), sum(inside) / len(inside)))
+    return found
+
+
+def float_bytes(precision: str) -> int:
+    """Size of a floating-point number of a precision, by its name."""
+    return {"fp32": 4, "fp16": 2, "bf16": 2}[precision]
 
 
 def estimate_workloads(
@@ -63,14 +173,9 @@ def estimate_row(workload: Workload, sheet: GpuSheet, *, precision: str = "fp32"
     Raises:
         UserError: the precision is not one that can be estimated.
     """
-    if precision not in _BYTES:
-        raise UserError(f"an estimate is for one of {', '.join(_BYTES)}, but got {precision!r}")
-    flops = workload.flops
-    moved = count_bytes(workload.module, workload.inputs, _BYTES[precision])
-    peak = (sheet.fp32_tflops if precision == "fp32" else sheet.fp16_tflops) * 1e12
-    compute_ms = flops / peak * 1e3
-    memory_ms = moved / (sheet.memory_gb_s * 1e9) * 1e3
-    bound_ms = max(compute_ms, memory_ms)
+    roof = Roof.of_sheet(sheet, precision)
+    work = Work.of(workload)
+    bound_ms = roof.bound_ms(work)
     return Row(
         key=workload.key,
         name=workload.name,
@@ -80,32 +185,14 @@ def estimate_row(workload: Workload, sheet: GpuSheet, *, precision: str = "fp32"
         high_ms=bound_ms / _WORST_UTILISATION + _LAUNCH_MS,
         stop_reason="estimate",
         parameters=workload.parameters,
-        flops=flops,
+        flops=work.flops,
         conditions={
             "estimate": "roofline, not measured",
-            "bytes": moved,
-            "compute_ms": compute_ms,
-            "memory_ms": memory_ms,
+            "bytes": work.bytes_moved(roof.float_bytes),
+            "compute_ms": roof.compute_ms(work),
+            "memory_ms": roof.memory_ms(work),
             "launch_ms": _LAUNCH_MS,
             "worst_utilisation": _WORST_UTILISATION,
+            "work": work.as_dict(),
         },
-    )
-
-
-def count_bytes(module: nn.Module, inputs: Sequence[TensorSpec], float_bytes: int = 4) -> int:
-    """Bytes of inputs, outputs and weights: what must cross the memory at least once.
-
-    Args:
-        module: on any device; nothing is computed.
-        inputs: one spec per positional argument.
-        float_bytes: size of a floating-point number in the precision asked for.
-    """
-    tensors = [
-        *module.parameters(),
-        *module.buffers(),
-        *(spec.meta() for spec in inputs),
-        *meta_outputs(module, inputs),
-    ]
-    return sum(
-        tensor.numel() * (float_bytes if tensor.is_floating_point() else tensor.element_size()) for tensor in tensors
     )

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
@@ -118,6 +119,7 @@ def to_onnx(
     names = list(input_names), list(output_names or ())
     model = _trace(module, tuple(example_inputs), *names, dynamic_shapes, operators)
     _name_nodes(model.graph)
+    _fold_weights(model.graph)
     _strip(model)
     for key, value in sorted((metadata or {}).items()):
         model.metadata_props.add(key=key, value=value)
@@ -313,6 +315,42 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
         scopes = {one.key: one.value for one in node.metadata_props}.get("pkg.torch.onnx.name_scopes", "[]")
         *modules, _ = ast.literal_eval(scopes) or [""]  # from the whole to the innermost, then the operator
         node.name = f"{modules[-1] if modules else ''}/{node.op_type}_{index}"
+
+
+def _fold_weights(graph: onnx.GraphProto) -> None:
+    """Weights in the shape in which they are used: the exporter's optimiser leaves large ones behind a ``Reshape``.
+
+    What reads a weight, to convert or to quantise it, then finds it as one.
+    """
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    folded: dict[tuple[object, ...], str] = {}
+    renamed: dict[str, str] = {}
+    nodes = []
+    for node in graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        if node.op_type not in ("Reshape", "Transpose") or not all(name in weights for name in node.input):
+            nodes.append(node)
+            continue
+        values = onnx.numpy_helper.to_array(weights[node.input[0]])
+        if node.op_type == "Reshape":
+            values = values.reshape(onnx.numpy_helper.to_array(weights[node.input[1]]))
+        else:
+            values = values.transpose(*(list(attribute.ints) for attribute in node.attribute))
+        key = (node.input[0], values.shape, values.strides)
+        if key not in folded:
+            folded[key] = node.output[0]
+            weights[node.output[0]] = onnx.numpy_helper.from_array(np.ascontiguousarray(values), node.output[0])
+            graph.initializer.append(weights[node.output[0]])
+        renamed[node.output[0]] = folded[key]
+    if not renamed:
+        return
+    del graph.node[:]
+    graph.node.extend(nodes)
+    used = {name for node in nodes for name in (*node.input, *captured_names(node))}
+    used |= {value.name for value in graph.output}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
 
 
 def in_modules(node: onnx.NodeProto, modules: Collection[str]) -> bool:

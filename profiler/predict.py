@@ -24,6 +24,7 @@ __all__ = [
     "LatencyModel",
     "MissingPartsError",
     "PartsSum",
+    "fit_relative",
     "student_quantile",
     "sum_parts",
 ]
@@ -186,7 +187,7 @@ class LatencyModel:
         if not (np.isfinite(wholes).all() and (wholes > 0).all() and (sums > 0).all()):
             raise ValueError("wholes and the sums of their parts must be positive, but some are not")
         per_part = len(wholes) >= _MIN_FOR_TWO
-        scale, per_part_ms = _fit(sums, counts, wholes, per_part)
+        scale, per_part_ms = fit_relative(sums, counts, wholes, per_part)
         residuals = _left_out_residuals(sums, counts, wholes, per_part)
         half = _half_width(residuals, len(wholes) - (2 if per_part else 1), level)
         return cls(scale, per_part_ms, half, level, tuple(residuals.tolist()), len(wholes) > 1)
@@ -246,7 +247,7 @@ def _student_cdf(t: float, degrees: int) -> float:
     return 0.5 + inside / 2
 
 
-def _fit(sums: Array, counts: Array, wholes: Array, per_part: bool) -> tuple[float, float]:
+def fit_relative(sums: Array, counts: Array, wholes: Array, per_part: bool) -> tuple[float, float]:
     """Least squares of the relative error over ``scale >= 0`` and ``per_part_ms >= 0``, in closed form.
 
     Without ``per_part`` the second is 0.
@@ -274,7 +275,7 @@ def _left_out_residuals(sums: Array, counts: Array, wholes: Array, per_part: boo
     residuals = np.empty(len(wholes))
     for index in range(len(wholes)):
         kept = np.arange(len(wholes)) != index
-        scale, per_part_ms = _fit(sums[kept], counts[kept], wholes[kept], per_part)
+        scale, per_part_ms = fit_relative(sums[kept], counts[kept], wholes[kept], per_part)
         residuals[index] = wholes[index] / (scale * sums[index] + per_part_ms * counts[index]) - 1
     return residuals
 

@@ -1,7 +1,7 @@
 """Fill a latency table: measure what it does not hold yet, and let no failure stop the rest."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NoReturn, TypeVar
@@ -11,14 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from profiler.backends.base import Backend, Session, check_precision
-from profiler.conditions import read_state, read_versions
+from profiler.cold import as_cold, cold_key, flusher
+from profiler.conditions import disturbances, read_state, read_versions
 from profiler.devices import Device
 from profiler.errors import UserError
 from profiler.table import LatencyTable, Row, Target, pack_samples
 from profiler.timing import Measurement, TimingSettings, measure
+from profiler.work import Work
 from profiler.workload import TensorSpec, Workload, random_inputs
 
 __all__ = [
+    "Caches",
     "Failure",
     "ProfileReport",
     "Progress",
@@ -34,6 +37,7 @@ _GROUP = 16
 """Parts that are prepared together. Whole networks are prepared one at a time: several may not fit in memory."""
 
 Kind = Literal["part", "whole"]
+Caches = Literal["hot", "cold"]
 WorkloadT = TypeVar("WorkloadT", bound=Workload)
 
 
@@ -76,6 +80,9 @@ class ProfileReport:
         cached: workloads found in the table, remembered failures included.
         failed: all workloads without a latency, whether they failed now or before.
         unsteady: names of workloads measured now whose interval stayed wider than asked.
+        disturbed: names of workloads measured now under load, throttled or with changing clocks; their rows'
+            conditions say by what.
+        left: names of workloads that the budget did not reach, in the order in which they would have come.
         drift: the largest change of the reference workload against its first reading, as a share; ``None`` when it
             was read only once or not at all.
         seconds: how long it took.
@@ -87,6 +94,8 @@ class ProfileReport:
     unsteady: tuple[str, ...]
     drift: float | None
     seconds: float
+    disturbed: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
 
 
 def measurement_target(backend: Backend, *, precision: str = "fp32", batch: int = 1) -> Target:
@@ -126,13 +135,16 @@ def profile_workloads(
     precision: str = "fp32",
     batch: int = 1,
     kind: Kind = "part",
+    caches: Caches = "hot",
     timing: TimingSettings | None = None,
+    value: Mapping[str, float] | None = None,
+    budget_s: float | None = None,
     reference: Workload | None = None,
     reference_every: int = 10,
     retry_failed: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> ProfileReport:
-    """Measure the workloads that the table does not hold yet, in random order.
+    """Measure the workloads that the table does not hold yet, the most valuable first, else in random order.
 
     Every result is committed before the next workload starts, so an interrupted run continues where it stopped. A
     workload that fails (to export, to build, to run, for memory) becomes a row with its reason and the rest goes on.
@@ -141,11 +153,14 @@ def profile_workloads(
         workloads: any number under one key; those that turn out to be missing need real weights.
         table: filled in.
         backend: how they run, and on which device.
-        rng: draws the order, which keeps slow drift from falling on one kind of block.
+        rng: draws the order among equals, which keeps slow drift from falling on one kind of block.
         precision: of weights and floating-point inputs.
         batch: images per run, as the rows will say; the shapes themselves are the workloads'.
         kind: whether these are parts or whole networks.
+        caches: ``cold`` flushes them before every run; those rows have keys of their own, see :mod:`profiler.cold`.
         timing: precision and limits of one measurement.
+        value: of knowing each workload's latency, by its key; 0 where it says nothing. The highest come first.
+        budget_s: start no further measurement after this long. What is measured stays, the report says what is left.
         reference: measured before, between and after the others to see drift; :func:`reference_workload` when not
             given.
         reference_every: read the reference after this many measurements; 0 leaves it out.
@@ -153,10 +168,14 @@ def profile_workloads(
         on_progress: called at the start and after every measurement.
 
     Raises:
-        UserError: the backend does not run the precision.
+        UserError: the backend does not run the precision, or caches of unknown size are to be flushed.
     """
     check_precision(backend, precision)
     start = time.monotonic()
+    values = value or {}
+    worth = {(cold_key(key) if caches == "cold" else key): amount for key, amount in values.items()}
+    if caches == "cold":
+        workloads = [as_cold(workload) for workload in workloads]
     target = measurement_target(backend, precision=precision, batch=batch)
     distinct = {workload.key: workload for workload in reversed(workloads)}
     known = {key: row for key, row in table.current(target).items() if key in distinct}
@@ -180,31 +199,48 @@ def profile_workloads(
             on_progress(Progress(cached + finished, len(distinct), cached, len(failures), name, left))
 
     report_progress(0, "")
-    timing = timing or TimingSettings()
-    drift: _DriftWatch | None = None
-    unsteady: list[str] = []
-    if to_measure and reference_every:
-        drift = _DriftWatch(reference or reference_workload(), backend, precision, timing)
-    versions = read_versions() if to_measure else {}
     order = [to_measure[int(index)] for index in rng.permutation(len(to_measure))]
-    ready = _prepared(order, backend, precision, 1 if kind == "whole" else _GROUP)
-    for finished, (workload, open_session) in enumerate(ready, start=1):
-        row, measurement = _measure_one(workload, open_session, backend.device, target, kind, timing, versions, drift)
+    order.sort(key=lambda workload: -worth.get(workload.key, 0.0))
+    conditions: dict[str, Any] = {"versions": read_versions(), "caches": caches} if order else {}
+    flush: Callable[[], None] | None = None
+    if order and caches == "cold":
+        flush, conditions["flushed_bytes"] = flusher(backend.device)
+    timing = timing or TimingSettings()
+    terms = _Terms(target, kind, timing, backend.device, conditions, flush)
+    drift: _DriftWatch | None = None
+    if order and reference_every:
+        drift = _DriftWatch(reference or reference_workload(), backend, precision, timing)
+    unsteady: list[str] = []
+    disturbed: list[str] = []
+    finished = 0
+
+    def in_budget() -> bool:
+        return budget_s is None or time.monotonic() - start < budget_s
+
+    for workload, open_session in _prepared(order, backend, precision, 1 if kind == "whole" else _GROUP, in_budget):
+        if not in_budget():
+            break
+        row, measurement = _measure_one(workload, open_session, terms, drift)
         table.add(row)
+        finished += 1
         if measurement is None:
             failures.append(Failure(row.key, row.name, row.reason))
         elif measurement.stop_reason != "converged":
             unsteady.append(workload.name)
+        if row.conditions.get("disturbances"):
+            disturbed.append(workload.name)
         report_progress(finished, workload.name)
-        if drift is not None and (finished % reference_every == 0 or finished == len(to_measure)):
+        if drift is not None and (finished % reference_every == 0 or finished == len(order)):
             drift.read()
     return ProfileReport(
-        measured=len(to_measure),
+        measured=finished,
         cached=cached,
         failed=tuple(failures),
         unsteady=tuple(unsteady),
         drift=drift.largest if drift is not None else None,
         seconds=time.monotonic() - start,
+        disturbed=tuple(disturbed),
+        left=tuple(workload.name for workload in order[finished:]),
     )
 
 
@@ -255,9 +291,11 @@ class _DriftWatch:
 
 
 def _prepared(
-    workloads: Sequence[Workload], backend: Backend, precision: str, group_size: int
+    workloads: Sequence[Workload], backend: Backend, precision: str, group_size: int, go_on: Callable[[], bool]
 ) -> Iterator[tuple[Workload, Callable[[], Session]]]:
     for start in range(0, len(workloads), group_size):
+        if not go_on():
+            return
         ready: list[Workload] = []
         items: list[tuple[nn.Module, tuple[Tensor, ...]]] = []
         for workload in workloads[start : start + group_size]:
@@ -274,51 +312,58 @@ def _raise(error: Exception) -> NoReturn:
     raise error
 
 
+@dataclass(frozen=True)
+class _Terms:
+    """What holds for every measurement of one call."""
+
+    target: Target
+    kind: Kind
+    timing: TimingSettings
+    device: Device
+    conditions: Mapping[str, Any]
+    flush: Callable[[], None] | None
+
+
 def _measure_one(
-    workload: Workload,
-    open_session: Callable[[], Session],
-    device: Device,
-    target: Target,
-    kind: Kind,
-    timing: TimingSettings,
-    versions: dict[str, str],
-    drift: _DriftWatch | None,
+    workload: Workload, open_session: Callable[[], Session], terms: _Terms, drift: _DriftWatch | None
 ) -> tuple[Row, Measurement | None]:
-    flops: int | None = None
-    conditions: dict[str, Any] = {"versions": versions}
+    work: Work | None = None
+    conditions = dict(terms.conditions)
     try:
-        flops = workload.flops
+        work = Work.of(workload)
+        conditions["work"] = work.as_dict()
     except Exception as error:  # noqa: BLE001 - a module that shapes alone can not run may still run, and be timed
         conditions["flops_error"] = _reason(error)
     try:
         session = open_session()
-        conditions["before"] = read_state(device)
+        before = conditions["before"] = read_state(terms.device)
         with session:
-            measurement = measure(session.run, timer=session.timer, settings=timing)
-        conditions["after"] = read_state(device)
+            measurement = measure(session.run, timer=session.timer, settings=terms.timing, before_each=terms.flush)
+        after = conditions["after"] = read_state(terms.device)
+        conditions["disturbances"] = disturbances(before, after, terms.target.threads)
         conditions["session"] = session.describe()
     except UserError:
         raise  # about the request, not about this module
     except Exception as error:  # noqa: BLE001 - whatever a backend raises for this module is this module's result
-        if device.kind == "cuda":
+        if terms.device.kind == "cuda":
             torch.cuda.empty_cache()
         failed = Row(
             key=workload.key,
             name=workload.name,
-            target=target,
-            kind=kind,
+            target=terms.target,
+            kind=terms.kind,
             status="failed",
             reason=_reason(error),
             parameters=workload.parameters,
-            flops=flops,
+            flops=work.flops if work is not None else None,
             conditions=conditions,
         )
         return failed, None
     row = Row(
         key=workload.key,
         name=workload.name,
-        target=target,
-        kind=kind,
+        target=terms.target,
+        kind=terms.kind,
         median_ms=measurement.median_ms,
         low_ms=measurement.low_ms,
         high_ms=measurement.high_ms,
@@ -327,7 +372,7 @@ def _measure_one(
         stop_reason=measurement.stop_reason.value,
         samples=pack_samples(np.asarray(measurement.samples_ns) / 1e6),
         parameters=workload.parameters,
-        flops=flops,
+        flops=work.flops if work is not None else None,
         conditions=conditions,
         reference_drift=drift.latest if drift is not None else None,
     )

@@ -170,7 +170,11 @@ class CudaTimer:
 
 
 def measure(
-    run: Callable[[], None], *, timer: Timer | None = None, settings: TimingSettings | None = None
+    run: Callable[[], None],
+    *,
+    timer: Timer | None = None,
+    settings: TimingSettings | None = None,
+    before_each: Callable[[], None] | None = None,
 ) -> Measurement:
     """Warm up, then sample ``run`` until its median is known well enough or a limit is reached.
 
@@ -178,6 +182,8 @@ def measure(
         run: one run of the workload.
         timer: how to time it; a :class:`WallTimer` when not given.
         settings: precision and limits. At least one sample is always taken, however short the time limit.
+        before_each: called before every sample and not timed, to flush caches. Samples are then of single runs, also
+            of runs so short that the clock weighs in.
     """
     timer = timer or WallTimer()
     settings = settings or TimingSettings()
@@ -186,17 +192,22 @@ def measure(
     warm: list[float] = []
     with _without_collection():
         while True:
+            if before_each is not None:
+                before_each()
             warm.append(timer.elapsed_ns(run, 1))
             now = timer.now_ns()
             if now >= deadline or (len(warm) >= settings.warmup_runs and now - start >= settings.warmup_s * 1e9):
                 break
         # The later half only: the first runs pay for caches and lazy initialisation.
         typical_ns = max(1.0, statistics.median(warm[len(warm) // 2 :]))
-        inner_runs = 1 if typical_ns >= _BATCH_BELOW_NS else math.ceil(_BATCH_TARGET_NS / typical_ns)
+        single = before_each is not None or typical_ns >= _BATCH_BELOW_NS
+        inner_runs = 1 if single else math.ceil(_BATCH_TARGET_NS / typical_ns)
 
         samples: list[float] = []
         check_at = settings.min_samples
         while True:
+            if before_each is not None:
+                before_each()
             samples.append(timer.elapsed_ns(run, inner_runs) / inner_runs)
             if len(samples) >= check_at:
                 if _narrow_enough(samples, settings):

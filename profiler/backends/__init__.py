@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from profiler.backends.base import Backend, Session
 from profiler.devices import Device, cpu_device
@@ -63,10 +64,16 @@ def _eager(device: Device, threads: int) -> Backend:
     return EagerBackend(device, threads)
 
 
-def _onnxruntime(device: Device, threads: int) -> Backend:
+def _compile(device: Device, threads: int) -> Backend:
+    from profiler.backends.compiled import CompiledBackend
+
+    return CompiledBackend(device, threads)
+
+
+def _onnxruntime(device: Device, threads: int, name: str = "onnxruntime") -> Backend:
     from profiler.backends.onnxruntime import OnnxRuntimeBackend
 
-    return OnnxRuntimeBackend(device, threads)
+    return OnnxRuntimeBackend(device, threads, name)
 
 
 def _tensorrt(device: Device, threads: int) -> Backend:
@@ -83,7 +90,10 @@ def _tensorrt_rtx(device: Device, threads: int) -> Backend:
 
 BACKENDS: dict[str, Callable[[Device, int], Backend]] = {
     "eager": _eager,
+    "compile": _compile,
     "onnxruntime": _onnxruntime,
+    "onnxruntime-cuda": partial(_onnxruntime, name="onnxruntime-cuda"),
+    "onnxruntime-tensorrt": partial(_onnxruntime, name="onnxruntime-tensorrt"),
     "tensorrt": _tensorrt,
     "tensorrt_rtx": _tensorrt_rtx,
 }

@@ -30,12 +30,16 @@ class EagerBackend:
     def prepare(self, module: nn.Module, inputs: Sequence[Tensor], precision: str = "fp32") -> "EagerSession":
         """Copy a module to the device; see :meth:`profiler.backends.base.Backend.prepare`."""
         check_precision(self, precision)
-        place = "cpu" if self.device.kind == "cpu" else f"cuda:{self.device.index}"
-        copied, moved = typed_copy(module, inputs, precision, place)
+        copied, moved = typed_copy(module, inputs, precision, self.place)
         session = EagerSession(self, copied, moved)
         with session:
             session.run()  # an error in forward belongs to preparing, not to timing
         return session
+
+    @property
+    def place(self) -> str:
+        """The device as torch names it."""
+        return "cpu" if self.device.kind == "cpu" else f"cuda:{self.device.index}"
 
     def prepare_many(
         self, items: Sequence[tuple[nn.Module, Sequence[Tensor]]], precision: str = "fp32"
@@ -49,7 +53,7 @@ class EagerSession:
 
     def __init__(self, backend: EagerBackend, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self._backend = backend
-        self._module = module
+        self._module: Callable[..., Any] = module
         self._inputs = inputs
         self._threads_outside: list[int] = []
         device = backend.device

@@ -1,4 +1,4 @@
-"""ONNX Runtime, with the CPU provider or the CUDA provider."""
+"""ONNX Runtime, with its CPU, CUDA or TensorRT execution provider."""
 
 import importlib
 from collections.abc import Callable, Sequence
@@ -27,20 +27,44 @@ _SESSION_CONFIG = {
 }
 
 
-class OnnxRuntimeBackend:
-    """Exports modules to ONNX and runs them in ONNX Runtime."""
+_CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+_PROVIDERS: dict[str, dict[str, tuple[str, ...]]] = {
+    "onnxruntime": {"cpu": (_CPU,), "cuda": (_CUDA, _CPU)},
+    "onnxruntime-cuda": {"cuda": (_CUDA, _CPU)},
+    "onnxruntime-tensorrt": {"cuda": (_TENSORRT, _CUDA, _CPU)},
+}
+"""Execution providers by the backend's name and the kind of device: the first runs what it can, the next the rest."""
 
-    def __init__(self, device: Device, threads: int) -> None:
+
+class OnnxRuntimeBackend:
+    """Exports modules to ONNX and runs them in ONNX Runtime.
+
+    Args:
+        device: where workloads run.
+        threads: CPU threads that a workload may use.
+        name: ``onnxruntime`` (the device's own provider), ``onnxruntime-cuda`` or ``onnxruntime-tensorrt``. Where there
+            is more than the CPU's provider their list is part of ``version``: other providers, other latencies.
+
+    Raises:
+        BackendUnavailableError: the installed ONNX Runtime lacks the provider, or the device is not one of it.
+    """
+
+    def __init__(self, device: Device, threads: int, name: str = "onnxruntime") -> None:
         self._runtime = _import_runtime()
-        self._provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device.kind]
+        if device.kind not in _PROVIDERS[name]:
+            raise BackendUnavailableError(f"{name} needs a CUDA device, but got {device.name}: --gpu NAME picks one")
+        self._providers = _PROVIDERS[name][device.kind]
+        self._provider = self._providers[0]
         available = self._runtime.get_available_providers()
         if self._provider not in available:
             raise BackendUnavailableError(
                 f"onnxruntime needs its {self._provider} for {device.name}, but this installation has only "
                 f"{', '.join(available)}: pip uninstall onnxruntime, then pip install 'smnas[gpu]'"
             )
-        self.name = "onnxruntime"
-        self.version = str(self._runtime.__version__)
+        self.name = name
+        self.runtime_version = str(self._runtime.__version__)
+        only_cpu = self._providers == (_CPU,)
+        self.version = self.runtime_version if only_cpu else f"{self.runtime_version} {','.join(self._providers)}"
         self.precisions: tuple[str, ...] = ("fp32",) if device.kind == "cpu" else ("fp32", "fp16")
         self.device = device
         self.threads = threads
@@ -50,7 +74,7 @@ class OnnxRuntimeBackend:
         check_precision(self, precision)
         copied, typed = typed_copy(module, inputs, precision, "cpu")
         names = [f"input_{index}" for index in range(len(typed))]
-        return self._load(to_onnx(copied, typed, input_names=names), typed)
+        return self._load(to_onnx(copied, typed, input_names=names), typed, precision)
 
     def prepare_many(
         self, items: Sequence[tuple[nn.Module, Sequence[Tensor]]], precision: str = "fp32"
@@ -65,31 +89,47 @@ class OnnxRuntimeBackend:
             models = to_onnx_many([module for module, _ in typed], [inputs for _, inputs in typed])
         except Exception:  # noqa: BLE001 - only a shortcut: exported singly, the module at fault says what is wrong
             return singly
-        return [partial(self._load, model, inputs) for model, (_, inputs) in zip(models, typed, strict=True)]
+        return [partial(self._load, model, inputs, precision) for model, (_, inputs) in zip(models, typed, strict=True)]
 
-    def _load(self, model: onnx.ModelProto, inputs: Sequence[Tensor]) -> "OnnxRuntimeSession":
+    def _load(self, model: onnx.ModelProto, inputs: Sequence[Tensor], precision: str) -> "OnnxRuntimeSession":
         names = [value.name for value in model.graph.input]
         feeds = {name: tensor.contiguous().numpy() for name, tensor in zip(names, inputs, strict=True)}
-        return OnnxRuntimeSession(self._runtime, model.SerializeToString(), feeds, self)
+        return OnnxRuntimeSession(self._runtime, model.SerializeToString(), feeds, self, precision)
 
     @property
     def provider(self) -> str:
-        """Name of the execution provider."""
+        """Name of the execution provider that runs what it can."""
         return self._provider
+
+    def provider_list(self, precision: str = "fp32") -> list[Any]:
+        """Providers in order with their options, as a session takes them."""
+        device_id = str(self.device.index)
+        options = {
+            _CPU: {},
+            _CUDA: {"device_id": device_id},
+            _TENSORRT: {"device_id": device_id, "trt_fp16_enable": str(int(precision == "fp16"))},
+        }
+        return [(provider, options[provider]) for provider in self._providers]
 
 
 class OnnxRuntimeSession:
     """An ONNX model loaded with its inputs bound once."""
 
-    def __init__(self, runtime: Any, model: bytes, feeds: dict[str, NDArray[Any]], backend: OnnxRuntimeBackend) -> None:
+    def __init__(
+        self,
+        runtime: Any,
+        model: bytes,
+        feeds: dict[str, NDArray[Any]],
+        backend: OnnxRuntimeBackend,
+        precision: str = "fp32",
+    ) -> None:
         self.timer: Timer = WallTimer()  # a run returns when its outputs are there, on a GPU too
         self._backend = backend
         cuda = backend.device.kind == "cuda"
-        providers: list[Any] = [backend.provider]
-        if cuda:
-            providers = [(backend.provider, {"device_id": str(backend.device.index)}), "CPUExecutionProvider"]
         self._session = runtime.InferenceSession(
-            model, sess_options=session_options(runtime, backend.threads), providers=providers
+            model,
+            sess_options=session_options(runtime, backend.threads),
+            providers=backend.provider_list(precision),
         )
         if self._session.get_providers()[0] != backend.provider:
             raise BackendUnavailableError(
@@ -132,8 +172,9 @@ class OnnxRuntimeSession:
     def describe(self) -> dict[str, Any]:
         """Provider, version, threads and options."""
         return {
-            "onnxruntime": self._backend.version,
+            "onnxruntime": self._backend.runtime_version,
             "provider": self._backend.provider,
+            "providers": self._session.get_providers(),
             "intra_op_threads": self._backend.threads,
             "inter_op_threads": 1,
             "execution": "sequential",

@@ -24,6 +24,7 @@ from profiler.errors import BackendUnavailableError, UserError
 from profiler.products import products_as_convolutions
 
 __all__ = [
+    "NO_FP32_PRODUCTS",
     "BuiltEngine",
     "EngineBuildError",
     "build_engine",
@@ -39,7 +40,7 @@ _DENSE_LAYERS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")
 _DATA_TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16", "int8": "FLOAT"}
 """What a dense layer gives; 8-bit integers come and go around it."""
 _LOGGED_TYPES = {"fp16": "Half", "bf16": "BFloat16", "int8": "Int8"}
-_NO_PRODUCTS = "7.5"
+NO_FP32_PRODUCTS = "7.5"
 """TensorRT-RTX has convolutions in float32 for this compute capability, but no matrix products."""
 
 
@@ -151,7 +152,7 @@ def build_engine(trt: Any, model: bytes, precision: str, capabilities: Sequence[
     builder.max_threads = 1  # engines are built side by side, in processes
     network = builder.create_network(_network_flags(trt))
     parser = trt.OnnxParser(network, logger)
-    if precision == "fp32" and _NO_PRODUCTS in capabilities:
+    if precision == "fp32" and NO_FP32_PRODUCTS in capabilities:
         model = products_as_convolutions(onnx.load_from_string(model)).SerializeToString()
     if not parser.parse(model):
         errors = [str(parser.get_error(index).desc()) for index in range(parser.num_errors)]

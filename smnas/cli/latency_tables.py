@@ -1,4 +1,4 @@
-"""What ``smnas profile`` does with tables that are there: merge, compare, check, export. No device is needed."""
+"""What ``smnas profile`` does with tables that are there: merge, compare, check, export, draw. No device is needed."""
 
 import math
 from collections.abc import Sequence
@@ -16,11 +16,19 @@ if TYPE_CHECKING:
     from profiler.table import LatencyTable, Row
     from profiler.table_diff import Comparison, Difference
 
-__all__ = ["Task", "diff", "export", "merge", "table_of", "task_of", "validate"]
+__all__ = ["Task", "diff", "export", "merge", "report", "table_of", "task_of", "validate"]
 
-Task = Literal["merge", "diff", "validate", "export"]
-_TASKS: dict[Task, tuple[str, ...]] = {"merge": (), "diff": ("across",), "validate": (), "export": ("superseded",)}
+Task = Literal["merge", "diff", "validate", "export", "report"]
+_TASKS: dict[Task, tuple[str, ...]] = {
+    "merge": (),
+    "diff": ("across",),
+    "validate": (),
+    "export": ("superseded",),
+    "report": (),
+}
 """Every task with the options that are for it alone."""
+_SHARED: dict[Task, tuple[str, ...]] = {"report": ("arch", "classes")}
+"""Options that a task shares with measuring."""
 _EVERYWHERE = ("table", "as_json", "quiet")
 
 
@@ -41,10 +49,20 @@ def task_of(context: typer.Context) -> Task | None:
     if not tasks:
         return None
     (task,) = tasks
-    others = [flags[name] for name in given if name not in (task, *_TASKS[task], *_EVERYWHERE)]
+    others = [flags[name] for name in given if name not in (task, *_TASKS[task], *_SHARED.get(task, ()), *_EVERYWHERE)]
     if others:
         raise UserError(f"--{task} works on tables alone and measures nothing: it excludes {', '.join(others)}")
     return task
+
+
+def report(output: Output, table: Path, out: Path, architectures: Sequence[str], classes: int) -> None:
+    """Write a table's page."""
+    from smnas.report.latency_page import write_latency_page
+
+    view = write_latency_page(table, out, architectures=architectures, classes=classes)
+    document = {"table": table, "report": out, "target": vars(view.target), "blocks": view.facts.blocks}
+    facts = [("report", out), ("device", view.target.device), ("blocks", view.facts.blocks)]
+    output.result(document, lambda console: show_facts(console, facts))
 
 
 def table_of(task: Task, table: Path | None) -> Path:

@@ -36,7 +36,10 @@ DeviceOption = Annotated[
     str, typer.Option("--gpu", metavar="NAME", help="Device the latency is for: local, cpu, or a GPU as in v100, h200.")
 ]
 BackendOption = Annotated[
-    str, typer.Option(metavar="NAME", help="What runs the network: onnxruntime, eager, tensorrt or tensorrt_rtx.")
+    str,
+    typer.Option(
+        metavar="NAME", help="What runs the network: onnxruntime (also -cuda, -tensorrt), eager, compile, ..."
+    ),
 ]
 PrecisionOption = Annotated[str, typer.Option(metavar="NAME", help="Number format of the network: fp32.")]
 BatchOption = Annotated[int, typer.Option(min=1, help="Images per run when latency is measured.")]

@@ -1,5 +1,6 @@
 """``smnas profile``: measure a preset's or an architecture's blocks into a latency table, and work on such tables."""
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,6 +9,7 @@ from rich.console import Console
 
 from profiler.errors import UserError
 from smnas.cli import latency_tables
+from smnas.cli.audit_display import show_audit
 from smnas.cli.console import Output, show_facts, show_table
 from smnas.cli.options import (
     BackendOption,
@@ -21,7 +23,7 @@ from smnas.cli.options import (
     ThreadsOption,
     examples,
 )
-from smnas.cli.progress import Steps
+from smnas.cli.progress import Steps, seconds_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,6 +43,9 @@ EXAMPLES = examples(
     "smnas profile --table before.db --diff after.db --across backend_version",
     "smnas profile --table latency.db --validate",
     "smnas profile --table latency.db --export rows.parquet",
+    "smnas profile --gpu cpu --preset small --budget 10m --table latency.db",
+    f"smnas profile --gpu cpu --arch {_ARCH} --cold --builds 3 --table latency.db",
+    f"smnas profile --table latency.db --report latency.html --arch {_ARCH}",
 )
 
 
@@ -65,6 +70,17 @@ def profile(
     audit: Annotated[
         int, typer.Option(min=0, help="Compare predicted with measured latency on this many whole detectors.")
     ] = 0,
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Start no block after this long, as in 10m; the most useful come first."),
+    ] = None,
+    cold: Annotated[
+        bool, typer.Option("--cold", help="Measure with flushed caches too, in rows that no prediction reads.")
+    ] = False,
+    builds: Annotated[
+        int | None,
+        typer.Option(min=2, metavar="N", help="Build a sample of blocks N times and say how far the builds differ."),
+    ] = None,
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Roofline of a GPU that is not here, from its data sheet; labelled so.")
     ] = False,
@@ -99,6 +115,12 @@ def profile(
         Path | None,
         typer.Option("--export", metavar="FILE", help="Measure nothing: write rows as .csv, .json or .parquet."),
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.html", help="Measure nothing: draw --table as one page, with --arch its blocks too."
+        ),
+    ] = None,
     superseded: Annotated[bool, typer.Option("--superseded", help="With --export: superseded rows too.")] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -109,12 +131,13 @@ def profile(
     architectures, is exported and timed in the backend until the confidence interval of its median is narrow. What the
     table already holds is not measured again; interrupted, the same command resumes. The table's default name is
     latency-DEVICE.db. --audit measures whole detectors that the prediction has not seen and says how far it was off.
+    Blocks that most detectors need come first, so a --budget that is too short is not lost.
 
     --build-engines exports and builds the same blocks as engines, each under a hash of what it was built from with a
     manifest beside it, for every compute capability that is given (or of --gpu's data sheet, or all). What is there is
     not built again.
 
-    --merge, --diff, --validate and --export work on tables that are there, of whichever device, and measure nothing.
+    --merge, --diff, --validate, --export and --report work on tables that are there and measure nothing.
     """
     with Output.open(as_json=as_json, quiet=quiet) as output:
         if (task := latency_tables.task_of(context)) is not None:
@@ -123,6 +146,8 @@ def profile(
                 latency_tables.merge(output, file, merge or [])
             elif task == "diff" and diff is not None:
                 latency_tables.diff(output, file, diff, across or [])
+            elif task == "report" and report is not None:
+                latency_tables.report(output, file, report, arch or [], classes)
             elif task == "export" and export is not None:
                 latency_tables.export(output, file, export, superseded=superseded)
             else:
@@ -134,6 +159,11 @@ def profile(
             raise UserError("--audit is for measured detectors of a preset: it excludes --arch and --estimate")
         if build_engines is not None and (audit or estimate or table is not None):
             raise UserError("--build-engines measures nothing: it excludes --audit, --estimate and --table")
+        if budget is not None or cold or builds is not None:
+            flag = "--budget" if budget is not None else "--cold" if cold else "--builds"
+            if estimate or build_engines is not None:
+                raise UserError(f"{flag} is about measuring: it excludes --estimate and --build-engines")
+        budget_s = None if budget is None else seconds_of(budget)
         if build_engines is None and (compute_capability or workers is not None):
             raise UserError(f"{'--compute-capability' if compute_capability else '--workers'} is for --build-engines")
 
@@ -191,14 +221,24 @@ def profile(
                     classes, runner, rows, precision=precision, batch=batch, seed=seed, on_progress=told
                 )
 
+            began = time.monotonic()
             with Steps(output, "detectors covered") as steps:
                 if arch or sample is not None:
-                    document |= profiling.measure(wanted, make, steps.at)
+                    document |= profiling.measure(wanted, make, steps.at, budget_s=budget_s)
                 else:
-                    document |= profiling.measure_preset(space.name, classes, wanted, make, rows, steps.at)
+                    document |= profiling.measure_preset(
+                        space.name, classes, wanted, make, rows, steps.at, budget_s=budget_s
+                    )
+            if cold:
+                left_s = None if budget_s is None else max(0.0, budget_s - (time.monotonic() - began))
+                with Steps(output, "detectors covered with flushed caches") as steps:
+                    document["cold"] = profiling.measure(wanted, make, steps.at, budget_s=left_s, caches="cold")
+            if builds is not None:
+                with Steps(output, "blocks built again") as steps:
+                    document["builds"] = profiling.rebuild(wanted, make, runner, builds, seed, steps.at)
             if audit:
                 with Steps(output, "detectors audited") as steps:
-                    document["audit"] = profiling.audit(space, audit, make, seed, steps.at)
+                    document["audit"] = profiling.audit(space, audit, make, runner, seed, steps.at, table_path=file)
         output.result(document, lambda console: _show(console, document))
 
 
@@ -216,42 +256,53 @@ def _show(console: Console, document: dict[str, Any]) -> None:
                 "unsteady",
                 f"{len(document['unsteady'])} blocks kept a wide interval" if document["unsteady"] else "none",
             ),
+            (
+                "disturbed",
+                f"{len(document['disturbed'])} blocks, by load, throttling or clocks: their rows say which"
+                if document["disturbed"]
+                else "none",
+            ),
             ("drift", None if drift is None else f"{drift:+.1%} of the reference block while measuring"),
+            ("left", _left(document["left"])),
         ],
     )
+    if "cold" in document:
+        found = document["cold"]
+        console.print(f"with flushed caches: {found['measured']} measured now, {found['cached']} found in the table")
+    if "builds" in document:
+        _show_builds(console, document["builds"])
     for name, reason in document["failed"].items():
         console.print(f"failed: {name}: {reason}", soft_wrap=True, markup=False)
     if "audit" in document:
-        _show_audit(console, document["audit"])
+        show_audit(console, document["audit"])
 
 
-def _show_audit(console: Console, audit: dict[str, Any]) -> None:
+def _left(left: dict[str, int]) -> str:
+    if not any(left.values()):
+        return "nothing"
+    return f"{left['blocks']} blocks and {left['detectors']} detectors not looked at; the same command goes on"
+
+
+def _show_builds(console: Console, builds: list[dict[str, Any]]) -> None:
     rows = [
-        [
-            row["predicted_ms"],
-            row["low_ms"],
-            row["high_ms"],
-            row["measured_ms"],
-            f"{row['error']:+.1%}",
-            row["inside"],
-            row["architecture"],
-        ]
-        for row in audit["detectors"]
+        [row["name"], min(row["medians_ms"]), max(row["medians_ms"]), f"{row['spread']:.1%}", row["differs"]]
+        for row in builds
     ]
-    show_table(console, ["predicted ms", "low", "high", "measured ms", "error", "inside", "architecture"], rows)
-    if rows:
-        console.print(
-            f"{len(rows)} detectors that the prediction had not seen ({audit['calibrated_on']} it was fitted on): "
-            f"mean absolute error {audit['mean_absolute_error']:.1%}, {audit['within_10_percent']:.0%} within 10%, "
-            f"{audit['inside_interval']:.0%} inside their interval",
-            soft_wrap=True,
-        )
-    for name, reason in audit["failed"].items():
-        console.print(f"failed: {name}: {reason}", soft_wrap=True, markup=False)
+    show_table(console, ["built again", "fastest ms", "slowest ms", "spread", "in every round"], rows)
 
 
 def _show_estimate(console: Console, document: dict[str, Any]) -> None:
     console.print(f"{document['device']}: {document['kind']}", soft_wrap=True, markup=False)
     rows = [[row["sum_ms"], row["low_ms"], row["high_ms"], row["architecture"]] for row in document["architectures"]]
     show_table(console, ["sum of blocks, ms", "at best", "at worst", "architecture"], rows)
+    for one in document["compared"]:
+        console.print(
+            f"on {one['device']} ({one['backend']}, {one['precision']}) {one['blocks']} measured blocks take "
+            f"{one['measured_against_estimate']:.2g} times their estimate in the median, {one['inside_interval']:.0%} "
+            f"lie between best and worst",
+            soft_wrap=True,
+            markup=False,
+        )
+    if not document["compared"]:
+        console.print("the table holds no GPU's measurements to compare estimates with")
     console.print(f"{document['added']} estimates added to {document['table']}", soft_wrap=True, markup=False)

@@ -1,26 +1,44 @@
 """The steps of ``smnas profile``: which detectors are covered, measuring them, auditing predictions, estimating."""
 
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from profiler.backends.onnxruntime import OnnxRuntimeBackend
+from profiler.build_variance import build_variance
 from profiler.errors import UserError
-from profiler.predict import Latency
 from profiler.table import LatencyTable
 from smnas.cli.coverage_record import fingerprint, read_record, write_record
 from smnas.models.build import BuildError, buildable
-from smnas.models.coverage import covering
+from smnas.models.coverage import by_demand, covering
 from smnas.models.workloads import detector_workloads
-from smnas.scoring.latency import DetectorLatency, LatencyFailedError
+from smnas.report.latency_data import write_audit
+from smnas.scoring.latency import DetectorLatency
+from smnas.scoring.latency_audit import audit_latency, explain
 from smnas.space.architecture import Architecture
 from smnas.space.preset import Space
+from smnas.space.sampling import sample_modular
 
 if TYPE_CHECKING:
-    from profiler.profile import Progress
+    from profiler.backends import Backend
+    from profiler.profile import Caches, Progress
 
-__all__ = ["MakeLatency", "Told", "audit", "estimate", "given", "measure", "measure_preset", "structures_of"]
+__all__ = [
+    "MakeLatency",
+    "Told",
+    "audit",
+    "audited",
+    "estimate",
+    "given",
+    "measure",
+    "measure_preset",
+    "rebuild",
+    "structures_of",
+]
 
 MakeLatency = Callable[["Callable[[Progress], None] | None"], DetectorLatency]
 """A predictor that tells its progress."""
@@ -29,7 +47,12 @@ Told = Callable[[float, float, str], None]
 
 _AT_ONCE = 16  # detectors whose missing blocks are held in memory together, and measured in one random order
 _CALIBRATION_WHOLES = 8
+_CALIBRATION_AT_MOST = 40
+_EXPLAINED = 3
 _AUDIT_STREAM = 1 << 33
+_REBUILD_STREAM = 1 << 34
+_REBUILT_FROM = 8
+_REBUILT = 12
 
 
 def given(texts: Sequence[str]) -> list[Architecture]:
@@ -46,21 +69,39 @@ def given(texts: Sequence[str]) -> list[Architecture]:
 
 
 def structures_of(space: Space, sample: int | None, seed: int) -> list[Architecture]:
-    """The structural choices that cover a space, or a random sample of them."""
+    """The structural choices that cover a space, those first whose blocks most others need; or a random sample."""
     structures = [architecture for architecture in space.structures if buildable(architecture) is None]
     if sample is None:
-        return covering(structures)
+        return by_demand(covering(structures), structures)
     chosen = np.random.default_rng(seed).permutation(len(structures))[:sample]
     return [structures[index] for index in chosen.tolist()]
 
 
-def measure(architectures: Sequence[Architecture], make: MakeLatency, told: Told) -> dict[str, Any]:
-    """Measure every block of these detectors that the table does not hold; what that came to."""
+def measure(
+    architectures: Sequence[Architecture],
+    make: MakeLatency,
+    told: Told,
+    *,
+    budget_s: float | None = None,
+    caches: "Caches" = "hot",
+) -> dict[str, Any]:
+    """Measure every block of these detectors that the table does not hold; what that came to.
+
+    Args:
+        architectures: In the order in which they are wanted.
+        make: A predictor.
+        told: How far it is.
+        budget_s: Start nothing more after this long; ``left`` says what was not reached.
+        caches: ``cold`` flushes them before every run.
+    """
     measured = cached = 0
     failed: dict[str, str] = {}
     drifts: list[float] = []
     unsteady: set[str] = set()
+    disturbed: set[str] = set()
+    left: dict[str, int] = {"blocks": 0, "detectors": 0}
     done = 0
+    began = time.monotonic()
 
     def progress(state: "Progress") -> None:
         share = state.done / state.total if state.total else 1.0
@@ -68,25 +109,40 @@ def measure(architectures: Sequence[Architecture], make: MakeLatency, told: Told
 
     latency = make(progress)
     for start in range(0, len(architectures), _AT_ONCE):
+        remaining_s = None if budget_s is None else budget_s - (time.monotonic() - began)
+        if remaining_s is not None and remaining_s <= 0:
+            left["detectors"] = len(architectures) - start
+            break
         done, group = start, architectures[start : start + _AT_ONCE]
         told(done, len(architectures), "reading shapes")
-        report = latency.complete(group)
+        report = latency.complete(group, budget_s=remaining_s, caches=caches)
         measured += report.measured
         cached += report.cached
         failed |= {failure.name: failure.reason for failure in report.failed}
         unsteady |= set(report.unsteady)
+        disturbed |= set(report.disturbed)
+        left["blocks"] += len(report.left)
         drifts += [] if report.drift is None else [report.drift]
     return {
         "measured": measured,
         "cached": cached,
         "failed": failed,
         "unsteady": sorted(unsteady),
+        "disturbed": sorted(disturbed),
         "drift": max(drifts, key=abs, default=None),
+        "left": left,
     }
 
 
 def measure_preset(
-    name: str, classes: int, architectures: Sequence[Architecture], make: MakeLatency, table: LatencyTable, told: Told
+    name: str,
+    classes: int,
+    architectures: Sequence[Architecture],
+    make: MakeLatency,
+    table: LatencyTable,
+    told: Told,
+    *,
+    budget_s: float | None = None,
 ) -> dict[str, Any]:
     """As :func:`measure` for what covers a preset; done at once where the record beside the table says so."""
     target = make(None).target
@@ -95,60 +151,85 @@ def measure_preset(
     recorded = read_record(table.path, made_with)
     if recorded is not None and recorded <= known.keys():
         failed = {known[key].name: known[key].reason for key in recorded if known[key].status == "failed"}
-        return {"measured": 0, "cached": len(recorded), "failed": failed, "unsteady": [], "drift": None}
-    document = measure(architectures, make, told)
-    write_record(table.path, made_with, table.current(target))
+        nothing = {"measured": 0, "unsteady": [], "disturbed": [], "drift": None, "left": {"blocks": 0, "detectors": 0}}
+        return {**nothing, "cached": len(recorded), "failed": failed}
+    document = measure(architectures, make, told, budget_s=budget_s)
+    if not any(document["left"].values()):
+        write_record(table.path, made_with, table.current(target))
     return document
 
 
-def audit(space: Space, count: int, make: MakeLatency, seed: int, told: Told) -> dict[str, Any]:
+def rebuild(
+    architectures: Sequence[Architecture], make: MakeLatency, runner: "Backend", builds: int, seed: int, told: Told
+) -> list[dict[str, Any]]:
+    """Build a sample of the blocks of these detectors again and again; how far their medians are apart."""
+    latency = make(None)
+    blocks = latency.blocks(architectures[:_REBUILT_FROM])
+    chosen = np.random.default_rng([seed, _REBUILD_STREAM]).permutation(len(blocks))[:_REBUILT].tolist()
+    found = []
+    for number, index in enumerate(chosen):
+        told(number, len(chosen), blocks[index].name)
+        found.append(
+            build_variance(blocks[index], runner, builds=builds, precision=latency.precision, timing=latency.timing)
+        )
+    told(len(chosen), len(chosen), "")
+    return [{**asdict(one), "spread": one.spread, "differs": one.differs} for one in found]
+
+
+def audit(
+    space: Space,
+    count: int,
+    make: MakeLatency,
+    runner: "Backend",
+    seed: int,
+    told: Told,
+    *,
+    table_path: Path,
+    explained: int = _EXPLAINED,
+) -> dict[str, Any]:
     """Compare predicted with measured latency on whole detectors that the prediction was not fitted on.
+
+    In ONNX Runtime the worst predictions are run again under its profiler, whole and in parts, to see where the time
+    differs. The audit is kept beside the table, for its report.
+
+    Raises:
+        UserError: the space holds too few detectors.
+    """
+    calibration, held_out = audited(space, count, seed)
+    latency = make(None)
+    found = audit_latency(latency, calibration, held_out, told)
+    document = found.as_dict() | {"residuals": []}
+    write_audit(table_path, latency.target, document)
+    if isinstance(runner, OnnxRuntimeBackend):
+        for number, whole in enumerate(found.wholes[:explained]):
+            told(number, explained, f"looking inside {whole.architecture}")
+            residual = explain(runner, whole.architecture, latency.num_classes, latency.batch)
+            document["residuals"].append({"architecture": str(whole.architecture), **asdict(residual)})
+    return document
+
+
+def audited(space: Space, count: int, seed: int) -> tuple[list[Architecture], list[Architecture]]:
+    """Detectors to calibrate on and to hold out, all different: structural choices and their modular variants in turns.
 
     Raises:
         UserError: the space holds too few detectors.
     """
     structures = [architecture for architecture in space.structures if buildable(architecture) is None]
-    wanted = _CALIBRATION_WHOLES + count
+    calibration = min(max(_CALIBRATION_WHOLES, count // 2), _CALIBRATION_AT_MOST)
+    wanted = calibration + count
     if len(structures) < wanted:
         raise UserError(f"an audit of {count} needs {wanted} detectors, but {space.name} holds {len(structures)}")
-    order = np.random.default_rng([seed, _AUDIT_STREAM]).permutation(len(structures))[:wanted].tolist()
-    calibration = [structures[index] for index in order[:_CALIBRATION_WHOLES]]
-    latency = make(None)
-    told(0, wanted, "calibrating")
-    fitted = latency.calibrate(calibration)
-    rows: list[dict[str, Any]] = []
-    failed: dict[str, str] = {str(architecture): reason for architecture, reason in fitted.failed}
-    for number, index in enumerate(order[_CALIBRATION_WHOLES:]):
+    rng = np.random.default_rng([seed, _AUDIT_STREAM])
+    chosen: list[Architecture] = []
+    for index in rng.permutation(len(structures)).tolist():
         architecture = structures[index]
-        told(_CALIBRATION_WHOLES + number, wanted, str(architecture))
-        try:
-            predicted, whole = latency.predict(architecture), latency.measure_whole(architecture)
-        except LatencyFailedError as error:
-            failed[str(architecture)] = error.reason
-            continue
-        rows.append(_compared(architecture, predicted, whole.median_ms or 0.0))
-    told(wanted, wanted, "")
-    errors = [abs(row["error"]) for row in rows]
-    return {
-        "calibrated_on": fitted.wholes,
-        "detectors": rows,
-        "failed": failed,
-        "mean_absolute_error": float(np.mean(errors)) if errors else None,
-        "within_10_percent": float(np.mean([error <= 0.1 for error in errors])) if errors else None,
-        "inside_interval": float(np.mean([row["inside"] for row in rows])) if rows else None,
-    }
-
-
-def _compared(architecture: Architecture, predicted: Latency, measured_ms: float) -> dict[str, Any]:
-    return {
-        "architecture": str(architecture),
-        "predicted_ms": predicted.ms,
-        "low_ms": predicted.low_ms,
-        "high_ms": predicted.high_ms,
-        "measured_ms": measured_ms,
-        "error": predicted.ms / measured_ms - 1,
-        "inside": predicted.low_ms <= measured_ms <= predicted.high_ms,
-    }
+        if len(chosen) % 2:
+            architecture = sample_modular(space, architecture, rng)
+        if architecture not in chosen and buildable(architecture) is None:
+            chosen.append(architecture)
+        if len(chosen) == wanted:
+            break
+    return chosen[:calibration], chosen[calibration:]
 
 
 def estimate(
@@ -160,7 +241,7 @@ def estimate(
         UserError: no data sheet of that name, or a precision that can not be estimated.
     """
     from profiler.devices import gpu_sheets
-    from profiler.estimate import estimate_target, estimate_workloads
+    from profiler.estimate import estimate_errors, estimate_target, estimate_workloads
     from profiler.predict import sum_parts
 
     sheet = gpu_sheets().get(gpu)
@@ -185,6 +266,7 @@ def estimate(
                 }
             )
         told(len(architectures), len(architectures), "")
+        errors = estimate_errors(table)
     return {
         "kind": "estimate (roofline), not measured",
         "device": sheet.title,
@@ -193,5 +275,10 @@ def estimate(
         "batch": batch,
         "classes": classes,
         "added": added,
+        "compared": [
+            {"device": one.target.device, "backend": one.target.backend, "precision": one.target.precision}
+            | {"blocks": one.rows, "measured_against_estimate": one.median_ratio, "inside_interval": one.inside}
+            for one in errors
+        ],
         "architectures": rows,
     }

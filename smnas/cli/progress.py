@@ -1,6 +1,7 @@
 """How far a long command is, with the time left: a bar on a terminal, a line now and then elsewhere."""
 
 import math
+import re
 import time
 from contextlib import ExitStack
 from types import TracebackType
@@ -8,12 +9,13 @@ from typing import TYPE_CHECKING, Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from profiler.errors import UserError
 from smnas.cli.console import Output
 
 if TYPE_CHECKING:
     from smnas.scoring.base import ScoringProgress
 
-__all__ = ["PhaseSteps", "Steps", "TrainingSteps", "duration"]
+__all__ = ["PhaseSteps", "Steps", "TrainingSteps", "duration", "seconds_of"]
 
 _SECONDS_BETWEEN_LINES = 15.0
 _TITLES = {"train": "epoch", "evaluate": "evaluating, %"}
@@ -26,6 +28,21 @@ def duration(seconds: float) -> str:
         return f"{whole}s"
     minutes, rest = divmod(whole, 60)
     return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+def seconds_of(text: str) -> float:
+    """What :func:`duration` writes, read back: ``90s``, ``10m``, ``1h30m``.
+
+    Raises:
+        UserError: it is no duration, or none at all.
+    """
+    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    seconds = (
+        sum(int(part or 0) * unit for part, unit in zip(found.groups(), (3600, 60, 1), strict=True)) if found else 0
+    )
+    if not seconds:
+        raise UserError(f"a time is written as in 90s, 10m or 1h30m, but got {text!r}")
+    return float(seconds)
 
 
 class Steps:

@@ -1,7 +1,7 @@
 """AP of the file that will run, beside that of the checkpoint in float32: what an export costs."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from profiler.errors import UserError
 from smnas.data.coco import DetectionDataset
@@ -36,6 +36,7 @@ class Accuracy:
         reference_ap50: Its AP50.
         ap: AP of the file.
         ap50: Its AP50.
+        drop: AP that the export costs; negative where the file is better by chance.
     """
 
     pictures: int
@@ -43,11 +44,10 @@ class Accuracy:
     reference_ap50: float
     ap: float
     ap50: float
+    drop: float = field(init=False)
 
-    @property
-    def drop(self) -> float:
-        """AP that the export costs; negative where the file is better by chance."""
-        return self.reference_ap - self.ap
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "drop", self.reference_ap - self.ap)
 
     def __str__(self) -> str:
         return (

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from kernels.onnx_ops import Operators
 from profiler.atomic import write_whole
-from profiler.backends.tensorrt import build_engine, compute_capabilities, import_tensorrt
+from profiler.backends.tensorrt import NO_FP32_PRODUCTS, build_engine, compute_capabilities, import_tensorrt
 from profiler.errors import BackendUnavailableError, UserError
+from profiler.products import products_as_convolutions
 from smnas import __version__
 from smnas.data.coco import DetectionDataset
 from smnas.data.letterbox import letterbox
@@ -154,6 +155,8 @@ def export_detector(
 
     rounding, accuracy, notes = None, None, []
     if precision != "fp32":
+        if precision == "int8" and NO_FP32_PRODUCTS in targets:
+            graph = products_as_convolutions(graph)  # before their weights are integers, and no weights any more
         calibration = canvases(calibration_images, width, height) if calibration_images else None
         graph = in_precision(
             graph, precision, fragile_modules(detector), calibration=calibration, integer_outputs=not kind.backend

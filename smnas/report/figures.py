@@ -10,7 +10,7 @@ from smnas.report.data import CurveLine, Front, FrontPoint, Hypervolume
 from smnas.report.run_folder import RunFolder
 from smnas.search.ranking import RankingRow
 
-__all__ = ["STAGE_COLOURS", "curves_figure", "front_figure", "hypervolume_figure"]
+__all__ = ["LINES", "STAGE_COLOURS", "curves_figure", "front_figure", "hypervolume_figure", "layout", "wrapped"]
 
 # Mid-tones that keep a contrast of 3:1 or more on the page's white and on its near-black.
 STAGE_COLOURS = {
@@ -20,12 +20,13 @@ STAGE_COLOURS = {
     "final": "#c2569b",
     "baseline": "#d9822b",
 }
-_LINES = ("#2f7ed8", "#1f9d6b", "#c2569b", "#d9822b", "#7f6ad6", "#3aa3b8", "#a8862b", "#d2555a")
+LINES = ("#2f7ed8", "#1f9d6b", "#c2569b", "#d9822b", "#7f6ad6", "#3aa3b8", "#a8862b", "#d2555a")
 _STAGE_NAMES = {"structural": "stage 1", "modular": "stage 2", "joint": "search", "final": "ranked"}
 _INTERVAL = {"thickness": 1.2, "width": 3}
 
 
-def _layout(x: str, y: str, height: int) -> dict[str, Any]:
+def layout(x: str, y: str, height: int) -> dict[str, Any]:
+    """The layout that all figures share, with the titles of the axes."""
     return {
         "height": height,
         "margin": {"l": 52, "r": 12, "t": 10, "b": 44},
@@ -67,7 +68,7 @@ def _above(points: Sequence[FrontPoint]) -> list[float]:
 
 def front_figure(fronts: Sequence[Front], baseline: RankingRow | None, winner: RankingRow | None) -> go.Figure:
     """AP against latency: every stage's detectors, its front as a staircase, the baseline and the winner marked."""
-    figure = go.Figure(layout=_layout("predicted latency (ms)", "AP", 440))
+    figure = go.Figure(layout=layout("predicted latency (ms)", "AP", 440))
     figure.update_yaxes(rangemode="nonnegative")
     for front in fronts:
         colour, name = STAGE_COLOURS[front.stage], _STAGE_NAMES[front.stage]
@@ -128,7 +129,7 @@ def _mark(figure: go.Figure, row: RankingRow | None, name: str, symbol: str, col
 
 def hypervolume_figure(growth: Hypervolume) -> go.Figure:
     """The dominated share of the box against finished trainings."""
-    figure = go.Figure(layout=_layout("finished trainings", "dominated share of the box", 320))
+    figure = go.Figure(layout=layout("finished trainings", "dominated share of the box", 320))
     figure.update_yaxes(rangemode="tozero")
     figure.add_scatter(
         x=list(growth.trainings),
@@ -148,7 +149,7 @@ def hypervolume_figure(growth: Hypervolume) -> go.Figure:
 
 def curves_figure(lines: Sequence[CurveLine], label: str, run: RunFolder) -> go.Figure:
     """One line a training; seeds of one architecture share a colour and a legend entry (its rank)."""
-    figure = go.Figure(layout=_layout("epoch", label, 340))
+    figure = go.Figure(layout=layout("epoch", label, 340))
     architectures = list(dict.fromkeys(line.architecture for line in lines))
     shown: set[str] = set()
     for line in lines:
@@ -158,7 +159,7 @@ def curves_figure(lines: Sequence[CurveLine], label: str, run: RunFolder) -> go.
             x=list(line.epochs),
             y=list(line.values),
             mode="lines",
-            line={"color": _LINES[architectures.index(line.architecture) % len(_LINES)], "width": 1.6},
+            line={"color": LINES[architectures.index(line.architecture) % len(LINES)], "width": 1.6},
             name=name + (" (baseline)" if row is not None and row.role == "baseline" else ""),
             legendgroup=line.architecture,
             showlegend=line.architecture not in shown,

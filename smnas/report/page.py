@@ -4,7 +4,7 @@ import base64
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jinja2
@@ -24,7 +24,7 @@ from smnas.report.verdict import verdict
 from smnas.search.recommendation import band_limits
 from smnas.search.settings import write_atomically
 
-__all__ = ["render_report", "write_report"]
+__all__ = ["render_page", "render_report", "write_report"]
 
 _SAMPLE_SIDE = 900
 _SHOWN_ROWS = 10
@@ -89,19 +89,6 @@ def render_report(
         blocks: The winner's parts with their latencies.
         notes: Shown beside the ranking's own.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters.update(
-        arch=_architecture,
-        breakable=_breakable,
-        num=_number,
-        count=_count,
-        interval=_interval,
-        limits=band_limits,
-        percent=_percent,
-        spread=_spread,
-    )
     fronts = data.fronts(run)
     growth = data.hypervolume_by_training(run)
     drawn = {}
@@ -113,7 +100,9 @@ def render_report(
         drawn["loss"] = figures.curves_figure(lines, "training loss", run)
     if lines := data.training_curves(run, "ap"):
         drawn["ap"] = figures.curves_figure(lines, "AP on the validation pictures", run)
-    return environment.get_template("page.html").render(
+    return render_page(
+        "page.html",
+        drawn,
         run=run,
         ranking=run.ranking,
         winner=run.winner,
@@ -134,8 +123,35 @@ def render_report(
         block_max=max((block.latency_ms for block in blocks), default=0.0),
         settings=data.settings_rows(run.settings.model_dump(mode="json")),
         samples=[(sample.caption, _data_uri(sample.picture)) for sample in samples],
+    )
+
+
+def render_page(template: str, drawn: Mapping[str, go.Figure], **values: object) -> str:
+    """A page of this folder's style with its figures inside.
+
+    Args:
+        template: A file of this folder, which includes ``plots.html``.
+        drawn: Figures by the name of their place, ``data-figure``.
+        values: What the template shows; text in it is escaped.
+    """
+    folder = Path(__file__).parent
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters.update(
+        arch=_architecture,
+        breakable=_breakable,
+        num=_number,
+        count=_count,
+        interval=_interval,
+        limits=band_limits,
+        percent=_percent,
+        spread=_spread,
+    )
+    return environment.get_template(template).render(
+        **values,
         figures={name: _embedded_json(figure) for name, figure in drawn.items()},
-        stylesheet=Markup((Path(__file__).parent / "page.css").read_text(encoding="utf-8")),
+        stylesheet=Markup((folder / "page.css").read_text(encoding="utf-8")),
         plotly_js=Markup(get_plotlyjs()) if drawn else "",
     )
 

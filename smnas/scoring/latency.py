@@ -4,20 +4,27 @@ A detector's parts are its own workloads (:mod:`smnas.models.workloads`). What t
 first; after that a prediction costs no measuring, and it is a function of the table and of the calibration alone.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from profiler.backends.base import Backend, check_precision
+from profiler.cold import as_cold
+from profiler.devices import Device
 from profiler.errors import UserError
-from profiler.predict import FailedPartError, Latency, LatencyModel, MissingPartsError, PartsSum, sum_parts
-from profiler.profile import ProfileReport, Progress, measurement_target, missing, profile_workloads
+from profiler.interpolate import FewRowsError, Guess, Interpolation, value_of_measuring
+from profiler.population import LatencyArrays
+from profiler.predict import FailedPartError, Latencies, Latency, LatencyModel, MissingPartsError, PartsSum, sum_parts
+from profiler.profile import Caches, ProfileReport, Progress, measurement_target, missing, profile_workloads
 from profiler.table import LatencyTable, Row, Target
 from profiler.timing import TimingSettings
+from profiler.work import Work
 from profiler.workload import Workload
 from smnas.models.build import BuildError, build_detector, deployable
 from smnas.models.workloads import detector_workloads, inference_workloads, whole_workload
@@ -99,10 +106,10 @@ class DetectorLatency:
             raise UserError(f"batch >= 1 must hold, but got {batch}")
         self.num_classes = num_classes
         self.batch = batch
+        self.precision = precision
         self._backend = backend
         self._table = table
-        self._precision = precision
-        self._timing = timing
+        self.timing = timing
         self._on_progress = on_progress
         self._rng = np.random.default_rng(seed)
         self._model: LatencyModel | None = None
@@ -112,7 +119,12 @@ class DetectorLatency:
     @property
     def target(self) -> Target:
         """What the rows that are read and written hold for."""
-        return measurement_target(self._backend, precision=self._precision, batch=self.batch)
+        return measurement_target(self._backend, precision=self.precision, batch=self.batch)
+
+    @property
+    def device(self) -> Device:
+        """Where detectors run."""
+        return self._backend.device
 
     @property
     def model(self) -> LatencyModel:
@@ -130,8 +142,68 @@ class DetectorLatency:
         model = self.model
         return model.predict(self._sum(architecture))
 
+    def predict_many(self, architectures: Sequence[Architecture], *, interpolate: bool = False) -> Latencies:
+        """Latencies of many detectors at once, as :meth:`predict` gives them one by one.
+
+        Args:
+            architectures: Any number; where one has no latency its prediction is NaN.
+            interpolate: Guess missing parts from those of their family in the table instead of measuring them; their
+                uncertainty is part of the interval.
+
+        Raises:
+            FewRowsError: parts are to be guessed, but the table holds too few of this target.
+        """
+        keys_of, buildable = self._keys_of(architectures)
+        known = self._table.current(self.target)
+        if not interpolate:
+            lacking = [
+                architecture
+                for architecture, keys in zip(architectures, keys_of, strict=True)
+                if any(key not in known for key in keys)
+            ]
+            if lacking:
+                self.complete(lacking)
+                known = self._table.current(self.target)
+        guesses: dict[str, Guess] = {}
+        if interpolate and (works := self._missing_works(architectures, known)):
+            guessed = self._interpolation(known).guess(list(works.values()))
+            guesses = dict(zip(works, guessed, strict=True))
+        arrays = LatencyArrays.of(known, guesses)
+        sums = arrays.sum(arrays.find(keys_of))
+        return self.model.predict_many(np.where(buildable, sums.ms, np.nan), sums.count, sums.half_ms)
+
+    def value(self, architectures: Sequence[Architecture]) -> dict[str, float]:
+        """What measuring each part that the table lacks would bring to the predictions of these detectors.
+
+        That is the share of their uncertainty that would go, where the table holds enough to guess from; before that,
+        the share of detectors that need the part.
+        """
+        known = self._table.current(self.target)
+        works = self._missing_works(architectures, known)
+        if not works:
+            return {}
+        place = {key: index for index, key in enumerate(works)}
+        counts = np.zeros((len(architectures), len(works)), dtype=np.int64)
+        for number, keys in enumerate(self._keys_of(architectures)[0]):
+            for key in keys:
+                if key in place:
+                    counts[number, place[key]] += 1
+        try:
+            covariance, noise = self._interpolation(known).covariance(list(works.values()))
+        except FewRowsError:
+            return dict(zip(works, (counts > 0).mean(0).tolist(), strict=True))
+        return dict(zip(works, value_of_measuring(counts, covariance, noise).tolist(), strict=True))
+
     def measured_parts(self, architecture: Architecture) -> tuple[MeasuredPart, ...]:
         """The detector's parts in the order of running, each as the table holds it; missing ones are measured first.
+
+        Raises:
+            LatencyFailedError: it can not be built, or one of its parts failed on this target.
+        """
+        return tuple(MeasuredPart(part.name, _measured_ms(row)) for part, row in self.part_rows(architecture))
+
+    def part_rows(self, architecture: Architecture) -> list[tuple[Workload, Row]]:
+        """As :meth:`measured_parts`, each part as its workload (without weights) and its row.
 
         Raises:
             LatencyFailedError: it can not be built, or one of its parts failed on this target.
@@ -139,13 +211,21 @@ class DetectorLatency:
         self._sum(architecture)
         parts = self._parts(architecture)
         rows = self._rows(part.key for part in parts)
-        return tuple(MeasuredPart(part.name, _measured_ms(rows[part.key])) for part in parts)
+        return [(part, rows[part.key]) for part in parts]
 
-    def complete(self, architectures: Sequence[Architecture]) -> ProfileReport:
-        """Measure all parts of these detectors that the table does not hold, in one random order.
+    def complete(
+        self, architectures: Sequence[Architecture], *, budget_s: float | None = None, caches: Caches = "hot"
+    ) -> ProfileReport:
+        """Measure all parts of these detectors that the table lacks, within a budget those that bring most first.
 
         Failures are kept in the table and listed in the report; what can not be built is left out.
+
+        Args:
+            architectures: Detectors whose parts are wanted.
+            budget_s: Start no further measurement after this long; the report says what is left.
+            caches: ``cold`` measures with flushed caches, in rows of their own that no prediction reads.
         """
+        cold = caches == "cold"
         unmeasured: dict[str, Workload] = {}
         wanted: dict[str, Workload] = {}
         for architecture in architectures:
@@ -154,11 +234,26 @@ class DetectorLatency:
             except LatencyFailedError:
                 continue
             wanted.update((part.key, part) for part in parts)
-            lacking = {part.key for part in missing(parts, self._table, self.target)} - unmeasured.keys()
+            lookup = {as_cold(part).key if cold else part.key: part.key for part in parts}
+            seen = [as_cold(part) for part in parts] if cold else parts
+            lacking = {lookup[part.key] for part in missing(seen, self._table, self.target)} - unmeasured.keys()
             if lacking:
                 real = self._with_weights(architecture)
                 unmeasured.update((part.key, part) for part in real if part.key in lacking)
-        return self._profile([unmeasured.get(key, part) for key, part in wanted.items()])
+        return self._profile(
+            [unmeasured.get(key, part) for key, part in wanted.items()],
+            value=self.value(architectures) if unmeasured and budget_s is not None and not cold else None,
+            budget_s=budget_s,
+            caches=caches,
+        )
+
+    def blocks(self, architectures: Sequence[Architecture]) -> list[Workload]:
+        """Every distinct part of these detectors, with fresh weights; what can not be built is left out."""
+        found: dict[str, Workload] = {}
+        for architecture in architectures:
+            with suppress(BuildError):
+                found |= {part.key: part for part in self._with_weights(architecture) if part.key not in found}
+        return list(found.values())
 
     def measure_whole(self, architecture: Architecture) -> Row:
         """The measured row of the whole detector with fresh weights, from the table or measured now.
@@ -240,16 +335,57 @@ class DetectorLatency:
         found = {key: self._table.lookup(key, self.target) for key in dict.fromkeys(keys)}
         return {key: row for key, row in found.items() if row is not None}
 
-    def _profile(self, workloads: Sequence[Workload], *, whole: bool = False) -> ProfileReport:
+    def _keys_of(self, architectures: Sequence[Architecture]) -> tuple[list[tuple[str, ...]], NDArray[np.bool_]]:
+        """The parts' keys of each, none where it can not be built, and whether it can."""
+        keys_of: list[tuple[str, ...]] = []
+        for architecture in architectures:
+            try:
+                keys_of.append(self._keys(architecture))
+            except LatencyFailedError:
+                keys_of.append(())
+        return keys_of, np.array([bool(keys) for keys in keys_of], dtype=np.bool_)
+
+    def _missing_works(self, architectures: Sequence[Architecture], known: Mapping[str, Row]) -> dict[str, Work]:
+        """The work of every part that has no row, by key."""
+        works: dict[str, Work] = {}
+        for architecture, keys in zip(architectures, self._keys_of(architectures)[0], strict=True):
+            if any(key not in known and key not in works for key in keys):
+                parts = self._parts(architecture)
+                works |= {part.key: Work.of(part) for part in parts if part.key not in known and part.key not in works}
+        return works
+
+    def _interpolation(self, known: Mapping[str, Row]) -> Interpolation:
+        pairs = [
+            (work, row.median_ms)
+            for key, row in known.items()
+            if row.kind == "part"
+            and row.median_ms is not None
+            and row.conditions.get("caches", "hot") == "hot"
+            and (work := Work.from_dict(row.conditions.get("work"))) is not None
+        ]
+        return Interpolation.fit([work for work, _ in pairs], [ms for _, ms in pairs])
+
+    def _profile(
+        self,
+        workloads: Sequence[Workload],
+        *,
+        whole: bool = False,
+        value: Mapping[str, float] | None = None,
+        budget_s: float | None = None,
+        caches: Caches = "hot",
+    ) -> ProfileReport:
         return profile_workloads(
             workloads,
             self._table,
             self._backend,
             rng=self._rng,
-            precision=self._precision,
+            precision=self.precision,
             batch=self.batch,
             kind="whole" if whole else "part",
-            timing=self._timing,
+            caches=caches,
+            timing=self.timing,
+            value=value,
+            budget_s=budget_s,
             on_progress=self._on_progress,
         )
 

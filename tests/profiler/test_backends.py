@@ -159,7 +159,10 @@ def test_a_precision_that_does_not_run_here_is_refused(name: str, precision: str
 
 
 def test_an_unknown_backend_lists_the_known_ones() -> None:
-    with pytest.raises(UserError, match="eager, onnxruntime, tensorrt, tensorrt_rtx, but got 'openvino'"):
+    with pytest.raises(
+        UserError,
+        match=r"eager, compile, onnxruntime, .*, onnxruntime-tensorrt, tensorrt, tensorrt_rtx, but got 'openvino'",
+    ):
         get_backend("openvino")
     with pytest.raises(UserError, match="threads >= 1"):
         get_backend("eager", threads=0)
@@ -224,3 +227,50 @@ def test_eager_on_a_gpu_computes_and_times(precision: str, module: Pair) -> None
         np.testing.assert_allclose(session.outputs()[0], expected(module)[0], atol=1e-2)
         measurement = measure(session.run, timer=session.timer, settings=TimingSettings(time_limit_s=0.2))
     assert 0 < measurement.median_ms < 5
+
+
+def test_compiled_modules_compute_what_they_are(module: Pair) -> None:
+    """Two modules of one class and other shapes: neither falls back to the other's code, or to none."""
+    backend = get_backend("compile")
+    wide = nn.Sequential(nn.Linear(6, 9), nn.ReLU())
+    narrow = nn.Sequential(nn.Linear(6, 2), nn.ReLU())
+    sessions = [backend.prepare(one, INPUTS[:1]) for one in (wide, narrow)]
+    for one, session in zip((wide, narrow), sessions, strict=True):
+        with session:
+            np.testing.assert_allclose(session.outputs()[0], one(INPUTS[0]).detach().numpy(), atol=1e-5)
+        assert session.describe()["graphs"] == 1
+    assert backend.version.endswith("inductor")
+    assert backend.version != get_backend("eager").version
+
+
+def test_compiling_without_a_compiler_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("profiler.backends.compiled.shutil.which", lambda _: None)
+    with pytest.raises(BackendUnavailableError, match=r"needs a C\+\+ compiler .* apt-get install"):
+        get_backend("compile")
+
+
+@pytest.mark.parametrize(
+    ("name", "providers"),
+    [
+        ("onnxruntime", ["CUDAExecutionProvider", "CPUExecutionProvider"]),
+        ("onnxruntime-cuda", ["CUDAExecutionProvider", "CPUExecutionProvider"]),
+        ("onnxruntime-tensorrt", ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]),
+    ],
+)
+def test_the_list_of_providers_is_part_of_the_version(
+    name: str, providers: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime: Any = ModuleType("onnxruntime")
+    runtime.__version__ = "9.9"
+    runtime.get_available_providers = lambda: providers
+    monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
+    backend = get_backend(name, FAKE_GPU)
+    assert backend.version == f"9.9 {','.join(providers)}"
+    assert [provider for provider, _ in backend.provider_list("fp16")] == providers  # type: ignore[attr-defined]
+    assert get_backend("onnxruntime", FAKE_GPU).version == get_backend("onnxruntime-cuda", FAKE_GPU).version
+
+
+@pytest.mark.parametrize("name", ["onnxruntime-cuda", "onnxruntime-tensorrt"])
+def test_a_gpus_provider_is_not_for_a_cpu(name: str) -> None:
+    with pytest.raises(BackendUnavailableError, match=f"{name} needs a CUDA device"):
+        get_backend(name)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from profiler import conditions
-from profiler.conditions import read_state, read_versions
+from profiler.conditions import disturbances, read_state, read_versions
 from profiler.devices import Device, cpu_device
 
 GPU = Device("NVIDIA Pretend", "cuda", 1)
@@ -71,3 +71,23 @@ def test_a_gpu_that_tells_nothing_is_no_error(body: str, nvidia_smi: Path) -> No
 def test_no_program_is_no_error(nvidia_smi: Path) -> None:
     assert not nvidia_smi.exists()
     assert read_state(GPU)["cpus"] == os.cpu_count()
+
+
+def test_what_disturbs_a_measurement_is_named() -> None:
+    quiet = {"cpus": 4, "loadavg": [1.2, 9.0, 9.0], "clock_mhz": 3000.0}
+    assert disturbances(quiet, quiet) == []
+    assert disturbances({**quiet, "loadavg": [3.9, 0.0, 0.0]}, quiet) == ["load 3.9 on 4 cores"]
+    assert disturbances({**quiet, "loadavg": [3.9, 0.0, 0.0]}, quiet, threads=4) == []  # its own load
+    assert disturbances({"cpus": 1, "loadavg": [1.0, 1.0, 1.0]}, {}) == []
+    assert disturbances(quiet, {**quiet, "clock_mhz": 2400.0}) == ["clock changed by -20%"]
+    assert disturbances({}, {}) == []
+
+
+def test_throttling_is_read_off_the_drivers_bits() -> None:
+    def gpu(reasons: str) -> dict[str, str]:
+        return {"clocks.sm": "1980", "clocks.mem": "2619", "clocks_throttle_reasons.active": reasons}
+
+    assert disturbances(gpu("0x0000000000000001"), gpu("0x0000000000000000")) == []  # idle is no reason
+    found = disturbances(gpu("0x0000000000000000"), gpu("0x0000000000000044"))
+    assert found == ["throttled: power cap", "throttled: hardware thermal slowdown"]
+    assert disturbances(gpu("[N/A]"), gpu("[N/A]")) == []

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from profiler.devices import gpu_sheets
 from profiler.errors import UserError
-from profiler.estimate import ESTIMATE_BACKEND, count_bytes, estimate_row, estimate_target, estimate_workloads
-from profiler.table import LatencyTable
+from profiler.estimate import ESTIMATE_BACKEND, Roof, estimate_errors, estimate_row, estimate_target, estimate_workloads
+from profiler.table import LatencyTable, Row, Target
+from profiler.work import Work
 from profiler.workload import TensorSpec, Workload
 
 V100 = gpu_sheets()["v100"]
@@ -50,8 +51,22 @@ def test_bytes_count_every_input_output_and_weight_once() -> None:
     inputs = (TensorSpec((7, 5)), TensorSpec((7, 2), "int64", 0, 5))
     floats = 7 * 5 + 4 * 5 + 7 * 2
     integers = 2 * 7 * 2 + 1  # in and out, and the normalisation's counter
-    assert count_bytes(Both().eval(), inputs) == 4 * floats + 8 * integers
-    assert count_bytes(Both().eval(), inputs, 2) == 2 * floats + 8 * integers
+    work = Work.of(Workload("both", "both", Both().eval(), inputs))
+    assert work.bytes_moved() == 4 * floats + 8 * integers
+    assert work.bytes_moved(2) == 2 * floats + 8 * integers
+    assert (work.family, work.channels, work.cells, work.layers) == ("Both", 5, 7, 1)
+    assert Work.from_dict(work.as_dict()) == work
+    assert Work.from_dict({**work.as_dict(), "more": 1}) is None
+    assert Work.from_dict(None) is None
+
+
+def test_a_roof_read_off_runs_is_exceeded_by_none_of_them() -> None:
+    runs = [(Work.of(linear(size, rows)), ms) for size, rows, ms in ((64, 64, 0.1), (512, 1, 0.2), (16, 16, 0.05))]
+    roof = Roof.reached(runs)
+    bounds = [roof.bound_ms(work) / ms for work, ms in runs]
+    assert max(bounds) == pytest.approx(1)  # some run reaches it, by its operations or by its bytes
+    assert roof.compute_ms(runs[0][0]) == pytest.approx(0.1)
+    assert roof.memory_ms(runs[1][0]) == pytest.approx(0.2)
 
 
 def test_estimates_are_labelled_and_kept_apart(tmp_path: Path) -> None:
@@ -70,3 +85,23 @@ def test_estimates_are_labelled_and_kept_apart(tmp_path: Path) -> None:
 def test_a_precision_without_figures_is_refused() -> None:
     with pytest.raises(UserError, match="one of fp32, fp16, but got 'int8'"):
         estimate_row(linear(8, 1), V100, precision="int8")
+
+
+def test_estimates_are_held_against_what_was_measured(tmp_path: Path) -> None:
+    """Three blocks of a V100: one at twice its estimate, one below any bound, one slower than the worst."""
+    target = Target("Tesla V100-SXM2-16GB", "onnxruntime", "1.0")
+    with LatencyTable(tmp_path / "latency.db") as table:
+        assert estimate_errors(table) == []
+        for size, factor in ((512, 2.0), (1024, 0.5), (2048, 50.0)):
+            one = linear(size, 64)
+            ms = factor * (estimate_row(one, V100).median_ms or 0.0)
+            conditions = {"work": Work.of(one).as_dict()}
+            table.add(Row(one.key, one.name, target, median_ms=ms, low_ms=ms, high_ms=ms, conditions=conditions))
+        table.add(Row("old", "old", target, median_ms=1.0, low_ms=1.0, high_ms=1.0))
+        estimate_workloads([linear(8, 1)], table, V100)
+        other = Target("some processor", "onnxruntime", "1.0")
+        table.add(Row("cpu", "cpu", other, median_ms=1.0, low_ms=1.0, high_ms=1.0))
+        (found,) = estimate_errors(table)
+    assert (found.target, found.rows) == (target, 3)
+    assert found.median_ratio == pytest.approx(2.0)
+    assert found.inside == pytest.approx(1 / 3)

@@ -168,6 +168,28 @@ def test_a_model_cut_out_of_a_group_is_the_one_exported_alone() -> None:
         np.testing.assert_allclose(got, module(*tensors).detach().numpy(), atol=1e-5)
 
 
+class Reshaped(nn.Module):
+    """Filters as a matrix, twice: too many numbers for the exporter to fold by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(64, 48, 3, 3))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.weight.flatten(1) @ x, self.weight.flatten(1) @ (x + 1)
+
+
+def test_weights_are_kept_in_the_shape_in_which_they_are_used() -> None:
+    torch.manual_seed(0)
+    module, x = Reshaped().eval(), torch.randn(2, 432, 5)
+    model = to_onnx(module, (x,), input_names=["x"])
+    assert "Reshape" not in {node.op_type for node in model.graph.node}
+    assert [list(tensor.dims) for tensor in model.graph.initializer if len(tensor.dims) > 1] == [[64, 432]]
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for found, expected in zip(session.run(None, {"x": x.numpy()}), module(x), strict=True):
+        np.testing.assert_allclose(found, expected.detach().numpy(), atol=1e-4)
+
+
 class DataDependent(nn.Module):
     """Branches on a value, which no graph can hold."""
 

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from profiler.backends import get_backend
-from profiler.devices import Device
+from profiler.cold import cache_bytes, cold_key
+from profiler.devices import Device, cpu_device
 from profiler.errors import UserError
 from profiler.profile import (
     Failure,
@@ -380,3 +381,52 @@ def test_a_killed_run_continues_where_it_stopped(tmp_path: Path) -> None:
         finished = kept
     last = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
     assert last == f"cached {len(finished)} measured {60 - len(finished)}"
+
+
+def test_the_most_valuable_come_first(table: LatencyTable, backend: PretendBackend) -> None:
+    workloads = [workload(n) for n in range(1, 6)]
+    value = {workloads[3].key: 5.0, workloads[1].key: 2.0}
+    profile_workloads(workloads, table, backend, rng=np.random.default_rng(0), value=value, reference_every=0)
+    names = [row.name for row in table.rows()]
+    assert names[:2] == [workloads[3].name, workloads[1].name]
+    assert sorted(names) == sorted(one.name for one in workloads)
+
+
+def test_a_budget_keeps_what_was_measured_and_names_the_rest(
+    table: LatencyTable, backend: PretendBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moments = iter(range(1000))
+    monkeypatch.setattr("profiler.profile.time.monotonic", lambda: float(next(moments)))
+    workloads = [workload(n) for n in range(1, 9)]
+    run = partial(profile_workloads, workloads, table, backend, rng=np.random.default_rng(0), reference_every=0)
+    first = run(budget_s=4.0)
+    assert 0 < first.measured < 8
+    assert len(first.left) == 8 - first.measured
+    assert {row.name for row in table.rows()} | set(first.left) == {one.name for one in workloads}
+    rest = run()
+    assert (rest.cached, rest.measured, rest.left) == (first.measured, 8 - first.measured, ())
+
+
+def test_cold_rows_stand_beside_the_hot_ones(table: LatencyTable) -> None:
+    one = Workload("conv", "conv|1x3x8x8", nn.Conv2d(3, 4, 3), (TensorSpec((1, 3, 8, 8)),))
+    quick = TimingSettings(time_limit_s=0.2, max_samples=20, warmup_s=0.0)
+    backend = get_backend("eager")
+    for caches in ("hot", "cold"):
+        report = profile_workloads(
+            [one], table, backend, rng=np.random.default_rng(0), timing=quick, caches=caches, reference_every=0
+        )
+        assert report.measured == 1
+    hot, cold = table.rows()
+    assert (hot.key, cold.key) == (one.key, cold_key(one.key))
+    assert (hot.conditions["caches"], cold.conditions["caches"]) == ("hot", "cold")
+    assert cold.conditions["flushed_bytes"] == 2 * cache_bytes(cpu_device())
+    assert cold.inner_runs == 1
+
+
+def test_the_size_of_the_caches_is_the_systems(tmp_path: Path) -> None:
+    for index, size in enumerate(("32K", "1024K", "36M")):
+        (tmp_path / f"index{index}").mkdir()
+        (tmp_path / f"index{index}" / "size").write_text(f"{size}\n")
+    assert cache_bytes(cpu_device(), tmp_path) == 36 * 2**20
+    with pytest.raises(UserError, match="the size of the last cache"):
+        cache_bytes(cpu_device(), tmp_path / "nowhere")

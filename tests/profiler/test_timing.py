@@ -199,3 +199,21 @@ def test_a_real_sleep_is_timed_as_long_as_it_lasts() -> None:
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must hold"):
         TimingSettings(**wrong)  # type: ignore[arg-type]
+
+
+def test_what_is_called_before_each_sample_is_not_timed() -> None:
+    now = [0]
+    calls: list[str] = []
+
+    def spend(nanoseconds: int, name: str) -> None:
+        now[0] += nanoseconds
+        calls.append(name)
+
+    found = measure(
+        lambda: spend(1_000, "run"),
+        timer=WallTimer(lambda: now[0]),
+        settings=TimingSettings(warmup_s=0.0),
+        before_each=lambda: spend(1_000_000, "flush"),
+    )
+    assert (found.median_ms, found.inner_runs) == (0.001, 1)
+    assert calls == ["flush", "run"] * (len(calls) // 2)

@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 
 from profiler.backends import get_backend
+from profiler.errors import UserError
 from profiler.table import LatencyTable
 from profiler.timing import TimingSettings
 from smnas.cli import coverage_record, profiling
 from smnas.cli.main import application
+from smnas.cli.progress import duration, seconds_of
 from smnas.cli.run import run
 from smnas.models.workloads import detector_workloads
+from smnas.report.latency_data import read_audit
 from smnas.scoring.latency import DetectorLatency
 from smnas.space.architecture import Architecture
 from smnas.space.preset import load_space
@@ -113,23 +116,84 @@ def test_the_record_holds_for_its_facts_only(tmp_path: Path) -> None:
     assert coverage_record.read_record(table, made_with) is None
 
 
+def test_an_audit_holds_out_what_it_does_not_calibrate_on() -> None:
+    space = load_space("nano")
+    calibration, held_out = profiling.audited(space, 30, 0)
+    assert (len(set(calibration)), len(set(held_out))) == (15, 30)
+    assert not set(calibration) & set(held_out)
+    assert (calibration, held_out) == profiling.audited(space, 30, 0)
+    assert (calibration, held_out) != profiling.audited(space, 30, 1)
+    structures = set(space.structures)
+    assert 10 <= sum(architecture in structures for architecture in held_out) <= 20  # the others are modular variants
+    assert all(space.permits(architecture) for architecture in (*calibration, *held_out))
+    with pytest.raises(UserError, match="an audit of 9999 needs"):
+        profiling.audited(space, 9999, 0)
+
+
 @pytest.mark.usefixtures("quick")
-def test_an_audit_is_on_detectors_that_the_prediction_has_not_seen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_audit_compares_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiling, "_CALIBRATION_WHOLES", 2)
     space = load_space("nano").restricted(lambda a: a.input_width == 96 and str(a.head) == "retina_32_1")
+    backend = get_backend("eager")
     with LatencyTable(tmp_path / "table.db") as table:
-        make = lambda told: DetectorLatency(3, get_backend("eager"), table, on_progress=told)  # noqa: E731
+        make = lambda told: DetectorLatency(3, backend, table, on_progress=told)  # noqa: E731
         seen: list[tuple[float, float]] = []
-        found = profiling.audit(space, 2, make, 0, lambda done, total, text: seen.append((done, total)))
+        found = profiling.audit(
+            space, 3, make, backend, 0, lambda done, total, text: seen.append((done, total)), table_path=table.path
+        )
+        kept = read_audit(table.path, make(None).target)
         wholes = [row for row in table.rows() if row.kind == "whole"]
+        parts = {row.key: row for row in table.rows() if row.kind == "part"}
     assert found["calibrated_on"] == 2
-    assert len(found["detectors"]) == 2
-    assert len(wholes) == 4
+    assert len(found["detectors"]) == 3
+    assert len(wholes) == 5
     for row in found["detectors"]:
         measured = next(one.median_ms for one in wholes if one.key.startswith(f"{row['architecture']}|"))
         assert row["measured_ms"] == measured
         assert row["error"] == pytest.approx(row["predicted_ms"] / measured - 1)
         assert row["inside"] == (row["low_ms"] <= measured <= row["high_ms"])
-    assert seen[-1] == (4, 4)
+        keys = [workload.key for workload in detector_workloads(Architecture.parse(row["architecture"]), 3)]
+        assert row["naive_sum_ms"] == pytest.approx(sum(parts[key].median_ms or 0.0 for key in keys))
+    errors = [abs(row["error"]) for row in found["detectors"]]
+    assert errors == sorted(errors, reverse=True)  # the worst first
+    assert found["accuracy"]["prediction"]["mape"] == pytest.approx(sum(errors) / 3)
+    assert set(found["accuracy"]) == {"prediction", "naive sum", "FLOPs", "roofline"}
+    assert seen[-1] == (5, 5)
+    assert [(point.architecture, point.measured_ms) for point in kept] == [
+        (row["architecture"], row["measured_ms"]) for row in found["detectors"]
+    ]
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10m", 600), ("1h30m", 5400), ("2h", 7200)])
+def test_a_time_is_read_as_it_is_written(text: str, seconds: float) -> None:
+    assert seconds_of(text) == seconds
+    assert seconds_of(duration(seconds).replace("00m", "")) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "10", "m", "10 m", "-5s", "0s", "1.5h"])
+def test_no_time_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="as in 90s, 10m or 1h30m"):
+        seconds_of(text)
+
+
+@pytest.mark.usefixtures("quick")
+def test_measured_within_a_budget_then_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table, page = tmp_path / "table.db", tmp_path / "page.html"
+    words = ("--gpu", "cpu", "--backend", "eager", "--arch", ARCH, "--classes", "3", "--table", table)
+    found = _profile(capsys, *words, "--budget", "1h", "--cold", "--builds", "2")
+    assert found["left"] == {"blocks": 0, "detectors": 0}
+    assert found["cold"]["measured"] == found["measured"]  # type: ignore[index]
+    assert 0 < len(found["builds"]) <= 12  # type: ignore[arg-type]
+    drawn = _profile(capsys, "--table", table, "--report", page, "--arch", ARCH, "--classes", "3")
+    assert drawn["blocks"] == found["measured"]
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_options_that_exclude_each_other_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (
+        ["--report", "x.html"],
+        ["--report", "x.html", "--table", "t.db", "--audit", "3"],
+        ["--estimate", "--gpu", "v100", "--budget", "10m"],
+    ):
+        assert run(application("profile"), "smnas-profile", words) == 2
+        assert capsys.readouterr().err.count("\n") == 1

@@ -1,10 +1,12 @@
 """A few architectures hold every workload of all: against the workloads of all."""
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 
-from smnas.models.coverage import covering
+from smnas.models import coverage
+from smnas.models.coverage import by_demand, covering
 from smnas.models.workloads import detector_workloads
 from smnas.space.architecture import Architecture, C4Spec
 from smnas.space.preset import load_space, preset_names
@@ -39,3 +41,17 @@ def test_a_preset_is_covered_by_a_small_part_of_it(preset: str) -> None:
     assert len(few) < len(structures) / 2
     assert {a.backbone for a in few} == {a.backbone for a in structures}
     assert {a.head for a in few} == {a.head for a in structures}
+
+
+def test_what_most_detectors_need_comes_first() -> None:
+    """Against the plain greedy choice, which looks at every one that is left each time."""
+    structures = list(load_space("nano").structures)[::37]
+    chosen = covering(structures)
+    ordered = by_demand(chosen, structures)
+    assert sorted(map(str, ordered)) == sorted(map(str, chosen))
+    demand = Counter(part for architecture in structures for part in coverage._parts(architecture))
+    seen: set[object] = set()
+    for number, architecture in enumerate(ordered):
+        brings = [sum(demand[part] for part in coverage._parts(one) - seen) for one in ordered[number:]]
+        assert brings[0] == max(brings)
+        seen |= coverage._parts(architecture)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from profiler.backends import get_backend
 from profiler.backends.eager import EagerBackend
 from profiler.devices import cpu_device
 from profiler.errors import UserError
+from profiler.interpolate import FewRowsError
 from profiler.predict import LatencyModel, PartsSum
 from profiler.profile import Progress, measurement_target
 from profiler.table import LatencyTable, Row
@@ -233,3 +235,57 @@ def test_onnx_runtime_runs_a_whole(table: LatencyTable) -> None:
     row = DetectorLatency(CLASSES, get_backend("onnxruntime"), table, timing=QUICK).measure_whole(SMALL)
     assert 0 < row.median_ms < 1000
     assert row.target.backend == "onnxruntime"
+
+
+def test_many_predictions_are_the_single_ones(
+    table: LatencyTable, eager: EagerBackend, idle: IdleBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measured where the table lacks parts, then equal to one by one; what can not be built is NaN."""
+    latency = DetectorLatency(CLASSES, eager, table, timing=QUICK)
+    monkeypatch.setattr("smnas.models.build.buildable", lambda one: "not this one" if one == DEEPER else None)
+    many = latency.predict_many([SMALL, TWO_STAGE, SMALL])
+    again = DetectorLatency(CLASSES, idle, table)
+    for place, architecture in enumerate((SMALL, TWO_STAGE, SMALL)):
+        one = again.predict(architecture)
+        assert (many.ms[place], many.low_ms[place]) == pytest.approx((one.ms, one.low_ms), rel=1e-12)
+    assert np.isfinite(many.ms).all()
+    with pytest.raises(LatencyFailedError):
+        again.predict(DEEPER)
+    assert np.isnan(again.predict_many([DEEPER, SMALL]).ms).tolist() == [True, False]
+
+
+def test_guessed_parts_widen_the_interval_and_measure_nothing(
+    table: LatencyTable, eager: EagerBackend, idle: IdleBackend
+) -> None:
+    DetectorLatency(CLASSES, eager, table, timing=QUICK).complete([SMALL, TWO_STAGE, WIDER])
+    latency = DetectorLatency(CLASSES, idle, table)
+    unmeasured = Architecture.parse("basicblock_12_1-2-2+fpn_3-4_16+norpn+retina_16_1+64x64")
+    guessed = latency.predict_many([SMALL, unmeasured], interpolate=True)
+    width = (guessed.high_ms - guessed.low_ms) / guessed.ms
+    assert width[1] > width[0]
+    value = latency.value([SMALL, unmeasured])
+    assert set(value) == set(keys_of(unmeasured)) - {row.key for row in table.rows()}
+    assert all(0 <= share <= 1 for share in value.values())
+    assert max(value.values()) > 0
+    with LatencyTable(table.path.with_name("empty.db")) as empty, pytest.raises(FewRowsError):
+        DetectorLatency(CLASSES, idle, empty).predict_many([SMALL], interpolate=True)
+
+
+def test_a_budget_stops_and_the_next_call_goes_on(table: LatencyTable, eager: EagerBackend) -> None:
+    latency = DetectorLatency(CLASSES, eager, table, timing=QUICK)
+    wanted = set(keys_of(TWO_STAGE))
+    first = latency.complete([TWO_STAGE], budget_s=0.0)
+    assert (first.measured, len(first.left)) == (0, len(wanted))
+    rest = latency.complete([TWO_STAGE], budget_s=60.0)
+    assert (rest.measured, rest.left) == (len(wanted), ())
+
+
+def test_cold_rows_are_their_own_and_no_prediction_reads_them(table: LatencyTable, eager: EagerBackend) -> None:
+    latency = DetectorLatency(CLASSES, eager, table, timing=QUICK)
+    latency.complete([SMALL])
+    before = latency.predict(SMALL)
+    hot = {row.key for row in table.rows()}
+    assert latency.complete([SMALL], caches="cold").measured == len(hot)
+    assert {row.key for row in table.rows()} == hot | {f"{key}|cold" for key in hot}
+    assert latency.predict(SMALL) == before
+    assert latency.complete([SMALL], caches="cold").measured == 0

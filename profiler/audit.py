@@ -1,0 +1,99 @@
+"""How good a prediction of latencies is: errors and orders, beside simpler ways to predict the same.
+
+Pure array functions of numbers: no torch here.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from profiler.predict import fit_relative
+
+__all__ = ["Accuracy", "accuracy", "fitted_line", "kendall", "spearman"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Predicted against measured latencies.
+
+    Attributes:
+        count: how many were compared.
+        mape: mean of ``|predicted / measured - 1|``.
+        within_5: share of errors up to 5%.
+        within_10: up to 10%.
+        spearman: rank correlation, ``None`` where it is not defined.
+        kendall: Kendall's tau-b, likewise.
+    """
+
+    count: int
+    mape: float
+    within_5: float
+    within_10: float
+    spearman: float | None
+    kendall: float | None
+
+
+def accuracy(predicted_ms: ArrayLike, measured_ms: ArrayLike) -> Accuracy:
+    """Compare predictions with measurements.
+
+    Args:
+        predicted_ms: ``(N,)``, finite; N at least 1.
+        measured_ms: ``(N,)``, positive.
+    """
+    predicted, measured = (np.asarray(values, dtype=np.float64) for values in (predicted_ms, measured_ms))
+    if predicted.shape != measured.shape or predicted.ndim != 1 or not predicted.size:
+        raise ValueError(f"one prediction per measurement is needed, but got {predicted.shape} and {measured.shape}")
+    errors = np.abs(predicted / measured - 1)
+    return Accuracy(
+        count=errors.size,
+        mape=float(errors.mean()),
+        within_5=float((errors <= 0.05).mean()),
+        within_10=float((errors <= 0.1).mean()),
+        spearman=spearman(predicted, measured),
+        kendall=kendall(predicted, measured),
+    )
+
+
+def fitted_line(values: ArrayLike, wholes_ms: ArrayLike, others: ArrayLike) -> Array:
+    """Predict by ``a * value + b`` with ``a, b >= 0``, fitted as the latency model is, by relative errors.
+
+    Args:
+        values: ``(N,)`` of the wholes that are fitted, such as their FLOPs.
+        wholes_ms: ``(N,)`` their latencies.
+        others: ``(M,)`` values of the wholes to predict.
+
+    Returns:
+        ``(M,)`` milliseconds.
+    """
+    known, wholes, wanted = (np.asarray(one, dtype=np.float64) for one in (values, wholes_ms, others))
+    # Solved in units of the largest value: FLOPs are 10^9 times the constant beside them.
+    unit = known.max(initial=0.0) or 1.0
+    scale, constant = fit_relative(known / unit, np.ones_like(known), wholes, True)
+    return scale * wanted / unit + constant
+
+
+def spearman(first: ArrayLike, second: ArrayLike) -> float | None:
+    """Rank correlation, ties ranked by their mean; ``None`` for fewer than two or all-equal values."""
+    a, b = (_ranks(np.asarray(values, dtype=np.float64)) for values in (first, second))
+    a, b = a - a.mean(), b - b.mean()
+    spread = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / spread if spread > 0 else None
+
+
+def kendall(first: ArrayLike, second: ArrayLike) -> float | None:
+    """Kendall's tau-b: pairs in the same order less pairs in the opposite one; ``None`` where all pairs are tied."""
+    a, b = (np.asarray(values, dtype=np.float64) for values in (first, second))
+    upper = np.triu_indices(a.size, 1)
+    signs = [np.sign(values[:, None] - values[None, :])[upper] for values in (a, b)]
+    untied = float(np.sqrt(np.abs(signs[0]).sum() * np.abs(signs[1]).sum()))
+    return float(signs[0] @ signs[1]) / untied if untied > 0 else None
+
+
+def _ranks(values: Array) -> Array:
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    mean_ranks = np.cumsum(counts) - (counts - 1) / 2
+    ranks: Array = mean_ranks[place]
+    return ranks

@@ -1,0 +1,80 @@
+"""Does building a workload again give the same latency?
+
+A builder that picks kernels by timing them, or memory that falls elsewhere, makes two builds of one workload two
+latencies. A table holds one of them, so its interval can not be narrower than builds differ.
+"""
+
+from dataclasses import dataclass
+
+from profiler.backends.base import Backend, Session
+from profiler.timing import Measurement, TimingSettings, measure
+from profiler.workload import Workload, random_inputs
+
+__all__ = ["BuildVariance", "build_variance"]
+
+_INPUT_SEED = 0
+_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class BuildVariance:
+    """One workload built several times.
+
+    Attributes:
+        name: of the workload.
+        medians_ms: of each build, the median of its rounds' medians.
+        rounds_ms: of each build, the medians of its rounds: the builds are measured in turns.
+        half_width: of a single measurement's interval, as a share of its median, the widest of them.
+    """
+
+    name: str
+    medians_ms: tuple[float, ...]
+    rounds_ms: tuple[tuple[float, ...], ...]
+    half_width: float
+
+    @property
+    def spread(self) -> float:
+        """Slowest build less fastest, as a share of the middle one."""
+        ordered = sorted(self.medians_ms)
+        return (ordered[-1] - ordered[0]) / ordered[len(ordered) // 2]
+
+    @property
+    def differs(self) -> bool:
+        """Whether two builds differ: all rounds of one are slower than all of another."""
+        return any(min(one) > max(other) for one in self.rounds_ms for other in self.rounds_ms)
+
+
+def build_variance(
+    workload: Workload,
+    backend: Backend,
+    *,
+    builds: int = 3,
+    precision: str = "fp32",
+    timing: TimingSettings | None = None,
+) -> BuildVariance:
+    """Build a workload several times, keep all builds, and measure them in turns.
+
+    Args:
+        workload: with real weights.
+        backend: builds and runs it.
+        builds: at least 2; 3 or more say something of the spread.
+        precision: of weights and floating-point inputs.
+        timing: of one measurement.
+    """
+    if builds < 2:
+        raise ValueError(f"builds >= 2 must hold, but got {builds}")
+    inputs = random_inputs(workload.inputs, _INPUT_SEED)
+    sessions = [backend.prepare(workload.module, inputs, precision) for _ in range(builds)]
+    rounds = [[_measured(session, timing) for session in sessions] for _ in range(_ROUNDS)]
+    of_build = [tuple(found[index].median_ms for found in rounds) for index in range(builds)]
+    return BuildVariance(
+        name=workload.name,
+        medians_ms=tuple(sorted(medians)[_ROUNDS // 2] for medians in of_build),
+        rounds_ms=tuple(of_build),
+        half_width=max(found.relative_half_width for of_round in rounds for found in of_round),
+    )
+
+
+def _measured(session: Session, timing: TimingSettings | None) -> Measurement:
+    with session:
+        return measure(session.run, timer=session.timer, settings=timing)

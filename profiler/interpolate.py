@@ -1,0 +1,287 @@
+"""Latencies of workloads that were not measured, from those of their family that were, with an honest interval.
+
+Within a family (blocks of one class) the logarithm of the latency follows the logarithms of the work (operations,
+bytes, channels, cells, depth) nearly linearly, with smooth deviations where caches and kernels change. So it is a
+Gaussian process on those logarithms: a linear part, a smooth part and noise (Rasmussen and Williams, Gaussian Processes
+for Machine Learning, 2006, sections 2.7 and 5.4.2). How wide the three are is chosen by how well each row is predicted
+by the others, and the interval is scaled until it holds those left-out rows as often as it claims.
+
+Pure array functions of numbers: no torch here.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from profiler.predict import student_quantile
+
+__all__ = ["FewRowsError", "Guess", "Interpolation", "WorkFigures", "value_of_measuring"]
+
+Array = NDArray[np.float64]
+
+_MIN_ROWS = 6
+"""Rows from which a family gets a law of its own; with fewer it shares one with all others."""
+_MAX_ROWS = 200
+"""Rows of a family that its law is read off, evenly spread over its latencies: the cost grows with their cube."""
+_MIN_FOR_QUANTILE = 20
+_LINEAR = 3.0
+_LENGTHS = (0.5, 1.0, 2.0, 4.0)
+_SMOOTH = (0.02, 0.1, 0.3, 1.0)
+_NOISE = (0.005, 0.02, 0.08)
+_LEAST_SPREAD = 1e-9
+
+
+class WorkFigures(Protocol):
+    """What :class:`profiler.work.Work` says of a workload."""
+
+    @property
+    def family(self) -> str:
+        """Class of the module."""
+
+    @property
+    def flops(self) -> int:
+        """Operations."""
+
+    @property
+    def float_elements(self) -> int:
+        """Numbers that cross the memory."""
+
+    @property
+    def parameters(self) -> int:
+        """Of the module."""
+
+    @property
+    def channels(self) -> int:
+        """Of the largest input."""
+
+    @property
+    def cells(self) -> int:
+        """Of the largest input."""
+
+    @property
+    def layers(self) -> int:
+        """Depth of the module."""
+
+
+class FewRowsError(LookupError):
+    """Too few measured rows to read any law off them."""
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A latency that was not measured.
+
+    Attributes:
+        ms: the most likely one.
+        low_ms: lower end of its interval.
+        high_ms: upper end.
+        family: whose rows it is read off; ``all`` where its own family has too few.
+        rows: how many.
+    """
+
+    ms: float
+    low_ms: float
+    high_ms: float
+    family: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class _Law:
+    """The law of one family, conditioned on its rows.
+
+    Attributes:
+        centre: ``(F,)`` mean of the features.
+        scale: ``(F,)`` their spread, 1 where they are all equal.
+        features: ``(n, F)`` of the rows, standardized.
+        mean: of the rows' log latencies.
+        weights: ``(n,)`` of the rows in a prediction.
+        precision: ``(n, n)`` inverse of the rows' covariance.
+        smooth: standard deviation of the smooth part.
+        length: over which it changes.
+        noise: standard deviation of a single row.
+        widen: half-width of the interval in standard deviations, as left-out rows need it.
+        left_out: ``(n,)`` errors of the rows predicted by the others, in standard deviations.
+    """
+
+    centre: Array
+    scale: Array
+    features: Array
+    mean: float
+    weights: Array
+    precision: Array
+    smooth: float
+    length: float
+    noise: float
+    widen: float
+    left_out: Array
+
+    @classmethod
+    def fit(cls, features: Array, log_ms: Array, level: float) -> Self:
+        centre, spread = features.mean(0), features.std(0)
+        scale = np.where(spread > _LEAST_SPREAD, spread, 1.0)
+        x = (features - centre) / scale
+        mean = float(log_ms.mean())
+        y = log_ms - mean
+        best: tuple[float, tuple[float, float, float], Array] | None = None
+        for smooth, length, noise in product(_SMOOTH, _LENGTHS, _NOISE):
+            covariance = _kernel(x, x, smooth, length) + noise**2 * np.eye(len(x))
+            inverse = np.linalg.inv(covariance).astype(np.float64, copy=False)
+            variance = 1 / np.diag(inverse)
+            errors = (inverse @ y) * variance
+            score = float(-0.5 * np.sum(errors**2 / variance + np.log(variance)))
+            if best is None or score > best[0]:
+                best = (score, (smooth, length, noise), inverse)
+        if best is None:
+            raise AssertionError("the grid is not empty")
+        _, (smooth, length, noise), inverse = best
+        left_out = (inverse @ y) / np.sqrt(np.diag(inverse))
+        widen = _widening(left_out, level)
+        return cls(centre, scale, x, mean, inverse @ y, inverse, smooth, length, noise, widen, left_out)
+
+    def predict(self, features: Array) -> tuple[Array, Array]:
+        """Mean ``(M,)`` and covariance ``(M, M)`` of log latencies, without the noise of measuring them."""
+        x = (features - self.centre) / self.scale
+        across = _kernel(x, self.features, self.smooth, self.length)
+        covariance = _kernel(x, x, self.smooth, self.length) - across @ self.precision @ across.T
+        return self.mean + across @ self.weights, covariance
+
+
+@dataclass(frozen=True)
+class Interpolation:
+    """Laws by family, read off measured rows.
+
+    Attributes:
+        level: how often intervals are meant to hold the latency that measuring would give.
+    """
+
+    level: float
+    _laws: dict[str, _Law]
+    _common: _Law
+
+    @classmethod
+    def fit(cls, works: Sequence[WorkFigures], medians_ms: Sequence[float], *, level: float = 0.9) -> Self:
+        """Read the laws off measured rows.
+
+        Args:
+            works: of each row.
+            medians_ms: of each row, positive.
+            level: of the intervals, in (0, 1).
+
+        Raises:
+            FewRowsError: there are fewer than six rows.
+        """
+        if len(works) != len(medians_ms):
+            raise ValueError(f"one latency per row is needed, but got {len(works)} and {len(medians_ms)}")
+        if not 0 < level < 1:
+            raise ValueError(f"0 < level < 1 must hold, but got {level}")
+        if len(works) < _MIN_ROWS:
+            raise FewRowsError(f"a law needs {_MIN_ROWS} measured rows, but got {len(works)}")
+        features, log_ms = _features(works), np.log(np.asarray(medians_ms, dtype=np.float64))
+        families = np.array([work.family for work in works])
+        laws = {}
+        for family in sorted(set(families.tolist())):
+            rows = _spread_out(np.flatnonzero(families == family), log_ms)
+            if len(rows) >= _MIN_ROWS:
+                laws[family] = _Law.fit(features[rows], log_ms[rows], level)
+        rows = _spread_out(np.arange(len(works)), log_ms)
+        return cls(level, laws, _Law.fit(features[rows], log_ms[rows], level))
+
+    def guess(self, works: Sequence[WorkFigures]) -> list[Guess]:
+        """The latency of each workload, with the interval that measuring it should fall into."""
+        guesses = []
+        for work in works:
+            law = self._laws.get(work.family, self._common)
+            mean, covariance = law.predict(_features([work]))
+            half = law.widen * math.sqrt(max(float(covariance[0, 0]), 0.0) + law.noise**2)
+            middle = float(mean[0])
+            family = work.family if work.family in self._laws else "all"
+            low, ms, high = (math.exp(middle + sign * half) for sign in (-1, 0, 1))
+            guesses.append(Guess(ms, low, high, family, len(law.features)))
+        return guesses
+
+    def covariance(self, works: Sequence[WorkFigures]) -> tuple[Array, Array]:
+        """How the errors of guesses belong together.
+
+        Returns:
+            ``(M, M)`` covariance in ms^2, zero between families, and ``(M,)`` the variance of measuring each.
+        """
+        features = _features(works)
+        names = np.array([work.family if work.family in self._laws else "all" for work in works])
+        joint, noise = np.zeros((len(works), len(works))), np.zeros(len(works))
+        for name in sorted(set(names.tolist())):
+            rows = np.flatnonzero(names == name)
+            law = self._laws.get(name, self._common)
+            mean, covariance = law.predict(features[rows])
+            ms = np.exp(mean)
+            # Left-out rows say by how much the law's own standard deviation is off.
+            factor = (law.widen / _normal_quantile(self.level)) ** 2
+            joint[np.ix_(rows, rows)] = factor * covariance * np.outer(ms, ms)
+            noise[rows] = factor * (law.noise * ms) ** 2
+        return joint, noise
+
+    def left_out_coverage(self) -> float:
+        """Share of rows of families with a law that lie in the interval predicted from the family's other rows."""
+        inside = [np.abs(law.left_out) <= law.widen for law in self._laws.values() or (self._common,)]
+        return float(np.concatenate(inside).mean())
+
+
+def value_of_measuring(counts: NDArray[np.integer], covariance: Array, noise: Array) -> Array:
+    """How much of a population's uncertainty goes when one of its missing rows is measured.
+
+    The uncertainty is the sum of the variances of all networks' predictions. A row takes away more that many networks
+    use, that is long, or whose guess says much of the others'.
+
+    Args:
+        counts: ``(N, M)`` how often each network uses each missing row.
+        covariance: ``(M, M)`` of the guesses, in ms^2.
+        noise: ``(M,)`` variance of a measurement.
+
+    Returns:
+        ``(M,)`` shares of the whole uncertainty, each as if it were measured next and alone.
+    """
+    use = counts.astype(np.float64)
+    shared = use @ covariance  # (N, M): how each network's error goes with each row's
+    whole = float(np.sum(shared * use))
+    if whole <= 0:
+        return np.zeros(use.shape[1])
+    gains: Array = (shared**2).sum(0) / np.maximum(np.diag(covariance) + noise, np.finfo(float).tiny) / whole
+    return gains
+
+
+def _features(works: Sequence[WorkFigures]) -> Array:
+    figures = [
+        (work.flops, work.float_elements, work.parameters, work.channels, work.cells, work.layers) for work in works
+    ]
+    return np.log1p(np.array(figures, dtype=np.float64).reshape(-1, 6))
+
+
+def _kernel(first: Array, second: Array, smooth: float, length: float) -> Array:
+    distances = ((first[:, None, :] - second[None, :, :]) ** 2).sum(-1)
+    kernel: Array = _LINEAR**2 * (1 + first @ second.T) + smooth**2 * np.exp(-distances / (2 * length**2))
+    return kernel
+
+
+def _spread_out(rows: NDArray[np.int64], log_ms: Array) -> NDArray[np.int64]:
+    if len(rows) <= _MAX_ROWS:
+        return rows
+    ordered = rows[np.argsort(log_ms[rows], kind="stable")]
+    return ordered[np.linspace(0, len(rows) - 1, _MAX_ROWS).round().astype(np.int64)]
+
+
+def _widening(left_out: Array, level: float) -> float:
+    """How many standard deviations hold a share ``level`` of new errors: the conformal rank, or Student's quantile."""
+    n = len(left_out)
+    if n >= _MIN_FOR_QUANTILE and (rank := math.ceil((n + 1) * level)) <= n:
+        return float(np.sort(np.abs(left_out))[rank - 1])
+    spread = math.sqrt(float(left_out @ left_out) / n)
+    return student_quantile((1 + level) / 2, n - 1) * max(spread, 1.0)
+
+
+def _normal_quantile(level: float) -> float:
+    return student_quantile((1 + level) / 2, 10_000)

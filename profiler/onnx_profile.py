@@ -1,0 +1,172 @@
+"""Where the time of a module goes inside ONNX Runtime, by its own profiler, and how a whole differs from its parts.
+
+ONNX Runtime writes an event for every node that it runs, after its graph optimizations: fused nodes, and the reorder
+nodes that convert maps to and from its blocked layout, show up under their own types. What a run takes beside its
+kernels is the runtime's own overhead.
+"""
+
+import importlib
+import json
+import statistics
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from profiler.backends.base import typed_copy
+from profiler.backends.onnxruntime import OnnxRuntimeBackend, session_options
+from profiler.export import to_onnx
+
+__all__ = ["OperatorDifference", "OperatorTimes", "Residual", "operator_times", "residual"]
+
+LAYOUT_OPERATORS = frozenset({"ReorderInput", "ReorderOutput", "Transpose", "Cast", "MemcpyFromHost", "MemcpyToHost"})
+"""Node types that only change how numbers lie in memory."""
+_HOLDS_OTHERS = frozenset({"If", "Loop", "Scan"})
+"""Node types whose time is that of the nodes inside, which have events of their own."""
+
+
+@dataclass(frozen=True)
+class OperatorTimes:
+    """One module's run, by node type.
+
+    Attributes:
+        kernel_ms: time in kernels by node type.
+        nodes: how many nodes of each type ran.
+        run_ms: median of a whole run as the runtime sees it, profiling switched on.
+    """
+
+    kernel_ms: Mapping[str, float]
+    nodes: Mapping[str, int]
+    run_ms: float
+
+    @property
+    def overhead_ms(self) -> float:
+        """What a run takes beside its kernels."""
+        return self.run_ms - sum(self.kernel_ms.values())
+
+
+@dataclass(frozen=True)
+class OperatorDifference:
+    """One node type in a whole and in its parts taken together."""
+
+    operator: str
+    whole_ms: float
+    parts_ms: float
+    whole_nodes: int
+    parts_nodes: int
+
+    @property
+    def difference_ms(self) -> float:
+        """What the whole takes more."""
+        return self.whole_ms - self.parts_ms
+
+
+@dataclass(frozen=True)
+class Residual:
+    """Where a whole's latency differs from the sum of its parts; the four shares add up to the difference.
+
+    Attributes:
+        whole_ms: a run of the whole.
+        parts_ms: the parts' runs added up.
+        overhead_ms: of the difference, what the runtime takes beside its kernels: every part starts a session's run.
+        layout_ms: nodes that only change the layout in memory, which the cuts add or remove.
+        fusion_ms: node types of which the whole runs more or fewer than the parts.
+        kernels_ms: node types of which both run as many: the same kernels on other caches and memory.
+        operators: by node type, the largest difference first.
+    """
+
+    whole_ms: float
+    parts_ms: float
+    overhead_ms: float
+    layout_ms: float
+    fusion_ms: float
+    kernels_ms: float
+    operators: tuple[OperatorDifference, ...]
+
+
+def operator_times(
+    backend: OnnxRuntimeBackend, module: nn.Module, inputs: Sequence[Tensor], precision: str = "fp32", runs: int = 30
+) -> OperatorTimes:
+    """Run a module under ONNX Runtime's profiler, on the backend's own terms.
+
+    Args:
+        backend: decides provider and threads.
+        module: with real weights.
+        inputs: one tensor per positional argument, on the CPU.
+        precision: of weights and floating-point inputs.
+        runs: after as many for warming up; medians over them keep a busy neighbour from weighing in.
+    """
+    runtime: Any = importlib.import_module("onnxruntime")
+    copied, typed = typed_copy(module, inputs, precision, "cpu")
+    model = to_onnx(copied, typed, input_names=[f"input_{index}" for index in range(len(typed))])
+    with tempfile.TemporaryDirectory(prefix="onnx-profile-") as folder:
+        options = session_options(runtime, backend.threads)
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "run")
+        session = runtime.InferenceSession(
+            model.SerializeToString(), options, providers=backend.provider_list(precision)
+        )
+        wanted = {value.name for value in session.get_inputs()}
+        names = [value.name for value in model.graph.input]
+        feeds = {name: t.contiguous().numpy() for name, t in zip(names, typed, strict=True) if name in wanted}
+        for _ in range(2 * runs):
+            session.run(None, feeds)
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    return read_events(events, 2 * runs)
+
+
+def read_events(events: Sequence[Mapping[str, Any]], runs: int) -> OperatorTimes:
+    """Sum up a trace of ONNX Runtime by node type.
+
+    Args:
+        events: of the trace.
+        runs: that it holds. Of each node the median of the later half counts, as often as it ran in a run.
+    """
+    nodes: dict[tuple[str, int, str], list[float]] = defaultdict(list)
+    whole: list[float] = []
+    for event in events:
+        facts = event.get("args", {})
+        if event.get("cat") == "Node" and str(event["name"]).endswith("_kernel_time"):
+            # Nodes may lack a name of their own; the index tells them apart.
+            nodes[event["name"], int(facts.get("node_index", -1)), facts["op_name"]].append(event["dur"] / 1e3)
+        elif event.get("name") == "model_run":
+            whole.append(event["dur"] / 1e3)
+    kernel_ms: dict[str, float] = defaultdict(float)
+    counts: dict[str, int] = defaultdict(int)
+    for (_, _, operator), durations in nodes.items():
+        if operator in _HOLDS_OTHERS:
+            continue
+        times = round(len(durations) / runs)
+        kernel_ms[operator] += statistics.median(durations[len(durations) // 2 :]) * times
+        counts[operator] += times
+    return OperatorTimes(dict(kernel_ms), dict(counts), statistics.median(whole[len(whole) // 2 :]))
+
+
+def residual(whole: OperatorTimes, parts: Sequence[OperatorTimes]) -> Residual:
+    """Compare a whole with its parts, repeated ones given as often as they occur."""
+    operators = sorted({*whole.nodes, *(operator for part in parts for operator in part.nodes)})
+    rows = [
+        OperatorDifference(
+            operator,
+            whole.kernel_ms.get(operator, 0.0),
+            sum(part.kernel_ms.get(operator, 0.0) for part in parts),
+            whole.nodes.get(operator, 0),
+            sum(part.nodes.get(operator, 0) for part in parts),
+        )
+        for operator in operators
+    ]
+    layout = [row for row in rows if row.operator in LAYOUT_OPERATORS]
+    rest = [row for row in rows if row.operator not in LAYOUT_OPERATORS]
+    return Residual(
+        whole_ms=whole.run_ms,
+        parts_ms=sum(part.run_ms for part in parts),
+        overhead_ms=whole.overhead_ms - sum(part.overhead_ms for part in parts),
+        layout_ms=sum(row.difference_ms for row in layout),
+        fusion_ms=sum(row.difference_ms for row in rest if row.whole_nodes != row.parts_nodes),
+        kernels_ms=sum(row.difference_ms for row in rest if row.whole_nodes == row.parts_nodes),
+        operators=tuple(sorted(rows, key=lambda row: -abs(row.difference_ms))),
+    )

@@ -1,0 +1,119 @@
+"""Predict many networks at once: rows as arrays, networks as places in them.
+
+:func:`profiler.predict.sum_parts` is the same for one network; here a million take seconds.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from profiler.interpolate import Guess
+from profiler.predict import MissingPartsError
+from profiler.table import Row
+
+__all__ = ["LatencyArrays", "Networks", "PartsSums"]
+
+Array = NDArray[np.float64]
+Places = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Networks as places in :class:`LatencyArrays`.
+
+    Attributes:
+        network: ``(P,)`` which network each part belongs to, ascending.
+        row: ``(P,)`` which row each part has.
+        count: number of networks ``N``.
+    """
+
+    network: Places
+    row: Places
+    count: int
+
+
+@dataclass(frozen=True)
+class PartsSums:
+    """What the parts of many networks add up to: :class:`profiler.predict.PartsSum` as arrays ``(N,)``.
+
+    A network with a failed part has no latency: its ``ms`` and ``half_ms`` are NaN.
+    """
+
+    ms: Array
+    half_ms: Array
+    count: Array
+
+
+@dataclass(frozen=True)
+class LatencyArrays:
+    """Rows of a table, and guesses where it has none.
+
+    Attributes:
+        place: of each key in the arrays.
+        median_ms: ``(R,)``, NaN for failures.
+        half_ms: ``(R,)`` half-widths of the intervals.
+        guessed: ``(R,)`` whether a row is a guess.
+    """
+
+    place: Mapping[str, int]
+    median_ms: Array
+    half_ms: Array
+    guessed: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, rows: Mapping[str, Row], guesses: Mapping[str, Guess] | None = None) -> Self:
+        """Collect rows by key, as :meth:`profiler.table.LatencyTable.current` gives them.
+
+        Args:
+            rows: measured ones, failures included.
+            guesses: used for keys that have no row.
+        """
+        added = {key: guess for key, guess in (guesses or {}).items() if key not in rows}
+        values = [
+            *((row.median_ms, row.low_ms, row.high_ms) for row in rows.values()),
+            *((guess.ms, guess.low_ms, guess.high_ms) for guess in added.values()),
+        ]
+        table = np.array(values, dtype=np.float64).reshape(-1, 3)  # None becomes NaN
+        guessed = np.arange(len(values)) >= len(rows)
+        place = {key: index for index, key in enumerate([*rows, *added])}
+        return cls(place, table[:, 0], (table[:, 2] - table[:, 1]) / 2, guessed)
+
+    def find(self, keys_of: Sequence[Iterable[str]]) -> Networks:
+        """Look up the parts of networks.
+
+        Args:
+            keys_of: of each network, one key per part, as often as it occurs.
+
+        Raises:
+            MissingPartsError: some keys have no row; names them all.
+        """
+        listed = [keys if isinstance(keys, Sequence) else list(keys) for keys in keys_of]
+        sizes = np.fromiter(map(len, listed), dtype=np.int64, count=len(listed))
+        found = map(self.place.get, chain.from_iterable(listed))
+        try:
+            row = np.fromiter(found, dtype=np.int64, count=int(sizes.sum()))
+        except TypeError:  # a None among them
+            absent = dict.fromkeys(key for keys in listed for key in keys if key not in self.place)
+            raise MissingPartsError(list(absent)) from None
+        return Networks(np.repeat(np.arange(len(listed)), sizes), row, len(listed))
+
+    def sum(self, networks: Networks) -> PartsSums:
+        """Add up the parts of every network, as :func:`profiler.predict.sum_parts` does for one.
+
+        Guesses of one network are taken to err together, not independently: their half-widths are added as they are.
+        """
+        network, row, count = networks.network, networks.row, networks.count
+        ms = np.bincount(network, weights=self.median_ms[row], minlength=count).astype(np.float64, copy=False)
+        # One row used several times is one error several times over: equal (network, row) pairs are counted first.
+        pairs, times = np.unique(network * len(self.median_ms) + row, return_counts=True)
+        owner, used = np.divmod(pairs, max(len(self.median_ms), 1))
+        error = times * self.half_ms[used]
+        guessed = self.guessed[used]
+        together = np.bincount(owner[guessed], weights=error[guessed], minlength=count)
+        apart = np.bincount(owner[~guessed], weights=error[~guessed] ** 2, minlength=count)
+        counts: Array = np.bincount(network, minlength=count).astype(np.float64)
+        return PartsSums(ms, np.hypot(together, np.sqrt(apart)), counts)

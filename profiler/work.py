@@ -1,0 +1,77 @@
+"""What one run of a workload has to do: operations, bytes, sizes. Counted from shapes, without computing anything."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+from torch.utils.flop_counter import FlopCounterMode
+
+from profiler.workload import Workload, meta_outputs
+
+__all__ = ["Work"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """The work of one run.
+
+    Attributes:
+        family: class of the module: latencies of one family follow one law of the other figures.
+        flops: a multiply-add counted as two, as :func:`profiler.workload.count_flops` says.
+        float_elements: numbers in inputs, outputs and weights that take the size of the precision.
+        other_bytes: of integers and booleans among them.
+        parameters: of the module.
+        channels: of the largest input (its second axis).
+        cells: of the largest input: batch times the axes behind the channels.
+        layers: modules without children, which is what the module is deep.
+    """
+
+    family: str
+    flops: int
+    float_elements: int
+    other_bytes: int
+    parameters: int
+    channels: int
+    cells: int
+    layers: int
+
+    @classmethod
+    def of(cls, workload: Workload) -> Self:
+        """Count a workload's work; its module may be on any device."""
+        module = workload.module
+        counter = FlopCounterMode(display=False)
+        with counter:
+            outputs = meta_outputs(module, workload.inputs)
+        tensors = [*module.parameters(), *module.buffers(), *(spec.meta() for spec in workload.inputs), *outputs]
+        largest = max(workload.inputs, key=lambda spec: spec.elements).shape if workload.inputs else ()
+        channels = largest[1] if len(largest) > 1 else 1
+        return cls(
+            family=type(module).__name__,
+            flops=counter.get_total_flops(),
+            float_elements=sum(tensor.numel() for tensor in tensors if tensor.is_floating_point()),
+            other_bytes=sum(t.numel() * t.element_size() for t in tensors if not t.is_floating_point()),
+            parameters=workload.parameters,
+            channels=channels,
+            cells=math.prod(largest) // channels,
+            layers=sum(1 for child in module.modules() if not any(child.children())),
+        )
+
+    def bytes_moved(self, float_bytes: int = 4) -> int:
+        """Bytes of inputs, outputs and weights: what must cross the memory at least once.
+
+        Args:
+            float_bytes: size of a floating-point number in the precision asked for.
+        """
+        return self.float_elements * float_bytes + self.other_bytes
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: object) -> Self | None:
+        """What :meth:`as_dict` made; ``None`` for anything else, such as what an older release has left out."""
+        if not isinstance(values, Mapping) or set(values) != {field.name for field in fields(cls)}:
+            return None
+        return cls(**values)

@@ -1,0 +1,92 @@
+"""An audit of predicted latencies, on a terminal."""
+
+from typing import Any
+
+from rich.console import Console
+
+from smnas.cli.console import show_table
+
+__all__ = ["show_audit"]
+
+_WORST_SHOWN = 8
+_OPERATORS_SHOWN = 5
+
+
+def show_audit(console: Console, audit: dict[str, Any]) -> None:
+    """The worst predictions, the accuracy of all beside simpler ones, and where the worst differ inside."""
+    detectors = audit["detectors"]
+    if detectors:
+        _line(
+            console,
+            f"{len(detectors)} detectors that the prediction had not seen ({audit['calibrated_on']} it was fitted on)",
+        )
+        _show_worst(console, detectors[:_WORST_SHOWN])
+        _show_accuracy(console, audit["accuracy"])
+        _line(
+            console,
+            f"{audit['inside_interval']:.0%} of the intervals hold the measured latency, "
+            f"{audit['level']:.0%} are meant to; roofline by {audit['roof']}",
+        )
+        disturbed = sum(bool(row["disturbances"]) for row in detectors)
+        if disturbed:
+            _line(console, f"{disturbed} of them were measured on a disturbed machine, --json says by what")
+    for residual in audit["residuals"]:
+        _show_residual(console, residual)
+    for name, reason in audit["failed"].items():
+        _line(console, f"failed: {name}: {reason}")
+
+
+def _show_worst(console: Console, detectors: list[dict[str, Any]]) -> None:
+    columns = ["predicted ms", "low", "high", "measured ms", "error", "inside", "architecture"]
+    rows = [
+        [
+            row["predicted_ms"],
+            row["low_ms"],
+            row["high_ms"],
+            row["measured_ms"],
+            f"{row['error']:+.1%}",
+            row["inside"],
+            row["architecture"],
+        ]
+        for row in detectors
+    ]
+    show_table(console, columns, rows)
+
+
+def _show_accuracy(console: Console, accuracies: dict[str, dict[str, Any]]) -> None:
+    rows = [
+        [
+            name,
+            f"{found['within_5']:.0%}",
+            f"{found['within_10']:.0%}",
+            f"{found['mape']:.1%}",
+            *(None if found[rank] is None else f"{found[rank]:.3f}" for rank in ("spearman", "kendall")),
+        ]
+        for name, found in accuracies.items()
+    ]
+    show_table(console, ["predicted by", "within 5%", "within 10%", "MAPE", "Spearman", "Kendall"], rows)
+
+
+def _show_residual(console: Console, residual: dict[str, Any]) -> None:
+    shares = {
+        "starting runs": residual["overhead_ms"],
+        "layout changes": residual["layout_ms"],
+        "nodes of only one of them": residual["fusion_ms"],
+        "the same nodes": residual["kernels_ms"],
+    }
+    difference = residual["whole_ms"] - residual["parts_ms"]
+    _line(
+        console,
+        f"{residual['architecture']}: {residual['whole_ms']:.3f} ms whole, {residual['parts_ms']:.3f} ms in blocks, in "
+        f"ONNX Runtime's own profile; {difference:+.3f} ms are "
+        + ", ".join(f"{ms:+.3f} {name}" for name, ms in shares.items()),
+    )
+    rows = [
+        [row["operator"], row["whole_ms"], row["parts_ms"], row["whole_nodes"], row["parts_nodes"]]
+        for row in residual["operators"][:_OPERATORS_SHOWN]
+    ]
+    show_table(console, ["operator", "whole ms", "blocks ms", "nodes whole", "nodes in blocks"], rows)
+
+
+def _line(console: Console, text: str) -> None:
+    console.print(text, soft_wrap=True, markup=False)

@@ -1,0 +1,222 @@
+"""What the page of a latency table shows, as values: blocks with their work, the roof above them, an audit."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from profiler.atomic import write_whole
+from profiler.devices import gpu_sheets, matching_names
+from profiler.errors import UserError
+from profiler.estimate import ESTIMATE_BACKEND, Roof, float_bytes
+from profiler.table import LatencyTable, Row, Target
+from profiler.work import Work
+from smnas.models.workloads import detector_workloads
+from smnas.report.data import BlockLatency
+from smnas.space.architecture import Architecture
+
+__all__ = [
+    "AuditPoint",
+    "BlockPoint",
+    "TableFacts",
+    "TableView",
+    "choose_target",
+    "read_audit",
+    "read_view",
+    "shares",
+    "write_audit",
+]
+
+
+@dataclass(frozen=True)
+class BlockPoint:
+    """One measured block with its work.
+
+    Attributes:
+        name: What a person calls it.
+        family: Class of the block.
+        latency_ms: Median.
+        low_ms: Lower end of its interval.
+        high_ms: Upper end.
+        channels: Of its largest input.
+        cells: Of its largest input, batch included.
+        flops: Of one run.
+        bytes_moved: Inputs, outputs and weights once.
+        bound_ms: The least that a run can take below the roof.
+    """
+
+    name: str
+    family: str
+    latency_ms: float
+    low_ms: float
+    high_ms: float
+    channels: int
+    cells: int
+    flops: int
+    bytes_moved: int
+    bound_ms: float
+
+
+@dataclass(frozen=True)
+class AuditPoint:
+    """One audited whole: predicted against measured."""
+
+    architecture: str
+    predicted_ms: float
+    low_ms: float
+    high_ms: float
+    measured_ms: float
+
+
+@dataclass(frozen=True)
+class TableFacts:
+    """What the rows of a target come to.
+
+    Attributes:
+        blocks: Measured parts.
+        wholes: Measured whole detectors.
+        cold: Cold rows.
+        failed: Name and reason of every failure.
+        disturbed: Rows measured on a disturbed machine.
+        without_work: Measured parts whose work no row says, as older releases wrote them.
+    """
+
+    blocks: int
+    wholes: int
+    cold: int
+    failed: tuple[tuple[str, str], ...]
+    disturbed: int
+    without_work: int
+
+
+@dataclass(frozen=True)
+class TableView:
+    """A latency table for one target.
+
+    Attributes:
+        target: Whose rows are shown.
+        facts: Counts and failures.
+        points: Blocks, longest first.
+        roof: Above them; ``None`` without any.
+        roof_text: What the roof stands on.
+    """
+
+    target: Target
+    facts: TableFacts
+    points: tuple[BlockPoint, ...]
+    roof: Roof | None
+    roof_text: str
+
+
+def choose_target(table: LatencyTable) -> Target:
+    """The target with the most current measurements.
+
+    Raises:
+        UserError: The table holds no measurement.
+    """
+    counts = Counter(row.target for row in table.rows() if row.target.backend != ESTIMATE_BACKEND)
+    if not counts:
+        raise UserError(f"a report shows measurements, but {table.path} holds none")
+    return min(counts, key=lambda target: (-counts[target], repr(target)))
+
+
+def read_view(table: LatencyTable, target: Target) -> TableView:
+    """Read what is shown of a target."""
+    rows = table.current(target).values()
+    hot = [row for row in rows if row.conditions.get("caches", "hot") == "hot"]
+    parts = [row for row in hot if row.kind == "part" and row.status == "ok"]
+    worked = [(row, work) for row in parts if (work := Work.from_dict(row.conditions.get("work"))) is not None]
+    roof, text = _roof(worked, target)
+    points = [_point(row, work, roof) for row, work in worked] if roof is not None else []
+    facts = TableFacts(
+        blocks=len(parts),
+        wholes=sum(row.kind == "whole" and row.status == "ok" for row in hot),
+        cold=len(rows) - len(hot),
+        failed=tuple((row.name, row.reason) for row in rows if row.status == "failed"),
+        disturbed=sum(bool(row.conditions.get("disturbances")) for row in rows),
+        without_work=len(parts) - len(worked),
+    )
+    return TableView(target, facts, tuple(sorted(points, key=lambda point: -point.latency_ms)), roof, text)
+
+
+def shares(table: LatencyTable, target: Target, architecture: Architecture, classes: int) -> tuple[BlockLatency, ...]:
+    """Every block of a detector with its latency, in the order in which they run.
+
+    Raises:
+        UserError: The table lacks one of them.
+    """
+    known = table.current(target)
+    blocks = []
+    for part in detector_workloads(architecture, classes, target.batch):
+        row = known.get(part.key)
+        if row is None or row.median_ms is None:
+            raise UserError(
+                f"every block of a detector with {classes} classes must be in the table, but {part.name} of "
+                f"{architecture} has no latency: --classes N says for how many the table was made"
+            )
+        blocks.append(BlockLatency(part.name, row.median_ms))
+    return tuple(blocks)
+
+
+def write_audit(table: Path, target: Target, audit: Mapping[str, Any]) -> None:
+    """Keep the last audit of a target beside its table."""
+    path = _audit_file(table)
+    kept = _read(path)
+    kept[_name(target)] = dict(audit)
+    write_whole(path, (json.dumps(kept, indent=1) + "\n").encode())
+
+
+def read_audit(table: Path, target: Target) -> tuple[AuditPoint, ...]:
+    """The last audit of a target; empty where there is none."""
+    detectors = _read(_audit_file(table)).get(_name(target), {}).get("detectors", [])
+    return tuple(
+        AuditPoint(row["architecture"], row["predicted_ms"], row["low_ms"], row["high_ms"], row["measured_ms"])
+        for row in detectors
+    )
+
+
+def _roof(worked: list[tuple[Row, Work]], target: Target) -> tuple[Roof | None, str]:
+    if not worked:
+        return None, ""
+    sheet = next((sheet for sheet in gpu_sheets().values() if matching_names(sheet, [target.device])), None)
+    if sheet is not None and target.precision in ("fp32", "fp16"):
+        return Roof.of_sheet(sheet, target.precision), f"the data sheet of {sheet.title}"
+    measured = [(work, row.median_ms) for row, work in worked if row.median_ms is not None]
+    return Roof.reached(measured, float_bytes(target.precision)), "the highest rates that any block has reached here"
+
+
+def _point(row: Row, work: Work, roof: Roof) -> BlockPoint:
+    if row.median_ms is None or row.low_ms is None or row.high_ms is None:
+        raise TypeError(f"only a measured row is shown, but got {row}")
+    return BlockPoint(
+        name=row.name,
+        family=work.family,
+        latency_ms=row.median_ms,
+        low_ms=row.low_ms,
+        high_ms=row.high_ms,
+        channels=work.channels,
+        cells=work.cells,
+        flops=work.flops,
+        bytes_moved=work.bytes_moved(roof.float_bytes),
+        bound_ms=roof.bound_ms(work),
+    )
+
+
+def _audit_file(table: Path) -> Path:
+    return table.with_name(f"{table.name}.audit.json")
+
+
+def _name(target: Target) -> str:
+    return "|".join(map(str, vars(target).values()))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UserError(f"an audit beside a table must be JSON, but {path} is not ({error}): remove it") from None
+    return found if isinstance(found, dict) else {}

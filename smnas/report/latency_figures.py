@@ -1,0 +1,140 @@
+"""Plotly figures of a latency table's page."""
+
+import html
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+
+from profiler.estimate import Roof
+from smnas.report.figures import LINES, layout, wrapped
+from smnas.report.latency_data import AuditPoint, BlockPoint
+
+__all__ = ["audit_figure", "blocks_figure", "roofline_figure"]
+
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
+
+
+def blocks_figure(points: Sequence[BlockPoint]) -> go.Figure:
+    """Latency against width, a colour for each kind of block and a size for each resolution."""
+    figure = _logarithmic("channels of the input", "latency (ms)", 460)
+    largest = max((point.cells for point in points), default=1)
+    for index, family in enumerate(_families(points)):
+        own = [point for point in points if point.family == family]
+        figure.add_scatter(
+            x=[point.channels for point in own],
+            y=[point.latency_ms for point in own],
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": [max(point.high_ms - point.latency_ms, 0.0) for point in own],
+                "arrayminus": [max(point.latency_ms - point.low_ms, 0.0) for point in own],
+                "thickness": 1,
+                "width": 2,
+            },
+            mode="markers",
+            marker={
+                "color": LINES[index % len(LINES)],
+                "symbol": _SYMBOLS[index // len(LINES) % len(_SYMBOLS)],
+                "size": [5 + 13 * (point.cells / largest) ** 0.25 for point in own],
+                "opacity": 0.75,
+            },
+            text=[_hover(point) for point in own],
+            hoverinfo="text",
+            name=html.escape(family),
+        )
+    return figure
+
+
+def roofline_figure(points: Sequence[BlockPoint], roof: Roof) -> go.Figure:
+    """Reached operations a second against operations per byte, below the roof that nothing exceeds."""
+    figure = _logarithmic("operations per byte", "reached, GFLOP/s", 440)
+    computing = [point for point in points if point.flops]
+    if not computing:
+        return figure
+    intensity = [point.flops / point.bytes_moved for point in computing]
+    line = np.geomspace(min(intensity) / 2, max(intensity) * 2, 60)
+    figure.add_scatter(
+        x=line.tolist(),
+        y=(np.minimum(line * roof.bytes_per_s, roof.flops_per_s) / 1e9).tolist(),
+        mode="lines",
+        line={"color": "#7a8699", "width": 1.5, "dash": "dash"},
+        hoverinfo="skip",
+        name="roof",
+    )
+    for index, family in enumerate(_families(points)):
+        own = [(x, point) for x, point in zip(intensity, computing, strict=True) if point.family == family]
+        if not own:
+            continue
+        figure.add_scatter(
+            x=[x for x, _ in own],
+            y=[point.flops / point.latency_ms / 1e6 for _, point in own],
+            mode="markers",
+            marker={
+                "color": LINES[index % len(LINES)],
+                "symbol": _SYMBOLS[index // len(LINES) % len(_SYMBOLS)],
+                "size": 7,
+                "opacity": 0.75,
+            },
+            text=[_hover(point) for _, point in own],
+            hoverinfo="text",
+            name=html.escape(family),
+        )
+    return figure
+
+
+def audit_figure(points: Sequence[AuditPoint]) -> go.Figure:
+    """Predicted against measured latency of held-out wholes, with their intervals and the line of equality."""
+    figure = go.Figure(layout=layout("measured (ms)", "predicted (ms)", 440))
+    ends = [min(point.measured_ms for point in points), max(point.measured_ms for point in points)]
+    figure.add_scatter(
+        x=ends,
+        y=ends,
+        mode="lines",
+        line={"color": "#7a8699", "width": 1.5, "dash": "dash"},
+        hoverinfo="skip",
+        name="equal",
+    )
+    figure.add_scatter(
+        x=[point.measured_ms for point in points],
+        y=[point.predicted_ms for point in points],
+        error_y={
+            "type": "data",
+            "symmetric": False,
+            "array": [max(point.high_ms - point.predicted_ms, 0.0) for point in points],
+            "arrayminus": [max(point.predicted_ms - point.low_ms, 0.0) for point in points],
+            "color": LINES[0],
+            "thickness": 1,
+            "width": 2,
+        },
+        mode="markers",
+        marker={"color": LINES[0], "size": 7},
+        text=[
+            f"{wrapped(point.architecture)}<br>measured {point.measured_ms:.3g} ms<br>predicted "
+            f"{point.predicted_ms:.3g} ms ({point.predicted_ms / point.measured_ms - 1:+.1%})"
+            for point in points
+        ],
+        hoverinfo="text",
+        name="held-out detectors",
+    )
+    return figure
+
+
+def _logarithmic(x: str, y: str, height: int) -> go.Figure:
+    figure = go.Figure(layout=layout(x, y, height))
+    figure.update_xaxes(type="log")
+    figure.update_yaxes(type="log")
+    return figure
+
+
+def _families(points: Sequence[BlockPoint]) -> list[str]:
+    return sorted({point.family for point in points})
+
+
+def _hover(point: BlockPoint) -> str:
+    return (
+        f"{html.escape(point.name)}<br>"
+        f"{html.escape(point.family)}, {point.channels} channels, {point.cells:,} cells<br>"
+        f"{point.latency_ms:.4g} ms ({point.low_ms:.4g} to {point.high_ms:.4g})<br>"
+        f"{point.latency_ms / point.bound_ms:.1f} times the roofline's {point.bound_ms:.3g} ms"
+    )

@@ -1,0 +1,86 @@
+"""The page of a latency table: one HTML file with everything inside, which opens from a disk without a network."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import plotly.graph_objects as go
+
+from profiler.atomic import write_whole
+from profiler.errors import UserError
+from profiler.table import LatencyTable
+from smnas.report import latency_figures
+from smnas.report.data import BlockLatency
+from smnas.report.latency_data import AuditPoint, TableView, choose_target, read_audit, read_view, shares
+from smnas.report.page import render_page
+from smnas.space.architecture import Architecture
+
+__all__ = ["render_latency_page", "write_latency_page"]
+
+_SHOWN_BLOCKS = 25
+
+
+def write_latency_page(table: Path, out: Path, *, architectures: Sequence[str] = (), classes: int = 80) -> TableView:
+    """Write the page of a table.
+
+    Of several targets that with the most measurements is shown.
+
+    Args:
+        table: A latency table, which is left as it is.
+        out: The file to write; a reader never sees half a page.
+        architectures: Detectors whose blocks' shares are shown.
+        classes: Their object classes.
+
+    Returns:
+        What is shown.
+
+    Raises:
+        UserError: The table holds no measurement, or lacks a block of these detectors, or ``out`` can not be written.
+    """
+    with LatencyTable(table, read_only=True) as rows:
+        target = choose_target(rows)
+        view = read_view(rows, target)
+        detectors = {
+            text: shares(rows, target, Architecture.parse(text), classes) for text in dict.fromkeys(architectures)
+        }
+    page = render_latency_page(table.name, view, read_audit(table, target), detectors)
+    try:
+        write_whole(out, page.encode())
+    except OSError as error:
+        raise UserError(f"the report must be a file that can be written, but got {out} ({error.strerror})") from None
+    return view
+
+
+def render_latency_page(
+    name: str,
+    view: TableView,
+    audit: Sequence[AuditPoint] = (),
+    detectors: dict[str, tuple[BlockLatency, ...]] | None = None,
+) -> str:
+    """The page as text.
+
+    Args:
+        name: Of the table.
+        view: What is shown of it.
+        audit: Predicted against measured wholes.
+        detectors: Blocks with their latencies, by architecture.
+    """
+    drawn: dict[str, go.Figure] = {}
+    if view.points and view.roof is not None:
+        drawn["blocks"] = latency_figures.blocks_figure(view.points)
+        drawn["roofline"] = latency_figures.roofline_figure(view.points, view.roof)
+    if audit:
+        drawn["audit"] = latency_figures.audit_figure(audit)
+    errors = [abs(point.predicted_ms / point.measured_ms - 1) for point in audit]
+    return render_page(
+        "latency.html",
+        drawn,
+        name=name,
+        view=view,
+        target=view.target,
+        facts=view.facts,
+        shown=view.points[:_SHOWN_BLOCKS],
+        audited=len(audit),
+        mean_error=sum(errors) / len(errors) if errors else None,
+        within_10=sum(error <= 0.1 for error in errors) / len(errors) if errors else None,
+        detectors=detectors or {},
+    )

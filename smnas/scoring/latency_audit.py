@@ -1,0 +1,227 @@
+"""How far predicted latencies are from measured ones, on whole detectors that the prediction has not seen.
+
+Beside the prediction stand simpler ones with the same calibration: the plain sum of the blocks, a line through FLOPs,
+and a line through the roofline. A prediction that does not beat them is not worth its table.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from profiler.audit import Accuracy, accuracy, fitted_line
+from profiler.backends.onnxruntime import OnnxRuntimeBackend
+from profiler.estimate import Roof, float_bytes
+from profiler.onnx_profile import Residual, operator_times, residual
+from profiler.predict import Latency
+from profiler.table import Row
+from profiler.work import Work
+from profiler.workload import Workload, random_inputs
+from smnas.models.build import build_detector, deployable
+from smnas.models.workloads import inference_workloads, whole_workload
+from smnas.scoring.latency import DetectorLatency, LatencyFailedError
+from smnas.space.architecture import Architecture
+
+__all__ = ["PREDICTORS", "Audit", "AuditedWhole", "audit_latency", "explain"]
+
+PREDICTORS = ("prediction", "naive sum", "FLOPs", "roofline")
+_WEIGHTS_SEED = 0
+
+
+@dataclass(frozen=True)
+class AuditedWhole:
+    """One held-out detector.
+
+    Attributes:
+        architecture: Of it.
+        measured: The measured row of the whole.
+        prediction: With its interval.
+        others_ms: The same detector predicted by the other names of :data:`PREDICTORS`.
+    """
+
+    architecture: Architecture
+    measured: Row
+    prediction: Latency
+    others_ms: dict[str, float]
+
+    @property
+    def measured_ms(self) -> float:
+        """Median of the whole."""
+        return self.measured.median_ms or 0.0
+
+    @property
+    def error(self) -> float:
+        """Of the prediction, as a share of the measured latency."""
+        return self.prediction.ms / self.measured_ms - 1
+
+    @property
+    def inside(self) -> bool:
+        """Whether the interval holds the measured latency."""
+        return self.prediction.low_ms <= self.measured_ms <= self.prediction.high_ms
+
+    def predicted_ms(self, predictor: str) -> float:
+        """By one of :data:`PREDICTORS`."""
+        return self.prediction.ms if predictor == "prediction" else self.others_ms[predictor]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What an audit found.
+
+    Attributes:
+        calibrated_on: Wholes that the predictions are fitted on, none of them among ``wholes``.
+        level: How often the intervals claim to hold the measured latency.
+        wholes: Those compared, the worst prediction first.
+        failed: Reason by detector, for those without a latency.
+        roof: What the roofline stands on.
+    """
+
+    calibrated_on: int
+    level: float
+    wholes: tuple[AuditedWhole, ...]
+    failed: dict[str, str]
+    roof: str
+
+    def accuracies(self) -> dict[str, Accuracy]:
+        """By predictor; empty where nothing was compared."""
+        if not self.wholes:
+            return {}
+        measured = [whole.measured_ms for whole in self.wholes]
+        return {name: accuracy([whole.predicted_ms(name) for whole in self.wholes], measured) for name in PREDICTORS}
+
+    @property
+    def coverage(self) -> float | None:
+        """Share of intervals that hold the measured latency."""
+        return sum(whole.inside for whole in self.wholes) / len(self.wholes) if self.wholes else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "calibrated_on": self.calibrated_on,
+            "level": self.level,
+            "roof": self.roof,
+            "inside_interval": self.coverage,
+            "accuracy": {name: vars(found) for name, found in self.accuracies().items()},
+            "detectors": [
+                {
+                    "architecture": str(whole.architecture),
+                    "measured_ms": whole.measured_ms,
+                    "measured_low_ms": whole.measured.low_ms,
+                    "measured_high_ms": whole.measured.high_ms,
+                    "predicted_ms": whole.prediction.ms,
+                    "low_ms": whole.prediction.low_ms,
+                    "high_ms": whole.prediction.high_ms,
+                    "error": whole.error,
+                    "inside": whole.inside,
+                    "disturbances": whole.measured.conditions.get("disturbances", []),
+                    **{f"{name}_ms".replace(" ", "_").lower(): ms for name, ms in whole.others_ms.items()},
+                }
+                for whole in self.wholes
+            ],
+            "failed": self.failed,
+        }
+
+
+def audit_latency(
+    latency: DetectorLatency,
+    calibration: Sequence[Architecture],
+    held_out: Sequence[Architecture],
+    told: Callable[[float, float, str], None],
+) -> Audit:
+    """Calibrate on some detectors and compare on others; both are measured whole where the table does not hold them.
+
+    Args:
+        latency: Predicts; calibrated anew.
+        calibration: What predictions are fitted on.
+        held_out: What they are compared on.
+        told: How many detectors are done, of how many, and which is next.
+    """
+    if both := set(calibration) & set(held_out):
+        raise ValueError(f"held-out detectors must not be calibrated on, but got {min(map(str, both))} in both")
+    total = len(calibration) + len(held_out)
+    for number, architecture in enumerate(calibration):
+        told(number, total, f"calibrating on {architecture}")
+        latency.complete([architecture])
+        with suppress(LatencyFailedError):  # calibrating lists it
+            latency.measure_whole(architecture)
+    fitted = latency.calibrate(calibration)
+    failed = {str(architecture): reason for architecture, reason in fitted.failed}
+    known = [architecture for architecture in calibration if str(architecture) not in failed]
+    found: list[tuple[Architecture, Latency, Row]] = []
+    for number, architecture in enumerate(held_out):
+        told(len(calibration) + number, total, str(architecture))
+        try:
+            found.append((architecture, latency.predict(architecture), latency.measure_whole(architecture)))
+        except LatencyFailedError as error:
+            failed[str(architecture)] = error.reason
+    told(total, total, "")
+    parts = {one: latency.part_rows(one) for one in (*known, *(one for one, _, _ in found))}
+    works = {one: [_work(workload, row) for workload, row in of_one] for one, of_one in parts.items()}
+    roof, roof_text = _roof(latency, parts, works)
+    values: dict[str, dict[Architecture, float]] = {
+        "FLOPs": {one: float(sum(work.flops for work in of_one)) for one, of_one in works.items()},
+        "roofline": {one: sum(map(roof.bound_ms, of_one)) for one, of_one in works.items()},
+    }
+    wholes_ms = [latency.measure_whole(one).median_ms or 0.0 for one in known]
+    others: dict[str, Sequence[float]] = {
+        "naive sum": [sum(row.median_ms or 0.0 for _, row in parts[one]) for one, _, _ in found]
+    }
+    for name, of_all in values.items():
+        wanted = [of_all[one] for one, _, _ in found]
+        others[name] = fitted_line([of_all[one] for one in known], wholes_ms, wanted).tolist() if known else wanted
+    wholes = [
+        AuditedWhole(one, row, prediction, {name: found_ms[place] for name, found_ms in others.items()})
+        for place, (one, prediction, row) in enumerate(found)
+    ]
+    wholes.sort(key=lambda whole: -abs(whole.error))
+    return Audit(fitted.wholes, latency.model.level, tuple(wholes), failed, roof_text)
+
+
+def explain(backend: OnnxRuntimeBackend, architecture: Architecture, num_classes: int, batch: int = 1) -> Residual:
+    """Where a whole detector's latency differs from its blocks' sum, by ONNX Runtime's own profile of both.
+
+    Args:
+        backend: Decides provider and threads.
+        architecture: Of the detector.
+        num_classes: Of it.
+        batch: Pictures a run.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_WEIGHTS_SEED)
+        detector = deployable(build_detector(architecture, num_classes))
+    parts = inference_workloads(detector, batch)
+    times = {
+        key: operator_times(backend, part.module, random_inputs(part.inputs, 0))
+        for key, part in {part.key: part for part in parts}.items()
+    }
+    whole = whole_workload(detector, batch)
+    return residual(
+        operator_times(backend, whole.module, random_inputs(whole.inputs, 0)), [times[part.key] for part in parts]
+    )
+
+
+def _work(workload: Workload, row: Row) -> Work:
+    """As the row says, counted now for a row of an older release."""
+    return Work.from_dict(row.conditions.get("work")) or Work.of(workload)
+
+
+def _roof(
+    latency: DetectorLatency,
+    parts: dict[Architecture, list[tuple[Workload, Row]]],
+    works: dict[Architecture, list[Work]],
+) -> tuple[Roof, str]:
+    sheet, precision = latency.device.sheet, latency.precision
+    if sheet is not None and precision in ("fp32", "fp16"):
+        return Roof.of_sheet(sheet, precision), f"data sheet of {sheet.title}"
+    measured = [
+        (work, row.median_ms)
+        for one, of_one in parts.items()
+        for work, (_, row) in zip(works[one], of_one, strict=True)
+        if row.median_ms is not None
+    ]
+    size = float_bytes(precision)
+    if not measured:
+        return Roof(float("inf"), float("inf"), size), "nothing was measured"
+    return Roof.reached(measured, size), "the highest rates that any block has reached here"
