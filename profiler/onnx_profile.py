@@ -73,7 +73,8 @@ class Residual:
     Attributes:
         whole_ms: a run of the whole.
         parts_ms: the parts' runs added up.
-        overhead_ms: of the difference, what the runtime takes beside its kernels: every part starts a session's run.
+        overhead_ms: of the difference, what is outside kernels: every part starts a session's run. On a busy machine
+            that is where waiting for a core shows, more of it in longer runs.
         layout_ms: nodes that only change the layout in memory, which the cuts add or remove.
         fusion_ms: node types of which the whole runs more or fewer than the parts.
         kernels_ms: node types of which both run as many: the same kernels on other caches and memory.
