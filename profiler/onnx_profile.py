@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
 from torch import Tensor, nn
 
 from profiler.backends.base import typed_copy
 from profiler.backends.onnxruntime import OnnxRuntimeBackend, session_options
-from profiler.export import to_onnx
+from profiler.export import to_onnx_many
 
 __all__ = ["OperatorDifference", "OperatorTimes", "Residual", "operator_times", "residual"]
 
@@ -72,7 +73,8 @@ class Residual:
     Attributes:
         whole_ms: a run of the whole.
         parts_ms: the parts' runs added up.
-        overhead_ms: of the difference, what the runtime takes beside its kernels: every part starts a session's run.
+        overhead_ms: of the difference, what is outside kernels: every part starts a session's run. On a busy machine
+            that is where waiting for a core shows, more of it in longer runs.
         layout_ms: nodes that only change the layout in memory, which the cuts add or remove.
         fusion_ms: node types of which the whole runs more or fewer than the parts.
         kernels_ms: node types of which both run as many: the same kernels on other caches and memory.
@@ -89,20 +91,31 @@ class Residual:
 
 
 def operator_times(
-    backend: OnnxRuntimeBackend, module: nn.Module, inputs: Sequence[Tensor], precision: str = "fp32", runs: int = 30
-) -> OperatorTimes:
-    """Run a module under ONNX Runtime's profiler, on the backend's own terms.
+    backend: OnnxRuntimeBackend,
+    items: Sequence[tuple[nn.Module, Sequence[Tensor]]],
+    precision: str = "fp32",
+    runs: int = 30,
+) -> list[OperatorTimes]:
+    """Run modules under ONNX Runtime's profiler, on the backend's own terms.
 
     Args:
         backend: decides provider and threads.
-        module: with real weights.
-        inputs: one tensor per positional argument, on the CPU.
+        items: modules with real weights, each with one tensor per positional argument, on the CPU. They are exported
+            together, as parts are when they are measured.
         precision: of weights and floating-point inputs.
         runs: after as many for warming up; medians over them keep a busy neighbour from weighing in.
     """
+    typed = [typed_copy(module, inputs, precision, "cpu") for module, inputs in items]
+    models = to_onnx_many([module for module, _ in typed], [inputs for _, inputs in typed])
+    return [
+        _profiled(backend, model, inputs, precision, runs) for model, (_, inputs) in zip(models, typed, strict=True)
+    ]
+
+
+def _profiled(
+    backend: OnnxRuntimeBackend, model: onnx.ModelProto, inputs: Sequence[Tensor], precision: str, runs: int
+) -> OperatorTimes:
     runtime: Any = importlib.import_module("onnxruntime")
-    copied, typed = typed_copy(module, inputs, precision, "cpu")
-    model = to_onnx(copied, typed, input_names=[f"input_{index}" for index in range(len(typed))])
     with tempfile.TemporaryDirectory(prefix="onnx-profile-") as folder:
         options = session_options(runtime, backend.threads)
         options.enable_profiling = True
@@ -112,7 +125,7 @@ def operator_times(
         )
         wanted = {value.name for value in session.get_inputs()}
         names = [value.name for value in model.graph.input]
-        feeds = {name: t.contiguous().numpy() for name, t in zip(names, typed, strict=True) if name in wanted}
+        feeds = {name: t.contiguous().numpy() for name, t in zip(names, inputs, strict=True) if name in wanted}
         for _ in range(2 * runs):
             session.run(None, feeds)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))

@@ -69,7 +69,7 @@ def _show_accuracy(console: Console, accuracies: dict[str, dict[str, Any]]) -> N
 
 def _show_residual(console: Console, residual: dict[str, Any]) -> None:
     shares = {
-        "starting runs": residual["overhead_ms"],
+        "outside kernels": residual["overhead_ms"],
         "layout changes": residual["layout_ms"],
         "nodes of only one of them": residual["fusion_ms"],
         "the same nodes": residual["kernels_ms"],

@@ -197,14 +197,17 @@ def audit(
     """
     calibration, held_out = audited(space, count, seed)
     latency = make(None)
-    found = audit_latency(latency, calibration, held_out, told)
+    worst = explained if isinstance(runner, OnnxRuntimeBackend) else 0
+    wholes = len(calibration) + len(held_out)
+    found = audit_latency(latency, calibration, held_out, lambda done, total, text: told(done, total + worst, text))
     document = found.as_dict() | {"residuals": []}
     write_audit(table_path, latency.target, document)
     if isinstance(runner, OnnxRuntimeBackend):
-        for number, whole in enumerate(found.wholes[:explained]):
-            told(number, explained, f"looking inside {whole.architecture}")
+        for number, whole in enumerate(found.wholes[:worst]):
+            told(wholes + number, wholes + worst, f"looking inside {whole.architecture}")
             residual = explain(runner, whole.architecture, latency.num_classes, latency.batch)
             document["residuals"].append({"architecture": str(whole.architecture), **asdict(residual)})
+        told(wholes + worst, wholes + worst, "")
     return document
 
 

@@ -192,14 +192,12 @@ def explain(backend: OnnxRuntimeBackend, architecture: Architecture, num_classes
         torch.manual_seed(_WEIGHTS_SEED)
         detector = deployable(build_detector(architecture, num_classes))
     parts = inference_workloads(detector, batch)
-    times = {
-        key: operator_times(backend, part.module, random_inputs(part.inputs, 0))
-        for key, part in {part.key: part for part in parts}.items()
-    }
+    distinct = {part.key: part for part in parts}
+    found = operator_times(backend, [(part.module, random_inputs(part.inputs, 0)) for part in distinct.values()])
+    times = dict(zip(distinct, found, strict=True))
     whole = whole_workload(detector, batch)
-    return residual(
-        operator_times(backend, whole.module, random_inputs(whole.inputs, 0)), [times[part.key] for part in parts]
-    )
+    (of_whole,) = operator_times(backend, [(whole.module, random_inputs(whole.inputs, 0))])
+    return residual(of_whole, [times[part.key] for part in parts])
 
 
 def _work(workload: Workload, row: Row) -> Work:

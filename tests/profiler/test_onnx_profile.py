@@ -24,8 +24,8 @@ def test_a_whole_converts_its_layout_less_often_than_its_parts() -> None:
     """Each part enters and leaves the blocked layout; the whole does it once. And a ReLU is fused in both."""
     backend = OnnxRuntimeBackend(cpu_device(), 1)
     block, image = _Block(), torch.randn(1, 16, 24, 24)
-    part = operator_times(backend, block, [image], runs=4)
-    whole = operator_times(backend, nn.Sequential(block, _Block(), _Block()), [image], runs=4)
+    together = nn.Sequential(block, _Block(), _Block())
+    part, whole = operator_times(backend, [(block, [image]), (together, [image])], runs=4)
     assert "Relu" not in {**part.nodes, **whole.nodes}
     assert sum(count for kind, count in whole.nodes.items() if "Conv" in kind) == 3
     assert 0 < sum(whole.kernel_ms.values()) < whole.run_ms

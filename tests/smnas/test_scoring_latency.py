@@ -289,3 +289,17 @@ def test_cold_rows_are_their_own_and_no_prediction_reads_them(table: LatencyTabl
     assert {row.key for row in table.rows()} == hot | {f"{key}|cold" for key in hot}
     assert latency.predict(SMALL) == before
     assert latency.complete([SMALL], caches="cold").measured == 0
+
+
+def test_the_worst_are_looked_into_with_the_runtimes_own_profile() -> None:
+    """The parts' nodes are the whole's but for layout and what is at the borders, and the four shares add up."""
+    pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu or gpu)")
+    from profiler.backends.onnxruntime import OnnxRuntimeBackend
+    from smnas.scoring.latency_audit import explain
+
+    found = explain(OnnxRuntimeBackend(cpu_device(), 1), SMALL, CLASSES)
+    convolutions = [row for row in found.operators if "Conv" in row.operator]
+    assert sum(row.whole_nodes for row in convolutions) == sum(row.parts_nodes for row in convolutions) > 5
+    shares = found.overhead_ms + found.layout_ms + found.fusion_ms + found.kernels_ms
+    assert shares == pytest.approx(found.whole_ms - found.parts_ms)
+    assert 0 < found.whole_ms < 1000
