@@ -94,7 +94,7 @@ def test_only_whole_trainings_are_ranked_and_all_epochs_are_counted(halved: Path
 
 def test_an_interrupted_halving_search_ends_as_an_uninterrupted_one(tmp_path: Path, halved: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        search(tmp_path, halving_settings(), scorer=stub.StubScorer(raises={12: KeyboardInterrupt()}))
+        search(tmp_path, halving_settings(), scorer=stub.StubScorer(raises={8: KeyboardInterrupt()}))
     search(tmp_path, halving_settings())
     assert trials(tmp_path) == trials(halved)
 
