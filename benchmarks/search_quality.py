@@ -1,7 +1,7 @@
 """How much hypervolume does each strategy reach with how many epochs?
 
 Plays every strategy on problems that need no training: pymoo's functions (``pip install pymoo``) and tables of trained
-detectors in ``data/`` (made by ``tabulate.py``). Counts epochs, not trials, and measures hypervolume of what was
+detectors in ``data/`` (made by ``trained_table.py``). Counts epochs, not trials, and measures hypervolume of what was
 trained to the end, without noise, as a share of the best that is known. ZDT3 and DTLZ2 were looked at while the
 strategies were written, ZDT1 and DTLZ7 were not.
 

@@ -5,7 +5,7 @@ Every detector is trained from scratch under one schedule of ``--epochs`` epochs
 search. Half of the rows are random structures, half random variants of them; the baseline is the first row. Failures
 stay with their reason. Interrupted, the same command goes on where it stopped; more ``--count`` adds rows.
 
-    python benchmarks/tabulate.py --out runs/tabulate --count 120 --epochs 9
+    python benchmarks/trained_table.py --out runs/trained-table --count 120 --epochs 9
 
 writes ``benchmarks/data/tabulated-nano.json`` (another place with ``--table``) after every row.
 """
@@ -93,7 +93,7 @@ def main() -> None:
     latencies(asked, rows, len(CocoFolder(data).classes))
     facts = {
         "question": "What would a search have found out about these detectors?",
-        "command": f"python benchmarks/tabulate.py --out {asked.out} --preset {asked.preset} --recipe {asked.recipe} "
+        "command": f"python benchmarks/trained_table.py --out {asked.out} --preset {asked.preset} --recipe {asked.recipe} "
         f"--count {asked.count} --epochs {asked.epochs} --seed {asked.seed}"
         + (f" --data {asked.data}" if asked.data else ""),
         "commit": subprocess.run(
