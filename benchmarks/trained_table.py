@@ -93,8 +93,8 @@ def main() -> None:
     latencies(asked, rows, len(CocoFolder(data).classes))
     facts = {
         "question": "What would a search have found out about these detectors?",
-        "command": f"python benchmarks/trained_table.py --out {asked.out} --preset {asked.preset} --recipe {asked.recipe} "
-        f"--count {asked.count} --epochs {asked.epochs} --seed {asked.seed}"
+        "command": f"python benchmarks/trained_table.py --out {asked.out} --preset {asked.preset} "
+        f"--recipe {asked.recipe} --count {asked.count} --epochs {asked.epochs} --seed {asked.seed}"
         + (f" --data {asked.data}" if asked.data else ""),
         "commit": subprocess.run(
             ["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True

@@ -1,4 +1,4 @@
-"""A search over detectors that were all trained before: AP and latency are read from a table that ``trained_table.py`` made.
+"""A search over detectors that were all trained before: AP and latency are read from a table of ``trained_table.py``.
 
 Strategies propose from the whole space; a proposal becomes the row of the table whose features are nearest, so every
 strategy sees the same few hundred detectors. What the loop leaves out by the partial order is left out here, too.
