@@ -194,7 +194,7 @@ def smaller(architecture: Architecture) -> Architecture:
     small = Architecture.parse(str(architecture).replace(str(architecture.backbone), backbone, 1))
     if isinstance(small.neck, FPNSpec):
         small = replace(small, neck=replace(small.neck, width=small.neck.width // 8))
-    head = replace(small.head, width=small.head.width // 16)
+    head = replace(small.head, width=max(8, small.head.width // 128 * 8))  # a sixteenth, as a multiple of 8
     return replace(small, head=head, input_width=small.input_width // 8, input_height=small.input_height // 8)
 
 
