@@ -160,8 +160,8 @@ def check_inference_and_export(detector: Detector) -> None:
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     other = DetectionArrays(*session.run(None, {"images": images.numpy()}))
     assert int(other.num[0]) == count
-    np.testing.assert_allclose(found.scores.numpy(), other.scores, atol=1e-3)
-    # Scores of random weights nearly tie, so that rows come in another order: each needs a partner somewhere.
+    # Scores of random weights nearly tie, so that rows come in another order: each needs a partner somewhere, of its
+    # class, with its box and its score.
     agreement = compare_detections(DetectionArrays(*(tensor.numpy() for tensor in found)), other)
     assert agreement.compared > 0
     assert agreement.holds, agreement
