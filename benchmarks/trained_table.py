@@ -20,39 +20,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from rank_budget import architectures
 
 from profiler.backends import get_backend
 from profiler.devices import resolve_device
 from profiler.table import LatencyTable
 from smnas.data.coco import CocoFolder
 from smnas.data.shapes import generate_shapes
-from smnas.models.build import buildable
 from smnas.scoring.base import Score
 from smnas.scoring.latency import DetectorLatency, LatencyFailedError
 from smnas.scoring.pool import Job, Workers
 from smnas.scoring.scorers import ScorerOnDevices
 from smnas.search.rungs import rung_epochs
 from smnas.space.architecture import Architecture
-from smnas.space.preset import load_space
-from smnas.space.sampling import sample_modular, sample_structural
 from smnas.training.recipe import load_recipe
 
 CALIBRATION_WHOLES = 3
-
-
-def architectures(preset: str, count: int, seed: int) -> list[Architecture]:
-    """The baseline, then random structures and random variants of random structures, in turns."""
-    space = load_space(preset).restricted(lambda architecture: buildable(architecture) is None)
-    rng = np.random.default_rng(seed)
-    chosen = [space.baseline_architecture]
-    while len(chosen) < count:
-        structure = sample_structural(space, rng)
-        candidate = structure if len(chosen) % 2 else sample_modular(space, structure, rng)
-        if candidate not in chosen:
-            chosen.append(candidate)
-    return chosen
 
 
 def latencies(asked: argparse.Namespace, rows: list[dict[str, Any]], classes: int) -> None:
