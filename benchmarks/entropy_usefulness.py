@@ -1,7 +1,7 @@
 """Does the entropy order trained detectors better than counting layers, FLOPs or parameters does?
 
-Reads trained detectors from finished searches (run folders), kept answers of searches, and answers of rank_budget.py,
-and prints Kendall's tau with AP for the entropy and its controls, over all detectors of one budget and inside a narrow
+Reads trained detectors from finished searches (run folders), kept answers of searches, answers of rank_budget.py and
+tables of trained_table.py, and prints Kendall's tau with AP for the entropy and its controls, over all detectors of one budget and inside a narrow
 band of FLOPs and of latency. Detectors of different sources or budgets are never mixed: their APs do not compare.
 
     python benchmarks/entropy_usefulness.py benchmarks/results/rank-budget-*.json runs/my-run --table latency.db
@@ -60,12 +60,29 @@ def of_rank_budget(document: Mapping[str, Any], classes: int, latency: DetectorL
     return budgets
 
 
+def of_table(document: Mapping[str, Any], classes: int) -> Budgets:
+    """A table of trained_table.py: APs and latencies; costs are counted here."""
+    budgets: Budgets = {}
+    for row in document["rows"]:
+        if row["reason"] is not None:
+            continue
+        architecture = Architecture.parse(row["architecture"])
+        parts = detector_workloads(architecture, classes)
+        flops, parameters = sum(part.flops for part in parts), sum(part.parameters for part in parts)
+        for epochs, ap in row["ap"].items():
+            detector = TrainedDetector(architecture, ap, flops, parameters, row["latency_ms"])
+            budgets.setdefault(int(epochs), []).append(detector)
+    return budgets
+
+
 def read(source: Path, classes: int, latency: DetectorLatency | None) -> Budgets:
     if source.is_dir():
         return trained_detectors(read_run_folder(source))
     document = json.loads(source.read_text())
     if "ranking" in document:
         return of_search(document)
+    if "rows" in document:
+        return of_table(document, classes)
     if "ap" in document:
         return of_rank_budget(document, classes, latency)
     return {}
@@ -76,7 +93,7 @@ def main() -> None:
     parser.add_argument("sources", type=Path, nargs="+", help="run folders and answers")
     parser.add_argument("--form", choices=ENTROPY_FORMS, default="entropy")
     parser.add_argument("--least", type=int, default=8, help="fewer detectors of one budget are left out")
-    parser.add_argument("--classes", type=int, default=3, help="of the detectors in answers of rank_budget.py")
+    parser.add_argument("--classes", type=int, default=3, help="of the detectors in answers and tables")
     parser.add_argument("--table", type=Path, help="latency table for those; what it lacks is measured")
     parser.add_argument("--keep", action="store_true", help="keep the answer")
     asked = parser.parse_args()

@@ -1,7 +1,7 @@
 """Train many detectors once, so that searches can be compared without training: a table of AP and latency.
 
 Every detector is trained from scratch under one schedule of ``--epochs`` epochs, is evaluated where a search would stop
-(a ninth, a third and the whole) on its averaged weights, and its latency is predicted from a latency table as in a
+(:func:`smnas.search.rungs.rung_epochs`) on its averaged weights, and its latency is predicted from a latency table as in a
 search. Half of the rows are random structures, half random variants of them; the baseline is the first row. Failures
 stay with their reason. Interrupted, the same command goes on where it stopped; more ``--count`` adds rows.
 
@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="checkpoints and the latency table")
     parser.add_argument("--table", type=Path, help="the file to write")
     parser.add_argument("--data", type=Path, help="COCO-format folder; generated pictures without it")
+    parser.add_argument("--pictures", type=int, default=480, help="generated ones to train on; a quarter for the AP")
     parser.add_argument("--preset", default="nano")
     parser.add_argument("--recipe", default="nano")
     parser.add_argument("--ema-decay", type=float, default=0.95, help="of the weights that are evaluated")
@@ -66,7 +67,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     asked = parser.parse_args()
-    data = asked.data or generate_shapes(asked.out / "data")
+    data = asked.data or generate_shapes(asked.out / "data", train=asked.pictures, val=asked.pictures // 4)
     file = asked.table or Path(__file__).parent / "data" / f"tabulated-{asked.preset}.json"
     rungs = rung_epochs(asked.epochs)
     recipe = load_recipe(asked.recipe).with_(epochs=asked.epochs, ema_decay=asked.ema_decay)
@@ -79,7 +80,7 @@ def main() -> None:
         "question": "What would a search have found out about these detectors?",
         "command": f"python benchmarks/trained_table.py --out {asked.out} --preset {asked.preset} "
         f"--recipe {asked.recipe} --count {asked.count} --epochs {asked.epochs} --seed {asked.seed}"
-        + (f" --data {asked.data}" if asked.data else ""),
+        + (f" --data {asked.data}" if asked.data else f" --pictures {asked.pictures}"),
         "commit": subprocess.run(
             ["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True
         ).stdout.strip(),

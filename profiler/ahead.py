@@ -15,14 +15,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
-import onnx
-
 from profiler.backends.base import PRECISIONS
 from profiler.backends.tensorrt import BuiltEngine, build_engine, compute_capabilities, import_tensorrt
+from profiler.engine_graph import engine_graphs
 from profiler.engines import EngineRequest, EngineStore, Manifest
 from profiler.errors import UserError
-from profiler.export import to_onnx, to_onnx_many
-from profiler.typed_onnx import typed_onnx
 from profiler.workload import Workload, random_inputs
 
 __all__ = ["AheadReport", "build_ahead"]
@@ -118,12 +115,7 @@ def build_ahead(
 
     for job, outcome in _built(to_build(), workers):
         if isinstance(outcome, BuiltEngine):
-            facts = {
-                "seconds": round(outcome.seconds, 3),
-                "dense_layers": outcome.dense_layers,
-                "tensor_types": dict(outcome.tensor_types),
-                "tf32": outcome.tf32,
-            }
+            facts = outcome.facts()
             note("built", store.add(job.request, outcome.content, name=job.name, key=job.key, facts=facts))
         else:
             note("built", store.add_failure(job.request, outcome, name=job.name, key=job.key))
@@ -134,66 +126,12 @@ def _graphs(workloads: Iterable[Workload], precision: str) -> Iterator[tuple[str
     """Name, key, typed graph and, where there is none, the reason; the key then stands for the graph."""
     rest = iter(workloads)
     while group := list(islice(rest, _GROUP)):
-        inputs = [random_inputs(workload.inputs, _INPUT_SEED) for workload in group]
-        models: list[onnx.ModelProto | None] = [None] * len(group)
-        if len(group) > 1:
-            try:
-                models = list(to_onnx_many([one.module for one in group], inputs, operators="plain"))
-            except Exception:  # noqa: BLE001 - only a shortcut: exported singly, the module at fault says what is wrong
-                models = [None] * len(group)
-        for workload, tensors, exported in zip(group, inputs, models, strict=True):
-            try:
-                names = [f"input_{index}" for index in range(len(tensors))]
-                whole = exported or to_onnx(workload.module, tensors, input_names=names, operators="plain")
-                typed = _renamed(typed_onnx(whole, precision))
-            except Exception as error:  # noqa: BLE001 - whatever keeps this module from a graph is its result
-                yield workload.name, workload.key, workload.key.encode(), _reason(error)
+        items = [(workload.module, random_inputs(workload.inputs, _INPUT_SEED)) for workload in group]
+        for workload, made in zip(group, engine_graphs(items, precision), strict=True):
+            if isinstance(made, Exception):
+                yield workload.name, workload.key, workload.key.encode(), _reason(made)
             else:
-                yield workload.name, workload.key, typed.SerializeToString(deterministic=True), ""
-
-
-def _renamed(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Names by position: the exporter's depend on what else was exported beside, and so would the graph's hash."""
-    graph = model.graph
-    names = {"": ""}  # an optional input left out
-    for value in graph.input:
-        names.setdefault(value.name, f"input_{len(names)}")
-    weights = {tensor.name: tensor for tensor in graph.initializer}
-    _rename_nodes(graph, names)
-    for value in (*graph.input, *graph.output):
-        value.name = names.setdefault(value.name, f"value_{len(names)}")
-    used = [(names[name], tensor) for name, tensor in weights.items() if name in names]
-    for name, tensor in used:
-        tensor.name = name
-    ordered = sorted((tensor for _, tensor in used), key=lambda tensor: int(tensor.name.rpartition("_")[2]))
-    renamed = onnx.ModelProto()
-    renamed.CopyFrom(model)
-    renamed.ClearField("producer_name")
-    renamed.ClearField("producer_version")
-    graph = renamed.graph
-    del graph.initializer[:], graph.value_info[:]
-    graph.initializer.extend(ordered)
-    graph.name = "workload"
-    return renamed
-
-
-def _rename_nodes(graph: onnx.GraphProto, names: dict[str, str]) -> None:
-    for index, node in enumerate(graph.node):
-        node.name = f"{node.op_type}_{index}"
-        for name in node.input:
-            names.setdefault(name, f"value_{len(names)}")
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:  # what it reads from outside has its name already
-                for value in attribute.g.input:
-                    value.name = names.setdefault(value.name, f"value_{len(names)}")
-                _rename_nodes(attribute.g, names)
-                for value in attribute.g.output:
-                    value.name = names[value.name]
-                del attribute.g.value_info[:]
-        for name in node.output:
-            names.setdefault(name, f"value_{len(names)}")
-        node.input[:] = [names[name] for name in node.input]
-        node.output[:] = [names[name] for name in node.output]
+                yield workload.name, workload.key, made, ""
 
 
 def _built(jobs: Iterator[_Job], workers: int) -> Iterator[tuple[_Job, BuiltEngine | str]]:

@@ -3,14 +3,15 @@
 Pure array functions of numbers: no torch here.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from profiler.predict import fit_relative
+from profiler.predict import LatencyModel, PartsSum, fit_relative
 
-__all__ = ["Accuracy", "accuracy", "fitted_line", "kendall", "spearman"]
+__all__ = ["Accuracy", "Coverage", "accuracy", "coverage_over_splits", "fitted_line", "kendall", "spearman"]
 
 Array = NDArray[np.float64]
 
@@ -55,6 +56,60 @@ def accuracy(predicted_ms: ArrayLike, measured_ms: ArrayLike) -> Accuracy:
         spearman=spearman(predicted, measured),
         kendall=kendall(predicted, measured),
     )
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How often intervals hold what was measured, over many ways to choose what the prediction is fitted on.
+
+    Attributes:
+        splits: how many ways.
+        mean: share of intervals that hold it, the mean over splits.
+        low: what 5% of the splits stay below.
+        high: what 5% of the splits are above.
+    """
+
+    splits: int
+    mean: float
+    low: float
+    high: float
+
+
+def coverage_over_splits(
+    parts: Sequence[PartsSum],
+    wholes_ms: ArrayLike,
+    calibrated_on: int,
+    *,
+    level: float,
+    rng: np.random.Generator,
+    splits: int = 200,
+) -> Coverage:
+    """Fit on a random choice of the wholes, look at the intervals of the others, and again.
+
+    One fit on few wholes says little about intervals: by luck its worst residuals are large or small. An interval that
+    is right on average over choices is right.
+
+    Args:
+        parts: what the parts of each whole add up to; more than ``calibrated_on``.
+        wholes_ms: ``(N,)`` measured latency of each whole.
+        calibrated_on: wholes of every fit, at least 2.
+        level: of the intervals.
+        rng: draws the choices.
+        splits: how many.
+    """
+    wholes = np.asarray(wholes_ms, dtype=np.float64)
+    sums, counts, halves = (
+        np.array(values, dtype=np.float64)
+        for values in zip(*((part.ms, part.count, part.half_ms) for part in parts), strict=True)
+    )
+    shares = []
+    for _ in range(splits):
+        order = rng.permutation(len(wholes))
+        fitted_on, others = order[:calibrated_on], order[calibrated_on:]
+        model = LatencyModel.fit([parts[index] for index in fitted_on], wholes[fitted_on].tolist(), level=level)
+        found = model.predict_many(sums[others], counts[others], halves[others])
+        shares.append(((found.low_ms <= wholes[others]) & (wholes[others] <= found.high_ms)).mean())
+    return Coverage(splits, float(np.mean(shares)), *(float(one) for one in np.quantile(shares, [0.05, 0.95])))
 
 
 def fitted_line(values: ArrayLike, wholes_ms: ArrayLike, others: ArrayLike) -> Array:

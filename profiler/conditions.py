@@ -1,5 +1,6 @@
 """What a measurement ran under: versions, load, clocks and throttling, read before and after it."""
 
+import importlib
 import os
 import platform
 import shutil
@@ -42,7 +43,8 @@ def read_state(device: Device) -> dict[str, Any]:
     Returns:
         The machine's load averages and core count; for a CPU its governor and clock where the system tells (virtual
         machines rarely do); for a GPU its clocks in MHz, temperature in degrees Celsius, power in watts, active
-        throttle reasons and driver, where ``nvidia-smi`` is there. What can not be read is left out.
+        throttle reasons and driver, and whether NVML told (microseconds; package ``nvidia-ml-py``) or ``nvidia-smi``
+        (tens of milliseconds). What can not be read is left out.
     """
     state: dict[str, Any] = {"cpus": os.cpu_count()}
     if hasattr(os, "getloadavg"):
@@ -111,6 +113,42 @@ def _cpu_clock(folder: Path) -> Mapping[str, Any]:
 
 
 def _gpu_state(index: int) -> Mapping[str, Any]:
+    return _told_by_nvml(index) or _told_by_nvidia_smi(index)
+
+
+def _told_by_nvml(index: int) -> Mapping[str, Any]:
+    import torch
+
+    try:
+        nvml: Any = importlib.import_module("pynvml")
+        nvml.nvmlInit()
+    except Exception:  # noqa: BLE001 - the package, the library or the driver is not there: each is its own class
+        return {}
+    try:
+        # by identity: CUDA_VISIBLE_DEVICES renumbers PyTorch's devices, and NVML's not
+        handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(index).uuid}")
+        asked = {
+            "clocks.sm": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
+            "clocks.mem": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
+            "temperature.gpu": lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+            "power.draw": lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
+            _THROTTLE: lambda: f"{nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle):#018x}",
+            "driver_version": lambda: str(nvml.nvmlSystemGetDriverVersion()),
+        }
+        facts: dict[str, Any] = {"read_by": "nvml"}
+        for field, ask in asked.items():
+            try:
+                facts[field] = ask()
+            except nvml.NVMLError:  # not every board has every sensor
+                continue
+        return facts
+    except nvml.NVMLError:
+        return {}
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _told_by_nvidia_smi(index: int) -> Mapping[str, Any]:
     program = shutil.which("nvidia-smi")
     if program is None:
         return {}
@@ -120,4 +158,4 @@ def _gpu_state(index: int) -> Mapping[str, Any]:
     except (OSError, subprocess.SubprocessError):
         return {}
     values = [value.strip() for value in answer.splitlines()[0].split(",")] if answer.strip() else []
-    return dict(zip(_GPU_FIELDS, values, strict=False))
+    return {"read_by": "nvidia-smi", **dict(zip(_GPU_FIELDS, values, strict=False))} if values else {}

@@ -6,6 +6,7 @@ have the hash that the manifest says.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, Literal
 
 from profiler.atomic import write_whole
 
-__all__ = ["EngineRefusedError", "EngineRequest", "EngineStore", "Manifest"]
+__all__ = ["EngineRefusedError", "EngineRequest", "EngineStore", "Manifest", "default_folder"]
 
 _FORMAT = 1
 
@@ -69,6 +70,13 @@ class Manifest:
     engine_sha256: str = ""
     size_bytes: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
+
+
+def default_folder() -> Path:
+    """Where engines are kept that nobody named a folder for: ``$SMNAS_ENGINES``, or the user's cache."""
+    chosen = os.environ.get("SMNAS_ENGINES")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(chosen) if chosen else cache / "smnas" / "engines"
 
 
 class EngineStore:

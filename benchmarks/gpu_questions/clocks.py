@@ -18,7 +18,7 @@ from smnas.models.workloads import inference_workloads, whole_workload
 from smnas.space.architecture import Architecture
 
 _TIMING = TimingSettings(relative_half_width=0.005, time_limit_s=0.5, max_samples=600)
-_OTHERS = ("compile", "onnxruntime-cuda", "onnxruntime-tensorrt")
+_OTHERS = ("compile", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt_rtx", "tensorrt")
 
 
 def ask(setting: Setting, answer: Answer) -> str:

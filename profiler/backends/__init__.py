@@ -76,16 +76,10 @@ def _onnxruntime(device: Device, threads: int, name: str = "onnxruntime") -> Bac
     return OnnxRuntimeBackend(device, threads, name)
 
 
-def _tensorrt(device: Device, threads: int) -> Backend:
-    from profiler.backends.tensorrt import require_tensorrt
+def _engine(device: Device, threads: int, name: str) -> Backend:
+    from profiler.backends.engine_backend import EngineBackend
 
-    return require_tensorrt("tensorrt", device, threads)
-
-
-def _tensorrt_rtx(device: Device, threads: int) -> Backend:
-    from profiler.backends.tensorrt import require_tensorrt
-
-    return require_tensorrt("tensorrt_rtx", device, threads)
+    return EngineBackend(device, threads, name)
 
 
 BACKENDS: dict[str, Callable[[Device, int], Backend]] = {
@@ -94,7 +88,7 @@ BACKENDS: dict[str, Callable[[Device, int], Backend]] = {
     "onnxruntime": _onnxruntime,
     "onnxruntime-cuda": partial(_onnxruntime, name="onnxruntime-cuda"),
     "onnxruntime-tensorrt": partial(_onnxruntime, name="onnxruntime-tensorrt"),
-    "tensorrt": _tensorrt,
-    "tensorrt_rtx": _tensorrt_rtx,
+    "tensorrt": partial(_engine, name="tensorrt"),
+    "tensorrt_rtx": partial(_engine, name="tensorrt_rtx"),
 }
 """Where names meet backends. Each is imported when it is asked for: a backend's packages are optional."""

@@ -1,16 +1,22 @@
 """Running a TensorRT or TensorRT-RTX engine on PyTorch's tensors.
 
 The calls are those that both modules have (``deserialize_cuda_engine``, ``create_execution_context``,
-``set_tensor_address``, ``execute_async_v3``). Not run yet: on a GPU. A test checks that TensorRT-RTX 1.7.1 has every
+``set_tensor_address``, ``execute_async_v3``, ``create_engine_inspector``); what only TensorRT-RTX has, its cache of
+compiled kernels, is asked by attribute. Not run yet: on a GPU. A test checks that TensorRT-RTX 1.7.1 has every
 attribute that is used here, and another runs this file on a module that reads and writes the same addresses.
 """
 
+import json
+import re
+from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from profiler.atomic import write_whole
 from profiler.backends.tensorrt import logger_of
 from profiler.engines import EngineRefusedError
 
@@ -26,6 +32,13 @@ _TORCH_TYPES = {
     "INT64": torch.int64,
     "BOOL": torch.bool,
 }
+_INSPECTED_TYPES = {
+    **{name: "fp32" for name in ("FP32", "Float")},
+    **{name: "fp16" for name in ("FP16", "Half")},
+    **{name: "bf16" for name in ("BF16", "BFloat16")},
+    **{name: "int8" for name in ("INT8", "Int8")},
+}
+"""Types of an inspector's ``Format/Datatype``, as older and newer versions write them, by the names that users type."""
 
 
 class Engine:
@@ -35,6 +48,8 @@ class Engine:
         trt: the module that built it, as :func:`profiler.backends.tensorrt.import_tensorrt` returns it.
         content: the engine's bytes.
         device: where its tensors live.
+        kernels: file for the kernels that TensorRT-RTX compiles at the first run, read if it is there and written by
+            :meth:`keep_kernels`; without use to a module that compiles everything when it builds.
 
     Attributes:
         inputs: shape and type of every input, by name.
@@ -44,7 +59,10 @@ class Engine:
         EngineRefusedError: the module does not load it here.
     """
 
-    def __init__(self, trt: Any, content: bytes, device: torch.device | str = "cuda") -> None:
+    def __init__(
+        self, trt: Any, content: bytes, device: torch.device | str = "cuda", kernels: Path | None = None
+    ) -> None:
+        self._trt = trt
         self._device = torch.device(device)
         logger = logger_of(trt)
         logger.errors.clear()
@@ -52,7 +70,17 @@ class Engine:
         self._engine = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
             raise EngineRefusedError(f"{trt.__name__} does not load the engine: {logger.one_line()}")
-        self._context = self._engine.create_execution_context()
+        self._kernels, self._cache = kernels, None
+        if kernels is not None and hasattr(self._engine, "create_runtime_config"):
+            config = self._engine.create_runtime_config()
+            if hasattr(config, "create_runtime_cache"):
+                self._cache = config.create_runtime_cache()
+                if kernels.is_file():
+                    self._cache.deserialize(kernels.read_bytes())  # what it does not take, it compiles again
+                config.set_runtime_cache(self._cache)
+            self._context = self._engine.create_execution_context(config)
+        else:
+            self._context = self._engine.create_execution_context()
         if self._context is None:
             raise EngineRefusedError(f"{trt.__name__} has no memory for the engine: {logger.one_line()}")
         self.inputs: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
@@ -77,7 +105,17 @@ class Engine:
             ValueError: an input is missing, or of another shape or type.
             RuntimeError: the run could not be started.
         """
-        held = []  # a tensor must outlive the run that reads its address
+        results = self.bind(tensors)
+        self.run()
+        return results
+
+    def bind(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Say what the following runs read and write; see :meth:`__call__`.
+
+        Returns:
+            One new tensor per output, which every run fills anew.
+        """
+        held = []  # a tensor must outlive the runs that read its address
         for name, (shape, kind) in self.inputs.items():
             if name not in tensors or tuple(tensors[name].shape) != shape or tensors[name].dtype != kind:
                 found = {key: (tuple(value.shape), value.dtype) for key, value in tensors.items()}
@@ -89,8 +127,36 @@ class Engine:
         }
         for name, tensor in results.items():
             self._context.set_tensor_address(name, tensor.data_ptr())
+        self._bound = held, results
+        return results
+
+    def run(self) -> None:
+        """Run once on what was bound, on PyTorch's current stream.
+
+        Raises:
+            RuntimeError: the run could not be started.
+        """
         on_gpu = self._device.type == "cuda"
         stream = torch.cuda.current_stream(self._device).cuda_stream if on_gpu else 0
         if not self._context.execute_async_v3(stream):
             raise RuntimeError("the engine could not be started")
-        return results
+
+    def layer_types(self) -> dict[str, int]:
+        """How many of the finished engine's layers give each type, as its inspector says.
+
+        Returns:
+            Layers by precision; whole numbers and truth values are left out. Empty where the inspector tells no types.
+        """
+        inspector = self._engine.create_engine_inspector()
+        document = json.loads(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
+        counts: Counter[str] = Counter()
+        for layer in document.get("Layers", []):
+            outputs = layer.get("Outputs", []) if isinstance(layer, dict) else []  # only names, at a lower verbosity
+            words = re.findall(r"\w+", str(outputs[0].get("Format/Datatype", ""))) if outputs else []
+            counts.update({_INSPECTED_TYPES[word] for word in words if word in _INSPECTED_TYPES})
+        return dict(sorted(counts.items()))
+
+    def keep_kernels(self) -> None:
+        """Write the kernels that were compiled so far, so that the next process need not."""
+        if self._cache is not None and self._kernels is not None:
+            write_whole(self._kernels, bytes(self._cache.serialize()))

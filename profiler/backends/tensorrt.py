@@ -2,7 +2,8 @@
 
 One route for both: the precision is in the graph (:mod:`profiler.typed_onnx`) and the network is strongly typed.
 TensorRT-RTX builds for chosen compute capabilities on a machine without a GPU; what ordinary TensorRT lacks for that is
-asked by attribute, not by version. No timing cache is touched: in TensorRT-RTX any call of it needs a GPU.
+asked by attribute, not by version. A timing cache is for ordinary TensorRT only: in TensorRT-RTX, which times nothing
+when it builds, any call of it needs a GPU.
 
 Run so far: TensorRT-RTX 1.7.1 without a GPU. Not run: ordinary TensorRT, and any engine at all, since loading one
 needs a GPU and its driver; :mod:`profiler.backends.engine` is what would.
@@ -15,11 +16,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any
 
 import onnx
 
-from profiler.devices import Device
+from profiler.atomic import write_whole
 from profiler.errors import BackendUnavailableError, UserError
 from profiler.products import products_as_convolutions
 
@@ -32,7 +34,6 @@ __all__ = [
     "import_tensorrt",
     "installed_version",
     "logger_of",
-    "require_tensorrt",
 ]
 
 _EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
@@ -67,6 +68,15 @@ class BuiltEngine:
     tensor_types: Mapping[str, int] = field(default_factory=dict)
     tf32: bool = False
 
+    def facts(self) -> dict[str, Any]:
+        """All but the bytes, as JSON values for a manifest."""
+        return {
+            "seconds": round(self.seconds, 3),
+            "dense_layers": self.dense_layers,
+            "tensor_types": dict(self.tensor_types),
+            "tf32": self.tf32,
+        }
+
 
 def installed_version(module_name: str) -> str | None:
     """Version of an importable TensorRT module, ``None`` where it can not be imported.
@@ -98,20 +108,6 @@ def import_tensorrt(module_name: str) -> Any:
         ) from error
 
 
-def require_tensorrt(module_name: str, device: Device, threads: int) -> NoReturn:
-    """Say that engines can not be timed yet, and what can be used instead.
-
-    Raises:
-        BackendUnavailableError: always.
-    """
-    version = installed_version(module_name)
-    found = f"{module_name} {version} is installed" if version else f"{module_name} is not installed"
-    raise BackendUnavailableError(
-        f"{module_name} engines can not be timed by this version of smnas yet ({found}); "
-        "use --backend onnxruntime or --backend eager; smnas profile --build-engines builds TensorRT-RTX engines ahead"
-    )
-
-
 def compute_capabilities(trt: Any) -> dict[str, Any]:
     """The compute capabilities that a module builds engines for without their GPU, such as ``8.9``, by name.
 
@@ -125,7 +121,9 @@ def compute_capabilities(trt: Any) -> dict[str, Any]:
     return dict(sorted(found.items(), key=lambda item: float(item[0])))
 
 
-def build_engine(trt: Any, model: bytes, precision: str, capabilities: Sequence[str]) -> BuiltEngine:
+def build_engine(
+    trt: Any, model: bytes, precision: str, capabilities: Sequence[str], timings: Path | None = None
+) -> BuiltEngine:
     """Build one engine.
 
     Args:
@@ -134,6 +132,8 @@ def build_engine(trt: Any, model: bytes, precision: str, capabilities: Sequence[
         precision: that the graph is typed in; checked. ``int8`` is a graph that quantises and dequantises.
         capabilities: compute capabilities that the engine must run on, such as ``8.9``; none means the GPU that is
             here, which there must then be.
+        timings: file for what a builder that times kernels has found out, read if it is there and written again; left
+            alone by one that builds ahead.
 
     Raises:
         UserError: the module does not build for such a capability.
@@ -165,9 +165,15 @@ def build_engine(trt: Any, model: bytes, precision: str, capabilities: Sequence[
         for index, capability in enumerate(capabilities):
             if not config.set_compute_capability(known[capability], index):
                 raise EngineBuildError(f"compute capability {capability} was refused: {logger.one_line()}")
+    timings = None if known else timings
+    if timings is not None:
+        kept = config.create_timing_cache(timings.read_bytes() if timings.is_file() else b"")
+        config.set_timing_cache(kept, ignore_mismatch=False)
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         raise EngineBuildError(f"no engine was built: {logger.one_line()}")
+    if timings is not None:
+        write_whole(timings, bytes(config.get_timing_cache().serialize()))
     types = Counter(re.findall(r"Datatype: (\w+)", logger.layers))
     if dense and types and precision in _LOGGED_TYPES and not types[_LOGGED_TYPES[precision]]:
         raise EngineBuildError(f"{precision} was asked for, but the engine's tensors are {dict(types)}")

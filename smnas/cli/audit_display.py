@@ -27,9 +27,18 @@ def show_audit(console: Console, audit: dict[str, Any]) -> None:
             f"{audit['inside_interval']:.0%} of the intervals hold the measured latency, "
             f"{audit['level']:.0%} are meant to; roofline by {audit['roof']}",
         )
+        splits = audit["inside_interval_over_splits"]
+        if splits is not None:
+            _line(
+                console,
+                f"fitted on other ones of these detectors, {splits['splits']} choices: {splits['mean']:.0%} "
+                f"({splits['low']:.0%} to {splits['high']:.0%})",
+            )
         disturbed = sum(bool(row["disturbances"]) for row in detectors)
         if disturbed:
             _line(console, f"{disturbed} of them were measured on a disturbed machine, --json says by what")
+    if audit["left"]:
+        _line(console, f"{audit['left']} detectors were not reached in time; the same command goes on")
     for residual in audit["residuals"]:
         _show_residual(console, residual)
     for name, reason in audit["failed"].items():

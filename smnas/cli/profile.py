@@ -72,7 +72,7 @@ def profile(
     ] = 0,
     budget: Annotated[
         str | None,
-        typer.Option(metavar="TIME", help="Start no block after this long, as in 10m; the most useful come first."),
+        typer.Option(metavar="TIME", help="Start nothing after this long, as in 10m; the most useful come first."),
     ] = None,
     cold: Annotated[
         bool, typer.Option("--cold", help="Measure with flushed caches too, in rows that no prediction reads.")
@@ -222,6 +222,13 @@ def profile(
                 )
 
             began = time.monotonic()
+
+            def left_s() -> float | None:
+                return None if budget_s is None else max(0.0, budget_s - (time.monotonic() - began))
+
+            def in_budget() -> bool:
+                return left_s() != 0.0
+
             with Steps(output, "detectors covered") as steps:
                 if arch or sample is not None:
                     document |= profiling.measure(wanted, make, steps.at, budget_s=budget_s)
@@ -230,15 +237,16 @@ def profile(
                         space.name, classes, wanted, make, rows, steps.at, budget_s=budget_s
                     )
             if cold:
-                left_s = None if budget_s is None else max(0.0, budget_s - (time.monotonic() - began))
                 with Steps(output, "detectors covered with flushed caches") as steps:
-                    document["cold"] = profiling.measure(wanted, make, steps.at, budget_s=left_s, caches="cold")
+                    document["cold"] = profiling.measure(wanted, make, steps.at, budget_s=left_s(), caches="cold")
             if builds is not None:
                 with Steps(output, "blocks built again") as steps:
-                    document["builds"] = profiling.rebuild(wanted, make, runner, builds, seed, steps.at)
+                    document["builds"] = profiling.rebuild(wanted, make, runner, builds, seed, steps.at, in_budget)
             if audit:
                 with Steps(output, "detectors audited") as steps:
-                    document["audit"] = profiling.audit(space, audit, make, runner, seed, steps.at, table_path=file)
+                    document["audit"] = profiling.audit(
+                        space, audit, make, runner, seed, steps.at, table_path=file, in_budget=in_budget
+                    )
         output.result(document, lambda console: _show(console, document))
 
 

@@ -51,6 +51,7 @@ _CALIBRATION_AT_MOST = 40
 _EXPLAINED = 3
 _AUDIT_STREAM = 1 << 33
 _REBUILD_STREAM = 1 << 34
+_ORDER_STREAM = 1 << 35
 _REBUILT_FROM = 8
 _REBUILT = 12
 
@@ -160,14 +161,32 @@ def measure_preset(
 
 
 def rebuild(
-    architectures: Sequence[Architecture], make: MakeLatency, runner: "Backend", builds: int, seed: int, told: Told
+    architectures: Sequence[Architecture],
+    make: MakeLatency,
+    runner: "Backend",
+    builds: int,
+    seed: int,
+    told: Told,
+    in_budget: Callable[[], bool],
 ) -> list[dict[str, Any]]:
-    """Build a sample of the blocks of these detectors again and again; how far their medians are apart."""
+    """Build a sample of the blocks of these detectors again and again; how far their medians are apart.
+
+    Args:
+        architectures: Whose blocks they are.
+        make: A predictor.
+        runner: Builds and runs them.
+        builds: Of each block.
+        seed: Draws the sample.
+        told: How far it is.
+        in_budget: Asked before every block; once it says no, the rest of the sample is left out.
+    """
     latency = make(None)
     blocks = latency.blocks(architectures[:_REBUILT_FROM])
     chosen = np.random.default_rng([seed, _REBUILD_STREAM]).permutation(len(blocks))[:_REBUILT].tolist()
     found = []
     for number, index in enumerate(chosen):
+        if not in_budget():
+            break
         told(number, len(chosen), blocks[index].name)
         found.append(
             build_variance(blocks[index], runner, builds=builds, precision=latency.precision, timing=latency.timing)
@@ -185,12 +204,14 @@ def audit(
     told: Told,
     *,
     table_path: Path,
+    in_budget: Callable[[], bool] = lambda: True,
     explained: int = _EXPLAINED,
 ) -> dict[str, Any]:
     """Compare predicted with measured latency on whole detectors that the prediction was not fitted on.
 
     In ONNX Runtime the worst predictions are run again under its profiler, whole and in parts, to see where the time
-    differs. The audit is kept beside the table, for its report.
+    differs. The audit is kept beside the table, for its report. ``in_budget`` is asked before every detector; once it
+    says no, what was measured until then is compared, and ``left`` counts the rest.
 
     Raises:
         UserError: the space holds too few detectors.
@@ -199,11 +220,20 @@ def audit(
     latency = make(None)
     worst = explained if isinstance(runner, OnnxRuntimeBackend) else 0
     wholes = len(calibration) + len(held_out)
-    found = audit_latency(latency, calibration, held_out, lambda done, total, text: told(done, total + worst, text))
+    found = audit_latency(
+        latency,
+        calibration,
+        held_out,
+        lambda done, total, text: told(done, total + worst, text),
+        rng=np.random.default_rng([seed, _ORDER_STREAM]),
+        in_budget=in_budget,
+    )
     document = found.as_dict() | {"residuals": []}
     write_audit(table_path, latency.target, document)
     if isinstance(runner, OnnxRuntimeBackend):
         for number, whole in enumerate(found.wholes[:worst]):
+            if not in_budget():
+                break
             told(wholes + number, wholes + worst, f"looking inside {whole.architecture}")
             residual = explain(runner, whole.architecture, latency.num_classes, latency.batch)
             document["residuals"].append({"architecture": str(whole.architecture), **asdict(residual)})

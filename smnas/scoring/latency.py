@@ -140,7 +140,25 @@ class DetectorLatency:
             LatencyFailedError: it can not be built, or one of its parts failed on this target.
         """
         model = self.model
-        return model.predict(self._sum(architecture))
+        return model.predict(self.parts_sum(architecture))
+
+    def parts_sum(self, architecture: Architecture) -> PartsSum:
+        """What the parts of a detector add up to; missing ones are measured first.
+
+        Raises:
+            LatencyFailedError: it can not be built, or one of its parts failed on this target.
+        """
+        keys = self._keys(architecture)
+        try:
+            return sum_parts(keys, self._rows(keys))
+        except MissingPartsError:
+            self.complete([architecture])
+        except FailedPartError as error:
+            raise LatencyFailedError(str(error)) from error
+        try:
+            return sum_parts(keys, self._rows(keys))
+        except FailedPartError as error:
+            raise LatencyFailedError(str(error)) from error
 
     def predict_many(self, architectures: Sequence[Architecture], *, interpolate: bool = False) -> Latencies:
         """Latencies of many detectors at once, as :meth:`predict` gives them one by one.
@@ -208,7 +226,7 @@ class DetectorLatency:
         Raises:
             LatencyFailedError: it can not be built, or one of its parts failed on this target.
         """
-        self._sum(architecture)
+        self.parts_sum(architecture)
         parts = self._parts(architecture)
         rows = self._rows(part.key for part in parts)
         return [(part, rows[part.key]) for part in parts]
@@ -282,7 +300,7 @@ class DetectorLatency:
         failed: list[tuple[Architecture, str]] = []
         for architecture in dict.fromkeys(architectures):
             try:
-                parts = self._sum(architecture)
+                parts = self.parts_sum(architecture)
                 row = self.measure_whole(architecture)
             except LatencyFailedError as error:
                 failed.append((architecture, error.reason))
@@ -317,19 +335,6 @@ class DetectorLatency:
             return architecture if self._whole(architecture, device="meta").key == row.key else None
         except (UserError, LatencyFailedError):
             return None
-
-    def _sum(self, architecture: Architecture) -> PartsSum:
-        keys = self._keys(architecture)
-        try:
-            return sum_parts(keys, self._rows(keys))
-        except MissingPartsError:
-            self.complete([architecture])
-        except FailedPartError as error:
-            raise LatencyFailedError(str(error)) from error
-        try:
-            return sum_parts(keys, self._rows(keys))
-        except FailedPartError as error:
-            raise LatencyFailedError(str(error)) from error
 
     def _rows(self, keys: Iterable[str]) -> dict[str, Row]:
         found = {key: self._table.lookup(key, self.target) for key in dict.fromkeys(keys)}

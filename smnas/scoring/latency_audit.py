@@ -9,9 +9,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
-from profiler.audit import Accuracy, accuracy, fitted_line
+from profiler.audit import Accuracy, Coverage, accuracy, coverage_over_splits, fitted_line
 from profiler.backends.onnxruntime import OnnxRuntimeBackend
 from profiler.estimate import Roof, float_bytes
 from profiler.onnx_profile import Residual, operator_times, residual
@@ -28,6 +29,7 @@ __all__ = ["PREDICTORS", "Audit", "AuditedWhole", "audit_latency", "explain"]
 
 PREDICTORS = ("prediction", "naive sum", "FLOPs", "roofline")
 _WEIGHTS_SEED = 0
+_MIN_TO_SPLIT = 2
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,9 @@ class Audit:
         wholes: Those compared, the worst prediction first.
         failed: Reason by detector, for those without a latency.
         roof: What the roofline stands on.
+        left: How many of the detectors, calibration included, the budget did not reach.
+        splits: How often intervals hold the measured latency when other ones of all these detectors are fitted on;
+            ``None`` for too few to tell.
     """
 
     calibrated_on: int
@@ -83,6 +88,8 @@ class Audit:
     wholes: tuple[AuditedWhole, ...]
     failed: dict[str, str]
     roof: str
+    left: int = 0
+    splits: Coverage | None = None
 
     def accuracies(self) -> dict[str, Accuracy]:
         """By predictor; empty where nothing was compared."""
@@ -103,6 +110,7 @@ class Audit:
             "level": self.level,
             "roof": self.roof,
             "inside_interval": self.coverage,
+            "inside_interval_over_splits": None if self.splits is None else vars(self.splits),
             "accuracy": {name: vars(found) for name, found in self.accuracies().items()},
             "detectors": [
                 {
@@ -121,6 +129,7 @@ class Audit:
                 for whole in self.wholes
             ],
             "failed": self.failed,
+            "left": self.left,
         }
 
 
@@ -129,34 +138,47 @@ def audit_latency(
     calibration: Sequence[Architecture],
     held_out: Sequence[Architecture],
     told: Callable[[float, float, str], None],
+    *,
+    rng: np.random.Generator,
+    in_budget: Callable[[], bool] = lambda: True,
 ) -> Audit:
     """Calibrate on some detectors and compare on others; both are measured whole where the table does not hold them.
+
+    All are measured in one random order: a machine that drifts must not meet those that are fitted on first and those
+    that are compared after.
 
     Args:
         latency: Predicts; calibrated anew.
         calibration: What predictions are fitted on.
         held_out: What they are compared on.
         told: How many detectors are done, of how many, and which is next.
+        rng: Draws the order, and splits for the coverage of intervals.
+        in_budget: Asked before every detector; once it says no, what was measured until then is compared.
     """
     if both := set(calibration) & set(held_out):
         raise ValueError(f"held-out detectors must not be calibrated on, but got {min(map(str, both))} in both")
-    total = len(calibration) + len(held_out)
-    for number, architecture in enumerate(calibration):
-        told(number, total, f"calibrating on {architecture}")
+    both_kinds = [*calibration, *held_out]
+    total = len(both_kinds)
+    reached: set[Architecture] = set()
+    for number, index in enumerate(rng.permutation(total).tolist()):
+        if not in_budget():
+            break
+        architecture = both_kinds[index]
+        reached.add(architecture)
+        told(number, total, f"{'calibrating on ' if index < len(calibration) else ''}{architecture}")
         latency.complete([architecture])
-        with suppress(LatencyFailedError):  # calibrating lists it
+        with suppress(LatencyFailedError):  # listed below
             latency.measure_whole(architecture)
-    fitted = latency.calibrate(calibration)
+    told(total, total, "")
+    fitted = latency.calibrate([architecture for architecture in calibration if architecture in reached])
     failed = {str(architecture): reason for architecture, reason in fitted.failed}
-    known = [architecture for architecture in calibration if str(architecture) not in failed]
+    known = [architecture for architecture in calibration if architecture in reached and str(architecture) not in failed]
     found: list[tuple[Architecture, Latency, Row]] = []
-    for number, architecture in enumerate(held_out):
-        told(len(calibration) + number, total, str(architecture))
+    for architecture in (one for one in held_out if one in reached):
         try:
             found.append((architecture, latency.predict(architecture), latency.measure_whole(architecture)))
         except LatencyFailedError as error:
             failed[str(architecture)] = error.reason
-    told(total, total, "")
     parts = {one: latency.part_rows(one) for one in (*known, *(one for one, _, _ in found))}
     works = {one: [_work(workload, row) for workload, row in of_one] for one, of_one in parts.items()}
     roof, roof_text = _roof(latency, parts, works)
@@ -176,7 +198,13 @@ def audit_latency(
         for place, (one, prediction, row) in enumerate(found)
     ]
     wholes.sort(key=lambda whole: -abs(whole.error))
-    return Audit(fitted.wholes, latency.model.level, tuple(wholes), failed, roof_text)
+    splits = None
+    if len(known) >= _MIN_TO_SPLIT and found:
+        all_ms = [*wholes_ms, *(row.median_ms or 0.0 for _, _, row in found)]
+        sums = [latency.parts_sum(one) for one in (*known, *(one for one, _, _ in found))]
+        splits = coverage_over_splits(sums, all_ms, len(known), level=latency.model.level, rng=rng)
+    left = total - len(reached)
+    return Audit(fitted.wholes, latency.model.level, tuple(wholes), failed, roof_text, left, splits)
 
 
 def explain(backend: OnnxRuntimeBackend, architecture: Architecture, num_classes: int, batch: int = 1) -> Residual:

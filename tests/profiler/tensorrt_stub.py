@@ -4,6 +4,7 @@ A graph with ``Sin`` is not parsed, one with ``Tanh`` gives no engine, one with 
 """
 
 import ctypes
+import json
 import os
 from enum import Enum
 from types import SimpleNamespace
@@ -100,9 +101,16 @@ def _dtype(weight: onnx.TensorProto) -> DataType:
     return DataType.HALF if weight.data_type == onnx.TensorProto.FLOAT16 else DataType.FLOAT
 
 
+compiled: list[Any] = []
+"""Engines whose first run had to compile."""
+
+
 class TensorIOMode(Enum):
     INPUT = 1
     OUTPUT = 2
+
+
+LayerInformationFormat = SimpleNamespace(JSON=1)
 
 
 class Runtime:
@@ -131,20 +139,58 @@ class _Engine:
         return list(self.values[name].shape)
 
     def get_tensor_dtype(self, name: str) -> Any:
-        kinds = {"tensor(float)": "FLOAT", "tensor(int64)": "INT64", "tensor(uint8)": "UINT8"}
+        kinds = {"tensor(float)": "FLOAT", "tensor(float16)": "HALF", "tensor(int64)": "INT64", "tensor(uint8)": "UINT8"}
         return SimpleNamespace(name=kinds[self.values[name].type])
 
     def get_tensor_mode(self, name: str) -> TensorIOMode:
         inputs = {value.name for value in self.session.get_inputs()}
         return TensorIOMode.INPUT if name in inputs else TensorIOMode.OUTPUT
 
-    def create_execution_context(self) -> Any:
-        return _Context(self)
+    def create_runtime_config(self) -> Any:
+        return _RuntimeConfig()
+
+    def create_execution_context(self, config: Any = None) -> Any:
+        return _Context(self, config)
+
+    def create_engine_inspector(self) -> Any:
+        outputs = [[{"Format/Datatype": self.get_tensor_dtype(name.name).name.title()}] for name in self._outputs()]
+        layers = [*({"Name": "layer", "Outputs": one} for one in outputs), "only a name", {"Name": "none", "Outputs": []}]
+        return SimpleNamespace(get_engine_information=lambda _: json.dumps({"Layers": layers}))
+
+    def _outputs(self) -> list[Any]:
+        return list(self.session.get_outputs())
+
+
+class _RuntimeConfig:
+    """Compiles one kernel for a context that has none yet."""
+
+    def __init__(self) -> None:
+        self.cache: _RuntimeCache | None = None
+
+    def create_runtime_cache(self) -> Any:
+        return _RuntimeCache()
+
+    def set_runtime_cache(self, cache: Any) -> bool:
+        self.cache = cache
+        return True
+
+
+class _RuntimeCache:
+    def __init__(self) -> None:
+        self.kernels = b""
+
+    def deserialize(self, content: bytes) -> bool:
+        self.kernels = content
+        return True
+
+    def serialize(self) -> bytes:
+        return self.kernels
 
 
 class _Context:
-    def __init__(self, engine: _Engine) -> None:
+    def __init__(self, engine: _Engine, config: _RuntimeConfig | None) -> None:
         self.engine = engine
+        self.cache = config.cache if config is not None else None
         self.addresses: dict[str, int] = {}
 
     def set_tensor_address(self, name: str, address: int) -> bool:
@@ -153,6 +199,9 @@ class _Context:
 
     def execute_async_v3(self, stream: int) -> bool:
         assert stream == 0
+        if self.cache is not None and not self.cache.kernels:
+            self.cache.kernels = b"compiled"
+            compiled.append(self.engine)
         inputs = [value.name for value in self.engine.session.get_inputs()]
         feeds = {name: self._memory(name).copy() for name in inputs}
         outputs = [name for name in self.engine.values if name not in inputs]
@@ -161,7 +210,7 @@ class _Context:
         return True
 
     def _memory(self, name: str) -> Any:
-        kinds = {"FLOAT": np.float32, "INT64": np.int64, "UINT8": np.uint8}
+        kinds = {"FLOAT": np.float32, "HALF": np.float16, "INT64": np.int64, "UINT8": np.uint8}
         kind = np.dtype(kinds[self.engine.get_tensor_dtype(name).name])
         shape = self.engine.get_tensor_shape(name)
         size = int(np.prod(shape)) * kind.itemsize

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from profiler.audit import accuracy, fitted_line, kendall, spearman
+from profiler.audit import accuracy, coverage_over_splits, fitted_line, kendall, spearman
+from profiler.predict import LatencyModel, PartsSum
 
 _FEW = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=2, max_size=12)
 
@@ -44,3 +45,21 @@ def test_the_line_never_falls_and_never_starts_below_zero() -> None:
 def test_unequal_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="one prediction per measurement"):
         accuracy([1.0], [1.0, 2.0])
+
+
+def test_coverage_over_splits_is_what_the_intervals_claim() -> None:
+    rng = np.random.default_rng(7)
+    sums = rng.uniform(1, 10, 400)
+    wholes = 1.2 * sums * rng.normal(1, 0.04, 400)  # errors of one kind, whichever wholes are fitted on
+    parts = [PartsSum(float(ms), 0.0, 5) for ms in sums]
+    found = coverage_over_splits(parts, wholes, 60, level=0.9, rng=np.random.default_rng(0), splits=60)
+    assert found.splits == 60
+    assert found.mean == pytest.approx(0.9, abs=0.02)
+    assert found.low < found.mean < found.high
+    # the same by a loop over one split
+    order = np.random.default_rng(5).permutation(400)
+    model = LatencyModel.fit([parts[i] for i in order[:60]], [float(wholes[i]) for i in order[:60]], level=0.9)
+    inside = [model.predict(parts[i]) for i in order[60:]]
+    share = np.mean([one.low_ms <= wholes[i] <= one.high_ms for one, i in zip(inside, order[60:], strict=True)])
+    once = coverage_over_splits(parts, wholes, 60, level=0.9, rng=np.random.default_rng(5), splits=1)
+    assert once.mean == once.low == once.high == pytest.approx(share)

@@ -5,6 +5,7 @@ import os
 import platform
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -40,7 +41,8 @@ def test_governor_and_clock_are_read_where_the_system_tells(tmp_path: Path, monk
 
 @pytest.fixture
 def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A program of that name, alone on the path."""
+    """A program of that name, alone on the path, where NVML is not to be had."""
+    monkeypatch.setitem(sys.modules, "pynvml", None)
     program = tmp_path / "nvidia-smi"
     monkeypatch.setenv("PATH", str(tmp_path))
     return program
@@ -71,6 +73,35 @@ def test_a_gpu_that_tells_nothing_is_no_error(body: str, nvidia_smi: Path) -> No
 def test_no_program_is_no_error(nvidia_smi: Path) -> None:
     assert not nvidia_smi.exists()
     assert read_state(GPU)["cpus"] == os.cpu_count()
+
+
+def test_nvml_is_asked_by_identity_and_what_a_board_lacks_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = pytest.importorskip("pynvml", reason="needs nvidia-ml-py: pip install nvidia-ml-py")
+    called: list[str] = []
+
+    def no_sensor(handle: object) -> int:
+        raise nvml.NVMLError(nvml.NVML_ERROR_NOT_SUPPORTED)
+
+    answers = {
+        "nvmlInit": lambda: called.append("init"),
+        "nvmlShutdown": lambda: called.append("shutdown"),
+        "nvmlDeviceGetHandleByUUID": lambda uuid: uuid,
+        "nvmlDeviceGetClockInfo": lambda handle, kind: {nvml.NVML_CLOCK_SM: 1980, nvml.NVML_CLOCK_MEM: 2619}[kind],
+        "nvmlDeviceGetTemperature": lambda handle, sensor: 41,
+        "nvmlDeviceGetPowerUsage": no_sensor,
+        "nvmlDeviceGetCurrentClocksThrottleReasons": lambda handle: 0x4 if handle == "GPU-ab-cd" else 0,
+        "nvmlSystemGetDriverVersion": lambda: "570.86",
+    }
+    for name, answer in answers.items():
+        assert hasattr(nvml, name), name  # the true module's
+        monkeypatch.setattr(nvml, name, answer)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid={1: "ab-cd"}[index]))
+    state = read_state(GPU)
+    assert state["read_by"] == "nvml"
+    assert (state["clocks.sm"], state["clocks.mem"], state["temperature.gpu"]) == (1980, 2619, 41)
+    assert "power.draw" not in state
+    assert disturbances(state, state) == ["throttled: power cap"]
+    assert called == ["init", "shutdown"]
 
 
 def test_what_disturbs_a_measurement_is_named() -> None:

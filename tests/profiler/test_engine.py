@@ -69,7 +69,12 @@ def test_the_true_module_has_what_is_used_here() -> None:
         "ICudaEngine": (
             *("create_execution_context", "num_io_tensors", "get_tensor_name"),
             *("get_tensor_shape", "get_tensor_dtype", "get_tensor_mode"),
+            *("create_engine_inspector", "create_runtime_config"),
         ),
+        "EngineInspector": ("get_engine_information",),
+        "IRuntimeConfig": ("create_runtime_cache", "set_runtime_cache"),
+        "IRuntimeCache": ("serialize", "deserialize"),
+        "LayerInformationFormat": ("JSON",),
         "IExecutionContext": ("set_tensor_address", "execute_async_v3"),
         "TensorIOMode": ("INPUT", "OUTPUT"),
         "DataType": ("FLOAT", "HALF", "BF16", "INT8", "UINT8", "INT32", "INT64", "BOOL"),

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -162,6 +163,33 @@ def test_an_audit_compares_what_was_measured(tmp_path: Path, monkeypatch: pytest
     assert [(point.architecture, point.measured_ms) for point in kept] == [
         (row["architecture"], row["measured_ms"]) for row in found["detectors"]
     ]
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_audit_keeps_to_a_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiling, "_CALIBRATION_WHOLES", 2)
+    space = load_space("nano").restricted(lambda a: a.input_width == 96 and str(a.head) == "retina_32_1")
+    with LatencyTable(tmp_path / "table.db") as table:
+        make = lambda told: DetectorLatency(3, get_backend("eager"), table, on_progress=told)  # noqa: E731
+
+        def audit(allowed: int) -> dict[str, Any]:
+            asked = iter(range(100))
+            return profiling.audit(
+                space,
+                3,
+                make,
+                get_backend("eager"),
+                0,
+                lambda *_: None,
+                table_path=table.path,
+                in_budget=lambda: next(asked) < allowed,
+            )
+
+        found = [audit(allowed) for allowed in (0, 1, 4, 50)]
+    assert [one["left"] for one in found] == [5, 4, 1, 0]
+    for one in found:
+        assert one["calibrated_on"] + len(one["detectors"]) == 5 - one["left"]
+    assert found[-1]["inside_interval_over_splits"]["splits"] == 200
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10m", 600), ("1h30m", 5400), ("2h", 7200)])
