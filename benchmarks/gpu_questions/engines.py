@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,13 @@ from smnas.training.checkpoint import CHECKPOINT_FILE
 _PICTURES = 32
 _ROUNDS = 9
 _RUNS = 50
+_BATCH = 8
 
 
 def ask(setting: Setting, answer: Answer) -> str:
-    """An engine in fp32 and one in fp16, beside eager PyTorch and ONNX Runtime's CUDA provider.
+    """An engine in fp32, in fp16 and of eight pictures, beside eager PyTorch and ONNX Runtime's CUDA provider.
+
+    Eager PyTorch and the engine in fp16 run as CUDA graphs too.
 
     Raises:
         UserError: there is no checkpoint.
@@ -38,17 +42,29 @@ def ask(setting: Setting, answer: Answer) -> str:
     models: dict[str, Model] = {"eager": EagerDetector(checkpoint, device=setting.place)}
     file = export_detector(checkpoint, setting.scratch / "engines.onnx", verify_images=pictures)
     models["onnxruntime"] = OnnxDetector(file.path)
-    for precision in ("fp32", "fp16"):
-        out = setting.scratch / f"{precision}.engine"
+    for precision, batch in (("fp32", 1), ("fp16", 1), ("fp16", _BATCH)):
+        out = setting.scratch / f"{precision}-{batch}.engine"
+        row: dict[str, Any] = {"precision": precision, "batch": batch}
         try:
             report = export_detector(
-                checkpoint, out, file_format="tensorrt-rtx", precision=precision, verify_images=pictures
+                checkpoint, out, file_format="tensorrt-rtx", precision=precision, batch=batch, verify_images=pictures
             )
-            models[f"engine {precision}"] = EngineDetector(out)
-            answer.add("engines", {"precision": precision, **(vars(report.manifest) if report.manifest else {})})
+            models[f"engine {precision}" + (f" of {batch}" if batch > 1 else "")] = EngineDetector(out)
+            answer.add("engines", {**row, **(vars(report.manifest) if report.manifest else {})})
         except Exception as error:  # noqa: BLE001 - an engine that does not run is its own answer
-            answer.add("engines", {"precision": precision, "failed": one_line(error)})
+            answer.add("engines", {**row, "failed": one_line(error)})
     images = canvases(pictures, *models["eager"].input_size)
+    graphed: dict[str, Callable[[], Model]] = {
+        "eager, CUDA graphs": lambda: EagerDetector(checkpoint, device=setting.place, cuda_graph=True),
+        "engine fp16, CUDA graph": lambda: EngineDetector(setting.scratch / "fp16-1.engine", cuda_graph=True),
+    }
+    for name, load in graphed.items():
+        try:
+            model = load()
+            model(images[:1])  # records
+            models[name] = model
+        except Exception as error:  # noqa: BLE001 - what can not be recorded is its own answer
+            answer.add("cuda_graphs", {"model": name, "failed": one_line(error)})
     reference = models["eager"](images)
     texts = []
     for name, model in models.items():
@@ -58,6 +74,7 @@ def ask(setting: Setting, answer: Answer) -> str:
         texts.append(f"{name} AP {ap:.3f}, {agreement.differing} of {agreement.compared} differ")
     rounds = _take_turns(models, images[:1], 2 if setting.quick else _ROUNDS)
     answer.put(rounds_ms=rounds)
+    answer.put(rounds_ms_of_a_batch=_take_turns(models, images[:_BATCH], 2 if setting.quick else _ROUNDS))
     base = rounds["eager"]
     for name in models:
         ratio = statistics.median(a / b for a, b in zip(base, rounds[name], strict=True))
@@ -66,7 +83,7 @@ def ask(setting: Setting, answer: Answer) -> str:
 
 
 def _take_turns(models: dict[str, Model], image: Any, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of one picture from host memory to detections in host memory, in turns and in random order."""
+    """Milliseconds of a call from host memory to detections in host memory, in turns and in random order."""
     rng = np.random.default_rng(0)
     names = list(models)
     found: dict[str, list[float]] = {name: [] for name in names}

@@ -4,12 +4,17 @@ The calls are those that both modules have (``deserialize_cuda_engine``, ``creat
 ``set_tensor_address``, ``execute_async_v3``, ``create_engine_inspector``); what only TensorRT-RTX has, its cache of
 compiled kernels, is asked by attribute. Not run yet: on a GPU. A test checks that TensorRT-RTX 1.7.1 has every
 attribute that is used here, and another runs this file on a module that reads and writes the same addresses.
+
+Inputs and outputs stay where they are between runs, so that a run can be a CUDA graph. An engine with a loop, as greedy
+suppression is in a plain graph, may be none that can be recorded: TensorRT-RTX says so when it is asked, ordinary
+TensorRT when it is tried.
 """
 
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +22,7 @@ import torch
 from torch import Tensor
 
 from profiler.atomic import write_whole
+from profiler.backends.cuda_graph import Replayed, record
 from profiler.backends.tensorrt import logger_of
 from profiler.engines import EngineRefusedError
 
@@ -33,10 +39,10 @@ _TORCH_TYPES = {
     "BOOL": torch.bool,
 }
 _INSPECTED_TYPES = {
-    **{name: "fp32" for name in ("FP32", "Float")},
-    **{name: "fp16" for name in ("FP16", "Half")},
-    **{name: "bf16" for name in ("BF16", "BFloat16")},
-    **{name: "int8" for name in ("INT8", "Int8")},
+    **dict.fromkeys(("FP32", "Float"), "fp32"),
+    **dict.fromkeys(("FP16", "Half"), "fp16"),
+    **dict.fromkeys(("BF16", "BFloat16"), "bf16"),
+    **dict.fromkeys(("INT8", "Int8"), "int8"),
 }
 """Types of an inspector's ``Format/Datatype``, as older and newer versions write them, by the names that users type."""
 
@@ -48,19 +54,26 @@ class Engine:
         trt: the module that built it, as :func:`profiler.backends.tensorrt.import_tensorrt` returns it.
         content: the engine's bytes.
         device: where its tensors live.
+        cuda_graph: record a run and replay it, instead of starting its kernels one by one.
         kernels: file for the kernels that TensorRT-RTX compiles at the first run, read if it is there and written by
-            :meth:`keep_kernels`; without use to a module that compiles everything when it builds.
+            :meth:`keep_kernels`; of no use to a module that compiles everything when it builds.
 
     Attributes:
         inputs: shape and type of every input, by name.
         outputs: shape and type of every output, by name.
 
     Raises:
-        EngineRefusedError: the module does not load it here.
+        EngineRefusedError: the module does not load it here, or it can not be a CUDA graph.
     """
 
     def __init__(
-        self, trt: Any, content: bytes, device: torch.device | str = "cuda", kernels: Path | None = None
+        self,
+        trt: Any,
+        content: bytes,
+        device: torch.device | str = "cuda",
+        *,
+        cuda_graph: bool = False,
+        kernels: Path | None = None,
     ) -> None:
         self._trt = trt
         self._device = torch.device(device)
@@ -91,12 +104,22 @@ class Engine:
             kind = _TORCH_TYPES[self._engine.get_tensor_dtype(name).name]
             is_input = self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
             (self.inputs if is_input else self.outputs)[name] = shape, kind
+        self._tensors = {
+            name: torch.zeros(shape, dtype=kind, device=self._device)
+            for name, (shape, kind) in {**self.inputs, **self.outputs}.items()
+        }
+        for name, tensor in self._tensors.items():
+            self._context.set_tensor_address(name, tensor.data_ptr())
+        # on the default stream TensorRT waits for the whole device
+        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        self._graph = self._recorded() if cuda_graph else None
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Run once, on PyTorch's current stream; on a GPU the work may still be queued when this returns.
+        """Run once, in order with PyTorch's current stream; on a GPU the work may still be queued when this returns.
 
         Args:
-            tensors: one per input, of its shape and type, on any device.
+            tensors: one per input, of its shape and type, on any device. Page-locked memory is read while this returns
+                and must not change before the outputs are there.
 
         Returns:
             One new tensor per output, on the engine's device.
@@ -105,41 +128,47 @@ class Engine:
             ValueError: an input is missing, or of another shape or type.
             RuntimeError: the run could not be started.
         """
-        results = self.bind(tensors)
-        self.run()
-        return results
+        with self.on_stream():
+            self.load(tensors)
+            self.run()
+        return {name: tensor.clone() for name, tensor in self.results.items()}
 
-    def bind(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Say what the following runs read and write; see :meth:`__call__`.
+    @contextmanager
+    def on_stream(self) -> Iterator[None]:
+        """The engine's own stream as PyTorch's current one, in order with the one before and the one after."""
+        if self._stream is None:
+            yield
+            return
+        outside = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(outside)
+        with torch.cuda.stream(self._stream):
+            yield
+        outside.wait_stream(self._stream)
 
-        Returns:
-            One new tensor per output, which every run fills anew.
-        """
-        held = []  # a tensor must outlive the runs that read its address
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy what the following runs read; see :meth:`__call__`."""
         for name, (shape, kind) in self.inputs.items():
             if name not in tensors or tuple(tensors[name].shape) != shape or tensors[name].dtype != kind:
                 found = {key: (tuple(value.shape), value.dtype) for key, value in tensors.items()}
                 raise ValueError(f"the engine reads {name} {kind} {shape}, but got {found}")
-            held.append(tensors[name].to(self._device).contiguous())
-            self._context.set_tensor_address(name, held[-1].data_ptr())
-        results = {
-            name: torch.empty(shape, dtype=kind, device=self._device) for name, (shape, kind) in self.outputs.items()
-        }
-        for name, tensor in results.items():
-            self._context.set_tensor_address(name, tensor.data_ptr())
-        self._bound = held, results
-        return results
+        for name in self.inputs:
+            self._tensors[name].copy_(tensors[name], non_blocking=True)
 
     def run(self) -> None:
-        """Run once on what was bound, on PyTorch's current stream.
+        """Run once on what was loaded, on PyTorch's current stream.
 
         Raises:
             RuntimeError: the run could not be started.
         """
-        on_gpu = self._device.type == "cuda"
-        stream = torch.cuda.current_stream(self._device).cuda_stream if on_gpu else 0
-        if not self._context.execute_async_v3(stream):
-            raise RuntimeError("the engine could not be started")
+        if self._graph is None:
+            self._start()
+        else:
+            self._graph.replay()
+
+    @property
+    def results(self) -> dict[str, Tensor]:
+        """One tensor per output, which every run fills anew."""
+        return {name: self._tensors[name] for name in self.outputs}
 
     def layer_types(self) -> dict[str, int]:
         """How many of the finished engine's layers give each type, as its inspector says.
@@ -160,3 +189,20 @@ class Engine:
         """Write the kernels that were compiled so far, so that the next process need not."""
         if self._cache is not None and self._kernels is not None:
             write_whole(self._kernels, bytes(self._cache.serialize()))
+
+    def _start(self) -> None:
+        stream = 0 if self._stream is None else torch.cuda.current_stream(self._device).cuda_stream
+        if not self._context.execute_async_v3(stream):
+            raise RuntimeError("the engine could not be started")
+
+    def _recorded(self) -> Replayed:
+        if self._stream is None:
+            raise EngineRefusedError(f"a CUDA graph needs a CUDA device, but got {self._device}")
+        can_be = getattr(self._context, "is_stream_capturable", None)
+        if can_be is not None and not can_be(self._stream.cuda_stream):
+            raise EngineRefusedError("the engine can not be a CUDA graph: its module says that a run must wait for the GPU")
+        try:
+            graph, _ = record(self._start, self._device)
+        except RuntimeError as error:
+            raise EngineRefusedError(f"the engine can not be a CUDA graph: {str(error).splitlines()[0]}") from error
+        return graph

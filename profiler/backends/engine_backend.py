@@ -112,21 +112,18 @@ class EngineBackend:
 
 
 class EngineSession:
-    """An engine loaded with its inputs bound, on a stream of its own: TensorRT synchronises more on the default one."""
+    """An engine with its inputs loaded, run on its own stream: on the default one TensorRT waits for the whole device."""
 
     def __init__(self, backend: EngineBackend, manifest: Manifest, content: bytes, inputs: Sequence[Tensor]) -> None:
         self._backend, self._manifest = backend, manifest
-        on_gpu = backend.place.type == "cuda"
-        self.timer: Timer = CudaTimer(backend.device.index) if on_gpu else WallTimer()
-        self._stream = torch.cuda.Stream(backend.place) if on_gpu else None
+        self._on_gpu = backend.place.type == "cuda"
+        self.timer: Timer = CudaTimer(backend.device.index) if self._on_gpu else WallTimer()
         self._entered: list[ExitStack] = []
         kernels = backend.store.engine_path(manifest.request).with_suffix(".kernels")
-        self._engine = Engine(backend.trt, content, backend.place, kernels)
+        self._engine = Engine(backend.trt, content, backend.place, kernels=kernels)
         names = [f"input_{number}" for number in range(1, len(inputs) + 1)]
         given = dict(zip(names, inputs, strict=True))
-        self._outputs = self._engine.bind(
-            {name: given[name].to(kind) for name, (_, kind) in self._engine.inputs.items()}
-        )
+        self._engine.load({name: given[name].to(kind) for name, (_, kind) in self._engine.inputs.items()})
         with self:
             self.run()  # an error in a kernel belongs to preparing, not to timing; nor does compiling kernels
             self._wait()
@@ -138,8 +135,7 @@ class EngineSession:
 
     def __enter__(self) -> Self:
         stack = ExitStack()
-        if self._stream is not None:
-            stack.enter_context(torch.cuda.stream(self._stream))
+        stack.enter_context(self._engine.on_stream())
         self._entered.append(stack)
         return self
 
@@ -157,7 +153,7 @@ class EngineSession:
         with self:
             self.run()
             self._wait()
-        host = [tensor.cpu() for tensor in self._outputs.values()]
+        host = [tensor.cpu() for tensor in self._engine.results.values()]
         return tuple((one.float() if one.is_floating_point() else one).numpy() for one in host)
 
     def describe(self) -> dict[str, Any]:
@@ -176,8 +172,8 @@ class EngineSession:
         }
 
     def _wait(self) -> None:
-        if self._stream is not None:
-            self._stream.synchronize()
+        if self._on_gpu:
+            torch.cuda.synchronize(self._backend.place)
 
 
 def _capability(device: Device, place: torch.device) -> str:

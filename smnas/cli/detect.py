@@ -42,7 +42,12 @@ def detect(
         float | None,
         typer.Option(min=0.0, max=1.0, help="Lowest score of a detection that counts. Default: 0.3, with --coco 0."),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures of one run of the network.")] = 1,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Pictures of one call of the network. Default: the file's own; of a checkpoint 1."
+        ),
+    ] = None,
     workers: Annotated[
         int, typer.Option(min=0, help="Threads that decode, resize and draw while the network runs; 0: in turn.")
     ] = 2,
@@ -51,6 +56,9 @@ def detect(
         typer.Option(
             "--quick-decode", help="Decode large JPEG files at a fraction of their size; boxes move a little."
         ),
+    ] = False,
+    cuda_graph: Annotated[
+        bool, typer.Option("--cuda-graph", help="Run a checkpoint or an engine as CUDA graphs; not run on a GPU yet.")
     ] = False,
     frames: Annotated[int | None, typer.Option(min=1, help="End a video or camera after this many frames.")] = None,
     out: Annotated[
@@ -88,7 +96,7 @@ def detect(
         if coco is not None and (inputs.videos or camera is not None):
             raise UserError("COCO results are of pictures, but got a video or camera beside --coco")
         lowest = score if score is not None else (_SCORE if coco is None else 0.0)
-        detector = load_model(model_file(model), device=training_device())
+        detector = load_model(model_file(model), device=training_device(), cuda_graph=cuda_graph)
         listed = None if annotations is None else ListedPictures(annotations, inputs.pictures, detector)
         with PhaseSteps(output) as steps:
 

@@ -19,10 +19,16 @@ EXAMPLES = examples(
 )
 
 
+_BATCH = 8
+
+
 def evaluate(
     model: ModelOption,
     data: DataOption,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures per run.")] = 8,
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Pictures per call. Default: 8, or the whole batches of an exported file.", show_default=False),
+    ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -41,7 +47,8 @@ def evaluate(
         detector = load_model(file, device=training_device())
         split = CocoFolder(data).split("val")
         with Steps(output, "evaluating") as steps:
-            metrics = evaluate_model(detector, split, batch, steps.at).as_dict()
+            own = detector.metadata.batch
+            metrics = evaluate_model(detector, split, batch or own * max(1, _BATCH // own), steps.at).as_dict()
         output.result(
             {"model": file, "data": data, "pictures": len(split), "metrics": metrics},
             lambda console: show_metrics(console, metrics),

@@ -25,7 +25,7 @@ EXAMPLES = examples(
     "smnas export --model my-model/checkpoint.pt --out my-model/model.onnx",
     "smnas-export --model my-model/checkpoint.pt --out model.onnx --data my-pictures --precision int8 --json",
     "smnas export --model my-model/checkpoint.pt --format tensorrt-rtx --compute-capability 8.9 "
-    "--precision fp16 --data my-pictures --out model.engine",
+    "--precision fp16 --batch 8 --data my-pictures --out model.engine",
 )
 
 
@@ -46,6 +46,7 @@ def export(
     precision: Annotated[
         str, typer.Option(metavar="NAME", help="Number format of the network: fp32, fp16, bf16 or int8.")
     ] = "fp32",
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures of one run of the file.")] = 1,
     compute_capability: Annotated[
         list[str] | None,
         typer.Option(metavar="X.Y", help="GPU that a tensorrt-rtx engine must run on; again for another."),
@@ -65,6 +66,8 @@ def export(
     With --data, AP of the exported graph is measured on the validation pictures beside the checkpoint's; a loss above
     --max-ap-drop fails the export and leaves no file. int8 takes its ranges from training pictures of the data.
 
+    With --batch the file takes that many pictures a run; smnas eval, smnas detect and Detector fill up the last run.
+
     tensorrt-rtx builds on a machine without a GPU, for one or more compute capabilities in one engine; tensorrt builds
     on the GPU that the engine is for.
     """
@@ -82,7 +85,8 @@ def export(
                 out,
                 file_format=file_format,
                 precision=precision,
-                verify_images=_some_pictures(dataset, _PICTURES_COMPARED),
+                batch=batch,
+                verify_images=_some_pictures(dataset, max(_PICTURES_COMPARED, batch)),
                 calibration_images=_some_pictures(calibrated, _PICTURES_CALIBRATED),
                 dataset=dataset,
                 max_ap_drop=max_ap_drop,
@@ -105,6 +109,7 @@ def _facts(report: "ExportReport") -> Sequence[tuple[str, object]]:
         *engine,
         ("architecture", metadata.architecture),
         ("input", f"{metadata.input_width}x{metadata.input_height}"),
+        ("batch", metadata.batch),
         ("precision", metadata.precision),
         ("classes", ", ".join(metadata.classes)),
         (

@@ -57,15 +57,24 @@ class Accuracy:
 
 
 def evaluate_model(
-    model: Model, dataset: DetectionDataset, batch_size: int = 1, on_progress: Callable[[int, int], None] | None = None
+    model: Model,
+    dataset: DetectionDataset,
+    batch_size: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> CocoMetrics:
     """The 12 COCO numbers of a model on pictures with its categories.
+
+    Args:
+        model: The detector.
+        dataset: The pictures.
+        batch_size: Pictures of one call; by default those of one run of the model.
+        on_progress: Told how many pictures are done, and of how many.
 
     Raises:
         UserError: The pictures have other categories.
     """
     require_categories(model, dataset)
-    return evaluate(model, dataset, *model.input_size, batch_size, on_progress=on_progress)
+    return evaluate(model, dataset, *model.input_size, batch_size or model.metadata.batch, on_progress=on_progress)
 
 
 def require_categories(model: Model, dataset: DetectionDataset) -> None:

@@ -169,11 +169,12 @@ def _frames(
     max_frames: int | None,
 ) -> Generator[tuple[FrameResult, tuple[int, int]], None, None]:
     """Every frame's detections and size; with ``drawn`` the file is whole when this ends, however it ends."""
+    batch = options.batch_for(model)
     with ExitStack() as stack:
         # Closed in turn, last stage first, so that no thread is still at work when the file behind it is closed.
         frames: Iterable[VideoFrame] = islice(reader, max_frames)
         if options.workers:
-            frames = stack.enter_context(closing(read_ahead(frames, options.batch)))
+            frames = stack.enter_context(closing(read_ahead(frames, batch)))
         writer = None if drawn is None else stack.enter_context(VideoWriter(drawn, reader.rate))
 
         def finish(found: Found[VideoFrame]) -> tuple[Found[VideoFrame], float]:
@@ -187,7 +188,7 @@ def _frames(
         found = stack.enter_context(closing(run))
         # One thread draws: the frames of a file have an order.
         threads = min(1, options.workers) if writer is not None else 0
-        for one, seconds in stack.enter_context(closing(map_ahead(finish, found, threads, options.batch))):
+        for one, seconds in stack.enter_context(closing(map_ahead(finish, found, threads, batch))):
             if one.error is not None:
                 raise one.error
             times.decode_s += one.source.read_s

@@ -48,13 +48,15 @@ class Detector:
             print(detection.name, detection.score, detection.box)
 
     Args:
-        path: An exported ``.onnx`` file or a checkpoint ``.pt``.
+        path: An exported ``.onnx`` file, an ``.engine`` or a checkpoint ``.pt``.
         score: Detections with a lower score are left out; the file itself keeps those from 0.01 on.
-        batch: Pictures of one run of the network.
+        batch: Pictures of one call of the network; by default as many as the file is made for, which of a checkpoint
+            is 1.
         workers: Threads that decode and resize beside the network; with 0 everything takes turns.
         quick_decode: Large JPEG files are decoded at a fraction of their size.
         threads: CPU threads of one run of an ONNX file; ``None`` takes every core.
         device: Where a checkpoint runs, as in ``cuda``.
+        cuda_graph: Run a checkpoint or an engine as CUDA graphs; not run on a GPU yet.
 
     Attributes:
         times: Where the time of the last call went, but for its wall time.
@@ -68,14 +70,15 @@ class Detector:
         path: str | Path,
         *,
         score: float = 0.3,
-        batch: int = 1,
+        batch: int | None = None,
         workers: int = 2,
         quick_decode: bool = False,
         threads: int | None = None,
         device: str = "cpu",
+        cuda_graph: bool = False,
     ) -> None:
         self.options = DetectOptions(score, batch, workers, quick_decode)
-        self.model: Model = load_model(Path(path), threads=threads, device=device)
+        self.model: Model = load_model(Path(path), threads=threads, device=device, cuda_graph=cuda_graph)
         self.times = StageTimes()
 
     @property
@@ -121,7 +124,7 @@ class Detector:
             reader = stack.enter_context(open_camera(video) if isinstance(video, int) else open_video(Path(video)))
             source: Iterable[VideoFrame] = reader
             if self.options.workers:
-                source = stack.enter_context(closing(read_ahead(reader, self.options.batch)))
+                source = stack.enter_context(closing(read_ahead(reader, self.options.batch_for(self.model))))
             run = find_objects(self.model, source, VideoFrame.decoded, self.options, self.times, keep_pictures=True)
             for one in stack.enter_context(closing(run)):
                 if one.error is not None or one.picture is None:

@@ -94,6 +94,7 @@ def export_detector(
     *,
     file_format: str = "onnx",
     precision: str = "fp32",
+    batch: int = 1,
     verify_images: Sequence[NDArray[np.uint8]] = (),
     metrics: Mapping[str, float] | None = None,
     calibration_images: Sequence[NDArray[np.uint8]] = (),
@@ -103,8 +104,8 @@ def export_detector(
 ) -> ExportReport:
     """Export a checkpoint to one file and prove that it finds the same objects.
 
-    The graph takes ``images`` ``uint8`` ``(1, 3, H, W)`` RGB and gives ``num``, ``boxes``, ``scores`` and ``labels`` in
-    pixels of the canvas. Two things are checked before the file appears under its name. The float32 graph, run by ONNX
+    The graph takes ``images`` ``uint8`` ``(batch, 3, H, W)`` RGB and gives ``num``, ``boxes``, ``scores`` and
+    ``labels`` in pixels of the canvas. Two things are checked before the file appears under its name. The float32 graph, run by ONNX
     Runtime on a CPU, must give the detections of PyTorch: every one with a score above 0.05 has a partner with an IoU
     above 0.999 and a score within 0.001, but for what ties leave to chance
     (:attr:`~smnas.deploy.agreement.Agreement.holds`). And where objects are known, AP of the graph in its precision,
@@ -115,6 +116,7 @@ def export_detector(
         out: The file to write, ending as its format does; an older one is replaced.
         file_format: One of ``FORMATS``.
         precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``. Boxes, scores and coordinates are float32 in all of them.
+        batch: Pictures of one run.
         verify_images: Pictures ``(H, W, 3)`` ``uint8`` RGB of any size to compare on, best of the kind that the
             detector was trained on. Generated shapes when empty.
         metrics: COCO numbers for the file's metadata; by default those measured, or those that the checkpoint holds.
@@ -125,7 +127,7 @@ def export_detector(
             the GPU here.
 
     Raises:
-        UserError: A bad checkpoint, file name, format, precision or capability, or one that can not be checked here.
+        UserError: A bad checkpoint, file name, format, precision, batch or capability, or one that can not be checked here.
         BackendUnavailableError: The module that builds, or the GPU that it needs, is not here.
         ExportError: The detector has no ONNX form.
         EngineBuildError: No engine came of it.
@@ -135,19 +137,21 @@ def export_detector(
     kind = _require_format(file_format, out)
     targets = _require_target(kind, capabilities)
     _require_precision(precision, kind, calibration_images, dataset)
+    if batch < 1:
+        raise UserError(f"`batch >= 1` must hold, but got batch={batch}")
     detector, info = load_detector_checkpoint(checkpoint)
     width, height = detector.input_size
     versions = {"smnas": __version__} | {name: version(name) for name in _VERSIONED}
     metadata = ModelMetadata.of_checkpoint(
-        info, detector.input_size, precision=precision, versions=versions, metrics=metrics
+        info, detector.input_size, precision=precision, batch=batch, versions=versions, metrics=metrics
     )
     reference = EagerDetector(checkpoint)
     if dataset is not None:
         require_categories(reference, dataset)
-    pictures = canvases(verify_images or _generated_pictures(width, height), width, height)
+    pictures = canvases(verify_images or _generated_pictures(max(_GENERATED_PICTURES, batch), width, height), width, height)
     expected = _one_by_one(reference, pictures)
 
-    graph = detector_graph(detector, kind.operators)
+    graph = detector_graph(detector, kind.operators, batch)
     with _unverified(out, graph, metadata) as file:
         agreement = compare_detections(expected, file(pictures))
     if not agreement.holds:
@@ -297,6 +301,6 @@ def _write_engine(
     return manifest
 
 
-def _generated_pictures(width: int, height: int) -> list[NDArray[np.uint8]]:
+def _generated_pictures(count: int, width: int, height: int) -> list[NDArray[np.uint8]]:
     rng = np.random.default_rng(0)
-    return [render(draw_scene(width, height, rng), rng)[0] for _ in range(_GENERATED_PICTURES)]
+    return [render(draw_scene(width, height, rng), rng)[0] for _ in range(count)]

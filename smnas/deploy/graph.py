@@ -19,12 +19,20 @@ from smnas.models.retina import RetinaPostprocess
 from smnas.models.roi_heads import BoxRefine, CascadePostprocess, RoIPool
 from smnas.models.rpn import ProposalLayer
 
-__all__ = ["GRAPH_PRECISIONS", "INPUT_NAME", "OUTPUT_NAMES", "detector_graph", "fragile_modules", "in_precision"]
+__all__ = [
+    "FRAGILE",
+    "GRAPH_PRECISIONS",
+    "INPUT_NAME",
+    "OUTPUT_NAMES",
+    "detector_graph",
+    "fragile_modules",
+    "in_precision",
+]
 
 INPUT_NAME = "images"
 OUTPUT_NAMES = ("num", "boxes", "scores", "labels")
 GRAPH_PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-_FRAGILE = (
+FRAGILE = (
     *(ProposalLayer, GuidedProposalLayer, RoIPool, BoxRefine),
     *(CascadePostprocess, RetinaPostprocess, FCOSPostprocess),
 )
@@ -33,21 +41,22 @@ _FRAGILE = (
 
 def fragile_modules(detector: Detector) -> tuple[str, ...]:
     """Names of the modules that stay float32 in every precision."""
-    return tuple(name for name, module in detector.named_modules() if isinstance(module, _FRAGILE))
+    return tuple(name for name, module in detector.named_modules() if isinstance(module, FRAGILE))
 
 
-def detector_graph(detector: Detector, operators: Operators) -> onnx.ModelProto:
-    """The float32 graph from pictures on the canvas to detections, with static shapes for one picture.
+def detector_graph(detector: Detector, operators: Operators, batch: int = 1) -> onnx.ModelProto:
+    """The float32 graph from pictures on the canvas to detections, with static shapes.
 
     Args:
         detector: As trained.
         operators: ``native`` for ONNX Runtime on a CPU; ``plain`` for backends that do not have those.
+        batch: Pictures of one run; the first axis of the input and of every output.
 
     Raises:
         ExportError: The detector has no ONNX form.
     """
     width, height = detector.input_size
-    images = torch.zeros(1, 3, height, width, dtype=torch.uint8)
+    images = torch.zeros(batch, 3, height, width, dtype=torch.uint8)
     return to_onnx(
         deployable(detector), (images,), input_names=(INPUT_NAME,), output_names=OUTPUT_NAMES, operators=operators
     )
@@ -67,7 +76,7 @@ def in_precision(
         graph: As :func:`detector_graph` returns it.
         precision: One of ``GRAPH_PRECISIONS``.
         keep_fp32: As :func:`fragile_modules` returns it.
-        calibration: For ``int8``, canvases ``(N, 3, H, W)``.
+        calibration: For ``int8``, canvases ``(N, 3, H, W)``; the last run of a batch begins with the first ones again.
         integer_outputs: For ``int8``, see :func:`profiler.quantized_onnx.quantized_onnx`.
 
     Raises:
@@ -79,5 +88,7 @@ def in_precision(
     if calibration is None or not len(calibration):
         raise ValueError("int8 needs at least one canvas to calibrate on")
     nodes = [node.name for node in dense_nodes(graph) if not in_modules(node, keep_fp32)]
-    feeds = ({INPUT_NAME: calibration[row : row + 1]} for row in range(len(calibration)))
+    batch = graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    starts = range(0, len(calibration), batch)
+    feeds = ({INPUT_NAME: calibration[np.arange(start, start + batch) % len(calibration)]} for start in starts)
     return quantized_onnx(graph, feeds, nodes, outputs=integer_outputs)

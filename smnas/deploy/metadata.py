@@ -59,6 +59,7 @@ class ModelMetadata:
         seed: Of the training.
         versions: Of the software that wrote the file.
         preprocessing: How a picture becomes the input.
+        batch: Pictures of one run: the number that an exported graph is made for; a checkpoint takes any.
     """
 
     architecture: str
@@ -72,6 +73,7 @@ class ModelMetadata:
     seed: int = 0
     versions: Mapping[str, str] = field(default_factory=dict)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    batch: int = 1
 
     @classmethod
     def of_checkpoint(
@@ -80,6 +82,7 @@ class ModelMetadata:
         input_size: tuple[int, int],
         *,
         precision: str = "fp32",
+        batch: int = 1,
         versions: Mapping[str, str] | None = None,
         metrics: Mapping[str, float] | None = None,
     ) -> "ModelMetadata":
@@ -91,6 +94,7 @@ class ModelMetadata:
             input_width=input_size[0],
             input_height=input_size[1],
             precision=precision,
+            batch=batch,
             epochs=info.epoch,
             seed=info.seed,
             versions=dict(info.versions if versions is None else versions),

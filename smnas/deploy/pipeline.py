@@ -22,7 +22,7 @@ from profiler.errors import UserError
 from smnas.data.image import Decoded
 from smnas.data.letterbox import letterbox
 from smnas.deploy.detections import Detection, named_detections
-from smnas.deploy.runtime import EagerDetector, Model
+from smnas.deploy.runtime import Model
 
 __all__ = ["DetectOptions", "Found", "StageTimes", "find_objects", "map_ahead", "read_ahead"]
 
@@ -37,22 +37,27 @@ class DetectOptions:
 
     Attributes:
         score: Lowest score of a detection that counts.
-        batch: Pictures of one run of the network.
+        batch: Pictures of one call of the network; by default as many as its file is made for, which of a checkpoint
+            is 1. A file that is made for more fills the call up with gray ones.
         workers: Threads that decode, resize and draw beside the network; with 0 everything takes turns.
         quick_decode: Large JPEG files are decoded at a fraction of their size (see :func:`smnas.data.image.decode`),
             but for those that are drawn on. Boxes move by little more than with a copy saved at quality 92.
     """
 
     score: float = 0.3
-    batch: int = 1
+    batch: int | None = None
     workers: int = 2
     quick_decode: bool = False
 
     def __post_init__(self) -> None:
-        if self.batch < 1:
+        if self.batch is not None and self.batch < 1:
             raise UserError(f"`batch >= 1` must hold, but got batch={self.batch}")
         if self.workers < 0:
             raise UserError(f"`workers >= 0` must hold, but got workers={self.workers}")
+
+    def batch_for(self, model: Model) -> int:
+        """Pictures of one call of a model."""
+        return self.batch or model.metadata.batch
 
 
 @dataclass
@@ -156,9 +161,10 @@ def find_objects(
             return _Prepared(Found(source, error=error), None, 1.0, time.perf_counter() - began, 0.0)
         return _Prepared(found, planes, scale / picture.reduction, decoded - began, time.perf_counter() - decoded)
 
-    buffer = _pinned_buffer(model, options.batch)
-    with closing(map_ahead(prepare, sources, options.workers, options.batch + options.workers)) as prepared:
-        while group := list(islice(prepared, options.batch)):
+    batch = options.batch_for(model)
+    buffer = _pinned_buffer(model, batch)
+    with closing(map_ahead(prepare, sources, options.workers, batch + options.workers)) as prepared:
+        while group := list(islice(prepared, batch)):
             yield from _run(model, group, options.score, times, buffer)
 
 
@@ -195,8 +201,8 @@ def _run(
 
 
 def _pinned_buffer(model: Model, batch: int) -> NDArray[np.uint8] | None:
-    """Page-locked memory for a batch, from which a GPU fetches the canvases itself; none where PyTorch uses no GPU."""
-    if not isinstance(model, EagerDetector) or model.device.type != "cuda":
+    """Page-locked memory for a batch, from which a GPU fetches the canvases itself; none where the model uses no GPU."""
+    if not model.on_gpu or not torch.cuda.is_available():
         return None
     width, height = model.input_size
     buffer: NDArray[np.uint8] = torch.empty((batch, 3, height, width), dtype=torch.uint8, pin_memory=True).numpy()

@@ -1,6 +1,5 @@
 """What detection gives: results of pictures and of videos, as one JSON document."""
 
-import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -124,7 +123,3 @@ class DetectReport:
                 "ms_per_image": self.times.ms_per_image(),
             },
         }
-
-    def write_json(self, path: Path) -> None:
-        """Write :meth:`to_dict` as one JSON document."""
-        path.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")

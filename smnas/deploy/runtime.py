@@ -1,5 +1,11 @@
-"""Detector files as functions of pictures: ONNX Runtime, TensorRT or PyTorch behind one interface."""
+"""Detector files as functions of pictures: ONNX Runtime, TensorRT or PyTorch behind one interface.
 
+On a GPU a checkpoint, and an engine that allows it, can run as CUDA graphs. An ONNX file can not: ONNX Runtime records
+no graph in which a size depends on the data, as after suppression, nor one with a loop. Not run yet: any of them on a
+GPU.
+"""
+
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,8 +21,10 @@ from profiler.engines import EngineRefusedError
 from profiler.errors import BackendUnavailableError
 from smnas.deploy.engine_file import read_engine
 from smnas.deploy.graph import INPUT_NAME, OUTPUT_NAMES
+from smnas.deploy.graphed import GraphedDetector
 from smnas.deploy.metadata import ModelFileError, ModelMetadata
-from smnas.evaluation.predict import DetectionArrays, eager_detect
+from smnas.data.letterbox import PAD_VALUE
+from smnas.evaluation.predict import DetectionArrays, eager_detect, host_arrays
 from smnas.models.build import deployable
 from smnas.training.checkpoint import load_detector_checkpoint
 
@@ -41,6 +49,10 @@ class Model(Protocol):
     @property
     def input_size(self) -> tuple[int, int]:
         """Canvas ``(width, height)`` in pixels."""
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether canvases are copied to a GPU, which fetches them faster from page-locked memory."""
 
     def __call__(self, images: NDArray[np.uint8]) -> DetectionArrays:
         """Detect objects on ``(B, 3, H, W)`` ``uint8`` RGB canvases of the input size, any B."""
@@ -74,7 +86,34 @@ class _Described:
             raise ValueError(f"images must be uint8 (B, 3, {height}, {width}), but got {images.dtype} {images.shape}")
 
 
-class OnnxDetector(_Described):
+class _OfFixedBatch(_Described, ABC):
+    """An exported file: its runs are of as many pictures as its graph is for."""
+
+    def __call__(self, images: NDArray[np.uint8]) -> DetectionArrays:
+        """Detect objects on ``(B, 3, H, W)`` ``uint8`` RGB canvases of the input size, any B.
+
+        They run in batches of the file; the last one is filled up with gray canvases, whose detections are dropped.
+        """
+        self._check(images)
+        if not len(images):
+            raise ValueError("at least one picture is needed, but got none")
+        batch = self._metadata.batch
+        runs = [self._run(_filled(images[start : start + batch], batch)) for start in range(0, len(images), batch)]
+        return DetectionArrays(*(np.concatenate(arrays)[: len(images)] for arrays in zip(*runs, strict=True)))
+
+    @abstractmethod
+    def _run(self, images: NDArray[np.uint8]) -> Sequence[NDArray[Any]]:
+        """Exactly one batch to the arrays of its detections, in the order of ``OUTPUT_NAMES``."""
+
+
+def _filled(images: NDArray[np.uint8], batch: int) -> NDArray[np.uint8]:
+    missing = batch - len(images)
+    if missing == 0:
+        return images
+    return np.concatenate([images, np.full((missing, *images.shape[1:]), PAD_VALUE, dtype=np.uint8)])
+
+
+class OnnxDetector(_OfFixedBatch):
     """An exported detector, run by ONNX Runtime.
 
     Args:
@@ -121,41 +160,41 @@ class OnnxDetector(_Described):
         return tuple(self._session.get_providers())
 
     @property
-    def session(self) -> Any:
-        """The ``onnxruntime.InferenceSession``."""
-        return self._session
+    def on_gpu(self) -> bool:
+        """Whether CUDA is among its providers."""
+        return "CUDAExecutionProvider" in self.providers
 
-    def __call__(self, images: NDArray[np.uint8]) -> DetectionArrays:
-        """Detect objects on ``(B, 3, H, W)`` ``uint8`` RGB canvases, one picture a run: the file's batch is 1."""
-        self._check(images)
-        if not len(images):
-            raise ValueError("at least one picture is needed, but got none")
-        runs = [self._session.run(OUTPUT_NAMES, {INPUT_NAME: images[row : row + 1]}) for row in range(len(images))]
-        return DetectionArrays(*(np.concatenate(arrays) for arrays in zip(*runs, strict=True)))
+    def _run(self, images: NDArray[np.uint8]) -> Sequence[NDArray[Any]]:
+        arrays: Sequence[NDArray[Any]] = self._session.run(OUTPUT_NAMES, {INPUT_NAME: images})
+        return arrays
 
     def _require_signature(self) -> None:
         width, height = self.input_size
+        batch = self._metadata.batch
         inputs = [(value.name, value.type, value.shape) for value in self._session.get_inputs()]
         outputs = tuple(value.name for value in self._session.get_outputs())
-        if inputs != [(INPUT_NAME, "tensor(uint8)", [1, 3, height, width])] or outputs != OUTPUT_NAMES:
+        if inputs != [(INPUT_NAME, "tensor(uint8)", [batch, 3, height, width])] or outputs != OUTPUT_NAMES:
             raise ModelFileError(
-                f"a detector file takes {INPUT_NAME} uint8 (1, 3, {height}, {width}) and gives "
+                f"a detector file takes {INPUT_NAME} uint8 ({batch}, 3, {height}, {width}) and gives "
                 f"{', '.join(OUTPUT_NAMES)}, but {self.path} takes {inputs} and gives {', '.join(outputs)}"
             )
 
 
-class EngineDetector(_Described):
+class EngineDetector(_OfFixedBatch):
     """A detector's engine on its GPU. Not run yet: on a GPU; see :mod:`profiler.backends.engine`.
 
     Args:
         path: The engine, with its manifest beside it.
+        cuda_graph: Run it as one, see :class:`profiler.backends.engine.Engine`.
 
     Raises:
         ModelFileError: Missing or damaged, or built by another version or for another GPU.
         BackendUnavailableError: Its module is not installed, or there is no GPU here.
     """
 
-    def __init__(self, path: Path) -> None:
+    on_gpu = True
+
+    def __init__(self, path: Path, *, cuda_graph: bool = False) -> None:
         content, manifest = read_engine(path)
         super().__init__(manifest.detector)
         self.path = path
@@ -177,20 +216,13 @@ class EngineDetector(_Described):
                 f"{path.name} was built for compute capability {wanted}, but {torch.cuda.get_device_name()} has {found}"
             )
         try:
-            self._engine = Engine(trt, content)
+            self._engine = Engine(trt, content, cuda_graph=cuda_graph)
         except EngineRefusedError as error:
             raise ModelFileError(f"an engine is one that its module loads, but for {path.name}: {error}") from error
 
-    def __call__(self, images: NDArray[np.uint8]) -> DetectionArrays:
-        """Detect objects on ``(B, 3, H, W)`` ``uint8`` RGB canvases, one picture a run: the engine's batch is 1."""
-        self._check(images)
-        if not len(images):
-            raise ValueError("at least one picture is needed, but got none")
-        runs = []
-        for row in range(len(images)):
-            found = self._engine({INPUT_NAME: torch.from_numpy(images[row : row + 1])})
-            runs.append([found[name].cpu().numpy() for name in OUTPUT_NAMES])
-        return DetectionArrays(*(np.concatenate(arrays) for arrays in zip(*runs, strict=True)))
+    def _run(self, images: NDArray[np.uint8]) -> Sequence[NDArray[Any]]:
+        found = self._engine({INPUT_NAME: torch.from_numpy(images)})
+        return host_arrays([found[name] for name in OUTPUT_NAMES])
 
 
 class EagerDetector(_Described):
@@ -199,17 +231,27 @@ class EagerDetector(_Described):
     Args:
         path: The checkpoint file.
         device: Where it runs.
+        cuda_graph: Run its dense parts as CUDA graphs, see :mod:`smnas.deploy.graphed`.
 
     Raises:
         CheckpointError: Missing, damaged or not a checkpoint.
+        BackendUnavailableError: CUDA graphs on another device.
     """
 
-    def __init__(self, path: Path, *, device: torch.device | str = "cpu") -> None:
+    def __init__(self, path: Path, *, device: torch.device | str = "cpu", cuda_graph: bool = False) -> None:
         detector, info = load_detector_checkpoint(path)
         super().__init__(ModelMetadata.of_checkpoint(info, detector.input_size))
         self.path = path
         self.device = torch.device(device)
-        self._detect = eager_detect(deployable(detector), self.device)
+        if cuda_graph and not self.on_gpu:
+            raise BackendUnavailableError(f"a CUDA graph needs a CUDA device, but {path.name} runs on {self.device}")
+        folded = deployable(detector)
+        self._detect = eager_detect(GraphedDetector(folded) if cuda_graph else folded, self.device)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the device is one of CUDA's."""
+        return self.device.type == "cuda"
 
     def __call__(self, images: NDArray[np.uint8]) -> DetectionArrays:
         """Detect objects on ``(B, 3, H, W)`` ``uint8`` RGB canvases of the input size, any B."""
@@ -217,24 +259,32 @@ class EagerDetector(_Described):
         return self._detect(images)
 
 
-def load_model(path: Path, *, threads: int | None = None, device: torch.device | str = "cpu") -> Model:
+def load_model(
+    path: Path, *, threads: int | None = None, device: torch.device | str = "cpu", cuda_graph: bool = False
+) -> Model:
     """Load a detector file by its suffix: ``.onnx``, ``.engine`` or a checkpoint ``.pt``.
 
     Args:
         path: The file.
         threads: CPU threads of one run of an ONNX file.
         device: Where a checkpoint runs.
+        cuda_graph: Run a checkpoint or an engine as CUDA graphs.
 
     Raises:
         UserError: Missing, damaged, something else, not for this machine, or a suffix that stands for none of them.
     """
     match path.suffix.lower():
         case ".onnx":
+            if cuda_graph:
+                raise BackendUnavailableError(
+                    f"CUDA graphs are for checkpoints and engines, but got {path.name}: ONNX Runtime records none in "
+                    "which a size depends on the data"
+                )
             return OnnxDetector(path, threads=threads)
         case ".engine":
-            return EngineDetector(path)
+            return EngineDetector(path, cuda_graph=cuda_graph)
         case ".pt":
-            return EagerDetector(path, device=device)
+            return EagerDetector(path, device=device, cuda_graph=cuda_graph)
         case suffix:
             raise ModelFileError(
                 f"a model file is .onnx, .engine or .pt, but got {path.name} ({suffix or 'no suffix'})"

@@ -5,19 +5,19 @@ same way and their numbers can be compared.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from smnas.data.coco import DetectionDataset
-from smnas.data.letterbox import PAD_VALUE, to_original
+from smnas.data.letterbox import to_original
 from smnas.data.loader import EvalBatch, eval_batches
 from smnas.evaluation.coco_eval import CocoMetrics, CocoResult, evaluate_results
-from smnas.models.detector import Detector
 
-__all__ = ["DetectFunction", "DetectionArrays", "collect_results", "eager_detect", "evaluate"]
+__all__ = ["DetectFunction", "DetectionArrays", "collect_results", "eager_detect", "evaluate", "host_arrays"]
 
 
 class DetectionArrays(NamedTuple):
@@ -40,7 +40,7 @@ DetectFunction = Callable[[NDArray[np.uint8]], DetectionArrays]
 """Pictures ``(B, 3, H, W)`` ``uint8`` RGB on canvases, to detections."""
 
 
-def eager_detect(detector: Detector, device: torch.device | str) -> DetectFunction:
+def eager_detect(detector: nn.Module, device: torch.device | str) -> DetectFunction:
     """A detector as a function of arrays, run by PyTorch on ``device`` in evaluation mode.
 
     The detector is moved to the device. Whether it was training is restored after each call.
@@ -57,9 +57,17 @@ def eager_detect(detector: Detector, device: torch.device | str) -> DetectFuncti
                 found = detector(torch.from_numpy(images).to(target, non_blocking=True))
         finally:
             detector.train(was_training)
-        return DetectionArrays(*(tensor.cpu().numpy() for tensor in found))
+        return DetectionArrays(*host_arrays(found))
 
     return detect
+
+
+def host_arrays(tensors: Sequence[Tensor]) -> list[NDArray[Any]]:
+    """Tensors of one device as arrays; from a GPU all copies are under way before the first is waited for."""
+    copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+    if tensors[0].is_cuda:
+        torch.cuda.current_stream(tensors[0].device).synchronize()
+    return [copy.numpy() for copy in copies]
 
 
 def collect_results(
@@ -69,7 +77,6 @@ def collect_results(
     height: int,
     batch_size: int,
     *,
-    fixed_batch: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[CocoResult]:
     """Run a detector over all pictures of a split.
@@ -80,8 +87,6 @@ def collect_results(
         width: of the detector's canvas in pixels.
         height: of the detector's canvas in pixels.
         batch_size: pictures in a batch.
-        fixed_batch: the detector takes batches of exactly ``batch_size``: the last one is filled up with gray pictures,
-            whose detections are thrown away.
         on_progress: told how many pictures are done, and of how many.
 
     Returns:
@@ -93,8 +98,7 @@ def collect_results(
     results: list[CocoResult] = []
     done = 0
     for batch in eval_batches(dataset, width, height, batch_size):
-        images = _filled(batch.images, batch_size) if fixed_batch else batch.images
-        results.extend(_results(detect(images), batch, dataset.category_ids))
+        results.extend(_results(detect(batch.images), batch, dataset.category_ids))
         done += len(batch.image_ids)
         if on_progress is not None:
             on_progress(done, len(dataset))
@@ -108,21 +112,11 @@ def evaluate(
     height: int,
     batch_size: int,
     *,
-    fixed_batch: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> CocoMetrics:
     """The 12 COCO numbers of a detector on a split; arguments and errors of :func:`collect_results`."""
-    results = collect_results(
-        detect, dataset, width, height, batch_size, fixed_batch=fixed_batch, on_progress=on_progress
-    )
+    results = collect_results(detect, dataset, width, height, batch_size, on_progress=on_progress)
     return evaluate_results(dataset.ground_truth(), results)
-
-
-def _filled(images: NDArray[np.uint8], batch_size: int) -> NDArray[np.uint8]:
-    missing = batch_size - len(images)
-    if missing == 0:
-        return images
-    return np.concatenate([images, np.full((missing, *images.shape[1:]), PAD_VALUE, dtype=np.uint8)])
 
 
 def _results(found: DetectionArrays, batch: EvalBatch, category_ids: Sequence[int]) -> list[CocoResult]:

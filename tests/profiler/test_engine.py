@@ -54,6 +54,13 @@ def test_an_engine_computes_on_the_tensors_it_is_given(stub: Any) -> None:
         engine({"x": x})
 
 
+def test_a_cuda_graph_needs_a_gpu(stub: Any) -> None:
+    model = to_onnx(nn.Linear(4, 4), (torch.randn(2, 4),), input_names=["x"]).SerializeToString()
+    content = build_engine(stub, model, "fp32", ["8.9"]).content
+    with pytest.raises(EngineRefusedError, match="a CUDA graph needs a CUDA device, but got cpu"):
+        Engine(stub, content, device="cpu", cuda_graph=True)
+
+
 def test_an_engine_that_is_not_loaded_is_one_line(stub: Any) -> None:
     with pytest.raises(EngineRefusedError, match="does not load the engine: the engine is for another GPU"):
         Engine(stub, b"SM120 something", device="cpu")
@@ -75,7 +82,7 @@ def test_the_true_module_has_what_is_used_here() -> None:
         "IRuntimeConfig": ("create_runtime_cache", "set_runtime_cache"),
         "IRuntimeCache": ("serialize", "deserialize"),
         "LayerInformationFormat": ("JSON",),
-        "IExecutionContext": ("set_tensor_address", "execute_async_v3"),
+        "IExecutionContext": ("set_tensor_address", "execute_async_v3", "is_stream_capturable"),
         "TensorIOMode": ("INPUT", "OUTPUT"),
         "DataType": ("FLOAT", "HALF", "BF16", "INT8", "UINT8", "INT32", "INT64", "BOOL"),
     }

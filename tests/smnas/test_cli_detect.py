@@ -31,6 +31,8 @@ BOX = (20, 10, 60, 50)
 class Corner:
     """A detector of a red corner: one box wherever the canvas is red at BOX's middle."""
 
+    on_gpu = False
+
     def __init__(self) -> None:
         self.metadata = ModelMetadata("none", ("red",), (7,), 120, 80, "fp32")
         self.classes, self.category_ids, self.input_size = ("red",), (7,), (120, 80)

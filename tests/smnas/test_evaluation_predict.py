@@ -11,7 +11,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from smnas.data.coco import CocoFolder, DetectionDataset
-from smnas.data.letterbox import PAD_VALUE
 from smnas.evaluation.predict import DetectionArrays, collect_results, eager_detect, evaluate
 from smnas.models.target import Detections
 
@@ -114,23 +113,6 @@ def test_a_silent_detector_scores_zero(val: DetectionDataset) -> None:
 
     assert collect_results(silent, val, 64, 64, 4) == []
     assert evaluate(silent, val, 64, 64, 4).ap == 0
-
-
-def test_a_fixed_batch_is_filled_with_gray_and_its_answers_thrown_away(val: DetectionDataset) -> None:
-    shapes: list[tuple[int, ...]] = []
-    gray: list[bool] = []
-
-    def eager_on_gray(images: NDArray[np.uint8]) -> DetectionArrays:
-        shapes.append(images.shape)
-        gray.append(bool((images[-1] == PAD_VALUE).all()))
-        found = see_colours(images)
-        # Claims a detection on every picture, gray ones too.
-        return found._replace(num=np.maximum(found.num, 1))
-
-    fixed = collect_results(eager_on_gray, val, 128, 96, 4, fixed_batch=True)
-    assert shapes == [(4, 3, 96, 128)] * 2
-    assert gray == [False, True]
-    assert fixed == collect_results(see_colours, val, 128, 96, 4)
 
 
 def test_boxes_are_clipped_to_the_picture(val: DetectionDataset) -> None:

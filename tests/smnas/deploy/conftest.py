@@ -125,6 +125,8 @@ def damaged_clip(clip: Path, tmp_path: Path) -> Path:
 class RedBox:
     """A model that finds the bounding box of pure red, and half surely the whole canvas."""
 
+    on_gpu = False
+
     def __init__(self, width: int = 96, height: int = 64) -> None:
         self.metadata = ModelMetadata("none", ("red", "all"), (7, 9), width, height, "fp32")
         self.classes, self.category_ids, self.input_size = ("red", "all"), (7, 9), (width, height)

@@ -39,19 +39,21 @@ def test_every_head_becomes_an_engine_of_what_eager_finds(
 ) -> None:
     graphs: list[onnx.ModelProto] = []
 
-    def kept(detector: Detector, operators: Operators) -> onnx.ModelProto:
-        graphs.append(detector_graph(detector, operators))
+    def kept(detector: Detector, operators: Operators, batch: int) -> onnx.ModelProto:
+        graphs.append(detector_graph(detector, operators, batch))
         return graphs[-1]
 
     monkeypatch.setattr(export_module, "detector_graph", kept)
     # float32 products are what compute capability 7.5 does without, half precision what most engines are built in
     precision = "fp32" if "rcnn" in head else "fp16"
+    batch = 3 if "garpn" in head else 1
     out = tmp_path / "model.engine"
     report = export_detector(
         make_checkpoint(tmp_path / "checkpoint.pt", f"basicblock_8_1-2+fpn_2-3_16+{head}+64x64"),
         out,
         file_format="tensorrt-rtx",
         precision=precision,
+        batch=batch,
         verify_images=pictures[:8],
         capabilities=CAPABILITIES,
     )
@@ -60,7 +62,8 @@ def test_every_head_becomes_an_engine_of_what_eager_finds(
     content, manifest = read_engine(out)
     assert (manifest.backend, manifest.compute_capabilities) == ("tensorrt_rtx", CAPABILITIES)
     assert manifest.detector == report.metadata
-    assert (manifest.detector.precision, manifest.size_bytes) == (precision, len(content))
+    assert (manifest.detector.precision, manifest.detector.batch) == (precision, batch)
+    assert manifest.size_bytes == len(content)
     assert ("Half" in manifest.facts["tensor_types"]) == (precision == "fp16")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "model.engine", "model.engine.json"]
     _is_plain(graphs[0].graph)
