@@ -35,7 +35,8 @@ def record(run: Callable[[], T], device: torch.device) -> tuple[Replayed, T]:
     Raises:
         RuntimeError: something in it can not be recorded.
     """
-    current, aside = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    current = torch.cuda.current_stream(device)
+    aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     aside.wait_stream(current)
     with torch.cuda.stream(aside):
         for _ in range(_WARM_UPS):

@@ -111,7 +111,9 @@ class Engine:
         for name, tensor in self._tensors.items():
             self._context.set_tensor_address(name, tensor.data_ptr())
         # on the default stream TensorRT waits for the whole device
-        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        self._stream: torch.cuda.Stream | None = None
+        if self._device.type == "cuda":
+            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         self._graph = self._recorded() if cuda_graph else None
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -27,7 +27,9 @@ def evaluate(
     data: DataOption,
     batch: Annotated[
         int | None,
-        typer.Option(min=1, help="Pictures per call. Default: 8, or the whole batches of an exported file.", show_default=False),
+        typer.Option(
+            min=1, help="Pictures per call. Default: 8, or the whole batches of an exported file.", show_default=False
+        ),
     ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,

@@ -105,11 +105,12 @@ def export_detector(
     """Export a checkpoint to one file and prove that it finds the same objects.
 
     The graph takes ``images`` ``uint8`` ``(batch, 3, H, W)`` RGB and gives ``num``, ``boxes``, ``scores`` and
-    ``labels`` in pixels of the canvas. Two things are checked before the file appears under its name. The float32 graph, run by ONNX
-    Runtime on a CPU, must give the detections of PyTorch: every one with a score above 0.05 has a partner with an IoU
-    above 0.999 and a score within 0.001, but for what ties leave to chance
-    (:attr:`~smnas.deploy.agreement.Agreement.holds`). And where objects are known, AP of the graph in its precision,
-    run likewise, may be below the checkpoint's by ``max_ap_drop`` at most. An engine is built from that very graph.
+    ``labels`` in pixels of the canvas. Two things are checked before the file appears under its name. The float32
+    graph, run by ONNX Runtime on a CPU, must give the detections of PyTorch, which looks at one picture after the
+    other: every one with a score above 0.05 has a partner with an IoU above 0.999 and a score within 0.001, but for
+    what ties leave to chance (:attr:`~smnas.deploy.agreement.Agreement.holds`). And where objects are known, AP of the
+    graph in its precision, run likewise, may be below the checkpoint's by ``max_ap_drop`` at most. An engine is built
+    from that very graph.
 
     Args:
         checkpoint: What training wrote.
@@ -127,7 +128,7 @@ def export_detector(
             the GPU here.
 
     Raises:
-        UserError: A bad checkpoint, file name, format, precision, batch or capability, or one that can not be checked here.
+        UserError: A bad checkpoint, file name, format, precision, batch or capability, or what can not be checked here.
         BackendUnavailableError: The module that builds, or the GPU that it needs, is not here.
         ExportError: The detector has no ONNX form.
         EngineBuildError: No engine came of it.
@@ -148,7 +149,9 @@ def export_detector(
     reference = EagerDetector(checkpoint)
     if dataset is not None:
         require_categories(reference, dataset)
-    pictures = canvases(verify_images or _generated_pictures(max(_GENERATED_PICTURES, batch), width, height), width, height)
+    pictures = canvases(
+        verify_images or _generated_pictures(max(_GENERATED_PICTURES, batch), width, height), width, height
+    )
     expected = _one_by_one(reference, pictures)
 
     graph = detector_graph(detector, kind.operators, batch)

@@ -201,7 +201,7 @@ def _run(
 
 
 def _pinned_buffer(model: Model, batch: int) -> NDArray[np.uint8] | None:
-    """Page-locked memory for a batch, from which a GPU fetches the canvases itself; none where the model uses no GPU."""
+    """Page-locked memory for a batch, from which a GPU fetches the canvases itself; none without a GPU."""
     if not model.on_gpu or not torch.cuda.is_available():
         return None
     width, height = model.input_size

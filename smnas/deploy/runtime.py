@@ -19,11 +19,11 @@ from profiler.backends.onnxruntime import session_options
 from profiler.backends.tensorrt import import_tensorrt
 from profiler.engines import EngineRefusedError
 from profiler.errors import BackendUnavailableError
+from smnas.data.letterbox import PAD_VALUE
 from smnas.deploy.engine_file import read_engine
 from smnas.deploy.graph import INPUT_NAME, OUTPUT_NAMES
 from smnas.deploy.graphed import GraphedDetector
 from smnas.deploy.metadata import ModelFileError, ModelMetadata
-from smnas.data.letterbox import PAD_VALUE
 from smnas.evaluation.predict import DetectionArrays, eager_detect, host_arrays
 from smnas.models.build import deployable
 from smnas.training.checkpoint import load_detector_checkpoint

@@ -56,7 +56,9 @@ def test_parts_compute_what_the_whole_does(
     assert [one.replays for one in made] == [3] * len(dense) + [1] * len(dense)
 
 
-@pytest.mark.parametrize(("name", "parts"), [("retina", [True, False]), ("garpn", [True, False, True, False, True, False])])
+@pytest.mark.parametrize(
+    ("name", "parts"), [("retina", [True, False]), ("garpn", [True, False, True, False, True, False])]
+)
 def test_dense_steps_are_apart_from_those_that_select(
     name: str, parts: list[bool], checkpoint: Callable[[str], Path]
 ) -> None:
