@@ -1,8 +1,9 @@
 """Does the entropy order trained detectors better than counting layers, FLOPs or parameters does?
 
 Reads trained detectors from finished searches (run folders), kept answers of searches, answers of rank_budget.py and
-tables of trained_table.py, and prints Kendall's tau with AP for the entropy and its controls, over all detectors of one budget and inside a narrow
-band of FLOPs and of latency. Detectors of different sources or budgets are never mixed: their APs do not compare.
+tables of trained_table.py, and prints Kendall's tau with AP for the entropy and its controls, over all detectors of one
+budget and inside a narrow band of FLOPs and of latency. Detectors of different sources or budgets are never mixed:
+their APs do not compare.
 
     python benchmarks/entropy_usefulness.py benchmarks/results/rank-budget-*.json runs/my-run --table latency.db
 """

@@ -1,9 +1,9 @@
 """Train many detectors once, so that searches can be compared without training: a table of AP and latency.
 
 Every detector is trained from scratch under one schedule of ``--epochs`` epochs, is evaluated where a search would stop
-(:func:`smnas.search.rungs.rung_epochs`) on its averaged weights, and its latency is predicted from a latency table as in a
-search. Half of the rows are random structures, half random variants of them; the baseline is the first row. Failures
-stay with their reason. Interrupted, the same command goes on where it stopped; more ``--count`` adds rows.
+(:func:`smnas.search.rungs.rung_epochs`) on its averaged weights, and its latency is predicted from a latency table as
+in a search. Half of the rows are random structures, half random variants of them; the baseline is the first row.
+Failures stay with their reason. Interrupted, the same command goes on where it stopped; more ``--count`` adds rows.
 
     python benchmarks/trained_table.py --out runs/trained-table --count 120 --epochs 9
 

@@ -53,6 +53,8 @@ class TimingSettings:
         relative_half_width: stop when half the interval is at most this share of the median.
         min_samples: never stop as converged on fewer.
         max_samples: give up after as many.
+        least_samples: take at least as many, whatever the time limit (and never more than ``min_samples``): one or two
+            runs of a network that takes a second each say little.
         time_limit_s: give up after as long, warm-up included.
         warmup_runs: at least as many runs before the first sample.
         warmup_s: and at least as long.
@@ -62,6 +64,7 @@ class TimingSettings:
     relative_half_width: float = 0.01
     min_samples: int = 12
     max_samples: int = 2000
+    least_samples: int = 7
     time_limit_s: float = 2.0
     warmup_runs: int = 3
     warmup_s: float = 0.03
@@ -75,6 +78,8 @@ class TimingSettings:
             raise ValueError(
                 f"1 <= min_samples <= max_samples must hold, but got {self.min_samples} and {self.max_samples}"
             )
+        if self.least_samples < 1:
+            raise ValueError(f"least_samples >= 1 must hold, but got {self.least_samples}")
         if self.time_limit_s <= 0 or self.warmup_s < 0 or self.warmup_runs < 1:
             raise ValueError(
                 "time_limit_s > 0, warmup_s >= 0 and warmup_runs >= 1 must hold, but got "
@@ -181,7 +186,7 @@ def measure(
     Args:
         run: one run of the workload.
         timer: how to time it; a :class:`WallTimer` when not given.
-        settings: precision and limits. At least one sample is always taken, however short the time limit.
+        settings: precision and limits.
         before_each: called before every sample and not timed, to flush caches. Samples are then of single runs, also
             of runs so short that the clock weighs in.
     """
@@ -217,7 +222,7 @@ def measure(
             if len(samples) >= settings.max_samples:
                 reason = StopReason.MAX_SAMPLES
                 break
-            if timer.now_ns() >= deadline:
+            if len(samples) >= min(settings.least_samples, settings.min_samples) and timer.now_ns() >= deadline:
                 reason = StopReason.CONVERGED if _narrow_enough(samples, settings) else StopReason.TIME_LIMIT
                 break
     low, high = median_interval(samples, settings.confidence)

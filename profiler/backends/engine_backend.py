@@ -73,7 +73,8 @@ class EngineBackend:
 
     def prepare(self, module: nn.Module, inputs: Sequence[Tensor], precision: str = "fp32") -> "EngineSession":
         """Build or find an engine and load it; see :meth:`profiler.backends.base.Backend.prepare`."""
-        return self._session(*self._graphs([(module, inputs)], precision), inputs, precision)
+        (graph,) = self._graphs([(module, inputs)], precision)
+        return self._session(graph, inputs, precision)
 
     def prepare_many(
         self, items: Sequence[tuple[nn.Module, Sequence[Tensor]]], precision: str = "fp32"
@@ -112,7 +113,7 @@ class EngineBackend:
 
 
 class EngineSession:
-    """An engine with its inputs loaded, run on its own stream: on the default one TensorRT waits for the whole device."""
+    """An engine with its inputs loaded, run on its own stream."""
 
     def __init__(self, backend: EngineBackend, manifest: Manifest, content: bytes, inputs: Sequence[Tensor]) -> None:
         self._backend, self._manifest = backend, manifest

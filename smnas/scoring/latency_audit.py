@@ -172,7 +172,7 @@ def audit_latency(
     told(total, total, "")
     fitted = latency.calibrate([architecture for architecture in calibration if architecture in reached])
     failed = {str(architecture): reason for architecture, reason in fitted.failed}
-    known = [architecture for architecture in calibration if architecture in reached and str(architecture) not in failed]
+    known = [one for one in calibration if one in reached and str(one) not in failed]
     found: list[tuple[Architecture, Latency, Row]] = []
     for architecture in (one for one in held_out if one in reached):
         try:

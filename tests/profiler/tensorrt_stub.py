@@ -139,8 +139,8 @@ class _Engine:
         return list(self.values[name].shape)
 
     def get_tensor_dtype(self, name: str) -> Any:
-        kinds = {"tensor(float)": "FLOAT", "tensor(float16)": "HALF", "tensor(int64)": "INT64", "tensor(uint8)": "UINT8"}
-        return SimpleNamespace(name=kinds[self.values[name].type])
+        kinds = {"float": "FLOAT", "float16": "HALF", "int64": "INT64", "uint8": "UINT8"}
+        return SimpleNamespace(name=kinds[self.values[name].type.removeprefix("tensor(").removesuffix(")")])
 
     def get_tensor_mode(self, name: str) -> TensorIOMode:
         inputs = {value.name for value in self.session.get_inputs()}
@@ -154,7 +154,7 @@ class _Engine:
 
     def create_engine_inspector(self) -> Any:
         outputs = [[{"Format/Datatype": self.get_tensor_dtype(name.name).name.title()}] for name in self._outputs()]
-        layers = [*({"Name": "layer", "Outputs": one} for one in outputs), "only a name", {"Name": "none", "Outputs": []}]
+        layers = [{"Name": "layer", "Outputs": one} for one in [*outputs, []]] + ["only a name"]
         return SimpleNamespace(get_engine_information=lambda _: json.dumps({"Layers": layers}))
 
     def _outputs(self) -> list[Any]:

@@ -100,7 +100,8 @@ def test_nvml_is_asked_by_identity_and_what_a_board_lacks_is_left_out(monkeypatc
     assert state["read_by"] == "nvml"
     assert (state["clocks.sm"], state["clocks.mem"], state["temperature.gpu"]) == (1980, 2619, 41)
     assert "power.draw" not in state
-    assert disturbances(state, state) == ["throttled: power cap"]
+    idle = {**state, "loadavg": [0.0, 0.0, 0.0]}
+    assert disturbances(idle, idle) == ["throttled: power cap"]
     assert called == ["init", "shutdown"]
 
 

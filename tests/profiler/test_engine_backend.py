@@ -85,7 +85,9 @@ def test_an_engine_tells_what_it_is(make: Make) -> None:
     assert len(facts["engine_sha256"]) == 64
 
 
-def test_half_precision_reaches_the_layers_or_is_an_error(make: Make, stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_precision_reaches_the_layers_or_is_an_error(
+    make: Make, stub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module, x = Block(), torch.randn(2, 8)
     session = make(L4).prepare(module, [x], "fp16")
     assert session.describe()["layers_in_precision"] == 1
@@ -125,5 +127,5 @@ def test_a_table_is_filled_and_what_can_not_be_built_is_a_row_with_its_reason(ma
 
 def test_another_capability_is_refused_with_the_ways_out(make: Make) -> None:
     h100 = Device("NVIDIA H100", "cuda", sheet=gpu_sheets()["h100"])
-    with pytest.raises(BackendUnavailableError, match=r"builds for compute capabilities 8\.9, 12\.0, but NVIDIA H100 has"):
+    with pytest.raises(BackendUnavailableError, match=r"builds for .* 8\.9, 12\.0, but NVIDIA H100 has 9\.0"):
         make(h100)

@@ -125,11 +125,12 @@ def test_too_many_samples_is_reported() -> None:
     assert len(measurement.samples_ns) == 50
 
 
-def test_one_run_longer_than_the_limit_still_yields_a_sample() -> None:
-    measurement, clock = timed(constant(5_000_000_000))
+@pytest.mark.parametrize("least", [1, 3])
+def test_runs_longer_than_the_limit_still_yield_the_least_samples(least: int) -> None:
+    measurement, clock = timed(constant(5_000_000_000), TimingSettings(least_samples=least))
     assert measurement.stop_reason is StopReason.TIME_LIMIT
-    assert measurement.samples_ns == (5e9,)
-    assert clock.now == 10_000_000_000  # one warm-up run and one sample
+    assert measurement.samples_ns == (5e9,) * least
+    assert clock.now == 5_000_000_000 * (1 + least)  # one warm-up run
 
 
 def test_warm_up_runs_are_not_samples() -> None:
