@@ -1,0 +1,84 @@
+"""Who computes an operator: PyTorch or a Triton kernel of this package.
+
+PyTorch does, unless ``SMNAS_KERNELS=triton`` stands in the environment or code runs inside ``use("triton")``: no kernel
+is the default before it has been measured to be worth it. Then tensors on CUDA go through the kernels, and tensors
+elsewhere (a CPU, ``meta``) through PyTorch as before. Nothing is decided when a module is loaded.
+
+While a graph is exported PyTorch's own operators are traced, so that an exported graph knows no operator of ours and is
+the same whatever was chosen.
+"""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+__all__ = ["VARIABLE", "Choice", "choice", "interpreted", "runs_triton", "use"]
+
+Choice = Literal["torch", "triton"]
+"""Who computes what has a kernel."""
+
+VARIABLE = "SMNAS_KERNELS"
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_inside: list[Choice] = []  # of the blocks of `use` that are open, the innermost last
+
+
+def choice() -> Choice:
+    """What was asked for: by the innermost :func:`use`, else by the environment, else ``torch``.
+
+    Raises:
+        ValueError: the environment names something else.
+    """
+    if _inside:
+        return _inside[-1]
+    asked = os.environ.get(VARIABLE, "torch")
+    for known in get_args(Choice):
+        if asked == known:
+            return known  # type: ignore[no-any-return]
+    raise ValueError(f"{VARIABLE} must be one of {', '.join(get_args(Choice))}, but got {asked!r}")
+
+
+@contextmanager
+def use(kernels: Choice) -> Iterator[None]:
+    """Choose for a block of code, whatever the environment says.
+
+    A backward pass goes the way of its forward pass, wherever it runs.
+    """
+    _inside.append(kernels)
+    try:
+        yield
+    finally:
+        _inside.pop()
+
+
+def runs_triton(*tensors: Tensor) -> bool:
+    """Whether these tensors go through a Triton kernel.
+
+    Args:
+        tensors: All that the kernel would read, on one device.
+
+    Raises:
+        ImportError: they should, and Triton is not installed.
+    """
+    if choice() == "torch" or torch.compiler.is_exporting():
+        return False
+    if any(tensor.dtype.is_floating_point and tensor.dtype not in _DTYPES for tensor in tensors):
+        return False
+    if all(tensor.is_cuda for tensor in tensors):
+        if importlib.util.find_spec("triton") is None:
+            raise ImportError(f"{VARIABLE}=triton needs Triton: pip install triton")
+        return True
+    return interpreted() and all(tensor.device.type == "cpu" for tensor in tensors)
+
+
+def interpreted() -> bool:
+    """Whether Triton runs kernels in its interpreter, on CPU tensors, which is for tests.
+
+    ``TRITON_INTERPRET=1`` must be in the environment before Triton is loaded, by whatever part of PyTorch.
+    """
+    return os.environ.get("TRITON_INTERPRET") == "1"
