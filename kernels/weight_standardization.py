@@ -4,10 +4,15 @@ Source: Qiao et al., "Micro-Batch Training with Batch-Channel Normalization and 
 arXiv 1903.10520.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
-__all__ = ["weight_standardize", "weight_standardize_reference"]
+from kernels.dispatch import interpreted, runs_triton
+
+__all__ = ["weight_standardize", "weight_standardize_all", "weight_standardize_reference"]
 
 
 def weight_standardize_reference(weight: Tensor, eps: float = 1e-5) -> Tensor:
@@ -32,5 +37,92 @@ def weight_standardize(weight: Tensor, eps: float = 1e-5) -> Tensor:
     Batch normalization of a batch of one whose channels are the filters is the same arithmetic, and PyTorch has it
     fused.
     """
+    if runs_triton(weight):
+        return weight_standardize_all([weight], eps)[0]
     flat = weight.reshape(1, weight.shape[0], -1)
     return torch.nn.functional.batch_norm(flat, None, None, training=True, eps=eps).view_as(weight)
+
+
+def weight_standardize_all(weights: Sequence[Tensor], eps: float = 1e-5) -> list[Tensor]:
+    """As :func:`weight_standardize` of each weight; a kernel takes all of them in one launch, and so back.
+
+    Args:
+        weights: ``(O, I, kh, kw)`` each, of one type, on one device.
+        eps: Added to the (biased) variance.
+    """
+    if not weights or not runs_triton(*weights):
+        return [weight_standardize(weight, eps) for weight in weights]
+    standardized: list[Tensor] = _forward(list(weights), eps)[0]
+    return standardized
+
+
+def _filters_together(weight: Tensor) -> Tensor:
+    """The weight in one of the two layouts in which a filter's elements are neighbours in memory."""
+    last = weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
+    return weight if last else weight.contiguous()
+
+
+@torch.library.custom_op("smnas::weight_standardize", mutates_args=())
+def _forward(weights: Sequence[Tensor], eps: float) -> tuple[list[Tensor], Tensor]:
+    """The standardized weights, and every filter's reciprocal deviation, which the backward pass reads."""
+    weights = [_filters_together(weight) for weight in weights]
+    if weights[0].is_cuda or interpreted():
+        from kernels.triton import weight_standardization
+
+        with torch.cuda.device_of(weights[0]):
+            return weight_standardization.forward(weights, eps)
+    rstd = torch.cat([weight.float().flatten(1).var(dim=1, unbiased=False).add(eps).rsqrt() for weight in weights])
+    parts = rstd.split([len(weight) for weight in weights])
+    means = [weight.float().mean(dim=(1, 2, 3), keepdim=True) for weight in weights]
+    out = [
+        ((weight.float() - mean) * part.view(-1, 1, 1, 1)).to(weight.dtype)
+        for weight, mean, part in zip(weights, means, parts, strict=True)
+    ]
+    return out, rstd
+
+
+@_forward.register_fake
+def _(weights: Sequence[Tensor], eps: float) -> tuple[list[Tensor], Tensor]:
+    filters = sum(len(weight) for weight in weights)
+    out = [torch.empty_like(_filters_together(weight)) for weight in weights]
+    return out, weights[0].new_empty(filters, dtype=torch.float32)
+
+
+@torch.library.custom_op("smnas::weight_standardize_backward", mutates_args=())
+def _backward(upstream: Sequence[Tensor], out: Sequence[Tensor], rstd: Tensor) -> list[Tensor]:
+    """The gradients of the weights, each laid out like its output."""
+    upstream = [
+        up.to(one.dtype)
+        if up.stride() == one.stride()
+        else torch.empty_like(one).copy_(up)
+        for up, one in zip(upstream, out, strict=True)
+    ]
+    if rstd.is_cuda or interpreted():
+        from kernels.triton import weight_standardization
+
+        with torch.cuda.device_of(rstd):
+            return weight_standardization.backward(upstream, out, rstd)
+    gradients = []
+    for up, one, part in zip(upstream, out, rstd.split([len(one) for one in out]), strict=True):
+        wide, normal = up.float(), one.float()
+        share, share_normal = (each.mean(dim=(1, 2, 3), keepdim=True) for each in (wide, wide * normal))
+        gradients.append(((wide - share - normal * share_normal) * part.view(-1, 1, 1, 1)).to(one.dtype))
+    return gradients
+
+
+@_backward.register_fake
+def _(upstream: Sequence[Tensor], out: Sequence[Tensor], rstd: Tensor) -> list[Tensor]:
+    return [torch.empty_like(one) for one in out]
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[list[Tensor], Tensor]) -> None:
+    out, rstd = output
+    ctx.save_for_backward(*out, rstd)
+
+
+def _gradients(ctx: Any, upstream: list[Tensor], *_: Tensor) -> tuple[list[Tensor], None]:
+    *out, rstd = ctx.saved_tensors
+    return _backward(upstream, out, rstd), None
+
+
+_forward.register_autograd(_gradients, setup_context=_setup)

@@ -1,0 +1,199 @@
+"""GroupNorm, an addition and ReLU as one operator.
+
+Source: Wu and He, "Group Normalization", arXiv 1803.08494.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kernels.dispatch import interpreted, runs_triton
+
+__all__ = ["group_norm_relu", "group_norm_relu_reference"]
+
+
+def group_norm_relu_reference(
+    x: Tensor,
+    groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float = 1e-5,
+    residual: Tensor | None = None,
+    *,
+    relu: bool = True,
+) -> Tensor:
+    """The specification: normalize each group of a picture's channels, scale and shift channels, add, cut below 0.
+
+    Args:
+        x: ``(B, C, ...)``.
+        groups: Groups of equally many neighbouring channels; divides C.
+        weight: ``(C,)``.
+        bias: ``(C,)``.
+        eps: Added to the (biased) variance.
+        residual: As ``x``; added before ReLU.
+        relu: Whether what is below 0 becomes 0. What is not a number stays.
+
+    Returns:
+        A tensor of the shape of ``x``.
+    """
+    flat = x.reshape(x.shape[0], groups, -1)
+    mean = flat.mean(dim=2, keepdim=True)
+    variance = (flat - mean).square().mean(dim=2, keepdim=True)
+    channels = (1, -1, *[1] * (x.dim() - 2))
+    normal = ((flat - mean) / torch.sqrt(variance + eps)).view(x.shape)
+    out = normal * weight.view(channels) + bias.view(channels)
+    if residual is not None:
+        out = out + residual
+    return torch.where(out <= 0, 0.0, out) if relu else out
+
+
+def group_norm_relu(
+    x: Tensor,
+    groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float = 1e-5,
+    residual: Tensor | None = None,
+    *,
+    relu: bool = True,
+) -> Tensor:
+    """As :func:`group_norm_relu_reference`: by PyTorch's operators, or by one kernel forward and one backward.
+
+    The kernel keeps the type and the layout of ``x`` and computes in float32. Under autocast PyTorch's operators give
+    float32 instead.
+    """
+    if runs_triton(x, weight, bias, *(() if residual is None else (residual,))):
+        out: Tensor = _forward(x, residual, weight, bias, groups, eps, relu)[0]
+        return out
+    out = F.group_norm(x, groups, weight, bias, eps)
+    if residual is not None:
+        out = out + residual
+    return F.relu(out, inplace=True) if relu else out
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    """The layout in which the kernel reads and writes: channels-last if ``x`` is so and not both."""
+    last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+@torch.library.custom_op("smnas::group_norm_relu", mutates_args=())
+def _forward(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, relu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The output, and mean and reciprocal deviation ``(B, groups)`` in float32, which the backward pass reads."""
+    layout = _layout(x)
+    x = x.contiguous(memory_format=layout)
+    if x.numel() == 0:
+        statistics = x.new_zeros((x.shape[0], groups), dtype=torch.float32)
+        return torch.empty_like(x), statistics, statistics.clone()
+    if residual is not None:
+        if residual.shape != x.shape:
+            raise ValueError(f"the residual must be of shape {tuple(x.shape)}, but got {tuple(residual.shape)}")
+        residual = residual.to(x.dtype).contiguous(memory_format=layout)
+    if x.is_cuda or interpreted():
+        from kernels.triton import group_norm
+
+        with torch.cuda.device_of(x):
+            return group_norm.forward(x, residual, weight, bias, groups, eps, relu)
+    cells = x[0, 0].numel()
+    wide = x.float()
+    out, mean, rstd = torch.native_group_norm(
+        wide, weight.float(), bias.float(), x.shape[0], x.shape[1], cells, groups, eps
+    )
+    if residual is not None:
+        out = out + residual
+    out = out.relu() if relu else out
+    return out.to(x.dtype).contiguous(memory_format=layout), mean, rstd
+
+
+@_forward.register_fake
+def _(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, relu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    statistics = x.new_empty((x.shape[0], groups), dtype=torch.float32)
+    return torch.empty_like(x, memory_format=_layout(x)), statistics, torch.empty_like(statistics)
+
+
+@torch.library.custom_op("smnas::group_norm_relu_backward", mutates_args=())
+def _backward(
+    upstream: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    relu: bool,
+    residual: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient of ``x``, the residual's if there is one, and every picture's share of bias' and weight's."""
+    layout = _layout(x)
+    x, upstream = (tensor.contiguous(memory_format=layout) for tensor in (x, upstream.to(x.dtype)))
+    if x.numel() == 0:
+        return torch.empty_like(x), x.new_empty(x.shape if residual else 0), _no_sums(x).zero_()
+    if x.is_cuda or interpreted():
+        from kernels.triton import group_norm
+
+        with torch.cuda.device_of(x):
+            return group_norm.backward(upstream, x, y, weight, bias, mean, rstd, relu, residual)
+    batch, channels, groups = *x.shape[:2], mean.shape[1]
+    each = (-1, channels, *[1] * (x.dim() - 2))
+    middle, factor = (one.repeat_interleave(channels // groups, dim=1).view(each) for one in (mean, rstd))
+    normal, wide = (x.float() - middle) * factor, upstream.float()
+    if relu:
+        out = y if y is not None else (normal * weight.float().view(each) + bias.float().view(each)).to(x.dtype)
+        wide = torch.where(out <= 0, 0.0, wide)
+    sums = torch.stack([wide.flatten(2).sum(2), (wide * normal).flatten(2).sum(2)])
+    scaled = wide * weight.float().view(each)
+    by_group = (one.reshape(batch, groups, -1).mean(2) for one in (scaled, scaled * normal))
+    share, share_normal = (one.repeat_interleave(channels // groups, dim=1).view(each) for one in by_group)
+    gradient = (scaled - share - normal * share_normal) * factor
+    return (
+        gradient.to(x.dtype).contiguous(memory_format=layout),
+        wide.to(x.dtype, copy=True).contiguous(memory_format=layout) if residual else x.new_empty(0),
+        sums,
+    )
+
+
+@_backward.register_fake
+def _(
+    upstream: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    relu: bool,
+    residual: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    gradient = torch.empty_like(x, memory_format=_layout(x))
+    return gradient, torch.empty_like(gradient) if residual else x.new_empty(0), _no_sums(x)
+
+
+def _no_sums(x: Tensor) -> Tensor:
+    return x.new_empty((2, x.shape[0], x.shape[1]), dtype=torch.float32)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, residual, weight, bias, _, _, relu = inputs
+    y, mean, rstd = output
+    ctx.set_materialize_grads(False)
+    ctx.relu, ctx.residual_dtype = relu, None if residual is None else residual.dtype
+    # without an addition the input tells what ReLU cut off, and one map less is read
+    ctx.save_for_backward(x, y if relu and residual is not None else None, weight, bias, mean, rstd)
+
+
+def _gradients(ctx: Any, upstream: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    x, y, weight, bias, mean, rstd = ctx.saved_tensors
+    residual = ctx.residual_dtype is not None
+    gradient, added, sums = _backward(upstream, x, y, weight, bias, mean, rstd, ctx.relu, residual)
+    to_bias, to_weight = sums.sum(1).unbind(0)
+    to_residual = added.to(ctx.residual_dtype) if residual else None
+    return gradient, to_residual, to_weight.to(weight.dtype), to_bias.to(bias.dtype), None, None, None
+
+
+_forward.register_autograd(_gradients, setup_context=_setup)

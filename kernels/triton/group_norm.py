@@ -1,0 +1,561 @@
+"""GroupNorm, an addition and ReLU in one pass forward and one backward.
+
+A map is read through its strides, ``(picture, channel, cell)``, so that contiguous and channels-last ones take the same
+code. Small groups are read once: a program holds them in registers. Large ones would leave most of a GPU idle that way.
+They are cut into tiles over channels and cells, whose moments (forward) or sums (backward) are gathered for each group
+before a second look at the tiles; nothing is added atomically, so that the same numbers give the same sums.
+
+All arithmetic is in float32. ``NaN <= 0`` is false: what is not a number passes ReLU, as it does in PyTorch.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.dispatch import interpreted
+
+__all__ = ["Launch", "backward", "forward", "launch"]
+
+_WHOLE = 8192  # elements of a padded group up to which a program holds it: 32 a thread in eight warps
+_TILE = 4096
+_INTERPRETED = 1 << 20  # a program costs the interpreter a millisecond, however much it computes
+_GATHER = 1024
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a map is cut; sizes are powers of 2.
+
+    Attributes:
+        whole: A program holds groups as they are; otherwise it holds a tile of a picture.
+        rows: Groups that a program holds, if whole.
+        channels: Of a group, if whole, otherwise of a tile.
+        cells: Likewise.
+        warps: Of a program.
+    """
+
+    whole: bool
+    rows: int
+    channels: int
+    cells: int
+    warps: int
+
+
+def launch(batch: int, channels: int, groups: int, cells: int, *, channels_last: bool) -> Launch:
+    """How a map of ``(batch, channels, cells)`` is cut."""
+    group_channels, group_cells = (triton.next_power_of_2(n) for n in (channels // groups, cells))
+    group = group_channels * group_cells
+    whole, tile = (_INTERPRETED, _INTERPRETED) if interpreted() else (_WHOLE, _TILE)
+    if group <= whole:
+        rows = max(1, min(triton.next_power_of_2(batch * groups), tile // group))
+        return Launch(True, rows, group_channels, group_cells, _warps(rows * group))
+    if channels_last:
+        tile_channels = min(triton.next_power_of_2(channels), 64)
+        tile_cells = min(group_cells, tile // tile_channels)
+    else:
+        tile_cells = min(group_cells, tile)
+        tile_channels = min(triton.next_power_of_2(channels), max(1, tile // tile_cells))
+    return Launch(False, 1, tile_channels, tile_cells, _warps(tile_channels * tile_cells))
+
+
+def _warps(elements: int) -> int:
+    return max(1, min(8, elements // 512))
+
+
+def forward(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    relu: bool,
+    shape: Launch | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The output, and mean and reciprocal deviation of every group.
+
+    Args:
+        x: ``(B, C, ...)``, not empty, contiguous or channels-last.
+        residual: As ``x``, laid out in memory like it; added before ReLU.
+        weight: ``(C,)``.
+        bias: ``(C,)``.
+        groups: Divides C.
+        eps: Added to the variance.
+        relu: Whether negative outputs become 0.
+        shape: How the map is cut, if not as :func:`launch` says.
+
+    Returns:
+        The shape, type and layout of ``x``; two of ``(B, groups)`` float32.
+    """
+    batch, channels, cells, *strides = _geometry(x)
+    plan = shape or launch(batch, channels, groups, cells, channels_last=strides[1] == 1 and cells > 1)
+    y = torch.empty_like(x)
+    mean, rstd = (x.new_empty((batch, groups), dtype=torch.float32) for _ in range(2))
+    group_channels = channels // groups
+    added = x if residual is None else residual
+    if plan.whole:
+        _forward_whole[(triton.cdiv(batch * groups, plan.rows),)](
+            *(x, added, weight, bias, y, mean, rstd, batch * groups, groups, group_channels, cells, *strides, eps),
+            RELU=relu,
+            RESIDUAL=residual is not None,
+            ROWS=plan.rows,
+            CHANNELS=plan.channels,
+            CELLS=plan.cells,
+            num_warps=plan.warps,
+        )
+        return y, mean, rstd
+    chunks = triton.cdiv(cells, plan.cells)
+    grid = (chunks, triton.cdiv(channels, plan.channels), batch)
+    means, squares = (x.new_empty((batch, chunks, channels), dtype=torch.float32) for _ in range(2))
+    tile = {"CHANNELS": plan.channels, "CELLS": plan.cells, "num_warps": plan.warps}
+    _tile_moments[grid](x, means, squares, channels, cells, chunks, *strides, **tile)
+    _group_moments[(batch * groups,)](
+        means, squares, mean, rstd, groups, group_channels, cells, chunks, eps, CELLS=plan.cells, GATHER=_GATHER
+    )
+    _normalize[grid](
+        *(x, added, weight, bias, y, mean, rstd, groups, group_channels, cells, *strides),
+        RELU=relu,
+        RESIDUAL=residual is not None,
+        **tile,
+    )
+    return y, mean, rstd
+
+
+def backward(
+    upstream: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    relu: bool,
+    residual: bool,
+    shape: Launch | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of :func:`forward`.
+
+    Args:
+        upstream: Of its output; laid out like ``x``.
+        x: Its input.
+        y: Its output where ReLU and a residual were in it; without a residual ``x`` tells what was below 0.
+        weight: Its weight.
+        bias: Its bias.
+        mean: Its second output.
+        rstd: Its third output.
+        relu: As there.
+        residual: Whether there was one.
+        shape: As there.
+
+    Returns:
+        The gradient of ``x``, that of the residual (of no elements without one), and ``(2, B, C)`` float32, every
+        picture's share of the gradients of bias and weight.
+    """
+    batch, channels, cells, *strides = _geometry(x)
+    groups = mean.shape[1]
+    plan = shape or launch(batch, channels, groups, cells, channels_last=strides[1] == 1 and cells > 1)
+    group_channels = channels // groups
+    gradient = torch.empty_like(x)
+    residual_gradient = torch.empty_like(x) if residual else x.new_empty(0)
+    sums = x.new_empty((2, batch, channels), dtype=torch.float32)
+    out, added = x if y is None else y, residual_gradient if residual else gradient
+    what = {"RELU": relu, "SAVED": y is not None}
+    if plan.whole:
+        _backward_whole[(triton.cdiv(batch * groups, plan.rows),)](
+            *(upstream, x, out, weight, bias, mean, rstd, gradient, added, sums[0], sums[1]),
+            *(batch * groups, groups, group_channels, cells, *strides),
+            **what,
+            RESIDUAL=residual,
+            ROWS=plan.rows,
+            CHANNELS=plan.channels,
+            CELLS=plan.cells,
+            num_warps=plan.warps,
+        )
+        return gradient, residual_gradient, sums
+    chunks = triton.cdiv(cells, plan.cells)
+    grid = (chunks, triton.cdiv(channels, plan.channels), batch)
+    partial = x.new_empty((2, batch, chunks, channels), dtype=torch.float32)
+    shares = x.new_empty((2, batch, groups), dtype=torch.float32)
+    tile = {"CHANNELS": plan.channels, "CELLS": plan.cells, "num_warps": plan.warps}
+    read = upstream, x, out, weight, bias, mean, rstd
+    shaped = groups, group_channels, cells, *strides
+    _tile_sums[grid](*read, partial[0], partial[1], chunks, *shaped, **what, **tile)
+    block = triton.next_power_of_2(group_channels)
+    _group_sums[(batch * groups,)](
+        *(partial[0], partial[1], weight, sums[0], sums[1], shares[0], shares[1]),
+        *(groups, group_channels, cells, chunks),
+        CHANNELS=block,
+        CHUNKS=max(1, _GATHER // block),
+    )
+    _input_gradient[grid](*read, shares[0], shares[1], gradient, added, *shaped, **what, RESIDUAL=residual, **tile)
+    return gradient, residual_gradient, sums
+
+
+def _geometry(x: Tensor) -> tuple[int, int, int, int, int, int]:
+    """Pictures, channels and cells, and the elements from one to the next of each."""
+    batch, channels = x.shape[:2]
+    cells = x.numel() // (batch * channels)
+    if x.is_contiguous():
+        return batch, channels, cells, channels * cells, cells, 1
+    return batch, channels, cells, channels * cells, 1, channels
+
+
+@triton.jit
+def _forward_whole(
+    x,
+    residual,
+    weight,
+    bias,
+    y,
+    mean_out,
+    rstd_out,
+    rows,
+    groups,
+    group_channels,
+    cells,
+    stride_b,
+    stride_c,
+    stride_s,
+    eps,
+    RELU: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    CELLS: tl.constexpr,
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    c = tl.arange(0, CHANNELS)
+    s = tl.arange(0, CELLS)
+    channel = (row % groups)[:, None] * group_channels + c[None, :]
+    is_channel = (row < rows)[:, None] & (c < group_channels)[None, :]
+    inside = is_channel[:, :, None] & (s < cells)[None, None, :]
+    picture = (row // groups).to(tl.int64) * stride_b
+    at = picture[:, None, None] + channel[:, :, None] * stride_c + s[None, None, :] * stride_s
+    value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    size = group_channels * cells
+    mean = tl.sum(tl.sum(value, axis=2), axis=1) / size
+    centred = tl.where(inside, value - mean[:, None, None], 0.0)
+    variance = tl.sum(tl.sum(centred * centred, axis=2), axis=1) / size
+    rstd = 1.0 / tl.sqrt(variance + eps)
+    scale = tl.load(weight + channel, mask=is_channel, other=0.0).to(tl.float32)
+    shift = tl.load(bias + channel, mask=is_channel, other=0.0).to(tl.float32)
+    out = centred * rstd[:, None, None] * scale[:, :, None] + shift[:, :, None]
+    if RESIDUAL:
+        out += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
+    if RELU:
+        out = tl.where(out <= 0.0, 0.0, out)
+    tl.store(y + at, out.to(y.dtype.element_ty), mask=inside)
+    tl.store(mean_out + row, mean, mask=row < rows)
+    tl.store(rstd_out + row, rstd, mask=row < rows)
+
+
+@triton.jit
+def _backward_whole(
+    upstream,
+    x,
+    y,
+    weight,
+    bias,
+    mean,
+    rstd,
+    gradient,
+    residual_gradient,
+    sum_up,
+    sum_up_normal,
+    rows,
+    groups,
+    group_channels,
+    cells,
+    stride_b,
+    stride_c,
+    stride_s,
+    RELU: tl.constexpr,
+    SAVED: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    CELLS: tl.constexpr,
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    c = tl.arange(0, CHANNELS)
+    s = tl.arange(0, CELLS)
+    channel = (row % groups)[:, None] * group_channels + c[None, :]
+    is_channel = (row < rows)[:, None] & (c < group_channels)[None, :]
+    inside = is_channel[:, :, None] & (s < cells)[None, None, :]
+    picture = (row // groups).to(tl.int64) * stride_b
+    at = picture[:, None, None] + channel[:, :, None] * stride_c + s[None, None, :] * stride_s
+    middle = tl.load(mean + row, mask=row < rows, other=0.0)[:, None, None]
+    factor = tl.load(rstd + row, mask=row < rows, other=0.0)[:, None, None]
+    scale = tl.load(weight + channel, mask=is_channel, other=0.0).to(tl.float32)[:, :, None]
+    value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    normal = tl.where(inside, (value - middle) * factor, 0.0)
+    up = tl.load(upstream + at, mask=inside, other=0.0).to(tl.float32)
+    if RELU:
+        if SAVED:
+            out = tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
+        else:
+            shift = tl.load(bias + channel, mask=is_channel, other=0.0).to(tl.float32)[:, :, None]
+            out = (normal * scale + shift).to(y.dtype.element_ty).to(tl.float32)
+        up = tl.where(out <= 0.0, 0.0, up)
+    if RESIDUAL:
+        tl.store(residual_gradient + at, up.to(residual_gradient.dtype.element_ty), mask=inside)
+    by_channel = tl.sum(up, axis=2)
+    by_channel_normal = tl.sum(up * normal, axis=2)
+    to_channel = (row // groups)[:, None] * (groups * group_channels) + channel
+    tl.store(sum_up + to_channel, by_channel, mask=is_channel)
+    tl.store(sum_up_normal + to_channel, by_channel_normal, mask=is_channel)
+    size = group_channels * cells
+    share = tl.sum(tl.sum(up * scale, axis=2), axis=1) / size
+    share_normal = tl.sum(tl.sum(up * scale * normal, axis=2), axis=1) / size
+    out = (up * scale - share[:, None, None] - normal * share_normal[:, None, None]) * factor
+    tl.store(gradient + at, out.to(gradient.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _tile_moments(
+    x,
+    means,
+    squares,
+    channels,
+    cells,
+    chunks,
+    stride_b,
+    stride_c,
+    stride_s,
+    CHANNELS: tl.constexpr,
+    CELLS: tl.constexpr,
+):
+    chunk = tl.program_id(0)
+    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    picture = tl.program_id(2)
+    s = chunk * CELLS + tl.arange(0, CELLS)
+    inside = (c < channels)[:, None] & (s < cells)[None, :]
+    at = picture.to(tl.int64) * stride_b + c[:, None] * stride_c + s[None, :] * stride_s
+    value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    mean = tl.sum(value, axis=1) / tl.minimum(cells - chunk * CELLS, CELLS)
+    centred = tl.where(inside, value - mean[:, None], 0.0)
+    to_channel = (picture * chunks + chunk) * channels + c
+    tl.store(means + to_channel, mean, mask=c < channels)
+    tl.store(squares + to_channel, tl.sum(centred * centred, axis=1), mask=c < channels)
+
+
+@triton.jit
+def _group_moments(
+    means,
+    squares,
+    mean_out,
+    rstd_out,
+    groups,
+    group_channels,
+    cells,
+    chunks,
+    eps,
+    CELLS: tl.constexpr,
+    GATHER: tl.constexpr,
+):
+    row = tl.program_id(0)
+    first = (row // groups) * chunks * groups * group_channels + (row % groups) * group_channels
+    count = chunks * group_channels
+    size = group_channels * cells
+    total = tl.zeros([GATHER], dtype=tl.float32)
+    for start in range(0, count, GATHER):
+        i = start + tl.arange(0, GATHER)
+        chunk = i // group_channels
+        at = first + chunk * groups * group_channels + i % group_channels
+        weight = tl.minimum(cells - chunk * CELLS, CELLS)
+        total += tl.where(i < count, tl.load(means + at, mask=i < count, other=0.0) * weight, 0.0)
+    mean = tl.sum(total, axis=0) / size
+    # Chan et al.: squares around a tile's mean, and the squares of the tiles' means around the whole's
+    spread = tl.zeros([GATHER], dtype=tl.float32)
+    for start in range(0, count, GATHER):
+        i = start + tl.arange(0, GATHER)
+        chunk = i // group_channels
+        at = first + chunk * groups * group_channels + i % group_channels
+        weight = tl.minimum(cells - chunk * CELLS, CELLS)
+        apart = tl.load(means + at, mask=i < count, other=0.0) - mean
+        spread += tl.where(i < count, tl.load(squares + at, mask=i < count, other=0.0) + apart * apart * weight, 0.0)
+    tl.store(mean_out + row, mean)
+    tl.store(rstd_out + row, 1.0 / tl.sqrt(tl.sum(spread, axis=0) / size + eps))
+
+
+@triton.jit
+def _normalize(
+    x,
+    residual,
+    weight,
+    bias,
+    y,
+    mean,
+    rstd,
+    groups,
+    group_channels,
+    cells,
+    stride_b,
+    stride_c,
+    stride_s,
+    RELU: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    CELLS: tl.constexpr,
+):
+    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    picture = tl.program_id(2)
+    s = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
+    is_channel = c < groups * group_channels
+    inside = is_channel[:, None] & (s < cells)[None, :]
+    at = picture.to(tl.int64) * stride_b + c[:, None] * stride_c + s[None, :] * stride_s
+    group = picture * groups + c // group_channels
+    middle = tl.load(mean + group, mask=is_channel, other=0.0)[:, None]
+    factor = tl.load(rstd + group, mask=is_channel, other=0.0)[:, None]
+    scale = tl.load(weight + c, mask=is_channel, other=0.0).to(tl.float32)[:, None]
+    shift = tl.load(bias + c, mask=is_channel, other=0.0).to(tl.float32)[:, None]
+    value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    out = (value - middle) * factor * scale + shift
+    if RESIDUAL:
+        out += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
+    if RELU:
+        out = tl.where(out <= 0.0, 0.0, out)
+    tl.store(y + at, out.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _tile_sums(
+    upstream,
+    x,
+    y,
+    weight,
+    bias,
+    mean,
+    rstd,
+    sum_up,
+    sum_up_normal,
+    chunks,
+    groups,
+    group_channels,
+    cells,
+    stride_b,
+    stride_c,
+    stride_s,
+    RELU: tl.constexpr,
+    SAVED: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    CELLS: tl.constexpr,
+):
+    chunk = tl.program_id(0)
+    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    picture = tl.program_id(2)
+    s = chunk * CELLS + tl.arange(0, CELLS)
+    channels = groups * group_channels
+    inside = (c < channels)[:, None] & (s < cells)[None, :]
+    at = picture.to(tl.int64) * stride_b + c[:, None] * stride_c + s[None, :] * stride_s
+    group = picture * groups + c // group_channels
+    middle = tl.load(mean + group, mask=c < channels, other=0.0)[:, None]
+    factor = tl.load(rstd + group, mask=c < channels, other=0.0)[:, None]
+    value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    normal = tl.where(inside, (value - middle) * factor, 0.0)
+    up = tl.load(upstream + at, mask=inside, other=0.0).to(tl.float32)
+    if RELU:
+        if SAVED:
+            out = tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
+        else:
+            scale = tl.load(weight + c, mask=c < channels, other=0.0).to(tl.float32)[:, None]
+            shift = tl.load(bias + c, mask=c < channels, other=0.0).to(tl.float32)[:, None]
+            out = (normal * scale + shift).to(y.dtype.element_ty).to(tl.float32)
+        up = tl.where(out <= 0.0, 0.0, up)
+    to_channel = (picture * chunks + chunk) * channels + c
+    tl.store(sum_up + to_channel, tl.sum(up, axis=1), mask=c < channels)
+    tl.store(sum_up_normal + to_channel, tl.sum(up * normal, axis=1), mask=c < channels)
+
+
+@triton.jit
+def _group_sums(
+    tile_up,
+    tile_up_normal,
+    weight,
+    sum_up,
+    sum_up_normal,
+    share,
+    share_normal,
+    groups,
+    group_channels,
+    cells,
+    chunks,
+    CHANNELS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+):
+    row = tl.program_id(0)
+    channels = groups * group_channels
+    own = tl.arange(0, CHANNELS)
+    channel = (row % groups) * group_channels + own
+    is_channel = own < group_channels
+    up = tl.zeros([CHANNELS], dtype=tl.float32)
+    up_normal = tl.zeros([CHANNELS], dtype=tl.float32)
+    for start in range(0, chunks, CHUNKS):
+        chunk = start + tl.arange(0, CHUNKS)
+        inside = (chunk < chunks)[:, None] & is_channel[None, :]
+        at = ((row // groups) * chunks + chunk)[:, None] * channels + channel[None, :]
+        up += tl.sum(tl.load(tile_up + at, mask=inside, other=0.0), axis=0)
+        up_normal += tl.sum(tl.load(tile_up_normal + at, mask=inside, other=0.0), axis=0)
+    to_channel = (row // groups) * channels + channel
+    tl.store(sum_up + to_channel, up, mask=is_channel)
+    tl.store(sum_up_normal + to_channel, up_normal, mask=is_channel)
+    scale = tl.load(weight + channel, mask=is_channel, other=0.0).to(tl.float32)
+    size = group_channels * cells
+    tl.store(share + row, tl.sum(up * scale, axis=0) / size)
+    tl.store(share_normal + row, tl.sum(up_normal * scale, axis=0) / size)
+
+
+@triton.jit
+def _input_gradient(
+    upstream,
+    x,
+    y,
+    weight,
+    bias,
+    mean,
+    rstd,
+    share,
+    share_normal,
+    gradient,
+    residual_gradient,
+    groups,
+    group_channels,
+    cells,
+    stride_b,
+    stride_c,
+    stride_s,
+    RELU: tl.constexpr,
+    SAVED: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    CELLS: tl.constexpr,
+):
+    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    picture = tl.program_id(2)
+    s = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
+    is_channel = c < groups * group_channels
+    inside = is_channel[:, None] & (s < cells)[None, :]
+    at = picture.to(tl.int64) * stride_b + c[:, None] * stride_c + s[None, :] * stride_s
+    group = picture * groups + c // group_channels
+    middle = tl.load(mean + group, mask=is_channel, other=0.0)[:, None]
+    factor = tl.load(rstd + group, mask=is_channel, other=0.0)[:, None]
+    scale = tl.load(weight + c, mask=is_channel, other=0.0).to(tl.float32)[:, None]
+    value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    normal = (value - middle) * factor
+    up = tl.load(upstream + at, mask=inside, other=0.0).to(tl.float32)
+    if RELU:
+        if SAVED:
+            out = tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
+        else:
+            shift = tl.load(bias + c, mask=is_channel, other=0.0).to(tl.float32)[:, None]
+            out = (normal * scale + shift).to(y.dtype.element_ty).to(tl.float32)
+        up = tl.where(out <= 0.0, 0.0, up)
+    if RESIDUAL:
+        tl.store(residual_gradient + at, up.to(residual_gradient.dtype.element_ty), mask=inside)
+    mean_up = tl.load(share + group, mask=is_channel, other=0.0)[:, None]
+    mean_up_normal = tl.load(share_normal + group, mask=is_channel, other=0.0)[:, None]
+    out = (up * scale - mean_up - normal * mean_up_normal) * factor
+    tl.store(gradient + at, out.to(gradient.dtype.element_ty), mask=inside)

@@ -1,0 +1,180 @@
+"""Weight Standardization of all filters of a network in one launch forward and one backward.
+
+Weights stay where they are; a table of addresses says where. A program takes a few filters, whatever weight they belong
+to, and looks at them three times: for the mean, for the variance, and to write. They are small enough that the second
+and third look find them in a cache. All arithmetic is in float32.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.dispatch import interpreted
+
+__all__ = ["Launch", "backward", "forward", "launch"]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Filters of a program, elements of each that it looks at together (powers of 2), and its warps."""
+
+    filters: int
+    elements: int
+    warps: int
+
+
+def launch() -> Launch:
+    """How filters are spread over programs: the same for every network."""
+    return Launch(512, 1024, 4) if interpreted() else Launch(4, 512, 4)
+
+
+def forward(weights: Sequence[Tensor], eps: float, shape: Launch | None = None) -> tuple[list[Tensor], Tensor]:
+    """All weights standardized, and the reciprocal deviation of every filter, ``(F,)`` float32.
+
+    Args:
+        weights: ``(O, ...)`` each, not empty, of one type, on one device, each filter's elements together in memory.
+        eps: Added to the variance.
+        shape: How it is launched, if not as :func:`launch` says.
+    """
+    plan = shape or launch()
+    out = [torch.empty_like(weight) for weight in weights]
+    weight_of, offset, length = _filters(tuple((len(one), one[0].numel()) for one in weights), weights[0].device)
+    rstd = weights[0].new_empty(len(length), dtype=torch.float32)
+    _standardize[(triton.cdiv(len(length), plan.filters),)](
+        *(_addresses(weights, out), weights[0], rstd, weight_of, offset, length, len(length), len(weights), eps),
+        FILTERS=plan.filters,
+        ELEMENTS=plan.elements,
+        num_warps=plan.warps,
+    )
+    return out, rstd
+
+
+def backward(
+    upstream: Sequence[Tensor], out: Sequence[Tensor], rstd: Tensor, shape: Launch | None = None
+) -> list[Tensor]:
+    """The gradients of all weights.
+
+    Args:
+        upstream: Of the outputs of :func:`forward`, each of its output's type and laid out in memory like it.
+        out: Those outputs.
+        rstd: Its second result.
+        shape: As there.
+    """
+    plan = shape or launch()
+    gradient = [torch.empty_like(one) for one in out]
+    weight_of, offset, length = _filters(tuple((len(one), one[0].numel()) for one in out), rstd.device)
+    _standardize_backward[(triton.cdiv(len(length), plan.filters),)](
+        *(_addresses(upstream, out, gradient), out[0], rstd, weight_of, offset, length, len(length), len(out)),
+        FILTERS=plan.filters,
+        ELEMENTS=plan.elements,
+        num_warps=plan.warps,
+    )
+    return gradient
+
+
+@lru_cache(maxsize=256)
+def _filters(shapes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Every filter's weight, its first element in there, and its length, for ``(filters, length)`` of each weight."""
+    filters, lengths = torch.tensor(shapes).unbind(1)
+    weight_of = torch.arange(len(shapes)).repeat_interleave(filters)
+    length = lengths.repeat_interleave(filters)
+    offset = torch.cat([torch.arange(count) for count, _ in shapes]) * length
+    return weight_of.to(device, torch.int32), offset.to(device), length.to(device, torch.int32)
+
+
+def _addresses(*tensors: Sequence[Tensor]) -> Tensor:
+    """Addresses of some lists of tensors, one list behind the other."""
+    device = tensors[0][0].device
+    table = torch.tensor([one.data_ptr() for several in tensors for one in several], dtype=torch.int64)
+    # from page-locked memory the copy waits for nothing
+    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table
+
+
+@triton.jit
+def _standardize(
+    addresses,
+    like,
+    rstd,
+    weight_of,
+    offset,
+    length,
+    filters,
+    weights,
+    eps,
+    FILTERS: tl.constexpr,
+    ELEMENTS: tl.constexpr,
+):
+    row = tl.program_id(0) * FILTERS + tl.arange(0, FILTERS)
+    exists = row < filters
+    count = tl.load(length + row, mask=exists, other=0)[:, None]
+    own = addresses + tl.load(weight_of + row, mask=exists, other=0)
+    first = tl.load(offset + row, mask=exists, other=0)
+    pointer = tl.pointer_type(like.dtype.element_ty)
+    weight = (tl.load(own, mask=exists, other=0).to(pointer) + first)[:, None]
+    out = (tl.load(own + weights, mask=exists, other=0).to(pointer) + first)[:, None]
+    longest = tl.max(tl.load(length + row, mask=exists, other=0), axis=0)
+    number = tl.maximum(tl.load(length + row, mask=exists, other=1), 1)
+    total = tl.zeros([FILTERS], dtype=tl.float32)
+    for start in range(0, longest, ELEMENTS):
+        i = (start + tl.arange(0, ELEMENTS))[None, :]
+        total += tl.sum(tl.load(weight + i, mask=i < count, other=0.0).to(tl.float32), axis=1)
+    mean = (total / number)[:, None]
+    spread = tl.zeros([FILTERS], dtype=tl.float32)
+    for start in range(0, longest, ELEMENTS):
+        i = (start + tl.arange(0, ELEMENTS))[None, :]
+        centred = tl.load(weight + i, mask=i < count, other=0.0).to(tl.float32) - mean
+        spread += tl.sum(tl.where(i < count, centred * centred, 0.0), axis=1)
+    factor = 1.0 / tl.sqrt(spread / number + eps)
+    tl.store(rstd + row, factor, mask=exists)
+    for start in range(0, longest, ELEMENTS):
+        i = (start + tl.arange(0, ELEMENTS))[None, :]
+        centred = tl.load(weight + i, mask=i < count, other=0.0).to(tl.float32) - mean
+        tl.store(out + i, (centred * factor[:, None]).to(like.dtype.element_ty), mask=i < count)
+
+
+@triton.jit
+def _standardize_backward(
+    addresses,
+    like,
+    rstd,
+    weight_of,
+    offset,
+    length,
+    filters,
+    weights,
+    FILTERS: tl.constexpr,
+    ELEMENTS: tl.constexpr,
+):
+    row = tl.program_id(0) * FILTERS + tl.arange(0, FILTERS)
+    exists = row < filters
+    count = tl.load(length + row, mask=exists, other=0)[:, None]
+    own = addresses + tl.load(weight_of + row, mask=exists, other=0)
+    first = tl.load(offset + row, mask=exists, other=0)
+    pointer = tl.pointer_type(like.dtype.element_ty)
+    upstream = (tl.load(own, mask=exists, other=0).to(pointer) + first)[:, None]
+    out = (tl.load(own + weights, mask=exists, other=0).to(pointer) + first)[:, None]
+    gradient = (tl.load(own + 2 * weights, mask=exists, other=0).to(pointer) + first)[:, None]
+    longest = tl.max(tl.load(length + row, mask=exists, other=0), axis=0)
+    number = tl.maximum(tl.load(length + row, mask=exists, other=1), 1)
+    sum_up = tl.zeros([FILTERS], dtype=tl.float32)
+    sum_up_normal = tl.zeros([FILTERS], dtype=tl.float32)
+    for start in range(0, longest, ELEMENTS):
+        i = (start + tl.arange(0, ELEMENTS))[None, :]
+        up = tl.load(upstream + i, mask=i < count, other=0.0).to(tl.float32)
+        normal = tl.load(out + i, mask=i < count, other=0.0).to(tl.float32)
+        sum_up += tl.sum(up, axis=1)
+        sum_up_normal += tl.sum(up * normal, axis=1)
+    mean_up = (sum_up / number)[:, None]
+    mean_up_normal = (sum_up_normal / number)[:, None]
+    factor = tl.load(rstd + row, mask=exists, other=0.0)[:, None]
+    for start in range(0, longest, ELEMENTS):
+        i = (start + tl.arange(0, ELEMENTS))[None, :]
+        up = tl.load(upstream + i, mask=i < count, other=0.0).to(tl.float32)
+        normal = tl.load(out + i, mask=i < count, other=0.0).to(tl.float32)
+        change = (up - mean_up - normal * mean_up_normal) * factor
+        tl.store(gradient + i, change.to(like.dtype.element_ty), mask=i < count)
