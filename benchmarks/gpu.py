@@ -1,9 +1,9 @@
-"""What does this project do on a GPU? Nine questions, one call of under ten minutes.
+"""What does this project do on a GPU? Ten questions, one call of under ten minutes.
 
     python benchmarks/gpu.py --out DIR [--data COCO_FOLDER] [--device cuda|cpu] [--quick]
 
-Each question runs in a process of its own under a time limit, so that one that fails, hangs or breaks the GPU's context
-costs the others nothing. What it found, however it ended, becomes ``DIR/<question>-<backend>-<precision>-<torch>-
+Each question runs in a process of its own under a time limit, its share of what is left of the whole, so that one that
+fails, hangs or breaks the GPU's context costs the others nothing. What it found, however it ended, becomes ``DIR/<question>-<backend>-<precision>-<torch>-
 <device>.json``; ``failed`` and ``skipped`` there say what is missing, in one line. The project must be installed
 (``pip install --no-deps --no-build-isolation --editable .`` needs no network).
 """
@@ -11,12 +11,14 @@ costs the others nothing. What it found, however it ended, becomes ``DIR/<questi
 import argparse
 import importlib
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,7 +43,7 @@ class Question:
         function: ``module.function`` in ``gpu_questions``.
         backend: Second part of the file's name.
         precision: Third part.
-        limit_s: Its time limit.
+        share: Of the time, relative to the others'.
     """
 
     name: str
@@ -49,7 +51,7 @@ class Question:
     function: str
     backend: str
     precision: str
-    limit_s: float
+    share: float
 
 
 QUESTIONS = (
@@ -57,6 +59,8 @@ QUESTIONS = (
              "operators.ask", "eager", "fp32", 40),
     Question("training_step", "How fast is a training step in each precision and memory layout, and how large?",
              "training_step.ask", "eager", "mixed", 100),
+    Question("kernels", "Are the kernels right on the device, and is each worth its place?",
+             "kernel_speed.ask", "triton", "mixed", 120),
     Question("profile", "Does the latency table predict whole detectors, and is it the same when profiled again?",
              "profiling.ask", "eager", "fp32", 160),
     Question("trained_ap", "Does a detector trained on the GPU end where one trained on the CPU does?",
@@ -74,7 +78,7 @@ QUESTIONS = (
 )  # fmt: skip
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the answers")
@@ -85,12 +89,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--commit", help="of the source, where git can not tell")
     for hidden in ("--ask", "--scratch", "--deadline"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     """Ask every question in its own process and write the answers."""
-    settings = parse_arguments()
+    settings = parse_arguments(arguments)
     if settings.ask is not None:
         return answer_one(settings)
     began = time.monotonic()
@@ -104,11 +108,11 @@ def main() -> int:
             return 2
         name = machine.pop("file_name")
         print(f"{name[1]}, torch {name[0]}", flush=True)
-        for question in QUESTIONS:
-            if settings.only and question.name not in settings.only:
-                continue
+        asked = [question for question in QUESTIONS if not settings.only or question.name in settings.only]
+        for number, question in enumerate(asked):
             started = datetime.now(UTC)
-            limit_s = min(question.limit_s, TOTAL_S - (time.monotonic() - began) - _GRACE_S)
+            left_s = TOTAL_S - (time.monotonic() - began) - _GRACE_S
+            limit_s = left_s * question.share / sum(other.share for other in asked[number:])
             found: dict[str, Any] = {"not_asked": f"the {TOTAL_S:.0f} s of the whole are over"}
             if limit_s > 5:
                 found = ask_in_process(question.name, settings, scratch, limit_s)
@@ -142,11 +146,16 @@ def ask_in_process(name: str, settings: argparse.Namespace, scratch: Path, limit
     command += ["--quick"] if settings.quick else []
     command += ["--data", str(settings.data.resolve())] if settings.data else []
     command += ["--commit", settings.commit] if settings.commit else []
+    environment = dict(os.environ)
+    if name == "kernels" and settings.device == "cpu":
+        environment["TRITON_INTERPRET"] = "1"
     path, log = scratch / f"{name}.json", scratch / f"{name}.log"
     ending = ""
     with log.open("w") as output:
         try:
-            code = subprocess.run(command, stdout=output, stderr=output, timeout=limit_s + _GRACE_S, check=False)
+            code = subprocess.run(
+                command, stdout=output, stderr=output, timeout=limit_s + _GRACE_S, env=environment, check=False
+            )
             ending = f"the process ended with code {code.returncode}" if code.returncode else ""
         except subprocess.TimeoutExpired:
             ending = f"the process did not end within {limit_s:.0f} s and was killed"
@@ -250,4 +259,4 @@ def read_commit() -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(sys.argv[1:]))

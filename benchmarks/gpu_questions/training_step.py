@@ -14,14 +14,18 @@ import torch
 from torch import Tensor
 
 from gpu_questions.record import NANO_BASELINE, NUM_CLASSES, SMALL_BASELINE, Answer, Setting, one_line
+from kernels.dispatch import Choice, use
 from profiler.timing import median_interval
 from smnas.data.scene import draw_scene, render
 from smnas.models.build import build_detector
+from smnas.models.layers import NormKind
 from smnas.models.target import Target
 from smnas.space.architecture import Architecture
+from smnas.training.curve import EpochLog
 from smnas.training.epoch import train_epoch
 from smnas.training.optimizer import build_optimizer
 from smnas.training.recipe import load_recipe
+from smnas.training.replicas import ALONE, loss_of
 
 Amp = Literal["off", "bf16", "fp16"]
 _WARMUP_STEPS = 3
@@ -29,7 +33,9 @@ _MIN_ROUNDS = 5
 _MAX_ROUNDS = 40
 
 
-class _PreparedBatch(NamedTuple):
+class PreparedBatch(NamedTuple):
+    """Pictures and their objects."""
+
     images: Tensor
     targets: list[Target]
 
@@ -37,18 +43,18 @@ class _PreparedBatch(NamedTuple):
 class _Prepared:
     """The same batch a number of times."""
 
-    def __init__(self, batch: _PreparedBatch, steps: int) -> None:
+    def __init__(self, batch: PreparedBatch, steps: int) -> None:
         self._batch = batch
         self.steps = steps
 
     def __len__(self) -> int:
         return self.steps
 
-    def epoch(self, epoch: int) -> Iterable[_PreparedBatch]:
+    def epoch(self, epoch: int) -> Iterable[PreparedBatch]:
         return (self._batch for _ in range(self.steps))
 
 
-class _Trainer:
+class Trainer:
     """One variant of one detector, ready to take steps."""
 
     def __init__(
@@ -60,19 +66,24 @@ class _Trainer:
         amp: Amp,
         *,
         channels_last: bool,
-        batch: _PreparedBatch,
+        batch: PreparedBatch,
         steps: int,
+        norm: NormKind = "gn-ws",
+        kernels: Choice = "torch",
+        learning_rate: float = 1e-5,
     ) -> None:
         self._setting = setting
+        self._kernels: Choice = kernels
         # a rate so small that hundreds of steps on one batch do not diverge
         self._recipe = load_recipe(recipe_name).with_(
-            amp=amp, channels_last=channels_last, batch_size=batch_size, learning_rate=1e-5, epochs=100_000
+            amp=amp, channels_last=channels_last, batch_size=batch_size, learning_rate=learning_rate, epochs=100_000
         )
         before = self._allocated()
         torch.manual_seed(0)
-        self._detector = build_detector(architecture, NUM_CLASSES).to(setting.place)
+        self._detector = build_detector(architecture, NUM_CLASSES, norm=norm).to(setting.place)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self._detector.to(memory_format=layout)
+        self._loss = loss_of(self._detector, ALONE, self._recipe.losses)
         self._optimizer = build_optimizer(self._detector, self._recipe)
         self._scaler = torch.amp.GradScaler("cuda", enabled=setting.device.kind == "cuda" and amp == "fp16")
         self._batches = _Prepared(batch, _WARMUP_STEPS)
@@ -82,6 +93,26 @@ class _Trainer:
         self._own = self._allocated() - before
         self._batches.steps = steps
 
+    def losses(self, count: int) -> list[float]:
+        """Take so many rounds; the mean loss of each."""
+        return [self._epoch().loss for _ in range(count)]
+
+    def _epoch(self) -> EpochLog:
+        with use(self._kernels):
+            log = train_epoch(
+                self._detector,
+                self._loss,
+                self._batches,
+                self._recipe,
+                self._optimizer,
+                self._scaler,
+                epoch=self._rounds,
+                seed=0,
+                device=self._setting.place,
+            )
+        self._rounds += 1
+        return log
+
     def round(self) -> tuple[float, float]:
         """Take the steps; seconds, and the peak of allocated memory during them in 2**20 bytes (0 on a CPU)."""
         place = self._setting.place
@@ -90,19 +121,9 @@ class _Trainer:
             torch.cuda.reset_peak_memory_stats(place)
         self._setting.synchronize()
         started = time.perf_counter()
-        train_epoch(
-            self._detector,
-            self._batches,
-            self._recipe,
-            self._optimizer,
-            self._scaler,
-            epoch=self._rounds,
-            seed=0,
-            device=place,
-        )
+        self._epoch()
         self._setting.synchronize()
         seconds = time.perf_counter() - started
-        self._rounds += 1
         if place.type != "cuda":
             return seconds, 0.0
         peak = torch.cuda.max_memory_allocated(place) - base
@@ -144,8 +165,8 @@ def _time_variants(
 ) -> str:
     started = time.monotonic()
     parsed = Architecture.parse(architecture)
-    batch = _pictures(parsed, batch_size)
-    trainers: dict[str, _Trainer] = {}
+    batch = pictures(parsed, batch_size)
+    trainers: dict[str, Trainer] = {}
     failed: dict[str, str] = {}
     kinds: dict[str, tuple[Amp, bool]] = {
         f"{'fp32' if amp == 'off' else amp}, {'channels-last' if last else 'contiguous'}": (amp, last)
@@ -154,7 +175,7 @@ def _time_variants(
     }
     for name, (amp, last) in kinds.items():
         try:
-            trainers[name] = _Trainer(
+            trainers[name] = Trainer(
                 setting, parsed, recipe_name, batch_size, amp, channels_last=last, batch=batch, steps=steps
             )
         except Exception as error:  # noqa: BLE001 - a variant that does not train is its own answer
@@ -187,10 +208,10 @@ def _time_variants(
             continue
         pictures = batch_size * steps
         row: dict[str, Any] = {**head, "batch": batch_size, "steps_a_round": steps, "seconds": seconds[name]}
-        row |= {"images_per_s": _interval([pictures / took for took in seconds[name]])}
+        row |= {"images_per_s": interval([pictures / took for took in seconds[name]])}
         if base not in failed:
             pairs = zip(seconds[base], seconds[name], strict=True)
-            row["speed_against_fp32_contiguous"] = _interval([slow / fast for slow, fast in pairs])
+            row["speed_against_fp32_contiguous"] = interval([slow / fast for slow, fast in pairs])
         if setting.device.kind == "cuda":
             row["peak_memory_mb"] = max(peaks[name])
         answer.add("rows", row)
@@ -198,12 +219,12 @@ def _time_variants(
     return f"{recipe_name}: {', '.join(parts)}"
 
 
-def _interval(values: list[float]) -> dict[str, float]:
-    low, high = median_interval(values)
+def interval(values: list[float]) -> dict[str, float]:
+    low, high = medianinterval(values)
     return {"median": statistics.median(values), "low": low, "high": high}
 
 
-def _pictures(architecture: Architecture, count: int) -> _PreparedBatch:
+def pictures(architecture: Architecture, count: int) -> PreparedBatch:
     """Generated pictures of the detector's own size with their objects."""
     rng = np.random.default_rng(0)
     images, targets = [], []
@@ -215,4 +236,4 @@ def _pictures(architecture: Architecture, count: int) -> _PreparedBatch:
         images.append(torch.from_numpy(pixels.transpose(2, 0, 1).copy()))
         labels = torch.tensor([shape.label for shape in scene.shapes], dtype=torch.int64)
         targets.append(Target(torch.from_numpy(corners), labels))
-    return _PreparedBatch(torch.stack(images), targets)
+    return PreparedBatch(torch.stack(images), targets)

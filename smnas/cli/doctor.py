@@ -22,8 +22,9 @@ EXAMPLES = examples("smnas doctor", "smnas doctor --json", "smnas-doctor --quiet
 def doctor(as_json: JsonOption = False, quiet: QuietOption = False) -> None:
     """Say what this machine can do.
 
-    Lists Python, PyTorch, the CPU, CUDA devices, what reads videos, and the backends that can run and time a network,
-    each with its version. What is missing is named with the command that adds it. Nothing is installed or changed.
+    Lists Python, PyTorch, the CPU, CUDA devices, whether training on them uses PyTorch's operators or our kernels, what
+    reads videos, and the backends that can run and time a network, each with its version. What is missing is named with
+    the command that adds it. Nothing is installed or changed.
     """
     with Output.open(as_json=as_json, quiet=quiet) as output:
         with output.working("looking at this machine"):
@@ -41,7 +42,7 @@ def examine() -> dict[str, Any]:
 
     cpu, gpus = cpu_device(), local_gpus()
     backends = [row for device in (cpu, *gpus) for row in _backends(device)]
-    video = _video()
+    video, kernels = _video(), _kernels()
     return {
         "smnas": __version__,
         "python": platform.python_version(),
@@ -63,6 +64,7 @@ def examine() -> dict[str, Any]:
                 for properties in [torch.cuda.get_device_properties(gpu.index)]
             ],
         },
+        "kernels": kernels,
         "backends": backends,
         "video": video,
         "missing": [
@@ -70,6 +72,7 @@ def examine() -> dict[str, Any]:
             for what, found in [
                 *((f"{row['name']} on {row['device']}", row) for row in backends),
                 ("videos and cameras", video),
+                ("Triton kernels", kernels),
             ]
             if not found["available"]
         ],
@@ -107,6 +110,18 @@ def _video() -> dict[str, Any]:
         return {"library": "PyAV", "version": None, "reason": str(reason), "available": False}
 
 
+def _kernels() -> dict[str, Any]:
+    """Who computes what has a Triton kernel, and whether Triton is there."""
+    from kernels.dispatch import VARIABLE, choice
+
+    found: dict[str, Any] = {"chosen": choice(), "variable": VARIABLE, "triton": None, "reason": None}
+    try:
+        found["triton"] = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        found["reason"] = "Triton is not installed: pip install triton"
+    return {**found, "available": found["reason"] is None}
+
+
 def _warnings() -> list[str]:
     found = []
     try:
@@ -137,6 +152,7 @@ def _show(console: Console, document: dict[str, Any]) -> None:
             ("cpu", f"{cpu['name']}, {cpu['cores']} cores, {cpu['usable_cores']} usable"),
             ("cuda", f"runtime {cuda['runtime']}" if cuda["available"] else "no device"),
             *(("gpu", gpu) for gpu in gpus),
+            ("kernels", _kernels_line(document["kernels"])),
             ("video", f"{video['library']} {video['version']}" if video["available"] else "no library"),
         ],
     )
@@ -149,3 +165,10 @@ def _show(console: Console, document: dict[str, Any]) -> None:
         console.print(f"missing: {entry['what']}: {entry['reason']}", soft_wrap=True, markup=False)
     for line in document["warnings"]:
         console.print(f"warning: {line}", soft_wrap=True, markup=False)
+
+
+def _kernels_line(kernels: dict[str, Any]) -> str:
+    there = f"Triton {kernels['triton']}" if kernels["triton"] else "no Triton"
+    if kernels["chosen"] == "triton":
+        return f"ours on CUDA devices, PyTorch's operators elsewhere; {there}"
+    return f"off, PyTorch's operators everywhere ({kernels['variable']}=triton turns them on); {there}"

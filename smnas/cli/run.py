@@ -33,6 +33,7 @@ def run(app: typer.Typer, program: str, arguments: Sequence[str]) -> int:
         warnings.simplefilter("ignore")
     try:
         check_package_names()
+        _check_kernels()
         return _invoke(app, program, arguments)
     except KeyboardInterrupt:
         name = program.removeprefix("smnas-") if program != "smnas" else next(iter(arguments), "")
@@ -81,6 +82,24 @@ def check_package_names() -> None:
             f"the package `kernels` must be the one that smnas brings ({ours}), but got {origin}: "
             "run `pip uninstall kernels`, then install smnas again"
         )
+
+
+def _check_kernels() -> None:
+    """Make sure that what the environment says of kernels can be followed.
+
+    Raises:
+        UserError: it names no way to compute, or one that is not installed.
+    """
+    if "SMNAS_KERNELS" not in os.environ:
+        return  # without loading torch
+    from kernels.dispatch import VARIABLE, choice
+
+    try:
+        chosen = choice()
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if chosen == "triton" and importlib.util.find_spec("triton") is None:
+        raise UserError(f"{VARIABLE}=triton needs Triton, which is not installed: pip install triton")
 
 
 def _fail(line: str, code: int) -> int:

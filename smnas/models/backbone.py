@@ -139,7 +139,7 @@ class MobileNetV2Backbone(FeatureBackbone):
     def __init__(self, spec: MobileNetV2Spec, norm: NormKind = "gn-ws", top_level: int | None = None) -> None:
         super().__init__()
         self.spec = spec
-        self.stem = StemConv(norm, stem_channels(spec), 3, _groups(spec), nn.ReLU6)
+        self.stem = StemConv(norm, stem_channels(spec), 3, _groups(spec), relu6=True)
         # numbered 0 because stage k ends at level k + 1
         self.stage0 = _mobilenet_stage(spec, 1, norm)
         self.channels = {1: _mobilenet_channels(spec, 1)}

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from smnas.models.layers import NormKind, conv2d, norm2d
 
@@ -35,21 +36,19 @@ class StemConv(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self, norm: NormKind, channels: int, kernel: int, groups: int, activation: type[nn.Module] = nn.ReLU
-    ) -> None:
+    def __init__(self, norm: NormKind, channels: int, kernel: int, groups: int, *, relu6: bool = False) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1), persistent=False)
         self.conv = conv2d(norm, 3, channels, kernel, stride=2)
-        self.norm = norm2d(norm, channels, groups)
-        self.relu = activation(inplace=True)
+        self.norm = norm2d(norm, channels, groups, relu=not relu6)
+        self.relu6 = relu6
 
     def forward(self, images: Tensor) -> Tensor:
         """``(B, 3, H, W)`` uint8 to ``(B, C, H/2, W/2)``."""
         x = (images.to(self.conv.weight.dtype) - self.mean) / self.std
-        out: Tensor = self.relu(self.norm(self.conv(x)))
-        return out
+        out: Tensor = self.norm(self.conv(x))
+        return F.relu6(out, inplace=True) if self.relu6 else out
 
 
 class StemReduce(nn.Module):
@@ -60,7 +59,7 @@ class StemReduce(nn.Module):
         self.reduce: nn.Module
         if kind == "deep":
             self.reduce = nn.Sequential(
-                conv2d(norm, channels, channels, 3, stride=2), norm2d(norm, channels, groups), nn.ReLU(inplace=True)
+                conv2d(norm, channels, channels, 3, stride=2), norm2d(norm, channels, groups, relu=True)
             )
         else:
             self.reduce = nn.MaxPool2d(3, stride=2, padding=1)
@@ -77,18 +76,16 @@ class BasicBlock(nn.Module):
     def __init__(self, norm: NormKind, in_channels: int, width: int, stride: int, groups: int) -> None:
         super().__init__()
         self.conv1 = conv2d(norm, in_channels, width, 3, stride)
-        self.bn1 = norm2d(norm, width, groups)
+        self.bn1 = norm2d(norm, width, groups, relu=True)
         self.conv2 = conv2d(norm, width, width, 3)
-        self.bn2 = norm2d(norm, width, groups)
-        self.relu = nn.ReLU(inplace=True)
+        self.bn2 = norm2d(norm, width, groups, relu=True)
         self.downsample = _shortcut(norm, in_channels, width, stride, groups)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C_in, H, W)`` to ``(B, width, H/stride, W/stride)``."""
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
+        out = self.conv2(self.bn1(self.conv1(x)))
         shortcut = x if self.downsample is None else self.downsample(x)
-        result: Tensor = self.relu(out + shortcut)
+        result: Tensor = self.bn2(out, shortcut)
         return result
 
 
@@ -120,21 +117,19 @@ class K1KXK1(nn.Module):
     ) -> None:
         super().__init__()
         self.conv1 = conv2d(norm, in_channels, inner, 1)
-        self.bn1 = norm2d(norm, inner, groups)
+        self.bn1 = norm2d(norm, inner, groups, relu=True)
         self.conv2 = conv2d(norm, inner, inner, kernel, stride, groups=cardinality)
-        self.bn2 = norm2d(norm, inner, groups)
+        self.bn2 = norm2d(norm, inner, groups, relu=True)
         self.conv3 = conv2d(norm, inner, out_channels, 1)
-        self.bn3 = norm2d(norm, out_channels, groups)
-        self.relu = nn.ReLU(inplace=True)
+        self.bn3 = norm2d(norm, out_channels, groups, relu=True)
         self.downsample = _shortcut(norm, in_channels, out_channels, stride, groups)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C_in, H, W)`` to ``(B, C_out, H/stride, W/stride)``."""
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(out))
+        out = self.bn1(self.conv1(x))
+        out = self.conv3(self.bn2(self.conv2(out)))
         shortcut = x if self.downsample is None else self.downsample(x)
-        result: Tensor = self.relu(out + shortcut)
+        result: Tensor = self.bn3(out, shortcut)
         return result
 
 
@@ -209,8 +204,12 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C_in, H, W)`` to ``(B, C_out, H/stride, W/stride)``."""
-        out: Tensor = self.conv(x)
-        return x + out if self.adds_input else out
+        *layers, last = self.conv
+        out = x
+        for layer in layers:
+            out = layer(out)
+        result: Tensor = last(out, x if self.adds_input else None)
+        return result
 
 
 def _relu6(conv: nn.Module, norm: nn.Module) -> nn.Sequential:

@@ -72,7 +72,7 @@ class GuidedRPNHead(nn.Module):
         self.shape = nn.Conv2d(in_channels, 2, 1)
         self.offset = nn.Conv2d(2, 18, 1)
         self.adapt = DeformConv(in_channels, in_channels)
-        self.norm = group_norm(in_channels, 32) if norm == "gn-ws" else nn.Identity()
+        self.norm = group_norm(in_channels, 32, relu=True) if norm == "gn-ws" else nn.ReLU(inplace=True)
         self.objectness = nn.Conv2d(in_channels, 1, 1)
         self.deltas = nn.Conv2d(in_channels, 4, 1)
         for layer in (self.location, self.shape, self.objectness, self.deltas):
@@ -95,7 +95,7 @@ class GuidedRPNHead(nn.Module):
             x = self.conv(feature)
             shape = self.shape(x)
             # the shape is learned from objects' shapes alone, not from what suits the convolution
-            x_fitted = F.relu(self.norm(self.adapt(x, self.offset(shape.detach()))))
+            x_fitted = self.norm(self.adapt(x, self.offset(shape.detach())))
             maps = (self.objectness(x_fitted), self.deltas(x_fitted), self.location(x), shape)
             for output, values in zip(outputs, maps, strict=True):
                 output.append(values.flatten(2).transpose(1, 2))

@@ -8,22 +8,39 @@
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal, TypeVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
-from kernels.weight_standardization import weight_standardize
+from kernels.dispatch import runs_triton
+from kernels.group_norm import group_norm_relu
+from kernels.weight_standardization import weight_standardize, weight_standardize_all
 
-__all__ = ["ConvNorm", "NormKind", "WSConv2d", "conv2d", "fold_weight_standardization", "group_norm", "norm2d"]
+__all__ = [
+    "BatchNorm",
+    "ConvNorm",
+    "GroupNorm",
+    "NormKind",
+    "WSConv2d",
+    "conv2d",
+    "fold_weight_standardization",
+    "group_norm",
+    "norm2d",
+    "standardized_together",
+]
 
 NormKind = Literal["gn-ws", "bn"]
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 class WSConv2d(nn.Conv2d):
-    """A convolution whose filters are standardized at every call."""
+    """A convolution whose filters are standardized at every call, or before it (:func:`standardized_together`)."""
+
+    standardized: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C_in, H, W)`` to ``(B, C_out, H', W')``."""
@@ -32,7 +49,69 @@ class WSConv2d(nn.Conv2d):
             # The same sums over the cells that it reads. PyTorch 2.14's own backward pass of such a convolution of 8
             # channels on channels-last maps writes outside its memory on some CPUs, and the process dies.
             x, stride = x[..., :: stride[0], :: stride[1]], (1, 1)
-        return F.conv2d(x, weight_standardize(self.weight), self.bias, stride, self.padding, self.dilation, self.groups)
+        weight = weight_standardize(self.weight) if self.standardized is None else self.standardized
+        return F.conv2d(x, weight, self.bias, stride, self.padding, self.dilation, self.groups)
+
+
+@contextmanager
+def standardized_together(module: nn.Module) -> Iterator[None]:
+    """Inside, the filters of all standardized convolutions of a module come from one launch of a kernel, and so back.
+
+    The weights must not change inside. Where no kernel runs every convolution does its own, as outside.
+    """
+    convs = [conv for conv in module.modules() if isinstance(conv, WSConv2d)]
+    weights = [conv.weight for conv in convs]
+    if not convs or not runs_triton(*weights):
+        yield
+        return
+    for conv, weight in zip(convs, weight_standardize_all(weights), strict=True):
+        conv.standardized = weight
+    try:
+        yield
+    finally:
+        for conv in convs:
+            conv.standardized = None
+
+
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm with what follows it: an addition where one is given, and ReLU where asked for.
+
+    Args:
+        groups: Divides ``channels``.
+        channels: Of its input.
+        relu: Whether ReLU comes last.
+    """
+
+    def __init__(self, groups: int, channels: int, *, relu: bool = False) -> None:
+        super().__init__(groups, channels)
+        self.relu = relu
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """``(B, C, H, W)``, and what is added to its normalized values, to the same shape."""
+        return group_norm_relu(x, self.num_groups, self.weight, self.bias, self.eps, residual, relu=self.relu)
+
+    def extra_repr(self) -> str:
+        """What ``repr`` shows."""
+        return f"{super().extra_repr()}, relu={self.relu}"
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """BatchNorm with what follows it, as :class:`GroupNorm`."""
+
+    def __init__(self, channels: int, *, relu: bool = False) -> None:
+        super().__init__(channels)
+        self.relu = relu
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """``(B, C, H, W)``, and what is added to its normalized values, to the same shape."""
+        out = super().forward(x)
+        if residual is not None:
+            out = out + residual
+        return F.relu(out, inplace=True) if self.relu else out
+
+    def extra_repr(self) -> str:
+        """What ``repr`` shows."""
+        return f"{super().extra_repr()}, relu={self.relu}"
 
 
 def conv2d(
@@ -45,19 +124,18 @@ def conv2d(
     return conv
 
 
-def group_norm(channels: int, groups: int) -> nn.GroupNorm:
+def group_norm(channels: int, groups: int, *, relu: bool = False) -> GroupNorm:
     """GroupNorm with the most groups up to ``groups`` that divide ``channels`` and leave two of them to each.
 
     On a map of one cell a group of one channel has a single value, which can not be normalized.
     """
-    return nn.GroupNorm(
-        max(g for g in range(1, groups + 1) if channels % g == 0 and (g == 1 or 2 * g <= channels)), channels
-    )
+    most = max(g for g in range(1, groups + 1) if channels % g == 0 and (g == 1 or 2 * g <= channels))
+    return GroupNorm(most, channels, relu=relu)
 
 
-def norm2d(norm: NormKind, channels: int, groups: int) -> nn.Module:
-    """The norm that belongs behind :func:`conv2d` in a backbone."""
-    return group_norm(channels, groups) if norm == "gn-ws" else nn.BatchNorm2d(channels)
+def norm2d(norm: NormKind, channels: int, groups: int, *, relu: bool = False) -> GroupNorm | BatchNorm:
+    """The norm that belongs behind :func:`conv2d` in a backbone, with ReLU if asked for."""
+    return group_norm(channels, groups, relu=relu) if norm == "gn-ws" else BatchNorm(channels, relu=relu)
 
 
 class ConvNorm(nn.Sequential):
@@ -97,8 +175,8 @@ class ConvNorm(nn.Sequential):
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
             layers.append(conv)
         if norm == "gn-ws" or always_norm:
-            layers.append(group_norm(out_channels, groups))
-        if relu:
+            layers.append(group_norm(out_channels, groups, relu=relu))
+        elif relu:
             layers.append(nn.ReLU(inplace=True))
         super().__init__(*layers)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from smnas.models.detector import Detector
+from smnas.models.layers import standardized_together
 from smnas.models.target import Target
 from smnas.training.curve import EpochLog, StepLog, memory_in_use_mb
 from smnas.training.ema import WeightAverage
@@ -155,7 +156,9 @@ def _step(
 ) -> dict[str, float]:
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     images = batch.images.to(device, non_blocking=True).contiguous(memory_format=layout)
-    with _precision(recipe, device):
+    # among several processes each weight's gradient is sent as soon as it is there, which one common launch would delay
+    together = standardized_together(detector) if replicas.count == 1 else nullcontext()
+    with _precision(recipe, device), together:
         losses = loss_function(images, batch.targets)
         loss = torch.stack(list(losses.values())).sum()
     # one transfer for all parts: on a GPU every .item() would wait for the queue. The mean over the replicas lets all

@@ -1,0 +1,188 @@
+"""Are the kernels right on the device, and is each worth its place?
+
+Every way of doing the same work takes turns with the others in random order, so a ratio is of neighbours in time. The
+share of the bandwidth is what a kernel has to read and write at least, over its time and over the bandwidth of a copy
+that was timed in the same turns.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from gpu_questions.kernel_cases import PAPER_BASELINE, Case, norm_cases, standardization_cases
+from gpu_questions.record import NANO_BASELINE, Answer, Setting, one_line
+from gpu_questions.training_step import Trainer, interval, pictures
+from kernels.dispatch import Choice
+from profiler.timing import CudaTimer, Timer, WallTimer
+from smnas.models.layers import NormKind
+from smnas.space.architecture import Architecture
+
+CASES: tuple[Callable[..., Iterator[Case]], ...] = (norm_cases, standardization_cases)
+AIMS = {"kernel against eager": 2.0, "share of bandwidth": 0.7, "training step against eager": 1.3}
+"""What a kernel must reach to become the default."""
+_SPAN_MS = 2.0  # runs of one turn together, so that the clock's own cost does not count
+_ROUNDS = 9
+_QUICK_MODEL = "basicblock_4_1-2+fpn_2-3_8+norpn+retina_8_1+64x64"
+
+
+def ask(setting: Setting, answer: Answer) -> str:
+    """Check and time every case, then whole training steps, then whether training ends the same."""
+    answer.put(aims=AIMS, interpreted=setting.device.kind == "cpu")
+    deadline = setting.deadline - 0.45 * setting.left_s
+    parts = [_time_cases(setting, answer, deadline)]
+    parts.append(_time_steps(setting, answer, setting.deadline - 0.4 * setting.left_s))
+    parts.append(_train_alike(setting, answer))
+    return "; ".join(parts)
+
+
+def _time_cases(setting: Setting, answer: Answer, deadline: float) -> str:
+    timer: Timer = CudaTimer(setting.device.index) if setting.device.kind == "cuda" else WallTimer()
+    source = torch.empty((1 if setting.quick else 256) * 2**20 // 4, device=setting.place)
+    target = torch.empty_like(source)
+    reached: dict[str, list[float]] = {}
+    failed = left = 0
+    worst = 0.0
+    for case in (case for cases in CASES for case in cases(setting.place, quick=setting.quick)):
+        if time.monotonic() > deadline:
+            left += 1
+            continue
+        row: dict[str, Any] = {"operator": case.operator, "shape": case.shape, "dtype": case.dtype}
+        try:
+            row["relative_error"] = case.compare()
+            runs = {**case.runs, "copy": lambda: target.copy_(source)}
+            times = _in_turns(runs, timer, rounds=2 if setting.quick else _ROUNDS)
+            row |= _figures(case, times, 2 * source.numel() * 4)
+            if case.dtype == "float32":
+                worst = max(worst, *row["relative_error"].values())
+            reached.setdefault(case.operator, []).append(row["kernel_against"]["eager"]["median"])
+        except Exception as error:  # noqa: BLE001 - a case that does not run is its own answer
+            failed += 1
+            row["failed"] = one_line(error)
+        answer.add("rows", row)
+    if left:
+        answer.skip(f"{left} cases", "the time was over")
+    speeds = ", ".join(f"{operator} {min(found):.2f} to {max(found):.2f}" for operator, found in reached.items())
+    return f"times eager's speed: {speeds}; largest float32 error {worst:.1e}; {failed} cases failed"
+
+
+def _in_turns(runs: dict[str, Callable[[], object]], timer: Timer, rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of one run of each, turn by turn."""
+    counts = {}
+    for name, run in runs.items():
+        run()  # compiles
+        counts[name] = max(1, round(_SPAN_MS * 1e6 / max(timer.elapsed_ns(_quiet(run), 1), 1)))
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    rng = np.random.default_rng(0)
+    names = list(runs)
+    for _ in range(rounds):
+        for index in rng.permutation(len(names)).tolist():
+            name = names[index]
+            times[name].append(timer.elapsed_ns(_quiet(runs[name]), counts[name]) / counts[name] / 1e6)
+    return times
+
+
+def _quiet(run: Callable[[], object]) -> Callable[[], None]:
+    def quiet() -> None:
+        run()
+
+    return quiet
+
+
+def _figures(case: Case, times: dict[str, list[float]], copied_bytes: int) -> dict[str, Any]:
+    kernel = times["kernel"]
+    found: dict[str, Any] = {"ms": {name: statistics.median(each) for name, each in times.items()}, "raw_ms": times}
+    found["kernel_against"] = {
+        name: interval([slow / fast for slow, fast in zip(each, kernel, strict=True)])
+        for name, each in times.items()
+        if name not in ("kernel", "copy")
+    }
+    if case.least_bytes:
+        # of the bytes a second that the copy moved in the same turn
+        shares = [
+            case.least_bytes / ours / (copied_bytes / copy) for ours, copy in zip(kernel, times["copy"], strict=True)
+        ]
+        found["share_of_bandwidth"] = interval(shares)
+    return found
+
+
+def _time_steps(setting: Setting, answer: Answer, deadline: float) -> str:
+    """Whole training steps: with kernels, without, and of the same detector with BatchNorm."""
+    architecture, batch_size, steps = (_QUICK_MODEL, 1, 1) if setting.quick else (PAPER_BASELINE, 4, 2)
+    parsed = Architecture.parse(architecture)
+    batch = pictures(parsed, batch_size)
+    variants: dict[str, tuple[Choice, NormKind]] = {
+        "eager": ("torch", "gn-ws"),
+        "kernels": ("triton", "gn-ws"),
+        "batch norm": ("torch", "bn"),
+    }
+    parts = []
+    for last in (True, False):
+        layout = "channels-last" if last else "contiguous"
+        row: dict[str, Any] = {"architecture": architecture, "layout": layout, "batch": batch_size, "steps": steps}
+        try:
+            trainers = {
+                name: Trainer(
+                    setting,
+                    parsed,
+                    "small",
+                    batch_size,
+                    "off" if setting.device.kind == "cpu" else "bf16",
+                    channels_last=last,
+                    batch=batch,
+                    steps=steps,
+                    norm=norm,
+                    kernels=kernels,
+                )
+                for name, (kernels, norm) in variants.items()
+            }
+            seconds: dict[str, list[float]] = {name: [] for name in trainers}
+            rng = np.random.default_rng(0)
+            until = time.monotonic() + (deadline - time.monotonic()) / (2 if last else 1)
+            for done in range(2 if setting.quick else 40):
+                if done >= 2 and time.monotonic() > until:
+                    break
+                for index in rng.permutation(len(trainers)).tolist():
+                    name = list(trainers)[index]
+                    seconds[name].append(trainers[name].round()[0])
+            row["seconds"] = seconds
+            row["eager_against"] = {
+                name: interval([slow / fast for slow, fast in zip(seconds["eager"], each, strict=True)])
+                for name, each in seconds.items()
+            }
+            ratios = ", ".join(f"{name} {row['eager_against'][name]['median']:.2f}" for name in variants)
+            parts.append(f"a step's speed against eager's, {layout}: {ratios}")
+            del trainers
+        except Exception as error:  # noqa: BLE001 - a layout that does not train is its own answer
+            row["failed"] = one_line(error)
+            parts.append(f"{layout} failed")
+        answer.add("training_steps", row)
+        if setting.device.kind == "cuda":
+            torch.cuda.empty_cache()
+    return "; ".join(parts)
+
+
+def _train_alike(setting: Setting, answer: Answer) -> str:
+    """Losses of one training with and without kernels, beside those of the same training twice without."""
+    architecture, batch_size, steps = (_QUICK_MODEL, 1, 3) if setting.quick else (NANO_BASELINE, 8, 200)
+    parsed = Architecture.parse(architecture)
+    batch = pictures(parsed, batch_size)
+    losses: dict[str, list[float]] = {}
+    for name, kernels in {"without": "torch", "with": "triton", "without again": "torch"}.items():
+        chosen: Choice = "triton" if kernels == "triton" else "torch"
+        trainer = Trainer(
+            setting, parsed, "small", batch_size, "off", channels_last=False, batch=batch, steps=1, kernels=chosen,
+            learning_rate=0.01,
+        )  # fmt: skip
+        losses[name] = trainer.losses(steps)
+    base = np.array(losses["without"])
+    apart = {name: float(np.abs(np.array(each) / base - 1).max()) for name, each in losses.items() if name != "without"}
+    tail = {name: float(np.mean(each[-20:])) for name, each in losses.items()}
+    answer.put(trained_alike={"architecture": architecture, "steps": steps, "losses": losses, "largest_apart": apart})
+    return (
+        f"after {steps} steps the loss is {tail['with']:.4f} with kernels, {tail['without']:.4f} and "
+        f"{tail['without again']:.4f} without"
+    )

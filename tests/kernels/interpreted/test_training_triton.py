@@ -1,0 +1,70 @@
+"""No kernel changes a result: the same detector trained with and without them."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernels.dispatch import Choice, use
+from smnas.data.scene import draw_scene, render
+from smnas.models.build import build_detector
+from smnas.models.layers import standardized_together
+from smnas.models.target import Target
+from smnas.space.architecture import Architecture
+
+STEPS = 30
+
+
+def pictures() -> tuple[Tensor, list[Target]]:
+    rng = np.random.default_rng(0)
+    images, targets = [], []
+    for _ in range(2):
+        scene = draw_scene(64, 64, rng)
+        pixels, boxes = render(scene, rng)
+        corners = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
+        corners[:, 2:] += corners[:, :2]
+        images.append(torch.from_numpy(pixels.transpose(2, 0, 1).copy()))
+        labels = torch.tensor([shape.label for shape in scene.shapes], dtype=torch.int64)
+        targets.append(Target(torch.from_numpy(corners), labels))
+    return torch.stack(images), targets
+
+
+def train(architecture: str, kernels: Choice, steps: int) -> tuple[list[float], dict[str, Tensor]]:
+    """Losses of every step, and the weights at the end."""
+    torch.manual_seed(0)
+    detector = build_detector(Architecture.parse(architecture), 6)
+    optimizer = torch.optim.SGD(detector.parameters(), lr=0.01, momentum=0.9)
+    images, targets = pictures()
+    losses = []
+    with use(kernels):
+        for _ in range(steps):
+            with standardized_together(detector):
+                loss = torch.stack(list(detector.loss(images, targets).values())).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(detector.parameters(), 10.0)
+            optimizer.step()
+            losses.append(float(loss))
+    return losses, detector.state_dict()
+
+
+def test_a_detector_ends_where_it_does_without_them() -> None:
+    # no random choice of proposals, whose border a rounding error could cross
+    architecture = "basicblock_4_1-2+fpn_2-3_8+norpn+retina_8_1+64x64"
+    with_kernels, with_weights = train(architecture, "triton", STEPS)
+    without, without_weights = train(architecture, "torch", STEPS)
+    assert without[-1] < 0.8 * without[0]  # it learns, or equal losses would say little
+    np.testing.assert_allclose(with_kernels[:5], without[:5], rtol=1e-4)
+    np.testing.assert_allclose(with_kernels, without, rtol=1e-2)
+    assert with_kernels != without  # other sums: the kernels did run
+    for name, weight in without_weights.items():
+        torch.testing.assert_close(with_weights[name], weight, atol=2e-2, rtol=2e-2)
+
+
+def test_one_step_of_every_kind_of_block() -> None:
+    for architecture in (
+        "bottleneck_4_1-2+fpn_2-3_8+rpn+rcnn_16+64x64",
+        "inverted_4_1-2+fpn_2-3_8+norpn+fcos_8_1+64x64",
+    ):
+        with_kernels, _ = train(architecture, "triton", 1)
+        without, _ = train(architecture, "torch", 1)
+        np.testing.assert_allclose(with_kernels, without, rtol=1e-4)
