@@ -114,9 +114,8 @@ def _standardize(
     count = tl.load(length + row, mask=exists, other=0)[:, None]
     own = addresses + tl.load(weight_of + row, mask=exists, other=0)
     first = tl.load(offset + row, mask=exists, other=0)
-    pointer = tl.pointer_type(like.dtype.element_ty)
-    weight = (tl.load(own, mask=exists, other=0).to(pointer) + first)[:, None]
-    out = (tl.load(own + weights, mask=exists, other=0).to(pointer) + first)[:, None]
+    weight = (tl.load(own, mask=exists, other=0).to(tl.pointer_type(like.dtype.element_ty)) + first)[:, None]
+    out = (tl.load(own + weights, mask=exists, other=0).to(tl.pointer_type(like.dtype.element_ty)) + first)[:, None]
     longest = tl.max(tl.load(length + row, mask=exists, other=0), axis=0)
     number = tl.maximum(tl.load(length + row, mask=exists, other=1), 1)
     total = tl.zeros([FILTERS], dtype=tl.float32)
@@ -155,10 +154,9 @@ def _standardize_backward(
     count = tl.load(length + row, mask=exists, other=0)[:, None]
     own = addresses + tl.load(weight_of + row, mask=exists, other=0)
     first = tl.load(offset + row, mask=exists, other=0)
-    pointer = tl.pointer_type(like.dtype.element_ty)
-    upstream = (tl.load(own, mask=exists, other=0).to(pointer) + first)[:, None]
-    out = (tl.load(own + weights, mask=exists, other=0).to(pointer) + first)[:, None]
-    gradient = (tl.load(own + 2 * weights, mask=exists, other=0).to(pointer) + first)[:, None]
+    upstream = (tl.load(own, mask=exists, other=0).to(tl.pointer_type(like.dtype.element_ty)) + first)[:, None]
+    out = (tl.load(own + weights, mask=exists, other=0).to(tl.pointer_type(like.dtype.element_ty)) + first)[:, None]
+    gradient = (tl.load(own + 2 * weights, mask=exists, other=0).to(tl.pointer_type(like.dtype.element_ty)) + first)[:, None]
     longest = tl.max(tl.load(length + row, mask=exists, other=0), axis=0)
     number = tl.maximum(tl.load(length + row, mask=exists, other=1), 1)
     sum_up = tl.zeros([FILTERS], dtype=tl.float32)

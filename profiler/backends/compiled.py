@@ -39,7 +39,7 @@ class CompiledBackend(EagerBackend):
         if device.kind == "cuda" and not _has_triton():
             raise BackendUnavailableError(f"torch.compile needs Triton for {device.name}: pip install triton")
         self.name = "compile"
-        self.version = f"{torch.__version__} inductor"
+        self.version = f"{torch_version(device)} inductor"
 
     def prepare(self, module: nn.Module, inputs: Sequence[Tensor], precision: str = "fp32") -> "CompiledSession":
         """Compile a copy of a module on the device; see :meth:`profiler.backends.base.Backend.prepare`."""

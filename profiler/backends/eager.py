@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from kernels.dispatch import choice
 from profiler.backends.base import Session, check_precision, typed_copy
 from profiler.devices import Device
 from profiler.timing import CudaTimer, Timer, WallTimer
 
-__all__ = ["EagerBackend", "EagerSession"]
+__all__ = ["EagerBackend", "EagerSession", "torch_version"]
 
 
 class EagerBackend:
@@ -22,7 +23,7 @@ class EagerBackend:
 
     def __init__(self, device: Device, threads: int) -> None:
         self.name = "eager"
-        self.version = str(torch.__version__)
+        self.version = torch_version(device)
         self.precisions: tuple[str, ...] = ("fp32", "fp16", "bf16") if device.kind == "cuda" else ("fp32", "bf16")
         self.device = device
         self.threads = threads
@@ -46,6 +47,12 @@ class EagerBackend:
     ) -> list[Callable[[], Session]]:
         """One at a time: there is nothing to share."""
         return [partial(self.prepare, module, inputs, precision) for module, inputs in items]
+
+
+def torch_version(device: Device) -> str:
+    """PyTorch's version, and whether our kernels take the place of its operators: then it is timed as another one."""
+    kernels = device.kind == "cuda" and choice() == "triton"
+    return f"{torch.__version__}{' with our kernels' if kernels else ''}"
 
 
 class EagerSession:
