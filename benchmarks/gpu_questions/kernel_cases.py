@@ -73,7 +73,7 @@ def norm_shapes(architecture: str, batch: int) -> list[NormShape]:
 def norm_cases(place: torch.device, *, quick: bool) -> Iterator[Case]:
     """GroupNorm with addition and ReLU: the shapes of the nano, the small and the paper's ResNet-50 detector."""
     if quick:
-        shapes = norm_shapes("basicblock_4_1-2+fpn_2-3_8+norpn+retina_8_1+64x64", 2)[:3]
+        shapes = norm_shapes("basicblock_8_1-2+fpn_2-3_8+norpn+retina_8_1+64x64", 2)[:3]
         dtypes, layouts = [torch.float32], [torch.contiguous_format, torch.channels_last]
     else:
         paper, small = norm_shapes(PAPER_BASELINE, 4), norm_shapes(SMALL_BASELINE, 16)
@@ -164,7 +164,7 @@ def _eager_norm(
 
 def standardization_cases(place: torch.device, *, quick: bool) -> Iterator[Case]:
     """All filters of a detector."""
-    nano = "basicblock_4_1-2+fpn_2-3_8+norpn+retina_8_1+64x64"
+    nano = "basicblock_8_1-2+fpn_2-3_8+norpn+retina_8_1+64x64"
     for architecture in [nano] if quick else [NANO_BASELINE, SMALL_BASELINE, PAPER_BASELINE]:
         detector = build_detector(Architecture.parse(architecture), NUM_CLASSES)
         convs = [module for module in detector.modules() if isinstance(module, WSConv2d)]

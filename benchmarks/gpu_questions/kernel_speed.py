@@ -26,7 +26,7 @@ AIMS = {"kernel against eager": 2.0, "share of bandwidth": 0.7, "training step a
 """What a kernel must reach to become the default."""
 _SPAN_MS = 2.0  # runs of one turn together, so that the clock's own cost does not count
 _ROUNDS = 9
-_QUICK_MODEL = "basicblock_4_1-2+fpn_2-3_8+norpn+retina_8_1+64x64"
+_QUICK_MODEL = "basicblock_8_1-2+fpn_2-3_8+norpn+retina_8_1+64x64"
 
 
 def ask(setting: Setting, answer: Answer) -> str:

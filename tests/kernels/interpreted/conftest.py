@@ -5,5 +5,16 @@ Triton decides when it is loaded whether it interprets kernels, and PyTorch load
 """
 
 import os
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
 
 collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["*"]
+
+
+@pytest.fixture(autouse=True)
+def silent_numpy() -> Iterator[None]:
+    """The interpreter computes in NumPy, which warns of infinities and NaN where a GPU says nothing."""
+    with np.errstate(all="ignore"):
+        yield

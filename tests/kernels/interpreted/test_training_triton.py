@@ -11,7 +11,7 @@ from smnas.models.layers import standardized_together
 from smnas.models.target import Target
 from smnas.space.architecture import Architecture
 
-STEPS = 30
+STEPS = 40
 
 
 def pictures() -> tuple[Tensor, list[Target]]:
@@ -43,13 +43,13 @@ def train(architecture: str, kernels: Choice, steps: int) -> tuple[list[float], 
             loss.backward()
             torch.nn.utils.clip_grad_norm_(detector.parameters(), 10.0)
             optimizer.step()
-            losses.append(float(loss))
+            losses.append(loss.item())
     return losses, detector.state_dict()
 
 
 def test_a_detector_ends_where_it_does_without_them() -> None:
     # no random choice of proposals, whose border a rounding error could cross
-    architecture = "basicblock_4_1-2+fpn_2-3_8+norpn+retina_8_1+64x64"
+    architecture = "basicblock_8_1-2+fpn_2-3_8+norpn+retina_8_1+64x64"
     with_kernels, with_weights = train(architecture, "triton", STEPS)
     without, without_weights = train(architecture, "torch", STEPS)
     assert without[-1] < 0.8 * without[0]  # it learns, or equal losses would say little
@@ -62,8 +62,8 @@ def test_a_detector_ends_where_it_does_without_them() -> None:
 
 def test_one_step_of_every_kind_of_block() -> None:
     for architecture in (
-        "bottleneck_4_1-2+fpn_2-3_8+rpn+rcnn_16+64x64",
-        "inverted_4_1-2+fpn_2-3_8+norpn+fcos_8_1+64x64",
+        "bottleneck_8_1-2+fpn_2-3_8+rpn+rcnn_16+64x64",
+        "inverted_8_1-2+fpn_2-3_8+norpn+fcos_8_1+64x64",
     ):
         with_kernels, _ = train(architecture, "triton", 1)
         without, _ = train(architecture, "torch", 1)

@@ -1,0 +1,129 @@
+"""The kernels compile to machine code for GPUs that are not here, as they are launched for maps of real sizes.
+
+The interpreter knows no types, layouts or registers, so that what runs there may still be refused by the compiler.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("needs Triton, which this PyTorch comes without", allow_module_level=True)
+
+CAPABILITIES = (80, 90)
+_TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
+_TYPES |= {torch.int32: "*i32", torch.int64: "*i64"}
+
+
+class Recorder:
+    """Stands in for a kernel and notes how it is launched."""
+
+    def __init__(self, kernel: Any, launches: list[tuple[Any, tuple[Any, ...], dict[str, Any]]]) -> None:
+        self.kernel = kernel
+        self.launches = launches
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        assert all(size >= 1 for size in grid)
+        assert all(size < 65536 for size in grid[1:])
+        return lambda *arguments, **settings: self.launches.append((self.kernel, arguments, settings))
+
+
+def record(module: ModuleType, run: Callable[[], object]) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
+    from triton.runtime import JITFunction
+
+    launches: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in vars(module).items():
+            if isinstance(value, JITFunction):
+                patch.setattr(module, name, Recorder(value, launches))
+        run()
+    return launches
+
+
+def compile_launch(kernel: Any, arguments: tuple[Any, ...], settings: dict[str, Any], capability: int) -> bytes:
+    """As Triton does at a launch: types of the arguments, 1 as a constant, and what is divisible by 16."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    options = {name: settings[name] for name in ("num_warps",) if name in settings}
+    constants: dict[str, Any] = {name: value for name, value in settings.items() if name not in options}
+    signature, attributes = {}, {}
+    for position, (name, value) in enumerate(zip(kernel.arg_names, arguments, strict=False)):
+        if isinstance(value, Tensor):
+            signature[name] = _TYPES[value.dtype]
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+        elif value == 1:
+            signature[name], constants[name] = "constexpr", 1
+        else:
+            signature[name] = "i32"
+        if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
+            attributes[(position,)] = [["tt.divisibility", 16]]
+    signature |= {name: "constexpr" for name in constants}
+    assert list(signature) == list(kernel.arg_names)
+    source = ASTSource(kernel, signature, constants, attributes)
+    binary: bytes = triton.compile(source, GPUTarget("cuda", capability, 32), options).asm["cubin"]
+    return binary
+
+
+def launches_of_group_norm(
+    shape: tuple[int, ...], groups: int, dtype: torch.dtype, *, last: bool, residual: bool
+) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
+    from kernels.triton import group_norm
+
+    x = torch.empty(shape, dtype=dtype)
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    weight, bias = torch.empty(2, shape[1])
+    statistics = torch.empty(2, shape[0], groups)
+
+    def run() -> None:
+        group_norm.forward(x, x if residual else None, weight, bias, groups, 1e-5, True)
+        group_norm.backward(x, x, x if residual else None, weight, bias, *statistics, True, residual)
+
+    return record(group_norm, run)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("shape", "groups", "dtype", "last", "residual", "count"),
+    [
+        ((4, 256, 200, 200), 32, torch.bfloat16, True, True, 6),  # C2 of a ResNet-50 at 800x800: in tiles
+        ((16, 64, 128, 128), 32, torch.float32, False, False, 6),
+        ((8, 64, 8, 8), 8, torch.float16, False, True, 2),  # small maps: whole groups
+        ((2, 30, 5, 7), 10, torch.float32, True, False, 2),
+    ],
+)
+def test_group_norm(
+    shape: tuple[int, ...], groups: int, dtype: torch.dtype, last: bool, residual: bool, count: int
+) -> None:
+    launches = launches_of_group_norm(shape, groups, dtype, last=last, residual=residual)
+    assert len(launches) == count
+    for launch in launches:
+        for capability in CAPABILITIES if dtype is torch.bfloat16 else CAPABILITIES[:1]:
+            assert len(compile_launch(*launch, capability)) > 1000
+
+
+def test_weight_standardization() -> None:
+    from kernels.triton import weight_standardization as kernel
+
+    weights = [torch.ones(64, 3, 3, 3), torch.ones(64, 64, 3, 3)]
+
+    def run() -> None:
+        out, rstd = kernel.forward(weights, 1e-5)
+        kernel.backward(weights, out, rstd)
+
+    launches = record(kernel, run)
+    assert len(launches) == 2
+    for launch in launches:
+        assert len(compile_launch(*launch, 80)) > 1000
