@@ -3,9 +3,9 @@
     python benchmarks/gpu.py --out DIR [--data COCO_FOLDER] [--device cuda|cpu] [--quick]
 
 Each question runs in a process of its own under a time limit, its share of what is left of the whole, so that one that
-fails, hangs or breaks the GPU's context costs the others nothing. What it found, however it ended, becomes ``DIR/<question>-<backend>-<precision>-<torch>-
-<device>.json``; ``failed`` and ``skipped`` there say what is missing, in one line. The project must be installed
-(``pip install --no-deps --no-build-isolation --editable .`` needs no network).
+fails, hangs or breaks the GPU's context costs the others nothing. What it found, however it ended, becomes
+``DIR/<question>-<backend>-<precision>-<torch>-<device>.json``; ``failed`` and ``skipped`` there say what is missing, in
+one line. The project must be installed (``pip install --no-deps --no-build-isolation --editable .`` needs no network).
 """
 
 import argparse

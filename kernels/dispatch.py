@@ -11,13 +11,13 @@ the same whatever was chosen.
 import importlib.util
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-__all__ = ["VARIABLE", "Choice", "choice", "interpreted", "runs_triton", "use"]
+__all__ = ["VARIABLE", "Choice", "choice", "interpreted", "on_device_of", "runs_triton", "use"]
 
 Choice = Literal["torch", "triton"]
 """Who computes what has a kernel."""
@@ -82,3 +82,8 @@ def interpreted() -> bool:
     ``TRITON_INTERPRET=1`` must be in the environment before Triton is loaded, by whatever part of PyTorch.
     """
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
+    """Launch there: Triton takes the current device, wherever the tensors are."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from gpu_questions.record import NANO_BASELINE, NUM_CLASSES, SMALL_BASELINE, Answer, Setting, one_line
 from kernels.dispatch import Choice, use
-from profiler.timing import median_interval
 from smnas.data.scene import draw_scene, render
 from smnas.models.build import build_detector
 from smnas.models.layers import NormKind
@@ -206,9 +205,9 @@ def _time_variants(
             answer.add("rows", {**head, "failed": failed[name]})
             parts.append(f"{name} failed")
             continue
-        pictures = batch_size * steps
+        shown = batch_size * steps
         row: dict[str, Any] = {**head, "batch": batch_size, "steps_a_round": steps, "seconds": seconds[name]}
-        row |= {"images_per_s": interval([pictures / took for took in seconds[name]])}
+        row |= {"images_per_s": interval([shown / took for took in seconds[name]])}
         if base not in failed:
             pairs = zip(seconds[base], seconds[name], strict=True)
             row["speed_against_fp32_contiguous"] = interval([slow / fast for slow, fast in pairs])
@@ -220,7 +219,7 @@ def _time_variants(
 
 
 def interval(values: list[float]) -> dict[str, float]:
-    low, high = medianinterval(values)
+    low, high = median_interval(values)
     return {"median": statistics.median(values), "low": low, "high": high}
 
 

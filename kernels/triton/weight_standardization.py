@@ -156,7 +156,9 @@ def _standardize_backward(
     first = tl.load(offset + row, mask=exists, other=0)
     upstream = (tl.load(own, mask=exists, other=0).to(tl.pointer_type(like.dtype.element_ty)) + first)[:, None]
     out = (tl.load(own + weights, mask=exists, other=0).to(tl.pointer_type(like.dtype.element_ty)) + first)[:, None]
-    gradient = (tl.load(own + 2 * weights, mask=exists, other=0).to(tl.pointer_type(like.dtype.element_ty)) + first)[:, None]
+    gradient = (tl.load(own + 2 * weights, mask=exists, other=0).to(tl.pointer_type(like.dtype.element_ty)) + first)[
+        :, None
+    ]
     longest = tl.max(tl.load(length + row, mask=exists, other=0), axis=0)
     number = tl.maximum(tl.load(length + row, mask=exists, other=1), 1)
     sum_up = tl.zeros([FILTERS], dtype=tl.float32)

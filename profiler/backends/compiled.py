@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from profiler.backends.base import check_precision, typed_copy
-from profiler.backends.eager import EagerBackend, EagerSession
+from profiler.backends.eager import EagerBackend, EagerSession, torch_version
 from profiler.devices import Device
 from profiler.errors import BackendUnavailableError
 

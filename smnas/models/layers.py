@@ -111,7 +111,7 @@ class BatchNorm(nn.BatchNorm2d):
 
     def extra_repr(self) -> str:
         """What ``repr`` shows."""
-        return f"{super().extra_repr()}, relu={self.relu}"
+        return f"{super().extra_repr()}, relu={self.relu}"  # type: ignore[no-untyped-call]
 
 
 def conv2d(

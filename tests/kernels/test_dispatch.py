@@ -61,8 +61,6 @@ def test_only_tensors_on_cuda_of_three_types_go_through_kernels(monkeypatch: pyt
 def test_kernels_without_triton_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     there: Any = OnCuda()
     find = importlib.util.find_spec
-    monkeypatch.setattr(
-        dispatch.importlib.util, "find_spec", lambda name: None if name == "triton" else find(name)
-    )
+    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None if name == "triton" else find(name))
     with use("triton"), pytest.raises(ImportError, match="pip install triton"):
         runs_triton(there)

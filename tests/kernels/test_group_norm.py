@@ -1,4 +1,4 @@
-"""GroupNorm with what follows it: the reference against PyTorch, the operators' declarations, compiling and exporting."""
+"""GroupNorm with what follows it: the reference against PyTorch, declarations, compiling and exporting."""
 
 from typing import Any
 
@@ -93,9 +93,7 @@ def test_the_operators_of_group_norm_declare_themselves_correctly(residual: bool
     torch.library.opcheck(GROUP_NORM, (x, added if residual else None, weight, bias, 3, 1e-5, True))
     y, mean, rstd = (one.detach() for one in GROUP_NORM(x, added, weight, bias, 3, 1e-5, True))
     detached = [one.detach() for one in (x, x, y, weight, bias)]
-    torch.library.opcheck(
-        torch.ops.smnas.group_norm_relu_backward.default, (*detached, mean, rstd, True, residual)
-    )
+    torch.library.opcheck(torch.ops.smnas.group_norm_relu_backward.default, (*detached, mean, rstd, True, residual))
 
 
 def weights() -> list[Tensor]:

@@ -66,7 +66,7 @@ def compile_launch(kernel: Any, arguments: tuple[Any, ...], settings: dict[str, 
             signature[name] = "i32"
         if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
             attributes[(position,)] = [["tt.divisibility", 16]]
-    signature |= {name: "constexpr" for name in constants}
+    signature |= dict.fromkeys(constants, "constexpr")
     assert list(signature) == list(kernel.arg_names)
     source = ASTSource(kernel, signature, constants, attributes)
     binary: bytes = triton.compile(source, GPUTarget("cuda", capability, 32), options).asm["cubin"]

@@ -11,7 +11,7 @@ from smnas.models.layers import standardized_together
 from smnas.models.target import Target
 from smnas.space.architecture import Architecture
 
-STEPS = 40
+STEPS = 25
 
 
 def pictures() -> tuple[Tensor, list[Target]]:
