@@ -30,7 +30,7 @@ class Launch:
 
 def launch() -> Launch:
     """How filters are spread over programs: the same for every network."""
-    return Launch(512, 1024, 4) if interpreted() else Launch(4, 512, 4)
+    return Launch(256, 128, 4) if interpreted() else Launch(4, 512, 4)
 
 
 def forward(weights: Sequence[Tensor], eps: float, shape: Launch | None = None) -> tuple[list[Tensor], Tensor]:
