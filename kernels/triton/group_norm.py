@@ -49,7 +49,9 @@ def launch(batch: int, channels: int, groups: int, cells: int, *, channels_last:
     group_channels, group_cells = (triton.next_power_of_2(n) for n in (channels // groups, cells))
     group = group_channels * group_cells
     whole, tile = (_INTERPRETED, _INTERPRETED) if interpreted() else (_WHOLE, _TILE)
-    if group <= whole:
+    # a few channels of every cell would be read in pieces smaller than what memory hands out
+    scattered = channels_last and group_channels < 8 and cells > 256
+    if group <= whole and (interpreted() or not scattered):
         rows = max(1, min(triton.next_power_of_2(batch * groups), tile // group))
         return Launch(True, rows, group_channels, group_cells, _warps(rows * group))
     if channels_last:
@@ -101,6 +103,7 @@ def forward(
             *(x, added, weight, bias, y, mean, rstd, batch * groups, groups, group_channels, cells, *strides, eps),
             RELU=relu,
             RESIDUAL=residual is not None,
+            EVEN=group_channels == plan.channels,
             ROWS=plan.rows,
             CHANNELS=plan.channels,
             CELLS=plan.cells,
@@ -169,6 +172,7 @@ def backward(
             *(batch * groups, groups, group_channels, cells, *strides),
             **what,
             RESIDUAL=residual,
+            EVEN=group_channels == plan.channels,
             ROWS=plan.rows,
             CHANNELS=plan.channels,
             CELLS=plan.cells,
@@ -222,6 +226,7 @@ def _forward_whole(
     eps,
     RELU: tl.constexpr,
     RESIDUAL: tl.constexpr,
+    EVEN: tl.constexpr,
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
     CELLS: tl.constexpr,
@@ -229,9 +234,13 @@ def _forward_whole(
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     c = tl.arange(0, CHANNELS)
     s = tl.arange(0, CELLS)
-    channel = (row % groups)[:, None] * group_channels + c[None, :]
-    is_channel = (row < rows)[:, None] & (c < group_channels)[None, :]
+    # where no channel is masked the compiler may read several at once
+    width = CHANNELS if EVEN else group_channels
+    channel = (row % groups)[:, None] * width + c[None, :]
+    is_channel = (row < rows)[:, None] & (c < width)[None, :]
     inside = is_channel[:, :, None] & (s < cells)[None, None, :]
+    if EVEN:
+        inside = (row < rows)[:, None, None] & (s < cells)[None, None, :]
     picture = (row // groups).to(tl.int64) * stride_b
     at = picture[:, None, None] + channel[:, :, None] * stride_c + s[None, None, :] * stride_s
     value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
@@ -275,6 +284,7 @@ def _backward_whole(
     RELU: tl.constexpr,
     SAVED: tl.constexpr,
     RESIDUAL: tl.constexpr,
+    EVEN: tl.constexpr,
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
     CELLS: tl.constexpr,
@@ -282,9 +292,13 @@ def _backward_whole(
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     c = tl.arange(0, CHANNELS)
     s = tl.arange(0, CELLS)
-    channel = (row % groups)[:, None] * group_channels + c[None, :]
-    is_channel = (row < rows)[:, None] & (c < group_channels)[None, :]
+    # where no channel is masked the compiler may read several at once
+    width = CHANNELS if EVEN else group_channels
+    channel = (row % groups)[:, None] * width + c[None, :]
+    is_channel = (row < rows)[:, None] & (c < width)[None, :]
     inside = is_channel[:, :, None] & (s < cells)[None, None, :]
+    if EVEN:
+        inside = (row < rows)[:, None, None] & (s < cells)[None, None, :]
     picture = (row // groups).to(tl.int64) * stride_b
     at = picture[:, None, None] + channel[:, :, None] * stride_c + s[None, None, :] * stride_s
     middle = tl.load(mean + row, mask=row < rows, other=0.0)[:, None, None]

@@ -46,6 +46,22 @@ def test_what_reads_videos(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert "pip install 'smnas[video]'" in out
 
 
+def test_who_computes_what_has_a_kernel(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("SMNAS_KERNELS", raising=False)
+    assert doctor.examine()["kernels"]["chosen"] == "torch"
+    assert run(application("doctor"), "smnas-doctor", ["--quiet"]) == 0
+    assert "off, PyTorch's operators everywhere (SMNAS_KERNELS=triton turns them on)" in capsys.readouterr().out
+    monkeypatch.setenv("SMNAS_KERNELS", "triton")
+    assert doctor.examine()["kernels"]["triton"] == version("triton")
+    assert run(application("doctor"), "smnas-doctor", ["--quiet"]) == 0
+    assert "ours on CUDA devices, PyTorch's operators elsewhere; Triton" in capsys.readouterr().out
+    monkeypatch.setenv("SMNAS_KERNELS", "cuda")
+    assert run(application("doctor"), "smnas-doctor", ["--quiet"]) == 2
+    assert capsys.readouterr().err == "error: SMNAS_KERNELS must be one of torch, triton, but got 'cuda'\n"
+
+
 def test_a_distribution_that_takes_the_name_of_ours_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
