@@ -33,7 +33,7 @@ def test_text_names_what_is_missing_with_its_fix(capsys: pytest.CaptureFixture[s
     assert run(application("doctor"), "smnas-doctor", ["--quiet"]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
-    assert f"torch   {torch.__version__}" in captured.out
+    assert f"torch    {torch.__version__}, torchvision" in captured.out
     missing = [row for row in doctor.examine()["backends"] if not row["available"]]
     assert all(f"missing: {row['name']} on {row['device']}: {row['reason']}" in captured.out for row in missing)
 
@@ -46,9 +46,7 @@ def test_what_reads_videos(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert "pip install 'smnas[video]'" in out
 
 
-def test_who_computes_what_has_a_kernel(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_who_computes_what_has_a_kernel(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv("SMNAS_KERNELS", raising=False)
     assert doctor.examine()["kernels"]["chosen"] == "torch"
     assert run(application("doctor"), "smnas-doctor", ["--quiet"]) == 0
