@@ -1,7 +1,7 @@
 """Does an exported file find what its checkpoint finds, and what does each precision cost in AP and time?
 
-Of every checkpoint: the ONNX file in fp32, fp16 and int8, and one TensorRT-RTX engine for four compute capabilities,
-with AP on all pictures of a data set, how many detections differ from PyTorch's, and the processor time in ONNX Runtime
+Of every checkpoint: the ONNX file in fp32, fp16 and int8, and TensorRT-RTX engines in fp16 and int8, each for four
+compute capabilities, with AP on all pictures of a data set, how many detections differ from PyTorch's, and the processor time in ONNX Runtime
 in turns. The figures of an engine are of its graph: nothing here needs a GPU. The detectors of every head have learnt
 16 of the 48 pictures by heart, so that there is an AP to lose.
 
@@ -85,7 +85,7 @@ def ask(checkpoint: Path, data: Path, out: Path, rounds: int) -> dict[str, Any]:
     calibration = [train.image(index) for index in range(min(len(train), CALIBRATED))]
     row: dict[str, Any] = {}
     files = {}
-    for name in (*PRECISIONS, "engine-fp16"):
+    for name in (*PRECISIONS, "engine-fp16", "engine-int8"):
         precision = name.removeprefix("engine-")
         engine = name != precision
         path = out / f"{precision}.{'engine' if engine else 'onnx'}"

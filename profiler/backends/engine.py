@@ -202,7 +202,9 @@ class Engine:
             raise EngineRefusedError(f"a CUDA graph needs a CUDA device, but got {self._device}")
         can_be = getattr(self._context, "is_stream_capturable", None)
         if can_be is not None and not can_be(self._stream.cuda_stream):
-            raise EngineRefusedError("the engine can not be a CUDA graph: its module says that a run must wait for the GPU")
+            raise EngineRefusedError(
+                "the engine can not be a CUDA graph: its module says that a run must wait for the GPU"
+            )
         try:
             graph, _ = record(self._start, self._device)
         except RuntimeError as error:
