@@ -160,20 +160,21 @@ def main() -> None:
     asked = parser.parse_args()
     data = all_in_val(asked.data, asked.out / "data")
     val = CocoFolder(data).split("val")
+    found: dict[str, Any] = {
+        "pictures": len(val),
+        "objects": sum(len(val.boxes(index)[0]) for index in range(len(val))),
+        "workers": asked.workers,
+        "detectors": [],
+    }
+    question = " ".join((__doc__ or "").split("\n\n")[0].split())
     with ProcessPoolExecutor(asked.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         jobs = [
             pool.submit(ask, checkpoint, data, asked.out / str(number), asked.rounds, not asked.no_engines)
             for number, checkpoint in enumerate(asked.checkpoints)
         ]
-        rows = [job.result() for job in jobs]
-    found = {
-        "pictures": len(val),
-        "objects": sum(len(val.boxes(index)[0]) for index in range(len(val))),
-        "workers": asked.workers,
-        "detectors": rows,
-    }
-    question = " ".join((__doc__ or "").split("\n\n")[0].split())
-    keep_answer("exported-precision", question, found, backend="onnxruntime", precision="mixed")
+        for job in jobs:
+            found["detectors"].append(job.result())
+            keep_answer("exported-precision", question, found, backend="onnxruntime", precision="mixed")
 
 
 if __name__ == "__main__":
