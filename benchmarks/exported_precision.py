@@ -1,13 +1,13 @@
 """Does an exported file find what its checkpoint finds, and what does each precision cost in AP and time?
 
-Of every checkpoint: the ONNX file in fp32, fp16 and int8, and one TensorRT-RTX engine for four compute capabilities,
-with AP on all pictures of a data set, how many detections differ from PyTorch's, and the processor time in ONNX Runtime
-in turns. The figures of an engine are of its graph: nothing here needs a GPU. The detectors of every head have learnt
-16 of the 48 pictures by heart, so that there is an AP to lose.
+Of every checkpoint: the ONNX file in fp32, fp16 and int8, and TensorRT-RTX engines in fp16 and int8, each for four
+compute capabilities, with AP on all pictures of a data set, how many detections differ from PyTorch's, and the
+processor time in ONNX Runtime in turns. The figures of an engine are of its graph: nothing here needs a GPU. The
+detectors of every head have learnt 16 of the 48 pictures by heart, so that there is an AP to lose.
 
     python benchmarks/overfit.py --data ../shared/data/aquarium-mini --out runs/overfit
     python benchmarks/exported_precision.py --data ../shared/data/aquarium-mini --out runs/exported \
-        runs/overfit/*/checkpoint.pt
+        runs/overfit/*/checkpoint.pt        # --no-engines is several times as fast
 """
 
 import argparse
@@ -16,22 +16,35 @@ import json
 import multiprocessing
 import shutil
 import statistics
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from answers import keep_answer, processor_ms
+from numpy.typing import NDArray
 
 from profiler.backends import get_backend
 from profiler.backends.onnxruntime import OnnxRuntimeSession
-from smnas.data.coco import CocoFolder
+from smnas.data.coco import CocoFolder, DetectionDataset
 from smnas.deploy.agreement import Agreement
 from smnas.deploy.export import ExportReport, canvases, export_detector
-from smnas.deploy.graph import INPUT_NAME
+from smnas.deploy.graph import (
+    INPUT_NAME,
+    OUTPUT_NAMES,
+    detector_graph,
+    fragile_modules,
+    in_precision,
+    prediction_layers,
+)
+from smnas.evaluation.predict import DetectionArrays, evaluate
+from smnas.training.checkpoint import load_detector_checkpoint
 
 CAPABILITIES = ("7.5", "8.6", "8.9", "12.0")
 PRECISIONS = ("fp32", "fp16", "int8")
 CALIBRATED = 32
+Pictures = Sequence[NDArray[np.uint8]]
 
 
 def all_in_val(source: Path, out: Path) -> Path:
@@ -77,7 +90,23 @@ def agreement(found: Agreement) -> dict[str, float]:
     return {**vars(found), "holds": found.holds}
 
 
-def ask(checkpoint: Path, data: Path, out: Path, rounds: int) -> dict[str, Any]:
+def eight_bit_engine_graph(checkpoint: Path, val: DetectionDataset, calibration: Pictures) -> dict[str, float]:
+    """AP of the graph that an int8 engine would be made of: with maps as TensorRT takes them."""
+    detector, _ = load_detector_checkpoint(checkpoint)
+    width, height = detector.input_size
+    kept = fragile_modules(detector) + prediction_layers(detector)
+    images = canvases(calibration, width, height)
+    graph = in_precision(detector_graph(detector, "native"), "int8", kept, calibration=images, symmetric=True)
+    session = importlib.import_module("onnxruntime").InferenceSession(
+        graph.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    found = evaluate(
+        lambda canvas: DetectionArrays(*session.run(OUTPUT_NAMES, {INPUT_NAME: canvas})), val, width, height, 1
+    )
+    return {"ap": found.ap, "ap50": found.ap50}
+
+
+def ask(checkpoint: Path, data: Path, out: Path, rounds: int, engines: bool) -> dict[str, Any]:
     """Every export of one checkpoint."""
     folder = CocoFolder(data)
     val, train = folder.split("val"), folder.split("train")
@@ -85,7 +114,7 @@ def ask(checkpoint: Path, data: Path, out: Path, rounds: int) -> dict[str, Any]:
     calibration = [train.image(index) for index in range(min(len(train), CALIBRATED))]
     row: dict[str, Any] = {}
     files = {}
-    for name in (*PRECISIONS, "engine-fp16"):
+    for name in (*PRECISIONS, *(("engine-fp16", "engine-int8") if engines else ())):
         precision = name.removeprefix("engine-")
         engine = name != precision
         path = out / f"{precision}.{'engine' if engine else 'onnx'}"
@@ -105,6 +134,8 @@ def ask(checkpoint: Path, data: Path, out: Path, rounds: int) -> dict[str, Any]:
         print(row["architecture"], name, report.agreement, report.rounding, report.accuracy, sep="\n  ", flush=True)
         if not engine:
             files[name] = (path, canvases(pictures[:1], report.metadata.input_width, report.metadata.input_height))
+    row["int8_graph_for_engines"] = eight_bit_engine_graph(checkpoint, val, calibration)
+    print("  int8 for engines", row["int8_graph_for_engines"], flush=True)
     backend: Any = get_backend("onnxruntime")
     runtime = importlib.import_module("onnxruntime")
     sessions = {
@@ -125,23 +156,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the exported files")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=1, help="checkpoints at a time")
+    parser.add_argument("--no-engines", action="store_true", help="ONNX files only")
     asked = parser.parse_args()
     data = all_in_val(asked.data, asked.out / "data")
     val = CocoFolder(data).split("val")
-    with ProcessPoolExecutor(asked.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        jobs = [
-            pool.submit(ask, checkpoint, data, asked.out / str(number), asked.rounds)
-            for number, checkpoint in enumerate(asked.checkpoints)
-        ]
-        rows = [job.result() for job in jobs]
-    found = {
+    found: dict[str, Any] = {
         "pictures": len(val),
         "objects": sum(len(val.boxes(index)[0]) for index in range(len(val))),
         "workers": asked.workers,
-        "detectors": rows,
+        "detectors": [],
     }
     question = " ".join((__doc__ or "").split("\n\n")[0].split())
-    keep_answer("exported-precision", question, found, backend="onnxruntime", precision="mixed")
+    with ProcessPoolExecutor(asked.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        jobs = [
+            pool.submit(ask, checkpoint, data, asked.out / str(number), asked.rounds, not asked.no_engines)
+            for number, checkpoint in enumerate(asked.checkpoints)
+        ]
+        for job in jobs:
+            found["detectors"].append(job.result())
+            keep_answer("exported-precision", question, found, backend="onnxruntime", precision="mixed")
 
 
 if __name__ == "__main__":

@@ -1,20 +1,26 @@
-"""Does a detector find the same when large JPEG files are decoded at a fraction of their size (`--quick-decode`)?
+"""Does a detector find the same when large pictures are read or resized in cheaper ways?
 
 A detector that has learned a small data set by heart looks at its own pictures, enlarged to photographs with a sensor's
-noise: decoded whole, decoded quickly, and as a control decoded whole from a copy that was saved once more at quality
-92. The margin is how many pixels a side the smaller picture keeps for one of the canvas; 4 is the least that
-`--quick-decode` takes.
+noise: decoded whole and resized in one step, and otherwise.
 
-    smnas train --arch basicblock_16_1-21-21+fpn_2-4_48+rpn+rcnn_128+128x128 --epochs 200 \
-        --data ../shared/data/aquarium-mini --out runs/by-heart
-    python benchmarks/quick_decode.py --model runs/by-heart/checkpoint.pt --data ../shared/data/aquarium-mini
+- `gap_4` and others: whole squares are averaged first, so that as many pixels a side are left for one of the canvas. 4
+  is what every picture is resized by.
+- `margin_4` and others: JPEG files decoded at a fraction of their size (`--quick-decode`), so that as many pixels are
+  left; 4 is the least that is taken.
+- As controls: a copy that was saved once more at quality 92, and canvases of which one value in ten or in a hundred is a
+  gray level off.
+
+    python benchmarks/overfit.py --data ../shared/data/aquarium-mini --out runs/overfit
+    python benchmarks/quick_decode.py --model runs/overfit/rcnn/checkpoint.pt --data runs/overfit/data
 """
 
 import argparse
 import io
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +29,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from smnas.data import image as image_module
+from smnas.data import letterbox as letterbox_module
 from smnas.data.coco import CocoFolder, DetectionDataset
 from smnas.data.image import Decoded, decode
 from smnas.data.letterbox import letterbox
@@ -60,18 +67,37 @@ def quickly(model: Model, margin: int) -> Decode:
     return run
 
 
-def look(model: Model, paths: list[Path], decode_one: Decode) -> tuple[Seen, list[int]]:
-    """Canvases, detections in pixels of the pictures before they were enlarged, and by what decoding reduced them."""
+def look(
+    model: Model, paths: list[Path], decode_one: Decode = decode, gap: float | None = None, noise: float = 0.0
+) -> tuple[Seen, dict[str, object]]:
+    """Canvases, detections in pixels of the pictures before they were enlarged, and what was done to the pictures.
+
+    Args:
+        model: The detector.
+        paths: Photographs.
+        decode_one: How they are decoded.
+        gap: How they are resized.
+        noise: Share of the canvas's values that are a gray level off.
+    """
     canvases, found, reductions = [], [], []
+    letterbox_module._GAP = gap
+    rng = np.random.default_rng(0)
+    resize_s = 0.0
     for path in paths:
         decoded = decode_one(path)
+        decoded.picture.load()
+        began = time.process_time()
         canvas, scale = letterbox(decoded.picture, *model.input_size)
+        resize_s += time.process_time() - began
+        off = rng.choice([-1, 1], canvas.shape) * (rng.random(canvas.shape) < noise)
+        canvas = (canvas + off).clip(0, 255).astype(np.uint8)
         size = (decoded.size[0] // ENLARGED, decoded.size[1] // ENLARGED)
         arrays = model(np.ascontiguousarray(canvas.transpose(2, 0, 1))[None])
         canvases.append(canvas)
         found.append(named_detections(model, arrays, 0, scale / decoded.reduction * ENLARGED, size, 0.0))
         reductions.append(decoded.reduction)
-    return (np.stack(canvases), found), sorted(set(reductions))
+    facts = {"reductions": sorted(set(reductions)), "resize_processor_ms": resize_s / len(paths) * 1e3}
+    return (np.stack(canvases), found), facts
 
 
 def ap(split: DetectionDataset, found: list[tuple[Detection, ...]]) -> dict[str, float]:
@@ -123,14 +149,23 @@ def main() -> None:
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         paths = [photograph(split.image(i), Path(folder) / split.path(i).name, rng) for i in range(len(split))]
-        whole, _ = look(model, paths, decode)
-        answer: dict[str, object] = {"architecture": model.metadata.architecture, "whole": ap(split, whole[1])}
-        ways = {"saved_again": saved_again} | {f"margin_{margin}": quickly(model, margin) for margin in (8, 4, 2)}
+        whole, facts = look(model, paths)
+        answer: dict[str, object] = {
+            "architecture": model.metadata.architecture,
+            "whole": {**facts, **ap(split, whole[1])},
+        }
+        ways: dict[str, dict[str, Any]] = {
+            "one_level_in_a_hundred": {"noise": 0.01},
+            "one_level_in_ten": {"noise": 0.1},
+            "saved_again": {"decode_one": saved_again},
+            **{f"gap_{gap}": {"gap": float(gap)} for gap in (8, 6, 4, 3, 2)},
+            **{f"margin_{margin}": {"decode_one": quickly(model, margin), "gap": 4.0} for margin in (8, 4, 2)},
+        }
         for name, way in ways.items():
-            other, reductions = look(model, paths, way)
-            answer[name] = {"reductions": reductions, **ap(split, other[1]), **difference(whole, other)}
+            other, facts = look(model, paths, **way)
+            answer[name] = {**facts, **ap(split, other[1]), **difference(whole, other)}
             print(name, answer[name], flush=True)
-    question = "Does a detector find the same when large JPEG files are decoded at a fraction of their size?"
+    question = (__doc__ or "").partition("\n")[0]
     keep_answer("quick-decode", question, {"pictures": f"{len(split)} of 2304x3072", **answer})
 
 

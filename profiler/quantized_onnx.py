@@ -1,7 +1,9 @@
 """Eight-bit integers in an ONNX graph, after training: quantise and dequantise nodes around what multiplies.
 
-Scales are symmetric and weights have one per channel, which TensorRT asks for and ONNX Runtime takes. The ranges of
-maps come from calibration pictures, by ONNX Runtime's own quantiser.
+Weights are signed, with zero at zero and a scale for every channel. The ranges of maps come from calibration pictures,
+by ONNX Runtime's own quantiser. How maps are written depends on who computes: TensorRT takes signed integers with zero
+at zero; ONNX Runtime multiplies unsigned ones by signed weights faster than signed ones, and a zero point leaves
+maps that are never negative their whole eighth bit.
 """
 
 import tempfile
@@ -27,7 +29,7 @@ def quantized_onnx(
     calibration: Iterable[Mapping[str, NDArray[Any]]],
     nodes: Collection[str],
     *,
-    outputs: bool,
+    symmetric: bool,
 ) -> onnx.ModelProto:
     """A copy of a float32 model in which some convolutions and products read and write 8-bit integers.
 
@@ -35,8 +37,9 @@ def quantized_onnx(
         model: as :func:`profiler.export.to_onnx` returns it.
         calibration: inputs by name, from pictures as they will come.
         nodes: names of the nodes to quantise.
-        outputs: quantise their results as well. ONNX Runtime computes in integers only then; TensorRT does either way,
-            and is more accurate without.
+        symmetric: maps as TensorRT takes them, signed and with zero at zero; results stay float, which it computes in
+            integers all the same. Otherwise as ONNX Runtime computes in integers: maps are unsigned, with a zero point,
+            and results are quantised as well.
 
     Raises:
         BackendUnavailableError: ONNX Runtime is not installed.
@@ -62,7 +65,9 @@ def quantized_onnx(
     prepared = onnx.ModelProto()
     prepared.CopyFrom(model)
     prepared.metadata_props.add(**_PREPARED)
-    extra = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False}
+    extra: dict[str, Any] = {"ActivationSymmetric": symmetric, "WeightSymmetric": True, "QuantizeBias": False}
+    if symmetric:
+        extra["OpTypesToExcludeOutputQuantization"] = kinds
     with tempfile.TemporaryDirectory(prefix="smnas-int8-") as folder:
         source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         source.write_bytes(prepared.SerializeToString())
@@ -75,9 +80,9 @@ def quantized_onnx(
                 op_types_to_quantize=kinds,
                 nodes_to_quantize=sorted(nodes),
                 per_channel=True,
-                activation_type=quantization.QuantType.QInt8,
+                activation_type=quantization.QuantType.QInt8 if symmetric else quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
-                extra_options=extra if outputs else {**extra, "OpTypesToExcludeOutputQuantization": kinds},
+                extra_options=extra,
             )
         except Exception as error:
             raise ExportError(f"the graph was not quantised: {type(error).__name__}: {_first_line(error)}") from error

@@ -12,6 +12,8 @@ __all__ = ["PAD_VALUE", "fit_scale", "letterbox", "resized", "shrink", "to_origi
 
 PAD_VALUE = 114
 """The gray level of the canvas outside the picture."""
+_GAP = 4.0
+"""Pixels a side that averaging whole squares first leaves for one of the result; ``None`` resamples in one step."""
 
 
 def fit_scale(width: int, height: int, canvas_width: int, canvas_height: int) -> float:
@@ -21,6 +23,9 @@ def fit_scale(width: int, height: int, canvas_width: int, canvas_height: int) ->
 
 def resized(image: NDArray[np.uint8] | Image.Image, scale: float) -> NDArray[np.uint8]:
     """The picture times ``scale`` by antialiased bilinear resampling; sides are rounded down, at least 1 pixel.
+
+    From an eighth on whole squares are averaged first. On photographs that is three times as fast, and moves the result
+    by what one gray level in one of ten values does (``benchmarks/README.md``, ``quick-decode``).
 
     Args:
         image: ``(H, W, 3)`` ``uint8``, or an RGB image, which saves turning it into an array and back.
@@ -34,7 +39,8 @@ def resized(image: NDArray[np.uint8] | Image.Image, scale: float) -> NDArray[np.
         return image if isinstance(image, np.ndarray) else np.array(image, dtype=np.uint8)
     window = (0.0, 0.0, min(width, new_width / scale), min(height, new_height / scale))
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    return np.array(picture.resize((new_width, new_height), Image.Resampling.BILINEAR, box=window), dtype=np.uint8)
+    size, bilinear = (new_width, new_height), Image.Resampling.BILINEAR
+    return np.array(picture.resize(size, bilinear, box=window, reducing_gap=_GAP), dtype=np.uint8)
 
 
 def letterbox(image: NDArray[np.uint8] | Image.Image, width: int, height: int) -> tuple[NDArray[np.uint8], float]:

@@ -25,7 +25,7 @@ from smnas.data.scene import draw_scene, render
 from smnas.deploy.accuracy import DEFAULT_MAX_AP_DROP, Accuracy, AccuracyLossError, measure_accuracy, require_categories
 from smnas.deploy.agreement import Agreement, compare_detections
 from smnas.deploy.engine_file import EngineManifest, write_engine
-from smnas.deploy.graph import GRAPH_PRECISIONS, detector_graph, fragile_modules, in_precision
+from smnas.deploy.graph import GRAPH_PRECISIONS, detector_graph, fragile_modules, in_precision, prediction_layers
 from smnas.deploy.metadata import ModelMetadata
 from smnas.deploy.runtime import EagerDetector, OnnxDetector
 from smnas.evaluation.predict import DetectionArrays
@@ -165,9 +165,8 @@ def export_detector(
         if precision == "int8" and NO_FP32_PRODUCTS in targets:
             graph = products_as_convolutions(graph)  # before their weights are integers, and no weights any more
         calibration = canvases(calibration_images, width, height) if calibration_images else None
-        graph = in_precision(
-            graph, precision, fragile_modules(detector), calibration=calibration, integer_outputs=not kind.backend
-        )
+        kept = fragile_modules(detector) + (prediction_layers(detector) if precision == "int8" else ())
+        graph = in_precision(graph, precision, kept, calibration=calibration, symmetric=bool(kind.backend))
     if precision == "bf16":
         notes.append("bf16 was not run: ONNX Runtime has no bfloat16 convolution on a CPU")
     elif precision != "fp32" or dataset is not None:

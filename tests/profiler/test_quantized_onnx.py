@@ -39,9 +39,9 @@ def model() -> onnx.ModelProto:
     return model
 
 
-@pytest.mark.parametrize("outputs", [False, True])
-def test_only_what_was_named_is_quantised_and_stays_close(model: onnx.ModelProto, outputs: bool) -> None:
-    found = quantized_onnx(model, _pictures(8, 0), ["body/Conv_0"], outputs=outputs)
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_only_what_was_named_is_quantised_and_stays_close(model: onnx.ModelProto, symmetric: bool) -> None:
+    found = quantized_onnx(model, _pictures(8, 0), ["body/Conv_0"], symmetric=symmetric)
     onnx.checker.check_model(found, full_check=True)
     makers = {name: node for node in found.graph.node for name in node.output}
     readers = {node.name: node for node in found.graph.node if node.op_type == "Conv"}
@@ -49,7 +49,10 @@ def test_only_what_was_named_is_quantised_and_stays_close(model: onnx.ModelProto
     assert [makers[name].op_type for name in body.input[:2]] == ["DequantizeLinear"] * 2
     assert last.input[1] not in makers  # its weights are as they were
     counts = Counter(node.op_type for node in found.graph.node)
-    assert (counts["QuantizeLinear"] > 1) == outputs
+    assert (counts["QuantizeLinear"] > 1) != symmetric
+    point = next(one for one in found.graph.initializer if one.name == makers[body.input[0]].input[2])
+    assert point.data_type == (onnx.TensorProto.INT8 if symmetric else onnx.TensorProto.UINT8)
+    assert not symmetric or not onnx.numpy_helper.to_array(point).any()
     weights = next(
         one for one in found.graph.initializer if one.data_type == onnx.TensorProto.INT8 and len(one.dims) == 4
     )
@@ -68,7 +71,7 @@ def test_only_what_was_named_is_quantised_and_stays_close(model: onnx.ModelProto
 
 def test_the_same_pictures_give_the_same_bytes(model: onnx.ModelProto) -> None:
     one, other = (
-        quantized_onnx(model, _pictures(3, 0), ["body/Conv_0"], outputs=True).SerializeToString(deterministic=True)
+        quantized_onnx(model, _pictures(3, 0), ["body/Conv_0"], symmetric=False).SerializeToString(deterministic=True)
         for _ in range(2)
     )
     assert one == other
@@ -76,6 +79,6 @@ def test_the_same_pictures_give_the_same_bytes(model: onnx.ModelProto) -> None:
 
 def test_what_can_not_be_quantised_is_said(model: onnx.ModelProto) -> None:
     with pytest.raises(ExportError, match="no convolution"):
-        quantized_onnx(model, _pictures(1, 0), ["nothing"], outputs=True)
+        quantized_onnx(model, _pictures(1, 0), ["nothing"], symmetric=False)
     with pytest.raises(ExportError, match="was not quantised"):
-        quantized_onnx(model, [], ["body/Conv_0"], outputs=True)
+        quantized_onnx(model, [], ["body/Conv_0"], symmetric=False)
