@@ -16,8 +16,14 @@ from smnas.space.preset import load_space
 
 
 def settings(storage: str | None) -> SearchSettings:
-    trials = StageTrials(structural=100, modular=100)
-    return stub.settings(trials=trials, generation=8, final_epochs=0, storage=storage, study="four-workers")  # type: ignore[no-any-return]
+    return stub.settings(  # type: ignore[no-any-return]
+        trials=StageTrials(structural=100, modular=100),
+        generation=8,
+        partial_order=False,
+        final_epochs=0,
+        storage=storage,
+        study="four-workers",
+    )
 
 
 def main() -> None:
