@@ -14,6 +14,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,6 @@ from smnas.space.architecture import Architecture
 from smnas.space.encoding import Encoding
 from smnas.space.preset import load_space
 
-SPACE = load_space("small")
-ENCODING = Encoding(SPACE)
 QUESTION = "How long does the search itself take for a trial, up to thousands of trials?"
 
 
@@ -47,6 +46,9 @@ class InstantScorer:
 
     name = "instant"
 
+    def __init__(self, encoding: Encoding) -> None:
+        self._encoding = encoding
+
     def score(self, architecture, *, seed, epochs, out_dir, on_progress=None) -> Score:  # type: ignore[no-untyped-def]
         return self._score(architecture, epochs, epochs)
 
@@ -54,7 +56,7 @@ class InstantScorer:
         return self._score(architecture, epochs, stop_epoch)
 
     def _score(self, architecture: Architecture, epochs: int, reached: int) -> Score:
-        ap = 0.02 * float(ENCODING.vector(architecture)[-5]) * (1 - 0.6 ** (9 * reached / epochs))
+        ap = 0.02 * float(self._encoding.vector(architecture)[-5]) * (1 - 0.6 ** (9 * reached / epochs))
         ap += 0.05 * luck("ap", architecture) + 0.01 * luck(architecture, reached)
         return Score(ap, {"ap": ap}, float(reached), reached, None)
 
@@ -62,15 +64,39 @@ class InstantScorer:
 class InstantLatency:
     """Latency that grows with the cost, with luck."""
 
+    def __init__(self, encoding: Encoding) -> None:
+        self._encoding = encoding
+
     def predict(self, architecture: Architecture) -> Latency:
-        cost = math.exp(float(ENCODING.vector(architecture)[-5]) / 3)
+        cost = math.exp(float(self._encoding.vector(architecture)[-5]) / 3)
         ms = 0.01 * cost * (0.9 + 0.2 * luck("latency", architecture))
         return Latency(ms=ms, low_ms=0.97 * ms, high_ms=1.03 * ms, calibrated=True)
 
 
-def complexity(architecture: Architecture) -> Complexity:
-    cost = math.exp(float(ENCODING.vector(architecture)[-5]))
+def instant_complexity(encoding: Encoding, architecture: Architecture) -> Complexity:
+    """Parameters and operations that grow with the cost."""
+    cost = math.exp(float(encoding.vector(architecture)[-5]))
     return Complexity(int(cost / 100), int(cost))
+
+
+def instant_settings(preset: str, strategy: str, trials: StageTrials, **changes: object) -> SearchSettings:
+    """Settings of a search that trains nothing."""
+    values = {
+        "smnas": "0",
+        "preset": preset,
+        "data": DataFacts(root="none", classes=("one",), train_images=1, val_images=1),
+        "device": "none",
+        "backend": "none",
+        "precision": "fp32",
+        "recipe": {"epochs": 9},
+        "epochs": 9,
+        "scorer": "instant",
+        "strategy": strategy,
+        "trials": trials,
+        "generation": 8,
+        "final_epochs": 0,
+    }
+    return SearchSettings(**(values | changes))  # type: ignore[arg-type]
 
 
 def measure(
@@ -95,29 +121,17 @@ def measure(
             on_row(rows)
             last = (event.number, now)
 
-    settings = SearchSettings(
-        smnas="0",
-        preset="small",
-        data=DataFacts(root="none", classes=("one",), train_images=1, val_images=1),
-        device="none",
-        backend="none",
-        precision="fp32",
-        recipe={"epochs": 9},
-        epochs=9,
-        scorer="instant",
-        strategy=strategy,
-        trials=StageTrials(structural=trials // 2, modular=trials - trials // 2),
-        generation=8,
-        final_epochs=0,
-    )
+    space = load_space("small")
+    encoding = Encoding(space)
+    settings = instant_settings(space.name, strategy, StageTrials(structural=trials // 2, modular=trials - trials // 2))
     with tempfile.TemporaryDirectory() as folder:
         run_search(
             Path(folder) / "run",
             settings,
-            SPACE,
-            scorers=InProcess(InstantScorer()),
-            latency=InstantLatency(),
-            complexity=complexity,
+            space,
+            scorers=InProcess(InstantScorer(encoding)),
+            latency=InstantLatency(encoding),
+            complexity=partial(instant_complexity, encoding),
             on_event=on_event,
         )
     return rows

@@ -162,8 +162,8 @@ def search(
         from smnas.scoring.entropy import ENTROPY_FORMS
         from smnas.scoring.scorers import get_scorer
         from smnas.search.settings import DataFacts, SearchSettings, StageTrials, prepare_run_folder, read_settings
+        from smnas.search.storage import storage_url, study_name
         from smnas.search.strategies import STOPPING, STRATEGIES
-        from smnas.search.study import storage_url, study_name
         from smnas.search.zero_shot import MAE_DET
         from smnas.space.preset import load_space
         from smnas.training.recipe import load_recipe

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import moocore
 import numpy as np
 
 from smnas.report.run_folder import Curve, RunFolder, Trial
+from smnas.search.pareto import as_points, hypervolume, non_dominated
 
 __all__ = [
     "BlockLatency",
@@ -147,17 +147,6 @@ def _finished(trials: Sequence[Trial], *stages: str) -> list[Trial]:
     ]
 
 
-def non_dominated(latency_ms: Sequence[float], ap: Sequence[float]) -> list[bool]:
-    """Which points no other point beats in one of latency (low is good) and AP (high is good) and equals in the other.
-
-    Of equal points all are kept.
-    """
-    if not latency_ms:
-        return []
-    points = np.column_stack([np.asarray(latency_ms, float), np.asarray(ap, float)])
-    return [bool(x) for x in moocore.is_nondominated(points, maximise=[False, True], keep_weakly=True)]
-
-
 def fronts(run: RunFolder) -> tuple[Front, ...]:
     """The plane of every stage that finished a detector; seeds of one architecture become mean and spread."""
     found = []
@@ -170,6 +159,7 @@ def fronts(run: RunFolder) -> tuple[Front, ...]:
         latency = [float(np.median([t.latency_ms or 0.0 for t in trials])) for trials in by_architecture.values()]
         scores = [[t.ap or 0.0 for t in trials] for trials in by_architecture.values()]
         ap = [float(np.mean(values)) for values in scores]
+        on_front = non_dominated(as_points(list(zip(ap, latency, strict=True)))).tolist()
         points = [
             FrontPoint(
                 architecture,
@@ -178,11 +168,9 @@ def fronts(run: RunFolder) -> tuple[Front, ...]:
                 trials[-1].latency_high_ms,
                 ap[i],
                 float(np.std(scores[i], ddof=1)) if len(trials) > 1 else None,
-                on_front,
+                on_front[i],
             )
-            for i, ((architecture, trials), on_front) in enumerate(
-                zip(by_architecture.items(), non_dominated(latency, ap), strict=True)
-            )
+            for i, (architecture, trials) in enumerate(by_architecture.items())
         ]
         found.append(Front(stage, tuple(sorted(points, key=lambda p: (p.latency_ms, -p.ap)))))
     return tuple(found)
@@ -196,11 +184,9 @@ def hypervolume_by_training(run: RunFolder) -> Hypervolume | None:
     trials = sorted(_finished(run.trials, "baseline", "structural", "modular", "joint"), key=lambda t: t.number)
     if not trials:
         return None
-    latency = np.array([t.latency_ms for t in trials], float)
-    ap = np.array([t.ap for t in trials], float)
-    border = float(latency.max()) * _REFERENCE_MARGIN
-    points = np.column_stack([latency, -ap])
-    shares = [float(moocore.hypervolume(points[: n + 1], ref=[border, 0.0])) / border for n in range(len(trials))]
+    points = as_points([(t.ap or 0.0, t.latency_ms or 0.0) for t in trials])
+    border = float(points[:, 1].max()) * _REFERENCE_MARGIN
+    shares = [hypervolume(points[: n + 1], (0.0, border)) / border for n in range(len(trials))]
     paid, spent_by = 0, {}
     for trial in sorted(run.trials, key=lambda t: t.number):
         paid += trial.own_epochs if trial.state == "complete" and trial.stage != "final" else 0

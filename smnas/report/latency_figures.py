@@ -85,7 +85,7 @@ def roofline_figure(points: Sequence[BlockPoint], roof: Roof) -> go.Figure:
 
 def audit_figure(points: Sequence[AuditPoint]) -> go.Figure:
     """Predicted against measured latency of held-out wholes, with their intervals and the line of equality."""
-    figure = go.Figure(layout=layout("measured (ms)", "predicted (ms)", 440))
+    figure = _logarithmic("measured (ms)", "predicted (ms)", 440)
     ends = [min(point.measured_ms for point in points), max(point.measured_ms for point in points)]
     figure.add_scatter(
         x=ends,
@@ -122,8 +122,9 @@ def audit_figure(points: Sequence[AuditPoint]) -> go.Figure:
 
 def _logarithmic(x: str, y: str, height: int) -> go.Figure:
     figure = go.Figure(layout=layout(x, y, height))
-    figure.update_xaxes(type="log")
-    figure.update_yaxes(type="log")
+    # Labels at 1, 2 and 5 of every decade: at all nine digits they lie on top of each other.
+    figure.update_xaxes(type="log", dtick="D2")
+    figure.update_yaxes(type="log", dtick="D2")
     return figure
 
 

@@ -119,8 +119,6 @@ def render_report(
         running=data.outcomes(run, "running"),
         notes=(*run.ranking.notes, *notes),
         blocks=blocks,
-        block_total=sum(block.latency_ms for block in blocks),
-        block_max=max((block.latency_ms for block in blocks), default=0.0),
         settings=data.settings_rows(run.settings.model_dump(mode="json")),
         samples=[(sample.caption, _data_uri(sample.picture)) for sample in samples],
     )
@@ -130,7 +128,7 @@ def render_page(template: str, drawn: Mapping[str, go.Figure], **values: object)
     """A page of this folder's style with its figures inside.
 
     Args:
-        template: A file of this folder, which includes ``plots.html``.
+        template: A file of this folder, which extends ``base.html``.
         drawn: Figures by the name of their place, ``data-figure``.
         values: What the template shows; text in it is escaped.
     """

@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from smnas.scoring.entropy import ENTROPY_FORMS
 from smnas.search.ranking import Ranking, RankingRow, read_ranking
 from smnas.search.settings import RunFolderError, SearchSettings, read_settings
-from smnas.search.study import STUDY_FILE, open_storage
+from smnas.search.storage import STUDY_FILE, open_storage
 
 __all__ = ["Curve", "RunFolder", "Trial", "read_run_folder"]
 

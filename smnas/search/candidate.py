@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from smnas.space.architecture import Architecture
@@ -84,7 +85,7 @@ class Candidate:
     reason: str | None = None
     checkpoint: str | None = None
 
-    @property
+    @cached_property
     def point(self) -> tuple[float, float]:
         """(AP, latency in ms), NaN where unknown: what Pareto fronts are made of."""
         return (

@@ -4,13 +4,14 @@ Ties: equal points do not dominate each other, so all of them are kept. NaN and 
 not finite is on no front, dominates nothing and adds no hypervolume.
 """
 
+import math
 from collections.abc import Sequence
 
 import moocore
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["as_points", "front_layers", "hypervolume", "non_dominated", "reference_point", "spread"]
+__all__ = ["as_points", "front_layers", "hypervolume", "joined", "non_dominated", "reference_point", "spread"]
 
 Points = NDArray[np.float64]
 
@@ -43,6 +44,17 @@ def non_dominated(points: Points) -> NDArray[np.bool_]:
     if finite.any():
         on_front[finite] = moocore.is_nondominated(_costs(points[finite]), keep_weakly=True)
     return on_front
+
+
+def joined(front: Sequence[tuple[float, float]], point: tuple[float, float]) -> list[tuple[float, float]]:
+    """The front of a front and one more (AP, latency) point, in a time that only the front's length decides."""
+    if not all(map(math.isfinite, point)) or any(_dominates(other, point) for other in front):
+        return list(front)
+    return [*(other for other in front if not _dominates(point, other)), point]
+
+
+def _dominates(a: tuple[float, float], b: tuple[float, float]) -> bool:
+    return a[0] >= b[0] and a[1] <= b[1] and a != b
 
 
 def front_layers(points: Points) -> NDArray[np.int64]:

@@ -1,15 +1,14 @@
 """What a search tells about itself while it runs. Rendering is the command line's."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from smnas.scoring.entropy import ENTROPY_FORMS
 from smnas.search.candidate import Candidate, StageName, State, in_search
-from smnas.search.pareto import as_points, non_dominated
+from smnas.search.pareto import joined
 from smnas.search.settings import SearchSettings
 
-__all__ = ["SearchEvent", "event_after", "planned_trainings"]
+__all__ = ["SearchEvent", "SearchProgress", "planned_trainings"]
 
 
 @dataclass(frozen=True)
@@ -51,45 +50,76 @@ def planned_trainings(settings: SearchSettings) -> tuple[int, int]:
     return search, final
 
 
-def event_after(
-    candidate: Candidate, candidates: Sequence[Candidate], settings: SearchSettings, at_once: int
-) -> SearchEvent:
-    """The event for ``candidate``, which ``candidates`` holds; ``at_once`` trainings can run at the same time."""
-    complete = [c for c in candidates if c.state == "complete"]
-    searched = [c for c in complete if in_search(c)]
-    finals = [c for c in complete if c.stage == "final"]
-    spent = sum(c.own_epochs for c in complete if c.stage != "final") / settings.epochs
-    alike = finals if candidate.stage == "final" else searched
-    within = [c for c in alike if settings.latency_ms is None or c.point[1] <= settings.latency_ms]
-    best = max(within, key=lambda c: (c.point[0], -c.number), default=None)
-    search, final = planned_trainings(settings)
-    return SearchEvent(
-        number=candidate.number,
-        stage=candidate.stage,
-        state=candidate.state,
-        architecture=str(candidate.architecture),
-        trained=math.floor(spent) + len(finals),
-        total=search + final,
-        ap=candidate.ap,
-        latency_ms=candidate.latency_ms,
-        best_ap=None if best is None else best.ap,
-        best_architecture=None if best is None else str(best.architecture),
-        front_size=int(non_dominated(as_points([c.point for c in searched])).sum()),
-        seconds_left=_seconds_left(complete, spent, len(finals), settings, at_once),
-        reason=candidate.reason,
-        measure=settings.scorer if settings.scorer in ENTROPY_FORMS and candidate.stage != "final" else "AP",
-    )
+class SearchProgress:
+    """How far a search is, kept up to date trial by trial: an event takes as long after thousands of them as at first.
 
+    Args:
+        settings: The search's.
+        at_once: Trainings that can run at the same time.
+        candidates: Trials of earlier runs.
+    """
 
-def _seconds_left(
-    complete: Sequence[Candidate], searched: float, finals: int, settings: SearchSettings, at_once: int
-) -> float | None:
-    timed = [c for c in complete if c.seconds is not None]
-    epochs = sum(c.reached_epoch for c in timed)
-    if not epochs:
-        return None
-    search, final = planned_trainings(settings)
-    # In the final phase nothing of the search is left, also where a stage ended before its planned number.
-    left = 0.0 if finals else max(search - searched, 0) * settings.epochs / min(at_once, settings.generation)
-    left += max(final - finals, 0) * settings.final_epochs / min(at_once, final or 1)
-    return left * sum(c.seconds or 0.0 for c in timed) / epochs
+    def __init__(self, settings: SearchSettings, at_once: int, candidates: Iterable[Candidate] = ()) -> None:
+        self._settings = settings
+        self._at_once = at_once
+        self._spent = 0  # epochs of the search
+        self._finals = 0
+        self._timed_epochs = 0
+        self._timed_s = 0.0
+        self._front: list[tuple[float, float]] = []
+        self._best: dict[bool, Candidate] = {}  # of the final phase, and of the search
+        for candidate in candidates:
+            self._add(candidate)
+
+    def event(self, candidate: Candidate) -> SearchEvent:
+        """The event for a trial that begins or has ended; an ended one is told once."""
+        self._add(candidate)
+        best = self._best.get(candidate.stage == "final")
+        search, final = planned_trainings(self._settings)
+        scored = self._settings.scorer in ENTROPY_FORMS and candidate.stage != "final"
+        return SearchEvent(
+            number=candidate.number,
+            stage=candidate.stage,
+            state=candidate.state,
+            architecture=str(candidate.architecture),
+            trained=self._spent // self._settings.epochs + self._finals,
+            total=search + final,
+            ap=candidate.ap,
+            latency_ms=candidate.latency_ms,
+            best_ap=None if best is None else best.ap,
+            best_architecture=None if best is None else str(best.architecture),
+            front_size=len(self._front),
+            seconds_left=self._seconds_left(),
+            reason=candidate.reason,
+            measure=self._settings.scorer if scored else "AP",
+        )
+
+    def _add(self, candidate: Candidate) -> None:
+        if candidate.state != "complete":
+            return
+        if candidate.seconds is not None:
+            self._timed_epochs += candidate.reached_epoch
+            self._timed_s += candidate.seconds
+        final = candidate.stage == "final"
+        if final:
+            self._finals += 1
+        else:
+            self._spent += candidate.own_epochs
+        if in_search(candidate):
+            self._front = joined(self._front, candidate.point)
+        limit = self._settings.latency_ms
+        if (final or in_search(candidate)) and (limit is None or candidate.point[1] <= limit):
+            best = self._best.get(final, candidate)
+            self._best[final] = max(best, candidate, key=lambda c: (c.point[0], -c.number))
+
+    def _seconds_left(self) -> float | None:
+        if not self._timed_epochs:
+            return None
+        settings = self._settings
+        search, final = planned_trainings(settings)
+        searched = self._spent / settings.epochs
+        # In the final phase nothing of the search is left, also where a stage ended before its planned number.
+        left = max(search - searched, 0) * settings.epochs / min(self._at_once, settings.generation)
+        left = 0.0 if self._finals else left
+        left += max(final - self._finals, 0) * settings.final_epochs / min(self._at_once, final or 1)
+        return left * self._timed_s / self._timed_epochs

@@ -24,14 +24,17 @@ def why_beaten(
         trained: Complete candidates of one budget.
         margin: AP; a guard against the noise of short trainings.
     """
-    larger = [c for c in trained if c.ap is not None and not_larger(architecture, c.architecture)]
-    if not larger:
+    faster = [c for c in trained if c.point[1] < latency_ms]
+    if not faster:
         return None
-    bound = min(larger, key=lambda c: (c.point[0], c.number))
-    better = [c for c in trained if c.point[1] < latency_ms and c.point[0] >= bound.point[0] + margin]
-    if not better:
+    winner = max(faster, key=lambda c: (c.point[0], -c.number))
+    # Comparing architectures is what takes time here, so only bounds that the winner beats are looked at, and the first
+    # larger architecture from the lowest AP upwards is the bound.
+    beaten = [c for c in trained if winner.point[0] >= c.point[0] + margin]
+    beaten.sort(key=lambda c: (c.point[0], c.number))
+    bound = next((c for c in beaten if not_larger(architecture, c.architecture)), None)
+    if bound is None:
         return None
-    winner = max(better, key=lambda c: (c.point[0], -c.number))
     return (
         f"partial order: its AP is at most the {bound.point[0]:.3f} of the larger {bound.architecture}, "
         f"and {winner.architecture} is faster ({winner.point[1]:.2f} against {latency_ms:.2f} ms) "

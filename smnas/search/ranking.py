@@ -89,11 +89,18 @@ def rank(
         replace(_row(list(group)), search_ap=search_ap.get(name))
         for name, group in groupby(sorted(finals, key=_by_name), key=_by_name)
     ]
+    final_layers = front_layers(as_points([(row.ap, row.predicted_latency_ms) for row in final_rows])).tolist()
+    rows = [replace(row, on_front=layer == 0) for row, layer in zip(final_rows, final_layers, strict=True)]
     retrained = {row.architecture for row in final_rows}
-    searched_rows = [_row([c]) for c in candidates if searched and in_search(c)]
     baselines = {str(c.architecture) for c in candidates if c.stage == "baseline"}
-    rows = _with_front(final_rows, _LAYERS, baselines)
-    rows += [row for row in _with_front(searched_rows, _LAYERS, baselines) if row.architecture not in retrained]
+    whole = [c for c in candidates if searched and in_search(c)]
+    layers = front_layers(as_points([c.point for c in whole])).tolist()
+    # Of a long search few are near the front: only they become rows.
+    rows += [
+        replace(_row([c]), on_front=layer == 0)
+        for c, layer in zip(whole, layers, strict=True)
+        if (0 <= layer < _LAYERS or _by_name(c) in baselines) and _by_name(c) not in retrained
+    ]
     rows = [replace(row, role="baseline") if row.architecture in baselines else row for row in rows]
     return _ordered(rows, latency_limit_ms, tuple(notes))
 
@@ -129,15 +136,6 @@ def _row(trainings: Sequence[Candidate]) -> RankingRow:
         flops=first.flops,
         checkpoint=best.checkpoint,
     )
-
-
-def _with_front(rows: Sequence[RankingRow], layers: int, always: set[str]) -> list[RankingRow]:
-    found = front_layers(as_points([(row.ap, row.predicted_latency_ms) for row in rows]))
-    return [
-        replace(row, on_front=layer == 0)
-        for row, layer in zip(rows, found.tolist(), strict=True)
-        if 0 <= layer < layers or row.architecture in always or row.stage == "final"
-    ]
 
 
 def _ordered(rows: Sequence[RankingRow], latency_limit_ms: float | None, notes: tuple[str, ...]) -> Ranking:

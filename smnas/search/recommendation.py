@@ -82,14 +82,17 @@ def band_recommendations(rows: Sequence[RankingRow]) -> tuple[BandRecommendation
     """
     final = any(row.stage == "final" for row in rows)
     compared = [row for row in rows if row.stage == "final" or not final]
+    latencies_ms = [_latency(row).ms for row in compared]
+    by_ap = _by_ap(compared, range(len(compared)))
     bands: list[BandRecommendation] = []
-    for limit_ms in sorted({_latency(row).ms for row in compared}):
-        within = [row for row in compared if _latency(row).ms <= limit_ms]
-        winner = within[_ordered(within, range(len(within)))[0]]
+    for limit_ms in sorted(set(latencies_ms)):
+        fits = [i for i in by_ap if latencies_ms[i] <= limit_ms]
+        winner = compared[_best(compared, fits)]
         if bands and bands[-1].architecture == winner.architecture:
             continue
         if bands:
             bands[-1] = replace(bands[-1], below_ms=limit_ms)
+        within = [compared[i] for i in fits]
         among = f"{_best_ap(winner, within)} of {len(within)}" if len(within) > 1 else "the only one so fast"
         reason = f"{_figures(winner)}: {among}."
         bands.append(BandRecommendation(limit_ms, None, winner.architecture, reason))
@@ -105,16 +108,24 @@ def band_limits(band: BandRecommendation) -> str:
 
 def _ordered(rows: Sequence[RankingRow], indices: Iterable[int]) -> list[int]:
     """Indices from best to worst: the winner, the winner of the rest, and so on."""
-    left = sorted(indices, key=lambda i: (-rows[i].ap, _latency(rows[i]).ms, rows[i].architecture))
+    left = _by_ap(rows, indices)
     order = []
     while left:
-        tied = [i for i in left if _equal_ap(rows[left[0]], rows[i])]
-        fastest = min((_latency(rows[i]) for i in tied), key=lambda latency: latency.ms)
-        # `left` is ordered by AP, so the first of those that are as fast as the fastest is the best of them.
-        chosen = next(i for i in tied if _overlap(_latency(rows[i]), fastest))
-        order.append(chosen)
-        left.remove(chosen)
+        order.append(_best(rows, left))
+        left.remove(order[-1])
     return order
+
+
+def _by_ap(rows: Sequence[RankingRow], indices: Iterable[int]) -> list[int]:
+    return sorted(indices, key=lambda i: (-rows[i].ap, _latency(rows[i]).ms, rows[i].architecture))
+
+
+def _best(rows: Sequence[RankingRow], by_ap: Sequence[int]) -> int:
+    """The winner of some rows, whose indices are ordered by AP."""
+    tied = [i for i in by_ap if _equal_ap(rows[by_ap[0]], rows[i])]
+    fastest = min((_latency(rows[i]) for i in tied), key=lambda latency: latency.ms)
+    # Of those that are as fast as the fastest the first one has the best AP.
+    return next(i for i in tied if _overlap(_latency(rows[i]), fastest))
 
 
 def _equal_ap(a: RankingRow, b: RankingRow) -> bool:

@@ -25,7 +25,7 @@ from smnas.search.candidate import Candidate, Complexity, Proposal, StageName, i
 from smnas.search.finalists import finalists
 from smnas.search.notes import OVER_LIMIT, PRELIMINARY, TOO_LARGE, search_notes
 from smnas.search.prior import with_prior
-from smnas.search.progress import SearchEvent, event_after
+from smnas.search.progress import SearchEvent, SearchProgress
 from smnas.search.pruning import why_beaten
 from smnas.search.ranking import RANKING_FILE, Ranking, rank, read_ranking, same_trainings, write_ranking
 from smnas.search.settings import SearchSettings, prepare_run_folder
@@ -158,6 +158,7 @@ class _Search:
         self._ranks_search = settings.scorer not in ENTROPY_FORMS
         self.notes: tuple[str, ...] = ()
         self.clock: Clock | None = None
+        self._progress = SearchProgress(settings, self.trainers.size, study.candidates)
         self._planned = {stage.name: stage.trials for stage in strategy.stages}
         self._written = -math.inf
 
@@ -388,7 +389,7 @@ class _Search:
 
     def _tell(self, candidate: Candidate) -> None:
         if self.on_event is not None:
-            self.on_event(event_after(candidate, self.study.candidates, self.settings, self.trainers.size))
+            self.on_event(self._progress.event(candidate))
 
     def _write(self, finished: bool) -> Ranking:
         candidates: Sequence[Candidate] = self.study.candidates

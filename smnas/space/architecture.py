@@ -15,6 +15,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import Literal, get_args
 
 from profiler.errors import UserError
@@ -418,8 +419,16 @@ class Architecture:
         for name, size in (("width", self.input_width), ("height", self.input_height)):
             _require(32 <= size <= 4096, f"the input {name} must be between 32 and 4096 pixels", size)
 
-    def __str__(self) -> str:
+    @cached_property
+    def _text(self) -> str:
         return f"{self.backbone}+{self.neck}+{self.rpn}+{self.head}+{self.input_width}x{self.input_height}"
+
+    def __str__(self) -> str:
+        return self._text
+
+    def __hash__(self) -> int:
+        # A long search asks of thousands of architectures whether it has seen them, again for every proposal.
+        return hash(self._text)
 
     @property
     def id(self) -> str:

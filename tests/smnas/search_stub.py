@@ -13,7 +13,6 @@ from pathlib import Path
 
 from profiler.predict import Latency
 from smnas.scoring.base import Score, ScoringFailedError
-from smnas.scoring.latency import LatencyFailedError
 from smnas.search.candidate import Complexity
 from smnas.search.settings import DataFacts, SearchSettings, StageTrials
 from smnas.space.architecture import Architecture, C4Spec, MobileNetV2Spec, SuperBlockSpec
@@ -51,6 +50,8 @@ class StubLatency:
     def predict(self, a: Architecture) -> Latency:
         self.asked.append(str(a))
         if str(a) in self.broken:
+            from smnas.scoring.latency import LatencyFailedError  # loads torch, which no worker process needs
+
             raise LatencyFailedError("the backend refused the graph")
         ms = 1.0 + load_of(a) * (0.95 + 0.1 * noise("latency", a))
         return Latency(ms=ms, low_ms=0.97 * ms, high_ms=1.03 * ms, calibrated=True)

@@ -1,13 +1,8 @@
-"""Stopped trainings, limits, other databases and warm starts in the search's loop, on ``search_stub.py``'s stand-in."""
+"""Stopped trainings, limits and warm starts in the search's loop, on ``search_stub.py``'s stand-in."""
 
 import importlib.util
-import os
-import shutil
-import socket
-import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,7 +19,8 @@ from smnas.search.progress import SearchEvent
 from smnas.search.ranking import Ranking
 from smnas.search.run import run_search, training_folder
 from smnas.search.settings import RunFolderError, SearchSettings, StageTrials, read_settings
-from smnas.search.study import Study, read_candidates, storage_url, study_name
+from smnas.search.storage import storage_url, study_name
+from smnas.search.study import Study, read_candidates
 from smnas.search.time_budget import Clock
 from smnas.space.preset import load_space
 
@@ -193,49 +189,3 @@ def test_storage_urls_hold_no_password_and_studies_are_named_after_their_folder(
     assert len(names) == 2
     with pytest.raises(RunFolderError, match="must be a database for the study"):
         Study(tmp_path, "sqlite:////nowhere/at/all.db")
-
-
-@pytest.fixture(scope="module")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server of its own, on a free port, with this test's files only."""
-    pytest.importorskip("psycopg")
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not found:
-        pytest.skip("needs PostgreSQL (apt-get install postgresql)")
-    folder = tmp_path_factory.mktemp("postgresql")
-    # PostgreSQL refuses to run as root: its own user does, who must be able to enter the folder.
-    run: list[str] = []
-    if os.geteuid() == 0:
-        for parent in (folder, *folder.parents[:-2]):
-            parent.chmod(0o755)
-        folder = Path("/tmp") / f"smnas-postgresql-{os.getpid()}"
-        folder.mkdir()
-        shutil.chown(folder, "postgres")
-        run = ["runuser", "-u", "postgres", "--"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    bin_folder, data = found[-1].parent, folder / "data"
-    quiet = {"check": True, "capture_output": True, "cwd": "/"}
-    subprocess.run([*run, bin_folder / "initdb", "-D", data, "-A", "trust", "-U", "smnas"], **quiet)  # type: ignore[call-overload]
-    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-    control = [*run, bin_folder / "pg_ctl", "-D", data, "-l", folder / "log", "-w"]
-    subprocess.run([*control, "-o", options, "start"], **quiet, timeout=60)  # type: ignore[call-overload]
-    try:
-        yield f"postgresql://smnas@127.0.0.1:{port}/postgres"
-    finally:
-        subprocess.run([*control, "-m", "immediate", "stop"], **quiet)  # type: ignore[call-overload]
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def test_a_study_in_postgresql_is_that_of_a_file(tmp_path: Path, postgresql: str) -> None:
-    few = StageTrials(structural=3, modular=2)
-    search(tmp_path / "file", stub.settings(trials=few))
-    settings = stub.settings(trials=few, storage=postgresql, study="smnas-test")
-    with pytest.raises(KeyboardInterrupt):
-        search(tmp_path / "run", settings, scorer=stub.StubScorer(raises={4: KeyboardInterrupt()}))
-    assert "running" in {c.state for c in trials(tmp_path / "run")}
-    search(tmp_path / "run", settings)
-    assert not (tmp_path / "run" / "study.db").exists()
-    assert trials(tmp_path / "run") == trials(tmp_path / "file")
-    assert len(read_run_folder(tmp_path / "run").trials) == len(trials(tmp_path / "file"))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smnas.search.pareto import as_points, front_layers, hypervolume, non_dominated, reference_point, spread
+from smnas.search.pareto import as_points, front_layers, hypervolume, joined, non_dominated, reference_point, spread
 
 # Few distinct values, so that ties and duplicates are common; NaN and infinities as well.
 aps = st.sampled_from([0.1, 0.2, 0.3, 0.4, 0.5, math.nan])
@@ -28,6 +28,15 @@ def finite(point: tuple[float, float]) -> bool:
 def test_non_dominated_is_the_definition(points: list[tuple[float, float]]) -> None:
     expected = [finite(p) and not any(finite(q) and dominates(q, p) for q in points) for p in points]
     assert non_dominated(as_points(points)).tolist() == expected
+
+
+@given(fronts)
+def test_a_front_joined_point_by_point_is_the_front_of_all(points: list[tuple[float, float]]) -> None:
+    front: list[tuple[float, float]] = []
+    for point in points:
+        front = joined(front, point)
+    mask = non_dominated(as_points(points)).tolist()
+    assert front == [point for point, on_front in zip(points, mask, strict=True) if on_front]
 
 
 @given(fronts)

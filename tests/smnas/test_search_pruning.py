@@ -1,10 +1,13 @@
 """Partial order pruning on a ladder of architectures whose order is known."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from smnas.search.candidate import Candidate
 from smnas.search.pruning import broken_order, why_beaten
 from smnas.space.architecture import Architecture
+from smnas.space.partial_order import not_larger
 
 
 def arch(base: int, code: str = "1-2-2", tail: str = "+fpn_2-4_32+rpn+rcnn_64+96x96") -> Architecture:
@@ -47,6 +50,31 @@ def test_the_lowest_bound_counts() -> None:
     reason = why_beaten(arch(16), 1.5, known, margin=0.01)
     assert reason is not None
     assert "at most the 0.100 of the larger basicblock_20" in reason
+
+
+# Few values, so that ties of every kind are common.
+RUNGS = [arch(base, code) for base in (8, 16, 24) for code in ("1-2", "1-2-2", "1-21-2")]
+ladders = st.lists(
+    st.tuples(st.sampled_from(RUNGS), st.sampled_from([0.1, 0.2, 0.3, 0.4]), st.sampled_from([1.0, 2.0, 3.0])),
+    max_size=8,
+)
+
+
+@given(ladders, st.sampled_from(RUNGS), st.sampled_from([1.0, 2.0, 3.0]), st.sampled_from([0.0, 0.1]))
+def test_beaten_is_the_definition(
+    rows: list[tuple[Architecture, float, float]], asked: Architecture, latency_ms: float, margin: float
+) -> None:
+    known = [trained(number, *row) for number, row in enumerate(rows)]
+    larger = [c for c in known if not_larger(asked, c.architecture)]
+    bound = min(larger, key=lambda c: (c.point[0], c.number), default=None)
+    better = [c for c in known if bound and c.point[1] < latency_ms and c.point[0] >= bound.point[0] + margin]
+    reason = why_beaten(asked, latency_ms, known, margin)
+    assert (reason is not None) == bool(better)
+    if reason is not None and bound is not None:
+        winner = max(better, key=lambda c: (c.point[0], -c.number))
+        assert (
+            f"at most the {bound.point[0]:.3f} of the larger {bound.architecture}, and {winner.architecture}" in reason
+        )
 
 
 def test_broken_order_counts_ordered_pairs() -> None:

@@ -11,7 +11,8 @@ import pytest
 from profiler.errors import UserError
 from smnas.search.candidate import Candidate
 from smnas.search.parameters import DISTRIBUTIONS, parameters_of
-from smnas.search.study import STUDY_NAME, Study
+from smnas.search.settings import STUDY_NAME
+from smnas.search.study import Study
 from smnas.space.architecture import Architecture
 from smnas.space.preset import load_space
 

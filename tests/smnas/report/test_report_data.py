@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from smnas.report import data
 from smnas.report.run_folder import Curve, RunFolder, Trial, read_run_folder
@@ -37,13 +35,6 @@ def run_of(*trials: Trial, **values: Any) -> RunFolder:
         trials=StageTrials(structural=1, modular=1),
     )
     return RunFolder(Path("nowhere"), settings, tuple(trials), **values)
-
-
-@given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 5)), max_size=12))
-def test_non_dominated_is_the_definition(points: list[tuple[int, int]]) -> None:
-    latency, ap = [float(p[0]) for p in points], [float(p[1]) for p in points]
-    beaten = [any((l2 <= l1 and a2 >= a1) and (l2, a2) != (l1, a1) for l2, a2 in points) for l1, a1 in points]
-    assert data.non_dominated(latency, ap) == [not b for b in beaten]
 
 
 def test_fronts_keep_stages_apart_and_sort_by_latency() -> None:

@@ -41,7 +41,7 @@ def test_the_page_holds_the_table_and_fetches_nothing(table: Path, tmp_path: Pat
     out = tmp_path / "pages" / "latency.html"
     view = write_latency_page(table, out, architectures=[ARCH], classes=3)
     text = out.read_text(encoding="utf-8")
-    plain, _, scripts = text.partition('<script type="application/json"')
+    plain, _, scripts = text.replace("<wbr>", "").partition('<script type="application/json"')
     assert view.target == TARGET
     assert (view.facts.blocks, view.facts.without_work) == (len(view.points) + 1, 1)
     assert "Processor &lt;script&gt;alert(1)&lt;/script&gt; &amp; Co" in plain

@@ -1,0 +1,151 @@
+"""The database that a study is in: the run folder's own file, or one that others share, and who may write there.
+
+One process at a time writes a study. A run folder is held by a lock on a file; a study in PostgreSQL, which may be
+reached from other machines and folders, by a lock in the database as well. Both end with the process that holds them.
+"""
+
+import fcntl
+import hashlib
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from optuna.storages import RDBStorage
+from sqlalchemy import URL, event, make_url, text
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from smnas.search.settings import STUDY_NAME, RunFolderError
+
+__all__ = ["STUDY_FILE", "folder_lock", "open_storage", "storage_url", "study_lock", "study_name"]
+
+STUDY_FILE = "study.db"
+
+# A server notices within milliseconds that a killed process is gone, and needs longer only for a lost machine.
+_LOCK_TIMEOUT_S = 5.0
+_LOCK_POLL_S = 0.1
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Hold a run folder.
+
+    Raises:
+        RunFolderError: another process holds it.
+    """
+    with (folder / ".lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when the process dies
+        except OSError as error:
+            raise RunFolderError(
+                f"one search at a time works in a run folder, but another process holds {folder}"
+            ) from error
+        yield
+
+
+@contextmanager
+def study_lock(storage: RDBStorage, name: str) -> Iterator[None]:
+    """Hold a study of a PostgreSQL database; that of a run folder's own file is held with the folder.
+
+    Raises:
+        RunFolderError: another process, on this machine or another one, holds it.
+    """
+    if storage.engine.dialect.name != "postgresql":
+        yield
+        return
+    key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
+    with storage.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        # Of a machine that is lost, and says so to nobody, the server learns in two minutes and not in two hours.
+        connection.execute(text("SET tcp_keepalives_idle = 60"))
+        connection.execute(text("SET tcp_keepalives_interval = 10"))
+        connection.execute(text("SET tcp_keepalives_count = 6"))
+        until = time.monotonic() + _LOCK_TIMEOUT_S
+        while not connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": key}).scalar():
+            if time.monotonic() >= until:
+                raise RunFolderError(
+                    f"one search at a time works on a study, but another process holds {name} in {storage.engine.url}"
+                )
+            time.sleep(_LOCK_POLL_S)
+        try:
+            yield
+        finally:
+            # The server lets go of it when the connection ends; a pooled one would live on.
+            connection.invalidate()
+
+
+def open_storage(folder: Path, url: str | None, *, to_write: bool = False) -> RDBStorage:
+    """The database of a run folder's study: its own file, or the one with this URL.
+
+    Opened to read, a file stays as it is.
+
+    Raises:
+        RunFolderError: it can not be opened, or the driver that it needs is not installed.
+    """
+    if url is not None:
+        return _open_database(_with_driver(storage_url(url)))
+    file = folder / STUDY_FILE
+    try:
+        storage = RDBStorage(f"sqlite:///{file}", engine_kwargs={"connect_args": {"timeout": 60}})
+        if to_write:
+            event.listen(storage.engine, "connect", _write_ahead)
+            storage.engine.dispose()  # the connection that made the tables came before the listener
+    except (SQLAlchemyError, RuntimeError) as error:
+        first_line = str(error).splitlines()[0]
+        raise RunFolderError(
+            f"{file} must be the SQLite file of a study, but opening it failed: {first_line}"
+        ) from error
+    return storage
+
+
+def _with_driver(url: URL) -> URL:
+    """PostgreSQL's URLs name no driver as a rule; this project's is psycopg."""
+    return url.set(drivername="postgresql+psycopg") if url.drivername in ("postgresql", "postgres") else url
+
+
+def _open_database(url: URL) -> RDBStorage:
+    try:
+        # A connection that the server has closed in the hours of a training is noticed and replaced.
+        return RDBStorage(url.render_as_string(hide_password=False), engine_kwargs={"pool_pre_ping": True})
+    except ImportError as error:
+        raise RunFolderError(
+            f"a database needs its driver, but {error.name} is not installed: pip install 'smnas[postgresql]'"
+        ) from error
+    except (SQLAlchemyError, RuntimeError) as error:
+        first_line = str(error).splitlines()[0]
+        raise RunFolderError(f"{url} must be a database for the study, but opening it failed: {first_line}") from error
+
+
+def storage_url(url_text: str) -> URL:
+    """Check the URL of a database for the study.
+
+    Raises:
+        RunFolderError: it is no URL, or it holds a password, which would be kept in ``settings.json``.
+    """
+    try:
+        url = make_url(url_text)
+    except ArgumentError as error:
+        raise RunFolderError(
+            f"a storage is a database URL as in postgresql://user@host/name, but got {url_text!r}"
+        ) from error
+    if url.password is not None:
+        raise RunFolderError(
+            f"a storage URL is kept in the run folder, so it must not hold a password, but {url} does: "
+            "use PGPASSWORD or a password file"
+        )
+    return url
+
+
+def _write_ahead(connection: sqlite3.Connection, _record: object) -> None:
+    # A commit need not wait for the disk: with a write-ahead log a killed process loses nothing, and a power cut at
+    # most the last trials, never the file.
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
+
+
+def study_name(folder: Path, storage: str | None) -> str:
+    """What a run folder's study is called: in a database that others share, after the folder."""
+    if storage is None:
+        return STUDY_NAME
+    digest = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
+    return f"{STUDY_NAME}-{folder.resolve().name}-{digest}"

@@ -1,0 +1,42 @@
+"""A search with four worker processes whose study is in a database: run by ``test_search_postgresql.py``.
+
+python search_database_script.py FOLDER URL
+"""
+
+import sys
+from pathlib import Path
+
+import database_scorer
+import search_stub as stub
+
+from smnas.scoring.pool import Workers
+from smnas.search.run import run_search
+from smnas.search.settings import SearchSettings, StageTrials
+from smnas.space.preset import load_space
+
+
+def settings(storage: str | None) -> SearchSettings:
+    return stub.settings(  # type: ignore[no-any-return]
+        trials=StageTrials(structural=100, modular=100),
+        generation=8,
+        partial_order=False,
+        final_epochs=0,
+        storage=storage,
+        study="four-workers",
+    )
+
+
+def main() -> None:
+    with Workers(database_scorer.make, 4) as pool:
+        run_search(
+            Path(sys.argv[1]),
+            settings(sys.argv[2]),
+            load_space("nano"),
+            scorers=pool,
+            latency=stub.StubLatency(),
+            complexity=stub.complexity,
+        )
+
+
+if __name__ == "__main__":
+    main()

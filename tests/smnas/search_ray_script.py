@@ -1,0 +1,35 @@
+"""A search whose trainings run on a Ray cluster: run by ``test_search_ray.py``.
+
+python search_ray_script.py FOLDER ADDRESS
+"""
+
+import sys
+from pathlib import Path
+
+import search_stub as stub
+from ray_scorer import Searched
+
+from smnas.scoring.ray_pool import RayWorkers
+from smnas.search.run import run_search
+from smnas.search.settings import SearchSettings, StageTrials
+from smnas.space.preset import load_space
+
+
+def settings() -> SearchSettings:
+    return stub.settings(trials=StageTrials(structural=20, modular=20), generation=4, final_epochs=0)  # type: ignore[no-any-return]
+
+
+def main() -> None:
+    with RayWorkers(Searched, sys.argv[2]) as pool:
+        run_search(
+            Path(sys.argv[1]),
+            settings(),
+            load_space("nano"),
+            scorers=pool,
+            latency=stub.StubLatency(),
+            complexity=stub.complexity,
+        )
+
+
+if __name__ == "__main__":
+    main()

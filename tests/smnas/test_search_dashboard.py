@@ -1,0 +1,68 @@
+"""optuna-dashboard reads a search's study: both objectives by name, every trial, the choices, and the same front."""
+
+import importlib.util
+import json
+import sys
+from io import BytesIO
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from wsgiref.util import setup_testing_defaults
+
+import pytest
+
+from smnas.scoring.pool import InProcess
+from smnas.search.pareto import as_points, non_dominated
+from smnas.search.run import run_search
+from smnas.search.settings import StageTrials
+from smnas.search.study import read_candidates
+from smnas.space.preset import load_space
+
+dashboard = pytest.importorskip("optuna_dashboard", reason="needs optuna-dashboard: pip install 'smnas[dashboard]'")
+
+
+def load_stub() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("search_stub", Path(__file__).with_name("search_stub.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["search_stub"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+stub = load_stub()
+
+
+def get(app: Any, path: str) -> Any:
+    environment: dict[str, Any] = {"PATH_INFO": path, "wsgi.input": BytesIO()}
+    setup_testing_defaults(environment)
+    status: list[str] = []
+    body = b"".join(app(environment, lambda line, _headers, _error=None: status.append(line)))
+    assert status == ["200 OK"], body
+    return json.loads(body)
+
+
+@pytest.mark.filterwarnings("ignore")  # the dashboard's own
+def test_the_dashboard_shows_both_objectives_and_the_front(tmp_path: Path) -> None:
+    settings = stub.settings(trials=StageTrials(structural=8, modular=4), final_epochs=0)
+    pool = InProcess(stub.StubScorer(diverge_share=0.2))
+    run_search(
+        tmp_path, settings, load_space("nano"), scorers=pool, latency=stub.StubLatency(), complexity=stub.complexity
+    )
+    app = dashboard.wsgi(f"sqlite:///{tmp_path / 'study.db'}")
+    (summary,) = get(app, "/api/studies")["study_summaries"]
+    assert (summary["study_name"], summary["directions"]) == ("smnas", ["maximize", "minimize"])
+    study = get(app, f"/api/studies/{summary['study_id']}")
+    candidates = read_candidates(tmp_path, settings)
+    complete = [c for c in candidates if c.state == "complete"]
+    assert study["objective_names"] == ["AP", "latency (ms)"]
+    assert [trial["number"] for trial in study["trials"]] == [c.number for c in candidates]
+    assert {"Complete", "Fail"} <= {trial["state"] for trial in study["trials"]}
+    values = {trial["number"]: tuple(trial["values"]) for trial in study["trials"] if trial["state"] == "Complete"}
+    assert values == {c.number: c.point for c in complete}
+    front = non_dominated(as_points([c.point for c in complete]))
+    best = {trial["number"] for trial in study["best_trials"]}
+    assert best == {c.number for c, on_front in zip(complete, front, strict=True) if on_front}
+    choices = {choice["name"] for choice in study["intersection_search_space"]}
+    assert {"block", "neck", "head", "head_width", "input_width"} <= choices

@@ -1,0 +1,188 @@
+"""Scores and whole searches on a Ray cluster of two nodes on this machine, which lose a node or all of them."""
+
+import importlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from smnas.scoring.base import Score, ScoringFailedError
+from smnas.scoring.pool import InProcess, Job, ScorerPool
+from smnas.search.candidate import Candidate
+from smnas.search.progress import SearchEvent
+from smnas.search.run import run_search, training_folder
+from smnas.search.settings import read_settings
+from smnas.search.study import read_candidates
+from smnas.space.architecture import Architecture
+from smnas.space.preset import load_space
+
+ray = pytest.importorskip("ray", reason="needs Ray: pip install 'smnas[ray]'")
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own, of its processes and sockets
+
+HERE = Path(__file__).parent
+NANO = load_space("nano")
+ARCHITECTURE = Architecture.parse("basicblock_16_11-21-21-21+fpn_2-5_64+rpn+rcnn_256+128x128")
+JOBS = 40
+
+
+@pytest.fixture(scope="module", autouse=True)
+def paths() -> Iterator[None]:
+    """The cluster's processes, and this one, find the tests' modules and this project."""
+    roots = [str(HERE), str(HERE.parents[1])]
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([*roots, *filter(None, [before])])
+    sys.path[:0] = roots
+    try:
+        yield
+    finally:
+        del sys.path[: len(roots)]
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+def start_cluster(**head: object) -> Any:
+    """A head and a second raylet, with two CPUs each."""
+    from ray.cluster_utils import Cluster
+
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False, **head})
+    found.add_node(num_cpus=2)
+    return found
+
+
+@pytest.fixture
+def cluster(paths: None) -> Iterator[Any]:
+    found = start_cluster()
+    try:
+        yield found
+    finally:
+        ray.shutdown()
+        found.shutdown()
+
+
+def lose_a_node(cluster: Any) -> None:
+    cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+
+
+def test_a_lost_node_loses_and_repeats_no_score(cluster: Any, tmp_path: Path) -> None:
+    from ray_scorer import Slow  # type: ignore[import-not-found]
+
+    from smnas.scoring.ray_pool import RayWorkers
+
+    jobs = [Job(n, ARCHITECTURE, n, 1, tmp_path / str(n)) for n in range(JOBS)]
+    started: list[int] = []
+    outcomes: dict[int, Score | ScoringFailedError] = {}
+    with RayWorkers(Slow, cluster.address) as pool:
+        assert pool.size == 4
+        for job, outcome in pool.score_all(jobs, lambda job: started.append(job.number)):
+            assert job.number not in outcomes, "told twice"
+            outcomes[job.number] = outcome
+            if len(outcomes) == JOBS // 3:
+                lose_a_node(cluster)
+    assert started == list(range(JOBS))
+    assert sorted(outcomes) == list(range(JOBS))
+    failed = {n: o for n, o in outcomes.items() if isinstance(o, ScoringFailedError)}
+    assert {n: o.reason for n, o in failed.items()} == {13: "the loss is not finite"}
+    for number in set(range(JOBS)) - {13}:
+        assert outcomes[number].value == number  # type: ignore[union-attr]
+    # Each score ended once; only those that ran on the lost node, two at most, were begun again.
+    ended = [len((tmp_path / str(n) / "ended").read_text().split()) for n in range(JOBS) if n != 13]
+    began = [len((tmp_path / str(n) / "began").read_text().split()) for n in range(JOBS)]
+    assert sum(ended) - len(ended) <= 2
+    assert sum(began) - len(began) <= 2
+
+
+def search(folder: Path, pool: ScorerPool, on_event: Any = None) -> None:
+    stub, script = (importlib.import_module(name) for name in ("search_stub", "search_ray_script"))
+    parts = {"scorers": pool, "latency": stub.StubLatency(), "complexity": stub.complexity, "on_event": on_event}
+    run_search(folder, script.settings(), NANO, **parts)
+
+
+def trials(folder: Path) -> list[Candidate]:
+    return list(read_candidates(folder, read_settings(folder)))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, paths: None) -> list[Candidate]:
+    """The same search in one process."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    stub: ModuleType = importlib.import_module("search_stub")
+    search(folder, InProcess(stub.StubScorer()))
+    return trials(folder)
+
+
+def check_trainings(folder: Path, at_most_again: int) -> None:
+    """Every training ended once, but for those that were running on what was lost."""
+    trained = [c for c in trials(folder) if c.state == "complete"]
+    assert len(trained) == 41
+    assert set(Counter((c.architecture, c.seed, c.epochs) for c in trained).values()) == {1}
+    files = [folder / training_folder(c.architecture, c.seed, c.epochs) / "ended" for c in trained]
+    assert sum(len(file.read_text().split()) for file in files) <= len(trained) + at_most_again
+
+
+def test_a_search_that_loses_a_node_finds_what_one_process_finds(
+    cluster: Any, tmp_path: Path, alone: list[Candidate]
+) -> None:
+    from ray_scorer import Searched  # type: ignore[import-not-found]
+
+    from smnas.scoring.ray_pool import RayWorkers
+
+    def tell(event: SearchEvent) -> None:
+        if event.state == "complete" and event.trained == 13:
+            lose_a_node(cluster)
+
+    with RayWorkers(Searched, cluster.address) as pool:
+        search(tmp_path / "run", pool, tell)
+    assert trials(tmp_path / "run") == alone
+    check_trainings(tmp_path / "run", at_most_again=2)
+
+
+def test_a_restarted_head_loses_no_finished_trial(tmp_path: Path, alone: list[Candidate]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    cluster = start_cluster(port=port)
+    folder = tmp_path / "run"
+    command = [sys.executable, str(HERE / "search_ray_script.py"), str(folder), cluster.address]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        until = time.monotonic() + 120
+        while not (folder / "study.db").exists() or len(finished(folder)) < 13:
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        for node in (*cluster.worker_nodes, cluster.head_node):
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
+        _, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
+        cluster.shutdown()
+    assert process.returncode != 0, errors
+    before = finished(folder)
+    assert 13 <= len(before) < len(alone)
+
+    cluster = start_cluster(port=port)
+    try:
+        done = subprocess.run(
+            [*command[:-1], cluster.address], capture_output=True, text=True, timeout=300, check=False
+        )
+    finally:
+        cluster.shutdown()
+    assert done.returncode == 0, done.stderr
+    assert {number: finished(folder)[number] for number in before} == before
+    assert trials(folder) == alone
+    check_trainings(folder, at_most_again=4)
+
+
+def finished(folder: Path) -> dict[int, Candidate]:
+    return {c.number: c for c in trials(folder) if c.state != "running"}
