@@ -12,7 +12,7 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ Choice = Literal["torch", "triton"]
 
 VARIABLE = "SMNAS_KERNELS"
 
+_KNOWN: dict[str, Choice] = {"torch": "torch", "triton": "triton"}
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _inside: list[Choice] = []  # of the blocks of `use` that are open, the innermost last
 
@@ -37,10 +38,9 @@ def choice() -> Choice:
     if _inside:
         return _inside[-1]
     asked = os.environ.get(VARIABLE, "torch")
-    for known in get_args(Choice):
-        if asked == known:
-            return known  # type: ignore[no-any-return]
-    raise ValueError(f"{VARIABLE} must be one of {', '.join(get_args(Choice))}, but got {asked!r}")
+    if asked not in _KNOWN:
+        raise ValueError(f"{VARIABLE} must be one of {', '.join(_KNOWN)}, but got {asked!r}")
+    return _KNOWN[asked]
 
 
 @contextmanager

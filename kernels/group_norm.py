@@ -69,7 +69,7 @@ def group_norm_relu(
         return out
     out = F.group_norm(x, groups, weight, bias, eps)
     if residual is not None:
-        out += residual  # in place: no gradient reads it, and on a CPU large maps of their own cost more than the sums
+        out += residual  # in place: no gradient reads it, and another large map would only take time
     return F.relu(out, inplace=True) if relu else out
 
 
