@@ -170,14 +170,29 @@ def _train_alike(setting: Setting, answer: Answer) -> str:
     architecture, batch_size, steps = (_QUICK_MODEL, 1, 3) if setting.quick else (NANO_BASELINE, 8, 200)
     parsed = Architecture.parse(architecture)
     batch = pictures(parsed, batch_size)
-    losses: dict[str, list[float]] = {}
-    for name, kernels in {"without": "torch", "with": "triton", "without again": "torch"}.items():
-        chosen: Choice = "triton" if kernels == "triton" else "torch"
-        trainer = Trainer(
-            setting, parsed, "small", batch_size, "off", channels_last=False, batch=batch, steps=1, kernels=chosen,
+    variants: dict[str, Choice] = {"without": "torch", "with": "triton", "without again": "torch"}
+    trainers = {
+        name: Trainer(
+            setting,
+            parsed,
+            "small",
+            batch_size,
+            "off",
+            channels_last=False,
+            batch=batch,
+            steps=1,
+            kernels=kernels,
             learning_rate=0.01,
-        )  # fmt: skip
-        losses[name] = trainer.losses(steps)
+        )
+        for name, kernels in variants.items()
+    }
+    losses: dict[str, list[float]] = {name: [] for name in trainers}
+    for done in range(steps):
+        if done >= 3 and setting.left_s < 2:
+            break
+        for name, trainer in trainers.items():
+            losses[name] += trainer.losses(1)
+    steps = len(losses["with"])
     base = np.array(losses["without"])
     apart = {name: float(np.abs(np.array(each) / base - 1).max()) for name, each in losses.items() if name != "without"}
     tail = {name: float(np.mean(each[-20:])) for name, each in losses.items()}
