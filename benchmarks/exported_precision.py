@@ -1,8 +1,8 @@
 """Does an exported file find what its checkpoint finds, and what does each precision cost in AP and time?
 
-Of every checkpoint: the graph that an ONNX file holds in fp32, fp16 and int8, and that int8 engines are made of, with AP
-on all pictures of a data set, how many detections differ from PyTorch's, and the processor time in ONNX Runtime in
-turns; then TensorRT-RTX engines in fp16 and int8, each for four compute capabilities. The figures of an engine are of
+Of every checkpoint: the graph that an ONNX file holds in fp32, fp16 and int8, and the one of int8 engines, with AP on
+all pictures of a data set, how many detections differ from PyTorch's, and the processor time in ONNX Runtime in turns;
+then TensorRT-RTX engines in fp16 and int8, each for four compute capabilities. The figures of an engine are of
 its graph: nothing here needs a GPU. The detectors of every head have learnt 16 of the 48 pictures by heart, so that
 there is an AP to lose.
 
@@ -174,7 +174,7 @@ def main() -> None:
         ]
         for job in jobs:
             found["detectors"].append(job.result())
-            keep_answer("exported-precision", question, found, backend="onnxruntime", precision="mixed")
+            keep_answer("exported-precision-by-heart", question, found, backend="onnxruntime", precision="mixed")
 
 
 if __name__ == "__main__":
