@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from smnas.data.letterbox import PAD_VALUE, letterbox, shrink, to_original
 
@@ -56,3 +57,18 @@ def test_shrinking_never_enlarges() -> None:
     assert (same.shape, scale) == ((30, 40, 3), 1.0)
     less, scale = shrink(image, 20, 80)
     assert (less.shape, scale) == ((15, 20, 3), 0.5)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1601, 1203), (1200, 1607)])
+def test_a_large_picture_is_resized_as_in_one_step_but_for_rounding(width: int, height: int) -> None:
+    rng = np.random.default_rng(0)
+    image = np.full((height, width, 3), 90, dtype=np.uint8)
+    for x, y, level in rng.integers(0, (width, height, 256), (200, 3)):
+        image[y : y + 90, x : x + 70] = level
+    canvas, scale = letterbox(image, 64, 48)
+    small = int(width * scale + 1e-6), int(height * scale + 1e-6)
+    window = (0.0, 0.0, min(width, small[0] / scale), min(height, small[1] / scale))
+    expected = np.asarray(Image.fromarray(image).resize(small, Image.Resampling.BILINEAR, box=window))
+    off = np.abs(canvas[: small[1], : small[0]].astype(int) - expected)
+    assert 0 < off.max() <= 6  # the other way was taken, and a whole pixel of shift would be a hundred levels
+    assert off.mean() < 0.5
