@@ -1,7 +1,11 @@
-"""A run folder in the documented format, written with optuna itself."""
+"""A run folder in the documented format, written with optuna itself, and a browser that looks at a page."""
 
 import json
-from dataclasses import replace
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -188,3 +192,56 @@ def run_folder(tmp_path: Path) -> Path:
     )
     write_ranking(folder, settings(), Ranking(rows, None, ("The smallest boxes of the data are 9 pixels wide.",)))
     return folder
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--allow-file-access-from-files",
+    "--enable-logging=stderr",
+    "--virtual-time-budget=6000",
+    "--dump-dom",
+)
+LOOK = """onload = () => setTimeout(() => {
+    const d = f.contentDocument, plots = [...d.querySelectorAll(".plot svg")];
+    const asked = f.contentWindow.performance.getEntriesByType("resource").filter((r) => !r.name.startsWith("data:"));
+    document.title = [d.documentElement.scrollWidth, d.querySelectorAll(".plot .main-svg").length,
+        Math.max(...plots.map((s) => Math.round(s.getBoundingClientRect().right))), asked.length].join(" ");
+}, 1500);"""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A page in a browser: its whole width, its drawings, where the last one ends, and what it asked for and said."""
+
+    scroll_width: int
+    drawings: int
+    right_edge: int
+    requests: int
+    console: list[str]
+
+
+@pytest.fixture
+def browse(tmp_path: Path) -> Callable[[Path, int], Seen]:
+    """Open a file in Chromium, in a frame of a width: a headless window has a least width of its own."""
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+
+    def look(page: Path, width: int) -> Seen:
+        frame = tmp_path / "frame.html"
+        source = f"<iframe id=f src='{page.as_uri()}' width={width} height=3000 frameborder=0></iframe>"
+        frame.write_text(f"{source}<script>{LOOK}</script>")
+        command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", frame.as_uri()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        title = re.search(r"<title>(\d+) (\d+) (\d+) (\d+)</title>", done.stdout)
+        assert title is not None, done.stdout[:2000]
+        return Seen(*map(int, title.groups()), [line for line in done.stderr.splitlines() if ":CONSOLE" in line])
+
+    return look

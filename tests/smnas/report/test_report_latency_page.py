@@ -2,7 +2,9 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,3 +90,16 @@ def test_what_can_not_be_drawn_is_refused(table: Path, tmp_path: Path) -> None:
         pass
     with pytest.raises(UserError, match="holds none"):
         write_latency_page(tmp_path / "empty.db", tmp_path / "page.html")
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_draws_the_table_without_errors_requests_and_sideways_scrolling(
+    table: Path, tmp_path: Path, browse: Callable[[Path, int], Any], width: int
+) -> None:
+    detector = {"architecture": ARCH, "predicted_ms": 1.1, "low_ms": 1.0, "high_ms": 1.2, "measured_ms": 1.0}
+    write_audit(table, TARGET, {"detectors": [detector]})
+    write_latency_page(table, tmp_path / "latency.html", architectures=[ARCH], classes=3)
+    seen = browse(tmp_path / "latency.html", width)
+    assert seen.drawings >= 3
+    assert max(seen.scroll_width, seen.right_edge) <= width
+    assert (seen.requests, seen.console) == (0, [])
