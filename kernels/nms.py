@@ -20,7 +20,17 @@ import torch
 import torchvision
 from torch import Tensor
 
-__all__ = ["greedy_keep", "nms_mask", "nms_mask_plain", "nms_mask_reference", "suppressors"]
+from kernels.dispatch import interpreted, runs_triton
+
+__all__ = [
+    "greedy_keep",
+    "grouped_nms_mask",
+    "grouped_nms_mask_reference",
+    "nms_mask",
+    "nms_mask_plain",
+    "nms_mask_reference",
+    "suppressors",
+]
 
 
 def nms_mask_reference(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -48,6 +58,24 @@ def nms_mask_reference(boxes: Tensor, scores: Tensor, iou_threshold: float) -> T
     return keep
 
 
+def grouped_nms_mask_reference(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
+    """The specification: :func:`nms_mask_reference` of each group by itself.
+
+    Args:
+        boxes: ``(B, N, 4)`` float, ``xyxy``.
+        scores: ``(B, N)`` float.
+        groups: ``(B, N)`` integers: classes, or levels.
+        iou_threshold: Overlap, in 0..1, above which the lower-scored box of a group is dropped.
+
+    Returns:
+        ``(B, N)`` bool, True where a box is kept.
+    """
+    keep = torch.zeros_like(scores, dtype=torch.bool)
+    for group in groups.unique().tolist():
+        keep |= nms_mask_reference(boxes, torch.where(groups == group, scores, 0.0), iou_threshold)
+    return keep
+
+
 @torch.library.custom_op("smnas::nms_mask", mutates_args=())
 def nms_mask(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     """As :func:`nms_mask_reference`, through torchvision's NMS operator (no gradient)."""
@@ -61,6 +89,51 @@ def nms_mask(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 
 @nms_mask.register_fake
 def _(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    return torch.empty_like(scores, dtype=torch.bool)
+
+
+def grouped_nms_mask(
+    boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float, canvas_side: float
+) -> Tensor:
+    """As :func:`grouped_nms_mask_reference`: by moving groups apart, or by kernels that compare them.
+
+    Moved apart, boxes lose as many bits of their coordinates as the shift is long, so that an overlap of almost the
+    threshold may fall on its other side. The kernels compare the boxes as they are, and ask nothing of the host.
+
+    Args:
+        boxes: ``(B, N, 4)`` float, ``xyxy`` in 0..``canvas_side``.
+        scores: ``(B, N)`` float.
+        groups: ``(N,)`` or ``(B, N)`` int64, small and not negative.
+        iou_threshold: As there.
+        canvas_side: No coordinate is larger.
+    """
+    keep: Tensor
+    if runs_triton(boxes, scores):
+        keep = _grouped(boxes.detach().float(), scores.detach(), groups.expand_as(scores), iou_threshold)
+    else:
+        # at least float32: half precision ends where a few classes are side by side
+        apart = groups.to(torch.promote_types(boxes.dtype, torch.float32)) * (canvas_side + 1)
+        keep = nms_mask(boxes + apart.unsqueeze(-1), scores, iou_threshold)
+    return keep
+
+
+@torch.library.custom_op("smnas::grouped_nms_mask", mutates_args=())
+def _grouped(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
+    if scores.numel() == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    if boxes.is_cuda or interpreted():
+        from kernels.triton import nms
+
+        with torch.cuda.device_of(boxes):
+            return nms.keep(boxes, scores, groups, _at_most(iou_threshold))
+    keep = torch.zeros_like(scores, dtype=torch.bool)
+    for group in groups.unique().tolist():
+        keep |= nms_mask(boxes, torch.where(groups == group, scores, 0.0), iou_threshold)
+    return keep
+
+
+@_grouped.register_fake
+def _(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
     return torch.empty_like(scores, dtype=torch.bool)
 
 

@@ -13,6 +13,8 @@ import torchvision
 from torch import Tensor
 from torch.nn import functional as F
 
+from kernels.dispatch import interpreted, runs_triton
+
 __all__ = [
     "multi_level_roi_align",
     "multi_level_roi_align_plain",
@@ -74,10 +76,17 @@ def multi_level_roi_align_reference(
 def multi_level_roi_align(
     features: list[Tensor], boxes: Tensor, strides: list[int], output_size: int, canonical_size: float
 ) -> Tensor:
-    """As :func:`multi_level_roi_align_reference`, pooling each box on its own level alone; differentiable."""
-    if torch.is_grad_enabled() and any(feature.requires_grad for feature in features):
-        return _pool(features, boxes, strides, output_size, canonical_size)
-    pooled: Tensor = _inference_op(features, boxes, strides, output_size, canonical_size)
+    """As :func:`multi_level_roi_align_reference`, pooling each box on its own level alone; differentiable.
+
+    By torchvision's operator for each level, or by one kernel for all of them, which asks nothing of the host.
+    """
+    pooled: Tensor
+    if runs_triton(*features, boxes):
+        pooled = _pyramid(features, boxes.detach().float(), strides, output_size, canonical_size)
+    elif torch.is_grad_enabled() and any(feature.requires_grad for feature in features):
+        pooled = _pool(features, boxes, strides, output_size, canonical_size)
+    else:
+        pooled = _inference_op(features, boxes, strides, output_size, canonical_size)
     return pooled
 
 
@@ -232,3 +241,104 @@ def _inference_op(
 def _(features: list[Tensor], boxes: Tensor, strides: list[int], output_size: int, canonical_size: float) -> Tensor:
     rows = boxes.shape[0] * boxes.shape[1]
     return features[0].new_empty((rows, features[0].shape[1], output_size, output_size))
+
+
+def _channels_last(features: Sequence[Tensor]) -> bool:
+    """Whether the kernel reads the maps channels-last: if all are so, and not all are contiguous as well."""
+    last = all(feature.is_contiguous(memory_format=torch.channels_last) for feature in features)
+    return last and not all(feature.is_contiguous() for feature in features)
+
+
+@torch.library.custom_op("smnas::pyramid_roi_align", mutates_args=())
+def _pyramid(
+    features: list[Tensor], boxes: Tensor, strides: list[int], output_size: int, canonical_size: float
+) -> Tensor:
+    last = _channels_last(features)
+    shape = (boxes.shape[0] * boxes.shape[1], features[0].shape[1], output_size, output_size)
+    if 0 in shape:
+        return features[0].new_empty(shape)
+    if not (boxes.is_cuda or interpreted()):
+        return _pool(features, boxes, strides, output_size, canonical_size)
+    from kernels.triton import roi_align
+
+    maps = features if last else [feature.contiguous() for feature in features]
+    with torch.cuda.device_of(boxes):
+        return roi_align.forward(maps, boxes, strides, output_size, SAMPLES, canonical_size, channels_last=last)
+
+
+@_pyramid.register_fake
+def _(features: list[Tensor], boxes: Tensor, strides: list[int], output_size: int, canonical_size: float) -> Tensor:
+    return features[0].new_empty((boxes.shape[0] * boxes.shape[1], features[0].shape[1], output_size, output_size))
+
+
+@torch.library.custom_op("smnas::pyramid_roi_align_backward", mutates_args=())
+def _pyramid_backward(
+    upstream: Tensor,
+    boxes: Tensor,
+    heights: list[int],
+    widths: list[int],
+    strides: list[int],
+    canonical_size: float,
+    channels_last: bool,
+) -> list[Tensor]:
+    """Gradients of the maps, of the type of ``upstream``."""
+    gradients = _empty_gradients(upstream, boxes, heights, widths, channels_last)
+    if 0 in gradients[0].shape:
+        return gradients
+    if boxes.is_cuda or interpreted():
+        from kernels.triton import roi_align
+
+        with torch.cuda.device_of(boxes):
+            return roi_align.backward(
+                *(upstream.contiguous(), boxes, heights, widths, strides, SAMPLES, canonical_size),
+                channels_last=channels_last,
+            )
+    rois = _with_batch_index(boxes)
+    level = roi_levels(boxes, strides, canonical_size).flatten()
+    for index, (gradient, stride) in enumerate(zip(gradients, strides, strict=True)):
+        chosen = (level == index).nonzero().squeeze(1)
+        bins = (upstream.shape[2], upstream.shape[3])
+        one = torch.ops.torchvision._roi_align_backward(
+            upstream[chosen].float(), rois[chosen], 1 / stride, *bins, *gradient.shape, SAMPLES, False
+        )
+        gradient.copy_(one)
+    return gradients
+
+
+@_pyramid_backward.register_fake
+def _(
+    upstream: Tensor,
+    boxes: Tensor,
+    heights: list[int],
+    widths: list[int],
+    strides: list[int],
+    canonical_size: float,
+    channels_last: bool,
+) -> list[Tensor]:
+    return _empty_gradients(upstream, boxes, heights, widths, channels_last)
+
+
+def _empty_gradients(
+    upstream: Tensor, boxes: Tensor, heights: Sequence[int], widths: Sequence[int], channels_last: bool
+) -> list[Tensor]:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    shapes = [(boxes.shape[0], upstream.shape[1], *size) for size in zip(heights, widths, strict=True)]
+    return [
+        torch.empty(shape, dtype=upstream.dtype, device=upstream.device, memory_format=layout) for shape in shapes
+    ]
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    features, boxes, strides, _, canonical_size = inputs
+    ctx.save_for_backward(boxes)
+    ctx.heights, ctx.widths = [one.shape[2] for one in features], [one.shape[3] for one in features]
+    ctx.strides, ctx.canonical_size, ctx.channels_last = strides, canonical_size, _channels_last(features)
+
+
+def _gradients(ctx: Any, upstream: Tensor) -> tuple[list[Tensor] | None, ...]:
+    (boxes,) = ctx.saved_tensors
+    layout = (ctx.heights, ctx.widths, ctx.strides, ctx.canonical_size, ctx.channels_last)
+    return _pyramid_backward(upstream, boxes, *layout), None, None, None, None
+
+
+_pyramid.register_autograd(_gradients, setup_context=_setup)

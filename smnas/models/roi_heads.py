@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection._utils import BoxCoder
 
-from kernels.nms import nms_mask
+from kernels.nms import grouped_nms_mask
 from kernels.roi_align import multi_level_roi_align
 from smnas.models.boxes import PaddedTargets, match, sample_balanced
 from smnas.models.layers import NormKind
@@ -124,8 +124,7 @@ def select_detections(scores: Tensor, boxes: Tensor, options: DetectorOptions, c
     labels = top.indices % classes
     row = top.indices if boxes.shape[2] == classes else top.indices // classes
     box = boxes.reshape(batch, -1, 4).gather(1, row[:, :, None].expand(-1, -1, 4))
-    apart = labels.to(box.dtype) * (canvas_side + 1)
-    kept = top.values * nms_mask(box + apart[:, :, None], top.values, _NMS_IOU)
+    kept = top.values * grouped_nms_mask(box, top.values, labels, _NMS_IOU, canvas_side)
     best = kept.topk(min(options.detections, kept.shape[1]), dim=1)
     real = best.values > 0
     chosen = box.gather(1, best.indices[:, :, None].expand(-1, -1, 4)) * real[:, :, None]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection._utils import BoxCoder
 
-from kernels.nms import nms_mask
+from kernels.nms import grouped_nms_mask
 from smnas.models.anchors import SHAPES, level_anchors
 from smnas.models.boxes import Matches, PaddedTargets, match, match_adaptive, sample_balanced
 from smnas.models.layers import ConvNorm, NormKind
@@ -112,7 +112,7 @@ def best_proposals(
     """
     batch = logits.shape[0]
     width, height = size
-    boxes, scores, shifts = [], [], []
+    boxes, scores, levels = [], [], []
     start = 0
     for position, count in enumerate(counts):
         kept = min(options.pre_nms_top_n, count)
@@ -121,15 +121,13 @@ def best_proposals(
         delta = deltas.gather(1, index[:, :, None].expand(-1, -1, 4))
         boxes.append(_CODER.decode_single(delta.reshape(-1, 4), anchors_at(index)).view(batch, kept, 4))
         scores.append(top.values.sigmoid())
-        shifts.append(torch.full((kept,), float(position), device=logits.device))
+        levels.append(torch.full((kept,), position, device=logits.device))
         start += count
     limit = torch.tensor([width, height, width, height], device=logits.device)
     box = torch.minimum(torch.cat(boxes, dim=1).clamp(min=0), limit.to(logits.dtype))
     side = torch.minimum(box[..., 2] - box[..., 0], box[..., 3] - box[..., 1])
     score = torch.cat(scores, dim=1) * (side >= 1e-3)
-    # NMS within each level: levels are moved apart so that boxes of different ones never overlap
-    apart = torch.cat(shifts) * (max(width, height) + 1)
-    score = score * nms_mask(box + apart[None, :, None], score, _NMS_IOU)
+    score = score * grouped_nms_mask(box, score, torch.cat(levels), _NMS_IOU, max(width, height))
     best = score.topk(min(options.proposals, score.shape[1]), dim=1)
     chosen = box.gather(1, best.indices[:, :, None].expand(-1, -1, 4))
     proposals: Tensor = chosen * (best.values > 0)[:, :, None]
