@@ -128,7 +128,7 @@ def _norm_case(
 
     torchs = _eager_norm
     by_inductor: Any = torch.compile(lambda: step(torchs), dynamic=False) if compiled else None
-    runs: dict[str, Callable[[], object]] = {"kernel": _chosen("triton", lambda: step(group_norm_relu))}
+    runs: dict[str, Callable[[], object]] = {"kernel": chosen_by("triton", lambda: step(group_norm_relu))}
     runs["eager"] = lambda: step(torchs)
     if compiled:
         runs["compile"] = by_inductor
@@ -199,13 +199,13 @@ def _standardization_case(architecture: str, weights: list[Tensor], upstream: li
         "weight_standardize, forward and backward",
         f"{len(weights)} weights, {elements:,} elements, of {architecture}",
         "float32",
-        {"kernel": _chosen("triton", step), "eager": _chosen("torch", singly)},
+        {"kernel": chosen_by("triton", step), "eager": chosen_by("torch", singly)},
         5 * 4 * elements,
         compare,
     )
 
 
-def _chosen(kernels: Any, run: Callable[[], object]) -> Callable[[], object]:
+def chosen_by(kernels: Any, run: Callable[[], object]) -> Callable[[], object]:
     def chosen() -> object:
         with use(kernels):
             return run()

@@ -283,7 +283,7 @@ def _share(start, bin_side, index, cell, cells, SAMPLES: tl.constexpr):
     for sample in tl.static_range(SAMPLES):
         position, inside = _position(start, bin_side, index, sample, cells, SAMPLES)
         tent = 1.0 - tl.abs(position - cell)
-        total += tl.where(inside & ~(tent <= 0.0), tent, 0.0)
+        total += tl.where(inside, tl.where(tent <= 0.0, 0.0, tent), 0.0)
     return total / SAMPLES
 
 

@@ -13,7 +13,10 @@ from kernels.dispatch import use
 from kernels.roi_align import multi_level_roi_align, multi_level_roi_align_reference, roi_levels
 from kernels.triton import roi_align as kernel
 
-SMALL = kernel.Launch(2, 2, 4, 2, 1)
+# numpy's, of the interpreter: infinity minus infinity
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+SMALL = kernel.Launch(4, 8, 8, 2, 1)
 """Several programs for every box and map, and several blocks of boxes."""
 
 
@@ -75,16 +78,15 @@ def check(features: list[Tensor], boxes: Tensor, strides: list[int], size: int, 
         torch.testing.assert_close(one.double(), other, atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("small", [False, True])
-@pytest.mark.parametrize("levels", [1, 2, 4])
+@pytest.mark.parametrize(("levels", "small"), [(1, False), (4, False), (2, True)])
 def test_values_and_gradients_are_torchvisions(levels: int, small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if small:
         monkeypatch.setattr(kernel, "launch", lambda *_: SMALL)
     generator = torch.Generator().manual_seed(levels)
     features = pyramid(levels, 5, generator, last=small)
-    boxes = random_boxes(2, 3 if small else 8, 64.0, generator)
+    boxes = random_boxes(2, 5, 64.0, generator)
     strides = [4 << level for level in range(levels)]
-    check(features, boxes, strides, 3 if small else 7, 30.0)
+    check(features, boxes, strides, 2 if small else 7, 30.0)
     names = [str(level) for level in range(levels)]
     theirs = MultiScaleRoIAlign(names, 7, 2, canonical_scale=30)
     expected = theirs(dict(zip(names, features, strict=True)), list(boxes), [(64, 96)] * 2)
@@ -100,7 +102,7 @@ def test_half_precision_maps_are_pooled_in_float32(dtype: torch.dtype, last: boo
     check(features, random_boxes(2, 6, 64.0, generator), [4, 8], 7, 30.0)
 
 
-@settings(deadline=None, max_examples=25, derandomize=True)
+@settings(deadline=None, max_examples=16, derandomize=True)
 @given(
     batch=st.integers(0, 2),
     count=st.integers(0, 4),
@@ -157,11 +159,11 @@ def test_the_level_of_a_box_is_the_references_to_the_last_bit() -> None:
     features = [torch.full((1, 1, 4, 4), float(level)) for level in range(4)]
     strides = [4, 8, 16, 32]
     sides = []
-    for power in range(-3, 3):
+    for power in range(-2, 2):
         side = torch.tensor(112.0 * 2.0**power)
-        for _ in range(12):
+        for _ in range(6):
             side = torch.nextafter(side, torch.tensor(0.0))
-        for _ in range(24):
+        for _ in range(12):
             sides.append(side)
             side = torch.nextafter(side, torch.tensor(math.inf))
     corner = torch.stack(sides)[None, :, None].expand(-1, -1, 2)
@@ -180,9 +182,9 @@ def test_the_level_of_a_box_is_the_references_to_the_last_bit() -> None:
 def test_what_is_not_finite_in_maps_and_gradients_passes_as_in_torchvision() -> None:
     generator = torch.Generator().manual_seed(5)
     features = pyramid(2, 3, generator)
-    features[0][0, 1, 5, 6], features[0][1, 0, 8, 8], features[1][0, 2, 3, 3] = math.nan, math.inf, -math.inf
-    boxes = random_boxes(2, 6, 60.0, generator)
-    upstream = torch.randn(12, 3, 2, 2, generator=generator)
+    features[0][0, 1, ::4, ::4], features[0][1, 0, 8], features[1][:, 2, 2:4] = math.nan, math.inf, -math.inf
+    boxes = random_boxes(2, 5, 60.0, generator)
+    upstream = torch.randn(10, 3, 2, 2, generator=generator)
     upstream[1, 0, 1, 1], upstream[8, 2, 0, 1] = math.nan, math.inf
     pooled, gradients = by_kernel(features, boxes, [4, 8], 2, 30.0, upstream)
     expected, exact = by_torchvision(features, boxes, [4, 8], 2, 30.0, upstream)
@@ -193,7 +195,6 @@ def test_what_is_not_finite_in_maps_and_gradients_passes_as_in_torchvision() -> 
         torch.testing.assert_close(one.double(), other, atol=1e-4, rtol=1e-4, equal_nan=True)
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of the interpreter
 def test_a_box_that_is_not_a_number_is_pooled_to_what_is_not_one() -> None:
     generator = torch.Generator().manual_seed(6)
     features = pyramid(2, 2, generator)
