@@ -256,7 +256,7 @@ def _forward(
     start_x, start_y = left * scale, top * scale
     side_x, side_y = _bin_side(start_x, right * scale, SIZE), _bin_side(start_y, bottom * scale, SIZE)
     total = tl.zeros([CHANNELS, BINS], dtype=tl.float32)
-    for sample in tl.static_range(SAMPLES * SAMPLES):
+    for sample in range(SAMPLES * SAMPLES):
         y, inside_y = _position(start_y, side_y, bins // SIZE, sample // SAMPLES, height, SAMPLES)
         x, inside_x = _position(start_x, side_x, bins % SIZE, sample % SAMPLES, width, SAMPLES)
         inside = inside_y & inside_x & (bins < SIZE * SIZE)
@@ -351,16 +351,16 @@ def _backward(
             own = tl.min(tl.where(reaches, index, count), axis=0)
             reaches &= index != own
             row = picture * count + own
-            start_x, start_y = tl.load(boxes + row * 4) * scale, tl.load(boxes + row * 4 + 1) * scale
-            side_x = _bin_side(start_x, tl.load(boxes + row * 4 + 2) * scale, SIZE)
-            side_y = _bin_side(start_y, tl.load(boxes + row * 4 + 3) * scale, SIZE)
-            from_y, to_y = _bins(start_y, side_y, first_y - 1, first_y + ROWS, SIZE)
-            from_x, to_x = _bins(start_x, side_x, first_x - 1, first_x + COLUMNS, SIZE)
+            box_x, box_y = tl.load(boxes + row * 4) * scale, tl.load(boxes + row * 4 + 1) * scale
+            bin_width = _bin_side(box_x, tl.load(boxes + row * 4 + 2) * scale, SIZE)
+            bin_height = _bin_side(box_y, tl.load(boxes + row * 4 + 3) * scale, SIZE)
+            from_y, to_y = _bins(box_y, bin_height, first_y - 1, first_y + ROWS, SIZE)
+            from_x, to_x = _bins(box_x, bin_width, first_x - 1, first_x + COLUMNS, SIZE)
             value_at = upstream + (row.to(tl.int64) * channels + c) * (SIZE * SIZE)
             for bin_y in range(from_y, to_y):
-                share_y = _share(start_y, side_y, bin_y, y, height, SAMPLES)
+                share_y = _share(box_y, bin_height, bin_y, y, height, SAMPLES)
                 for bin_x in range(from_x, to_x):
-                    share = share_y * _share(start_x, side_x, bin_x, x, width, SAMPLES)
+                    share = share_y * _share(box_x, bin_width, bin_x, x, width, SAMPLES)
                     value = tl.load(value_at + bin_y * SIZE + bin_x, mask=c < channels, other=0.0).to(tl.float32)
                     # cells that a bin does not read have no part in a value that is not finite either
                     total += tl.where(share[None, :] == 0.0, 0.0, value[:, None] * share[None, :])

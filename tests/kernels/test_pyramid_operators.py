@@ -30,7 +30,9 @@ def draw(*, last: bool = False, dtype: torch.dtype = torch.float32) -> tuple[lis
     return maps, random_boxes(2, 5, 48.0, generator)
 
 
+# PyTorch's check looks at gradients of the copies that it makes of a list's tensors
 @pytest.mark.parametrize("last", [False, True])
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_pooling_declares_itself_correctly(last: bool) -> None:
     maps, boxes = draw(last=last)
     torch.library.opcheck(POOL, (maps, boxes, [4, 8], 3, 30.0))

@@ -99,10 +99,10 @@ def test_values_and_gradients_are_torchvisions(levels: int, small: bool, monkeyp
 def test_half_precision_maps_are_pooled_in_float32(dtype: torch.dtype, last: bool) -> None:
     generator = torch.Generator().manual_seed(2)
     features = [feature.to(dtype) for feature in pyramid(2, 3, generator, last=last)]
-    check(features, random_boxes(2, 6, 64.0, generator), [4, 8], 7, 30.0)
+    check(features, random_boxes(2, 4, 64.0, generator), [4, 8], 3, 30.0)
 
 
-@settings(deadline=None, max_examples=16, derandomize=True)
+@settings(deadline=None, max_examples=12, derandomize=True)
 @given(
     batch=st.integers(0, 2),
     count=st.integers(0, 4),
