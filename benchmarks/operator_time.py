@@ -197,19 +197,25 @@ def main() -> None:
             for _ in range(3):
                 step()
             what = f"training step, {box_loss}"
-            cases.append({"detector": name, "what": what, **shares(step, asked.rounds), "operators": operators(step, 5)})
+            cases.append(
+                {"detector": name, "what": what, **shares(step, asked.rounds), "operators": operators(step, 5)}
+            )
         detector.eval()
 
         def infer(detector: Detector = detector, images: Tensor = batch.images[:1]) -> object:
             with torch.no_grad():
                 return detector(images)
 
-        cases.append({"detector": name, "what": "inference", **shares(infer, asked.rounds), "operators": operators(infer, 20)})
+        cases.append(
+            {"detector": name, "what": "inference", **shares(infer, asked.rounds), "operators": operators(infer, 20)}
+        )
     for case in cases:
         whole = statistics.median(case["processor_ms"]["whole"])
         print(f"{case['detector']}, {case['what']}: {whole:.1f} ms")
         print("   ", ", ".join(f"{part} {share:.1%}" for part, share in case["share"].items()))
-        print("   ", ", ".join(f"{one['operator']} {one['share']:.1%} ({one['calls']:.0f})" for one in case["operators"]))
+        print(
+            "   ", ", ".join(f"{one['operator']} {one['share']:.1%} ({one['calls']:.0f})" for one in case["operators"])
+        )
     keep_answer(
         "operator-time",
         " ".join((__doc__ or "").split("\n\n")[0].split()),

@@ -92,9 +92,7 @@ def _(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     return torch.empty_like(scores, dtype=torch.bool)
 
 
-def grouped_nms_mask(
-    boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float, canvas_side: float
-) -> Tensor:
+def grouped_nms_mask(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float, canvas_side: float) -> Tensor:
     """As :func:`grouped_nms_mask_reference`: by moving groups apart, or by kernels that compare them.
 
     Moved apart, boxes lose as many bits of their coordinates as the shift is long, so that an overlap of almost the

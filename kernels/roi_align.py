@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torchvision
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from kernels.dispatch import interpreted, runs_triton
@@ -22,7 +23,6 @@ __all__ = [
     "roi_levels",
 ]
 
-_DENSE_CELLS = 4096  # maps up to this size take the dense backward on a CPU: above it the scattered one does less work
 _OUTSIDE = -3.0  # a coordinate of ``grid_sample`` that reads 0, whatever the size of the map
 SAMPLES = 2  # bilinear samples per bin and axis, as in torchvision's detectors
 
@@ -139,69 +139,88 @@ def _sample_positions(start: Tensor, end: Tensor, cells: Tensor, output_size: in
 
 
 def _roi_align(feature: Tensor, rois: Tensor, output_size: int, stride: int) -> Tensor:
-    if feature.requires_grad and feature.device.type == "cpu" and feature.shape[2] * feature.shape[3] <= _DENSE_CELLS:
-        return _dense_backward(feature, rois, output_size, stride)
-    return _native(feature, rois, output_size, stride)
-
-
-def _native(feature: Tensor, rois: Tensor, output_size: int, stride: int) -> Tensor:
     pooled: Tensor = torchvision.ops.roi_align(feature, rois, output_size, 1 / stride, SAMPLES, aligned=False)
     return pooled
 
 
-def _axis_weights(start: Tensor, end: Tensor, cells: int, output_size: int) -> Tensor:
-    """How much each cell of an axis counts in each output bin: ``(N,)`` ends in cells to ``(N, output_size, cells)``.
+class _Bags(torch.autograd.Function):
+    """RoIAlign on a CPU, all levels at once: a bin of a pooled map is a weighted sum of 16 cells, a bag of embeddings.
 
-    Bilinear interpolation is a product of one tent function per axis, so RoIAlign is two matrix products.
-    """
-    step = (end - start).clamp(min=1.0) / (output_size * SAMPLES)
-    offset = torch.arange(output_size * SAMPLES, device=start.device, dtype=start.dtype) + 0.5
-    position = start[:, None] + step[:, None] * offset
-    inside = (position >= -1) & (position <= cells)
-    position = position.clamp(0, cells - 1)
-    cell = torch.arange(cells, device=start.device, dtype=start.dtype)
-    tent = (1 - (position[..., None] - cell).abs()).clamp(min=0) * inside[..., None]
-    return tent.view(len(start), output_size, SAMPLES, cells).mean(dim=2)
-
-
-class _DenseBackward(torch.autograd.Function):
-    """torchvision's RoIAlign with a backward pass of matrix products.
-
-    torchvision's CPU backward adds single numbers at scattered places; on small maps two matrix products are about
-    two to four times as fast there, and that pass was a third of a small detector's training step.
+    PyTorch sums bags in a fraction of the time that torchvision pools in. The gradient is sums of the same kind: a
+    cell's is a bag of the bins that read it, which sorting finds. ``benchmarks/pooling_on_cpu.py`` measures both.
     """
 
     @staticmethod
-    def forward(ctx: Any, feature: Tensor, rois: Tensor, output_size: int, stride: int) -> Tensor:
-        ctx.save_for_backward(rois)
-        ctx.shape, ctx.output_size, ctx.stride = feature.shape, output_size, stride
-        return _native(feature, rois, output_size, stride)
+    def forward(
+        ctx: Any, boxes: Tensor, strides: list[int], output_size: int, canonical_size: float, *features: Tensor
+    ) -> Tensor:
+        cells, weights = _bin_cells(features, boxes, strides, output_size, canonical_size)
+        ctx.save_for_backward(cells, weights)
+        ctx.shapes, ctx.last = [feature.shape for feature in features], _channels_last(features)
+        channels = features[0].shape[1]
+        # a row for every cell of every picture and level
+        table = torch.cat([feature.permute(0, 2, 3, 1).reshape(-1, channels) for feature in features])
+        bins = F.embedding_bag(cells, table, mode="sum", per_sample_weights=weights)
+        return bins.view(-1, output_size, output_size, channels).permute(0, 3, 1, 2).contiguous()
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None]:
-        (rois,) = ctx.saved_tensors
-        batch, channels, height, width = ctx.shape
-        size = ctx.output_size
-        corners = rois[:, 1:] / ctx.stride
-        rows = _axis_weights(corners[:, 1], corners[:, 3], height, size)
-        columns = _axis_weights(corners[:, 0], corners[:, 2], width, size)
-        # (N, C, i, j) with (N, j, W) to rows (n, i) of (C, W), then with (n, i, H) summed over n and i, per picture
-        spread = torch.bmm(upstream[0].permute(0, 2, 1, 3).reshape(len(rois), size * channels, size), columns)
-        spread = spread.view(-1, channels * width)
-        rows = rows.reshape(-1, height)
-        gradient = spread.new_zeros(batch, height, channels * width)
-        first = 0
-        for image, count in enumerate(torch.bincount(rois[:, 0].to(torch.int64), minlength=batch).tolist()):
-            if count:
-                mine = slice(first * size, (first + count) * size)
-                torch.mm(rows[mine].t(), spread[mine], out=gradient[image])
-            first += count
-        return gradient.view(batch, height, channels, width).transpose(1, 2).contiguous(), None, None, None
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        cells, weights = ctx.saved_tensors
+        sizes = [shape[0] * shape[2] * shape[3] for shape in ctx.shapes]
+        # stable: what a cell sums up is in the same order every time
+        reads = cells.flatten().sort(stable=True)
+        first = torch.searchsorted(reads.values, torch.arange(sum(sizes), dtype=torch.int32))
+        bins = upstream.permute(0, 2, 3, 1).reshape(-1, upstream.shape[1])
+        table = F.embedding_bag(
+            torch.div(reads.indices, cells.shape[1], rounding_mode="floor"),
+            bins,
+            first,
+            mode="sum",
+            per_sample_weights=weights.flatten()[reads.indices],
+        )
+        layout = torch.channels_last if ctx.last else torch.contiguous_format
+        gradients = [
+            rows.view(shape[0], shape[2], shape[3], shape[1]).permute(0, 3, 1, 2).contiguous(memory_format=layout)
+            for rows, shape in zip(table.split(sizes), ctx.shapes, strict=True)
+        ]
+        return None, None, None, None, *gradients
 
 
-def _dense_backward(feature: Tensor, rois: Tensor, output_size: int, stride: int) -> Tensor:
-    pooled: Tensor = _DenseBackward.apply(feature, rois, output_size, stride)
-    return pooled
+def _bin_cells(
+    features: Sequence[Tensor], boxes: Tensor, strides: list[int], output_size: int, canonical_size: float
+) -> tuple[Tensor, Tensor]:
+    """Which cells every bin reads, as int32 rows of all levels' cells, and their weights, both ``(bins, 16)``."""
+    level = roi_levels(boxes, strides, canonical_size).flatten()
+    heights, widths = torch.tensor([feature.shape[2:] for feature in features])[level].unbind(1)
+    sizes = torch.tensor([0, *(feature.shape[0] * feature[0, 0].numel() for feature in features)])
+    picture = torch.arange(boxes.shape[0]).repeat_interleave(boxes.shape[1])
+    first = sizes.cumsum(0)[level] + picture * heights * widths
+    left, top, right, bottom = (boxes.flatten(0, 1) / torch.tensor(strides)[level, None]).unbind(1)
+    y, y_weight = _axis_cells(top, bottom, heights, output_size)
+    x, x_weight = _axis_cells(left, right, widths, output_size)
+    rows = first[:, None, None] + y * widths[:, None, None]
+    cells = (rows[:, :, None, :, None] + x[:, None, :, None, :]).to(torch.int32)
+    weights = y_weight[:, :, None, :, None] * x_weight[:, None, :, None, :]
+    return cells.view(-1, (2 * SAMPLES) ** 2), weights.reshape(-1, (2 * SAMPLES) ** 2)
+
+
+def _axis_cells(start: Tensor, end: Tensor, cells: Tensor, output_size: int) -> tuple[Tensor, Tensor]:
+    """Cells of an axis that each bin reads, and their weights, ``(N, output_size, 2 * SAMPLES)``."""
+    side = ((end - start).clamp(min=1.0) / output_size)[:, None, None]
+    index = torch.arange(output_size)[:, None]
+    sample = torch.arange(SAMPLES) + 0.5
+    # in the order of torchvision's operator, so that positions are its to the last bit
+    position = start[:, None, None] + index * side + sample * side / SAMPLES
+    last = (cells - 1)[:, None, None]
+    inside = ~((position < -1) | (position > last + 1))
+    position = torch.minimum(position.clamp(min=0), last)
+    # what is not a number reads the first cell, with a weight that is not one
+    low = position.nan_to_num(0.0).to(torch.int64)
+    part = position - low
+    both = torch.stack([low, torch.minimum(low + 1, last)], dim=3)
+    weight = torch.stack([1 - part, part], dim=3) * inside[..., None] / SAMPLES
+    return both.flatten(2), weight.flatten(2)
 
 
 def _with_batch_index(boxes: Tensor) -> Tensor:
@@ -216,17 +235,23 @@ def _pool(features: list[Tensor], boxes: Tensor, strides: list[int], output_size
         # half a pixel is lost on coordinates from 256 on, and not every device pools halves: pool in float32
         wide = [feature.float() for feature in features]
         return _pool(wide, boxes.float(), strides, output_size, canonical_size).to(dtype)
+    cells = sum(feature.shape[0] * feature.shape[2] * feature.shape[3] for feature in features)
+    reads = boxes.shape[0] * boxes.shape[1] * output_size**2 * (2 * SAMPLES) ** 2
+    # where few boxes read large maps, copying the maps would take longer than pooling
+    if features[0].device.type == "cpu" and 2 * cells <= reads:
+        pooled: Tensor = _Bags.apply(boxes.to(dtype), strides, output_size, canonical_size, *features)
+        return pooled
     rois = _with_batch_index(boxes).to(dtype)
     if len(features) == 1:
         return _roi_align(features[0], rois, output_size, strides[0])
     level = roi_levels(boxes, strides, canonical_size).flatten()
     order: list[Tensor] = []
-    pooled: list[Tensor] = []
+    parts: list[Tensor] = []
     for index, (feature, stride) in enumerate(zip(features, strides, strict=True)):
         chosen = (level == index).nonzero().squeeze(1)
         order.append(chosen)
-        pooled.append(_roi_align(feature, rois[chosen], output_size, stride))
-    return torch.cat(pooled)[torch.argsort(torch.cat(order))]
+        parts.append(_roi_align(feature, rois[chosen], output_size, stride))
+    return torch.cat(parts)[torch.argsort(torch.cat(order))]
 
 
 @torch.library.custom_op("smnas::multi_level_roi_align", mutates_args=())
@@ -323,9 +348,7 @@ def _empty_gradients(
 ) -> list[Tensor]:
     layout = torch.channels_last if channels_last else torch.contiguous_format
     shapes = [(boxes.shape[0], upstream.shape[1], *size) for size in zip(heights, widths, strict=True)]
-    return [
-        torch.empty(shape, dtype=upstream.dtype, device=upstream.device, memory_format=layout) for shape in shapes
-    ]
+    return [torch.empty(shape, dtype=upstream.dtype, device=upstream.device, memory_format=layout) for shape in shapes]
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

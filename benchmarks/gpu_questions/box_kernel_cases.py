@@ -126,9 +126,7 @@ def suppression_cases(place: torch.device, *, quick: bool) -> Iterator[Case]:
         yield _suppression_case(place, batch, count, groups, float(side), threshold)
 
 
-def _suppression_case(
-    place: torch.device, batch: int, count: int, groups: int, side: float, threshold: float
-) -> Case:
+def _suppression_case(place: torch.device, batch: int, count: int, groups: int, side: float, threshold: float) -> Case:
     generator = torch.Generator().manual_seed(0)
     boxes = random_boxes(batch, count, side, 2)
     scores = torch.rand(batch, count, generator=generator) + 0.01

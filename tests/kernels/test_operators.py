@@ -95,11 +95,16 @@ def test_roi_align_gradient_equals_the_references():
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("side", [9, 70])
-def test_dense_roi_align_gradient_equals_torchvisions(side):
-    feature = torch.randn(3, 4, side, side, requires_grad=True)  # 9: matrix products; 70: too large for them
-    boxes = random_boxes(3, 20, side * 4.0, side) + torch.randn(3, 20, 1) * 3  # some reach over the border
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("side", [1, 9, 70])
+def test_roi_align_equals_torchvisions_with_gradients(side, dtype, last):
+    layout = torch.channels_last if last else torch.contiguous_format
+    # 1 and 9: a bin is a bag of cells; 70: too few boxes for so large maps
+    feature = torch.randn(3, 4, side, side, dtype=dtype).contiguous(memory_format=layout).requires_grad_()
+    boxes = random_boxes(3, 12, side * 4.0, side) + torch.randn(3, 12, 1) * 3  # some reach over the border
     boxes[1] = 0.0  # boxes without area
+    boxes = boxes.to(dtype)
     ours = multi_level_roi_align([feature], boxes, [4], 7, 112.0)
     theirs = roi_align(feature, list(boxes), 7, 0.25, 2)
     torch.testing.assert_close(ours, theirs)
@@ -107,6 +112,25 @@ def test_dense_roi_align_gradient_equals_torchvisions(side):
     (a,) = torch.autograd.grad(ours, feature, upstream)
     (b,) = torch.autograd.grad(theirs, feature, upstream)
     torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    assert a.stride() == feature.stride() or side != 9
+
+
+def test_a_box_that_is_not_a_number_is_pooled_to_what_is_not_one():
+    feature = torch.randn(1, 2, 8, 8, requires_grad=True)
+    boxes = random_boxes(1, 6, 32.0, 0)
+    expected = multi_level_roi_align([feature], boxes, [4], 7, 112.0)
+    boxes[0, 2] = torch.nan
+    pooled = multi_level_roi_align([feature], boxes, [4], 7, 112.0)
+    assert pooled[2].isnan().all()
+    torch.testing.assert_close(pooled[[0, 1, 3, 4, 5]], expected[[0, 1, 3, 4, 5]])
+
+
+def test_the_gradient_of_roi_align_has_the_same_bits_every_time():
+    feature, boxes = torch.randn(2, 8, 16, 16, requires_grad=True), random_boxes(2, 40, 64.0, 3)
+    pooled = multi_level_roi_align([feature], boxes, [4], 7, 112.0)
+    upstream = torch.randn_like(pooled)
+    first, second = (torch.autograd.grad(pooled, feature, upstream, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

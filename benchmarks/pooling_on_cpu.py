@@ -1,0 +1,81 @@
+"""How fast is RoIAlign of a pyramid on a CPU beside torchvision's ``MultiScaleRoIAlign``?
+
+One thread, in turns, by processor time, answered as the ratio torchvision's to ours of each round.
+
+    python benchmarks/pooling_on_cpu.py
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from answers import keep_answer, processor_ms
+from operator_time import Repeated
+from plain_operators import boxes_in_groups
+from torch import Tensor
+from torchvision.ops import MultiScaleRoIAlign
+
+from kernels.roi_align import multi_level_roi_align
+
+STRIDES = [4, 8, 16, 32]
+# channels, side in pixels, pictures, boxes a picture, with the gradient
+CASES = {
+    "a training step of the nano baseline": (64, 128, 4, 64, True),
+    "an inference of the nano baseline": (64, 128, 1, 100, False),
+    "a training step of the small baseline, 2 pictures": (256, 512, 2, 512, True),
+    "an inference of the small baseline": (256, 512, 1, 1000, False),
+    "few boxes on large maps": (256, 800, 1, 100, False),
+}
+
+
+def forms(channels: int, side: int, batch: int, count: int, *, train: bool) -> dict[str, Callable[[], object]]:
+    """Ours and torchvision's on the same maps and boxes."""
+    generator = torch.Generator().manual_seed(0)
+    maps = [torch.randn(batch, channels, side // one, side // one, generator=generator) for one in STRIDES]
+    maps = [one.requires_grad_(train) for one in maps]
+    boxes = boxes_in_groups(count, float(side)).expand(batch, -1, -1).contiguous()
+    upstream = torch.randn(batch * count, channels, 7, 7, generator=generator)
+    names = [str(stride) for stride in STRIDES]
+    canonical = 224 if side >= 400 else 112
+    pool = MultiScaleRoIAlign(names, 7, 2, canonical_scale=canonical)
+
+    def ours() -> Tensor:
+        return multi_level_roi_align(maps, boxes, STRIDES, 7, float(canonical))
+
+    def theirs() -> Tensor:
+        pooled: Tensor = pool(dict(zip(names, maps, strict=True)), list(boxes), [(side, side)] * batch)
+        return pooled
+
+    def run(form: Callable[[], Tensor]) -> Callable[[], object]:
+        return (lambda: torch.autograd.grad(form(), maps, upstream)) if train else form
+
+    torch.testing.assert_close(ours(), theirs(), atol=1e-4, rtol=1e-4)
+    return {"ours": run(ours), "torchvision": run(theirs)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    rows: list[dict[str, Any]] = []
+    for name, (channels, side, batch, count, train) in CASES.items():
+        sessions: dict[str, Any] = {
+            form: Repeated(run) for form, run in forms(channels, side, batch, count, train=train).items()
+        }
+        found = processor_ms(sessions, asked.rounds)
+        ratios = [theirs / ours for theirs, ours in zip(found["torchvision"], found["ours"], strict=True)]
+        rows.append(
+            {"case": name, "torchvision_to_ours": statistics.median(ratios), "ratios": ratios, "processor_ms": found}
+        )
+        print(
+            f"{name}: {statistics.median(ratios):.2f} times as fast, {statistics.median(found['ours']):.2f} ms",
+            flush=True,
+        )
+    keep_answer("pooling-on-cpu", " ".join((__doc__ or "").split("\n\n")[0].split()), {"cases": rows})
+
+
+if __name__ == "__main__":
+    main()
