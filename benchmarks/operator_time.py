@@ -1,7 +1,7 @@
 """Where does a training step and an inference on a CPU spend its time, and what could fusing an operator save?
 
-One thread. ``torch.profiler`` says which of PyTorch's operators a step's time is in. For each part that might be worth a
-kernel of its own, the calls of a real step are noted with their arguments and then done again by themselves, forward
+One thread. ``torch.profiler`` says which of PyTorch's operators a step's time is in. For each part that might be worth
+a kernel of its own, the calls of a real step are noted with their arguments and then done again by themselves, forward
 and backward, in turns with the whole step: the part's share of the step's processor time is the most that fusing it
 could save.
 

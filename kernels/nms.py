@@ -20,7 +20,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from kernels.dispatch import interpreted, runs_triton
+from kernels.dispatch import interpreted, on_device_of, runs_triton
 
 __all__ = [
     "greedy_keep",
@@ -71,7 +71,7 @@ def grouped_nms_mask_reference(boxes: Tensor, scores: Tensor, groups: Tensor, io
         ``(B, N)`` bool, True where a box is kept.
     """
     keep = torch.zeros_like(scores, dtype=torch.bool)
-    for group in groups.unique().tolist():
+    for group in torch.unique(groups).tolist():
         keep |= nms_mask_reference(boxes, torch.where(groups == group, scores, 0.0), iou_threshold)
     return keep
 
@@ -122,10 +122,10 @@ def _grouped(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float
     if boxes.is_cuda or interpreted():
         from kernels.triton import nms
 
-        with torch.cuda.device_of(boxes):
+        with on_device_of(boxes):
             return nms.keep(boxes, scores, groups, _at_most(iou_threshold))
     keep = torch.zeros_like(scores, dtype=torch.bool)
-    for group in groups.unique().tolist():
+    for group in torch.unique(groups).tolist():
         keep |= nms_mask(boxes, torch.where(groups == group, scores, 0.0), iou_threshold)
     return keep
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from kernels.dispatch import interpreted, runs_triton
+from kernels.dispatch import interpreted, on_device_of, runs_triton
 
 __all__ = [
     "multi_level_roi_align",
@@ -164,7 +164,7 @@ class _Bags(torch.autograd.Function):
         return bins.view(-1, output_size, output_size, channels).permute(0, 3, 1, 2).contiguous()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         cells, weights = ctx.saved_tensors
         sizes = [shape[0] * shape[2] * shape[3] for shape in ctx.shapes]
@@ -182,7 +182,7 @@ class _Bags(torch.autograd.Function):
         layout = torch.channels_last if ctx.last else torch.contiguous_format
         gradients = [
             rows.view(shape[0], shape[2], shape[3], shape[1]).permute(0, 3, 1, 2).contiguous(memory_format=layout)
-            for rows, shape in zip(table.split(sizes), ctx.shapes, strict=True)
+            for rows, shape in zip(torch.split(table, sizes), ctx.shapes, strict=True)
         ]
         return None, None, None, None, *gradients
 
@@ -287,7 +287,7 @@ def _pyramid(
     from kernels.triton import roi_align
 
     maps = features if last else [feature.contiguous() for feature in features]
-    with torch.cuda.device_of(boxes):
+    with on_device_of(boxes):
         return roi_align.forward(maps, boxes, strides, output_size, SAMPLES, canonical_size, channels_last=last)
 
 
@@ -313,7 +313,7 @@ def _pyramid_backward(
     if boxes.is_cuda or interpreted():
         from kernels.triton import roi_align
 
-        with torch.cuda.device_of(boxes):
+        with on_device_of(boxes):
             return roi_align.backward(
                 *(upstream.contiguous(), boxes, heights, widths, strides, SAMPLES, canonical_size),
                 channels_last=channels_last,

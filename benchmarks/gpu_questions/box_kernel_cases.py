@@ -18,7 +18,7 @@ _BINS = 7
 
 @dataclass(frozen=True)
 class PoolShape:
-    """What an RCNN head reads in a training step: maps of strides 4, 8, 16 and 32, and as many boxes of each picture."""
+    """What an RCNN head reads in a training step: maps of strides 4, 8, 16 and 32, and boxes of every picture."""
 
     batch: int
     channels: int

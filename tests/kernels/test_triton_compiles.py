@@ -4,6 +4,7 @@ The interpreter knows no types, layouts or registers, so that what runs there ma
 """
 
 import importlib.util
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +19,7 @@ if importlib.util.find_spec("triton") is None:
 
 CAPABILITIES = (80, 90)
 _TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
-_TYPES |= {torch.int32: "*i32", torch.int64: "*i64"}
+_TYPES |= {torch.int32: "*i32", torch.int64: "*i64", torch.uint8: "*u8"}
 
 
 class Recorder:
@@ -55,26 +56,33 @@ def compile_launch(kernel: Any, arguments: tuple[Any, ...], settings: dict[str, 
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    options = {name: settings[name] for name in ("num_warps",) if name in settings}
-    constants: dict[str, Any] = {name: value for name, value in settings.items() if name not in options}
-    signature, attributes = {}, {}
-    for position, (name, value) in enumerate(zip(kernel.arg_names, arguments, strict=False)):
-        if isinstance(value, Tensor):
-            signature[name] = _TYPES[value.dtype]
-        elif isinstance(value, float):
-            signature[name] = "fp32"
-        elif value == 1:
-            signature[name], constants[name] = "constexpr", 1
-        else:
-            signature[name] = "i32"
+    options = {name: settings[name] for name in ("num_warps", "enable_fp_fusion") if name in settings}
+    constants: dict[Any, Any] = {name: value for name, value in settings.items() if name not in options}
+    signature: dict[str, Any] = dict.fromkeys(constants, "constexpr")
+    attributes = {}
+
+    def type_of(value: Any, path: tuple[int, ...]) -> Any:
+        if isinstance(value, tuple):
+            return tuple(type_of(one, (*path, position)) for position, one in enumerate(value))
         if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
-            attributes[(position,)] = [["tt.divisibility", 16]]
-    signature |= dict.fromkeys(constants, "constexpr")
+            attributes[path] = [["tt.divisibility", 16]]
+        if isinstance(value, int) and value == 1:
+            constants[path] = 1
+            return "constexpr"
+        return _TYPES[value.dtype] if isinstance(value, Tensor) else "fp32" if isinstance(value, float) else "i32"
+
+    own = {
+        name: type_of(value, (position,))
+        for position, (name, value) in enumerate(zip(kernel.arg_names, arguments, strict=False))
+    }
+    signature = own | signature
     assert list(signature) == list(kernel.arg_names)
     source = ASTSource(kernel, signature, constants, attributes)
     stages = triton.compile(source, GPUTarget("cuda", capability, 32), options).asm
     assert len(stages["cubin"]) > 1000
     ptx: str = stages["ptx"]
+    # sums are added in a fixed order
+    assert not re.search(r"^\s*(@\S+\s+)?(atom|red)\.", ptx, flags=re.MULTILINE)
     return ptx
 
 
@@ -134,3 +142,46 @@ def test_weight_standardization() -> None:
     assert len(launches) == 2
     for launch in launches:
         assert "ld.global" in compile_launch(*launch, 80)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "size", "dtype", "last"),
+    [
+        ([(2, 256, 200, 336), (2, 256, 100, 168), (2, 256, 50, 84), (2, 256, 25, 42)], 7, torch.bfloat16, True),
+        ([(2, 48, 32, 32), (2, 48, 16, 16)], 7, torch.float32, False),
+        ([(1, 1, 1, 1), (1, 1, 1, 1)], 1, torch.float32, False),  # sizes of 1 are constants to the compiler
+    ],
+)
+def test_pooling(shapes: list[tuple[int, ...]], size: int, dtype: torch.dtype, last: bool) -> None:
+    from kernels.triton import roi_align
+
+    layout = torch.channels_last if last else torch.contiguous_format
+    maps = [torch.empty(shape, dtype=dtype, memory_format=layout) for shape in shapes]
+    batch, channels = shapes[0][:2]
+    boxes = torch.zeros(batch, 1 if size == 1 else 40, 4)
+    upstream = torch.zeros(boxes.shape[0] * boxes.shape[1], channels, size, size, dtype=dtype)
+    strides = [4 << level for level in range(len(maps))]
+
+    def run() -> None:
+        roi_align.forward(maps, boxes, strides, size, 2, 224.0, channels_last=last)
+        sizes = [shape[2] for shape in shapes], [shape[3] for shape in shapes]
+        roi_align.backward(upstream, boxes, *sizes, strides, 2, 224.0, channels_last=last)
+
+    launches = record(roi_align, run)
+    assert len(launches) == 2
+    for launch in launches:
+        ptx = compile_launch(*launch, 80)
+        assert ("ld.global.v4" in ptx) == (last and launch[0].__name__ == "_forward")  # 16 bytes at a time
+
+
+def test_suppression() -> None:
+    from kernels.triton import nms
+
+    launches = record(
+        nms, lambda: nms.keep(torch.rand(2, 5000, 4), torch.rand(2, 5000), torch.zeros(2, 5000).long(), 0.5)
+    )
+    assert len(launches) == 2
+    drops, _ = (compile_launch(*launch, 80) for launch in launches)
+    # overlaps are torchvision's to the last bit
+    assert "fma." not in drops
+    assert "div.rn.f32" in drops
