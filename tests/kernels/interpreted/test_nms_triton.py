@@ -13,9 +13,6 @@ from kernels.triton import nms as kernel
 from smnas.models.options import DetectorOptions
 from smnas.models.rpn import best_proposals
 
-# numpy's, of the interpreter: 0 / 0 of two boxes without area, infinity minus infinity
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
-
 SETS = 16
 SMALL = kernel.Launch(16, 1, 1, 1)
 """Several programs for every set, some of them with nothing to compare."""

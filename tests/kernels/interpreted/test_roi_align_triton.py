@@ -13,9 +13,6 @@ from kernels.dispatch import use
 from kernels.roi_align import multi_level_roi_align, multi_level_roi_align_reference, roi_levels
 from kernels.triton import roi_align as kernel
 
-# numpy's, of the interpreter: infinity minus infinity
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
-
 SMALL = kernel.Launch(4, 8, 8, 2, 1)
 """Several programs for every box and map, and several blocks of boxes."""
 
@@ -102,7 +99,7 @@ def test_half_precision_maps_are_pooled_in_float32(dtype: torch.dtype, last: boo
     check(features, random_boxes(2, 4, 64.0, generator), [4, 8], 3, 30.0)
 
 
-@settings(deadline=None, max_examples=12, derandomize=True)
+@settings(deadline=None, max_examples=10, derandomize=True)
 @given(
     batch=st.integers(0, 2),
     count=st.integers(0, 4),
