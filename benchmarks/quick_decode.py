@@ -7,8 +7,8 @@ noise: decoded whole and resized in one step, and otherwise.
   is what every picture is resized by.
 - `margin_4` and others: JPEG files decoded at a fraction of their size (`--quick-decode`), so that as many pixels are
   left; 4 is the least that is taken.
-- As controls: a copy that was saved once more at quality 92, and canvases of which one value in ten or in a hundred is a
-  gray level off.
+- As controls: a copy that was saved once more at quality 92, and canvases of which one value in ten or in a hundred is
+  a gray level off.
 
     python benchmarks/overfit.py --data ../shared/data/aquarium-mini --out runs/overfit
     python benchmarks/quick_decode.py --model runs/overfit/rcnn/checkpoint.pt --data runs/overfit/data
