@@ -76,8 +76,8 @@ def search(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="How candidates are proposed: sm-nas, halving, surrogate, nsga2, regularized-evolution, random or "
-            "mae-det. Default: sm-nas, or mae-det with an entropy.",
+            help="How candidates are proposed: halving, sm-nas, surrogate, nsga2, regularized-evolution, random or "
+            "mae-det. Default: halving; sm-nas with --prior; mae-det with --scorer entropy.",
         ),
     ] = None,
     scorer: Annotated[
@@ -172,7 +172,8 @@ def search(
         space = load_space(preset)
         get_scorer(scorer)
         untrained = scorer in ENTROPY_FORMS
-        strategy = strategy or (MAE_DET if untrained else "sm-nas")
+        # a prior chooses among proposals, and halving's model has chosen already
+        strategy = strategy or (MAE_DET if untrained else "halving" if prior is None else "sm-nas")
         strategies = (*STRATEGIES, MAE_DET)
         if strategy not in strategies:
             raise UserError(f"--strategy must be one of {', '.join(strategies)}, but got {strategy!r}")
