@@ -30,7 +30,7 @@ quickstart: $(INSTALLED) ## search on generated pictures, then detect with the w
 	@echo "pictures   $(RUN)/pictures      (what the recommended detector found)"
 
 test: $(INSTALLED) ## the test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(INSTALLED) ## ruff: rules and format
 	$(BIN)/ruff check .
