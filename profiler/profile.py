@@ -268,22 +268,26 @@ class _DriftWatch:
         self._session: Session = backend.prepare(
             workload.module, random_inputs(workload.inputs, _INPUT_SEED), precision
         )
-        self._first_ms = self._median_ms()
-        self._drifts: list[float] = []
+        self._readings_ms = [self._median_ms()]
 
     def read(self) -> None:
         """Take a reading."""
-        self._drifts.append(self._median_ms() / self._first_ms - 1)
+        self._readings_ms.append(self._median_ms())
+
+    @property
+    def latest_ms(self) -> float:
+        """The last reading."""
+        return self._readings_ms[-1]
 
     @property
     def latest(self) -> float:
         """The last reading against the first, as a share; 0 before the second."""
-        return self._drifts[-1] if self._drifts else 0.0
+        return self.latest_ms / self._readings_ms[0] - 1
 
     @property
     def largest(self) -> float | None:
-        """The reading farthest from the first."""
-        return max(self._drifts, key=abs, default=None)
+        """The reading farthest from the first, as a share."""
+        return max((ms / self._readings_ms[0] - 1 for ms in self._readings_ms[1:]), key=abs, default=None)
 
     def _median_ms(self) -> float:
         with self._session:
@@ -342,6 +346,8 @@ def _measure_one(
         after = conditions["after"] = read_state(terms.device)
         conditions["disturbances"] = disturbances(before, after, terms.target.threads)
         conditions["session"] = session.describe()
+        if drift is not None:
+            conditions["reference_ms"] = drift.latest_ms
     except UserError:
         raise  # about the request, not about this module
     except Exception as error:  # noqa: BLE001 - whatever a backend raises for this module is this module's result

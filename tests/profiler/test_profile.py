@@ -276,6 +276,8 @@ def test_drift_of_the_reference_is_reported_and_stored(table: LatencyTable, back
     drifts = [row.reference_drift for row in table.rows()]
     assert drifts[:4] == [0.0] * 4
     assert drifts[4:] == pytest.approx([0.25] * 4)
+    readings = [row.conditions["reference_ms"] for row in table.rows()]
+    assert readings[4:] == pytest.approx([1.25 * readings[0]] * 4)
     steady = profile([workload(20), workload(21)], table, backend)
     assert steady.drift == 0.0
 
