@@ -1,101 +1,76 @@
 """Is this project's recipe worth choosing over torchvision's reference, on a data set of one's own?
 
 Trains the same architecture (Faster R-CNN on ResNet-18-FPN) on the same pictures, as many of them, from scratch: with
-this project's model and recipe, and with torchvision's model (``FasterRCNN`` on ``resnet_fpn_backbone``, BatchNorm) and
-the numbers of its reference training (SGD 0.02 for 16 pictures, momentum 0.9, weight decay 1e-4, 1,000 steps of warm-up
-within the first epoch, drops to a tenth after 8/13 and 11/13 of the epochs, flips). AP of both by pycocotools through
-the same code; pictures a second measured in turns in one process.
+this project's model and recipe, and with torchvision's model and the numbers of its reference training
+(``torchvision_reference.py``). AP of both by pycocotools through the same code; pictures a second measured in turns.
 
     python benchmarks/against_torchvision.py --data ../shared/data/aquarium --epochs 20 --out runs/torchvision
+
+That is hours of both cores, so it comes in parts: the speed, and a training of each contender with each seed. A part
+goes on at its last finished epoch, stays in ``--out`` when it is done and is not done again; ``--only`` and ``--seed``
+choose some. Started twice, the two share the parts, one core each with ``OMP_NUM_THREADS=1``. When all parts are there
+the answer is kept; until then the missing ones are named.
 """
 
 import argparse
+import json
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median, stdev
+from typing import Any
 
-import numpy as np
 import torch
+import torchvision
 from answers import keep_answer
-from numpy.typing import NDArray
-from torch import Tensor
-from torchvision.models.detection import FasterRCNN
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision_reference import BATCH, reference_model, reference_optimizer, reference_step, train_reference
 
-from smnas.data.augment import Augmentation
+from profiler.errors import UserError
 from smnas.data.coco import CocoFolder
 from smnas.data.loader import Batch, TrainLoader
-from smnas.evaluation.predict import DetectionArrays, eager_detect, evaluate
+from smnas.evaluation.predict import DetectFunction, evaluate
 from smnas.models.build import build_detector
 from smnas.models.detector import Detector
+from smnas.scoring.base import ScoringFailedError
+from smnas.scoring.trained_ap import METRICS_FILE, TrainedAP, write_metrics
+from smnas.search.settings import RunFolderError
+from smnas.search.storage import folder_lock
 from smnas.space.architecture import Architecture
-from smnas.training.fit import fit
+from smnas.training.atomic import write_atomically
+from smnas.training.curve import CURVE_FILE, EpochLog, read_curve
+from smnas.training.errors import TrainingFailedError
 from smnas.training.optimizer import build_optimizer
 from smnas.training.recipe import Recipe, load_recipe
 
 ARCHITECTURE = "basicblock_64_11-21-21-21+fpn_2-6_256+rpn+rcnn_1024+{size}x{size}"
-BATCH = 16
-Step = Callable[[Batch], None]
+SPEED = "speed"
+CONTENDERS = ("smnas", "torchvision")
+SETTINGS_FILE = "settings.json"
 
 
-def reference_model(classes: int, size: int) -> FasterRCNN:
-    backbone = resnet_fpn_backbone(
-        backbone_name="resnet18", weights=None, norm_layer=torch.nn.BatchNorm2d, trainable_layers=5
-    )
-    # a canvas of this size goes through torchvision's own resizing unchanged
-    return FasterRCNN(backbone, num_classes=classes + 1, min_size=size, max_size=size)
+@dataclass(frozen=True)
+class Part:
+    """What is done in one go: the speed of both, or a contender's training with a seed."""
+
+    name: str
+    seed: int | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.seed is None else f"{self.name}-{self.seed}"
+
+    def folder(self, out: Path) -> Path:
+        return out / str(self)
+
+    def file(self, out: Path) -> Path:
+        """What is there when the part is done."""
+        return self.folder(out) / ("speed.json" if self.name == SPEED else METRICS_FILE)
 
 
-def reference_step(model: FasterRCNN, optimizer: torch.optim.Optimizer, device: torch.device, batch: Batch) -> None:
-    images = [image.to(device).float() / 255 for image in batch.images]
-    targets = [{"boxes": t.boxes.to(device), "labels": t.labels.to(device) + 1} for t in batch.targets]
-    loss = torch.stack(list(model(images, targets).values())).sum()
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-
-
-def reference_optimizer(model: FasterRCNN) -> torch.optim.SGD:
-    return torch.optim.SGD(model.parameters(), lr=0.02 * BATCH / 16, momentum=0.9, weight_decay=1e-4)
-
-
-def train_reference(data: CocoFolder, size: int, epochs: int, seed: int, device: torch.device) -> FasterRCNN:
-    torch.manual_seed(seed)
-    model = reference_model(len(data.classes), size).to(device).train()
-    optimizer = reference_optimizer(model)
-    loader = TrainLoader(data.split("train"), size, size, BATCH, seed, augmentation=Augmentation(flip=0.5))
-    peak, warmup = optimizer.param_groups[0]["lr"], min(1000, len(loader))
-    for epoch in range(epochs):
-        factor = 0.1 ** sum(epoch >= round(share * epochs) for share in (8 / 13, 11 / 13))
-        for step, batch in enumerate(loader.epoch(epoch)):
-            rate = peak * factor * (min(1.0, 0.001 + step / warmup) if epoch == 0 else 1.0)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            reference_step(model, optimizer, device, batch)
-    return model.eval()
-
-
-def reference_detect(model: FasterRCNN, device: torch.device) -> Callable[[NDArray[np.uint8]], DetectionArrays]:
-    """Torchvision's model as the function of arrays that the evaluation takes."""
-
-    @torch.inference_mode()
-    def detect(images: NDArray[np.uint8]) -> DetectionArrays:
-        found: Sequence[dict[str, Tensor]] = model([torch.from_numpy(i).to(device).float() / 255 for i in images])
-        rows = max(1, *(len(f["scores"]) for f in found))
-        num = np.array([len(f["scores"]) for f in found], dtype=np.int64)
-        boxes = np.zeros((len(found), rows, 4), np.float32)
-        scores, labels = np.zeros((len(found), rows), np.float32), np.zeros((len(found), rows), np.int64)
-        for row, f in enumerate(found):
-            boxes[row, : num[row]] = f["boxes"].cpu().numpy()
-            scores[row, : num[row]] = f["scores"].cpu().numpy()
-            labels[row, : num[row]] = f["labels"].cpu().numpy() - 1
-        return DetectionArrays(num, boxes, scores, labels)
-
-    return detect
-
-
-def our_step(detector: Detector, optimizer: torch.optim.Optimizer, recipe: Recipe, device: torch.device) -> Step:
+def our_step(
+    detector: Detector, optimizer: torch.optim.Optimizer, recipe: Recipe, device: torch.device
+) -> Callable[[Batch], None]:
     def step(batch: Batch) -> None:
         images = batch.images.to(device).contiguous(memory_format=torch.channels_last)
         loss = torch.stack(list(detector.loss(images, batch.targets, recipe.losses).values())).sum()
@@ -107,9 +82,10 @@ def our_step(detector: Detector, optimizer: torch.optim.Optimizer, recipe: Recip
     return step
 
 
-def images_per_second(data: CocoFolder, architecture: Architecture, recipe: Recipe, steps: int) -> dict[str, float]:
+def seconds_a_step(
+    data: CocoFolder, architecture: Architecture, recipe: Recipe, steps: int, device: torch.device
+) -> dict[str, list[float]]:
     """Training steps of both in turns on the same prepared batch, so that a busy machine is as busy for either."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size = architecture.input_width
     batch = next(iter(TrainLoader(data.split("train"), size, size, BATCH, 0).epoch(0)))
     torch.manual_seed(0)
@@ -119,9 +95,8 @@ def images_per_second(data: CocoFolder, architecture: Architecture, recipe: Reci
     optimizer, our_optimizer = reference_optimizer(model), build_optimizer(detector, recipe)
     for group in (*optimizer.param_groups, *our_optimizer.param_groups):
         group["lr"] = 1e-5  # without a warm-up the peak rate would break the weights, and with them the proposals
-    ours = our_step(detector, our_optimizer, recipe, device)
-    contenders: dict[str, Step] = {
-        "smnas": ours,
+    contenders: dict[str, Callable[[Batch], object]] = {
+        "smnas": our_step(detector, our_optimizer, recipe, device),
         "torchvision": lambda b: reference_step(model, optimizer, device, b),
     }
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
@@ -133,50 +108,158 @@ def images_per_second(data: CocoFolder, architecture: Architecture, recipe: Reci
                 torch.cuda.synchronize()
             if turn >= 2:
                 seconds[name].append(time.perf_counter() - began)
-    return {name: BATCH / median(times) for name, times in seconds.items()}
+    return seconds
+
+
+def train(
+    part: Part, folder: Path, data: CocoFolder, architecture: Architecture, recipe: Recipe, device: str
+) -> dict[str, float]:
+    """Train a contender with a seed, telling how far it is after every epoch; its COCO numbers.
+
+    Raises:
+        ScoringFailedError, TrainingFailedError: it diverges or does not fit in memory.
+    """
+    size, seed = architecture.input_width, part.seed or 0
+
+    def told(log: EpochLog) -> None:
+        ap = "" if log.ap is None else f", AP {log.ap:.4f}"
+        print(
+            f"{part}: epoch {log.epoch}/{log.epochs}, loss {log.loss:.3f}{ap}, {log.images_per_s:.2f} pictures/s, "
+            f"{log.eta_s / 60:.0f} min left",
+            flush=True,
+        )
+
+    def metrics(detect: DetectFunction) -> dict[str, float]:
+        return evaluate(detect, data.split("val"), size, size, recipe.batch_size).as_dict()
+
+    if part.name == "smnas":
+        score = TrainedAP(data, recipe, device, on_epoch=told).score(
+            architecture, seed=seed, epochs=recipe.epochs, out_dir=folder
+        )
+        return dict(score.metrics)
+    detect = train_reference(
+        data.split("train"),
+        size,
+        recipe.epochs,
+        seed,
+        torch.device(device),
+        folder,
+        evaluate_every=recipe.evaluate_every,
+        evaluate=metrics,
+        on_epoch=told,
+    )
+    return metrics(detect)
+
+
+def require_same_settings(out: Path, settings: Mapping[str, Any]) -> None:
+    """Check what earlier parts were made with.
+
+    Raises:
+        UserError: a part in the folder was made with other settings.
+    """
+    for file in sorted(out.glob(f"*/{SETTINGS_FILE}")):
+        held = json.loads(file.read_text())
+        for name in dict.fromkeys((*held, *settings)):
+            if held.get(name) != settings.get(name):
+                raise UserError(
+                    f"parts of one comparison have the same settings ({name}={held.get(name)} in {file}), "
+                    f"but got {settings.get(name)}; give another --out"
+                )
+
+
+def answer(out: Path, seeds: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """All parts together."""
+    speed = json.loads(Part(SPEED).file(out).read_text())
+    seconds = speed["seconds"]
+    parts = {contender: [Part(contender, seed) for seed in range(seeds)] for contender in CONTENDERS}
+    metrics = {c: [json.loads(part.file(out).read_text()) for part in of_both] for c, of_both in parts.items()}
+    curves = {c: [read_curve(part.folder(out) / CURVE_FILE) for part in of_both] for c, of_both in parts.items()}
+    return {
+        **settings,
+        "threads_of_the_speed": speed["threads"],
+        "seconds_a_step": seconds,
+        "images_per_second": {name: BATCH / median(times) for name, times in seconds.items()},
+        "times_as_fast": median(t / s for s, t in zip(seconds["smnas"], seconds["torchvision"], strict=True)),
+        "ap": {c: mean_and_spread([one["ap"] for one in found]) for c, found in metrics.items()},
+        "ap50": {c: mean_and_spread([one["ap50"] for one in found]) for c, found in metrics.items()},
+        "metrics": metrics,
+        "curves": {c: [[log.to_dict() for log in curve] for curve in found] for c, found in curves.items()},
+    }
+
+
+def mean_and_spread(values: Sequence[float]) -> dict[str, float | None]:
+    return {"mean": fmean(values), "std": stdev(values) if len(values) > 1 else None}
+
+
+def run(asked: argparse.Namespace) -> None:
+    if asked.seed is not None and not 0 <= asked.seed < asked.seeds:
+        raise UserError(f"a seed is one of 0 to {asked.seeds - 1} (--seeds {asked.seeds}), but got {asked.seed}")
+    data = CocoFolder(asked.data)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    architecture = Architecture.parse(ARCHITECTURE.format(size=asked.size))
+    recipe = load_recipe(asked.recipe).with_(epochs=asked.epochs, evaluate_every=asked.evaluate_every)
+    settings = {
+        "data": asked.data.resolve().name,
+        "pictures": [len(data.split("train")), len(data.split("val"))],
+        "architecture": str(architecture),
+        "epochs": asked.epochs,
+        "recipe": recipe.model_dump(mode="json"),
+        "torchvision": torchvision.__version__,
+        "device": device,
+    }
+    require_same_settings(asked.out, settings)
+    every = [Part(SPEED), *(Part(contender, seed) for seed in range(asked.seeds) for contender in CONTENDERS)]
+    for part in every:
+        if asked.only not in (None, part.name) or (asked.seed is not None and part.seed not in (None, asked.seed)):
+            continue
+        folder, file = part.folder(asked.out), part.file(asked.out)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with folder_lock(folder):
+                if file.exists():
+                    print(f"{part}: is there", flush=True)
+                    continue
+                write_atomically(folder / SETTINGS_FILE, (json.dumps(settings, indent=1) + "\n").encode())
+                if part.name == SPEED:
+                    seconds = seconds_a_step(data, architecture, recipe, asked.steps, torch.device(device))
+                    found = {"threads": torch.get_num_threads(), "seconds": seconds}
+                    write_atomically(file, (json.dumps(found) + "\n").encode())
+                else:
+                    write_metrics(file, train(part, folder, data, architecture, recipe, device))
+                print(f"{part}: {file.read_text()}", flush=True)
+        except RunFolderError:
+            print(f"{part}: another process is at it", flush=True)
+        except (ScoringFailedError, TrainingFailedError) as error:
+            print(f"{part}: failed: {error.reason}", flush=True)
+    if missing := [str(part) for part in every if not part.file(asked.out).exists()]:
+        print(f"no answer yet, missing: {', '.join(missing)}")
+        return
+    found = answer(asked.out, asked.seeds, settings)
+    print(json.dumps({name: found[name] for name in ("images_per_second", "times_as_fast", "ap", "ap50")}, indent=1))
+    keep_answer(
+        f"against-torchvision-{asked.size}px",
+        "Is this project's recipe worth choosing over torchvision's reference?",
+        found,
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--epochs", type=int, default=20, help="0: only how fast both are")
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--evaluate-every", type=int, default=5, help="epochs between AP on the way; 0: none")
+    parser.add_argument("--seeds", type=int, default=2, help="0 to one less: what the answer is made of")
+    parser.add_argument("--seed", type=int, help="train this one of them only")
+    parser.add_argument("--only", choices=(SPEED, *CONTENDERS))
     parser.add_argument("--recipe", default="nano")
     parser.add_argument("--steps", type=int, default=8, help="timed training steps of each")
     parser.add_argument("--out", type=Path, required=True)
-    asked = parser.parse_args()
-    data = CocoFolder(asked.data)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    architecture = Architecture.parse(ARCHITECTURE.format(size=asked.size))
-    recipe = load_recipe(asked.recipe).with_(epochs=max(1, asked.epochs))
-    speed = images_per_second(data, architecture, recipe, asked.steps)
-    print({name: round(value, 2) for name, value in speed.items()}, "pictures a second", flush=True)
-    ap: dict[str, list[dict[str, float]]] = {"smnas": [], "torchvision": []}
-    for seed in range(asked.seeds if asked.epochs else 0):
-        torch.manual_seed(seed)
-        detector = build_detector(architecture, len(data.classes))
-        fit(detector, data.split("train"), recipe, seed=seed, device=device, out_dir=asked.out / f"smnas-{seed}")
-        model = train_reference(data, asked.size, asked.epochs, seed, device)
-        for name, detect in (
-            ("smnas", eager_detect(detector, device)),
-            ("torchvision", reference_detect(model, device)),
-        ):
-            found = evaluate(detect, data.split("val"), asked.size, asked.size, 8).as_dict()
-            ap[name].append(found)
-            print(f"seed {seed} {name}: AP {found['ap']:.4f} AP50 {found['ap50']:.4f}", flush=True)
-    found = {
-        "epochs": asked.epochs,
-        "architecture": str(architecture),
-        "recipe": recipe.model_dump(mode="json"),
-        "images_per_second": speed,
-        "metrics": ap,
-    }
-    keep_answer(
-        f"against-torchvision-{asked.size}px",
-        "Is this project's recipe worth choosing over torchvision's reference?",
-        found,
-    )
+    try:
+        run(parser.parse_args())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

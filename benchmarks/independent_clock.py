@@ -34,7 +34,7 @@ from profiler.backends.onnxruntime import OnnxRuntimeBackend, session_options
 from profiler.export import to_onnx
 from profiler.timing import TimingSettings, measure
 from profiler.workload import random_inputs
-from smnas.models.build import build_detector, buildable, deployable
+from smnas.models.build import build_detector, deployable
 from smnas.models.workloads import whole_workload
 from smnas.space.architecture import Architecture
 from smnas.space.preset import load_space
@@ -52,7 +52,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=15)
     settings = parser.parse_args()
     load_before = os.getloadavg()[0]
-    structures = [one for one in load_space(settings.preset).structures if buildable(one) is None]
+    structures = load_space(settings.preset).structures
     order = np.random.default_rng(0).permutation(len(structures))[: settings.models].tolist()
     models = [compare(structures[index], settings.rounds) for index in order]
     loads = [load_before, os.getloadavg()[0]]

@@ -13,7 +13,6 @@ from profiler.build_variance import build_variance
 from profiler.errors import UserError
 from profiler.table import LatencyTable
 from smnas.cli.coverage_record import fingerprint, read_record, write_record
-from smnas.models.build import BuildError, buildable
 from smnas.models.coverage import by_demand, covering
 from smnas.models.workloads import detector_workloads
 from smnas.report.latency_data import write_audit
@@ -60,18 +59,14 @@ def given(texts: Sequence[str]) -> list[Architecture]:
     """The architectures that the user typed.
 
     Raises:
-        UserError: one is not an architecture, or can not be built.
+        UserError: one is not an architecture.
     """
-    architectures = [Architecture.parse(text) for text in texts]
-    for architecture in architectures:
-        if (reason := buildable(architecture)) is not None:
-            raise BuildError(reason)
-    return architectures
+    return [Architecture.parse(text) for text in texts]
 
 
 def structures_of(space: Space, sample: int | None, seed: int) -> list[Architecture]:
     """The structural choices that cover a space, those first whose blocks most others need; or a random sample."""
-    structures = [architecture for architecture in space.structures if buildable(architecture) is None]
+    structures = space.structures
     if sample is None:
         return by_demand(covering(structures), structures)
     chosen = np.random.default_rng(seed).permutation(len(structures))[:sample]
@@ -247,7 +242,7 @@ def audited(space: Space, count: int, seed: int) -> tuple[list[Architecture], li
     Raises:
         UserError: the space holds too few detectors.
     """
-    structures = [architecture for architecture in space.structures if buildable(architecture) is None]
+    structures = space.structures
     calibration = min(max(_CALIBRATION_WHOLES, count // 2), _CALIBRATION_AT_MOST)
     wanted = calibration + count
     if len(structures) < wanted:
@@ -258,7 +253,7 @@ def audited(space: Space, count: int, seed: int) -> tuple[list[Architecture], li
         architecture = structures[index]
         if len(chosen) % 2:
             architecture = sample_modular(space, architecture, rng)
-        if architecture not in chosen and buildable(architecture) is None:
+        if architecture not in chosen:
             chosen.append(architecture)
         if len(chosen) == wanted:
             break

@@ -307,7 +307,6 @@ def _search(
     budget_s: float | None,
     output: Output,
 ) -> None:
-    from smnas.models.build import buildable
     from smnas.models.workloads import detector_workloads
     from smnas.scoring.entropy import ENTROPY_FORMS
     from smnas.scoring.latency import DetectorLatency
@@ -336,11 +335,10 @@ def _search(
     calibration = latency.calibrate(measured)
     for architecture, reason in calibration.failed:
         output.note(f"left out of the calibration: {architecture}: {reason}")
-    searched = space.restricted(lambda architecture: buildable(architecture) is None)
     if settings.strategy == MAE_DET:
-        strategy = mae_det(out, searched, settings, latency, output.note)
+        strategy = mae_det(out, space, settings, latency, output.note)
     else:
-        strategy = get_strategy(searched, settings)
+        strategy = get_strategy(space, settings)
     make_on = partial(ScorerOnDevices, "ap", folder.root.resolve(), recipe)
     with SearchDisplay(output) as display, _scorers(make_on, devices, workers, settings, ray) as trainers:
         untrained = settings.scorer in ENTROPY_FORMS
@@ -353,7 +351,6 @@ def _search(
             strategy=strategy,
             latency=latency,
             complexity=complexity,
-            buildable=lambda architecture: buildable(architecture) is None,
             budget_s=budget_s,
             on_event=display.on_event,
             on_training=display.on_training,
@@ -386,9 +383,7 @@ def _calibration_set(space: "Space", seed: int) -> "list[Architecture]":
     """The baseline and random structures, the same for one seed."""
     import numpy as np
 
-    from smnas.models.build import buildable
-
-    structures = [a for a in space.structures if buildable(a) is None]
+    structures = space.structures
     chosen = np.random.default_rng([seed, _CALIBRATION_STREAM]).permutation(len(structures))[:_CALIBRATION_WHOLES]
     return [space.baseline_architecture, *(structures[index] for index in chosen.tolist())]
 

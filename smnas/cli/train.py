@@ -67,14 +67,11 @@ def train(
         settings = load_recipe(recipe).with_(epochs=epochs, batch_size=batch_size, evaluate_every=evaluate_every)
 
         from smnas.data.coco import CocoFolder
-        from smnas.models.build import BuildError, buildable
         from smnas.models.pretrained import read_weights
         from smnas.scoring.trained_ap import TrainedAP
         from smnas.training.board import Board
         from smnas.training.replicas import replicas_from_environment
 
-        if (reason := buildable(architecture)) is not None:
-            raise BuildError(reason)
         weights = None if pretrained is None else read_weights(pretrained)
         folder = CocoFolder(data)
         with ExitStack() as stack:

@@ -26,19 +26,10 @@ from smnas.space.architecture import (
     RPNKind,
 )
 
-__all__ = ["BuildError", "build_detector", "buildable", "deployable"]
+__all__ = ["build_detector", "deployable"]
 
 _C4_LEVEL = 4
 _C4_OCTAVES = 5  # a single map has anchors of five octaves, as in Faster R-CNN
-
-
-class BuildError(UserError):
-    """An architecture of the space whose modules can not be built yet."""
-
-
-def buildable(architecture: Architecture) -> str | None:
-    """Why ``architecture`` can not be built, or None if it can."""
-    return None
 
 
 def build_detector(
@@ -59,12 +50,10 @@ def build_detector(
         device: Where; ``meta`` builds shapes without memory. The default is the CPU.
 
     Raises:
-        BuildError: the architecture needs a module that is not there yet.
+        UserError: there are no classes.
     """
-    if (reason := buildable(architecture)) is not None:
-        raise BuildError(reason)
     if num_classes < 1:
-        raise BuildError(f"a detector needs at least one class, but got {num_classes}")
+        raise UserError(f"a detector needs at least one class, but got {num_classes}")
     options = DetectorOptions.for_architecture(architecture, norm, stem)
     with torch.device(device if device is not None else "cpu"):
         return _build(architecture, num_classes, options)

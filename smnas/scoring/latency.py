@@ -5,14 +5,12 @@ first; after that a prediction costs no measuring, and it is a function of the t
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from profiler.backends.base import Backend, check_precision
 from profiler.cold import as_cold
@@ -26,7 +24,7 @@ from profiler.table import LatencyTable, Row, Target
 from profiler.timing import TimingSettings
 from profiler.work import Work
 from profiler.workload import Workload
-from smnas.models.build import BuildError, build_detector, deployable
+from smnas.models.build import build_detector, deployable
 from smnas.models.workloads import detector_workloads, inference_workloads, whole_workload
 from smnas.space.architecture import Architecture
 
@@ -36,7 +34,7 @@ _WEIGHTS_SEED = 0
 
 
 class LatencyFailedError(RuntimeError):
-    """This detector has no latency on this target: it can not be built, or a part of it does not run.
+    """This detector has no latency on this target: it, or a part of it, does not run.
 
     Attributes:
         reason: One line.
@@ -137,7 +135,7 @@ class DetectorLatency:
         """Latency of the whole detector in milliseconds, with its interval; missing parts are measured first.
 
         Raises:
-            LatencyFailedError: it can not be built, or one of its parts failed on this target.
+            LatencyFailedError: one of its parts failed on this target.
         """
         model = self.model
         return model.predict(self.parts_sum(architecture))
@@ -146,7 +144,7 @@ class DetectorLatency:
         """What the parts of a detector add up to; missing ones are measured first.
 
         Raises:
-            LatencyFailedError: it can not be built, or one of its parts failed on this target.
+            LatencyFailedError: one of its parts failed on this target.
         """
         keys = self._keys(architecture)
         try:
@@ -171,7 +169,7 @@ class DetectorLatency:
         Raises:
             FewRowsError: parts are to be guessed, but the table holds too few of this target.
         """
-        keys_of, buildable = self._keys_of(architectures)
+        keys_of = [self._keys(architecture) for architecture in architectures]
         known = self._table.current(self.target)
         if not interpolate:
             lacking = [
@@ -188,7 +186,7 @@ class DetectorLatency:
             guesses = dict(zip(works, guessed, strict=True))
         arrays = LatencyArrays.of(known, guesses)
         sums = arrays.sum(arrays.find(keys_of))
-        return self.model.predict_many(np.where(buildable, sums.ms, np.nan), sums.count, sums.half_ms)
+        return self.model.predict_many(sums.ms, sums.count, sums.half_ms)
 
     def value(self, architectures: Sequence[Architecture]) -> dict[str, float]:
         """What measuring each part that the table lacks would bring to the predictions of these detectors.
@@ -202,8 +200,8 @@ class DetectorLatency:
             return {}
         place = {key: index for index, key in enumerate(works)}
         counts = np.zeros((len(architectures), len(works)), dtype=np.int64)
-        for number, keys in enumerate(self._keys_of(architectures)[0]):
-            for key in keys:
+        for number, architecture in enumerate(architectures):
+            for key in self._keys(architecture):
                 if key in place:
                     counts[number, place[key]] += 1
         try:
@@ -216,7 +214,7 @@ class DetectorLatency:
         """The detector's parts in the order of running, each as the table holds it; missing ones are measured first.
 
         Raises:
-            LatencyFailedError: it can not be built, or one of its parts failed on this target.
+            LatencyFailedError: one of its parts failed on this target.
         """
         return tuple(MeasuredPart(part.name, _measured_ms(row)) for part, row in self.part_rows(architecture))
 
@@ -224,7 +222,7 @@ class DetectorLatency:
         """As :meth:`measured_parts`, each part as its workload (without weights) and its row.
 
         Raises:
-            LatencyFailedError: it can not be built, or one of its parts failed on this target.
+            LatencyFailedError: one of its parts failed on this target.
         """
         self.parts_sum(architecture)
         parts = self._parts(architecture)
@@ -236,7 +234,7 @@ class DetectorLatency:
     ) -> ProfileReport:
         """Measure all parts of these detectors that the table lacks, within a budget those that bring most first.
 
-        Failures are kept in the table and listed in the report; what can not be built is left out.
+        Failures are kept in the table and listed in the report.
 
         Args:
             architectures: Detectors whose parts are wanted.
@@ -247,10 +245,7 @@ class DetectorLatency:
         unmeasured: dict[str, Workload] = {}
         wanted: dict[str, Workload] = {}
         for architecture in architectures:
-            try:
-                parts = self._parts(architecture)
-            except LatencyFailedError:
-                continue
+            parts = self._parts(architecture)
             wanted.update((part.key, part) for part in parts)
             lookup = {as_cold(part).key if cold else part.key: part.key for part in parts}
             seen = [as_cold(part) for part in parts] if cold else parts
@@ -266,18 +261,17 @@ class DetectorLatency:
         )
 
     def blocks(self, architectures: Sequence[Architecture]) -> list[Workload]:
-        """Every distinct part of these detectors, with fresh weights; what can not be built is left out."""
+        """Every distinct part of these detectors, with fresh weights."""
         found: dict[str, Workload] = {}
         for architecture in architectures:
-            with suppress(BuildError):
-                found |= {part.key: part for part in self._with_weights(architecture) if part.key not in found}
+            found |= {part.key: part for part in self._with_weights(architecture) if part.key not in found}
         return list(found.values())
 
     def measure_whole(self, architecture: Architecture) -> Row:
         """The measured row of the whole detector with fresh weights, from the table or measured now.
 
         Raises:
-            LatencyFailedError: it can not be built or does not run.
+            LatencyFailedError: it does not run.
         """
         whole = self._whole(architecture, device="meta")
         row = self._table.lookup(whole.key, self.target)
@@ -333,28 +327,18 @@ class DetectorLatency:
         try:
             architecture = Architecture.parse(row.key.partition("|")[0])
             return architecture if self._whole(architecture, device="meta").key == row.key else None
-        except (UserError, LatencyFailedError):
+        except UserError:
             return None
 
     def _rows(self, keys: Iterable[str]) -> dict[str, Row]:
         found = {key: self._table.lookup(key, self.target) for key in dict.fromkeys(keys)}
         return {key: row for key, row in found.items() if row is not None}
 
-    def _keys_of(self, architectures: Sequence[Architecture]) -> tuple[list[tuple[str, ...]], NDArray[np.bool_]]:
-        """The parts' keys of each, none where it can not be built, and whether it can."""
-        keys_of: list[tuple[str, ...]] = []
-        for architecture in architectures:
-            try:
-                keys_of.append(self._keys(architecture))
-            except LatencyFailedError:
-                keys_of.append(())
-        return keys_of, np.array([bool(keys) for keys in keys_of], dtype=np.bool_)
-
     def _missing_works(self, architectures: Sequence[Architecture], known: Mapping[str, Row]) -> dict[str, Work]:
         """The work of every part that has no row, by key."""
         works: dict[str, Work] = {}
-        for architecture, keys in zip(architectures, self._keys_of(architectures)[0], strict=True):
-            if any(key not in known and key not in works for key in keys):
+        for architecture in architectures:
+            if any(key not in known and key not in works for key in self._keys(architecture)):
                 parts = self._parts(architecture)
                 works |= {part.key: Work.of(part) for part in parts if part.key not in known and part.key not in works}
         return works
@@ -395,10 +379,7 @@ class DetectorLatency:
         )
 
     def _parts(self, architecture: Architecture) -> tuple[Workload, ...]:
-        try:
-            return detector_workloads(architecture, self.num_classes, self.batch)
-        except BuildError as error:
-            raise LatencyFailedError(f"can not be built: {error}") from error
+        return detector_workloads(architecture, self.num_classes, self.batch)
 
     def _read_keys(self, architecture: Architecture) -> tuple[str, ...]:
         return tuple(part.key for part in self._parts(architecture))
@@ -411,10 +392,7 @@ class DetectorLatency:
     def _whole(self, architecture: Architecture, *, device: str) -> Workload:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_WEIGHTS_SEED)
-            try:
-                detector = deployable(build_detector(architecture, self.num_classes, device=device))
-            except BuildError as error:
-                raise LatencyFailedError(f"can not be built: {error}") from error
+            detector = deployable(build_detector(architecture, self.num_classes, device=device))
         return whole_workload(detector, self.batch)
 
 

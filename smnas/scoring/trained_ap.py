@@ -13,7 +13,7 @@ from torch import Tensor
 from profiler.errors import UserError
 from smnas.data.coco import CocoFolder
 from smnas.evaluation.predict import eager_detect, evaluate
-from smnas.models.build import BuildError, build_detector
+from smnas.models.build import build_detector
 from smnas.models.detector import Detector
 from smnas.models.pretrained import load_pretrained
 from smnas.scoring.base import Score, ScoringFailedError, ScoringProgress
@@ -79,7 +79,7 @@ class TrainedAP:
         """Train ``architecture`` for ``epochs`` epochs and evaluate it.
 
         Raises:
-            ScoringFailedError: it can not be built, diverges, or training or evaluating it breaks.
+            ScoringFailedError: it diverges, or building, training or evaluating it breaks.
             UserError: ``out_dir`` holds another run; the data can not be read, or its validation split has no box.
         """
         return self._score(architecture, seed, epochs, None, out_dir, on_progress)
@@ -160,8 +160,6 @@ class TrainedAP:
                 if not file.exists() and result.epochs != stop_epoch:
                     raise ValueError(f"a training can not go back to epoch {stop_epoch}, but is at {result.epochs}")
                 metrics = read_metrics(file) if file.exists() else self._evaluate(detector, recipe, on_progress)
-        except BuildError as error:
-            raise ScoringFailedError(f"can not be built: {error}") from error
         except TrainingFailedError as error:
             raise ScoringFailedError(error.reason) from error
         except (RuntimeError, ValueError, MemoryError) as error:

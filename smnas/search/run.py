@@ -70,7 +70,6 @@ def run_search(
     complexity: Callable[[Architecture], Complexity],
     trainers: ScorerPool | None = None,
     strategy: Strategy | None = None,
-    buildable: Callable[[Architecture], bool] | None = None,
     budget_s: float | None = None,
     on_event: Callable[[SearchEvent], None] | None = None,
     on_training: Callable[[int, ScoringProgress], None] | None = None,
@@ -86,7 +85,6 @@ def run_search(
         complexity: Gives a detector its parameters and FLOPs.
         trainers: Give the final phase its AP, where the search's scorer trains nothing; else the scorers do.
         strategy: Proposes; by default what the settings name.
-        buildable: Leaves out what can not be built yet; a note says which share of the space that is.
         budget_s: Propose nothing more when the rest of these seconds is what the final phase is expected to take; what
             is being trained ends, and the final phase follows. A stage may use its share of the time only. None: no
             limit. A search that stopped so goes on when it is run again.
@@ -101,26 +99,14 @@ def run_search(
         UnknownStrategyError: the settings name no known strategy.
         KeyboardInterrupt: passed on; the folder resumes.
     """
-    searched = space if buildable is None else space.restricted(buildable)
-    chosen = strategy or get_strategy(searched, settings)  # a wrong name fails before a folder is made
+    chosen = strategy or get_strategy(space, settings)  # a wrong name fails before a folder is made
     prepare_run_folder(folder, settings)
     with Study(folder, settings.storage, settings.study) as study:
         search = _Search(
-            folder, settings, searched, study, chosen, scorers, trainers, latency, complexity, on_event, on_training
+            folder, settings, space, study, chosen, scorers, trainers, latency, complexity, on_event, on_training
         )
         search.clock = None if budget_s is None else Clock(budget_s, settings, (trainers or scorers).size)
-        search.notes = _excluded(space, searched)
         return search.run()
-
-
-def _excluded(space: Space, searched: Space) -> tuple[str, ...]:
-    every, left = space.structural_size(), searched.structural_size()
-    if left == every:
-        return ()
-    return (
-        f"{1 - left / every:.0%} of the structural space ({every - left} of {every} architectures) was left out: "
-        "some of its modules can not be built yet.",
-    )
 
 
 class _Search:
@@ -156,7 +142,6 @@ class _Search:
         self.strategy = strategy
         # an untrained score is no AP: only what the final phase trains is ranked
         self._ranks_search = settings.scorer not in ENTROPY_FORMS
-        self.notes: tuple[str, ...] = ()
         self.clock: Clock | None = None
         self._progress = SearchProgress(settings, self.trainers.size, study.candidates)
         self._planned = {stage.name: stage.trials for stage in strategy.stages}
@@ -394,7 +379,7 @@ class _Search:
     def _write(self, finished: bool) -> Ranking:
         candidates: Sequence[Candidate] = self.study.candidates
         stopped = () if self.clock is None else self.clock.notes
-        notes = (*self.notes, *stopped, *search_notes(candidates, self.settings, self._planned, finished))
+        notes = (*stopped, *search_notes(candidates, self.settings, self._planned, finished))
         ranking = rank(candidates, self.settings.latency_ms, notes, searched=self._ranks_search)
         ranking = write_ranking(self.folder, self.settings, ranking)
         self._written = time.monotonic()

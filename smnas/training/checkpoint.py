@@ -196,7 +196,6 @@ def load_detector_checkpoint(path: Path) -> tuple[Detector, CheckpointInfo]:
 
     Raises:
         CheckpointError: as :func:`load_checkpoint`, or the weights are not this architecture's.
-        UserError: the architecture can not be built by this version.
     """
     checkpoint = load_checkpoint(path)
     info = checkpoint.info

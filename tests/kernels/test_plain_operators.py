@@ -1,6 +1,7 @@
 """The plain forms against torchvision, and their graphs: tensor operators, static shapes, the same numbers."""
 
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import onnxruntime
@@ -13,6 +14,7 @@ from kernels.nms import greedy_keep, nms_mask, nms_mask_plain, nms_mask_referenc
 from kernels.roi_align import multi_level_roi_align, multi_level_roi_align_plain
 from profiler.export import to_onnx, to_onnx_many
 
+SuppressionSets = Callable[[str, int, int, torch.Generator], tuple[Tensor, Tensor]]
 SETS = 500
 """Of each of the 20 kinds below: 10,000 in all."""
 
@@ -23,29 +25,11 @@ def _boxes(batch: int, count: int, side: float, generator: torch.Generator) -> T
     return torch.cat([corner, (corner + size).clamp(max=side)], dim=2)
 
 
-def _draw(kind: str, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """``SETS`` sets of ``count`` boxes and positive scores."""
-    boxes = _boxes(SETS, count, 32.0, generator)
-    scores = torch.rand(SETS, count, generator=generator) + 0.01
-    if kind == "ties":
-        # whole corners give IoUs such as exactly 0.5, and a few scores many ties
-        boxes, scores = boxes.round(), (scores * 4).ceil() / 4
-    elif kind == "identical":
-        boxes = boxes[:, torch.randint(0, max(1, count // 3), (count,), generator=generator)]
-        scores = (scores * 8).ceil() / 8
-    elif kind == "no area":
-        flat = torch.rand(SETS, count, generator=generator) < 0.5
-        boxes[..., 2] = torch.where(flat, boxes[..., 0], boxes[..., 2])
-    elif kind == "classes":
-        boxes = boxes + torch.randint(0, 5, (SETS, count, 1), generator=generator) * 33.0
-    return boxes, scores
-
-
 @pytest.mark.parametrize("kind", ["random", "ties", "identical", "no area", "classes"])
-def test_suppression_equals_torchvisions_on_ten_thousand_sets(kind: str) -> None:
+def test_suppression_equals_torchvisions_on_ten_thousand_sets(kind: str, suppression_sets: SuppressionSets) -> None:
     generator = torch.Generator().manual_seed(len(kind))
     for count, threshold in ((0, 0.5), (1, 0.5), (12, 0.5), (24, 0.7 if kind != "ties" else 1 / 3)):
-        boxes, scores = _draw(kind, count, generator)
+        boxes, scores = suppression_sets(kind, SETS, count, generator)
         keep = nms_mask_plain(boxes, scores, threshold)
         expected = torch.zeros_like(keep)
         for row in range(SETS):

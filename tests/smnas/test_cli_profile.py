@@ -76,7 +76,7 @@ def test_estimates_are_labelled_and_kept_apart(tmp_path: Path, capsys: pytest.Ca
     assert _profile(capsys, *words)["added"] == 0
 
 
-def test_a_sample_is_buildable_and_depends_on_the_seed_alone() -> None:
+def test_a_sample_depends_on_the_seed_alone() -> None:
     space = load_space("paper")
     first = profiling.structures_of(space, 12, 5)
     assert first == profiling.structures_of(space, 12, 5)

@@ -136,18 +136,6 @@ def test_a_failed_part_is_a_reason(table: LatencyTable, idle: IdleBackend) -> No
     assert "no latency" in calibration.failed[0][1]
 
 
-def test_what_can_not_be_built_is_a_reason(
-    table: LatencyTable, idle: IdleBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("smnas.models.build.buildable", lambda _: "it can not be built yet")
-    latency = DetectorLatency(CLASSES, idle, table)
-    for ask in (latency.predict, latency.measure_whole):
-        with pytest.raises(LatencyFailedError, match="can not be built"):
-            ask(TWO_STAGE)
-    assert latency.calibrate([TWO_STAGE]).failed[0][0] == TWO_STAGE
-    assert latency.complete([TWO_STAGE]).measured == 0
-
-
 def test_missing_parts_are_measured_once(table: LatencyTable, eager: EagerBackend, idle: IdleBackend) -> None:
     events: list[Progress] = []
     latency = DetectorLatency(CLASSES, eager, table, timing=QUICK, on_progress=events.append)
@@ -237,21 +225,21 @@ def test_onnx_runtime_runs_a_whole(table: LatencyTable) -> None:
     assert row.target.backend == "onnxruntime"
 
 
-def test_many_predictions_are_the_single_ones(
-    table: LatencyTable, eager: EagerBackend, idle: IdleBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Measured where the table lacks parts, then equal to one by one; what can not be built is NaN."""
+def test_many_predictions_are_the_single_ones(table: LatencyTable, eager: EagerBackend, idle: IdleBackend) -> None:
+    """Measured where the table lacks parts, then equal to one by one; what has a part that does not run is NaN."""
     latency = DetectorLatency(CLASSES, eager, table, timing=QUICK)
-    monkeypatch.setattr("smnas.models.build.buildable", lambda one: "not this one" if one == DEEPER else None)
     many = latency.predict_many([SMALL, TWO_STAGE, SMALL])
     again = DetectorLatency(CLASSES, idle, table)
     for place, architecture in enumerate((SMALL, TWO_STAGE, SMALL)):
         one = again.predict(architecture)
         assert (many.ms[place], many.low_ms[place]) == pytest.approx((one.ms, one.low_ms), rel=1e-12)
     assert np.isfinite(many.ms).all()
+    own = next(key for key in keys_of(WIDER) if key not in {*keys_of(SMALL), *keys_of(TWO_STAGE)})
+    table.add(Row(own, "stem", measurement_target(idle), status="failed", reason="RuntimeError: no kernel"))
+    fill(table, idle, WIDER)
     with pytest.raises(LatencyFailedError):
-        again.predict(DEEPER)
-    assert np.isnan(again.predict_many([DEEPER, SMALL]).ms).tolist() == [True, False]
+        again.predict(WIDER)
+    assert np.isnan(again.predict_many([WIDER, SMALL]).ms).tolist() == [True, False]
 
 
 def test_guessed_parts_widen_the_interval_and_measure_nothing(

@@ -134,12 +134,6 @@ def test_divergence_is_a_reason_and_a_record(data: CocoFolder, tmp_path: Path) -
     assert not (tmp_path / "metrics.json").exists()
 
 
-def test_what_can_not_be_built_is_a_reason(data: CocoFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smnas.models.build.buildable", lambda _: "it can not be built yet")
-    with pytest.raises(ScoringFailedError, match="can not be built"):
-        TrainedAP(data, RECIPE).score(TINY, seed=1, epochs=1, out_dir=tmp_path)
-
-
 @pytest.mark.parametrize("failure", [RuntimeError("kernel too large\nmore"), ValueError("odd"), MemoryError()])
 def test_what_torch_refuses_is_a_reason(
     data: CocoFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception

@@ -1,6 +1,7 @@
 """The kernels of non-maximum suppression in the interpreter against torchvision's greedy one."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from kernels.triton import nms as kernel
 from smnas.models.options import DetectorOptions
 from smnas.models.rpn import best_proposals
 
+SuppressionSets = Callable[[str, int, int, torch.Generator], tuple[Tensor, Tensor]]
 SETS = 16
 SMALL = kernel.Launch(16, 1, 1, 1)
 """Several programs for every set, some of them with nothing to compare."""
@@ -22,26 +24,6 @@ def random_boxes(batch: int, count: int, side: float, generator: torch.Generator
     corner = torch.rand(batch, count, 2, generator=generator) * side
     size = torch.rand(batch, count, 2, generator=generator) ** 2 * side
     return torch.cat([corner, (corner + size).clamp(max=side)], dim=2)
-
-
-def draw(kind: str, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """``SETS`` sets of ``count`` boxes and positive scores."""
-    boxes = random_boxes(SETS, count, 32.0, generator)
-    scores = torch.rand(SETS, count, generator=generator) + 0.01
-    if kind == "ties":
-        # whole corners give overlaps such as exactly 0.5, and a few scores many ties
-        boxes, scores = boxes.round(), (scores * 4).ceil() / 4
-    elif kind == "identical":
-        boxes = boxes[:, torch.randint(0, max(1, count // 3), (count,), generator=generator)]
-        scores = (scores * 8).ceil() / 8
-    elif kind == "no area":
-        flat = torch.rand(SETS, count, generator=generator) < 0.5
-        boxes[..., 2] = torch.where(flat, boxes[..., 0], boxes[..., 2])
-    elif kind == "not finite":
-        strange = torch.tensor([math.nan, math.inf, -math.inf])[torch.randint(0, 3, boxes.shape, generator=generator)]
-        boxes = torch.where(torch.rand(boxes.shape, generator=generator) < 0.1, strange, boxes)
-        boxes[:, 1::4] = boxes[:, :1]
-    return boxes, scores
 
 
 def by_kernel(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
@@ -58,10 +40,10 @@ def by_torchvision(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", ["random", "ties", "identical", "no area", "not finite"])
-def test_suppression_is_torchvisions_on_many_sets(kind: str) -> None:
+def test_suppression_is_torchvisions_on_many_sets(kind: str, suppression_sets: SuppressionSets) -> None:
     generator = torch.Generator().manual_seed(len(kind))
     for count, threshold in ((1, 0.5), (12, 0.5), (40, 0.7 if kind != "ties" else 1 / 3)):
-        boxes, scores = draw(kind, count, generator)
+        boxes, scores = suppression_sets(kind, SETS, count, generator)
         keep = by_kernel(boxes, scores, torch.zeros(count, dtype=torch.int64), threshold)
         assert torch.equal(keep, by_torchvision(boxes, scores, threshold)), (kind, count)
         assert count < 2 or 0 < int(keep.sum()) < keep.numel()  # something was kept and something dropped
