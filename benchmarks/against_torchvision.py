@@ -8,15 +8,16 @@ this project's model and recipe, and with torchvision's model and the numbers of
 
 That is hours of both cores, so it comes in parts: the speed, and a training of each contender with each seed. A part
 goes on at its last finished epoch, stays in ``--out`` when it is done and is not done again; ``--only`` and ``--seed``
-choose some. Started twice, the two share the parts, one core each with ``OMP_NUM_THREADS=1``. When all parts are there
-the answer is kept; until then the missing ones are named.
+choose some. Started twice, the two share the parts, one core each with ``OMP_NUM_THREADS=1``. A training that diverges
+is a result as well: it is kept, counted, and the next seed takes its place. When all parts are there the answer is
+kept; until then the missing ones are named.
 """
 
 import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
@@ -48,6 +49,7 @@ ARCHITECTURE = "basicblock_64_11-21-21-21+fpn_2-6_256+rpn+rcnn_1024+{size}x{size
 SPEED = "speed"
 CONTENDERS = ("smnas", "torchvision")
 SETTINGS_FILE = "settings.json"
+FAILURE_FILE = "failure.json"
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,21 @@ class Part:
     def file(self, out: Path) -> Path:
         """What is there when the part is done."""
         return self.folder(out) / ("speed.json" if self.name == SPEED else METRICS_FILE)
+
+    def failure(self, out: Path) -> str | None:
+        """Why the part failed; ``None`` if it did not."""
+        file = self.folder(out) / FAILURE_FILE
+        return str(json.loads(file.read_text())["reason"]) if file.exists() else None
+
+
+def trainings(contender: str, count: int, out: Path) -> tuple[list[Part], list[Part]]:
+    """The first ``count`` trainings of a contender that have not failed, and those before them that have."""
+    good: list[Part] = []
+    failed: list[Part] = []
+    while len(good) < count:
+        part = Part(contender, len(good) + len(failed))
+        (good if part.failure(out) is None else failed).append(part)
+    return good, failed
 
 
 def our_step(
@@ -171,7 +188,9 @@ def answer(out: Path, seeds: int, settings: Mapping[str, Any]) -> dict[str, Any]
     """All parts together."""
     speed = json.loads(Part(SPEED).file(out).read_text())
     seconds = speed["seconds"]
-    parts = {contender: [Part(contender, seed) for seed in range(seeds)] for contender in CONTENDERS}
+    parts, failed = {}, {}
+    for contender in CONTENDERS:
+        parts[contender], failed[contender] = trainings(contender, seeds, out)
     metrics = {c: [json.loads(part.file(out).read_text()) for part in of_both] for c, of_both in parts.items()}
     curves = {c: [read_curve(part.folder(out) / CURVE_FILE) for part in of_both] for c, of_both in parts.items()}
     return {
@@ -182,9 +201,58 @@ def answer(out: Path, seeds: int, settings: Mapping[str, Any]) -> dict[str, Any]
         "times_as_fast": median(t / s for s, t in zip(seconds["smnas"], seconds["torchvision"], strict=True)),
         "ap": {c: mean_and_spread([one["ap"] for one in found]) for c, found in metrics.items()},
         "ap50": {c: mean_and_spread([one["ap50"] for one in found]) for c, found in metrics.items()},
+        "seeds": {c: [part.seed for part in of_both] for c, of_both in parts.items()},
+        "failed": {c: {str(part.seed): part.failure(out) for part in of_both} for c, of_both in failed.items()},
         "metrics": metrics,
         "curves": {c: [[log.to_dict() for log in curve] for curve in found] for c, found in curves.items()},
     }
+
+
+def every(asked: argparse.Namespace) -> list[Part]:
+    """All parts of the answer as far as it is known which trainings fail."""
+    of_both = [trainings(contender, asked.seeds, asked.out)[0] for contender in CONTENDERS]
+    return [Part(SPEED), *(part for of_seed in zip(*of_both, strict=True) for part in of_seed)]
+
+
+def wanted(asked: argparse.Namespace) -> Iterator[Part]:
+    """The parts that were asked for, each once; a training that fails on the way brings another one."""
+    seen: set[Part] = set()
+    while new := [part for part in every(asked) if part not in seen]:
+        seen.add(part := new[0])
+        if asked.only in (None, part.name) and (asked.seed is None or part.seed in (None, asked.seed)):
+            yield part
+
+
+def do(
+    part: Part,
+    asked: argparse.Namespace,
+    settings: Mapping[str, Any],
+    data: CocoFolder,
+    architecture: Architecture,
+    recipe: Recipe,
+    device: str,
+) -> None:
+    """Do one part, unless it is there or another process is at it, and keep what came out."""
+    folder, file = part.folder(asked.out), part.file(asked.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with folder_lock(folder):
+            if file.exists():
+                print(f"{part}: is there", flush=True)
+                return
+            write_atomically(folder / SETTINGS_FILE, (json.dumps(settings, indent=1) + "\n").encode())
+            if part.name == SPEED:
+                seconds = seconds_a_step(data, architecture, recipe, asked.steps, torch.device(device))
+                found = {"threads": torch.get_num_threads(), "seconds": seconds}
+                write_atomically(file, (json.dumps(found) + "\n").encode())
+            else:
+                write_metrics(file, train(part, folder, data, architecture, recipe, device))
+            print(f"{part}: {file.read_text()}", flush=True)
+    except RunFolderError:
+        print(f"{part}: another process is at it", flush=True)
+    except (ScoringFailedError, TrainingFailedError) as error:
+        write_atomically(folder / FAILURE_FILE, (json.dumps({"reason": error.reason}) + "\n").encode())
+        print(f"{part}: failed: {error.reason}", flush=True)
 
 
 def mean_and_spread(values: Sequence[float]) -> dict[str, float | None]:
@@ -192,8 +260,6 @@ def mean_and_spread(values: Sequence[float]) -> dict[str, float | None]:
 
 
 def run(asked: argparse.Namespace) -> None:
-    if asked.seed is not None and not 0 <= asked.seed < asked.seeds:
-        raise UserError(f"a seed is one of 0 to {asked.seeds - 1} (--seeds {asked.seeds}), but got {asked.seed}")
     data = CocoFolder(asked.data)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     architecture = Architecture.parse(ARCHITECTURE.format(size=asked.size))
@@ -208,30 +274,9 @@ def run(asked: argparse.Namespace) -> None:
         "device": device,
     }
     require_same_settings(asked.out, settings)
-    every = [Part(SPEED), *(Part(contender, seed) for seed in range(asked.seeds) for contender in CONTENDERS)]
-    for part in every:
-        if asked.only not in (None, part.name) or (asked.seed is not None and part.seed not in (None, asked.seed)):
-            continue
-        folder, file = part.folder(asked.out), part.file(asked.out)
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with folder_lock(folder):
-                if file.exists():
-                    print(f"{part}: is there", flush=True)
-                    continue
-                write_atomically(folder / SETTINGS_FILE, (json.dumps(settings, indent=1) + "\n").encode())
-                if part.name == SPEED:
-                    seconds = seconds_a_step(data, architecture, recipe, asked.steps, torch.device(device))
-                    found = {"threads": torch.get_num_threads(), "seconds": seconds}
-                    write_atomically(file, (json.dumps(found) + "\n").encode())
-                else:
-                    write_metrics(file, train(part, folder, data, architecture, recipe, device))
-                print(f"{part}: {file.read_text()}", flush=True)
-        except RunFolderError:
-            print(f"{part}: another process is at it", flush=True)
-        except (ScoringFailedError, TrainingFailedError) as error:
-            print(f"{part}: failed: {error.reason}", flush=True)
-    if missing := [str(part) for part in every if not part.file(asked.out).exists()]:
+    for part in wanted(asked):
+        do(part, asked, settings, data, architecture, recipe, device)
+    if missing := [str(part) for part in every(asked) if not part.file(asked.out).exists()]:
         print(f"no answer yet, missing: {', '.join(missing)}")
         return
     found = answer(asked.out, asked.seeds, settings)
@@ -249,8 +294,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--evaluate-every", type=int, default=5, help="epochs between AP on the way; 0: none")
-    parser.add_argument("--seeds", type=int, default=2, help="0 to one less: what the answer is made of")
-    parser.add_argument("--seed", type=int, help="train this one of them only")
+    parser.add_argument("--seeds", type=int, default=2, help="trainings of each that the answer is made of")
+    parser.add_argument("--seed", type=int, help="train this seed only, if it is one of them")
     parser.add_argument("--only", choices=(SPEED, *CONTENDERS))
     parser.add_argument("--recipe", default="nano")
     parser.add_argument("--steps", type=int, default=8, help="timed training steps of each")
