@@ -168,8 +168,9 @@ def search(
         from smnas.scoring.entropy import ENTROPY_FORMS
         from smnas.scoring.scorers import get_scorer
         from smnas.search.settings import DataFacts, SearchSettings, StageTrials, prepare_run_folder, read_settings
-        from smnas.search.storage import storage_url, study_name
+        from smnas.search.storage import open_storage, storage_url, study_name
         from smnas.search.strategies import STOPPING, STRATEGIES
+        from smnas.search.warm_start import warm_candidates
         from smnas.search.zero_shot import MAE_DET
         from smnas.space.preset import load_space
         from smnas.training.recipe import load_recipe
@@ -199,8 +200,10 @@ def search(
         if generation is None:
             generation = max(2, workers) if before is None else before.generation
         training_threads = max(1, cpu_cores() // workers) if before is None else before.training_threads
-        if table is not None and table.exists():
-            LatencyTable(table, create=False).close()
+        if ray is not None:
+            from smnas.scoring.ray_pool import import_ray
+
+            import_ray()
         root = data if data is not None else _generated(out / "data", output)
         folder = open_data(root, output, drop_bad_boxes=drop_bad_boxes)
         if before is None:
@@ -246,6 +249,11 @@ def search(
             final_epochs=2 * search_epochs if final_epochs is None else final_epochs,
             final_seeds=final_seeds,
         )
+        warm_candidates(settings, space)
+        if storage is not None:
+            open_storage(out, storage).engine.dispose()
+        if table is not None:
+            LatencyTable(table).close()
         if prepare_run_folder(out, settings):
             output.note(f"resuming {out}")
         with LatencyTable(table or out / "latency.db") as rows:

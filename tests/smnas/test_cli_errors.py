@@ -127,6 +127,22 @@ def test_a_file_in_the_place_of_a_folder(pictures: Path, tmp_path: Path, capsys:
         assert str(place) in _fails(capsys, "search", "--gpu", "cpu", *words)
 
 
+def test_a_search_that_is_refused_leaves_nothing_behind(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    out = tmp_path / "out"
+    for words, phrase in (
+        (("--warm-start", str(tmp_path / "no-run")), "no-run"),
+        (("--table", str(tmp_path / "file" / "x.db")), "x.db"),
+        (("--storage", "postgresql://me@127.0.0.1:1/studies"), "127.0.0.1"),
+    ):
+        assert phrase in _fails(
+            capsys, "search", "-q", "--data", str(pictures), "--gpu", "cpu", "--out", str(out), *words
+        )
+        assert not out.exists()
+
+
 def test_no_such_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     missing, out = str(tmp_path / "missing"), str(tmp_path / "out")
     assert "missing" in _fails(capsys, "search", "--data", missing, "--out", out)
