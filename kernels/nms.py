@@ -152,12 +152,13 @@ def suppressors(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     shared = width.clamp(min=0) * height.clamp(min=0)
     area = (right - left) * (bottom - top)
     union = area + area.mT - shared
-    # two boxes without area share nothing: 0 / 1 where 0 / 0 would leave it to the backend what a NaN is greater than
-    iou = shared / torch.where(union > 0, union, 1.0)
+    # Two boxes without area, and two infinite ones, have a quotient that is not a number, and drop nothing. Which way a
+    # comparison with it goes is not left to the backend.
+    overlaps = (union > 0) & (shared / union > _at_most(iou_threshold))
     score = scores.unsqueeze(2)
     index = torch.arange(boxes.shape[1], device=boxes.device)
     better = (score.mT > score) | ((score.mT == score) & (index < index[:, None]))
-    return (iou > _at_most(iou_threshold)) & better
+    return overlaps & better
 
 
 def _at_most(threshold: float) -> float:

@@ -1,29 +1,13 @@
 """How a workload runs: one small protocol, one file a backend, found by name."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 from profiler.backends.base import Backend, Session
 from profiler.devices import Device, cpu_device
-from profiler.errors import BackendUnavailableError, UserError
+from profiler.errors import UserError
 
-__all__ = ["BACKENDS", "Backend", "BackendStatus", "Session", "backend_statuses", "get_backend"]
-
-
-@dataclass(frozen=True)
-class BackendStatus:
-    """Whether a backend can run here.
-
-    Attributes:
-        name: of the backend.
-        version: ``None`` when it can not run.
-        detail: its precisions, or what is missing and the command that adds it.
-    """
-
-    name: str
-    version: str | None
-    detail: str
+__all__ = ["BACKENDS", "Backend", "Session", "get_backend"]
 
 
 def get_backend(name: str, device: Device | None = None, *, threads: int = 1) -> Backend:
@@ -43,19 +27,6 @@ def get_backend(name: str, device: Device | None = None, *, threads: int = 1) ->
     if name not in BACKENDS:
         raise UserError(f"a backend is one of {', '.join(BACKENDS)}, but got {name!r}")
     return BACKENDS[name](device or cpu_device(), threads)
-
-
-def backend_statuses(device: Device | None = None) -> tuple[BackendStatus, ...]:
-    """What this machine can do on a device: one status per known backend."""
-    statuses = []
-    for name in BACKENDS:
-        try:
-            backend = get_backend(name, device)
-        except BackendUnavailableError as error:
-            statuses.append(BackendStatus(name, None, str(error)))
-        else:
-            statuses.append(BackendStatus(name, backend.version, f"precisions {', '.join(backend.precisions)}"))
-    return tuple(statuses)
 
 
 def _eager(device: Device, threads: int) -> Backend:

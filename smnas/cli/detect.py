@@ -86,7 +86,7 @@ def detect(
     if (coco is None) != (annotations is None):
         raise UserError("--coco FILE and --annotations FILE need each other: image ids are in the annotation file")
     with Output.open(as_json=as_json, quiet=quiet) as output:
-        from smnas.deploy.coco_results import ListedPictures
+        from smnas.deploy.coco_results import ListedPictures, require_place
         from smnas.deploy.detect import detect_inputs
         from smnas.deploy.inputs import find_inputs
         from smnas.deploy.pipeline import DetectOptions
@@ -95,6 +95,8 @@ def detect(
         inputs = find_inputs(images or (), camera=camera)
         if coco is not None and (inputs.videos or camera is not None):
             raise UserError("COCO results are of pictures, but got a video or camera beside --coco")
+        if coco is not None:
+            require_place(coco)
         lowest = score if score is not None else (_SCORE if coco is None else 0.0)
         detector = load_model(model_file(model), device=training_device(), cuda_graph=cuda_graph)
         listed = None if annotations is None else ListedPictures(annotations, inputs.pictures, detector)

@@ -5,9 +5,10 @@ from typing import Annotated
 import typer
 
 from smnas.cli.console import Output
+from smnas.cli.data_folder import open_data
 from smnas.cli.metrics import show_metrics
 from smnas.cli.model_file import ModelOption, model_file
-from smnas.cli.options import DataOption, JsonOption, QuietOption, examples
+from smnas.cli.options import DataOption, DropBadBoxesOption, JsonOption, QuietOption, examples
 from smnas.cli.progress import Steps
 from smnas.cli.training_device import training_device
 
@@ -31,6 +32,7 @@ def evaluate(
             min=1, help="Pictures per call. Default: 8, or the whole batches of an exported file.", show_default=False
         ),
     ] = None,
+    drop_bad_boxes: DropBadBoxesOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -41,13 +43,12 @@ def evaluate(
     computed by pycocotools.
     """
     with Output.open(as_json=as_json, quiet=quiet) as output:
-        from smnas.data.coco import CocoFolder
         from smnas.deploy.accuracy import evaluate_model
         from smnas.deploy.runtime import load_model
 
         file = model_file(model)
         detector = load_model(file, device=training_device())
-        split = CocoFolder(data).split("val")
+        split = open_data(data, output, drop_bad_boxes=drop_bad_boxes).split("val")
         with Steps(output, "evaluating") as steps:
             own = detector.metadata.batch
             metrics = evaluate_model(detector, split, batch or own * max(1, _BATCH // own), steps.at).as_dict()

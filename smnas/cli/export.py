@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from smnas.cli.console import Output, show_facts
+from smnas.cli.data_folder import open_data
 from smnas.cli.model_file import ModelOption, model_file
-from smnas.cli.options import JsonOption, QuietOption, examples
+from smnas.cli.options import DropBadBoxesOption, JsonOption, QuietOption, examples
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,6 +55,7 @@ def export(
     max_ap_drop: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Largest loss of AP against the checkpoint, with --data.")
     ] = 0.01,
+    drop_bad_boxes: DropBadBoxesOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -72,11 +74,10 @@ def export(
     on the GPU that the engine is for.
     """
     with Output.open(as_json=as_json, quiet=quiet) as output:
-        from smnas.data.coco import CocoFolder
         from smnas.deploy.export import export_detector
 
         file = model_file(model, prefer="checkpoint")
-        folder = None if data is None else CocoFolder(data)
+        folder = None if data is None else open_data(data, output, drop_bad_boxes=drop_bad_boxes)
         dataset = None if folder is None else folder.split("val")
         calibrated = folder.split("train") if folder is not None and precision == "int8" else None
         with output.working(f"exporting {file} and comparing what both find"):

@@ -1,4 +1,4 @@
-"""Which file a ``--model`` means: a checkpoint, an ONNX file, an engine, or a run folder's recommended detector."""
+"""Which file a ``--model`` means: a checkpoint, an ONNX file, an engine, or a folder that a command wrote."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,10 +9,15 @@ from profiler.errors import UserError
 
 __all__ = ["ModelOption", "model_file"]
 
+_CHECKPOINT = "checkpoint.pt"  # as smnas.training.checkpoint calls it, which loads torch
+
 ModelOption = Annotated[
     Path,
     typer.Option(
-        "--model", "-m", metavar="FILE", help="Checkpoint, ONNX file or engine, or a run folder: its recommended one."
+        "--model",
+        "-m",
+        metavar="FILE",
+        help="Checkpoint, ONNX file or engine; or the folder of a search (its recommended detector) or of a training.",
     ),
 ]
 
@@ -22,15 +27,22 @@ def model_file(path: Path, prefer: Literal["model", "checkpoint"] = "model") -> 
 
     Args:
         path: What the user gave.
-        prefer: Of a run folder, the exported file where there is one, or the checkpoint.
+        prefer: Of a search, the exported file where there is one, or the checkpoint.
 
     Raises:
-        UserError: nothing is there, or the folder is no finished run.
+        UserError: nothing is there, or the folder is no finished search and no training.
     """
     if not path.exists():
         raise UserError(f"a model must be an existing file or run folder, but got {path}")
     if not path.is_dir():
         return path
+    if (checkpoint := path / _CHECKPOINT).is_file():
+        return checkpoint
+    if not (path / "ranking.json").is_file():
+        raise UserError(
+            f"a model's folder is that of a finished search or of a training, but {path} holds neither ranking.json "
+            f"nor {_CHECKPOINT}"
+        )
     from smnas.search.ranking import read_ranking
 
     ranking = read_ranking(path)

@@ -11,6 +11,7 @@ __all__ = [
     "BatchOption",
     "DataOption",
     "DeviceOption",
+    "DropBadBoxesOption",
     "JsonOption",
     "PrecisionOption",
     "PresetOption",
@@ -32,22 +33,29 @@ PresetOption = Annotated[str, typer.Option(metavar="NAME", help="Search space: n
 DataOption = Annotated[
     Path, typer.Option("--data", metavar="DIR", help="COCO-format folder: train/, val/, annotations/instances_*.json.")
 ]
+DropBadBoxesOption = Annotated[
+    bool,
+    typer.Option("--drop-bad-boxes", help="Leave out boxes without a size or outside their picture, as COCO's own."),
+]
 DeviceOption = Annotated[
     str, typer.Option("--gpu", metavar="NAME", help="Device the latency is for: local, cpu, or a GPU as in v100, h200.")
 ]
 BackendOption = Annotated[
     str,
     typer.Option(
-        metavar="NAME", help="What runs the network: onnxruntime (also -cuda, -tensorrt), eager, compile, ..."
+        metavar="NAME",
+        help="What runs the network: onnxruntime (also -cuda, -tensorrt), eager, compile, tensorrt or tensorrt_rtx.",
     ),
 ]
-PrecisionOption = Annotated[str, typer.Option(metavar="NAME", help="Number format of the network: fp32.")]
+PrecisionOption = Annotated[
+    str, typer.Option(metavar="NAME", help="Number format of the network: fp32, fp16 or bf16, as the backend has it.")
+]
 BatchOption = Annotated[int, typer.Option(min=1, help="Images per run when latency is measured.")]
 ThreadsOption = Annotated[int, typer.Option(min=1, help="CPU threads that a measured run may use.")]
 TableOption = Annotated[
     Path | None, typer.Option("--table", metavar="FILE", help="Latency table (SQLite), made if it is not there.")
 ]
-SeedOption = Annotated[int, typer.Option(min=0, help="Start of every random number.")]
+SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Start of every random number.")]
 
 
 def examples(*lines: str) -> str:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["PhaseSteps", "Steps", "TrainingSteps", "duration", "seconds_of"]
 
 _SECONDS_BETWEEN_LINES = 15.0
+_UNITS_S = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _TITLES = {"train": "epoch", "evaluate": "evaluating, %"}
 
 
@@ -31,18 +32,21 @@ def duration(seconds: float) -> str:
 
 
 def seconds_of(text: str) -> float:
-    """What :func:`duration` writes, read back: ``90s``, ``10m``, ``1h30m``.
+    """What :func:`duration` writes, read back, and days: ``90s``, ``10m``, ``1h30m``, ``1.5h``, ``2d``.
 
     Raises:
         UserError: it is no duration, or none at all.
     """
-    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    number = r"(\d+(?:\.\d+)?)"
+    found = re.fullmatch("".join(f"(?:{number}{unit})?" for unit in _UNITS_S), text)
     seconds = (
-        sum(int(part or 0) * unit for part, unit in zip(found.groups(), (3600, 60, 1), strict=True)) if found else 0
+        sum(float(part or 0) * unit_s for part, unit_s in zip(found.groups(), _UNITS_S.values(), strict=True))
+        if found
+        else 0.0
     )
     if not seconds:
-        raise UserError(f"a time is written as in 90s, 10m or 1h30m, but got {text!r}")
-    return float(seconds)
+        raise UserError(f"a time is written as in 90s, 10m, 1h30m or 2d, but got {text!r}")
+    return seconds
 
 
 class Steps:
@@ -63,8 +67,12 @@ class Steps:
         self._last_line = float("-inf")
         self._bar: Progress | None = None
         if output.messages.is_terminal and not output.quiet:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            self._bar = Progress(*columns, TextColumn("{task.fields[text]}"), console=output.messages)
+            # names of files are among the texts: without markup, as one in square brackets is no style
+            title_column, text_column = (
+                TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[text]}")
+            )
+            columns = (title_column, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), text_column)
+            self._bar = Progress(*columns, console=output.messages)
             self._task = self._bar.add_task(title, total=None, text="")
 
     def __enter__(self) -> "Steps":

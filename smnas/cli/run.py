@@ -3,7 +3,9 @@
 0 done, 1 our failure, 2 the user's mistake, 130 interrupted from the keyboard.
 """
 
+import errno
 import importlib.util
+import io
 import os
 import sys
 import traceback
@@ -23,11 +25,23 @@ OUR_FAILURE = 1
 USER_MISTAKE = 2
 _INTERRUPTED = 130
 _RESUMABLE = frozenset({"profile", "train", "search"})
+# A place that can not be read or written, whichever part of a command finds it out. A missing file is not among them:
+# what users name is looked for where it is used, so that what is missing elsewhere is ours.
+_THE_PLACE = frozenset(
+    {
+        *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+        *(errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+    }
+)
 
 
 def run(app: typer.Typer, program: str, arguments: Sequence[str]) -> int:
     """Parse ``arguments``, run the command, return the exit code."""
     arguments = list(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Names of files and classes may hold what a terminal's encoding does not, or no encoding at all.
+            stream.reconfigure(errors="backslashreplace")
     if not sys.warnoptions:
         # A deprecation inside a dependency is nothing that the user of a command can act on; -W brings them back.
         warnings.simplefilter("ignore")
@@ -46,8 +60,13 @@ def run(app: typer.Typer, program: str, arguments: Sequence[str]) -> int:
         return 0
     except UserError as error:
         return _fail(f"error: {_one_line(error)}", USER_MISTAKE)
+    except OSError as error:
+        if error.errno not in _THE_PLACE:
+            return _internal(error)
+        place = "the disk" if error.filename is None else error.filename
+        return _fail(f"error: a file or folder must be usable, but {place} is not: {error.strerror}", USER_MISTAKE)
     except Exception as error:  # noqa: BLE001  the last handler: everything that is left is a failure of ours
-        return _fail(f"internal error: {type(error).__name__}: {_one_line(error)}", OUR_FAILURE)
+        return _internal(error)
 
 
 def _invoke(app: typer.Typer, program: str, arguments: list[str]) -> int:
@@ -100,6 +119,10 @@ def _check_kernels() -> None:
         raise UserError(str(error)) from error
     if chosen == "triton" and importlib.util.find_spec("triton") is None:
         raise UserError(f"{VARIABLE}=triton needs Triton, which is not installed: pip install triton")
+
+
+def _internal(error: Exception) -> int:
+    return _fail(f"internal error: {type(error).__name__}: {_one_line(error)}", OUR_FAILURE)
 
 
 def _fail(line: str, code: int) -> int:

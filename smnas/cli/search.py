@@ -1,5 +1,6 @@
 """``smnas search``: from a data set and a device to a ranked, exported detector."""
 
+import math
 import platform
 import re
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -13,9 +14,11 @@ from rich.console import Console
 from profiler.errors import UserError
 from smnas import __version__
 from smnas.cli.console import Output
+from smnas.cli.data_folder import check_pictures, open_data
 from smnas.cli.options import (
     BackendOption,
     DeviceOption,
+    DropBadBoxesOption,
     JsonOption,
     PresetOption,
     QuietOption,
@@ -24,7 +27,7 @@ from smnas.cli.options import (
     ThreadsOption,
     examples,
 )
-from smnas.cli.progress import Steps
+from smnas.cli.progress import Steps, seconds_of
 from smnas.cli.search_display import SearchDisplay, show_ranking
 from smnas.cli.training_device import cpu_cores, training_devices
 
@@ -96,7 +99,10 @@ def search(
         str, typer.Option(metavar="N1,N2", help="Candidates of stage 1 (structural) and stage 2 (modular).")
     ] = "10,10",
     recipe: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Training recipe: nano, small or sm-nas. Default: the preset's.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Training recipe: nano, small, sm-nas or a .toml file. Default: as the preset."
+        ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of each candidate. Default: the recipe's.")] = None,
     final_epochs: Annotated[
@@ -135,6 +141,7 @@ def search(
         list[Path] | None,
         typer.Option(metavar="RUN", help="Begin with the trainings of this run folder; may be given several times."),
     ] = None,
+    drop_bad_boxes: DropBadBoxesOption = False,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -150,20 +157,20 @@ def search(
     """
     with Output.open(as_json=as_json, quiet=quiet) as output:
         counts = _trial_counts(trials)
-        budget_s = None if budget is None else _seconds(budget)
-        if latency_ms is not None and not latency_ms > 0:
-            raise UserError(f"--latency-ms must be above 0, but got {latency_ms:g}")
+        budget_s = None if budget is None else seconds_of(budget)
+        if latency_ms is not None and not 0 < latency_ms < math.inf:
+            raise UserError(f"--latency-ms must be a number above 0, but got {latency_ms:g}")
 
         from profiler.backends import get_backend
         from profiler.backends.base import check_precision
         from profiler.devices import resolve_device
         from profiler.table import LatencyTable
-        from smnas.data.coco import CocoFolder
         from smnas.scoring.entropy import ENTROPY_FORMS
         from smnas.scoring.scorers import get_scorer
         from smnas.search.settings import DataFacts, SearchSettings, StageTrials, prepare_run_folder, read_settings
-        from smnas.search.storage import storage_url, study_name
+        from smnas.search.storage import open_storage, storage_url, study_name
         from smnas.search.strategies import STOPPING, STRATEGIES
+        from smnas.search.warm_start import warm_candidates
         from smnas.search.zero_shot import MAE_DET
         from smnas.space.preset import load_space
         from smnas.training.recipe import load_recipe
@@ -193,9 +200,14 @@ def search(
         if generation is None:
             generation = max(2, workers) if before is None else before.generation
         training_threads = max(1, cpu_cores() // workers) if before is None else before.training_threads
-        if table is not None and table.exists():
-            LatencyTable(table, create=False).close()
-        folder = CocoFolder(data if data is not None else _generated(out / "data", output))
+        if ray is not None:
+            from smnas.scoring.ray_pool import import_ray
+
+            import_ray()
+        root = data if data is not None else _generated(out / "data", output)
+        folder = open_data(root, output, drop_bad_boxes=drop_bad_boxes)
+        if before is None:
+            check_pictures(folder, output)
         search_epochs = epochs or training.epochs
         if strategy in STOPPING and not training.ema_decay:
             training = training.with_(ema_decay=_ema_decay(len(folder.split("train")), training))
@@ -207,6 +219,7 @@ def search(
                 classes=folder.classes,
                 train_images=len(folder.split("train")),
                 val_images=len(folder.split("val")),
+                drop_bad_boxes=drop_bad_boxes,
             ),
             device=runner.device.name,
             backend=runner.name,
@@ -236,6 +249,11 @@ def search(
             final_epochs=2 * search_epochs if final_epochs is None else final_epochs,
             final_seeds=final_seeds,
         )
+        warm_candidates(settings, space)
+        if storage is not None:
+            open_storage(out, storage).engine.dispose()
+        if table is not None:
+            LatencyTable(table).close()
         if prepare_run_folder(out, settings):
             output.note(f"resuming {out}")
         with LatencyTable(table or out / "latency.db") as rows:
@@ -266,13 +284,6 @@ def _trial_counts(text: str) -> tuple[int, int]:
     if match is None:
         raise UserError(f"--trials must be two numbers as in 20,20, the first above 0, but got {text!r}")
     return int(match[1]), int(match[2])
-
-
-def _seconds(text: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
-    if match is None or not float(match[1]):
-        raise UserError(f"--budget must be a time as in 45m, 8h or 2d, but got {text!r}")
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
 
 
 def _ema_decay(images: int, recipe: "Recipe") -> float:
@@ -339,7 +350,7 @@ def _search(
         strategy = mae_det(out, space, settings, latency, output.note)
     else:
         strategy = get_strategy(space, settings)
-    make_on = partial(ScorerOnDevices, "ap", folder.root.resolve(), recipe)
+    make_on = partial(ScorerOnDevices, "ap", folder.root.resolve(), recipe, drop_bad_boxes=settings.data.drop_bad_boxes)
     with SearchDisplay(output) as display, _scorers(make_on, devices, workers, settings, ray) as trainers:
         untrained = settings.scorer in ENTROPY_FORMS
         run_search(

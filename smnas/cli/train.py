@@ -7,8 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from smnas.cli.console import Output
+from smnas.cli.data_folder import check_pictures, open_data
 from smnas.cli.metrics import show_metrics
-from smnas.cli.options import ArchOption, DataOption, JsonOption, QuietOption, SeedOption, examples
+from smnas.cli.options import (
+    ArchOption,
+    DataOption,
+    DropBadBoxesOption,
+    JsonOption,
+    QuietOption,
+    SeedOption,
+    examples,
+)
 from smnas.cli.progress import TrainingSteps
 
 if TYPE_CHECKING:
@@ -44,6 +53,7 @@ def train(
         Path | None,
         typer.Option(metavar="FILE", help="ImageNet weights of the backbone: a state_dict file of torchvision."),
     ] = None,
+    drop_bad_boxes: DropBadBoxesOption = False,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -66,25 +76,25 @@ def train(
         architecture = Architecture.parse(arch)
         settings = load_recipe(recipe).with_(epochs=epochs, batch_size=batch_size, evaluate_every=evaluate_every)
 
-        from smnas.data.coco import CocoFolder
         from smnas.models.pretrained import read_weights
         from smnas.scoring.trained_ap import TrainedAP
         from smnas.training.board import Board
         from smnas.training.replicas import replicas_from_environment
 
         weights = None if pretrained is None else read_weights(pretrained)
-        folder = CocoFolder(data)
         with ExitStack() as stack:
             replicas, device = stack.enter_context(replicas_from_environment())
             shown = output if replicas.first else output.silent()
+            folder = open_data(data, shown, drop_bad_boxes=drop_bad_boxes)
+            finished = _finished(out)
+            if replicas.first and not finished:
+                check_pictures(folder, shown)
             together = f" in {replicas.count} processes" if replicas.count > 1 else ""
             pictures = len(folder.split("train"))
             shown.note(f"training on {device}{together}: {pictures} pictures, {settings.epochs} epochs")
             steps = stack.enter_context(TrainingSteps(shown))
             board = (
-                stack.enter_context(Board(out / "tensorboard", _finished(out)))
-                if tensorboard and replicas.first
-                else None
+                stack.enter_context(Board(out / "tensorboard", finished)) if tensorboard and replicas.first else None
             )
 
             def on_epoch(log: "EpochLog") -> None:

@@ -6,6 +6,7 @@ arrays (the 860,000 boxes of COCO take 60 MB instead of gigabytes of dictionarie
 
 import gc
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ __all__ = ["BOX_TOLERANCE_PX", "AnnotationFile", "ImageList", "read_annotations"
 BOX_TOLERANCE_PX = 1.0
 """How far a box may stand out of its picture, in pixels; rounding in annotation tools reaches this."""
 _LARGEST_SIDE = 1 << 31
+_HALF_CHARACTERS = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def _read(path: Path, drop_bad_boxes: bool) -> AnnotationFile:
             box = ", ".join(f"{value:g}" for value in rows.boxes[first])
             raise DataError(
                 f"{rule}, but annotation {rows.ids[first]} of image {image_ids[image]}"
-                f" ({sizes[image, 0]}x{sizes[image, 1]}) in {path} has [{box}]"
+                f" ({sizes[image, 0]}x{sizes[image, 1]}) in {path} has [{box}]; --drop-bad-boxes leaves such boxes out"
             )
         bad |= broken
     kept = np.flatnonzero(~bad)
@@ -169,7 +171,7 @@ class _Rows:
 def _load(path: Path, keys: Sequence[str]) -> Mapping[str, list[Any]]:
     try:
         document = json.loads(path.read_bytes(), object_hook=_without_segmentation)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or a number of thousands of digits
         raise DataError(f"an annotation file must be JSON, but {path} is not: {error}") from None
     except OSError as error:
         raise DataError(f"an annotation file must be readable, but {path} is not: {error.strerror}") from None
@@ -195,7 +197,7 @@ def _read_categories(entries: list[Any], path: Path) -> tuple[tuple[str, ...], t
     for position, entry in enumerate(entries):
         category = _whole(entry, "id", f"category at position {position}", path)
         name = _get(entry, "name", f"category {category}", path)
-        if not isinstance(name, str) or not name:
+        if not _is_text(name):
             raise DataError(f"a category must have a name, but category {category} in {path} has {name!r}")
         if category in names:
             raise DataError(f"category ids must be unique, but {path} has category {category} twice")
@@ -203,6 +205,7 @@ def _read_categories(entries: list[Any], path: Path) -> tuple[tuple[str, ...], t
     if not names:
         raise DataError(f"a data set must have at least one category, but {path} has none")
     ordered = sorted(names)
+    _int_array(ordered, "category", path)
     return tuple(names[category] for category in ordered), tuple(ordered)
 
 
@@ -215,7 +218,7 @@ def _read_images(entries: list[Any], path: Path) -> tuple[NDArray[np.int64], tup
     for position, entry in enumerate(entries):
         image = _whole(entry, "id", f"image at position {position}", path)
         name = _get(entry, "file_name", f"image {image}", path)
-        if not isinstance(name, str) or not name:
+        if not _is_text(name):
             raise DataError(f"an image must have a file name, but image {image} in {path} has {name!r}")
         width = _whole(entry, "width", f"image {image}", path)
         height = _whole(entry, "height", f"image {image}", path)
@@ -285,6 +288,11 @@ def _box_problems(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> Itera
     # A box within the tolerance can still lie wholly outside, where clipping would leave nothing.
     inside &= (boxes[:, :2] < sizes) & (corner > 0)
     yield "a box must lie inside its image", finite & positive & ~np.asarray(inside.all(axis=1))
+
+
+def _is_text(value: object) -> bool:
+    """Whether it is text that a file name and UTF-8 can hold: JSON's may have zeros and halves of characters."""
+    return isinstance(value, str) and value != "" and "\0" not in value and not _HALF_CHARACTERS.search(value)
 
 
 def _get(entry: Mapping[str, Any], key: str, owner: str, path: Path) -> Any:

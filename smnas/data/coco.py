@@ -2,7 +2,8 @@
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +25,8 @@ __all__ = ["DEFAULT_CACHE_BYTES", "CocoFolder", "DataError", "DetectionDataset",
 Split = Literal["train", "val"]
 _SPLITS: tuple[Split, ...] = ("train", "val")
 _SUFFIXES = ("", "2017")
+
+_DECODERS = 4  # threads that look through a split
 
 DEFAULT_CACHE_BYTES = 1 << 30
 """How many bytes of decoded pixels a split keeps in memory, unless told otherwise: 1 GiB."""
@@ -105,6 +108,24 @@ class DetectionDataset:
             DataError: the file can not be decoded, or is not of the annotated size.
         """
         return load_rgb(self.path(index), self.size(index))
+
+    def require_decodable(self, on_progress: Callable[[int, int], None] | None = None) -> None:
+        """Decode every picture once, so that a damaged one is found before hours of work and not after.
+
+        Args:
+            on_progress: told how many pictures are done, and of how many.
+
+        Raises:
+            DataError: as :meth:`image`, of the first picture that breaks a rule.
+        """
+
+        def decode(index: int) -> None:
+            self.image(index)
+
+        with ThreadPoolExecutor(_DECODERS, thread_name_prefix="smnas-check") as pool:
+            for done, _ in enumerate(pool.map(decode, range(len(self))), start=1):
+                if on_progress is not None:
+                    on_progress(done, len(self))
 
     def boxes(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
         """Boxes ``(N, 4)`` ``xyxy`` clipped to the picture, 0-based labels ``(N,)`` and crowd flags ``(N,)``."""
@@ -210,6 +231,7 @@ class CocoFolder:
         self, root: Path | str, *, drop_bad_boxes: bool = False, cache_bytes: int = DEFAULT_CACHE_BYTES
     ) -> None:
         self.root = Path(root)
+        self.drop_bad_boxes = drop_bad_boxes
         if not self.root.is_dir():
             raise DataError(f"a data set must be a folder, but there is no folder {self.root}")
         self._splits: dict[Split, DetectionDataset] = {}
@@ -217,6 +239,7 @@ class CocoFolder:
             annotations = read_annotations(_annotation_path(self.root, split), drop_bad_boxes=drop_bad_boxes)
             folder = _image_folder(self.root, split)
             _require_files(annotations, folder)
+            _require_a_box(annotations)
             self._splits[split] = DetectionDataset(annotations, folder, cache_bytes)
         train, val = self._splits["train"], self._splits["val"]
         if (train.category_ids, train.classes) != (val.category_ids, val.classes):
@@ -229,6 +252,11 @@ class CocoFolder:
     def classes(self) -> tuple[str, ...]:
         """Class names, by ascending category id."""
         return self._splits["train"].classes
+
+    @property
+    def dropped(self) -> int:
+        """How many annotations of both splits were left out because their boxes broke a rule."""
+        return sum(split.dropped for split in self._splits.values())
 
     @property
     def category_ids(self) -> tuple[int, ...]:
@@ -278,6 +306,15 @@ def _require_files(annotations: AnnotationFile, folder: Path) -> None:
                 f"every image must have its file, but image {image} of {annotations.path} names {name},"
                 f" which is not in {folder}"
             )
+
+
+def _require_a_box(annotations: AnnotationFile) -> None:
+    """Nothing to learn, and no AP: better said now than after hours of training."""
+    if annotations.crowd.all():
+        raise DataError(
+            f"a split must have at least one box that is not a crowd, but the {len(annotations.image_ids)} images of "
+            f"{annotations.path} have none"
+        )
 
 
 def _file_names(folder: Path) -> set[str]:

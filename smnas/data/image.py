@@ -19,8 +19,12 @@ _DECODE_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
+    TypeError,
+    RuntimeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
     EOFError,
-    IndexError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
@@ -127,7 +131,7 @@ def _reduce(picture: Image.Image, canvas: tuple[int, int]) -> int:
     """Have a JPEG file decoded smaller, see :func:`decode`, and say by which factor."""
     if picture.format not in _REDUCIBLE_FORMATS:
         return 1
-    turned = picture.getexif().get(ExifTags.Base.Orientation, 1) >= _FIRST_SWAPPING_ORIENTATION
+    turned = _orientation(picture) >= _FIRST_SWAPPING_ORIENTATION
     scale = fit_scale(*(picture.size[::-1] if turned else picture.size), *canvas)
     for factor in (8, 4, 2):
         if factor * _MARGIN * scale <= 1 and picture.width % factor == picture.height % factor == 0:
@@ -136,8 +140,14 @@ def _reduce(picture: Image.Image, canvas: tuple[int, int]) -> int:
     return 1
 
 
+def _orientation(picture: Image.Image) -> int:
+    """1 to 8; what a file states in another way than as a number, viewers take for none stated."""
+    stated = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    return stated if isinstance(stated, int) else 1
+
+
 def _upright(picture: Image.Image, size: tuple[int, int] | None) -> Image.Image:
-    orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    orientation = _orientation(picture)
     if orientation == 1:
         return picture
     swaps = orientation >= _FIRST_SWAPPING_ORIENTATION

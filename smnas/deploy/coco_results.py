@@ -1,17 +1,19 @@
 """Detections as a COCO results file, with the image ids of an annotation file."""
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from profiler.atomic import write_whole
 from profiler.errors import UserError
 from smnas.data.annotations import ImageList, read_image_list
 from smnas.deploy.results import PictureResult
 from smnas.deploy.runtime import Model
 
-__all__ = ["ListedPictures"]
+__all__ = ["ListedPictures", "require_place"]
 
 
 class ListedPictures:
@@ -68,11 +70,29 @@ class ListedPictures:
             UserError: It can not be written.
         """
         try:
-            path.write_text(json.dumps(self.results(pictures)) + "\n", encoding="utf-8")
+            write_whole(path, (json.dumps(self.results(pictures)) + "\n").encode())
         except OSError as error:
-            raise UserError(
-                f"COCO results must go to a file that can be written, but got {path} ({error.strerror})"
-            ) from None
+            raise _no_place(path, error.strerror) from None
+
+
+def require_place(path: Path) -> None:
+    """Refuse, before anything is looked at, a file that could not be written afterwards; make its folder.
+
+    Raises:
+        UserError: The folder can not be made or written to, or the file is a folder.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _no_place(path, error.strerror) from None
+    if path.is_dir():
+        raise _no_place(path, "a folder")
+    if not os.access(path.parent, os.W_OK):
+        raise _no_place(path, "its folder is not for writing")
+
+
+def _no_place(path: Path, reason: str | None) -> UserError:
+    return UserError(f"COCO results must go to a file that can be written, but got {path} ({reason})")
 
 
 def _indices(listed: ImageList, paths: list[Path]) -> Mapping[Path, int]:

@@ -141,6 +141,7 @@ def export_detector(
     if batch < 1:
         raise UserError(f"`batch >= 1` must hold, but got batch={batch}")
     detector, info = load_detector_checkpoint(checkpoint)
+    _make_folder(out)
     width, height = detector.input_size
     versions = {"smnas": __version__} | {name: version(name) for name in _VERSIONED}
     metadata = ModelMetadata.of_checkpoint(
@@ -161,6 +162,8 @@ def export_detector(
         raise ExportMismatchError(f"the exported file must find what the checkpoint finds, but got {agreement}")
 
     rounding, accuracy, notes = None, None, []
+    if not info.complete:
+        notes.append(f"the training is not finished: epoch {info.epoch} of {info.recipe.epochs}")
     if precision != "fp32":
         if precision == "int8" and NO_FP32_PRODUCTS in targets:
             graph = products_as_convolutions(graph)  # before their weights are integers, and no weights any more
@@ -175,7 +178,7 @@ def export_detector(
                 rounding = compare_detections(expected, file(pictures))
             if dataset is not None:
                 accuracy, measured = measure_accuracy(reference, file, dataset)
-                if accuracy.drop > max_ap_drop:
+                if not accuracy.drop <= max_ap_drop:  # an AP that is not a number is no proof
                     raise AccuracyLossError(f"an export may lose {max_ap_drop:g} AP at most, but got {accuracy}")
                 metadata = metadata.with_metrics(metrics or measured.as_dict())
     if precision != "fp32" and accuracy is None:
@@ -206,6 +209,14 @@ def _require_format(name: str, out: Path) -> FileFormat:
     if out.is_dir():
         raise UserError(f"an exported file can not replace a folder, but got {out}")
     return kind
+
+
+def _make_folder(out: Path) -> None:
+    """The file's folder, before minutes of work are for nothing."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"an exported file needs a folder that can be made, but got {out} ({error.strerror})") from None
 
 
 def _require_target(kind: FileFormat, capabilities: Sequence[str]) -> tuple[str, ...]:

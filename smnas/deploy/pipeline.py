@@ -50,6 +50,8 @@ class DetectOptions:
     quick_decode: bool = False
 
     def __post_init__(self) -> None:
+        if not 0 <= self.score <= 1:
+            raise UserError(f"`0 <= score <= 1` must hold, but got score={self.score}")
         if self.batch is not None and self.batch < 1:
             raise UserError(f"`batch >= 1` must hold, but got batch={self.batch}")
         if self.workers < 0:

@@ -119,11 +119,13 @@ class OnnxDetector(_OfFixedBatch):
     Args:
         path: The ONNX file.
         threads: CPU threads of one run; ``None`` lets ONNX Runtime take every core.
-        providers: Where it runs, best first; by default CUDA where this installation has it, then the CPU.
+        providers: Where it runs, best first; by default CUDA where this installation and this machine have it, then the
+            CPU.
 
     Raises:
         ModelFileError: Missing, truncated, not ONNX, or an ONNX file of something else.
-        BackendUnavailableError: ONNX Runtime is not installed.
+        BackendUnavailableError: ONNX Runtime is not installed, lacks a provider that was asked for, or falls back from
+            one that should be there.
     """
 
     def __init__(self, path: Path, *, threads: int | None = None, providers: Sequence[str] | None = None) -> None:
@@ -138,17 +140,19 @@ class OnnxDetector(_OfFixedBatch):
             ) from None
         # The options that latencies are measured under; for ONNX Runtime 0 threads are one for every core.
         options = session_options(onnxruntime, 0 if threads is None else threads)
-        available = onnxruntime.get_available_providers()
-        wanted = providers or ("CUDAExecutionProvider", "CPUExecutionProvider")
+        wanted = _providers(onnxruntime.get_available_providers(), providers)
         try:
-            self._session: Any = onnxruntime.InferenceSession(
-                path.read_bytes(), options, providers=[name for name in wanted if name in available]
-            )
+            self._session: Any = onnxruntime.InferenceSession(path.read_bytes(), options, providers=wanted)
         except OSError as error:
             raise ModelFileError(f"{rule}, but {path} can not be read ({error.strerror})") from None
         except _session_errors() as error:
             reason = " ".join(str(error).split())[:200]
             raise ModelFileError(f"{rule}, but {path} is damaged, cut off or no ONNX file ({reason})") from None
+        if self.providers[0] != wanted[0]:
+            raise BackendUnavailableError(
+                f"{path.name} was to run on ONNX Runtime's {wanted[0]}, but it fell back to {self.providers[0]}: the "
+                "libraries of CUDA and cuDNN must be those that this ONNX Runtime needs"
+            )
         properties = self._session.get_modelmeta().custom_metadata_map
         super().__init__(ModelMetadata.from_properties(properties, str(path)))
         self.path = path
@@ -289,6 +293,25 @@ def load_model(
             raise ModelFileError(
                 f"a model file is .onnx, .engine or .pt, but got {path.name} ({suffix or 'no suffix'})"
             )
+
+
+def _providers(available: Sequence[str], asked: Sequence[str] | None) -> list[str]:
+    """The providers to ask ONNX Runtime for.
+
+    It leaves out what it can not load and goes on, many times as slowly; so what is asked for must be loaded, and CUDA
+    is asked for on its own only where there is a GPU.
+
+    Raises:
+        BackendUnavailableError: one that was asked for is not in this installation.
+    """
+    if asked is None:
+        gpu = torch.cuda.is_available() and "CUDAExecutionProvider" in available
+        return [*(["CUDAExecutionProvider"] if gpu else []), "CPUExecutionProvider"]
+    if missing := [name for name in asked if name not in available]:
+        raise BackendUnavailableError(
+            f"this ONNX Runtime has the providers {', '.join(available)}, but got {', '.join(missing)}"
+        )
+    return list(asked)
 
 
 def _session_errors() -> tuple[type[Exception], ...]:

@@ -39,7 +39,8 @@ def trained_detectors(run: RunFolder) -> dict[int, list[TrainedDetector]]:
     """By epochs: the architectures that were trained so long, with the mean AP over their seeds."""
     found: dict[tuple[int, str], list[Trial]] = {}
     for trial in run.trials:
-        if trial.ap is not None and trial.epochs and trial.flops and trial.parameters:
+        whole = trial.stop_epoch is None  # what stopped on the way has the AP of fewer epochs
+        if whole and trial.ap is not None and trial.epochs and trial.flops and trial.parameters:
             found.setdefault((trial.epochs, trial.architecture), []).append(trial)
     budgets: dict[int, list[TrainedDetector]] = {}
     for (epochs, architecture), trials in found.items():

@@ -38,7 +38,8 @@ def sample_detections(run: RunFolder, count: int = 6, data: Path | None = None) 
     winner = run.winner
     if winner is None or winner.model is None:
         raise UserError("sample detections need an exported detector, but the run folder recommends none that is")
-    dataset = CocoFolder(data or Path(run.settings.data.root)).split("val")
+    facts = run.settings.data
+    dataset = CocoFolder(data or Path(facts.root), drop_bad_boxes=facts.drop_bad_boxes).split("val")
     detector = Detector(run.path / winner.model, score=_SCORE)
     shown = min(count, len(dataset))
     samples = []

@@ -15,7 +15,7 @@ from profiler.errors import BackendUnavailableError, UserError
 from smnas.scoring.base import Score, Scorer, ScoringFailedError
 from smnas.scoring.pool import Job, OnProgress, OnStart, Outcome, blameless, outcome_of, portable
 
-__all__ = ["RayWorkers"]
+__all__ = ["RayWorkers", "import_ray"]
 
 _RETRIES = 3  # of a task whose process or node dies; its own errors are outcomes and not tried again
 
@@ -42,11 +42,7 @@ class RayWorkers:
         threads: int = 1,
         at_most: int | None = None,
     ) -> None:
-        try:
-            ray: Any = importlib.import_module("ray")
-        except ImportError as error:
-            raise BackendUnavailableError("a Ray cluster needs Ray: pip install 'smnas[ray]'") from error
-        self._ray = ray
+        self._ray = ray = import_ray()
         self._threads = threads
         try:
             ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
@@ -103,6 +99,18 @@ class RayWorkers:
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             return ScoringFailedError(f"its process or node died {1 + _RETRIES} times: {line[:200]}")
         return outcome
+
+
+def import_ray() -> Any:
+    """The module.
+
+    Raises:
+        BackendUnavailableError: it is not installed.
+    """
+    try:
+        return importlib.import_module("ray")
+    except ImportError as error:
+        raise BackendUnavailableError("a Ray cluster needs Ray: pip install 'smnas[ray]'") from error
 
 
 _SCORERS: dict[Callable[[int], Scorer], Scorer] = {}

@@ -54,13 +54,16 @@ class ScorerOnDevices:
         data: Root of the data set.
         recipe: How to train.
         devices: Worker i takes the i-th, and starts over where there are fewer devices than workers.
+        drop_bad_boxes: See :class:`~smnas.data.coco.CocoFolder`.
     """
 
     name: str
     data: Path
     recipe: Recipe
     devices: tuple[str, ...]
+    drop_bad_boxes: bool = False
 
     def __call__(self, worker: int) -> Scorer:
         """The scorer of one worker."""
-        return get_scorer(self.name)(CocoFolder(self.data), self.recipe, self.devices[worker % len(self.devices)])
+        folder = CocoFolder(self.data, drop_bad_boxes=self.drop_bad_boxes)
+        return get_scorer(self.name)(folder, self.recipe, self.devices[worker % len(self.devices)])

@@ -1,4 +1,8 @@
-"""Files that are either the old one or the new one, never half of one, whenever the process is killed."""
+"""Files that are either the old one or the new one, never half of one, whenever the process is killed.
+
+One process at a time writes these files, so the temporary one has a fixed name: what a killed process left there the
+next one overwrites. Files that many may write at once go through :mod:`profiler.atomic`, under a name for each writer.
+"""
 
 import os
 from collections.abc import Callable

@@ -84,7 +84,7 @@ def train_epoch(
         on_step: Called after every step.
 
     Raises:
-        DivergedError: a loss or the gradients' norm is not finite.
+        DivergedError: a loss, the gradients' norm or a weight is not finite.
         TrainingFailedError: out of memory.
     """
     steps = len(batches)
@@ -128,6 +128,8 @@ def train_epoch(
                 epoch * steps + step,
             ) from error
         raise
+    if not _finite(detector):
+        raise DivergedError(f"the weights are not finite after epoch {epoch + 1}", epoch * steps + step)
     seconds = time.perf_counter() - started
     means = {name: value / images_seen for name, value in sums.items()}
     return EpochLog(
@@ -179,6 +181,11 @@ def _step(
     scaler.step(optimizer)
     scaler.update()
     return values
+
+
+def _finite(detector: Detector) -> bool:
+    """Whether all weights are numbers: where gradients are not clipped, no later loss tells of a run's last step."""
+    return bool(torch.stack([weight.isfinite().all() for weight in detector.parameters()]).all())
 
 
 def _precision(recipe: Recipe, device: torch.device) -> AbstractContextManager[object]:

@@ -38,6 +38,15 @@ def test_suppression_equals_torchvisions_on_ten_thousand_sets(kind: str, suppres
         assert count < 2 or 0 < int(keep.sum()) < keep.numel()  # something was kept and something dropped
 
 
+def test_boxes_that_are_none_drop_what_torchvisions_drop() -> None:
+    inf, nan = float("inf"), float("nan")
+    odd = [[0, 0, inf, inf], [-inf, -inf, inf, inf], [nan, 0, 4, 4], [0, 0, 4, nan], [4, 4, 0, 0], [0, 4, 4, 0]]
+    boxes = torch.tensor([*odd, *odd, [0, 0, 4, 4], [0, 0, 4, 4]])
+    scores = torch.linspace(1.0, 0.1, len(boxes))
+    kept = nms_mask_plain(boxes[None], scores[None], 0.5)[0].nonzero().flatten()
+    assert kept.tolist() == nms(boxes, scores, 0.5).sort().values.tolist() == list(range(len(boxes) - 1))
+
+
 def test_classes_are_apart_as_in_torchvisions_batched_form() -> None:
     generator = torch.Generator().manual_seed(5)
     boxes, scores = _boxes(1, 300, 128.0, generator), torch.rand(1, 300, generator=generator) + 0.01

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from profiler.backends import BACKENDS, backend_statuses, get_backend
+from profiler.backends import get_backend
 from profiler.devices import Device
 from profiler.errors import BackendUnavailableError, UserError
 from profiler.timing import TimingSettings, measure
@@ -199,14 +199,6 @@ def test_onnxruntime_without_the_provider_names_the_command(monkeypatch: pytest.
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(BackendUnavailableError, match=r"CUDAExecutionProvider.*smnas\[gpu\]"):
         get_backend("onnxruntime", FAKE_GPU)
-
-
-def test_statuses_cover_every_backend() -> None:
-    statuses = {status.name: status for status in backend_statuses()}
-    assert list(statuses) == list(BACKENDS)
-    assert statuses["eager"].version == torch.__version__
-    assert "fp32" in statuses["onnxruntime"].detail
-    assert statuses["tensorrt"].version is None
 
 
 def test_the_names_are_known_without_loading_a_runtime() -> None:

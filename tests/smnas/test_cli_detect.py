@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools.coco import COCO
 
+from profiler.errors import UserError
 from smnas.cli.console import Output
 from smnas.cli.main import application
+from smnas.cli.model_file import model_file
 from smnas.cli.progress import PhaseSteps
 from smnas.cli.run import run
 from smnas.data.coco import quiet_pycocotools
@@ -261,3 +263,20 @@ def test_the_progress_of_something_endless_has_no_end(capsys: pytest.CaptureFixt
         steps.step("frames of camera 0", 2, None, "2 objects")
         steps.step("pictures", 1, 1)
     assert capsys.readouterr().err.splitlines() == ["frames of camera 0 1  2 objects", "pictures 1/1"]
+
+
+def test_the_folder_of_a_training_stands_for_its_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds neither ranking\.json nor checkpoint\.pt"):
+        model_file(tmp_path)
+    (tmp_path / "checkpoint.pt").touch()
+    assert model_file(tmp_path) == model_file(tmp_path, prefer="checkpoint") == tmp_path / "checkpoint.pt"
+
+
+def test_results_that_could_not_be_written_are_refused_before_anything_runs(
+    corner: Corner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture().save("one.png")
+    Path("file").touch()
+    code, out, err = detect(capsys, "one.png", "--coco", "file/found.json", "--annotations", "none.json")
+    assert (code, out, len(err), corner.runs) == (2, "", 1, 0)
+    assert "COCO results must go to a file that can be written" in err[0]

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -95,6 +96,53 @@ def test_annotations_that_break_a_rule(
     assert not out.exists()  # a refused run leaves nothing behind
 
 
+def test_bad_boxes_are_left_out_where_that_is_asked_for(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = _broken(pictures, tmp_path / "broken", _set_box(5, 5, 20, 0))
+    words = ["--arch", ARCH, "--data", str(data), "--epochs", "1", "--out", str(tmp_path / "out")]
+    assert "--drop-bad-boxes" in _fails(capsys, "train", *words)
+    assert run(application("train"), "smnas-train", [*words, "--drop-bad-boxes"]) == 0
+    assert f"left out 1 boxes of {data}" in capsys.readouterr().err
+
+
+def test_a_damaged_validation_picture_is_found_before_the_training(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(pictures, data)
+    last = sorted((data / "val").iterdir())[-1]
+    last.write_bytes(last.read_bytes()[:-600])
+    assert last.name in _fails(capsys, "train", "--quiet", "--arch", ARCH, "--data", str(data), "--out", str(out))
+    assert last.name in _fails(capsys, "search", "--quiet", "--data", str(data), "--gpu", "cpu", "--out", str(out))
+    assert not out.exists()
+
+
+def test_a_file_in_the_place_of_a_folder(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / "file"
+    place.touch()
+    for out in (place, place / "inside"):
+        words = ("--quiet", "--data", str(pictures), "--out", str(out))
+        assert str(place) in _fails(capsys, "train", "--arch", ARCH, *words)
+        assert str(place) in _fails(capsys, "search", "--gpu", "cpu", *words)
+
+
+def test_a_search_that_is_refused_leaves_nothing_behind(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    out = tmp_path / "out"
+    for words, phrase in (
+        (("--warm-start", str(tmp_path / "no-run")), "no-run"),
+        (("--table", str(tmp_path / "file" / "x.db")), "x.db"),
+        (("--storage", "postgresql://me@127.0.0.1:1/studies"), "127.0.0.1"),
+    ):
+        assert phrase in _fails(
+            capsys, "search", "-q", "--data", str(pictures), "--gpu", "cpu", "--out", str(out), *words
+        )
+        assert not out.exists()
+
+
 def test_no_such_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     missing, out = str(tmp_path / "missing"), str(tmp_path / "out")
     assert "missing" in _fails(capsys, "search", "--data", missing, "--out", out)
@@ -134,6 +182,8 @@ def test_no_such_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         (("search", "--trials", "ten", "--out", "OUT"), "--trials"),
         (("search", "--trials", "0,4", "--out", "OUT"), "--trials"),
         (("search", "--latency-ms", "0", "--out", "OUT"), "--latency-ms"),
+        (("search", "--latency-ms", "inf", "--out", "OUT"), "--latency-ms"),
+        (("search", "--seed", "4294967296", "--out", "OUT"), "--seed"),
         (("search",), "--out"),
         (("train", "--arch", ARCH, "--data", "DATA", "--recipe", "magic", "--out", "OUT"), "nano"),
         (("train", "--arch", "x+y", "--data", "DATA", "--out", "OUT"), "backbone+neck+rpn+head+WIDTHxHEIGHT"),
@@ -200,6 +250,12 @@ def _application(error: BaseException) -> typer.Typer:
         (UserError("a rule,\nbut got x"), 2, "error: a rule, but got x"),
         (ZeroDivisionError("division\nby zero"), 1, "internal error: ZeroDivisionError: division by zero"),
         (RuntimeError(), 1, "internal error: RuntimeError: no message"),
+        (
+            OSError(28, "No space left", "a.pt"),
+            2,
+            "error: a file or folder must be usable, but a.pt is not: No space left",
+        ),
+        (OSError(5, "Input/output error"), 1, "internal error: OSError: [Errno 5] Input/output error"),
     ],
 )
 def test_exit_codes(error: Exception, code: int, line: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -268,3 +324,14 @@ def test_the_installed_scripts_exit_as_the_module_does(tmp_path: Path) -> None:
         pytest.skip("needs the console scripts of an installed project")
     done = subprocess.run([script, tmp_path / "missing"], capture_output=True, text=True)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+
+
+def test_what_no_encoding_holds_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    app = typer.Typer()
+
+    @app.command()
+    def says() -> None:
+        typer.echo(os.fsdecode(b"na\xefve.jpg"))
+
+    assert run(app, "smnas-detect", []) == 0
+    assert capsys.readouterr().out == "na\\udcefve.jpg\n"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from smnas.cli import progress
 from smnas.cli.console import Output, plain, show_facts, show_table
@@ -102,3 +103,12 @@ def test_time_left_counts_only_what_this_run_did(monkeypatch: pytest.MonkeyPatch
         steps.at(81, 100)  # 10 s after the first line: too soon for another one
         steps.at(83, 100, "model b")  # 30 s for 3 steps, 17 to go
     assert messages.getvalue().splitlines() == ["training 80/100", "training 83/100  2m50s left  model b"]
+
+
+def test_a_file_name_in_square_brackets_is_no_style(monkeypatch: pytest.MonkeyPatch) -> None:
+    output, _, messages = _output()
+    output.messages = Console(file=messages, force_terminal=True, width=200)
+    with Steps(output, "frames of [/b].mp4") as steps:
+        steps.at(1, 2, "[/red].jpg")
+    assert "frames of [/b].mp4" in messages.getvalue()
+    assert "[/red].jpg" in messages.getvalue()

@@ -192,15 +192,17 @@ def test_an_audit_keeps_to_a_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert found[-1]["inside_interval_over_splits"]["splits"] == 200
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10m", 600), ("1h30m", 5400), ("2h", 7200)])
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("10m", 600), ("1h30m", 5400), ("1.5h", 5400), ("2d", 172800)]
+)
 def test_a_time_is_read_as_it_is_written(text: str, seconds: float) -> None:
     assert seconds_of(text) == seconds
     assert seconds_of(duration(seconds).replace("00m", "")) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "10", "m", "10 m", "-5s", "0s", "1.5h"])
+@pytest.mark.parametrize("text", ["", "10", "m", "10 m", "-5s", "0s", "8 hours", ".h", "30m1h"])
 def test_no_time_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match="as in 90s, 10m or 1h30m"):
+    with pytest.raises(UserError, match="as in 90s, 10m, 1h30m or 2d"):
         seconds_of(text)
 
 

@@ -76,7 +76,7 @@ def test_a_sample_has_its_own_boxes_zero_based_labels_and_crowd_flags(tmp_path: 
 
 def test_a_picture_without_boxes_is_kept(tmp_path: Path) -> None:
     content = document()
-    content["annotations"] = []
+    content["annotations"] = content["annotations"][2:]
     sample = CocoFolder(write_folder(tmp_path / "data", content)).split("train").sample(1)
     assert sample.boxes.shape == (0, 4)
     assert sample.labels.shape == sample.crowd.shape == (0,)
@@ -142,9 +142,17 @@ CASES: dict[str, tuple[Callable[[Document], Any], list[str]]] = {
     "image twice": (lambda c: c["images"][1].update(id=7), ["unique", "image 7 twice"]),
     "category twice": (lambda c: c["categories"][1].update(id=9), ["unique", "category 9 twice"]),
     "no name": (lambda c: c["categories"][1].pop("name"), ["'name'", "category 4"]),
+    "no category's text": (lambda c: c["categories"][1].update(name="a\ud800"), ["have a name", "category 4", "ud800"]),
+    "huge category": (
+        lambda c: c["categories"][1].update(id=1 << 70),
+        ["category ids must fit in 64 bits", str(1 << 70)],
+    ),
+    "no boxes": (lambda c: c.update(annotations=[]), ["at least one box", "2 images"]),
+    "crowds only": (lambda c: [a.update(iscrowd=1) for a in c["annotations"]], ["at least one box", "crowd"]),
     "no categories": (lambda c: c.update(categories=[]), ["at least one category"]),
     "empty split": (lambda c: c.update(images=[], annotations=[]), ["at least one image"]),
     "no file name": (lambda c: c["images"][0].pop("file_name"), ["'file_name'", "image 7"]),
+    "no file's name": (lambda c: c["images"][0].update(file_name="a\0.png"), ["file name", "image 7"]),
     "no width": (lambda c: c["images"][0].pop("width"), ["'width'", "image 7"]),
     "image of no size": (lambda c: c["images"][0].update(width=0), ["positive size", "image 7", "0x30"]),
     "missing file": (lambda c: c["images"][0].update(file_name="gone.png"), ["image 7", "gone.png"]),
@@ -179,7 +187,7 @@ def test_files_and_folders_that_are_not_there(tmp_path: Path) -> None:
     assert "folder val" in refused(root)
 
 
-@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe{}", b"[1, 2]", b"[" * 100_000])
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe{}", b"[1, 2]", b"[" * 100_000, b"9" * 5000])
 def test_a_file_that_is_not_an_annotation_file(tmp_path: Path, content: bytes) -> None:
     root = write_folder(tmp_path / "data", document())
     (root / "annotations" / "instances_train.json").write_bytes(content)
@@ -190,12 +198,15 @@ def test_bad_boxes_can_be_left_out_instead(tmp_path: Path) -> None:
     content = document()
     content["annotations"][0]["bbox"] = [1, 1, 0, 5]
     content["annotations"][2]["bbox"] = [1, math.nan, 5, 5]
+    content["annotations"][1]["iscrowd"] = 0
     root = write_folder(tmp_path / "data", content)
-    train = CocoFolder(root, drop_bad_boxes=True).split("train")
-    assert train.dropped == 2
+    assert "--drop-bad-boxes" in refused(root)
+    folder = CocoFolder(root, drop_bad_boxes=True)
+    train = folder.split("train")
+    assert folder.dropped == train.dropped == 2
     assert len(train.sample(0).boxes) == 0
     assert len(train.sample(1).boxes) == 1
-    assert CocoFolder(root, drop_bad_boxes=True).split("val").dropped == 0
+    assert folder.split("val").dropped == 0
 
 
 def test_real_annotations_add_up_to_what_their_readme_says(aquarium_mini: Path) -> None:

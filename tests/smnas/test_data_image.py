@@ -150,3 +150,40 @@ def test_only_what_can_be_is_decoded_smaller(tmp_path: Path) -> None:
     assert decode(tmp_path / "p.jpg", (640, 512), canvas=(16, 16)).size == (640, 512)
     with pytest.raises(DataError, match="is 640x512 and the annotations say 648x512"):
         decode(tmp_path / "p.jpg", (648, 512), canvas=(16, 16))
+
+
+def test_an_orientation_that_is_no_number_is_none(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.jpg", exif=exif)
+    number, bytes_ = b"\x01\x12\x00\x03", b"\x01\x12\x00\x07"  # the tag and its type
+    content = (tmp_path / "a.jpg").read_bytes()
+    assert number in content
+    (tmp_path / "a.jpg").write_bytes(content.replace(number, bytes_))
+    with Image.open(tmp_path / "a.jpg") as picture:
+        assert isinstance(picture.getexif()[ExifTags.Base.Orientation], bytes)
+    assert load_rgb(tmp_path / "a.jpg").shape == (20, 40, 3)
+    assert decode(tmp_path / "a.jpg", canvas=(4, 4)).size == (40, 20)
+
+
+@pytest.mark.filterwarnings("ignore")  # of Pillow, about what is odd in a file
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM"])
+def test_damage_anywhere_is_one_line_or_a_picture(kind: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    path = tmp_path / f"a.{kind.lower()}"
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(rng.integers(0, 255, (24, 32, 3), dtype=np.uint8)).save(path, kind, exif=exif)
+    whole = path.read_bytes()
+    messages = []
+    for _ in range(150):
+        content = bytearray(whole)
+        for place in rng.integers(0, min(len(whole), int(rng.choice([64, 400, 1 << 20]))), rng.integers(1, 6)):
+            content[place] = rng.integers(0, 256)
+        path.write_bytes(content[: None if rng.random() < 0.8 else int(rng.integers(1, len(content)))])
+        try:
+            assert load_rgb(path).shape[2] == 3
+        except DataError as error:
+            messages.append(str(error))
+    assert len(messages) > 10
+    assert all(str(path) in message and "\n" not in message for message in messages)

@@ -10,7 +10,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from smnas.data.coco import CocoFolder
+from smnas.data.annotations import read_annotations
+from smnas.data.coco import CocoFolder, DetectionDataset
 from smnas.evaluation.coco_eval import CocoMetrics, CocoResult, evaluate_results
 
 NAMES = [
@@ -107,8 +108,9 @@ def test_no_detections_are_zero_and_absent_sizes_undefined(tmp_path: Path) -> No
 
 def test_without_any_ground_truth_nothing_is_defined(tmp_path: Path) -> None:
     root = write(tmp_path / "d", [])
+    none = DetectionDataset(read_annotations(root / "annotations" / "instances_val.json"), root / "val")
     for results in ([], [found(5, 2, 0.9, 0, 0, 10, 10)]):
-        assert all(math.isnan(value) for value in evaluate_results(truth(root), results).as_dict().values())
+        assert all(math.isnan(value) for value in evaluate_results(none.ground_truth(), results).as_dict().values())
 
 
 def test_annotation_number_zero_can_be_matched(tmp_path: Path) -> None:

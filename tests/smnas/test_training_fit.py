@@ -432,6 +432,17 @@ def test_an_absurd_learning_rate_diverges() -> None:
         fit_batches(stub_detector(), StubBatches(), stub_info(stub_recipe(learning_rate=1e30, clip_norm=1e30)))
 
 
+def test_a_last_step_that_leaves_no_weights_is_no_finished_training(tmp_path: Path) -> None:
+    class Cusp(StubDetector):
+        def loss(self, images: Tensor, targets: list[Target], options: LossOptions) -> dict[str, Tensor]:
+            return {"root": (self.box.weight * 0).sum().sqrt()}  # finite at 0, its slope is not
+
+    recipe = stub_recipe(epochs=1).model_copy(update={"clip_norm": None})
+    with pytest.raises(DivergedError, match="weights are not finite after epoch 1"):
+        fit_batches(Cusp(), StubBatches(pictures=8), stub_info(recipe), out_dir=tmp_path)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
 @pytest.mark.parametrize(
     "failure",
     [

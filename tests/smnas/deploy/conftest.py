@@ -58,7 +58,7 @@ def write_checkpoint(
         category_ids,
         "gn-ws",
         "deep",
-        load_recipe("nano"),
+        load_recipe("nano").with_(epochs=2),
         seed=3,
         train_images=10,
         epoch=2,

@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from profiler.errors import UserError
 from smnas.data.coco import CocoFolder, DataError, quiet_pycocotools
 from smnas.data.image import load_rgb
-from smnas.deploy.coco_results import ListedPictures
+from smnas.deploy.coco_results import ListedPictures, require_place
 from smnas.deploy.detect import detect_inputs
 from smnas.deploy.export import ExportReport
 from smnas.deploy.inputs import Inputs
@@ -130,3 +130,12 @@ def test_exported_files_give_results_too(
     results = listed.results(detect_inputs(model, Inputs(paths), DetectOptions(0.0)).pictures)
     assert {entry["image_id"] for entry in results} == {40, 41}
     assert {entry["category_id"] for entry in results} <= set(model.category_ids)
+
+
+def test_a_place_that_can_not_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file" / "results.json"):
+        with pytest.raises(UserError, match="must go to a file that can be written"):
+            require_place(path)
+    require_place(tmp_path / "new" / "results.json")
+    assert (tmp_path / "new").is_dir()

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from smnas.deploy.runtime import EagerDetector, OnnxDetector
 from smnas.evaluation.predict import evaluate
 from smnas.models.build import deployable
 from smnas.models.detector import Detector
+from smnas.training.checkpoint import load_checkpoint, save_checkpoint
 
 
 @pytest.mark.parametrize("name", ["rcnn", "retina", "fcos", "garpn", "cascade"])
@@ -169,3 +171,10 @@ def test_canvases_are_letterboxed_at_the_top_left() -> None:
     assert (batch[1, :, :, 20:] == 114).all()
     with pytest.raises(ValueError, match="at least one"):
         canvases([], 80, 60)
+
+
+def test_the_export_of_an_unfinished_training_says_so(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    whole = load_checkpoint(checkpoint("retina"))
+    save_checkpoint(tmp_path / "c.pt", replace(whole, info=replace(whole.info, epoch=1)))
+    report = export_detector(tmp_path / "c.pt", tmp_path / "m.onnx")
+    assert report.notes == ("the training is not finished: epoch 1 of 2",)

@@ -152,3 +152,9 @@ def test_a_picture_that_fails_leaves_the_others_of_its_batch(
 def test_numbers_that_make_no_sense_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(UserError, match=r"must hold"):
         DetectOptions(**wrong)
+
+
+@pytest.mark.parametrize("score", [-0.1, 50.0, float("nan")])
+def test_a_score_that_nothing_or_everything_has_is_refused(score: float) -> None:
+    with pytest.raises(UserError, match="0 <= score <= 1"):
+        DetectOptions(score)

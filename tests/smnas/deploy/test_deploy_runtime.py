@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.helper as oh
+import onnxruntime
 import pytest
+import torch
 
-from profiler.errors import UserError
+from profiler.errors import BackendUnavailableError, UserError
 from smnas.deploy.export import ExportReport
 from smnas.deploy.metadata import ModelFileError, ModelMetadata
 from smnas.deploy.runtime import EagerDetector, OnnxDetector, load_model
@@ -109,3 +111,23 @@ def test_metadata_comes_back_and_damage_is_named() -> None:
     ):
         with pytest.raises(ModelFileError, match=says):
             ModelMetadata.from_properties(damaged, "m.onnx")
+
+
+def test_a_provider_that_is_not_there_is_refused(exported: Callable[[str], ExportReport]) -> None:
+    with pytest.raises(BackendUnavailableError, match=r"CPUExecutionProvider.*but got TensorrtExecutionProvider"):
+        OnnxDetector(exported("rcnn").path, providers=("TensorrtExecutionProvider", "CPUExecutionProvider"))
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_falling_back_from_a_gpu_is_an_error(
+    exported: Callable[[str], ExportReport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("needs an ONNX Runtime that can not load its CUDA provider")
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    assert OnnxDetector(exported("rcnn").path).providers == ("CPUExecutionProvider",)  # there is no GPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(BackendUnavailableError, match="CUDAExecutionProvider, but it fell back to CPUExecution"):
+        OnnxDetector(exported("rcnn").path)

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,10 @@ def test_a_prior_is_held_against_its_controls(run_folder: Path) -> None:
     trained = [t for t in run.trials if t.stage != "final" and t.ap is not None]
     speed = next(row for row in whole.rows if row.name == "negative latency")
     assert speed.tau == pytest.approx(kendalltau([-t.latency_ms for t in trained], [t.ap for t in trained]).statistic)  # type: ignore[operator]
+    stopped = tuple(replace(t, stop_epoch=1) if t is trained[0] else t for t in run.trials)
+    controls = entropy_controls(replace(run, trials=stopped))
+    assert controls is not None
+    assert controls.groups[0].detectors == 24, "what was stopped on the way has the AP of fewer epochs"
     visible = Reader(render_report(run)).visible
     assert "entropy-16" in visible
     assert "detectors of 4 epochs" in visible

@@ -1,0 +1,36 @@
+"""Opening the data set that a command names."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from smnas.cli.console import Output
+from smnas.cli.progress import Steps
+
+if TYPE_CHECKING:
+    from smnas.data.coco import CocoFolder
+
+__all__ = ["check_pictures", "open_data"]
+
+
+def open_data(root: Path, output: Output, *, drop_bad_boxes: bool) -> "CocoFolder":
+    """The checked folder; a line says how many boxes were left out.
+
+    Raises:
+        DataError: it breaks a rule.
+    """
+    from smnas.data.coco import CocoFolder
+
+    folder = CocoFolder(root, drop_bad_boxes=drop_bad_boxes)
+    if folder.dropped:
+        output.note(f"left out {folder.dropped} boxes of {root} without a size or outside their picture")
+    return folder
+
+
+def check_pictures(folder: "CocoFolder", output: Output) -> None:
+    """Decode the validation pictures once: a training reads its own in its first minutes, and these at its end.
+
+    Raises:
+        DataError: one can not be decoded, or is not of the size that its annotations state.
+    """
+    with Steps(output, "checking validation pictures") as steps:
+        folder.split("val").require_decodable(steps.at)
