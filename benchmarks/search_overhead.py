@@ -1,9 +1,9 @@
 """How long does the search itself take for a trial, everything but training and measuring, up to thousands of trials?
 
-Runs whole searches in the small space through the real loop and study with a scorer and a latency that answer at once,
-and keeps CPU seconds and peak memory after every few hundred trials.
+Runs searches in the small space through the real loop and study with a scorer and a latency that answer at once, and
+keeps CPU seconds and peak memory after every few hundred trials. Short trainings are trials as well, and pruned ones.
 
-    python benchmarks/search_overhead.py --trials 5000 --keep
+    python benchmarks/search_overhead.py --trials 5500 --keep
 """
 
 import argparse
@@ -14,6 +14,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -39,6 +40,10 @@ def luck(*key: object) -> float:
     """A number in 0..1 that only the key decides."""
     digest = hashlib.blake2b("|".join(map(str, key)).encode(), digest_size=6).digest()
     return int.from_bytes(digest, "big") / 2**48
+
+
+class EnoughTrialsError(Exception):
+    """The search has been followed as far as was asked."""
 
 
 class InstantScorer:
@@ -100,8 +105,8 @@ def instant_settings(preset: str, strategy: str, trials: StageTrials, **changes:
 
 
 def measure(
-    strategy: str, trials: int, every: int, on_row: Callable[[list[dict[str, float]]], None]
-) -> list[dict[str, float]]:
+    strategy: str, trials: int, every: int, generation: int, on_row: Callable[[list[dict[str, float]]], None]
+) -> None:
     """CPU milliseconds a trial and peak memory, for each ``every`` trials; the rows so far are told after each."""
     rows: list[dict[str, float]] = []
     last = (0, time.process_time())
@@ -119,12 +124,15 @@ def measure(
             )
             print(f"{strategy:22s} {rows[-1]}", flush=True)
             on_row(rows)
-            last = (event.number, now)
+            last = (event.number, time.process_time())
+            if event.number >= trials:
+                raise EnoughTrialsError
 
     space = load_space("small")
     encoding = Encoding(space)
-    settings = instant_settings(space.name, strategy, StageTrials(structural=trials // 2, modular=trials - trials // 2))
-    with tempfile.TemporaryDirectory() as folder:
+    stages = StageTrials(structural=trials // 2, modular=trials - trials // 2)
+    settings = instant_settings(space.name, strategy, stages, generation=generation)
+    with tempfile.TemporaryDirectory() as folder, suppress(EnoughTrialsError):
         run_search(
             Path(folder) / "run",
             settings,
@@ -134,13 +142,13 @@ def measure(
             complexity=partial(instant_complexity, encoding),
             on_event=on_event,
         )
-    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=5000, help="whole trainings' worth")
+    parser.add_argument("--trials", type=int, default=5500, help="a multiple of --every")
     parser.add_argument("--every", type=int, default=500)
+    parser.add_argument("--generation", type=int, default=2, help="candidates proposed at once; 2 is the command's own")
     parser.add_argument("--strategies", default=",".join(STRATEGIES))
     parser.add_argument("--keep", action="store_true", help="keep the answer")
     asked = parser.parse_args()
@@ -150,10 +158,16 @@ def main() -> None:
             worst = float(np.max([row["cpu_ms_a_trial"] for row in rows]))
             print(f"{name}: {worst} ms a trial at most, so far")
             if asked.keep:
-                found = {"strategy": name, "load": os.getloadavg()[0], "worst_cpu_ms": worst, "rows": rows}
+                found = {
+                    "strategy": name,
+                    "generation": asked.generation,
+                    "load": os.getloadavg()[0],
+                    "worst_cpu_ms": worst,
+                    "rows": rows,
+                }
                 keep_answer(f"search-overhead-{name}", QUESTION, found)
 
-        measure(name, asked.trials, asked.every, keep)
+        measure(name, asked.trials, asked.every, asked.generation, keep)
 
 
 if __name__ == "__main__":
