@@ -225,11 +225,10 @@ class HalvingStage:
 
     def _new(self, model: _Model, known: _Known, trials: History, rng: np.random.Generator) -> Proposal | None:
         """The design that is expected to gain most, of children of the front and, in rounds, of the best children."""
-        best_designs = [
-            known.last[i].architecture for i in np.flatnonzero((model.layers >= 0) & (model.layers <= 1)).tolist()
-        ]
+        best = np.flatnonzero((model.layers == 0) | (model.layers == 1))
+        designs = [known.last[i].architecture for i in best.tolist()]
         # With each parent the trained design that it descends from: a child of a child that nobody trained names that.
-        parents: list[tuple[Architecture, str | None]] = [(design, str(design)) for design in best_designs]
+        parents: list[tuple[Architecture, str | None]] = [(design, str(design)) for design in designs]
         pool: dict[Architecture, Proposal] = {}
         gains = np.zeros(0)
         for _ in range(_ROUNDS):
@@ -241,8 +240,8 @@ class HalvingStage:
             if fresh:
                 gains = np.append(gains, model.gain(self._features(fresh)))
                 pool |= fresh
-            best = [list(pool.values())[i] for i in np.argsort(-gains, kind="stable")[:_BEST_CHILDREN]]
-            parents = [(p.architecture, p.parent) for p in best] or parents
+            children = [list(pool.values())[i] for i in np.argsort(-gains, kind="stable")[:_BEST_CHILDREN]]
+            parents = [(child.architecture, child.parent) for child in children] or parents
         if not pool:
             return self._random(trials, rng)
         chosen = list(pool.values())[int(np.argmax(gains))]

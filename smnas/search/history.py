@@ -1,8 +1,8 @@
 """The trials of a search, and what is counted of them, kept up to date trial by trial.
 
 For every proposal strategies and the loop ask what was looked at, what is trained to the end and what is left of the
-budget. Counting that anew takes longer the longer a search is; here an answer takes as long after thousands of trials as
-after ten.
+budget. Counting that anew takes longer the longer a search is; here an answer takes as long after thousands of trials
+as after ten.
 """
 
 from bisect import insort

@@ -22,7 +22,6 @@ from smnas.search.study import Study, read_candidates
 from smnas.search.time_budget import Clock
 from smnas.space.preset import load_space
 
-
 NANO = load_space("nano")
 SMALL = StageTrials(structural=4, modular=4)
 HALVED = StageTrials(structural=3, modular=3)

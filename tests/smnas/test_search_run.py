@@ -27,7 +27,6 @@ from smnas.space.architecture import Architecture
 from smnas.space.partial_order import not_larger
 from smnas.space.preset import Space, load_space
 
-
 NANO = load_space("nano")
 
 
