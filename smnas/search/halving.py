@@ -16,7 +16,7 @@ what such an AP is worth. The combination of these parts is this project's own.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -72,13 +72,15 @@ class _Known:
 
     Attributes:
         last: The last trial of each.
+        designs: What each trains.
         latency_ms: ``(n,)``.
         ap: ``(n, rungs)``, NaN on rungs that a training has not stopped on.
         asked_epoch: ``(n,)``, where each stops or will stop.
         stopped: ``(n,)``, whether it waits to go on.
     """
 
-    last: Sequence[Candidate]
+    last: list[Candidate]
+    designs: list[Architecture]
     latency_ms: NDArray[np.float64]
     ap: NDArray[np.float64]
     asked_epoch: NDArray[np.int64]
@@ -88,34 +90,50 @@ class _Known:
     def of(cls, trainings: Trainings, rungs: Sequence[int]) -> "_Known":
         ap = trainings.ap(rungs)
         rows = np.flatnonzero(reached_rungs(ap) >= 0)
-        last = [trainings.last[row] for row in rows.tolist()]
-        return cls(last, trainings.latency_ms[rows], ap[rows], trainings.asked_epoch[rows], trainings.stopped[rows])
+        every = trainings.last
+        last = [every[row] for row in rows.tolist()]
+        designs = [c.architecture for c in last]
+        return cls(
+            last, designs, trainings.latency_ms[rows], ap[rows], trainings.asked_epoch[rows], trainings.stopped[rows]
+        )
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """What the APs so far say.
+
+    Attributes:
+        points: ``(n, 2)`` of the AP to expect at the end, and latency.
+        lines: What an AP on each rung says of the end.
+        layers: The front that each training is on; 0 is the best.
+    """
+
+    points: Points
+    lines: Sequence[Line]
+    layers: NDArray[np.int64]
+    observed: Observed
+    ap: GaussianProcess
+    log_latency: GaussianProcess
 
 
 @dataclass(frozen=True)
 class _Model:
-    """What is known of AP and latency.
+    """What is known of AP and latency, running trainings included.
 
     Attributes:
-        lines: What an AP on each rung says of the end.
-        layers: Of each training that has shown an AP, the front that it is on; 0 is the best.
-        front: The best points of those trainings and of what is expected of the running ones.
+        front: The best points of the trainings so far and of what is expected of the running ones.
         reference: Lowest AP and highest latency that count.
     """
 
-    lines: Sequence[Line]
-    layers: NDArray[np.int64]
+    fit: _Fit
     front: Points
-    observed: Observed
-    ap: GaussianProcess
-    log_latency: GaussianProcess
     reference: tuple[float, float]
 
     def gain(self, features: NDArray[np.float64], latency_ms: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-        compared = self.observed.compared(features)
-        mean, deviation = self.ap.predict(compared)
+        compared = self.fit.observed.compared(features)
+        mean, deviation = self.fit.ap.predict(compared)
         if latency_ms is None:
-            latency_ms = np.exp(self.log_latency.expect(compared))
+            latency_ms = np.exp(self.fit.log_latency.expect(compared))
         return expected_gain(self.front, mean, deviation, latency_ms, self.reference)
 
 
@@ -133,6 +151,7 @@ class HalvingStage:
     rungs: tuple[int, ...]
     latency_limit_ms: float | None = None
     name: StageName = "joint"
+    _kept_fit: list[tuple[_Known, _Fit]] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def ask(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
         """See :class:`smnas.search.strategy.SearchStage`."""
@@ -167,25 +186,35 @@ class HalvingStage:
     def _features(self, designs: Iterable[Architecture]) -> NDArray[np.float64]:
         return np.array([self.choices.vector(design) for design in designs])
 
-    def _model(self, trials: History, known: _Known) -> _Model:
+    def _fit(self, known: _Known) -> _Fit:
+        """A model of what is known. The last one is kept: what is asked for in one generation has the same APs."""
+        for before, fit in self._kept_fit:
+            if before.designs == known.designs and np.array_equal(before.ap, known.ap, equal_nan=True):
+                return fit
         ends, lines = expected_ends(known.ap)
         points = np.column_stack((ends, known.latency_ms))
         layers = front_layers(points)
         kept = _most_telling(layers)
-        observed = Observed(self._features(known.last[i].architecture for i in kept.tolist()))
+        observed = Observed(self._features(known.designs[i] for i in kept.tolist()))
         variances = np.array([line.variance for line in lines])[reached_rungs(known.ap)]
         ap = GaussianProcess.fit(observed, ends[kept], variances[kept])
         log_latency = GaussianProcess.fit(observed, np.log(known.latency_ms[kept]))
+        fit = _Fit(points, lines, layers, observed, ap, log_latency)
+        self._kept_fit[:] = [(known, fit)]
+        return fit
+
+    def _model(self, trials: History, known: _Known) -> _Model:
+        fit = self._fit(known)
+        points = fit.points
         # What is being trained counts as what the model expects of it, so that its neighbours do not come at once.
         first_runs = [c for c in trials.running if will_count(c) and c.start_epoch == 0]
         if first_runs:
-            expected = ap.expect(observed.compared(self._features(c.architecture for c in first_runs)))
+            expected = fit.ap.expect(fit.observed.compared(self._features(c.architecture for c in first_runs)))
             points = np.vstack([points, np.column_stack([expected, [c.point[1] for c in first_runs]])])
         low_ap, high_ms = reference_point(points)
         if self.latency_limit_ms is not None:
             high_ms = self.latency_limit_ms
-        front = points[non_dominated(points)]
-        return _Model(lines, layers, front, observed, ap, log_latency, (low_ap, high_ms))
+        return _Model(fit, points[non_dominated(points)], (low_ap, high_ms))
 
     def _promotable(self, known: _Known) -> NDArray[np.int64]:
         """Stopped trainings in the best third of their latency band on their rung, on the highest rung that has any.
@@ -209,7 +238,7 @@ class HalvingStage:
         return np.zeros(0, dtype=np.int64)
 
     def _promotion(self, model: _Model, known: _Known, may_go_on: NDArray[np.int64]) -> Proposal:
-        features = self._features(known.last[i].architecture for i in may_go_on.tolist())
+        features = self._features(known.designs[i] for i in may_go_on.tolist())
         chosen = int(may_go_on[int(np.argmax(model.gain(features, known.latency_ms[may_go_on])))])
         last = known.last[chosen]
         stop = self._stop(model, last.architecture, int(known.asked_epoch[chosen]))
@@ -217,16 +246,16 @@ class HalvingStage:
 
     def _stop(self, model: _Model, design: Architecture, reached: int) -> int | None:
         """The first rung that tells clearly more of the design than the model knows already; None is the end."""
-        deviation = float(model.ap.predict(model.observed.compared(self._features([design])))[1][0])
-        for rung, line in zip(self.rungs[:-1], model.lines[:-1], strict=True):
+        deviation = float(model.fit.ap.predict(model.fit.observed.compared(self._features([design])))[1][0])
+        for rung, line in zip(self.rungs[:-1], model.fit.lines[:-1], strict=True):
             if rung > reached and _CLARITY * line.variance <= deviation**2:
                 return rung
         return None
 
     def _new(self, model: _Model, known: _Known, trials: History, rng: np.random.Generator) -> Proposal | None:
         """The design that is expected to gain most, of children of the front and, in rounds, of the best children."""
-        best = np.flatnonzero((model.layers == 0) | (model.layers == 1))
-        designs = [known.last[i].architecture for i in best.tolist()]
+        layers = model.fit.layers
+        designs = [known.designs[i] for i in np.flatnonzero((layers == 0) | (layers == 1)).tolist()]
         # With each parent the trained design that it descends from: a child of a child that nobody trained names that.
         parents: list[tuple[Architecture, str | None]] = [(design, str(design)) for design in designs]
         pool: dict[Architecture, Proposal] = {}
