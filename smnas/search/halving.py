@@ -93,8 +93,15 @@ class _Known:
         every = trainings.last
         last = [every[row] for row in rows.tolist()]
         designs = [c.architecture for c in last]
-        return cls(
-            last, designs, trainings.latency_ms[rows], ap[rows], trainings.asked_epoch[rows], trainings.stopped[rows]
+        asked, stopped = trainings.asked_epoch[rows], trainings.stopped[rows]
+        return cls(last, designs, trainings.latency_ms[rows], ap[rows], asked, stopped)
+
+    def same_aps(self, other: "_Known") -> bool:
+        """Whether a model of the other one is a model of this one."""
+        return (
+            self.designs == other.designs
+            and np.array_equal(self.latency_ms, other.latency_ms)
+            and np.array_equal(self.ap, other.ap, equal_nan=True)
         )
 
 
@@ -189,7 +196,7 @@ class HalvingStage:
     def _fit(self, known: _Known) -> _Fit:
         """A model of what is known. The last one is kept: what is asked for in one generation has the same APs."""
         for before, fit in self._kept_fit:
-            if before.designs == known.designs and np.array_equal(before.ap, known.ap, equal_nan=True):
+            if before.same_aps(known):
                 return fit
         ends, lines = expected_ends(known.ap)
         points = np.column_stack((ends, known.latency_ms))
