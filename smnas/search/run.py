@@ -45,6 +45,7 @@ _PROPOSALS_PER_TRAINING = 30
 _FAILURES_PER_TRAINING = 1
 _LEAST_FAILURES = 5
 _RANKING_EVERY_S = 5.0
+_RANKING_SHARE = 0.05  # of the time, at most: ranking takes longer the more there is to rank
 
 
 class LatencyPredictor(Protocol):
@@ -145,7 +146,7 @@ class _Search:
         self.clock: Clock | None = None
         self._progress = SearchProgress(settings, self.trainers.size, study.candidates)
         self._planned = {stage.name: stage.trials for stage in strategy.stages}
-        self._written = -math.inf
+        self._next_ranking = -math.inf
 
     def run(self) -> Ranking:
         """All stages in order; each picks up where the study stands."""
@@ -325,7 +326,7 @@ class _Search:
             else:
                 finished = _failed(candidate, _one_line(outcome), began[job.number])
             self._tell(self.study.finish(finished))
-            if finished.state == "complete" and time.monotonic() - self._written >= _RANKING_EVERY_S:
+            if finished.state == "complete" and time.monotonic() >= self._next_ranking:
                 self._write(finished=False)
 
     def _scored(self, candidate: Candidate, score: Score, began: float) -> Candidate:
@@ -376,12 +377,14 @@ class _Search:
             self.on_event(self._progress.event(candidate))
 
     def _write(self, finished: bool) -> Ranking:
+        began = time.monotonic()
         candidates: Sequence[Candidate] = self.study.candidates
         stopped = () if self.clock is None else self.clock.notes
         notes = (*stopped, *search_notes(candidates, self.settings, self._planned, finished))
         ranking = rank(candidates, self.settings.latency_ms, notes, searched=self._ranks_search)
         ranking = write_ranking(self.folder, self.settings, ranking)
-        self._written = time.monotonic()
+        now = time.monotonic()
+        self._next_ranking = now + max(_RANKING_EVERY_S, (now - began) / _RANKING_SHARE)
         return ranking
 
 

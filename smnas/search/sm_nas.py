@@ -10,7 +10,7 @@ import math
 from bisect import bisect
 from collections import Counter, defaultdict
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from typing import Literal
@@ -154,6 +154,9 @@ class ModularStage:
     parents: int
     latency_limit_ms: float | None = None
     name: Literal["modular"] = "modular"
+    _kept_roots: list[tuple[list[Candidate], tuple[Candidate, ...]]] = field(
+        default_factory=list, init=False, repr=False, compare=False
+    )
 
     def ask(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
         """See :class:`smnas.search.strategy.SearchStage`."""
@@ -170,19 +173,32 @@ class ModularStage:
 
     def _families(self, trials: History) -> list[_Family]:
         """In the order in which the Pareto points were chosen."""
-        roots = modular_parents(trials, self.parents, self.latency_limit_ms)
+        roots = self._roots([c for c in trials.whole if c.stage in _BEFORE_STAGE_2])
         borders = latency_windows(roots)
         own = [c for c in trials if c.stage == "modular"]
         # Parents are chosen inside the window that asks, so a child's parent tells which one asked for it.
-        window = {str(c.architecture): bisect(borders, c.point[1]) for c in trials.whole}
-        asked = Counter(window[c.parent] for c in own if c.parent is not None)
-        trained = Counter(window[c.parent] for c in own if c.parent is not None and will_count(c))
+        latency_ms = {str(c.architecture): c.point[1] for c in trials.whole}
+        asked: Counter[int] = Counter()
+        trained: Counter[int] = Counter()
+        for counts, members in ((asked, own), (trained, [c for c in own if will_count(c)])):
+            for parent, children in Counter(c.parent for c in members).items():
+                if parent is not None:
+                    counts[bisect(borders, latency_ms[parent])] += children
         inside: dict[int, list[Candidate]] = defaultdict(list)
         for c in trials.whole:
             if c.stage == "modular":
-                inside[window[str(c.architecture)]].append(c)
+                inside[bisect(borders, c.point[1])].append(c)
         places = [bisect(borders, root.point[1]) for root in roots]
         return [_Family(root, inside[at], asked[at], trained[at]) for root, at in zip(roots, places, strict=True)]
+
+    def _roots(self, known: list[Candidate]) -> tuple[Candidate, ...]:
+        """The parents that the trainings before this stage give; the last ones are kept, as those do not change."""
+        for before, roots in self._kept_roots:
+            if before == known:
+                return roots
+        roots = modular_parents(known, self.parents, self.latency_limit_ms)
+        self._kept_roots[:] = [(known, roots)]
+        return roots
 
     def _child(
         self, family: _Family, origin: Origin, seen: Set[Architecture], rng: np.random.Generator
