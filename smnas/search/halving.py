@@ -3,8 +3,7 @@
 Latency is known before anything is trained, so designs compete with those that are as fast. A new design is trained to
 the first rung only (Jamieson & Talwalkar, 2016; asynchronously as Li et al., 2020). A stopped training may go on when
 its AP is in the best third of its band on its rung; of those that may, the one goes on that is expected to add most
-hypervolume, unless the best new design is expected to add more for each epoch that it would take to its end. Nothing is
-trained twice: a training goes on from its checkpoint.
+hypervolume. Nothing is trained twice: a training goes on from its checkpoint.
 
 New designs are children of the best ones so far (SM-NAS's moves, changed genes, crossover) and random ones. A model of
 AP and of latency over the genes orders them by expected gain (:mod:`smnas.search.expected_gain`). Where the model knows
@@ -174,13 +173,9 @@ class HalvingStage:
         may_go_on = self._promotable(known)
         if not len(may_go_on):
             may_go_on = to_end
-        if not len(may_go_on):
-            return self._new(model, known, trials, rng)[0]
-        promotion, its_gain = self._promotion(model, known, may_go_on)
-        if ending:
-            return promotion
-        new, new_gain = self._new(model, known, trials, rng)
-        return new if new_gain > its_gain else promotion
+        if len(may_go_on):
+            return self._promotion(model, known, may_go_on)
+        return self._new(model, known, trials, rng)
 
     def _random(self, trials: History, rng: np.random.Generator) -> Proposal | None:
         try:
@@ -249,14 +244,12 @@ class HalvingStage:
                 return np.concatenate(found)
         return np.zeros(0, dtype=np.int64)
 
-    def _promotion(self, model: _Model, known: _Known, may_go_on: NDArray[np.int64]) -> tuple[Proposal, float]:
-        """The stopped training that is expected to gain most, and how much for each epoch to its end."""
-        gains = model.gain(self._features(known.designs[i] for i in may_go_on.tolist()), known.latency_ms[may_go_on])
-        best = int(np.argmax(gains))
-        chosen = int(may_go_on[best])
-        last, reached = known.last[chosen], int(known.asked_epoch[chosen])
-        proposal = Proposal(last.architecture, "promotion", last.parent, self._stop(model, last.architecture, reached))
-        return proposal, float(gains[best]) / (self.rungs[-1] - reached)
+    def _promotion(self, model: _Model, known: _Known, may_go_on: NDArray[np.int64]) -> Proposal:
+        features = self._features(known.designs[i] for i in may_go_on.tolist())
+        chosen = int(may_go_on[int(np.argmax(model.gain(features, known.latency_ms[may_go_on])))])
+        last = known.last[chosen]
+        stop = self._stop(model, last.architecture, int(known.asked_epoch[chosen]))
+        return Proposal(last.architecture, "promotion", last.parent, stop)
 
     def _stop(self, model: _Model, design: Architecture, reached: int) -> int | None:
         """The first rung that tells clearly more of the design than the model knows already; None is the end."""
@@ -266,13 +259,8 @@ class HalvingStage:
                 return rung
         return None
 
-    def _new(
-        self, model: _Model, known: _Known, trials: History, rng: np.random.Generator
-    ) -> tuple[Proposal | None, float]:
-        """The new design that is expected to gain most, and how much for each epoch to its end.
-
-        It is one of children of the front and, in rounds, of the best children.
-        """
+    def _new(self, model: _Model, known: _Known, trials: History, rng: np.random.Generator) -> Proposal | None:
+        """The design that is expected to gain most, of children of the front and, in rounds, of the best children."""
         layers = model.fit.layers
         designs = [known.designs[i] for i in np.flatnonzero((layers == 0) | (layers == 1)).tolist()]
         # With each parent the trained design that it descends from: a child of a child that nobody trained names that.
@@ -291,11 +279,9 @@ class HalvingStage:
             children = [list(pool.values())[i] for i in np.argsort(-gains, kind="stable")[:_BEST_CHILDREN]]
             parents = [(child.architecture, child.parent) for child in children] or parents
         if not pool:
-            return self._random(trials, rng), 0.0
-        best = int(np.argmax(gains))
-        chosen = list(pool.values())[best]
-        proposal = replace(chosen, stop_epoch=self._stop(model, chosen.architecture, 0))
-        return proposal, float(gains[best]) / self.rungs[-1]
+            return self._random(trials, rng)
+        chosen = list(pool.values())[int(np.argmax(gains))]
+        return replace(chosen, stop_epoch=self._stop(model, chosen.architecture, 0))
 
     def _child(self, parents: Sequence[tuple[Architecture, str | None]], rng: np.random.Generator) -> Proposal | None:
         kind = rng.random()
