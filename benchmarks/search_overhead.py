@@ -2,7 +2,8 @@
 
 Runs searches in the small space through the real loop and study with a scorer and a latency that answer at once, and
 keeps CPU seconds and peak memory after every few hundred trials. Short trainings are trials as well, and pruned ones.
-With ``--begin`` a search is resumed that has so many trials already: random designs, written all at once.
+With ``--begin`` a search is resumed that has so many trials already: random designs, trained to the end, written all at
+once.
 
     python benchmarks/search_overhead.py --trials 5500 --keep
     python benchmarks/search_overhead.py --begin 5000 --trials 5500 --every 100 --strategies halving,sm-nas --keep
@@ -35,10 +36,9 @@ from smnas.search.choices import DetectorChoices
 from smnas.search.parameters import DISTRIBUTIONS, parameters_of
 from smnas.search.progress import SearchEvent
 from smnas.search.run import run_search
-from smnas.search.rungs import rung_epochs
 from smnas.search.settings import DataFacts, SearchSettings, StageTrials, prepare_run_folder
 from smnas.search.storage import STUDY_FILE
-from smnas.search.strategies import STOPPING, STRATEGIES, get_strategy
+from smnas.search.strategies import STRATEGIES, get_strategy
 from smnas.search.study import Study, _attributes
 from smnas.space.architecture import Architecture
 from smnas.space.encoding import Encoding
@@ -127,10 +127,8 @@ def earlier(settings: SearchSettings, space: Space, encoding: Encoding, count: i
         structure = choices.random_structure(rng)
         design = structure if stage == "structural" else choices.random_variant(structure, rng)
         design = design if found else space.baseline_architecture
-        # Of every three trainings of a strategy that stops them one went to its end.
-        stop = rung_epochs(settings.epochs)[0] if found and settings.strategy in STOPPING and number % 3 else None
         predicted, size = latency.predict(design), instant_complexity(encoding, design)
-        ap = scorer._score(design, settings.epochs, stop or settings.epochs).value
+        ap = scorer._score(design, settings.epochs, settings.epochs).value
         found.setdefault(
             design,
             Candidate(
@@ -142,7 +140,6 @@ def earlier(settings: SearchSettings, space: Space, encoding: Encoding, count: i
                 "complete",
                 settings.seed,
                 settings.epochs,
-                stop_epoch=stop,
                 generation=number // settings.generation,
                 latency_ms=predicted.ms,
                 latency_low_ms=predicted.low_ms,

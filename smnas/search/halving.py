@@ -40,6 +40,7 @@ _FIRST_DESIGNS = 10  # random ones, before there is a model; in a small search h
 _LEAST_DESIGNS = 3
 _ROUNDS = 3
 _POOL = 40  # children in a round
+_MOST_COMPARED = 160  # stopped trainings
 _BEST_CHILDREN = 8
 _RANDOM_SHARE = 0.2
 _CROSSED_SHARE = 0.2
@@ -245,6 +246,9 @@ class HalvingStage:
         return np.zeros(0, dtype=np.int64)
 
     def _promotion(self, model: _Model, known: _Known, may_go_on: NDArray[np.int64]) -> Proposal:
+        # Of very many only those nearest to the front are looked at: the end of a long search begins with thousands.
+        nearest = np.argsort(model.fit.layers[may_go_on], kind="stable")[:_MOST_COMPARED]
+        may_go_on = np.sort(may_go_on[nearest])
         features = self._features(known.designs[i] for i in may_go_on.tolist())
         chosen = int(may_go_on[int(np.argmax(model.gain(features, known.latency_ms[may_go_on])))])
         last = known.last[chosen]
