@@ -246,9 +246,9 @@ class HalvingStage:
         return np.zeros(0, dtype=np.int64)
 
     def _promotion(self, model: _Model, known: _Known, may_go_on: NDArray[np.int64]) -> Proposal:
-        # Of very many only those nearest to the front are looked at: the end of a long search begins with thousands.
-        nearest = np.argsort(model.fit.layers[may_go_on], kind="stable")[:_MOST_COMPARED]
-        may_go_on = np.sort(may_go_on[nearest])
+        if len(may_go_on) > _MOST_COMPARED:
+            # Only those nearest to the front are looked at: the end of a long search begins with thousands.
+            may_go_on = may_go_on[np.argsort(model.fit.layers[may_go_on], kind="stable")[:_MOST_COMPARED]]
         features = self._features(known.designs[i] for i in may_go_on.tolist())
         chosen = int(may_go_on[int(np.argmax(model.gain(features, known.latency_ms[may_go_on])))])
         last = known.last[chosen]
