@@ -3,8 +3,9 @@
 Runs the real ``smnas-search`` (real training, real latency table) twice with the same seed: once undisturbed, once
 ended by SIGKILL at random moments and started again each time. Afterwards: no finished trial lost or repeated, and the
 same front. Both runs read one latency table that is completed before, since a latency measured twice is two numbers.
+With the epochs of the default the default strategy stops trainings after three and lets some of them go on.
 
-    python benchmarks/kill_resume.py --out runs/kill-resume --kills 10
+    python benchmarks/kill_resume.py --out runs/kill-resume --kills 10 --keep
 """
 
 import argparse
@@ -15,20 +16,22 @@ import signal
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import optuna
+from answers import keep_answer
 
 from smnas.data.shapes import generate_shapes
+
+QUESTION = "Does a search that is killed at random moments end as one that is not?"
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def command(out: Path, data: Path, table: Path, trials: str) -> list[str]:
+def command(out: Path, data: Path, table: Path, trials: str, epochs: int) -> list[str]:
     return [
-        str(Path(sys.executable).with_name("smnas-search")),
-        *("--data", str(data), "--preset", "nano", "--gpu", "cpu", "--trials", trials, "--epochs", "1"),
+        *(sys.executable, "-m", "smnas", "search"),
+        *("--data", str(data), "--preset", "nano", "--gpu", "cpu", "--trials", trials, "--epochs", str(epochs)),
         *("--final-epochs", "2", "--top", "1", "--table", str(table), "--seed", "3", "--out", str(out), "--quiet"),
     ]
 
@@ -46,6 +49,8 @@ def finished(run: Path) -> dict[int, tuple[object, ...]]:
             trial.state.name,
             trial.user_attrs["architecture"],
             trial.user_attrs["stage"],
+            trial.user_attrs["origin"],
+            trial.user_attrs.get("stop_epoch"),
             tuple(trial.values or ()),
             str(trial.datetime_complete),
         )
@@ -67,8 +72,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--trials", default="4,4")
+    parser.add_argument("--trials", default="3,3")
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", action="store_true", help="keep the answer")
     settings = parser.parse_args()
     shutil.rmtree(settings.out, ignore_errors=True)
     settings.out.mkdir(parents=True)
@@ -77,7 +84,8 @@ def main() -> int:
 
     unkilled, killed = settings.out / "unkilled", settings.out / "killed"
     began = time.monotonic()
-    subprocess.run(command(unkilled, data, table, settings.trials), check=True, stdout=subprocess.DEVNULL)
+    ask = (data, table, settings.trials, settings.epochs)
+    subprocess.run(command(unkilled, *ask), check=True, stdout=subprocess.DEVNULL)
     whole_s = time.monotonic() - began
     print(f"unkilled: {len(finished(unkilled))} trials in {whole_s:.0f} s", flush=True)
 
@@ -85,9 +93,7 @@ def main() -> int:
     kills, lost, changed = [], 0, 0
     seen: dict[int, tuple[object, ...]] = {}
     while True:
-        process = subprocess.Popen(
-            command(killed, data, table, settings.trials), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
+        process = subprocess.Popen(command(killed, *ask), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         after_s = rng.uniform(3.0, whole_s / 3) if len(kills) < settings.kills else None
         try:
             _, errors = process.communicate(timeout=after_s)
@@ -113,12 +119,11 @@ def main() -> int:
     lost += sum(number not in now for number in seen)
     changed += sum(now.get(number) != facts for number, facts in seen.items() if number in now)
     answer = {
-        "question": "Does a search that is killed at random moments end as one that is not?",
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": f"python benchmarks/kill_resume.py --out runs/kill-resume --kills {settings.kills} "
-        f"--trials {settings.trials} --seed {settings.seed}",
+        "unkilled_s": round(whole_s, 1),
         "kills": kills,
         "trials": len(now),
+        "stopped": sum(facts[4] is not None for facts in now.values()),
+        "went_on": sum(facts[3] == "promotion" for facts in now.values()),
         "finished_trials_lost": lost,
         "finished_trials_changed_or_repeated": changed,
         "same_trials_as_unkilled": without_time(now) == without_time(finished(unkilled)),
@@ -126,7 +131,8 @@ def main() -> int:
         "front": front(killed),
     }
     print(json.dumps(answer, indent=1))
-    (settings.out / "kill-resume.json").write_text(json.dumps(answer, indent=1) + "\n")
+    if settings.keep:
+        keep_answer("kill-resume", QUESTION, answer, backend="onnxruntime")
     good = not lost and not changed and answer["same_trials_as_unkilled"] and answer["same_front_as_unkilled"]
     return 0 if good else 1
 

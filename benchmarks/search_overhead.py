@@ -1,36 +1,48 @@
 """How long does the search itself take for a trial, everything but training and measuring, up to thousands of trials?
 
-Runs whole searches in the small space through the real loop and study with a scorer and a latency that answer at once,
-and keeps CPU seconds and peak memory after every few hundred trials.
+Runs searches in the small space through the real loop and study with a scorer and a latency that answer at once, and
+keeps CPU seconds and peak memory after every few hundred trials. Short trainings are trials as well, and pruned ones.
+With ``--begin`` a search is resumed that has so many trials already: random designs, trained to the end, written all at
+once.
 
-    python benchmarks/search_overhead.py --trials 5000 --keep
+    python benchmarks/search_overhead.py --trials 5500 --keep
+    python benchmarks/search_overhead.py --begin 5000 --trials 5500 --every 100 --strategies halving,sm-nas --keep
 """
 
 import argparse
 import hashlib
+import json
 import math
 import os
 import resource
+import sqlite3
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from answers import keep_answer
+from optuna.distributions import distribution_to_json
 
 from profiler.predict import Latency
 from smnas.scoring.base import Score
 from smnas.scoring.pool import InProcess
-from smnas.search.candidate import Complexity
+from smnas.search.candidate import Candidate, Complexity, StageName
+from smnas.search.choices import DetectorChoices
+from smnas.search.parameters import DISTRIBUTIONS, parameters_of
 from smnas.search.progress import SearchEvent
 from smnas.search.run import run_search
-from smnas.search.settings import DataFacts, SearchSettings, StageTrials
-from smnas.search.strategies import STRATEGIES
+from smnas.search.settings import DataFacts, SearchSettings, StageTrials, prepare_run_folder
+from smnas.search.storage import STUDY_FILE
+from smnas.search.strategies import STRATEGIES, get_strategy
+from smnas.search.study import Study, _attributes
 from smnas.space.architecture import Architecture
 from smnas.space.encoding import Encoding
-from smnas.space.preset import load_space
+from smnas.space.preset import Space, load_space
 
 QUESTION = "How long does the search itself take for a trial, up to thousands of trials?"
 
@@ -39,6 +51,10 @@ def luck(*key: object) -> float:
     """A number in 0..1 that only the key decides."""
     digest = hashlib.blake2b("|".join(map(str, key)).encode(), digest_size=6).digest()
     return int.from_bytes(digest, "big") / 2**48
+
+
+class EnoughTrialsError(Exception):
+    """The search has been followed as far as was asked."""
 
 
 class InstantScorer:
@@ -99,16 +115,80 @@ def instant_settings(preset: str, strategy: str, trials: StageTrials, **changes:
     return SearchSettings(**(values | changes))  # type: ignore[arg-type]
 
 
-def measure(
-    strategy: str, trials: int, every: int, on_row: Callable[[list[dict[str, float]]], None]
-) -> list[dict[str, float]]:
+def earlier(settings: SearchSettings, space: Space, encoding: Encoding, count: int) -> list[Candidate]:
+    """The baseline and ``count - 1`` random designs as trials of the settings' strategy, without repetition."""
+    rng = np.random.default_rng(1)
+    choices, latency, scorer = DetectorChoices(space), InstantLatency(encoding), InstantScorer(encoding)
+    stages = [stage.name for stage in get_strategy(space, settings).stages]
+    found: dict[Architecture, Candidate] = {}
+    while len(found) < count:
+        number = len(found)
+        stage: StageName = stages[number * len(stages) // count] if found else "baseline"
+        structure = choices.random_structure(rng)
+        design = structure if stage == "structural" else choices.random_variant(structure, rng)
+        design = design if found else space.baseline_architecture
+        predicted, size = latency.predict(design), instant_complexity(encoding, design)
+        ap = scorer._score(design, settings.epochs, settings.epochs).value
+        found.setdefault(
+            design,
+            Candidate(
+                number,
+                design,
+                stage,
+                "random" if found else "baseline",
+                str(next(iter(found))) if stage == "modular" else None,
+                "complete",
+                settings.seed,
+                settings.epochs,
+                generation=number // settings.generation,
+                latency_ms=predicted.ms,
+                latency_low_ms=predicted.low_ms,
+                latency_high_ms=predicted.high_ms,
+                latency_calibrated=True,
+                parameters=size.parameters,
+                flops=size.flops,
+                ap=ap,
+                metrics={"ap": ap},
+                seconds=1.0,
+            ),
+        )
+    return list(found.values())
+
+
+def write_all(folder: Path, settings: SearchSettings, candidates: Sequence[Candidate]) -> None:
+    """Make a run folder with these trials, by optuna's tables: one by one, as a search does, it would take minutes."""
+    prepare_run_folder(folder, settings)
+    Study(folder).close()
+    now = datetime.now().isoformat(" ")
+    with closing(sqlite3.connect(folder / STUDY_FILE)) as database, database:
+        trials, parameters, attributes, values = [], [], [], []
+        for c in candidates:
+            trials.append((c.number + 1, c.number, 1, "COMPLETE", now, now))
+            for name, value in parameters_of(c.architecture).items():
+                distribution = DISTRIBUTIONS[name]
+                row = (c.number + 1, name, distribution.to_internal_repr(value), distribution_to_json(distribution))
+                parameters.append(row)
+            attributes += [(c.number + 1, name, json.dumps(value)) for name, value in _attributes(c).items()]
+            values += [(c.number + 1, i, value, "FINITE") for i, value in enumerate(c.point)]
+        put = "INSERT INTO {} VALUES ({})"
+        database.executemany(put.format("trials", "?, ?, ?, ?, ?, ?"), trials)
+        database.executemany(put.format("trial_params", "NULL, ?, ?, ?, ?"), parameters)
+        database.executemany(put.format("trial_user_attributes", "NULL, ?, ?, ?"), attributes)
+        database.executemany(put.format("trial_values", "NULL, ?, ?, ?, ?"), values)
+
+
+def measure(strategy: str, asked: argparse.Namespace, on_row: Callable[[list[dict[str, float]]], None]) -> None:
     """CPU milliseconds a trial and peak memory, for each ``every`` trials; the rows so far are told after each."""
     rows: list[dict[str, float]] = []
-    last = (0, time.process_time())
+    last: tuple[int, float] | None = None
 
     def on_event(event: SearchEvent) -> None:
         nonlocal last
-        if event.state != "running" and event.number and event.number % every == 0 and event.number != last[0]:
+        if event.state == "running":
+            return
+        if last is None:  # what it takes to open a study is not a trial's
+            last = (event.number, time.process_time())
+        if event.number % asked.every == 0 and event.number > last[0]:
             now = time.process_time()
             rows.append(
                 {
@@ -119,12 +199,18 @@ def measure(
             )
             print(f"{strategy:22s} {rows[-1]}", flush=True)
             on_row(rows)
-            last = (event.number, now)
+            last = (event.number, time.process_time())
+            if event.number >= asked.trials:
+                raise EnoughTrialsError
 
     space = load_space("small")
     encoding = Encoding(space)
-    settings = instant_settings(space.name, strategy, StageTrials(structural=trials // 2, modular=trials - trials // 2))
-    with tempfile.TemporaryDirectory() as folder:
+    # A search that has a begin has its first stage behind it.
+    stages = StageTrials(structural=(asked.begin or asked.trials) // 2 - bool(asked.begin), modular=asked.trials)
+    settings = instant_settings(space.name, strategy, stages, generation=asked.generation)
+    with tempfile.TemporaryDirectory() as folder, suppress(EnoughTrialsError):
+        if asked.begin:
+            write_all(Path(folder) / "run", settings, earlier(settings, space, encoding, asked.begin))
         run_search(
             Path(folder) / "run",
             settings,
@@ -134,13 +220,14 @@ def measure(
             complexity=partial(instant_complexity, encoding),
             on_event=on_event,
         )
-    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=5000, help="whole trainings' worth")
+    parser.add_argument("--trials", type=int, default=5500, help="a multiple of --every")
     parser.add_argument("--every", type=int, default=500)
+    parser.add_argument("--begin", type=int, default=0, help="trials that are there already")
+    parser.add_argument("--generation", type=int, default=2, help="candidates proposed at once; 2 is the command's own")
     parser.add_argument("--strategies", default=",".join(STRATEGIES))
     parser.add_argument("--keep", action="store_true", help="keep the answer")
     asked = parser.parse_args()
@@ -150,10 +237,18 @@ def main() -> None:
             worst = float(np.max([row["cpu_ms_a_trial"] for row in rows]))
             print(f"{name}: {worst} ms a trial at most, so far")
             if asked.keep:
-                found = {"strategy": name, "load": os.getloadavg()[0], "worst_cpu_ms": worst, "rows": rows}
-                keep_answer(f"search-overhead-{name}", QUESTION, found)
+                found = {
+                    "strategy": name,
+                    "begin": asked.begin,
+                    "generation": asked.generation,
+                    "load": os.getloadavg()[0],
+                    "worst_cpu_ms": worst,
+                    "rows": rows,
+                }
+                question = f"search-overhead-{name}" + (f"-from-{asked.begin}" if asked.begin else "")
+                keep_answer(question, QUESTION, found)
 
-        measure(name, asked.trials, asked.every, keep)
+        measure(name, asked, keep)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,13 @@ def make(name: str, problem: Problem, trials: int) -> Strategy:
             return halving(choices, trials, problem.epochs)
 
 
+def budgets(problem: Problem, asked: int) -> list[int]:
+    """Trainings to compare with: on a table a quarter and half of its rows, which random search then sees."""
+    if not isinstance(problem, TabulatedProblem):
+        return [asked]
+    return sorted({min(asked, len(problem) // 4), min(asked, len(problem) // 2)})
+
+
 def load(name: str) -> Problem:
     return AnalyticProblem(name) if name in ANALYTIC else TabulatedProblem(DATA / f"{name}.json")
 
@@ -104,6 +111,15 @@ def _finite(value: float) -> float | None:
     return round(value, 4) if np.isfinite(value) else None
 
 
+def foresight(problem: Problem, strategies: dict[str, Any], trials: int) -> dict[str, float] | None:
+    """The part of the budget that nobody can do without: who knows a table reaches the others' ends with it."""
+    if not isinstance(problem, TabulatedProblem):
+        return None
+    shares = problem.with_foresight()
+    ends = {name: float(np.mean(strategies[name]["final_share_per_seed"])) for name in ("nsga2", "random")}
+    return {f"budget_to_reach_{name}": (int(np.argmax(shares >= end)) + 1) / trials for name, end in ends.items()}
+
+
 def rank_correlations(problem: Problem) -> dict[str, float]:
     """Kendall's tau between the AP on every rung and the AP at the end without noise, over 300 random designs."""
     rng = np.random.default_rng(7)
@@ -113,6 +129,43 @@ def rank_correlations(problem: Problem) -> dict[str, float]:
         str(epoch): float(kendalltau([problem.ap(design, epoch, 0) for design in drawn], truth).statistic)
         for epoch in rung_epochs(problem.epochs)
     }
+
+
+def answer_for(name: str, trials: int, seeds: int, workers: int) -> dict[str, Any]:
+    """Everything that is kept about one problem and budget."""
+    problem = load(name)
+    jobs = [(name, strategy, trials, seed) for strategy in STRATEGIES for seed in range(seeds)]
+    with ProcessPoolExecutor(workers) as pool:
+        played = list(pool.map(one, jobs))
+    runs = {s: [p for p, job in zip(played, jobs, strict=True) if job[1] == s] for s in STRATEGIES}
+    strategies = compare(runs, trials * problem.epochs)
+    return {
+        "problem": name,
+        "versions": {package: version(package) for package in ("numpy", "optuna", "moocore", "pymoo")},
+        "trials": trials,
+        "epochs_a_training": problem.epochs,
+        "seeds": seeds,
+        "rank_correlations": rank_correlations(problem),
+        "learning_curves": {"speed_spread": SPEED_SPREAD, "noise": NOISE} if name in ANALYTIC else None,
+        "foresight": foresight(problem, strategies, trials),
+        "strategies": strategies,
+    }
+
+
+def show(answer: dict[str, Any]) -> None:
+    print(f"{answer['problem']}, {answer['trials']} trainings: rank correlations {answer['rank_correlations']}")
+    if answer["foresight"] is not None:
+        print(f"  who knows the table: {answer['foresight']}")
+    for strategy, row in answer["strategies"].items():
+        mean, low, high = list(row["share_of_best_by_epochs"].values())[-1]
+        halves = list(row["share_of_best_by_epochs"].values())[9][0]
+        print(
+            f"  {strategy:22s} final {mean:.3f} ({low:.3f} to {high:.3f}), half way {halves:.3f}, "
+            f"reaches nsga2 after {row['budget_to_reach_nsga2']['median']} "
+            f"and random after {row['budget_to_reach_random']['median']} of the budget, "
+            f"{row['designs']:.0f} designs, {row['ms_a_proposal']:.1f} ms a proposal",
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -125,35 +178,11 @@ def main() -> None:
     asked = parser.parse_args()
     tables = sorted(path.stem for path in DATA.glob("*.json"))
     for name in asked.problems.split(",") if asked.problems else (*ANALYTIC, *tables):
-        problem = load(name)
-        trials = asked.trials if name in ANALYTIC else min(asked.trials, len(problem) // 2)  # type: ignore[arg-type]
-        jobs = [(name, strategy, trials, seed) for strategy in STRATEGIES for seed in range(asked.seeds)]
-        with ProcessPoolExecutor(asked.workers) as pool:
-            played = list(pool.map(one, jobs))
-        runs = {s: [p for p, job in zip(played, jobs, strict=True) if job[1] == s] for s in STRATEGIES}
-        answer = {
-            "problem": name,
-            "versions": {package: version(package) for package in ("numpy", "optuna", "moocore", "pymoo")},
-            "trials": trials,
-            "epochs_a_training": problem.epochs,
-            "seeds": asked.seeds,
-            "rank_correlations": rank_correlations(problem),
-            "learning_curves": {"speed_spread": SPEED_SPREAD, "noise": NOISE} if name in ANALYTIC else None,
-            "strategies": compare(runs, trials * problem.epochs),
-        }
-        if asked.keep:
-            keep_answer(f"search-quality-{name}", QUESTION, answer)
-        print(f"{name}: rank correlations {answer['rank_correlations']}")
-        for strategy, row in answer["strategies"].items():
-            mean, low, high = list(row["share_of_best_by_epochs"].values())[-1]
-            halves = list(row["share_of_best_by_epochs"].values())[9][0]
-            print(
-                f"  {strategy:22s} final {mean:.3f} ({low:.3f} to {high:.3f}), half way {halves:.3f}, "
-                f"reaches nsga2 after {row['budget_to_reach_nsga2']['median']} "
-                f"and random after {row['budget_to_reach_random']['median']} of the budget, "
-                f"{row['designs']:.0f} designs, {row['ms_a_proposal']:.1f} ms a proposal",
-                flush=True,
-            )
+        for trials in budgets(load(name), asked.trials):
+            answer = answer_for(name, trials, asked.seeds, asked.workers)
+            if asked.keep:
+                keep_answer(f"search-quality-{name}" + (f"-{trials}" if name in tables else ""), QUESTION, answer)
+            show(answer)
 
 
 if __name__ == "__main__":

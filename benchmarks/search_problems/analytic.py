@@ -112,5 +112,5 @@ class AnalyticProblem:
         noise = NOISE * math.sqrt(self.epochs / epoch) * random_number("noise", self.name, design, seed, epoch)
         return self.true_ap(design) * risen / whole + noise
 
-    def may_skip(self, design: Any, latency_ms: float, trained: list[Candidate]) -> bool:
+    def may_skip(self, design: Any, latency_ms: float, trained: Sequence[Candidate]) -> bool:
         return False  # there is no partial order over these designs

@@ -1,14 +1,15 @@
 """What a problem is, and playing one strategy on it as the search's loop would."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
-from smnas.search.candidate import Candidate, Proposal, will_count
+from smnas.search.candidate import Candidate, Proposal
 from smnas.search.choices import Choices
+from smnas.search.history import History
 from smnas.search.pareto import as_points, hypervolume
 from smnas.search.strategy import Strategy
 
@@ -34,7 +35,7 @@ class Problem(Protocol):
     def true_ap(self, design: Any) -> float:
         """What the whole training shows without noise: what a search is judged by."""
 
-    def may_skip(self, design: Any, latency_ms: float, trained: list[Candidate]) -> bool:
+    def may_skip(self, design: Any, latency_ms: float, trained: Sequence[Candidate]) -> bool:
         """Whether the loop would leave a design out untrained."""
 
 
@@ -51,7 +52,7 @@ class Played:
 
 def play(make: Callable[[Problem, int], Strategy], problem: Problem, trials: int, seed: int) -> Played:
     """Spend ``trials`` whole trainings' epochs."""
-    history: list[Candidate] = []
+    history = History()
     spent, asks, seconds = 0, 0, 0.0
     budget = trials * problem.epochs
     front: list[tuple[float, float]] = []
@@ -61,7 +62,7 @@ def play(make: Callable[[Problem, int], Strategy], problem: Problem, trials: int
         latency = problem.latency_ms(proposal.architecture)
         reached = 0
         if proposal.origin == "promotion":
-            reached = max(c.reached_epoch for c in history if c.architecture == proposal.architecture)
+            reached = history.latest(proposal.architecture).reached_epoch
         draft = Candidate(
             number=len(history),
             architecture=proposal.architecture,
@@ -75,7 +76,7 @@ def play(make: Callable[[Problem, int], Strategy], problem: Problem, trials: int
             stop_epoch=proposal.stop_epoch,
             latency_ms=latency,
         )
-        if not reached and problem.may_skip(proposal.architecture, latency, history):
+        if not reached and problem.may_skip(proposal.architecture, latency, history.whole):
             history.append(replace(draft, state="pruned", reason="beaten"))
             return None
         history.append(draft)
@@ -84,7 +85,7 @@ def play(make: Callable[[Problem, int], Strategy], problem: Problem, trials: int
     def train(draft: Candidate) -> None:
         nonlocal spent
         ap = problem.ap(draft.architecture, draft.reached_epoch, seed)
-        history[draft.number] = replace(draft, state="complete", ap=ap)
+        history.finish(replace(draft, state="complete", ap=ap))
         spent += draft.own_epochs
         if draft.stop_epoch is None:
             front.append((problem.true_ap(draft.architecture), draft.point[1]))
@@ -96,10 +97,7 @@ def play(make: Callable[[Problem, int], Strategy], problem: Problem, trials: int
         done = False
         while not done:
             drafts: list[Candidate] = []
-            while len(drafts) < GENERATION:
-                own = sum(c.own_epochs for c in history if c.stage == stage.name and will_count(c))
-                if own >= stage.trials * problem.epochs:
-                    break
+            while len(drafts) < GENERATION and history.tally(stage.name).epochs < stage.trials * problem.epochs:
                 began = time.process_time()
                 proposal = stage.ask(history, np.random.default_rng([seed, len(history)]))
                 seconds += time.process_time() - began

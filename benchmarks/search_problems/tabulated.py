@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from smnas.search.candidate import Candidate, in_search
+from smnas.search.candidate import Candidate
 from smnas.search.choices import DetectorChoices
 from smnas.search.pareto import as_points, hypervolume, reference_point
 from smnas.search.pruning import why_beaten
@@ -75,6 +75,20 @@ class TabulatedProblem:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def with_foresight(self) -> np.ndarray:
+        """Share of the best hypervolume after each training of who knows the table.
+
+        That is the baseline's first, as in any search, and then always the one that adds most.
+        """
+        points = as_points([(self.true_ap(a), self.latency_ms(a)) for a in self._rows])
+        taken = [list(self._rows).index(self.baseline)]
+        shares = [hypervolume(points[taken], self.reference) / self.best_hypervolume]
+        while shares[-1] < 1.0 - 1e-9:
+            volumes = [hypervolume(points[[*taken, i]], self.reference) for i in range(len(points))]
+            taken.append(int(np.argmax(volumes)))
+            shares.append(max(volumes) / self.best_hypervolume)
+        return np.array(shares)
+
     def latency_ms(self, design: Architecture) -> float:
         return float(self._rows[design]["latency_ms"])
 
@@ -84,5 +98,5 @@ class TabulatedProblem:
     def ap(self, design: Architecture, epoch: int, seed: int) -> float:
         return float(self._rows[design]["ap"][str(epoch)])  # one training each: the table's noise is everybody's
 
-    def may_skip(self, design: Any, latency_ms: float, trained: list[Candidate]) -> bool:
-        return why_beaten(design, latency_ms, [c for c in trained if in_search(c)], MARGIN) is not None
+    def may_skip(self, design: Any, latency_ms: float, trained: Sequence[Candidate]) -> bool:
+        return why_beaten(design, latency_ms, trained, MARGIN) is not None

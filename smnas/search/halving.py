@@ -15,8 +15,8 @@ rate has come down; averaged weights (a recipe's ``ema_decay``) make up for that
 what such an AP is worth. The combination of these parts is this project's own.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -25,10 +25,11 @@ from numpy.typing import NDArray
 from smnas.search.candidate import Candidate, Proposal, StageName, will_count
 from smnas.search.choices import Choices
 from smnas.search.expected_gain import expected_gain
-from smnas.search.pareto import Points, as_points, front_layers, reference_point
-from smnas.search.rungs import FACTOR, Line, Training, lines_to_the_end, rung_epochs, trainings
-from smnas.search.strategy import Strategy, first_unseen, seen_architectures
-from smnas.search.surrogate import MOST_OBSERVATIONS, GaussianProcess
+from smnas.search.history import History
+from smnas.search.pareto import Points, front_layers, non_dominated, reference_point
+from smnas.search.rungs import FACTOR, Line, Trainings, expected_ends, reached_rungs, rung_epochs
+from smnas.search.strategy import Strategy, first_unseen
+from smnas.search.surrogate import MOST_OBSERVATIONS, GaussianProcess, Observed
 from smnas.search.variation import crossed, mutated, random_design
 from smnas.space.architecture import Architecture
 from smnas.space.preset import SpaceError
@@ -39,6 +40,7 @@ _FIRST_DESIGNS = 10  # random ones, before there is a model; in a small search h
 _LEAST_DESIGNS = 3
 _ROUNDS = 3
 _POOL = 40  # children in a round
+_MOST_COMPARED = 160  # stopped trainings
 _BEST_CHILDREN = 8
 _RANDOM_SHARE = 0.2
 _CROSSED_SHARE = 0.2
@@ -66,21 +68,81 @@ def surrogate_search(choices: Choices, trials: int, epochs: int, latency_limit_m
 
 
 @dataclass(frozen=True)
-class _Model:
-    """What is known of AP and latency: the designs' estimates, the front's points and both models."""
+class _Known:
+    """The trainings that have shown an AP, ``n`` of them.
 
-    known: Sequence[Training]
-    lines: Mapping[int, Line]
+    Attributes:
+        last: The last trial of each.
+        designs: What each trains.
+        latency_ms: ``(n,)``.
+        ap: ``(n, rungs)``, NaN on rungs that a training has not stopped on.
+        asked_epoch: ``(n,)``, where each stops or will stop.
+        stopped: ``(n,)``, whether it waits to go on.
+    """
+
+    last: list[Candidate]
+    designs: list[Architecture]
+    latency_ms: NDArray[np.float64]
+    ap: NDArray[np.float64]
+    asked_epoch: NDArray[np.int64]
+    stopped: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, trainings: Trainings, rungs: Sequence[int]) -> "_Known":
+        ap = trainings.ap(rungs)
+        rows = np.flatnonzero(reached_rungs(ap) >= 0)
+        every = trainings.last
+        last = [every[row] for row in rows.tolist()]
+        designs = [c.architecture for c in last]
+        asked, stopped = trainings.asked_epoch[rows], trainings.stopped[rows]
+        return cls(last, designs, trainings.latency_ms[rows], ap[rows], asked, stopped)
+
+    def same_aps(self, other: "_Known") -> bool:
+        """Whether a model of the other one is a model of this one."""
+        return (
+            self.designs == other.designs
+            and np.array_equal(self.latency_ms, other.latency_ms)
+            and np.array_equal(self.ap, other.ap, equal_nan=True)
+        )
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """What the APs so far say.
+
+    Attributes:
+        points: ``(n, 2)`` of the AP to expect at the end, and latency.
+        lines: What an AP on each rung says of the end.
+        layers: The front that each training is on; 0 is the best.
+    """
+
     points: Points
+    lines: Sequence[Line]
+    layers: NDArray[np.int64]
+    observed: Observed
     ap: GaussianProcess
     log_latency: GaussianProcess
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What is known of AP and latency, running trainings included.
+
+    Attributes:
+        front: The best points of the trainings so far and of what is expected of the running ones.
+        reference: Lowest AP and highest latency that count.
+    """
+
+    fit: _Fit
+    front: Points
     reference: tuple[float, float]
 
     def gain(self, features: NDArray[np.float64], latency_ms: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-        mean, deviation = self.ap.predict(features)
+        compared = self.fit.observed.compared(features)
+        mean, deviation = self.fit.ap.predict(compared)
         if latency_ms is None:
-            latency_ms = np.exp(self.log_latency.predict(features)[0])
-        return expected_gain(self.points, mean, deviation, latency_ms, self.reference)
+            latency_ms = np.exp(self.fit.log_latency.expect(compared))
+        return expected_gain(self.front, mean, deviation, latency_ms, self.reference)
 
 
 @dataclass(frozen=True)
@@ -97,116 +159,131 @@ class HalvingStage:
     rungs: tuple[int, ...]
     latency_limit_ms: float | None = None
     name: StageName = "joint"
+    _kept_fit: list[tuple[_Known, _Fit]] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def ask(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
         """See :class:`smnas.search.strategy.SearchStage`."""
-        every = trainings(history)
-        known = [t for t in every.values() if t.ap_at]
+        trials = History.of(history)
+        known = _Known.of(trials.trainings, self.rungs)
         # What is left of the budget at the end is for trainings that were begun: an unfinished one is not ranked.
-        ending = self._budget_left(history) <= self._kept_for_the_end()
-        to_end = [t for t in known if t.stopped] if ending else []
-        if len(known) < min(max(self.trials // 2, _LEAST_DESIGNS), _FIRST_DESIGNS) and not to_end:
-            return self._random(history, rng)
-        model = self._model(every, known)
-        may_go_on = self._promotable(known) or to_end
-        if may_go_on:
-            return self._promotion(model, may_go_on)
-        return self._new(model, history, rng)
+        ending = self._budget_left(trials) <= self._kept_for_the_end()
+        to_end = np.flatnonzero(known.stopped) if ending else np.zeros(0, dtype=np.int64)
+        if len(known.last) < min(max(self.trials // 2, _LEAST_DESIGNS), _FIRST_DESIGNS) and not len(to_end):
+            return self._random(trials, rng)
+        model = self._model(trials, known)
+        may_go_on = self._promotable(known)
+        if not len(may_go_on):
+            may_go_on = to_end
+        if len(may_go_on):
+            return self._promotion(model, known, may_go_on)
+        return self._new(model, known, trials, rng)
 
-    def _random(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
+    def _random(self, trials: History, rng: np.random.Generator) -> Proposal | None:
         try:
-            design = first_unseen(partial(random_design, self.choices, rng), seen_architectures(history))
+            design = first_unseen(partial(random_design, self.choices, rng), trials.seen)
         except SpaceError:
             return None
         return None if design is None else Proposal(design, "random", None, self.rungs[0] if self.rungs[1:] else None)
 
-    def _budget_left(self, history: Sequence[Candidate]) -> int:
-        return self.trials * self.rungs[-1] - sum(
-            c.own_epochs for c in history if c.stage == self.name and will_count(c)
-        )
+    def _budget_left(self, trials: History) -> int:
+        return self.trials * self.rungs[-1] - trials.tally(self.name).epochs
 
     def _kept_for_the_end(self) -> float:
         return max(_LAST_SHARE * self.trials * self.rungs[-1], self.rungs[-1] - self.rungs[0])
 
-    def _model(self, every: dict[Architecture, Training], known: Sequence[Training]) -> _Model:
-        lines = lines_to_the_end(known, self.rungs)
-        reached = [max(t.ap_at) for t in known]
-        points = as_points([(lines[r].at(t.ap_at[r]), t.latency_ms) for t, r in zip(known, reached, strict=True)])
-        kept = _most_telling(points)
-        features = np.array([self.choices.vector(known[i].architecture) for i in kept])
-        ap = GaussianProcess.fit(features, points[kept, 0], np.array([lines[reached[i]].variance for i in kept]))
-        log_latency = GaussianProcess.fit(features, np.log(points[kept, 1]))
-        running = [t for t in every.values() if not t.ap_at and t.last is not None and t.last.state == "running"]
-        if running:
-            # What is being trained counts as what the model expects of it, so that its neighbours do not come at once.
-            expected, _ = ap.predict(np.array([self.choices.vector(t.architecture) for t in running]))
-            points = np.vstack([points, np.column_stack([expected, [t.latency_ms for t in running]])])
+    def _features(self, designs: Iterable[Architecture]) -> NDArray[np.float64]:
+        return np.array([self.choices.vector(design) for design in designs])
+
+    def _fit(self, known: _Known) -> _Fit:
+        """A model of what is known. The last one is kept: what is asked for in one generation has the same APs."""
+        for before, fit in self._kept_fit:
+            if before.same_aps(known):
+                return fit
+        ends, lines = expected_ends(known.ap)
+        points = np.column_stack((ends, known.latency_ms))
+        layers = front_layers(points)
+        kept = _most_telling(layers)
+        observed = Observed(self._features(known.designs[i] for i in kept.tolist()))
+        variances = np.array([line.variance for line in lines])[reached_rungs(known.ap)]
+        ap = GaussianProcess.fit(observed, ends[kept], variances[kept])
+        log_latency = GaussianProcess.fit(observed, np.log(known.latency_ms[kept]))
+        fit = _Fit(points, lines, layers, observed, ap, log_latency)
+        self._kept_fit[:] = [(known, fit)]
+        return fit
+
+    def _model(self, trials: History, known: _Known) -> _Model:
+        fit = self._fit(known)
+        points = fit.points
+        # What is being trained counts as what the model expects of it, so that its neighbours do not come at once.
+        first_runs = [c for c in trials.running if will_count(c) and c.start_epoch == 0]
+        if first_runs:
+            expected = fit.ap.expect(fit.observed.compared(self._features(c.architecture for c in first_runs)))
+            points = np.vstack([points, np.column_stack([expected, [c.point[1] for c in first_runs]])])
         low_ap, high_ms = reference_point(points)
         if self.latency_limit_ms is not None:
             high_ms = self.latency_limit_ms
-        return _Model(known, lines, points, ap, log_latency, (low_ap, high_ms))
+        return _Model(fit, points[non_dominated(points)], (low_ap, high_ms))
 
-    def _promotable(self, known: Sequence[Training]) -> list[Training]:
+    def _promotable(self, known: _Known) -> NDArray[np.int64]:
         """Stopped trainings in the best third of their latency band on their rung, on the highest rung that has any.
 
         Bands move as designs come, so what is a third in each of them adds up to more in time; a third of all is the
         most that goes on from a rung.
         """
-        bands = _bands([t.latency_ms for t in known])
-        for rung in self.rungs[-2::-1]:
-            reached = [t for t in known if rung in t.ap_at]
-            if sum(t.asked_epoch > rung for t in reached) >= len(reached) // FACTOR:
+        bands = _bands(known.latency_ms)
+        for rung in range(len(self.rungs) - 2, -1, -1):
+            ap, epoch = known.ap[:, rung], self.rungs[rung]
+            reached = ~np.isnan(ap)
+            if int((reached & (known.asked_epoch > epoch)).sum()) >= int(reached.sum()) // FACTOR:
                 continue
             found = []
-            for band in range(max(bands) + 1):
-                here = [t for t, b in zip(known, bands, strict=True) if b == band and rung in t.ap_at]
-                here.sort(key=lambda t: -t.ap_at[rung])
-                found += [t for t in here[: len(here) // FACTOR] if t.stopped and t.asked_epoch == rung]
-            if found:
-                return found
-        return []
+            for band in range(int(bands.max()) + 1):
+                here = np.flatnonzero((bands == band) & reached)
+                best = here[np.argsort(-ap[here], kind="stable")[: len(here) // FACTOR]]
+                found.append(best[known.stopped[best] & (known.asked_epoch[best] == epoch)])
+            if any(map(len, found)):
+                return np.concatenate(found)
+        return np.zeros(0, dtype=np.int64)
 
-    def _promotion(self, model: _Model, may_go_on: Sequence[Training]) -> Proposal:
-        features = np.array([self.choices.vector(t.architecture) for t in may_go_on])
-        gains = model.gain(features, np.array([t.latency_ms for t in may_go_on]))
-        chosen = may_go_on[int(np.argmax(gains))]
-        parent = None if chosen.last is None else chosen.last.parent
-        stop = self._stop(model, chosen.architecture, chosen.asked_epoch)
-        return Proposal(chosen.architecture, "promotion", parent, stop)
+    def _promotion(self, model: _Model, known: _Known, may_go_on: NDArray[np.int64]) -> Proposal:
+        if len(may_go_on) > _MOST_COMPARED:
+            # Only those nearest to the front are looked at: the end of a long search begins with thousands.
+            may_go_on = may_go_on[np.argsort(model.fit.layers[may_go_on], kind="stable")[:_MOST_COMPARED]]
+        features = self._features(known.designs[i] for i in may_go_on.tolist())
+        chosen = int(may_go_on[int(np.argmax(model.gain(features, known.latency_ms[may_go_on])))])
+        last = known.last[chosen]
+        stop = self._stop(model, last.architecture, int(known.asked_epoch[chosen]))
+        return Proposal(last.architecture, "promotion", last.parent, stop)
 
     def _stop(self, model: _Model, design: Architecture, reached: int) -> int | None:
         """The first rung that tells clearly more of the design than the model knows already; None is the end."""
-        deviation = float(model.ap.predict(self.choices.vector(design)[None])[1][0])
-        for rung in self.rungs[:-1]:
-            if rung > reached and _CLARITY * model.lines[rung].variance <= deviation**2:
+        deviation = float(model.fit.ap.predict(model.fit.observed.compared(self._features([design])))[1][0])
+        for rung, line in zip(self.rungs[:-1], model.fit.lines[:-1], strict=True):
+            if rung > reached and _CLARITY * line.variance <= deviation**2:
                 return rung
         return None
 
-    def _new(self, model: _Model, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
+    def _new(self, model: _Model, known: _Known, trials: History, rng: np.random.Generator) -> Proposal | None:
         """The design that is expected to gain most, of children of the front and, in rounds, of the best children."""
-        seen = seen_architectures(history)
-        layers = front_layers(model.points[: len(model.known)])
+        layers = model.fit.layers
+        designs = [known.designs[i] for i in np.flatnonzero((layers == 0) | (layers == 1)).tolist()]
         # With each parent the trained design that it descends from: a child of a child that nobody trained names that.
-        parents: list[tuple[Architecture, str | None]] = [
-            (t.architecture, str(t.architecture))
-            for t, layer in zip(model.known, layers, strict=True)
-            if 0 <= layer <= 1
-        ]
+        parents: list[tuple[Architecture, str | None]] = [(design, str(design)) for design in designs]
         pool: dict[Architecture, Proposal] = {}
         gains = np.zeros(0)
         for _ in range(_ROUNDS):
             fresh: dict[Architecture, Proposal] = {}
             for _ in range(_POOL):
                 child = self._child(parents, rng)
-                if child is not None and child.architecture not in seen and child.architecture not in pool:
+                if child is not None and child.architecture not in trials.seen and child.architecture not in pool:
                     fresh.setdefault(child.architecture, child)
             if fresh:
-                gains = np.append(gains, model.gain(np.array([self.choices.vector(design) for design in fresh])))
+                gains = np.append(gains, model.gain(self._features(fresh)))
                 pool |= fresh
-            best = [list(pool.values())[i] for i in np.argsort(-gains, kind="stable")[:_BEST_CHILDREN]]
-            parents = [(p.architecture, p.parent) for p in best] or parents
+            children = [list(pool.values())[i] for i in np.argsort(-gains, kind="stable")[:_BEST_CHILDREN]]
+            parents = [(child.architecture, child.parent) for child in children] or parents
         if not pool:
-            return self._random(history, rng)
+            return self._random(trials, rng)
         chosen = list(pool.values())[int(np.argmax(gains))]
         return replace(chosen, stop_epoch=self._stop(model, chosen.architecture, 0))
 
@@ -225,18 +302,18 @@ class HalvingStage:
         return None if child is None else Proposal(child, "mutation", root)
 
 
-def _bands(latencies_ms: Sequence[float]) -> list[int]:
+def _bands(latencies_ms: NDArray[np.float64]) -> NDArray[np.int64]:
     """Bands of about equally many designs, some six or more in each, five at most."""
     count = min(max(len(latencies_ms) // _BAND_MEMBERS, 1), _MOST_BANDS)
     edges = np.quantile(latencies_ms, np.arange(1, count) / count)
-    return [int(band) for band in np.searchsorted(edges, latencies_ms, side="right")]
+    return np.asarray(np.searchsorted(edges, latencies_ms, side="right"), dtype=np.int64)
 
 
-def _most_telling(points: Points) -> NDArray[np.int64]:
+def _most_telling(layers: NDArray[np.int64]) -> NDArray[np.int64]:
     """Indices of what a model is fitted on: half of it the layers nearest to the front, the rest the latest."""
-    if len(points) <= MOST_OBSERVATIONS:
-        return np.arange(len(points))
-    order = np.lexsort((-np.arange(len(points)), front_layers(points)))
+    if len(layers) <= MOST_OBSERVATIONS:
+        return np.arange(len(layers))
+    order = np.lexsort((-np.arange(len(layers)), layers))
     best = order[: MOST_OBSERVATIONS // 2]
-    rest = np.setdiff1d(np.arange(len(points)), best)
+    rest = np.setdiff1d(np.arange(len(layers)), best)
     return np.sort(np.concatenate([best, rest[-(MOST_OBSERVATIONS - len(best)) :]]))

@@ -18,9 +18,10 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from optuna.samplers import NSGAIISampler
 from optuna.trial import TrialState
 
-from smnas.search.candidate import Candidate, Proposal, StageName, in_search
+from smnas.search.candidate import Candidate, Proposal, StageName
 from smnas.search.choices import Choices
-from smnas.search.strategy import Strategy, first_unseen, seen_architectures
+from smnas.search.history import History
+from smnas.search.strategy import Strategy, first_unseen
 from smnas.search.variation import random_design
 from smnas.space.architecture import Architecture
 from smnas.space.preset import SpaceError
@@ -60,8 +61,9 @@ class Nsga2Stage:
 
     def ask(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
         """See :class:`smnas.search.strategy.SearchStage`."""
-        seen = seen_architectures(history)
-        known = [(c.architecture, c.point) for c in history if in_search(c)]
+        trials = History.of(history)
+        seen = trials.seen
+        known = [(c.architecture, c.point) for c in trials.whole]
         if len(known) >= self.population:
             study = self._tell(known)
             study.sampler = _sampler(self.population, int(rng.integers(2**31)))

@@ -28,13 +28,11 @@ def why_beaten(
     if not faster:
         return None
     winner = max(faster, key=lambda c: (c.point[0], -c.number))
-    # Comparing architectures is what takes time here, so only bounds that the winner beats are looked at, and the first
-    # larger architecture from the lowest AP upwards is the bound.
-    beaten = [c for c in trained if winner.point[0] >= c.point[0] + margin]
-    beaten.sort(key=lambda c: (c.point[0], c.number))
-    bound = next((c for c in beaten if not_larger(architecture, c.architecture)), None)
-    if bound is None:
+    # Comparing architectures is what takes time here, so only bounds that the winner beats are looked at.
+    beaten = [c for c in trained if winner.point[0] >= c.point[0] + margin and not_larger(architecture, c.architecture)]
+    if not beaten:
         return None
+    bound = min(beaten, key=lambda c: (c.point[0], c.number))
     return (
         f"partial order: its AP is at most the {bound.point[0]:.3f} of the larger {bound.architecture}, "
         f"and {winner.architecture} is faster ({winner.point[1]:.2f} against {latency_ms:.2f} ms) "

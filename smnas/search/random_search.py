@@ -9,7 +9,8 @@ import numpy as np
 
 from smnas.search.candidate import Candidate, Proposal
 from smnas.search.choices import Choices
-from smnas.search.strategy import Strategy, first_unseen, seen_architectures
+from smnas.search.history import History
+from smnas.search.strategy import Strategy, first_unseen
 from smnas.search.variation import random_design
 from smnas.space.preset import SpaceError
 
@@ -33,7 +34,7 @@ class RandomStructuralStage:
 
     def ask(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
         """See :class:`smnas.search.strategy.SearchStage`."""
-        seen = seen_architectures(history)
+        seen = History.of(history).seen
         if all(architecture in seen for architecture in self.choices.structures):
             return None
         architecture = first_unseen(partial(self.choices.random_structure, rng), seen)
@@ -51,7 +52,7 @@ class RandomModularStage:
     def ask(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
         """See :class:`smnas.search.strategy.SearchStage`."""
         try:
-            architecture = first_unseen(partial(random_design, self.choices, rng), seen_architectures(history))
+            architecture = first_unseen(partial(random_design, self.choices, rng), History.of(history).seen)
         except SpaceError:  # nothing that may be proposed is left
             return None
         return None if architecture is None else Proposal(architecture, "random")

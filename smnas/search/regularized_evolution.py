@@ -12,10 +12,11 @@ from functools import partial
 
 import numpy as np
 
-from smnas.search.candidate import Candidate, Proposal, StageName, in_search
+from smnas.search.candidate import Candidate, Proposal, StageName
 from smnas.search.choices import Choices
+from smnas.search.history import History
 from smnas.search.pareto import as_points, non_dominated
-from smnas.search.strategy import Strategy, first_unseen, seen_architectures
+from smnas.search.strategy import Strategy, first_unseen
 from smnas.search.variation import mutated, random_design
 from smnas.space.preset import SpaceError
 
@@ -51,8 +52,8 @@ class RegularizedEvolutionStage:
 
     def ask(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
         """See :class:`smnas.search.strategy.SearchStage`."""
-        seen = seen_architectures(history)
-        alive = [c for c in history if in_search(c)][-self.population :]
+        trials = History.of(history)
+        seen, alive = trials.seen, trials.whole[-self.population :]
         if len(alive) == self.population:
             members = [alive[i] for i in rng.choice(len(alive), size=self.sample, replace=False).tolist()]
             best = np.flatnonzero(non_dominated(as_points([c.point for c in members])))

@@ -21,7 +21,7 @@ from smnas.scoring.base import Score, ScoringProgress
 from smnas.scoring.entropy import ENTROPY_FORMS, detector_entropy
 from smnas.scoring.latency import LatencyFailedError
 from smnas.scoring.pool import Job, ScorerPool
-from smnas.search.candidate import Candidate, Complexity, Proposal, StageName, in_search, will_count
+from smnas.search.candidate import Candidate, Complexity, Proposal, StageName
 from smnas.search.finalists import finalists
 from smnas.search.notes import OVER_LIMIT, PRELIMINARY, TOO_LARGE, search_notes
 from smnas.search.prior import with_prior
@@ -45,6 +45,7 @@ _PROPOSALS_PER_TRAINING = 30
 _FAILURES_PER_TRAINING = 1
 _LEAST_FAILURES = 5
 _RANKING_EVERY_S = 5.0
+_RANKING_SHARE = 0.05  # of the time, at most: ranking takes longer the more there is to rank
 
 
 class LatencyPredictor(Protocol):
@@ -145,7 +146,7 @@ class _Search:
         self.clock: Clock | None = None
         self._progress = SearchProgress(settings, self.trainers.size, study.candidates)
         self._planned = {stage.name: stage.trials for stage in strategy.stages}
-        self._written = -math.inf
+        self._next_ranking = -math.inf
 
     def run(self) -> Ranking:
         """All stages in order; each picks up where the study stands."""
@@ -202,17 +203,17 @@ class _Search:
 
     def _generation(self, stage: SearchStage) -> tuple[int, list[Candidate]]:
         """The generation to fill or to train, and its members: the last one as long as one of them runs."""
-        last = max((c.generation for c in self.study.candidates if c.generation is not None), default=0)
-        members = [c for c in self.study.candidates if c.stage == stage.name and c.generation == last]
+        last = self.study.candidates.generation
+        members = [c for c in self.study.candidates.members if c.stage == stage.name]
         return (last, members) if any(c.state == "running" for c in members) else (last + 1, [])
 
     def _wants_more(self, stage: SearchStage) -> bool:
-        trials = [c for c in self.study.candidates if c.stage == stage.name]
+        so_far = self.study.candidates.tally(stage.name)
         return (
             not self._time_is_up(stage)
-            and sum(c.own_epochs for c in trials if will_count(c)) < stage.trials * self.settings.epochs
-            and len(trials) < _PROPOSALS_PER_TRAINING * stage.trials
-            and sum(c.state == "failed" for c in trials) < max(_FAILURES_PER_TRAINING * stage.trials, _LEAST_FAILURES)
+            and so_far.epochs < stage.trials * self.settings.epochs
+            and so_far.trials < _PROPOSALS_PER_TRAINING * stage.trials
+            and so_far.failed < max(_FAILURES_PER_TRAINING * stage.trials, _LEAST_FAILURES)
         )
 
     def _time_is_up(self, stage: SearchStage) -> bool:
@@ -251,8 +252,7 @@ class _Search:
         """Epochs that a promoted architecture has trained already; its checkpoint goes on from there."""
         if proposal.origin != "promotion":
             return 0
-        earlier = (c for c in reversed(self.study.candidates) if c.architecture == proposal.architecture)
-        return next(c.reached_epoch for c in earlier if c.state == "complete")
+        return self.study.candidates.latest(proposal.architecture).reached_epoch
 
     def _measured(self, draft: Candidate) -> Candidate:
         try:
@@ -283,7 +283,7 @@ class _Search:
             return f"{TOO_LARGE}: {draft.parameters:,} parameters, the limit is {most:,}"
         if not self.settings.partial_order:
             return None
-        trained = [c for c in self.study.candidates if in_search(c)]
+        trained = self.study.candidates.whole
         return why_beaten(draft.architecture, latency_ms, trained, self.settings.partial_order_margin)
 
     def _is_fast_enough(self, architecture: Architecture) -> bool:
@@ -326,7 +326,7 @@ class _Search:
             else:
                 finished = _failed(candidate, _one_line(outcome), began[job.number])
             self._tell(self.study.finish(finished))
-            if finished.state == "complete" and time.monotonic() - self._written >= _RANKING_EVERY_S:
+            if finished.state == "complete" and time.monotonic() >= self._next_ranking:
                 self._write(finished=False)
 
     def _scored(self, candidate: Candidate, score: Score, began: float) -> Candidate:
@@ -377,12 +377,14 @@ class _Search:
             self.on_event(self._progress.event(candidate))
 
     def _write(self, finished: bool) -> Ranking:
+        began = time.monotonic()
         candidates: Sequence[Candidate] = self.study.candidates
         stopped = () if self.clock is None else self.clock.notes
         notes = (*stopped, *search_notes(candidates, self.settings, self._planned, finished))
         ranking = rank(candidates, self.settings.latency_ms, notes, searched=self._ranks_search)
         ranking = write_ranking(self.folder, self.settings, ranking)
-        self._written = time.monotonic()
+        now = time.monotonic()
+        self._next_ranking = now + max(_RANKING_EVERY_S, (now - began) / _RANKING_SHARE)
         return ranking
 
 

@@ -5,15 +5,18 @@ is worth is learned from the designs that went on: a straight line from each run
 it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import math
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from smnas.search.candidate import Candidate
 from smnas.space.architecture import Architecture
 
-__all__ = ["FACTOR", "Line", "Training", "lines_to_the_end", "rung_epochs", "trainings"]
+__all__ = ["FACTOR", "Line", "Trainings", "expected_ends", "reached_rungs", "rung_epochs"]
 
 FACTOR = 3
 _MOST_RUNGS = 3
@@ -31,38 +34,73 @@ def rung_epochs(epochs: int) -> tuple[int, ...]:
     return tuple(sorted({stop for stop in stops if stop >= _LEAST_EPOCHS} | {epochs}))
 
 
-@dataclass
-class Training:
-    """One design's training over all its trials.
+class Trainings:
+    """The trainings of a search, a row each in the order in which they began, without the final phase's.
 
-    Attributes:
-        ap_at: AP after the epochs where a trial stopped.
-        asked_epoch: Where its last trial stops or will stop.
-        stopped: Whether it waits to go on; else it runs, failed or is at its end.
-        last: Its last trial.
+    One design's training may be several trials, each of which goes on from where the one before it stopped.
+
+    Args:
+        candidates: Trials.
     """
 
-    architecture: Architecture
-    latency_ms: float
-    ap_at: dict[int, float] = field(default_factory=dict)
-    asked_epoch: int = 0
-    stopped: bool = False
-    last: Candidate | None = None
+    def __init__(self, candidates: Iterable[Candidate] = ()) -> None:
+        self._rows: dict[Architecture, int] = {}
+        self._last: list[Candidate] = []
+        self._latency_ms = array("d")
+        self._asked = array("l")
+        self._stopped = array("b")
+        self._ap: dict[int, array[float]] = {}
+        for candidate in candidates:
+            self.enter(candidate)
 
-
-def trainings(history: Sequence[Candidate]) -> dict[Architecture, Training]:
-    """The trainings of a search's history in the order in which they began, without the final phase's."""
-    found: dict[Architecture, Training] = {}
-    for c in history:
+    def enter(self, candidate: Candidate) -> None:
+        """Take note of a trial; of one that is entered running again when it has ended."""
+        c = candidate
         if c.stage == "final" or c.state == "pruned" or c.latency_ms is None:
-            continue
-        training = found.setdefault(c.architecture, Training(c.architecture, c.latency_ms))
-        training.asked_epoch = c.reached_epoch
-        training.stopped = c.state == "complete" and c.stop_epoch is not None
-        training.last = c
+            return
+        row = self._rows.setdefault(c.architecture, len(self._last))
+        if row == len(self._last):
+            self._last.append(c)
+            self._latency_ms.append(c.latency_ms)
+            self._asked.append(0)
+            self._stopped.append(0)
+            for column in self._ap.values():
+                column.append(math.nan)
+        self._last[row] = c
+        self._asked[row] = c.reached_epoch
+        self._stopped[row] = c.state == "complete" and c.stop_epoch is not None
         if c.state == "complete" and c.ap is not None:
-            training.ap_at[c.reached_epoch] = c.ap
-    return found
+            if c.reached_epoch not in self._ap:
+                self._ap[c.reached_epoch] = array("d", [math.nan]) * len(self._last)
+            self._ap[c.reached_epoch][row] = c.ap
+
+    def __len__(self) -> int:
+        return len(self._last)
+
+    @property
+    def last(self) -> Sequence[Candidate]:
+        """The last trial of each."""
+        return self._last
+
+    @property
+    def latency_ms(self) -> NDArray[np.float64]:
+        """``(N,)``."""
+        return np.array(self._latency_ms, dtype=np.float64)
+
+    @property
+    def asked_epoch(self) -> NDArray[np.int64]:
+        """Where the last trial of each stops or will stop, ``(N,)``."""
+        return np.array(self._asked, dtype=np.int64)
+
+    @property
+    def stopped(self) -> NDArray[np.bool_]:
+        """Whether each waits to go on, ``(N,)``; else it runs, failed or is at its end."""
+        return np.array(self._stopped, dtype=np.bool_)
+
+    def ap(self, epochs: Sequence[int]) -> NDArray[np.float64]:
+        """AP of each after each of ``epochs``, ``(N, len(epochs))``, NaN where there is none."""
+        nothing = array("d", [math.nan]) * len(self)
+        return np.column_stack([np.array(self._ap.get(epoch, nothing), dtype=np.float64) for epoch in epochs])
 
 
 @dataclass(frozen=True)
@@ -73,41 +111,49 @@ class Line:
     slope: float
     variance: float
 
-    def at(self, ap: float) -> float:
-        """The AP to expect at the end."""
-        return self.offset + self.slope * ap
+
+def reached_rungs(ap: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The last rung of every row of ``(N, rungs)`` APs that has one, ``(N,)``; -1 where there is none."""
+    rungs = ap.shape[1]
+    there = ~np.isnan(ap)
+    return np.where(there.any(axis=1), rungs - 1 - np.argmax(there[:, ::-1], axis=1), -1)
 
 
-def lines_to_the_end(known: Iterable[Training], rungs: Sequence[int]) -> dict[int, Line]:
-    """A line for every rung, learned from the trainings that went on from it.
+def expected_ends(ap: NDArray[np.float64]) -> tuple[NDArray[np.float64], tuple[Line, ...]]:
+    """The AP to expect of every training at its end, and the line of every rung that says so.
 
-    A few pairs are stretched towards a slope of 1, and where there are none yet, half of the rung's variance counts.
+    A line is learned from the trainings that went on from its rung. A few pairs are stretched towards a slope of 1, and
+    where there are none yet, half of the rung's variance counts.
 
     Args:
-        known: Trainings with at least one AP.
-        rungs: Epochs, rising; the last one is the end.
+        ap: ``(N, rungs)`` of the trainings on the rungs, NaN where a training has none; the last rung is the end.
+
+    Returns:
+        ``(N,)``, by the last rung of each (NaN without any), and a line for each rung.
     """
-    known = list(known)
-    lines = {rungs[-1]: Line(0.0, 1.0, 0.0)}
-    for rung, above in zip(rungs[-2::-1], rungs[:0:-1], strict=True):
-        here = np.array([t.ap_at[rung] for t in known if rung in t.ap_at])
-        spread = float(here.var()) if len(here) > 1 else 0.0
-        pairs = [(t.ap_at[rung], end) for t in known if rung in t.ap_at and (end := _later(t, rung, lines)) is not None]
-        if not pairs:
-            lines[rung] = Line(0.0, 1.0, lines[above].variance + 0.5 * spread)
-            continue
-        x, y = np.array(pairs).T
-        prior = _PRIOR_PAIRS * max(spread, 1e-12)
-        slope = (float(((x - x.mean()) * (y - y.mean())).sum()) + prior) / (float(((x - x.mean()) ** 2).sum()) + prior)
-        slope = max(slope, 0.0)
-        offset = float(y.mean() - slope * x.mean())
-        residuals = y - offset - slope * x
-        variance = (float((residuals**2).sum()) + 0.25 * prior) / (len(pairs) + _PRIOR_PAIRS)
-        lines[rung] = Line(offset, slope, variance)
-    return lines
+    reached = reached_rungs(ap)
+    ends = ap[:, -1].copy()
+    lines = [Line(0.0, 1.0, 0.0)]
+    for rung in range(ap.shape[1] - 2, -1, -1):
+        there = ~np.isnan(ap[:, rung])
+        went_on, last = there & (reached > rung), reached == rung
+        line = _line(ap[went_on, rung], ends[went_on], _variance(ap[there, rung]), lines[0].variance)
+        ends[last] = line.offset + line.slope * ap[last, rung]
+        lines.insert(0, line)
+    return ends, tuple(lines)
 
 
-def _later(training: Training, rung: int, lines: Mapping[int, Line]) -> float | None:
-    """What a training that went on from ``rung`` says of its end, by the last of its rungs."""
-    last = max(training.ap_at)
-    return lines[last].at(training.ap_at[last]) if last > rung else None
+def _variance(values: NDArray[np.float64]) -> float:
+    return float(values.var()) if len(values) > 1 else 0.0
+
+
+def _line(x: NDArray[np.float64], y: NDArray[np.float64], spread: float, variance_above: float) -> Line:
+    if len(x) == 0:
+        return Line(0.0, 1.0, variance_above + 0.5 * spread)
+    prior = _PRIOR_PAIRS * max(spread, 1e-12)
+    slope = (float(((x - x.mean()) * (y - y.mean())).sum()) + prior) / (float(((x - x.mean()) ** 2).sum()) + prior)
+    slope = max(slope, 0.0)
+    offset = float(y.mean() - slope * x.mean())
+    residuals = y - offset - slope * x
+    variance = (float((residuals**2).sum()) + 0.25 * prior) / (len(x) + _PRIOR_PAIRS)
+    return Line(offset, slope, variance)

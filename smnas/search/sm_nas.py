@@ -9,18 +9,19 @@ trainings are shared out evenly between them, are choices of this project.
 import math
 from bisect import bisect
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 
-from smnas.search.candidate import Candidate, Origin, Proposal, in_search, will_count
+from smnas.search.candidate import Candidate, Origin, Proposal, will_count
 from smnas.search.choices import Choices
+from smnas.search.history import History
 from smnas.search.pareto import as_points, non_dominated, spread
-from smnas.search.strategy import Strategy, first_unseen, seen_architectures
+from smnas.search.strategy import Strategy, first_unseen
 from smnas.space.architecture import Architecture
 from smnas.space.mutation import NoMoveError
 from smnas.space.preset import SpaceError
@@ -64,10 +65,6 @@ def _quota(trials: int, share: float) -> int:
     return math.floor(trials * share + 1e-9)  # 15 * 0.2 is a little more than 3, 10 * 0.7 a little less than 7
 
 
-def _randoms(members: Sequence[Candidate]) -> int:
-    return sum(c.origin == "random" and will_count(c) for c in members)
-
-
 def _front(members: Sequence[Candidate]) -> list[Candidate]:
     mask = non_dominated(as_points([c.point for c in members]))
     return [c for c, on_front in zip(members, mask, strict=True) if on_front]
@@ -84,10 +81,10 @@ class StructuralStage:
 
     def ask(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
         """See :class:`smnas.search.strategy.SearchStage`."""
-        seen = seen_architectures(history)
-        front = _front([c for c in history if in_search(c) and c.stage in _BEFORE_STAGE_2])
-        randoms = _randoms([c for c in history if c.stage == "structural"])
-        if front and randoms >= _quota(self.trials, self.random_share):
+        trials = History.of(history)
+        seen = trials.seen
+        front = _front([c for c in trials.whole if c.stage in _BEFORE_STAGE_2])
+        if front and trials.tally("structural").random >= _quota(self.trials, self.random_share):
             for index in rng.permutation(len(front)).tolist():
                 parent = front[index]
                 try:
@@ -99,7 +96,7 @@ class StructuralStage:
         return _random_structure(self.choices, seen, rng)
 
 
-def _random_structure(choices: Choices, seen: set[Architecture], rng: np.random.Generator) -> Proposal | None:
+def _random_structure(choices: Choices, seen: Set[Architecture], rng: np.random.Generator) -> Proposal | None:
     if all(architecture in seen for architecture in choices.structures):
         return None
     child = first_unseen(partial(choices.random_structure, rng), seen)
@@ -117,7 +114,7 @@ def modular_parents(
 
     Points over the latency limit are left out unless nothing is within it.
     """
-    known = [c for c in history if in_search(c) and c.stage in _BEFORE_STAGE_2]
+    known = [c for c in History.of(history).whole if c.stage in _BEFORE_STAGE_2]
     within = [c for c in known if latency_limit_ms is None or c.point[1] <= latency_limit_ms]
     chosen_from = within or known
     return tuple(chosen_from[i] for i in spread(as_points([c.point for c in chosen_from]), count))
@@ -157,39 +154,54 @@ class ModularStage:
     parents: int
     latency_limit_ms: float | None = None
     name: Literal["modular"] = "modular"
+    _kept_roots: list[tuple[list[Candidate], tuple[Candidate, ...]]] = field(
+        default_factory=list, init=False, repr=False, compare=False
+    )
 
     def ask(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
         """See :class:`smnas.search.strategy.SearchStage`."""
-        seen = seen_architectures(history)
-        own = [c for c in history if c.stage == "modular"]
-        trained = sum(will_count(c) for c in own)
-        origin: Origin = "random" if _randoms(own) < _quota(trained + 1, self.random_share) else "mutation"
+        trials = History.of(history)
+        own = trials.tally("modular")
+        origin: Origin = "random" if own.random < _quota(own.trainings + 1, self.random_share) else "mutation"
         # Trained children first; of equals the window that was asked least, so that one whose candidates are all over
         # the latency limit does not keep the turn.
-        for family in sorted(self._families(history), key=lambda f: (f.trained, f.asked)):
-            proposal = self._child(family, origin, seen, rng)
+        for family in sorted(self._families(trials), key=lambda f: (f.trained, f.asked)):
+            proposal = self._child(family, origin, trials.seen, rng)
             if proposal is not None:
                 return proposal
         return None
 
-    def _families(self, history: Sequence[Candidate]) -> list[_Family]:
+    def _families(self, trials: History) -> list[_Family]:
         """In the order in which the Pareto points were chosen."""
-        roots = modular_parents(history, self.parents, self.latency_limit_ms)
+        roots = self._roots([c for c in trials.whole if c.stage in _BEFORE_STAGE_2])
         borders = latency_windows(roots)
-        own = [c for c in history if c.stage == "modular"]
-        latency_ms = {str(c.architecture): c.point[1] for c in history}
+        own = [c for c in trials if c.stage == "modular"]
         # Parents are chosen inside the window that asks, so a child's parent tells which one asked for it.
-        asked = Counter(bisect(borders, latency_ms[c.parent]) for c in own if c.parent is not None)
-        trained = Counter(bisect(borders, latency_ms[c.parent]) for c in own if c.parent is not None and will_count(c))
+        latency_ms = {str(c.architecture): c.point[1] for c in trials.whole}
+        asked: Counter[int] = Counter()
+        trained: Counter[int] = Counter()
+        for counts, members in ((asked, own), (trained, [c for c in own if will_count(c)])):
+            for parent, children in Counter(c.parent for c in members).items():
+                if parent is not None:
+                    counts[bisect(borders, latency_ms[parent])] += children
         inside: dict[int, list[Candidate]] = defaultdict(list)
-        for c in own:
-            if in_search(c):
+        for c in trials.whole:
+            if c.stage == "modular":
                 inside[bisect(borders, c.point[1])].append(c)
         places = [bisect(borders, root.point[1]) for root in roots]
         return [_Family(root, inside[at], asked[at], trained[at]) for root, at in zip(roots, places, strict=True)]
 
+    def _roots(self, known: list[Candidate]) -> tuple[Candidate, ...]:
+        """The parents that the trainings before this stage give; the last ones are kept, as those do not change."""
+        for before, roots in self._kept_roots:
+            if before == known:
+                return roots
+        roots = modular_parents(known, self.parents, self.latency_limit_ms)
+        self._kept_roots[:] = [(known, roots)]
+        return roots
+
     def _child(
-        self, family: _Family, origin: Origin, seen: set[Architecture], rng: np.random.Generator
+        self, family: _Family, origin: Origin, seen: Set[Architecture], rng: np.random.Generator
     ) -> Proposal | None:
         if origin == "random":
             parents = [family.root]

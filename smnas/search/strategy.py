@@ -1,6 +1,6 @@
 """What a search strategy is: a row of stages, each of which can be asked for the next architecture."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,7 +9,7 @@ import numpy as np
 from smnas.search.candidate import Candidate, Proposal, StageName
 from smnas.space.architecture import Architecture
 
-__all__ = ["SearchStage", "Strategy", "first_unseen", "seen_architectures"]
+__all__ = ["SearchStage", "Strategy", "first_unseen"]
 
 _TRIES = 200
 
@@ -34,7 +34,8 @@ class SearchStage(Protocol):
         """The next architecture; None where the stage finds no more.
 
         It is none that ``history`` holds, unless a stopped training is to go on (a ``promotion``). A pure function of
-        its arguments: a search that was killed and resumed proposes the same architectures.
+        its arguments: a search that was killed and resumed proposes the same architectures. A history that is kept up
+        to date (:class:`smnas.search.history.History`) is answered faster than a list of the same trials.
         """
         ...
 
@@ -47,12 +48,7 @@ class Strategy:
     stages: tuple[SearchStage, ...]
 
 
-def seen_architectures(history: Sequence[Candidate]) -> set[Architecture]:
-    """Every architecture that was looked at, trained or not."""
-    return {candidate.architecture for candidate in history}
-
-
-def first_unseen(draw: Callable[[], Architecture | None], seen: set[Architecture]) -> Architecture | None:
+def first_unseen(draw: Callable[[], Architecture | None], seen: Set[Architecture]) -> Architecture | None:
     """The first of 200 draws that is one and not in ``seen``; None where there is none."""
     for _ in range(_TRIES):
         architecture = draw()

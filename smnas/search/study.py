@@ -8,7 +8,6 @@ is finished by it), and its state changes in one. A trial that is found RUNNING 
 """
 
 import warnings
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from smnas.search.candidate import Candidate, State
+from smnas.search.history import History
 from smnas.search.parameters import DISTRIBUTIONS, parameters_of
 from smnas.search.settings import STUDY_NAME, RunFolderError, SearchSettings
 from smnas.search.storage import STUDY_FILE, folder_lock, open_storage, study_lock
@@ -72,7 +72,7 @@ class Study:
                     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                     study.set_metric_names(["AP", "latency (ms)"])
             self._study_id = self._storage.get_study_id_from_name(name)
-            self._candidates = [_candidate(trial) for trial in study.get_trials(deepcopy=False)]
+            self._candidates = History(_candidate(trial) for trial in study.get_trials(deepcopy=False))
             # The database's ids of this process's running trials: it has no index by number, so a look-up takes longer
             # the more trials there are.
             self._trial_ids: dict[int, int] = {}
@@ -95,13 +95,13 @@ class Study:
         self._held.close()
 
     @property
-    def candidates(self) -> Sequence[Candidate]:
+    def candidates(self) -> History:
         """All trials by number."""
         return self._candidates
 
     def interrupted(self) -> tuple[Candidate, ...]:
         """The trials that a killed process left unfinished."""
-        return tuple(c for c in self._candidates if c.state == "running")
+        return self._candidates.running
 
     def add(self, candidate: Candidate) -> Candidate:
         """Create a trial in one transaction, in the state that the candidate has.
@@ -142,7 +142,7 @@ class Study:
                 self._storage.set_trial_user_attr(trial_id, name, value)
         values = candidate.point if candidate.state == "complete" else None
         self._storage.set_trial_state_values(trial_id, _STATES[candidate.state], values)
-        self._candidates[candidate.number] = candidate
+        self._candidates.finish(candidate)
         return candidate
 
 

@@ -3,7 +3,8 @@
 Small on purpose. The kernel adds up what each feature does alone (linear, and a bend around it) and what they do
 together (Matern 5/2 of one length); length, noise and the weight of the first part are chosen from a grid by the
 evidence. It looks at 160 observations at most, so that a fit takes the same few milliseconds in a long search; which
-ones is the caller's choice.
+ones is the caller's choice. How alike designs are does not depend on the number, so models of several numbers over the
+same designs share that.
 """
 
 import math
@@ -13,7 +14,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MOST_OBSERVATIONS", "GaussianProcess"]
+__all__ = ["MOST_OBSERVATIONS", "Compared", "GaussianProcess", "Observed"]
 
 MOST_OBSERVATIONS = 160
 _LENGTHS = (0.25, 0.5, 1.0, 2.0)  # times the square root of the number of features
@@ -25,69 +26,107 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class GaussianProcess:
-    """A fitted model. Features and values are standardized inside.
+class Compared:
+    """How alike designs are to the observed ones.
 
     Attributes:
-        centre, scale: Of the features, ``(d,)``.
+        distances: ``(m, n)``, over all features together.
+        alone: ``(m, n)``, the mean over features of each one's own kernel.
+        own: ``(m,)``, the same of each design with itself.
+    """
+
+    distances: Array
+    alone: Array
+    own: Array
+
+
+class Observed:
+    """The designs that models are fitted on.
+
+    Args:
+        features: ``(n, d)``, n from 1. They are standardized inside.
+    """
+
+    def __init__(self, features: Array) -> None:
+        scale = features.std(axis=0)
+        self._centre, self._scale = features.mean(axis=0), np.where(scale > 1e-12, scale, 1.0)
+        self._features = (features - self._centre) / self._scale
+        self.size, self.dimensions = features.shape
+        self.among = self.compared(features)
+        """The observed designs with each other."""
+
+    def compared(self, features: Array) -> Compared:
+        """Other designs, ``(m, d)``, with the observed ones."""
+        x = (features - self._centre) / self._scale
+        return Compared(_distances(x, self._features), _alone(x, self._features), (x * x).mean(axis=1) + _BEND)
+
+
+@dataclass(frozen=True)
+class GaussianProcess:
+    """A fitted model. Values are standardized inside.
+
+    Attributes:
         mean, spread: Of the values.
-        features: ``(n, d)``, standardized.
         length, weight: The kernel's.
-        factor: Lower Cholesky factor of the observations' covariance.
+        whitening: Inverse of the lower Cholesky factor of the observations' covariance.
         weights: Covariance solved for the values.
     """
 
-    centre: Array
-    scale: Array
     mean: float
     spread: float
-    features: Array
     length: float
     weight: float
-    factor: Array
+    whitening: Array
     weights: Array
 
     @classmethod
-    def fit(cls, features: Array, values: Array, noise: Array | None = None) -> Self:
+    def fit(cls, observed: Observed, values: Array, noise: Array | None = None) -> Self:
         """Fit by the largest evidence on a small grid.
 
         Args:
-            features: ``(n, d)``, n from 1.
+            observed: n designs.
             values: ``(n,)`` finite.
             noise: ``(n,)`` variances that are known of the values, in their unit squared; none by default.
         """
-        centre, scale = features.mean(axis=0), features.std(axis=0)
-        scale = np.where(scale > 1e-12, scale, 1.0)
-        x = (features - centre) / scale
+        n = observed.size
         mean, spread = float(values.mean()), float(values.std()) or 1.0
         y = (values - mean) / spread
-        known = np.zeros(len(y)) if noise is None else noise / spread**2
-        distances = _distances(x, x)
-        alone = _alone(x, x)
-        best: tuple[float, float, float, Array, Array] | None = None
-        for length in (share * math.sqrt(x.shape[1]) for share in _LENGTHS):
-            bent = _matern(distances / length)
+        known = np.zeros(n) if noise is None else noise / spread**2
+        # The values are a last row of the covariance, so that its factor's last row is the values, whitened. The corner
+        # decides nothing; it only has to be large enough for a factor to exist.
+        bordered = np.zeros((n + 1, n + 1))
+        bordered[n, :n], bordered[n, n] = y, 1.0 + 2.0 * float(y @ y) / min(_NOISES)
+        best: tuple[float, float, float, Array] | None = None
+        for length in (share * math.sqrt(observed.dimensions) for share in _LENGTHS):
+            bent = _matern(observed.among.distances / length)
             for weight in _ALONE:
+                covariance = bent + weight * observed.among.alone
                 for extra in _NOISES:
-                    covariance = bent + weight * alone + np.diag(known + extra)
-                    factor = np.asarray(np.linalg.cholesky(covariance), dtype=np.float64)
-                    half = np.asarray(np.linalg.solve(factor, y), dtype=np.float64)
-                    evidence = -0.5 * float(half @ half) - float(np.log(np.diag(factor)).sum())
+                    bordered[:n, :n] = covariance
+                    bordered[np.arange(n), np.arange(n)] += known + extra
+                    factor = np.asarray(np.linalg.cholesky(bordered), dtype=np.float64)
+                    half = factor[n, :n]
+                    evidence = -0.5 * float(half @ half) - float(np.log(np.diag(factor)[:n]).sum())
                     if best is None or evidence > best[0]:
-                        best = (evidence, length, weight, factor, half)
+                        best = (evidence, length, weight, factor)
         assert best is not None  # noqa: S101  the grid is not empty
-        _, length, weight, factor, half = best
-        return cls(centre, scale, mean, spread, x, length, weight, factor, np.asarray(np.linalg.solve(factor.T, half)))
+        _, length, weight, factor = best
+        whitening = np.asarray(np.linalg.inv(factor[:n, :n]), dtype=np.float64)
+        return cls(mean, spread, length, weight, whitening, whitening.T @ factor[n, :n])
 
-    def predict(self, features: Array) -> tuple[Array, Array]:
-        """Mean and standard deviation of the value without its noise, ``(m,)`` each, at ``(m, d)`` features."""
-        x = (features - self.centre) / self.scale
-        across = _matern(_distances(x, self.features) / self.length)
-        across += self.weight * _alone(x, self.features)
-        own = 1.0 + self.weight * ((x * x).mean(axis=1) + _BEND)
-        explained = np.linalg.solve(self.factor, across.T)
-        variance = np.maximum(own - (explained * explained).sum(axis=0), 1e-9)
+    def expect(self, compared: Compared) -> Array:
+        """Mean of the value at m designs, ``(m,)``."""
+        return np.asarray(self.mean + self.spread * (self._across(compared) @ self.weights), dtype=np.float64)
+
+    def predict(self, compared: Compared) -> tuple[Array, Array]:
+        """Mean and standard deviation of the value without its noise, ``(m,)`` each, at m designs."""
+        across = self._across(compared)
+        explained = self.whitening @ across.T
+        variance = np.maximum(1.0 + self.weight * compared.own - (explained * explained).sum(axis=0), 1e-9)
         return self.mean + self.spread * (across @ self.weights), self.spread * np.sqrt(variance)
+
+    def _across(self, compared: Compared) -> Array:
+        return np.asarray(_matern(compared.distances / self.length) + self.weight * compared.alone, dtype=np.float64)
 
 
 def _distances(a: Array, b: Array) -> Array:
@@ -99,8 +138,10 @@ def _alone(a: Array, b: Array) -> Array:
     """The mean over features of each one's own kernel: a line, and a rational quadratic bend."""
     bends = np.zeros((len(a), len(b)))
     for left, right in zip(a.T, b.T, strict=True):
-        apart = left[:, None] - right[None, :]
-        bends += 1.0 / (1.0 + apart * apart)
+        bend = left[:, None] - right[None, :]
+        bend *= bend  # in place: a matrix for every step is most of what a fit would take
+        bend += 1.0
+        bends += np.reciprocal(bend, out=bend)
     return np.asarray((a @ b.T + _BEND * bends) / a.shape[1], dtype=np.float64)
 
 

@@ -24,10 +24,11 @@ from smnas.scoring.entropy_population import population_cost
 from smnas.scoring.latency import DetectorLatency
 from smnas.scoring.super_block_latency import fit_super_block_latency
 from smnas.search.candidate import Candidate, Proposal
+from smnas.search.history import History
 from smnas.search.maximum_entropy import Budget, EntropySearch, Found, maximum_entropy_search
 from smnas.search.pareto import as_points, front_layers, spread
 from smnas.search.settings import RunFolderError, SearchSettings, write_atomically
-from smnas.search.strategy import Strategy, seen_architectures
+from smnas.search.strategy import Strategy
 from smnas.space.architecture import Architecture, Backbone, ResNetSpec, SuperBlockSpec
 from smnas.space.preset import Space, SpaceError
 from smnas.space.super_blocks import MoveBounds, SuperBlockPopulation, mutate_super_blocks, seed_like
@@ -93,7 +94,7 @@ class ZeroShotStage:
 
     def ask(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
         """See :class:`smnas.search.strategy.SearchStage`."""
-        seen = seen_architectures(history)
+        seen = History.of(history).seen
         left = next((architecture for architecture in self.candidates if architecture not in seen), None)
         return None if left is None else Proposal(left, "mutation")
 

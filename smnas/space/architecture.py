@@ -46,6 +46,7 @@ BlockKind = Literal["basicblock", "bottleneck", "resnext", "inverted"]
 ExtraLevels = Literal["head", "pool", "conv"]
 
 _EXPANSION: dict[str, int] = {"basicblock": 1, "bottleneck": 4, "resnext": 4, "inverted": 1}
+_KNOWN_BLOCKS = f"the block must be one of {', '.join(_EXPANSION)}"
 _RESNEXT_PATHS = (32, 4)  # 32x4d, the cardinality and path width that the word `resnext` alone stands for
 _EXTRA_LETTERS: dict[ExtraLevels, str] = {"head": "", "pool": "p", "conv": "c"}
 _DEFAULT_DENSE_DEPTH = 4
@@ -55,9 +56,10 @@ class ArchitectureError(UserError):
     """A string that is not an architecture, or a combination of modules that does not fit together."""
 
 
-def _require(holds: bool, rule: str, got: object) -> None:
+def _require(holds: bool, rule: str, *got: object) -> None:
+    """Raise unless ``holds``. What was got is joined by ``+``, and only then: a search makes millions of designs."""
     if not holds:
-        raise ArchitectureError(f"{rule}, but got {got}")
+        raise ArchitectureError(f"{rule}, but got {'+'.join(map(str, got))}")
 
 
 @dataclass(frozen=True, order=True)
@@ -78,9 +80,7 @@ class ResNetSpec:
     paths: tuple[int, int] = _RESNEXT_PATHS
 
     def __post_init__(self) -> None:
-        _require(
-            self.block in get_args(BlockKind), f"the block must be one of {', '.join(get_args(BlockKind))}", self.block
-        )
+        _require(self.block in _EXPANSION, _KNOWN_BLOCKS, self.block)
         _require(
             8 <= self.base <= 512 and self.base % 2 == 0, "the base width must be even and between 8 and 512", self.base
         )
@@ -390,31 +390,31 @@ class Architecture:
         _require(
             one_stage == (self.rpn is RPNKind.NONE),
             "a RetinaNet or FCOS head goes with norpn, an RCNN or cascade head with rpn or garpn",
-            f"{self.rpn}+{self.head}",
+            self.rpn,
+            self.head,
         )
         top = self.backbone.top_level
         if isinstance(self.neck, C4Spec):
-            _require(not one_stage, "a RetinaNet or FCOS head needs a feature pyramid", f"{self.neck}+{self.head}")
-            _require(
-                top >= 4, "the c4 neck needs a backbone that reaches C4 (three stages or more)", str(self.backbone)
-            )
+            _require(not one_stage, "a RetinaNet or FCOS head needs a feature pyramid", self.neck, self.head)
+            _require(top >= 4, "the c4 neck needs a backbone that reaches C4 (three stages or more)", self.backbone)
         else:
             _require(
                 self.neck.low <= top,
                 f"the pyramid's finest level must exist in the backbone, whose coarsest is C{top}",
-                str(self.neck),
+                self.neck,
             )
             # one network, one string: a letter that changes nothing is refused
             _require(
                 self.neck.extra == "head" or self.neck.high > top,
                 f"a pyramid names its extra levels' kind only where it reaches above C{top}",
-                str(self.neck),
+                self.neck,
             )
             _require(
                 self.neck.extra != ("conv" if one_stage else "pool"),
                 "a pyramid's extra levels come by convolutions under a dense head and by pooling under another, and a "
                 "letter is written only for the other way",
-                f"{self.neck}+{self.head}",
+                self.neck,
+                self.head,
             )
         for name, size in (("width", self.input_width), ("height", self.input_height)):
             _require(32 <= size <= 4096, f"the input {name} must be between 32 and 4096 pixels", size)

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from smnas.space.architecture import (
     Architecture,
     Backbone,
+    BlockKind,
     C4Spec,
     FPNSpec,
     Head,
@@ -192,7 +193,7 @@ class Encoding:
         if isinstance(backbone, MobileNetV2Spec):
             return MobileNetV2Spec(100), True
         if isinstance(backbone, ResNetSpec) and self._space.modular.contains_backbone(backbone):
-            return replace(backbone, base=8, code="-".join("1" * len(backbone.stages))), True
+            return _resnet_family(backbone.block, backbone.paths, len(backbone.stages)), True
         return backbone, False
 
     def _families(self, genes: Sequence[int]) -> tuple[int, ...]:
@@ -219,10 +220,20 @@ class Encoding:
         return "-".join(digits[begin : begin + length] for begin, length in zip((0, *firsts), lengths, strict=True))
 
 
+# Millions of designs share a few families: making one checks it, and that takes longer than the rest of an encoding.
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _resnet_family(block: BlockKind, paths: tuple[int, int], stages: int) -> ResNetSpec:
+    return ResNetSpec(block, 8, "-".join("1" * stages), paths)
+
+
+@lru_cache(maxsize=_REMEMBERED)
 def _neck_family(neck: Neck) -> Neck:
     return replace(neck, width=8) if isinstance(neck, FPNSpec) else neck
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def _head_family(head: Head) -> Head:
     return replace(head, width=8)
 

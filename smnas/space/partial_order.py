@@ -33,8 +33,9 @@ def not_larger(a: Architecture, b: Architecture) -> bool:
     smaller one.
     """
     return (
-        a.rpn == b.rpn
-        and (a.input_width, a.input_height) == (b.input_width, b.input_height)
+        a.rpn is b.rpn
+        and a.input_width == b.input_width
+        and a.input_height == b.input_height
         and _neck(a.neck, b.neck)
         and _head(a.head, b.head)
         and _backbone(a.backbone, b.backbone)

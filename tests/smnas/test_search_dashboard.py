@@ -1,15 +1,13 @@
 """optuna-dashboard reads a search's study: both objectives by name, every trial, the choices, and the same front."""
 
-import importlib.util
 import json
-import sys
 from io import BytesIO
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from wsgiref.util import setup_testing_defaults
 
 import pytest
+import search_stub as stub
 
 from smnas.scoring.pool import InProcess
 from smnas.search.pareto import as_points, non_dominated
@@ -19,19 +17,6 @@ from smnas.search.study import read_candidates
 from smnas.space.preset import load_space
 
 dashboard = pytest.importorskip("optuna_dashboard", reason="needs optuna-dashboard: pip install 'smnas[dashboard]'")
-
-
-def load_stub() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("search_stub", Path(__file__).with_name("search_stub.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["search_stub"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-stub = load_stub()
 
 
 def get(app: Any, path: str) -> Any:

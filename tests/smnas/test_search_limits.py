@@ -1,13 +1,11 @@
 """Stopped trainings, limits and warm starts in the search's loop, on ``search_stub.py``'s stand-in."""
 
-import importlib.util
-import sys
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+import search_stub as stub
 
 from profiler.errors import UserError
 from smnas.report.data import hypervolume_by_training
@@ -24,18 +22,6 @@ from smnas.search.study import Study, read_candidates
 from smnas.search.time_budget import Clock
 from smnas.space.preset import load_space
 
-
-def load_stub() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("search_stub", Path(__file__).with_name("search_stub.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["search_stub"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-stub = load_stub()
 NANO = load_space("nano")
 SMALL = StageTrials(structural=4, modular=4)
 HALVED = StageTrials(structural=3, modular=3)

@@ -1,17 +1,15 @@
 """The whole loop on a stand-in for training and measuring (``search_stub.py``)."""
 
 import functools
-import importlib.util
 import json
-import sys
 import time
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+import search_stub as stub
 
 from profiler.errors import UserError
 from smnas.scoring.entropy import detector_entropy
@@ -29,18 +27,6 @@ from smnas.space.architecture import Architecture
 from smnas.space.partial_order import not_larger
 from smnas.space.preset import Space, load_space
 
-
-def load_stub() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("search_stub", Path(__file__).with_name("search_stub.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["search_stub"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-stub = load_stub()
 NANO = load_space("nano")
 
 
@@ -140,8 +126,7 @@ def test_candidates_of_a_generation_are_proposed_from_the_same_results(tmp_path:
     assert done == {"baseline": 1, "structural": 8, "modular": 7}
 
 
-def test_workers_find_what_one_process_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))  # for the workers, which start with this process's path
+def test_workers_find_what_one_process_finds(tmp_path: Path) -> None:
     settings = stub.settings(generation=2, trials=StageTrials(structural=4, modular=3))
     alone = search(tmp_path / "alone", settings)
     with Workers(functools.partial(stub.make_scorer, 0.0), 2) as pool:

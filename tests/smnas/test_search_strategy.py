@@ -11,6 +11,7 @@ from smnas.search.candidate import Candidate, Proposal
 from smnas.search.choices import DetectorChoices
 from smnas.search.finalists import finalists
 from smnas.search.halving import HalvingStage
+from smnas.search.history import History
 from smnas.search.random_search import random_search
 from smnas.search.regularized_evolution import RegularizedEvolutionStage
 from smnas.search.rungs import rung_epochs
@@ -144,7 +145,9 @@ def test_asking_is_a_pure_function_of_history_and_generator(name: str) -> None:
         history = play(stage, history, stage.trials)
         snapshot = list(history)
         for seed in range(5):
-            answers = {str(stage.ask(history, np.random.default_rng([seed, 99]))) for _ in range(3)}
+            answers = {
+                str(stage.ask(h, np.random.default_rng([seed, 99]))) for h in (history, History(history), history)
+            }
             assert len(answers) == 1
         assert history == snapshot
 

@@ -9,8 +9,8 @@ import pytest
 from smnas.search.candidate import Candidate
 from smnas.search.expected_gain import expected_gain
 from smnas.search.pareto import as_points, hypervolume
-from smnas.search.rungs import lines_to_the_end, rung_epochs, trainings
-from smnas.search.surrogate import GaussianProcess
+from smnas.search.rungs import Trainings, expected_ends, reached_rungs, rung_epochs
+from smnas.search.surrogate import GaussianProcess, Observed
 from smnas.space.preset import load_space
 
 NANO = load_space("nano")
@@ -23,28 +23,64 @@ def test_the_model_predicts_what_it_has_not_seen_and_knows_how_well() -> None:
         return np.sin(3 * x[:, 0]) + x[:, 1] ** 2 - 0.5 * x[:, 2] * x[:, 3]
 
     x, other = rng.random((80, 5)), rng.random((400, 5))
-    model = GaussianProcess.fit(x, truth(x))
-    mean, deviation = model.predict(other)
+    observed = Observed(x)
+    model = GaussianProcess.fit(observed, truth(x))
+    mean, deviation = model.predict(observed.compared(other))
     errors = mean - truth(other)
     assert np.abs(errors).mean() < 0.2 * truth(other).std()
     assert 0.85 < (np.abs(errors) < 2 * deviation).mean() <= 1.0
-    far = model.predict(np.full((1, 5), 5.0))[1]
+    assert model.expect(observed.compared(other)).tolist() == mean.tolist()
+    far = model.predict(observed.compared(np.full((1, 5), 5.0)))[1]
     assert far[0] > 3 * deviation.max(), "far from everything it knows little"
+
+
+def test_mean_deviation_and_evidence_are_those_of_the_textbook() -> None:
+    # Rasmussen & Williams (2006), equations 2.25, 2.26 and 2.30, with an inverse and a determinant.
+    rng = np.random.default_rng(4)
+    x, other = rng.normal(size=(30, 3)), rng.normal(size=(7, 3))
+    x = (x - x.mean(axis=0)) / x.std(axis=0)
+    y = np.sin(x[:, 0]) + 0.3 * rng.normal(size=30)
+    y = (y - y.mean()) / y.std()
+    noise = rng.uniform(0, 0.1, 30)
+
+    def kernel(a: np.ndarray, b: np.ndarray, length: float, weight: float) -> np.ndarray:
+        apart = a[:, None, :] - b[None, :, :]
+        bent = math.sqrt(5) * np.sqrt((apart**2).sum(axis=2)) / length
+        alone = (a[:, None, :] * b[None, :, :] + 3 / (1 + apart**2)).mean(axis=2)
+        return (1 + bent + bent**2 / 3) * np.exp(-bent) + weight * alone
+
+    found: list[tuple[float, np.ndarray, np.ndarray]] = []
+    for length in (0.25, 0.5, 1.0, 2.0):
+        for weight in (0.5, 5.0):
+            for extra in (1e-3, 3e-2):
+                parts = length * math.sqrt(3), weight
+                covariance = kernel(x, x, *parts) + np.diag(noise + extra)
+                inverse, across = np.linalg.inv(covariance), kernel(other, x, *parts)
+                evidence = -0.5 * y @ inverse @ y - 0.5 * np.linalg.slogdet(covariance)[1]
+                variance = np.diag(kernel(other, other, *parts) - across @ inverse @ across.T)
+                found.append((evidence, across @ inverse @ y, np.sqrt(variance)))
+    _, mean, deviation = max(found, key=lambda one: one[0])
+    observed = Observed(x)
+    model = GaussianProcess.fit(observed, y, noise)
+    np.testing.assert_allclose(model.predict(observed.compared(other)), (mean, deviation), rtol=1e-6, atol=1e-9)
 
 
 def test_noisy_observations_count_for_less() -> None:
     x = np.linspace(0, 1, 9)[:, None]
     y = np.array([0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0])
     noise = np.where(y > 0, 1.0, 0.0)
-    trusting = GaussianProcess.fit(x, y).predict(np.array([[0.5]]))[0][0]
-    doubting = GaussianProcess.fit(x, y, noise).predict(np.array([[0.5]]))[0][0]
+    observed = Observed(x)
+    at_it = observed.compared(np.array([[0.5]]))
+    trusting = GaussianProcess.fit(observed, y).expect(at_it)[0]
+    doubting = GaussianProcess.fit(observed, y, noise).expect(at_it)[0]
     assert doubting < 0.5 * trusting
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_hardly_any_observations_are_enough(count: int) -> None:
-    model = GaussianProcess.fit(np.zeros((count, 3)), np.full(count, 0.4))
-    mean, deviation = model.predict(np.array([[0.0, 1.0, 2.0]]))
+    observed = Observed(np.zeros((count, 3)))
+    model = GaussianProcess.fit(observed, np.full(count, 0.4))
+    mean, deviation = model.predict(observed.compared(np.array([[0.0, 1.0, 2.0]])))
     assert mean[0] == pytest.approx(0.4)
     assert np.isfinite(deviation).all()
 
@@ -103,11 +139,15 @@ def test_a_history_is_read_as_trainings() -> None:
         replace(trial(7, 4, 0.0, 0, 1, state="pruned"), reason="over"),
         replace(trial(8, 5, 0.9, 0, None), stage="final"),
     ]
-    found = {NANO.structures.index(a): t for a, t in trainings(history).items()}
-    assert sorted(found) == [0, 1, 2, 3]
-    assert found[1].ap_at == {1: 0.2, 3: 0.3, 9: 0.4}
-    assert [found[i].stopped for i in range(4)] == [True, False, False, False]
-    assert [found[i].asked_epoch for i in range(4)] == [1, 9, 3, 1]
+    found = Trainings(history)
+    assert [NANO.structures.index(c.architecture) for c in found.last] == [0, 1, 2, 3]
+    np.testing.assert_array_equal(
+        found.ap((1, 3, 9)), [[0.1, math.nan, math.nan], [0.2, 0.3, 0.4], [0.2, math.nan, math.nan], [math.nan] * 3]
+    )
+    assert reached_rungs(found.ap((1, 3, 9))).tolist() == [0, 2, 0, -1]
+    assert found.latency_ms.tolist() == [5.0] * 4
+    assert found.stopped.tolist() == [True, False, False, False]
+    assert found.asked_epoch.tolist() == [1, 9, 3, 1]
     assert [c.own_epochs for c in history[:4]] == [1, 1, 2, 6]
 
 
@@ -119,10 +159,14 @@ def test_lines_are_learned_from_the_trainings_that_went_on() -> None:
         history.append(trial(len(history), i, 0.5 * end + rng.normal(0, 0.01), 0, 1))
         if i % 2:
             history.append(trial(len(history), i, end, 1, None))
-    lines = lines_to_the_end(trainings(history).values(), (1, 9))
-    assert lines[9].at(0.37) == 0.37
-    assert lines[1].at(0.2) == pytest.approx(0.4, abs=0.03)
-    assert lines[1].variance < 0.03**2
-    unknown = lines_to_the_end(trainings([c for c in history if c.stop_epoch]).values(), (1, 9))
-    assert unknown[1].at(0.2) == 0.2, "nobody went on: the AP stands for itself"
-    assert unknown[1].variance > lines[1].variance
+    ap = Trainings(history).ap((1, 9))
+    ends, (rung, end) = expected_ends(ap)
+    assert (end.offset, end.slope, end.variance) == (0.0, 1.0, 0.0)
+    assert ends[1::2].tolist() == ap[1::2, 1].tolist(), "who is at the end has the AP that it has"
+    assert np.abs(ends[::2] - (0.2 + 0.01 * np.arange(0, 40, 2))).mean() < 0.03
+    assert rung.offset + rung.slope * 0.2 == pytest.approx(0.4, abs=0.03)
+    assert rung.variance < 0.03**2
+    ap = Trainings([c for c in history if c.stop_epoch]).ap((1, 9))
+    ends, (unknown, _) = expected_ends(ap)
+    assert ends.tolist() == ap[:, 0].tolist(), "nobody went on: the AP stands for itself"
+    assert unknown.variance > rung.variance
