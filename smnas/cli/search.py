@@ -204,6 +204,8 @@ def search(
             from smnas.scoring.ray_pool import import_ray
 
             import_ray()
+        if table is not None:
+            LatencyTable(table).close()
         root = data if data is not None else _generated(out / "data", output)
         folder = open_data(root, output, drop_bad_boxes=drop_bad_boxes)
         if before is None:
@@ -252,8 +254,6 @@ def search(
         warm_candidates(settings, space)
         if storage is not None:
             open_storage(out, storage).engine.dispose()
-        if table is not None:
-            LatencyTable(table).close()
         if prepare_run_folder(out, settings):
             output.note(f"resuming {out}")
         with LatencyTable(table or out / "latency.db") as rows:
