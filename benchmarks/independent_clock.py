@@ -69,6 +69,7 @@ def main() -> int:
             "independent-clock",
             "Does our median agree with a plain loop and with ONNX Runtime's own profiler?",
             {"load": loads, "rounds": settings.rounds, "models": models},
+            backend="onnxruntime",
         )
     return 0
 

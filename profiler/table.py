@@ -77,7 +77,8 @@ class Row:
         samples: raw samples, packed by :func:`pack_samples`.
         parameters: of the module.
         flops: of one run.
-        conditions: driver, clocks, load and versions before and after, as JSON values.
+        conditions: driver, clocks, load and versions before and after, ``reference_ms`` of the reference workload read
+            last, as JSON values.
         reference_drift: of the interleaved reference workload against its first reading, as a share (0.02 = 2%
             slower); ``None`` without a reference.
         created_at: when it was measured, ISO 8601 with its offset from UTC; filled in by the table where it is empty.
