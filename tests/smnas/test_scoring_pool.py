@@ -1,17 +1,15 @@
 """Scores made by worker processes: the same outcomes as in one process, whatever happens to a worker."""
 
-import importlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
+import pool_scorers as scripted
 import pytest
 
 from profiler.errors import UserError
@@ -21,15 +19,6 @@ from smnas.scoring.pool import InProcess, ScorerPool, Workers
 HERE = Path(__file__).parent
 
 
-@pytest.fixture(scope="module")
-def scripted() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(HERE))  # workers start with this process's path
-    try:
-        yield importlib.import_module("pool_scorers")
-    finally:
-        sys.path.remove(str(HERE))
-
-
 def outcomes(pool: ScorerPool, jobs: list) -> dict[int, object]:  # type: ignore[type-arg]
     return {
         job.number: outcome.value if isinstance(outcome, Score) else outcome.reason
@@ -37,7 +26,7 @@ def outcomes(pool: ScorerPool, jobs: list) -> dict[int, object]:  # type: ignore
     }
 
 
-def test_workers_give_the_outcomes_of_one_process(tmp_path: Path, scripted: ModuleType) -> None:
+def test_workers_give_the_outcomes_of_one_process(tmp_path: Path) -> None:
     script = {11: "diverge", 13: "odd"}
     alone = outcomes(InProcess(scripted.make(script, 0)), scripted.jobs(tmp_path / "alone", 6))
     assert alone == {
@@ -73,7 +62,7 @@ def test_workers_give_the_outcomes_of_one_process(tmp_path: Path, scripted: Modu
 
 
 @pytest.mark.parametrize("kind", ["alone", "workers"])
-def test_what_is_not_the_architectures_fault_is_raised(tmp_path: Path, scripted: ModuleType, kind: str) -> None:
+def test_what_is_not_the_architectures_fault_is_raised(tmp_path: Path, kind: str) -> None:
     def pool(script: dict[int, str]) -> ScorerPool:
         make = partial(scripted.make, script)
         return InProcess(make(0)) if kind == "alone" else Workers(make, 1)
@@ -91,12 +80,12 @@ def test_what_is_not_the_architectures_fault_is_raised(tmp_path: Path, scripted:
             one.close()
 
 
-def test_a_scorer_that_can_not_be_made_is_raised(tmp_path: Path, scripted: ModuleType) -> None:
+def test_a_scorer_that_can_not_be_made_is_raised(tmp_path: Path) -> None:
     with Workers(scripted.refuse, 1) as pool, pytest.raises(UserError, match="no data for worker 0"):
         outcomes(pool, scripted.jobs(tmp_path, 1))
 
 
-def test_a_job_whose_worker_dies_is_tried_once_more(tmp_path: Path, scripted: ModuleType) -> None:
+def test_a_job_whose_worker_dies_is_tried_once_more(tmp_path: Path) -> None:
     script = {10: "die once", 11: "die", 12: "exit"}
     began: list[int] = []
     with Workers(partial(scripted.make, script), 2) as pool:

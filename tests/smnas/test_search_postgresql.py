@@ -31,13 +31,9 @@ NANO = load_space("nano")
 
 
 @pytest.fixture(scope="module")
-def scripts() -> Iterator[tuple[ModuleType, ModuleType]]:
+def scripts() -> tuple[ModuleType, ModuleType]:
     """``search_stub`` and ``search_database_script``, which import each other as worker processes do."""
-    sys.path.insert(0, str(HERE))
-    try:
-        yield importlib.import_module("search_stub"), importlib.import_module("search_database_script")
-    finally:
-        sys.path.remove(str(HERE))
+    return importlib.import_module("search_stub"), importlib.import_module("search_database_script")
 
 
 def _server_programs() -> Path | None:

@@ -1,15 +1,13 @@
 """Several processes train what one trains: started by torchrun, talking by gloo over loopback."""
 
-import importlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+import replicas_stub as stub
 import torch
 
 from smnas.data.coco import CocoFolder
@@ -21,15 +19,6 @@ from smnas.training.fit import fit_batches
 HERE = Path(__file__).parent
 
 
-@pytest.fixture(scope="module")
-def stub() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(HERE))
-    try:
-        yield importlib.import_module("replicas_stub")
-    finally:
-        sys.path.remove(str(HERE))
-
-
 def torchrun(*arguments: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -38,7 +27,7 @@ def torchrun(*arguments: str, processes: int = 2) -> subprocess.CompletedProcess
     )
 
 
-def test_two_processes_train_what_one_trains(tmp_path: Path, stub: ModuleType) -> None:
+def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
     done = torchrun(str(HERE / "replicas_script.py"), str(tmp_path))
     assert done.returncode == 0, done.stderr[-2000:]
     weights, losses = zip(*(torch.load(tmp_path / f"rank-{rank}.pt") for rank in range(2)), strict=True)
@@ -51,7 +40,7 @@ def test_two_processes_train_what_one_trains(tmp_path: Path, stub: ModuleType) -
     assert len(read_curve(tmp_path / "curve.jsonl")) == 4, "one process writes"
 
 
-def test_processes_that_died_together_resume_to_the_same_weights(tmp_path: Path, stub: ModuleType) -> None:
+def test_processes_that_died_together_resume_to_the_same_weights(tmp_path: Path) -> None:
     died = torchrun(str(HERE / "replicas_script.py"), str(tmp_path), "2")
     assert died.returncode != 0
     assert len(read_curve(tmp_path / "curve.jsonl")) == 2
