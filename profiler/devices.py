@@ -94,8 +94,9 @@ class DeviceNotPresentError(UserError):
         self.sheet = sheet
         here = ", ".join(present) if present else "no GPU"
         super().__init__(
-            f"latencies of {sheet.name} are measured on it, but this machine has {here}: run there, take a labelled "
-            f"roofline by `smnas profile --estimate`, or use --gpu {'local' if present else 'cpu'}"
+            f"latencies of {sheet.name} are measured on it, but this machine has {here}: run there, give `smnas "
+            f"profile` a table from there by --table FILE, take a labelled roofline by its --estimate, or use --gpu "
+            f"{'local' if present else 'cpu'}"
         )
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,10 +13,22 @@ from profiler.errors import UserError
 from smnas.cli.console import Output, show_facts, show_table
 
 if TYPE_CHECKING:
+    from profiler.devices import GpuSheet
     from profiler.table import LatencyTable, Row
     from profiler.table_diff import Comparison, Difference
 
-__all__ = ["Task", "diff", "export", "merge", "report", "table_of", "task_of", "validate"]
+__all__ = [
+    "Task",
+    "diff",
+    "export",
+    "measured_on",
+    "merge",
+    "report",
+    "show_measured",
+    "table_of",
+    "task_of",
+    "validate",
+]
 
 Task = Literal["merge", "diff", "validate", "export", "report"]
 _TASKS: dict[Task, tuple[str, ...]] = {
@@ -53,6 +65,51 @@ def task_of(context: typer.Context) -> Task | None:
     if others:
         raise UserError(f"--{task} works on tables alone and measures nothing: it excludes {', '.join(others)}")
     return task
+
+
+def measured_on(sheet: "GpuSheet", file: Path, architectures: Sequence[str], classes: int) -> dict[str, Any]:
+    """What a table holds of a GPU that is elsewhere, by backend and precision; no targets where it holds nothing.
+
+    Of every architecture it gives the sum of its blocks, ``None`` where one is missing or failed.
+    """
+    from profiler.devices import matching_names
+    from profiler.estimate import ESTIMATE_BACKEND
+    from profiler.predict import FailedPartError, MissingPartsError, sum_parts
+    from profiler.table import LatencyTable
+    from smnas.cli.profiling import given
+    from smnas.models.workloads import detector_workloads
+    from smnas.report.latency_data import read_view
+
+    targets = []
+    with LatencyTable(file, create=False) as table:
+        measured = [target for target in table.targets() if target.backend != ESTIMATE_BACKEND]
+        names = matching_names(sheet, [target.device for target in measured])
+        for target in (target for target in measured if target.device in names):
+            facts, rows = read_view(table, target).facts, table.current(target)
+            sums: dict[str, float | None] = {}
+            for architecture in given(architectures):
+                try:
+                    keys = [part.key for part in detector_workloads(architecture, classes, target.batch)]
+                    sums[str(architecture)] = sum_parts(keys, rows).ms
+                except (MissingPartsError, FailedPartError):
+                    sums[str(architecture)] = None
+            counts = {"blocks": facts.blocks, "wholes": facts.wholes, "failed": len(facts.failed)}
+            targets.append({**asdict(target), **counts, "disturbed": facts.disturbed, "sums_ms": sums})
+    return {"gpu": sheet.name, "table": file, "classes": classes, "targets": targets}
+
+
+def show_measured(console: Console, document: dict[str, Any]) -> None:
+    """The table of a GPU that is elsewhere, for people."""
+    console.print(f"{document['table']}: measured on {document['gpu']}, read here", soft_wrap=True, markup=False)
+    names = ["device", "backend", "backend_version", "precision", "batch", "blocks", "wholes", "failed", "disturbed"]
+    rows = [[target[name] for name in names] for target in document["targets"]]
+    show_table(console, [name.replace("_", " ") for name in names], rows)
+    for target in document["targets"]:
+        for architecture, ms in target["sums_ms"].items():
+            found = "not all blocks measured" if ms is None else f"{ms:.4g} ms, sum of blocks"
+            console.print(
+                f"{target['backend']} {target['precision']}: {architecture}: {found}", soft_wrap=True, markup=False
+            )
 
 
 def report(output: Output, table: Path, out: Path, architectures: Sequence[str], classes: int) -> None:

@@ -169,7 +169,7 @@ def profile(
 
         from profiler.backends import get_backend
         from profiler.backends.base import check_precision
-        from profiler.devices import resolve_device
+        from profiler.devices import DeviceNotPresentError, resolve_device
         from profiler.table import LatencyTable
         from smnas.cli import profiling
         from smnas.scoring.latency import DetectorLatency
@@ -201,7 +201,18 @@ def profile(
                 estimates = profiling.estimate(gpu, file, wanted, classes, precision, batch, steps.at)
             output.result(estimates, lambda console: _show_estimate(console, estimates))
             return
-        runner = get_backend(backend, resolve_device(gpu), threads=threads)
+        try:
+            device = resolve_device(gpu)
+        except DeviceNotPresentError as absent:
+            # A table that was filled on that GPU is read anywhere; only measuring needs the GPU itself.
+            if audit or cold or builds is not None or budget is not None or not file.exists():
+                raise
+            held = latency_tables.measured_on(absent.sheet, file, arch or (), classes)
+            if not held["targets"]:
+                raise
+            output.result(held, lambda console: latency_tables.show_measured(console, held))
+            return
+        runner = get_backend(backend, device, threads=threads)
         check_precision(runner, precision)
         document = {
             "table": file,

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from profiler.backends import get_backend
 from profiler.errors import UserError
-from profiler.table import LatencyTable
+from profiler.table import LatencyTable, Row, Target
 from profiler.timing import TimingSettings
 from smnas.cli import coverage_record, profiling
 from smnas.cli.main import application
@@ -74,6 +75,30 @@ def test_estimates_are_labelled_and_kept_apart(tmp_path: Path, capsys: pytest.Ca
     with LatencyTable(table) as rows:
         assert {target.backend for target in rows.targets()} == {"estimate-roofline"}
     assert _profile(capsys, *words)["added"] == 0
+
+
+def test_a_table_of_an_absent_gpu_is_read_and_nothing_else_is_in_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "latency.db"
+    words = ["--gpu", "v100", "--classes", "3", "--table", str(file)]
+    _profile(capsys, *words, "--arch", ARCH, "--estimate")
+    assert run(application("profile"), "smnas-profile", words) == 2, "an estimate is no measurement"
+    assert "--table FILE" in capsys.readouterr().err
+    target = Target("Tesla V100-SXM2-16GB", "tensorrt", "10.4.0", "fp16", 1, 1)
+    keys = [part.key for part in detector_workloads(Architecture.parse(ARCH), 3)]
+    with LatencyTable(file) as table:
+        for key in dict.fromkeys(keys):
+            table.add(Row(key, "part", target, median_ms=0.25, low_ms=0.24, high_ms=0.26))
+        other = replace(target, device="NVIDIA A100-SXM4-40GB")
+        table.add(Row(keys[0], "part", other, median_ms=9.0, low_ms=9.0, high_ms=9.0))
+    found: Any = _profile(capsys, *words, "--arch", ARCH)
+    (of_v100,) = found["targets"]
+    assert (of_v100["device"], of_v100["blocks"], of_v100["failed"]) == (target.device, len(set(keys)), 0)
+    assert of_v100["sums_ms"] == {ARCH: pytest.approx(0.25 * len(keys))}
+    assert run(application("profile"), "smnas-profile", words) == 0
+    assert target.device in capsys.readouterr().out.replace("\n", "")
+    assert run(application("profile"), "smnas-profile", [*words, "--audit", "8"]) == 2, "measuring needs the GPU"
 
 
 def test_a_sample_depends_on_the_seed_alone() -> None:
