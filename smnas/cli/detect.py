@@ -125,7 +125,7 @@ def detect(
         for picture in report.pictures:
             if picture.remark is not None:
                 output.note(picture.remark)
-        if report.times.images:
+        if report.times.images or as_json:  # a program reads the document, also where nothing could be read
             output.result(report.to_dict(), lambda console: _show(console, report, lowest))
         for line in errors if len(errors) > 1 else ():
             output.messages.print(Text(line), soft_wrap=True)

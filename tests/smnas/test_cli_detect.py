@@ -146,6 +146,10 @@ def test_a_single_bad_file_is_one_line(corner: Corner, tmp_path: Path, capsys: p
     assert (code, out) == (2, "")
     assert len(err) == 1
     assert err[0].startswith("error: a picture must be decodable, but text.jpg is not")
+    code, out, _ = detect(capsys, "text.jpg", "--json")
+    document = json.loads(out)
+    assert (code, document["speed"]["images"]) == (2, 0)
+    assert [entry["error"] for entry in document["pictures"]] == [err[0].removeprefix("error: ")]
 
 
 @pytest.mark.parametrize(
