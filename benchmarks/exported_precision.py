@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from profiler.backends import get_backend
 from profiler.backends.onnxruntime import OnnxRuntimeSession, session_options
+from profiler.quantized_onnx import float_layers
 from smnas.data.coco import CocoFolder
 from smnas.deploy.agreement import compare_detections
 from smnas.deploy.export import canvases, export_detector
@@ -37,7 +38,6 @@ from smnas.deploy.graph import (
     detector_graph,
     fragile_modules,
     in_precision,
-    prediction_layers,
 )
 from smnas.deploy.runtime import EagerDetector
 from smnas.evaluation.predict import DetectionArrays, evaluate
@@ -103,7 +103,7 @@ def ask(checkpoint: Path, data: Path, out: Path, rounds: int, engines: bool) -> 
     row: dict[str, Any] = {"architecture": info.architecture, "epochs": info.epoch, "checkpoint": ap(expected)}
     graph = detector_graph(detector, "native")
     fragile = fragile_modules(detector)
-    sensitive = fragile + prediction_layers(detector)
+    sensitive = fragile + float_layers(detector)
     graphs = {
         "fp32": graph,
         "fp16": in_precision(graph, "fp16", fragile),

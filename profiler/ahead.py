@@ -16,7 +16,13 @@ from itertools import islice
 from typing import NamedTuple
 
 from profiler.backends.base import PRECISIONS
-from profiler.backends.tensorrt import BuiltEngine, build_engine, compute_capabilities, import_tensorrt
+from profiler.backends.tensorrt import (
+    BuiltEngine,
+    build_engine,
+    compute_capabilities,
+    import_tensorrt,
+    needs_convolutions,
+)
 from profiler.engine_graph import engine_graphs
 from profiler.engines import EngineRequest, EngineStore, Manifest
 from profiler.errors import UserError
@@ -70,7 +76,7 @@ def build_ahead(
         store: looked up first, filled after every engine.
         capabilities: such as ``8.9``; one engine each, so that one that fails takes no other along.
         backend: ``tensorrt_rtx``, or another module of this interface that builds for given capabilities.
-        precision: ``fp32``, ``fp16`` or ``bf16``.
+        precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
         workers: processes that build.
         retry_failed: build again what is remembered as failed.
         on_done: called after every engine or failure, those found on disk included.
@@ -101,9 +107,9 @@ def build_ahead(
             on_done(manifest)
 
     def to_build() -> Iterator[_Job]:
-        for name, key, model, reason in _graphs(workloads, precision):
-            digest = hashlib.sha256(model).hexdigest()
-            for capability in capabilities:
+        for name, key, graphs in _graphs(workloads, precision, capabilities):
+            for capability, (model, reason) in graphs.items():
+                digest = hashlib.sha256(model).hexdigest()
                 request = EngineRequest(backend, str(trt.__version__), capability, precision, digest)
                 found = store.find(request)
                 if found is not None and not (retry_failed and found.status == "failed"):
@@ -122,16 +128,28 @@ def build_ahead(
     return AheadReport(counts["built"], counts["cached"], tuple(failed))
 
 
-def _graphs(workloads: Iterable[Workload], precision: str) -> Iterator[tuple[str, str, bytes, str]]:
-    """Name, key, typed graph and, where there is none, the reason; the key then stands for the graph."""
+def _graphs(
+    workloads: Iterable[Workload], precision: str, capabilities: Sequence[str]
+) -> Iterator[tuple[str, str, dict[str, tuple[bytes, str]]]]:
+    """Name, key, and for each capability the typed graph or, where there is none, the key in its place and a reason."""
+    convolutions = {capability: needs_convolutions(precision, capability) for capability in capabilities}
     rest = iter(workloads)
     while group := list(islice(rest, _GROUP)):
         items = [(workload.module, random_inputs(workload.inputs, _INPUT_SEED)) for workload in group]
-        for workload, made in zip(group, engine_graphs(items, precision), strict=True):
-            if isinstance(made, Exception):
-                yield workload.name, workload.key, workload.key.encode(), _reason(made)
-            else:
-                yield workload.name, workload.key, made, ""
+        made = {
+            wanted: engine_graphs(items, precision, convolutions=wanted)
+            for wanted in sorted(set(convolutions.values()))
+        }
+        for number, workload in enumerate(group):
+            found = {capability: made[wanted][number] for capability, wanted in convolutions.items()}
+            yield (
+                workload.name,
+                workload.key,
+                {
+                    capability: (workload.key.encode(), _reason(one)) if isinstance(one, Exception) else (one, "")
+                    for capability, one in found.items()
+                },
+            )
 
 
 def _built(jobs: Iterator[_Job], workers: int) -> Iterator[tuple[_Job, BuiltEngine | str]]:

@@ -6,18 +6,23 @@ import onnx
 from torch import Tensor, nn
 
 from profiler.export import to_onnx, to_onnx_many
+from profiler.products import products_as_convolutions
+from profiler.quantized_onnx import quantized_block
 from profiler.typed_onnx import typed_onnx
 
 __all__ = ["engine_graphs"]
 
 
-def engine_graphs(items: Sequence[tuple[nn.Module, Sequence[Tensor]]], precision: str) -> list[bytes | Exception]:
+def engine_graphs(
+    items: Sequence[tuple[nn.Module, Sequence[Tensor]]], precision: str, *, convolutions: bool = False
+) -> list[bytes | Exception]:
     """Export modules in one go, which takes a fraction of the time.
 
     Args:
         items: modules with real weights, and one tensor per positional argument.
-        precision: ``fp32``, ``fp16`` or ``bf16``; an input that only maps read is of the half type, see
-            :func:`profiler.typed_onnx.typed_onnx`.
+        precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``; in half precision an input that only maps read is of that
+            type, see :func:`profiler.typed_onnx.typed_onnx`. Ranges in ``int8`` are those of the given tensors.
+        convolutions: write products with weights as 1x1 convolutions.
 
     Returns:
         For each item a serialised graph whose inputs are named ``input_1``, ``input_2``, ... in their order, or what
@@ -35,7 +40,13 @@ def engine_graphs(items: Sequence[tuple[nn.Module, Sequence[Tensor]]], precision
         try:
             names = [f"input_{index}" for index in range(len(tensors))]
             whole = exported or to_onnx(module, tensors, input_names=names, operators="plain")
-            graphs.append(_renamed(typed_onnx(whole, precision)).SerializeToString(deterministic=True))
+            if convolutions:  # before weights are integers, and no weights any more
+                whole = products_as_convolutions(whole)
+            if precision == "int8":
+                typed = quantized_block(whole, module, tensors, symmetric=True)
+            else:
+                typed = typed_onnx(whole, precision)
+            graphs.append(_renamed(typed).SerializeToString(deterministic=True))
         except Exception as error:  # noqa: BLE001 - whatever keeps this module from a graph is its result
             graphs.append(error)
     return graphs

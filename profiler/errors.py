@@ -4,7 +4,7 @@ Everything derived from :class:`UserError` is the user's mistake: the command li
 exits with code 2. Any other exception is ours and exits with code 1.
 """
 
-__all__ = ["BackendUnavailableError", "UserError"]
+__all__ = ["BackendUnavailableError", "PrecisionNotMetError", "UserError"]
 
 
 class UserError(Exception):
@@ -13,3 +13,7 @@ class UserError(Exception):
 
 class BackendUnavailableError(UserError):
     """A known backend that this machine can not run; the message names what is missing and the command that adds it."""
+
+
+class PrecisionNotMetError(RuntimeError):
+    """A backend took a graph and computes less of it in the asked precision than the graph says."""

@@ -133,8 +133,8 @@ def estimate_errors(table: LatencyTable) -> list[EstimateError]:
 
 
 def float_bytes(precision: str) -> int:
-    """Size of a floating-point number of a precision, by its name."""
-    return {"fp32": 4, "fp16": 2, "bf16": 2}[precision]
+    """Size of a number of a map in a precision, by its name."""
+    return {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}[precision]
 
 
 def estimate_workloads(

@@ -4,6 +4,7 @@ import ast
 import copy
 import hashlib
 import importlib
+import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -159,10 +160,15 @@ def to_onnx_many(
     models: list[onnx.ModelProto] = []
     for input_count, output_count in zip(input_counts, output_counts, strict=True):
         cut = _cut(model, names[:input_count], outputs[:output_count])
+        for node in cut.graph.node:  # named by the modules of their own model again
+            node.name = _IN_ORDER.sub("", node.name)
         _check(cut)
         models.append(cut)
         names, outputs = names[input_count:], outputs[output_count:]
     return models
+
+
+_IN_ORDER = re.compile(r"^modules_in_order\.\d+\.?")
 
 
 class _SideBySide(nn.Module):

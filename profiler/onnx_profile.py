@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from profiler.backends.base import typed_copy
 from profiler.backends.onnxruntime import OnnxRuntimeBackend, session_options
 from profiler.export import to_onnx_many
+from profiler.quantized_onnx import quantized_block
 
 __all__ = ["OperatorDifference", "OperatorTimes", "Residual", "operator_times", "residual"]
 
@@ -107,6 +108,8 @@ def operator_times(
     """
     typed = [typed_copy(module, inputs, precision, "cpu") for module, inputs in items]
     models = to_onnx_many([module for module, _ in typed], [inputs for _, inputs in typed])
+    if precision == "int8":
+        models = [quantized_block(model, *item, symmetric=False) for model, item in zip(models, typed, strict=True)]
     return [
         _profiled(backend, model, inputs, precision, runs) for model, (_, inputs) in zip(models, typed, strict=True)
     ]

@@ -7,21 +7,56 @@ maps that are never negative their whole eighth bit.
 """
 
 import tempfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from profiler.errors import BackendUnavailableError
-from profiler.export import ExportError
+from profiler.export import ExportError, in_modules
 from profiler.typed_onnx import dense_nodes
 
-__all__ = ["quantized_onnx"]
+__all__ = ["float_layers", "quantized_block", "quantized_onnx"]
 
 _PREPARED = {"key": "onnx.quant.pre_process", "value": "onnxruntime.quant"}
 """Tells the quantiser that shapes are known and nothing is left to fold, as in every graph that is exported here."""
+
+
+def float_layers(module: nn.Module) -> tuple[str, ...]:
+    """Names of the layers of a module that stay float32 in ``int8``.
+
+    A module names those of its children in ``FLOAT_IN_INT8``, a tuple of the class: who made them knows that scores
+    tie and boxes step where they are rounded to 8 bits.
+    """
+    return tuple(
+        f"{name}.{child}" if name else child
+        for name, owner in module.named_modules()
+        for child in getattr(owner, "FLOAT_IN_INT8", ())
+    )
+
+
+def quantized_block(
+    model: onnx.ModelProto, module: nn.Module, inputs: Sequence[Tensor], *, symmetric: bool
+) -> onnx.ModelProto:
+    """A module's float32 graph in 8-bit integers, to be timed: ranges of maps are those of the given inputs.
+
+    A graph without anything to quantise (proposals, pooling, a stem) is returned as it is: in ``int8`` it stays float.
+
+    Args:
+        model: of ``module``, as :func:`profiler.export.to_onnx` returns it.
+        module: says by ``FLOAT_IN_INT8`` what stays float32.
+        inputs: one tensor per input of the graph.
+        symmetric: see :func:`quantized_onnx`, as for its errors.
+    """
+    kept = float_layers(module)
+    nodes = [node.name for node in dense_nodes(model) if not in_modules(node, kept)]
+    if not nodes:
+        return model
+    feeds = {value.name: tensor.contiguous().numpy() for value, tensor in zip(model.graph.input, inputs, strict=True)}
+    return quantized_onnx(model, [feeds], nodes, symmetric=symmetric)
 
 
 def quantized_onnx(

@@ -15,8 +15,16 @@ from profiler.timing import Timer
 
 __all__ = ["PRECISIONS", "Backend", "Session", "check_precision", "typed_copy"]
 
-PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-"""Floating-point precisions by the name that users type."""
+PRECISIONS: dict[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "int8": torch.float32,
+}
+"""Type of weights and floating-point inputs by the precision's name that users type.
+
+In ``int8`` they are float32 and the graph quantises inside, see :mod:`profiler.quantized_onnx`.
+"""
 
 
 class Session(Protocol):

@@ -16,7 +16,13 @@ from torch import Tensor, nn
 
 from profiler.backends.base import PRECISIONS, Session, check_precision, typed_copy
 from profiler.backends.engine import Engine
-from profiler.backends.tensorrt import EngineBuildError, build_engine, compute_capabilities, import_tensorrt
+from profiler.backends.tensorrt import (
+    EngineBuildError,
+    build_engine,
+    compute_capabilities,
+    import_tensorrt,
+    needs_convolutions,
+)
 from profiler.devices import Device
 from profiler.engine_graph import engine_graphs
 from profiler.engines import EngineRequest, EngineStore, Manifest, default_folder
@@ -87,7 +93,11 @@ class EngineBackend:
         self, items: Sequence[tuple[nn.Module, Sequence[Tensor]]], precision: str
     ) -> Sequence[bytes | Exception]:
         check_precision(self, precision)
-        return engine_graphs([typed_copy(module, tensors, "fp32", "cpu") for module, tensors in items], precision)
+        return engine_graphs(
+            [typed_copy(module, tensors, "fp32", "cpu") for module, tensors in items],
+            precision,
+            convolutions=needs_convolutions(precision, self.capability),
+        )
 
     def _session(self, graph: bytes | Exception, inputs: Sequence[Tensor], precision: str) -> "EngineSession":
         if isinstance(graph, Exception):

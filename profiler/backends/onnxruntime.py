@@ -1,8 +1,10 @@
 """ONNX Runtime, with its CPU, CUDA or TensorRT execution provider."""
 
 import importlib
+import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,9 +15,11 @@ from torch import Tensor, nn
 
 from profiler.backends.base import Session, check_precision, typed_copy
 from profiler.devices import Device
-from profiler.errors import BackendUnavailableError
+from profiler.errors import BackendUnavailableError, PrecisionNotMetError
 from profiler.export import to_onnx, to_onnx_many
+from profiler.quantized_onnx import quantized_block
 from profiler.timing import Timer, WallTimer
+from profiler.typed_onnx import dense_nodes
 
 __all__ = ["OnnxRuntimeBackend", "OnnxRuntimeSession", "session_options"]
 
@@ -27,6 +31,7 @@ _SESSION_CONFIG = {
 }
 
 
+_INTEGER = {"QLinearConv", "ConvInteger", "QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat"}
 _CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 _PROVIDERS: dict[str, dict[str, tuple[str, ...]]] = {
     "onnxruntime": {"cpu": (_CPU,), "cuda": (_CUDA, _CPU)},
@@ -65,7 +70,7 @@ class OnnxRuntimeBackend:
         self.runtime_version = str(self._runtime.__version__)
         only_cpu = self._providers == (_CPU,)
         self.version = self.runtime_version if only_cpu else f"{self.runtime_version} {','.join(self._providers)}"
-        self.precisions: tuple[str, ...] = ("fp32",) if device.kind == "cpu" else ("fp32", "fp16")
+        self.precisions: tuple[str, ...] = ("fp32", "int8") if device.kind == "cpu" else ("fp32", "fp16")
         self.device = device
         self.threads = threads
 
@@ -74,7 +79,7 @@ class OnnxRuntimeBackend:
         check_precision(self, precision)
         copied, typed = typed_copy(module, inputs, precision, "cpu")
         names = [f"input_{index}" for index in range(len(typed))]
-        return self._load(to_onnx(copied, typed, input_names=names), typed, precision)
+        return self._load(to_onnx(copied, typed, input_names=names), copied, typed, precision)
 
     def prepare_many(
         self, items: Sequence[tuple[nn.Module, Sequence[Tensor]]], precision: str = "fp32"
@@ -89,9 +94,13 @@ class OnnxRuntimeBackend:
             models = to_onnx_many([module for module, _ in typed], [inputs for _, inputs in typed])
         except Exception:  # noqa: BLE001 - only a shortcut: exported singly, the module at fault says what is wrong
             return singly
-        return [partial(self._load, model, inputs, precision) for model, (_, inputs) in zip(models, typed, strict=True)]
+        return [partial(self._load, model, *item, precision) for model, item in zip(models, typed, strict=True)]
 
-    def _load(self, model: onnx.ModelProto, inputs: Sequence[Tensor], precision: str) -> "OnnxRuntimeSession":
+    def _load(
+        self, model: onnx.ModelProto, module: nn.Module, inputs: Sequence[Tensor], precision: str
+    ) -> "OnnxRuntimeSession":
+        if precision == "int8":
+            model = quantized_block(model, module, inputs, symmetric=False)
         names = [value.name for value in model.graph.input]
         feeds = {name: tensor.contiguous().numpy() for name, tensor in zip(names, inputs, strict=True)}
         return OnnxRuntimeSession(self._runtime, model.SerializeToString(), feeds, self, precision)
@@ -126,11 +135,14 @@ class OnnxRuntimeSession:
         self.timer: Timer = WallTimer()  # a run returns when its outputs are there, on a GPU too
         self._backend = backend
         cuda = backend.device.kind == "cuda"
-        self._session = runtime.InferenceSession(
-            model,
-            sess_options=session_options(runtime, backend.threads),
-            providers=backend.provider_list(precision),
-        )
+        options = session_options(runtime, backend.threads)
+        with tempfile.TemporaryDirectory(prefix="onnxruntime-") as folder:
+            if precision == "int8":
+                options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+            self._session = runtime.InferenceSession(
+                model, sess_options=options, providers=backend.provider_list(precision)
+            )
+            self._layers = _integer_layers(model, options.optimized_model_filepath) if precision == "int8" else None
         if self._session.get_providers()[0] != backend.provider:
             raise BackendUnavailableError(
                 f"onnxruntime was to run on {backend.provider}, but it fell back to {self._session.get_providers()[0]}"
@@ -180,7 +192,28 @@ class OnnxRuntimeSession:
             "execution": "sequential",
             "graph_optimization": "all",
             **_SESSION_CONFIG,
+            **(self._layers or {}),
         }
+
+
+def _integer_layers(asked: bytes, optimized: str) -> dict[str, Any]:
+    """How many convolutions and products compute in integers, by the graph as ONNX Runtime has optimized it.
+
+    Raises:
+        PrecisionNotMetError: fewer than the graph quantises.
+    """
+    model = onnx.load_from_string(asked)
+    quantized = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    wanted = sum(node.input[1] in quantized for node in dense_nodes(model))
+    run = onnx.load(optimized)
+    integer = sum(node.op_type in _INTEGER for node in run.graph.node)
+    if integer < wanted:
+        raise PrecisionNotMetError(
+            f"int8 was asked of {wanted} layers, but ONNX Runtime computes {integer} in integers"
+        )
+    fused = sum(node.op_type.startswith("Fused") for node in run.graph.node)  # with what follows, in float
+    layers = integer + fused + len(dense_nodes(run))
+    return {"integer_layers": integer, "layers_in_precision": integer / layers if layers else None}
 
 
 def session_options(runtime: Any, threads: int) -> Any:

@@ -34,6 +34,7 @@ __all__ = [
     "import_tensorrt",
     "installed_version",
     "logger_of",
+    "needs_convolutions",
 ]
 
 _EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
@@ -108,6 +109,14 @@ def import_tensorrt(module_name: str) -> Any:
         ) from error
 
 
+def needs_convolutions(precision: str, capability: str) -> bool:
+    """Whether products must be convolutions before a graph is quantised for a GPU, where there is no float32 product.
+
+    In float32 :func:`build_engine` sees to it itself.
+    """
+    return precision == "int8" and capability == NO_FP32_PRODUCTS
+
+
 def compute_capabilities(trt: Any) -> dict[str, Any]:
     """The compute capabilities that a module builds engines for without their GPU, such as ``8.9``, by name.
 
@@ -158,6 +167,8 @@ def build_engine(
         errors = [str(parser.get_error(index).desc()) for index in range(parser.num_errors)]
         raise EngineBuildError(f"the graph can not be read: {_one_line(errors)}")
     dense = _dense_layers(trt, network, precision)
+    if precision == "int8" and not _quantises(trt, network):
+        dense = 0  # a stem, or the last layers of a head: they stay float32
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that an inspector can tell types later
     if capabilities:
@@ -210,6 +221,10 @@ def _dense_layers(trt: Any, network: Any, precision: str) -> int:
                 f"{precision} was asked for, but {layer.name} computes in {layer.get_output(0).dtype.name}"
             )
     return count
+
+
+def _quantises(trt: Any, network: Any) -> bool:
+    return any(network.get_layer(index).type == trt.LayerType.QUANTIZE for index in range(network.num_layers))
 
 
 @cache

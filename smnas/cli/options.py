@@ -48,7 +48,8 @@ BackendOption = Annotated[
     ),
 ]
 PrecisionOption = Annotated[
-    str, typer.Option(metavar="NAME", help="Number format of the network: fp32, fp16 or bf16, as the backend has it.")
+    str,
+    typer.Option(metavar="NAME", help="Number format of the network: fp32, fp16, bf16 or int8, as the backend has it."),
 ]
 BatchOption = Annotated[int, typer.Option(min=1, help="Images per run when latency is measured.")]
 ThreadsOption = Annotated[int, typer.Option(min=1, help="CPU threads that a measured run may use.")]

@@ -230,7 +230,7 @@ def audit(
             if not in_budget():
                 break
             told(wholes + number, wholes + worst, f"looking inside {whole.architecture}")
-            residual = explain(runner, whole.architecture, latency.num_classes, latency.batch)
+            residual = explain(runner, whole.architecture, latency.num_classes, latency.batch, latency.precision)
             document["residuals"].append({"architecture": str(whole.architecture), **asdict(residual)})
         told(wholes + worst, wholes + worst, "")
     return document

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from kernels.onnx_ops import Operators
 from profiler.atomic import write_whole
-from profiler.backends.tensorrt import NO_FP32_PRODUCTS, build_engine, compute_capabilities, import_tensorrt
+from profiler.backends.tensorrt import build_engine, compute_capabilities, import_tensorrt, needs_convolutions
 from profiler.errors import BackendUnavailableError, UserError
 from profiler.products import products_as_convolutions
+from profiler.quantized_onnx import float_layers
 from smnas import __version__
 from smnas.data.coco import DetectionDataset
 from smnas.data.letterbox import letterbox
@@ -25,7 +26,7 @@ from smnas.data.scene import draw_scene, render
 from smnas.deploy.accuracy import DEFAULT_MAX_AP_DROP, Accuracy, AccuracyLossError, measure_accuracy, require_categories
 from smnas.deploy.agreement import Agreement, compare_detections
 from smnas.deploy.engine_file import EngineManifest, write_engine
-from smnas.deploy.graph import GRAPH_PRECISIONS, detector_graph, fragile_modules, in_precision, prediction_layers
+from smnas.deploy.graph import GRAPH_PRECISIONS, detector_graph, fragile_modules, in_precision
 from smnas.deploy.metadata import ModelMetadata
 from smnas.deploy.runtime import EagerDetector, OnnxDetector
 from smnas.evaluation.predict import DetectionArrays
@@ -165,10 +166,10 @@ def export_detector(
     if not info.complete:
         notes.append(f"the training is not finished: epoch {info.epoch} of {info.recipe.epochs}")
     if precision != "fp32":
-        if precision == "int8" and NO_FP32_PRODUCTS in targets:
+        if any(needs_convolutions(precision, target) for target in targets):
             graph = products_as_convolutions(graph)  # before their weights are integers, and no weights any more
         calibration = canvases(calibration_images, width, height) if calibration_images else None
-        kept = fragile_modules(detector) + (prediction_layers(detector) if precision == "int8" else ())
+        kept = fragile_modules(detector) + (float_layers(detector) if precision == "int8" else ())
         graph = in_precision(graph, precision, kept, calibration=calibration, symmetric=bool(kind.backend))
     if precision == "bf16":
         notes.append("bf16 was not run: ONNX Runtime has no bfloat16 convolution on a CPU")

@@ -27,13 +27,11 @@ __all__ = [
     "detector_graph",
     "fragile_modules",
     "in_precision",
-    "prediction_layers",
 ]
 
 INPUT_NAME = "images"
 OUTPUT_NAMES = ("num", "boxes", "scores", "labels")
 GRAPH_PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-_PREDICTIONS = frozenset({"logits", "deltas", "distances", "objectness", "location", "shape", "offset"})
 FRAGILE = (
     *(ProposalLayer, GuidedProposalLayer, RoIPool, BoxRefine),
     *(CascadePostprocess, RetinaPostprocess, FCOSPostprocess),
@@ -44,14 +42,6 @@ FRAGILE = (
 def fragile_modules(detector: Detector) -> tuple[str, ...]:
     """Names of the modules that stay float32 in every precision."""
     return tuple(name for name, module in detector.named_modules() if isinstance(module, FRAGILE))
-
-
-def prediction_layers(detector: Detector) -> tuple[str, ...]:
-    """Names of the layers whose results are scores and moves of boxes.
-
-    With 8 bits there, scores tie and boxes step, and they are the least of the arithmetic.
-    """
-    return tuple(name for name, _ in detector.named_modules() if name.rpartition(".")[2] in _PREDICTIONS)
 
 
 def detector_graph(detector: Detector, operators: Operators, batch: int = 1) -> onnx.ModelProto:
@@ -82,12 +72,11 @@ def in_precision(
 ) -> onnx.ModelProto:
     """A copy of a detector's graph in which backbone, neck and heads are of a precision.
 
-    In ``int8`` the first convolution stays float32: it reads the picture itself, in few channels.
-
     Args:
         graph: As :func:`detector_graph` returns it.
         precision: One of ``GRAPH_PRECISIONS``.
-        keep_fp32: As :func:`fragile_modules` returns it; with :func:`prediction_layers` for ``int8``.
+        keep_fp32: As :func:`fragile_modules` returns it; for ``int8`` with what
+            :func:`profiler.quantized_onnx.float_layers` does.
         calibration: For ``int8``, canvases ``(N, 3, H, W)``; the last run of a batch begins with the first ones again.
         symmetric: For ``int8``, see :func:`profiler.quantized_onnx.quantized_onnx`.
 
@@ -99,7 +88,7 @@ def in_precision(
         return typed_onnx(graph, precision, keep_io=True, keep_fp32=keep_fp32)
     if calibration is None or not len(calibration):
         raise ValueError("int8 needs at least one canvas to calibrate on")
-    nodes = [node.name for node in dense_nodes(graph)[1:] if not in_modules(node, keep_fp32)]
+    nodes = [node.name for node in dense_nodes(graph) if not in_modules(node, keep_fp32)]
     batch = graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value
     starts = range(0, len(calibration), batch)
     feeds = ({INPUT_NAME: calibration[np.arange(start, start + batch) % len(calibration)]} for start in starts)

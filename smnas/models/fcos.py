@@ -47,6 +47,8 @@ class FCOSHead(nn.Module):
     instead of their exponentials, and measures from a cell's corner instead of its centre.
     """
 
+    FLOAT_IN_INT8 = ("logits", "distances")
+
     def __init__(self, in_channels: int, levels: int, spec: FCOSSpec, num_classes: int, norm: NormKind) -> None:
         super().__init__()
         self.num_classes = num_classes

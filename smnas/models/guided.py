@@ -65,6 +65,9 @@ class DeformConv(nn.Module):
 class GuidedRPNHead(nn.Module):
     """The RPN's 3x3 convolution, location and shape of each cell, the fitted map, then objectness and box deltas."""
 
+    # ONNX Runtime has no integer product with the weights as its first factor, which the fitted map is
+    FLOAT_IN_INT8 = ("location", "shape", "offset", "adapt", "objectness", "deltas")
+
     def __init__(self, in_channels: int, norm: NormKind) -> None:
         super().__init__()
         self.conv = ConvNorm(norm, in_channels, in_channels, 3)

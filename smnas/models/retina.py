@@ -28,6 +28,8 @@ _CODER = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
 class RetinaHead(nn.Module):
     """Two towers of convolutions, one to classify and one to place boxes, the same weights on every level."""
 
+    FLOAT_IN_INT8 = ("logits", "deltas")
+
     def __init__(self, in_channels: int, spec: RetinaSpec, num_classes: int, norm: NormKind) -> None:
         super().__init__()
         self.num_classes = num_classes

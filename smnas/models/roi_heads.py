@@ -63,6 +63,8 @@ class BoxHead(nn.Module):
             learn more slowly from scratch; with ``bn`` by nothing, as in torchvision.
     """
 
+    FLOAT_IN_INT8 = ("logits", "deltas")
+
     def __init__(
         self, in_channels: int, size: int, width: int, num_classes: int, *, class_agnostic: bool, norm: NormKind
     ) -> None:

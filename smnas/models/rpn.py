@@ -30,6 +30,8 @@ _CODER = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
 class RPNHead(nn.Module):
     """A 3x3 convolution, then objectness and box deltas per anchor, the same weights on every level."""
 
+    FLOAT_IN_INT8 = ("objectness", "deltas")
+
     def __init__(self, in_channels: int, anchors_per_cell: int, norm: NormKind) -> None:
         super().__init__()
         self.conv = ConvNorm(norm, in_channels, in_channels, 3)

@@ -207,7 +207,9 @@ def audit_latency(
     return Audit(fitted.wholes, latency.model.level, tuple(wholes), failed, roof_text, left, splits)
 
 
-def explain(backend: OnnxRuntimeBackend, architecture: Architecture, num_classes: int, batch: int = 1) -> Residual:
+def explain(
+    backend: OnnxRuntimeBackend, architecture: Architecture, num_classes: int, batch: int = 1, precision: str = "fp32"
+) -> Residual:
     """Where a whole detector's latency differs from its blocks' sum, by ONNX Runtime's own profile of both.
 
     Args:
@@ -215,16 +217,18 @@ def explain(backend: OnnxRuntimeBackend, architecture: Architecture, num_classes
         architecture: Of the detector.
         num_classes: Of it.
         batch: Pictures a run.
+        precision: As the audit's.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_WEIGHTS_SEED)
         detector = deployable(build_detector(architecture, num_classes))
     parts = inference_workloads(detector, batch)
     distinct = {part.key: part for part in parts}
-    found = operator_times(backend, [(part.module, random_inputs(part.inputs, 0)) for part in distinct.values()])
+    blocks = [(part.module, random_inputs(part.inputs, 0)) for part in distinct.values()]
+    found = operator_times(backend, blocks, precision)
     times = dict(zip(distinct, found, strict=True))
     whole = whole_workload(detector, batch)
-    (of_whole,) = operator_times(backend, [(whole.module, random_inputs(whole.inputs, 0))])
+    (of_whole,) = operator_times(backend, [(whole.module, random_inputs(whole.inputs, 0))], precision)
     return residual(of_whole, [times[part.key] for part in parts])
 
 

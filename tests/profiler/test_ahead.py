@@ -119,7 +119,7 @@ def test_mistakes_are_said_before_anything_is_built(tmp_path: Path, stub: Any) -
     store = EngineStore(tmp_path)
     with pytest.raises(UserError, match=r"capabilities 8\.9, 12\.0, but got 7\.0"):
         build_ahead([], store, ["7.0"], backend=stub.__name__)
-    with pytest.raises(UserError, match="fp32, fp16, bf16, but got 'int3'"):
+    with pytest.raises(UserError, match="fp32, fp16, bf16, int8, but got 'int3'"):
         build_ahead([], store, ["8.9"], backend=stub.__name__, precision="int3")
     assert compute_capabilities(stub) == {"8.9": stub.ComputeCapability.SM89, "12.0": stub.ComputeCapability.SM120}
 
@@ -155,6 +155,44 @@ def test_tensorrt_rtx_builds_in_the_precision_without_a_gpu(precision: str, logg
     assert built.dense_layers == 2
     assert built.tensor_types[logged] > 0
     assert not {"Half", "BFloat16"} - {logged} & set(built.tensor_types)
+
+
+class Stem(nn.Module):
+    """A first layer that stays float32."""
+
+    FLOAT_IN_INT8 = ("0",)
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        for index, layer in enumerate(layers):
+            self.add_module(str(index), layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.children():
+            x = layer(x)
+        return x
+
+
+@NEEDS_RTX
+def test_tensorrt_rtx_builds_blocks_of_eight_bits_for_old_and_new_gpus(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    blocks = [
+        _workload("stem", Stem(nn.Conv2d(3, 16, 3)), 1, 3, 16, 16),
+        _workload("mixed", Stem(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 32, 3)), 1, 3, 16, 16),
+        _workload("product", nn.Linear(64, 64), 16, 64),
+    ]
+    store = EngineStore(tmp_path)
+    made: list[Manifest] = []
+    report = build_ahead(blocks, store, ["7.5", "8.9"], precision="int8", on_done=made.append)
+    assert (report.built, report.failed) == (6, ())
+    for manifest in made:
+        # 7.5 has no products in float32: what can not be multiplied there is a convolution before it is quantised
+        dense = {"stem": 0, "mixed": 2, "product": 1}[manifest.name]
+        assert manifest.facts["dense_layers"] == dense, manifest
+        assert bool(manifest.facts["tensor_types"].get("Int8")) == (dense > 0), manifest
+    hashes = {(one.name, one.request.device): one.request.onnx_sha256 for one in made}
+    assert hashes["product", "7.5"] != hashes["product", "8.9"]
+    assert hashes["mixed", "7.5"] == hashes["mixed", "8.9"]
 
 
 @NEEDS_RTX

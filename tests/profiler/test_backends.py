@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from profiler.backends import get_backend
 from profiler.devices import Device
-from profiler.errors import BackendUnavailableError, UserError
+from profiler.errors import BackendUnavailableError, PrecisionNotMetError, UserError
 from profiler.timing import TimingSettings, measure
 from profiler.workload import TensorSpec, random_inputs
 
@@ -73,6 +73,47 @@ def test_half_precision_is_computed_in_half_precision(module: Pair) -> None:
     np.testing.assert_allclose(got, wanted, atol=2e-2)
     assert not np.allclose(got, wanted, atol=1e-6)
     assert module.linear.weight.dtype == torch.float32
+
+
+class Rounded(nn.Module):
+    """A convolution for integers, then one that stays float32."""
+
+    FLOAT_IN_INT8 = ("last",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(8, 16, 3, padding=1)
+        self.last = nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.body(x)))  # type: ignore[no-any-return]
+
+
+def test_eight_bits_are_computed_in_integers_where_the_module_lets_them(module: Pair) -> None:
+    torch.manual_seed(2)
+    rounded, image = Rounded(), torch.randn(1, 8, 12, 12)
+    backend = get_backend("onnxruntime")
+    (exact,) = backend.prepare(rounded, [image]).outputs()
+    session = backend.prepare(rounded, [image], "int8")
+    (got,) = session.outputs()
+    step = np.abs(exact).max() / 128
+    assert 0 < np.abs(got - exact).max() < 8 * step
+    facts = session.describe()
+    assert facts["integer_layers"] == 1
+    assert facts["layers_in_precision"] == pytest.approx(1 / 2)
+    together = [open_session() for open_session in backend.prepare_many([(rounded, [image]), (module, INPUTS)], "int8")]
+    np.testing.assert_array_equal(together[0].outputs()[0], got)
+    assert together[1].describe()["layers_in_precision"] == 1.0
+    # what has nothing to multiply stays as it is, and says so
+    facts = backend.prepare(nn.ReLU(), [image], "int8").describe()
+    assert (facts["integer_layers"], facts["layers_in_precision"]) == (0, None)
+    assert "integer_layers" not in backend.prepare(rounded, [image]).describe()
+
+
+def test_fewer_integers_than_asked_for_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("profiler.backends.onnxruntime"), "_INTEGER", {"ConvInteger"})
+    with pytest.raises(PrecisionNotMetError, match=r"int8 was asked of 1 .* computes 0 in integers"):
+        get_backend("onnxruntime").prepare(Rounded(), [torch.randn(1, 8, 12, 12)], "int8")
 
 
 @pytest.mark.parametrize("name", RUNNABLE)

@@ -15,11 +15,13 @@ from profiler.errors import UserError
 from profiler.interpolate import FewRowsError
 from profiler.predict import LatencyModel, PartsSum
 from profiler.profile import Progress, measurement_target
+from profiler.quantized_onnx import float_layers
 from profiler.table import LatencyTable, Row
 from profiler.timing import TimingSettings
 from profiler.work import Work
+from profiler.workload import Workload, random_inputs
 from smnas.models.build import build_detector, deployable
-from smnas.models.workloads import detector_workloads, whole_workload
+from smnas.models.workloads import detector_workloads, inference_workloads, whole_workload
 from smnas.scoring.latency import DetectorLatency, LatencyFailedError
 from smnas.space.architecture import Architecture
 
@@ -225,6 +227,28 @@ def test_onnx_runtime_runs_a_whole(table: LatencyTable) -> None:
     row = DetectorLatency(CLASSES, get_backend("onnxruntime"), table, timing=QUICK).measure_whole(SMALL)
     assert 0 < row.median_ms < 1000
     assert row.target.backend == "onnxruntime"
+
+
+@pytest.mark.parametrize("neck_and_head", ["garpn+rcnn_16", "rpn+cascade_3_16", "norpn+retina_16_1", "norpn+fcos_16_1"])
+def test_blocks_compute_in_integers_what_their_whole_does(neck_and_head: str) -> None:
+    """And all but the first layer, and the last ones of a head, which are there by the names that are left out."""
+    pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu or gpu)")
+    backend = get_backend("onnxruntime")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        architecture = Architecture.parse(f"basicblock_8_1-2-2+fpn_3-4_16+{neck_and_head}+64x64")
+        detector = deployable(build_detector(architecture, CLASSES))
+    kept = float_layers(detector)
+    assert kept[0] == "backbone.stem.conv"
+    assert all(sum(1 for _ in detector.get_submodule(name).parameters()) for name in kept)
+
+    def integers(workload: Workload) -> int:
+        inputs = random_inputs(workload.inputs, 0)
+        return int(backend.prepare(workload.module, inputs, "int8").describe()["integer_layers"])
+
+    blocks = [integers(workload) for workload in inference_workloads(detector)]
+    assert sum(blocks) == integers(whole_workload(detector)) > 7
+    assert blocks[0] == 0
 
 
 def test_many_predictions_are_the_single_ones(table: LatencyTable, eager: EagerBackend, idle: IdleBackend) -> None:
