@@ -24,7 +24,7 @@ _BATCH = 8
 
 
 def ask(setting: Setting, answer: Answer) -> str:
-    """An engine in fp32, in fp16 and of eight pictures, beside eager PyTorch and ONNX Runtime's CUDA provider.
+    """Engines in fp32, fp16 and int8, and one of eight pictures, beside eager and ONNX Runtime's CUDA provider.
 
     Eager PyTorch and the engine in fp16 run as CUDA graphs too.
 
@@ -37,17 +37,26 @@ def ask(setting: Setting, answer: Answer) -> str:
     checkpoint = run_folder(setting) / CHECKPOINT_FILE
     if not checkpoint.is_file():
         raise UserError("a detector trained on the device is needed, but the question trained_ap left none")
-    val = coco_folder(setting).split("val")
+    folder = coco_folder(setting)
+    val = folder.split("val")
     pictures = [val.image(index) for index in range(min(len(val), 8 if setting.quick else _PICTURES))]
+    train = folder.split("train")
+    calibration = [train.image(index) for index in range(min(len(train), 8 if setting.quick else _PICTURES))]
     models: dict[str, Model] = {"eager": EagerDetector(checkpoint, device=setting.place)}
     file = export_detector(checkpoint, setting.scratch / "engines.onnx", verify_images=pictures)
     models["onnxruntime"] = OnnxDetector(file.path)
-    for precision, batch in (("fp32", 1), ("fp16", 1), ("fp16", _BATCH)):
+    for precision, batch in (("fp32", 1), ("fp16", 1), ("int8", 1), ("fp16", _BATCH)):
         out = setting.scratch / f"{precision}-{batch}.engine"
         row: dict[str, Any] = {"precision": precision, "batch": batch}
         try:
             report = export_detector(
-                checkpoint, out, file_format="tensorrt-rtx", precision=precision, batch=batch, verify_images=pictures
+                checkpoint,
+                out,
+                file_format="tensorrt-rtx",
+                precision=precision,
+                batch=batch,
+                verify_images=pictures,
+                calibration_images=calibration if precision == "int8" else (),
             )
             models[f"engine {precision}" + (f" of {batch}" if batch > 1 else "")] = EngineDetector(out)
             answer.add("engines", {**row, **(vars(report.manifest) if report.manifest else {})})
