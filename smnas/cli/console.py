@@ -7,16 +7,19 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TextIO
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 __all__ = ["Output", "plain", "show_facts", "show_table"]
 
+_COLUMN_GAP = 3  # between two columns of rich's table
 _PIPE_WIDTH = 240  # a pipe has no width: wide enough that no architecture string is cut
 
 
@@ -27,8 +30,15 @@ class _PipeAwareConsole(Console):
         raise BrokenPipeError
 
 
-def _console(stream: TextIO) -> Console:
-    return _PipeAwareConsole(file=stream, width=None if stream.isatty() else _PIPE_WIDTH, highlight=False)
+class _MessagesConsole(_PipeAwareConsole):
+    """One of messages on the way: who closes their pipe (``2>&1 | head``) ends a command that is not done."""
+
+    def on_broken_pipe(self) -> None:
+        raise KeyboardInterrupt
+
+
+def _console(stream: TextIO, kind: type[Console] = _PipeAwareConsole) -> Console:
+    return kind(file=stream, width=None if stream.isatty() else _PIPE_WIDTH, highlight=False)
 
 
 def plain(value: Any) -> Any:
@@ -64,7 +74,7 @@ class Output:
     def __init__(self, results: TextIO, messages: TextIO, *, as_json: bool, quiet: bool) -> None:
         self.as_json = as_json
         self.quiet = quiet
-        self.messages = _console(messages)
+        self.messages = _console(messages, _MessagesConsole)
         self._results = results
 
     @classmethod
@@ -108,14 +118,50 @@ class Output:
 
 
 def show_table(console: Console, headings: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> None:
-    """A table; columns of numbers are right-aligned, ``None`` is shown as a dash."""
+    """A table; columns of numbers are right-aligned, ``None`` is shown as a dash.
+
+    On a terminal that is too narrow, lines break between words. Where not even that is enough, the last columns are a
+    second line of every row, so that a number or an architecture is never broken.
+    """
+    cells = [[_cell(value) for value in row] for row in rows]
+    numeric = [all(isinstance(row[index], int | float | None) for row in rows) for index in range(len(headings))]
+    words = [_longest_word(column) for column in zip(headings, *cells, strict=True)]
+    if sum(words) + _COLUMN_GAP * len(words) > console.width:
+        _show_in_two_lines(console, headings, cells, numeric, title)
+        return
     table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for index, heading in enumerate(headings):
-        numeric = all(isinstance(row[index], int | float | None) for row in rows)
-        table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(_cell(value)) for value in row))
+    for heading, is_numeric, width in zip(headings, numeric, words, strict=True):
+        table.add_column(heading, justify="right" if is_numeric else "left", overflow="fold", min_width=width)
+    for row in cells:
+        table.add_row(*map(Text, row))
     console.print(table)
+
+
+def _longest_word(texts: Sequence[str]) -> int:
+    return max((cell_len(word) for text in texts for word in text.split()), default=0)
+
+
+def _show_in_two_lines(
+    console: Console, headings: Sequence[str], cells: Sequence[Sequence[str]], numeric: Sequence[bool], title: str
+) -> None:
+    widths = [max(map(cell_len, column)) for column in zip(headings, *cells, strict=True)]
+    ends = list(accumulate(width + 2 for width in widths))
+    first = max(1, sum(end - 2 <= console.width for end in ends))
+
+    def show(row: Sequence[str], style: str = "") -> None:
+        padded = [
+            " " * (width - cell_len(cell)) + cell if right else cell + " " * (width - cell_len(cell))
+            for cell, width, right in zip(row, widths, numeric, strict=True)
+        ]
+        lines = ["  ".join(padded[:first]).rstrip(), "    " + "  ".join(cell for cell in row[first:] if cell)]
+        for line in filter(str.strip, lines):
+            console.print(Text(line, style), soft_wrap=True)
+
+    if title:
+        console.print(Text(title), soft_wrap=True)
+    show(headings, "bold")
+    for row in cells:
+        show(row)
 
 
 def show_facts(console: Console, facts: Sequence[tuple[str, object]]) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from smnas.cli.console import Output
+from smnas.cli.data_folder import open_data
 from smnas.cli.options import JsonOption, QuietOption, examples
 
 __all__ = ["EXAMPLES", "report"]
@@ -35,7 +36,13 @@ def report(
     going, or that was interrupted, gives a page of what is there so far.
     """
     with Output.open(as_json=as_json, quiet=quiet) as output:
+        from profiler.table import LatencyTable
         from smnas.report.page import write_report
 
+        # A page does without what has gone since the search, but not in silence without what was asked for.
+        if table is not None:
+            LatencyTable(table, read_only=True).close()
+        if data is not None:
+            open_data(data, output, drop_bad_boxes=True)
         page = write_report(run, out, data_root=data, table=table)
         output.result({"report": page}, lambda console: console.print(str(page), soft_wrap=True, markup=False))

@@ -38,6 +38,7 @@ _THE_PLACE = frozenset(
 def run(app: typer.Typer, program: str, arguments: Sequence[str]) -> int:
     """Parse ``arguments``, run the command, return the exit code."""
     arguments = list(arguments)
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # Names of files and classes may hold what a terminal's encoding does not, or no encoding at all.
@@ -55,9 +56,13 @@ def run(app: typer.Typer, program: str, arguments: Sequence[str]) -> int:
         _say(f"interrupted{hint}")
         return _INTERRUPTED
     except BrokenPipeError:
-        # The reader (`| head`) has had enough. Python would complain again when it flushes at exit.
+        # The reader of the result (`| head`) has had enough. Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except SystemExit as request:
+        if isinstance(request.__context__, BrokenPipeError):  # as typer's help ends where nobody reads on
+            return 0
+        raise
     except UserError as error:
         return _fail(f"error: {_one_line(error)}", USER_MISTAKE)
     except OSError as error:
@@ -67,6 +72,13 @@ def run(app: typer.Typer, program: str, arguments: Sequence[str]) -> int:
         return _fail(f"error: a file or folder must be usable, but {place} is not: {error.strerror}", USER_MISTAKE)
     except Exception as error:  # noqa: BLE001  the last handler: everything that is left is a failure of ours
         return _internal(error)
+
+
+def _open_closed_streams() -> None:
+    """Without them (`>&-`) the next file that is opened would be what libraries print into."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123  for the whole process
 
 
 def _invoke(app: typer.Typer, program: str, arguments: list[str]) -> int:
@@ -83,7 +95,8 @@ def _invoke(app: typer.Typer, program: str, arguments: list[str]) -> int:
         format_message = getattr(error, "format_message", None)
         if format_message is None:
             raise
-        return _fail(f"error: {_one_line(format_message())} (see {program} --help)", USER_MISTAKE)
+        place = getattr(getattr(error, "ctx", None), "command_path", program)
+        return _fail(f"error: {_one_line(format_message())} (see {place} --help)", USER_MISTAKE)
     return 0
 
 
@@ -133,7 +146,11 @@ def _fail(line: str, code: int) -> int:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)  # noqa: T201
+    try:
+        print(line, file=sys.stderr, flush=True)  # noqa: T201
+    except OSError:
+        # Nobody reads on, or a log's disk is full: the exit code has to say it, if Python's last flush does not fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def _one_line(text: object) -> str:

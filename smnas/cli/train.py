@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from profiler.errors import UserError
 from smnas.cli.console import Output
 from smnas.cli.data_folder import check_pictures, open_data
 from smnas.cli.metrics import show_metrics
@@ -86,11 +87,15 @@ def train(
             replicas, device = stack.enter_context(replicas_from_environment())
             shown = output if replicas.first else output.silent()
             folder = open_data(data, shown, drop_bad_boxes=drop_bad_boxes)
+            pictures = len(folder.split("train"))
+            if batch_size is not None and batch_size > pictures:
+                raise UserError(
+                    f"--batch-size must be at most the number of training pictures, {pictures}, but got {batch_size}"
+                )
             finished = _finished(out)
             if replicas.first and not finished:
                 check_pictures(folder, shown)
             together = f" in {replicas.count} processes" if replicas.count > 1 else ""
-            pictures = len(folder.split("train"))
             shown.note(f"training on {device}{together}: {pictures} pictures, {settings.epochs} epochs")
             steps = stack.enter_context(TrainingSteps(shown))
             board = (

@@ -259,7 +259,7 @@ def _read_boxes(entries: list[Any], path: Path, image_ids: NDArray[np.int64], ca
         ids.append(annotation)
         images.append(image_of[image])
         labels.append(label_of[category])
-        crowd.append(entry.get("iscrowd", 0) in (1, True))
+        crowd.append(_crowd(entry.get("iscrowd"), annotation, image, path))
         boxes.append(box)
         areas.append(_number(area) if type(area) in (int, float) else float("nan"))
     _refuse_duplicates(ids, "annotation", path)
@@ -321,6 +321,14 @@ def _box(value: Any, annotation: int, image: int, path: Path) -> tuple[float, ..
             f"a box must hold finite numbers, but annotation {annotation} of image {image} in {path} has {value!r}"
         )
     return tuple(_number(number) for number in value)
+
+
+def _crowd(value: Any, annotation: int, image: int, path: Path) -> bool:
+    if value not in (0, 1, None):  # True and 1.0 are 1; a text would be neither what it looks like nor what COCO's do
+        raise DataError(
+            f"'iscrowd' must be 0 or 1, but annotation {annotation} of image {image} in {path} has {value!r}"
+        )
+    return bool(value)
 
 
 def _number(value: float) -> float:

@@ -303,8 +303,8 @@ def _require_files(annotations: AnnotationFile, folder: Path) -> None:
             listed[parent] = _file_names(folder / parent)
         if base not in listed[parent]:
             raise DataError(
-                f"every image must have its file, but image {image} of {annotations.path} names {name},"
-                f" which is not in {folder}"
+                f"every image must have its file, named from its picture folder on with / between folders, but image "
+                f"{image} of {annotations.path} names {name}, which is not in {folder}"
             )
 
 

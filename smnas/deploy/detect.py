@@ -1,5 +1,6 @@
 """Detection over files: pictures, videos and a camera in; results and drawn copies out; one bad file stops nothing."""
 
+import io
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -108,7 +109,7 @@ def _pictures(
             return result, 0.0
         began = time.perf_counter()
         try:
-            draw_detections(found.picture, found.detections).save(drawn[path], quality=92)
+            _save(draw_detections(found.picture, found.detections), drawn[path])
             result = replace(result, drawn=drawn[path])
         except (OSError, MemoryError) as error:
             result = replace(result, error=_reason(path, error))
@@ -121,6 +122,17 @@ def _pictures(
             for result, seconds in map_ahead(finish, found, options.workers if drawn else 0, options.workers):
                 times.draw_s += seconds
                 yield result
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    # By way of memory: on a full disk Pillow's own writing of a JPEG file leaves a part of it and says nothing.
+    content = io.BytesIO()
+    picture.save(content, format="JPEG" if path.suffix == ".jpg" else "PNG", quality=92)
+    try:
+        path.write_bytes(content.getbuffer())
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _video(

@@ -181,11 +181,11 @@ def _read_curves(models: Path) -> tuple[Curve, ...]:
     curves = []
     for file in sorted(models.glob("*/*/curve.jsonl")):
         epochs = []
-        for line in file.read_text(encoding="utf-8").splitlines():
+        for line in file.read_bytes().splitlines():
             try:
                 entry = json.loads(line)
             except ValueError:
-                break  # a killed run may leave half a last line; the whole ones before it stand
+                break  # a killed run may leave half a last line, a lost disk anything; the whole ones before it stand
             if isinstance(entry, dict):
                 epochs.append({name: float(value) for name, value in entry.items() if _is_number(value)})
         if epochs:

@@ -165,7 +165,8 @@ def read_settings(path: Path) -> SearchSettings:
 
 def _compare(old: SearchSettings, new: SearchSettings, path: Path) -> None:
     before, now = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
-    for name in dict.fromkeys((*before, *now)):
+    # What was typed comes before what follows from it: another strategy may change the recipe.
+    for name in sorted(dict.fromkeys((*before, *now)), key=lambda name: "." in name):
         if name.split(".")[0] not in _MAY_DIFFER and before.get(name) != now.get(name):
             raise RunFolderError(
                 f"a search is resumed with the settings it was begun with ({name} = {before.get(name)!r} in {path}), "

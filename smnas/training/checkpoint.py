@@ -171,7 +171,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
         ValueError,
         LookupError,
     ) as error:
-        raise CheckpointError(f"{rule}, but {path} is damaged or something else ({_first_line(error)})") from None
+        # torch's own words about unpickling advise to load code as well
+        reason = "no tensors" if isinstance(error, pickle.UnpicklingError) else _first_line(error)
+        raise CheckpointError(f"{rule}, but {path} is damaged or something else ({reason})") from None
     if not isinstance(values, dict) or values.get("format") != _FORMAT:
         raise CheckpointError(f"{rule}, but {path} holds something else")
     if (found := values.get("format_version")) != _FORMAT_VERSION:

@@ -241,7 +241,10 @@ def _resume(
     replicas: Replicas,
 ) -> tuple[EpochLog, ...]:
     """Load what the folder holds of this run; the finished epochs."""
-    out_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"a training needs a folder that can be made, but got {out_dir}: {error.strerror}") from None
     (out_dir / FAILURE_FILE).unlink(missing_ok=True)
     path = out_dir / CHECKPOINT_FILE
     if not path.exists():

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnx.helper as oh
 import pytest
+from full_disk import full_after
 from numpy.typing import NDArray
 from PIL import Image
 from pycocotools.coco import COCO
@@ -138,6 +139,20 @@ def test_hostile_files_are_a_line_each_and_the_others_go_on(
         assert sum(name in line for line in err[:-1] if "must be" in line) == 1, name
     assert any("anim.gif holds 2 pictures" in line for line in err)
     assert err[-1].startswith("error: every picture and video must be readable, but 4 of 8 are not: ")
+
+
+def test_a_disk_that_is_full_leaves_no_half_of_a_drawn_picture(
+    corner: Corner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("one.jpg", "two.png"):
+        Image.fromarray(rng.integers(0, 256, (80, 120, 3), dtype=np.uint8)).save(name)
+    with full_after(4096):
+        code, out, err = detect(capsys, "one.jpg", "two.png", "--out", "drawn", "--json", "--quiet")
+    assert code == 2
+    assert err[-1].startswith("error: every picture and video must be readable, but 2 of 2 are not: one.jpg")
+    assert all("File too large" in entry["error"] for entry in json.loads(out)["pictures"])
+    assert list(Path("drawn").iterdir()) == []
 
 
 def test_a_single_bad_file_is_one_line(corner: Corner, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -187,6 +187,12 @@ def test_no_such_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         (("search",), "--out"),
         (("train", "--arch", ARCH, "--data", "DATA", "--recipe", "magic", "--out", "OUT"), "nano"),
         (("train", "--arch", "x+y", "--data", "DATA", "--out", "OUT"), "backbone+neck+rpn+head+WIDTHxHEIGHT"),
+        (("train", "--arch", ARCH, "--data", "DATA", "--batch-size", "9", "--out", "OUT"), "pictures, 8, but"),
+        (
+            ("train", "-q", "--arch", ARCH, "--data", "DATA", "--out", "/proc/out"),
+            "but got /proc/out",
+        ),
+        (("eval", "--model", "DATA", "--data", "DATA", "--batch", "0"), "(see smnas eval --help)"),
         (("sing",), "sing"),
         (("space", "--loud"), "--loud"),
         (("space", "--sample", "many"), "--sample"),
@@ -316,6 +322,41 @@ def test_a_reader_that_has_enough_is_no_error() -> None:
     os.close(read)
     _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (0, b"")
+
+
+def _main(*words: str) -> list[str]:
+    return [sys.executable, "-m", "smnas.cli.main", *words]
+
+
+def test_help_that_nobody_reads_on_is_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(_main("search", "--help"), stdout=write, stderr=subprocess.PIPE, timeout=30)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_messages_that_nobody_reads_end_a_command_as_control_c_does(pictures: Path, tmp_path: Path) -> None:
+    """``2>&1 | head -1``: nothing is done, so the exit code is not 0."""
+    read, write = os.pipe()
+    os.close(read)
+    words = ("train", "--arch", ARCH, "--data", str(pictures), "--epochs", "1", "--out", str(tmp_path / "out"))
+    done = subprocess.run(_main(*words), stdout=write, stderr=write, timeout=60)
+    os.close(write)
+    assert done.returncode == 130
+
+
+@pytest.mark.parametrize(
+    ("words", "code"), [(("space",), 0), (("space", "--json"), 0), (("space", "--preset", "x"), 2)]
+)
+def test_streams_that_are_closed_or_full_change_no_exit_code(words: tuple[str, ...], code: int) -> None:
+    command = " ".join(map(str, _main(*words)))
+    for streams in (">&- 2>&-", "2>&-", ">&-", "2>/dev/full"):
+        done = subprocess.run(["sh", "-c", f"exec {command} {streams}"], capture_output=True, text=True, timeout=30)
+        assert done.returncode == code, (streams, done.stderr)
+        assert "internal error" not in done.stderr
+        assert not done.stdout or streams != ">&-"
+        assert code == 0 or done.stdout == "", "a mistake is never said among the results"
 
 
 def test_the_installed_scripts_exit_as_the_module_does(tmp_path: Path) -> None:

@@ -77,6 +77,23 @@ def test_a_pipe_never_cuts_an_architecture() -> None:
     assert "0.512" in results.getvalue()
 
 
+@pytest.mark.parametrize("width", [20, 40, 80, 120])
+def test_a_narrow_terminal_breaks_no_number_and_no_architecture(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = io.StringIO()
+    monkeypatch.setattr(results, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "dumb")
+    long = "basicblock_16_11-21-21-21+fpn_2-5_64+rpn+rcnn_256+128x128"
+    rows = [[1, 0.51234, 1_783_149, "front baseline", long], [2, None, 60_162, "", "short"]]
+    output = Output(results, io.StringIO(), as_json=False, quiet=False)
+    output.result({}, lambda console: show_table(console, ["rank", "AP", "parameters", "", "architecture"], rows, "T"))
+    words = [word for word in results.getvalue().split() if set(word) != {"\N{BOX DRAWINGS LIGHT HORIZONTAL}"}]
+    wanted = f"T rank AP parameters architecture 1 0.512 1,783,149 front baseline {long} 2 - 60,162 short"
+    assert words == wanted.split()
+    lines = results.getvalue().splitlines()
+    assert max(len(line.rstrip()) for line in lines if long not in line) <= max(width, 40)
+
+
 def test_table_and_facts_show_what_is_not_known_as_a_dash() -> None:
     output, results, _ = _output()
     output.result({}, lambda console: show_facts(console, [("ap", math.nan), ("n", 12345), ("front", True)]))

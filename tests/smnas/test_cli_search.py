@@ -97,6 +97,15 @@ def test_the_whole_chain_resumes_and_gives_files_that_run(
     assert winner["architecture"] in text
     assert str(out / "report.html") in text
 
+    (out / winner["checkpoint"]).with_name("curve.jsonl").write_bytes(b"\xff\x00")  # as a lost disk may leave it
+    assert run(application("report"), "smnas-report", [str(out)]) == 0
+    assert capsys.readouterr().out == f"{out / 'report.html'}\n"
+    for option, wrong in (("--data", "nowhere"), ("--table", "no.db"), ("--table", str(out / "ranking.csv"))):
+        assert run(application("report"), "smnas-report", [str(out), option, wrong]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert wrong in captured.err
+
     code, text, log = _search(capsys, *words, "--seed", 9, "--out", out)
     assert (code, text) == (2, "")
     assert "seed" in log

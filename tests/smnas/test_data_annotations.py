@@ -91,6 +91,24 @@ def test_a_box_less_than_a_pixel_outside_is_clipped_for_training_and_kept_for_ev
     assert [entry["bbox"] for entry in truth.loadAnns(truth.getAnnIds(imgIds=[3], catIds=[9]))] == [[-0.7, 15, 5, 5.9]]
 
 
+def test_what_exporters_write_and_leave_out_is_read(tmp_path: Path) -> None:
+    """Ids as decimals, no ``area`` or one of ``null``, crowds as true or ``null``, a picture under two ids, folders."""
+    content = document()
+    content["images"] += [{"id": 8.0, "file_name": "./a.png", "width": 40.0, "height": 30}]
+    content["annotations"][0] |= {"image_id": 3.0, "area": None, "iscrowd": None}
+    content["annotations"][1]["iscrowd"] = True
+    content["annotations"] += [{"id": 13, "image_id": 8, "category_id": 9.0, "bbox": [1, 2, 3, 4], "iscrowd": False}]
+    root = write_folder(tmp_path / "Bilder mit Umlauten äöü", content)
+    path = root / "annotations" / "instances_train.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # a byte order mark, as Windows' editors write
+    train = CocoFolder(root).split("train")
+    assert train.image_ids == (7, 3, 8)
+    assert train.sample(1).crowd.tolist() == [False, True]
+    assert train.ground_truth().loadAnns([2])[0]["area"] == 50.0
+    np.testing.assert_array_equal(train.sample(2).boxes, np.array([[1, 2, 4, 6]], dtype=np.float32))
+    np.testing.assert_array_equal(train.sample(2).image, train.sample(0).image)
+
+
 def test_the_ground_truth_is_silent_complete_and_numbered_from_one(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -156,6 +174,8 @@ CASES: dict[str, tuple[Callable[[Document], Any], list[str]]] = {
     "no width": (lambda c: c["images"][0].pop("width"), ["'width'", "image 7"]),
     "image of no size": (lambda c: c["images"][0].update(width=0), ["positive size", "image 7", "0x30"]),
     "missing file": (lambda c: c["images"][0].update(file_name="gone.png"), ["image 7", "gone.png"]),
+    "a text for a crowd": (lambda c: c["annotations"][0].update(iscrowd="0"), ["iscrowd", "annotation 11", "'0'"]),
+    "backslashes": (lambda c: c["images"][0].update(file_name="x\\a.png"), ["with / between folders", "x\\a.png"]),
     "missing subfolder": (lambda c: c["images"][0].update(file_name="x/a.png"), ["image 7", "x/a.png"]),
     "no images key": (lambda c: c.pop("images"), ["'images'"]),
     "images not a list": (lambda c: c.update(images={}), ["'images' must be a list"]),

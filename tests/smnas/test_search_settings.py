@@ -72,6 +72,12 @@ def test_other_settings_are_one_line_that_names_the_first_difference(
     assert "\n" not in str(caught.value)
 
 
+def test_what_was_typed_is_named_before_what_follows_from_it(tmp_path: Path) -> None:
+    prepare_run_folder(tmp_path, settings(strategy="halving", recipe={"ema_decay": 0.9}))
+    with pytest.raises(RunFolderError, match=r"strategy = 'halving' .*, but got 'sm-nas'"):
+        prepare_run_folder(tmp_path, settings(strategy="sm-nas", recipe={"ema_decay": 0.0}))
+
+
 def test_a_folder_of_another_version(tmp_path: Path) -> None:
     prepare_run_folder(tmp_path, settings())
     file = tmp_path / "settings.json"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from full_disk import full_after
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -162,6 +163,18 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
     write_atomically(path, b"new")
     assert path.read_bytes() == b"new"
+
+
+def test_a_disk_that_is_full_is_no_failed_training(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    """torch makes a ``RuntimeError`` of it, which a search would keep as the candidate's failure."""
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, checkpoint)
+    before = path.read_bytes()
+    for size_bytes in (0, 100, len(before) // 2, len(before) - 1):
+        with full_after(size_bytes), pytest.raises(OSError, match="File too large"):
+            save_checkpoint(path, checkpoint)
+        assert path.read_bytes() == before
+        assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
 def test_a_curve_is_json_lines_and_reads_back(tmp_path: Path) -> None:
