@@ -52,7 +52,9 @@ def test_builds_whose_rounds_overlap_are_not_called_different() -> None:
 def test_equal_builds_are_rarely_called_different(builds: int) -> None:
     rng = np.random.default_rng(builds)
     alarms = [
-        BuildVariance("x", (1.0,) * builds, tuple(map(tuple, rng.normal(size=(builds, rounds_for(builds))))), 0.01).differs
+        BuildVariance(
+            "x", (1.0,) * builds, tuple(map(tuple, rng.normal(size=(builds, rounds_for(builds))))), 0.01
+        ).differs
         for _ in range(2000)
     ]
     assert np.mean(alarms) < 0.06
