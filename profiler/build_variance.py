@@ -5,15 +5,19 @@ latencies. A table holds one of them, so its interval can not be narrower than b
 """
 
 from dataclasses import dataclass
+from itertools import count
+from math import comb
+from statistics import median
 
 from profiler.backends.base import Backend, Session
 from profiler.timing import Measurement, TimingSettings, measure
 from profiler.workload import Workload, random_inputs
 
-__all__ = ["BuildVariance", "build_variance"]
+__all__ = ["BuildVariance", "build_variance", "rounds_for"]
 
 _INPUT_SEED = 0
-_ROUNDS = 3
+_FALSE_ALARMS = 0.05
+"""How often equal builds may be said to differ, at most."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,14 @@ class BuildVariance:
     @property
     def spread(self) -> float:
         """Slowest build less fastest, as a share of the middle one."""
-        ordered = sorted(self.medians_ms)
-        return (ordered[-1] - ordered[0]) / ordered[len(ordered) // 2]
+        return (max(self.medians_ms) - min(self.medians_ms)) / median(self.medians_ms)
 
     @property
     def differs(self) -> bool:
-        """Whether two builds differ: all rounds of one are slower than all of another."""
+        """Whether two builds differ: all rounds of one are slower than all of another.
+
+        There are as many rounds as make that rare (5% at most) among builds that are equal.
+        """
         return any(min(one) > max(other) for one in self.rounds_ms for other in self.rounds_ms)
 
 
@@ -65,14 +71,24 @@ def build_variance(
         raise ValueError(f"builds >= 2 must hold, but got {builds}")
     inputs = random_inputs(workload.inputs, _INPUT_SEED)
     sessions = [backend.prepare(workload.module, inputs, precision) for _ in range(builds)]
-    rounds = [[_measured(session, timing) for session in sessions] for _ in range(_ROUNDS)]
+    rounds = [[_measured(session, timing) for session in sessions] for _ in range(rounds_for(builds))]
     of_build = [tuple(found[index].median_ms for found in rounds) for index in range(builds)]
     return BuildVariance(
         name=workload.name,
-        medians_ms=tuple(sorted(medians)[_ROUNDS // 2] for medians in of_build),
+        medians_ms=tuple(map(median, of_build)),
         rounds_ms=tuple(of_build),
         half_width=max(found.relative_half_width for of_round in rounds for found in of_round),
     )
+
+
+def rounds_for(builds: int) -> int:
+    """How many rounds tell builds apart.
+
+    Of two equal builds measured n times each, all of one are above all of the other with a probability of 2 of the
+    (2n choose n) orders (as in the rank-sum test); each pair of builds may raise the alarm.
+    """
+    pairs = builds * (builds - 1) / 2
+    return next(rounds for rounds in count(1) if pairs * 2 / comb(2 * rounds, rounds) <= _FALSE_ALARMS)
 
 
 def _measured(session: Session, timing: TimingSettings | None) -> Measurement:

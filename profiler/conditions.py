@@ -116,17 +116,21 @@ def _gpu_state(index: int) -> Mapping[str, Any]:
     return _told_by_nvml(index) or _told_by_nvidia_smi(index)
 
 
-def _told_by_nvml(index: int) -> Mapping[str, Any]:
+def _uuid(index: int) -> str:
+    """The GPU by its identity: CUDA_VISIBLE_DEVICES renumbers PyTorch's devices, and the driver's not."""
     import torch
 
+    return f"GPU-{torch.cuda.get_device_properties(index).uuid}"
+
+
+def _told_by_nvml(index: int) -> Mapping[str, Any]:
     try:
         nvml: Any = importlib.import_module("pynvml")
         nvml.nvmlInit()
     except Exception:  # noqa: BLE001 - the package, the library or the driver is not there: each is its own class
         return {}
     try:
-        # by identity: CUDA_VISIBLE_DEVICES renumbers PyTorch's devices, and NVML's not
-        handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(index).uuid}")
+        handle = nvml.nvmlDeviceGetHandleByUUID(_uuid(index))
         asked: dict[str, Callable[[], Any]] = {
             "clocks.sm": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
             "clocks.mem": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
@@ -152,7 +156,7 @@ def _told_by_nvidia_smi(index: int) -> Mapping[str, Any]:
     program = shutil.which("nvidia-smi")
     if program is None:
         return {}
-    command = [program, f"--id={index}", f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader,nounits"]
+    command = [program, f"--id={_uuid(index)}", f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):

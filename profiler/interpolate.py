@@ -106,7 +106,6 @@ class _Law:
         length: over which it changes.
         noise: standard deviation of a single row.
         widen: half-width of the interval in standard deviations, as left-out rows need it.
-        left_out: ``(n,)`` errors of the rows predicted by the others, in standard deviations.
     """
 
     centre: Array
@@ -119,7 +118,6 @@ class _Law:
     length: float
     noise: float
     widen: float
-    left_out: Array
 
     @classmethod
     def fit(cls, features: Array, log_ms: Array, level: float) -> Self:
@@ -141,8 +139,7 @@ class _Law:
             raise AssertionError("the grid is not empty")
         _, (smooth, length, noise), inverse = best
         left_out = (inverse @ y) / np.sqrt(np.diag(inverse))
-        widen = _widening(left_out, level)
-        return cls(centre, scale, x, mean, inverse @ y, inverse, smooth, length, noise, widen, left_out)
+        return cls(centre, scale, x, mean, inverse @ y, inverse, smooth, length, noise, _widening(left_out, level))
 
     def predict(self, features: Array) -> tuple[Array, Array]:
         """Mean ``(M,)`` and covariance ``(M, M)`` of log latencies, without the noise of measuring them."""
@@ -224,11 +221,6 @@ class Interpolation:
             joint[np.ix_(rows, rows)] = factor * covariance * np.outer(ms, ms)
             noise[rows] = factor * (law.noise * ms) ** 2
         return joint, noise
-
-    def left_out_coverage(self) -> float:
-        """Share of rows of families with a law that lie in the interval predicted from the family's other rows."""
-        inside = [np.abs(law.left_out) <= law.widen for law in self._laws.values() or (self._common,)]
-        return float(np.concatenate(inside).mean())
 
 
 def value_of_measuring(counts: NDArray[np.integer], covariance: Array, noise: Array) -> Array:

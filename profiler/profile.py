@@ -230,8 +230,10 @@ def profile_workloads(
         if row.conditions.get("disturbances"):
             disturbed.append(workload.name)
         report_progress(finished, workload.name)
-        if drift is not None and (finished % reference_every == 0 or finished == len(order)):
+        if drift is not None and finished % reference_every == 0:
             drift.read()
+    if drift is not None and finished % reference_every:
+        drift.read()
     return ProfileReport(
         measured=finished,
         cached=cached,
@@ -297,19 +299,21 @@ class _DriftWatch:
 def _prepared(
     workloads: Sequence[Workload], backend: Backend, precision: str, group_size: int, go_on: Callable[[], bool]
 ) -> Iterator[tuple[Workload, Callable[[], Session]]]:
+    """Each workload in its turn, with a function that gives its session or raises why there is none."""
     for start in range(0, len(workloads), group_size):
         if not go_on():
             return
-        ready: list[Workload] = []
+        group = workloads[start : start + group_size]
         items: list[tuple[nn.Module, tuple[Tensor, ...]]] = []
-        for workload in workloads[start : start + group_size]:
+        refused: dict[int, Callable[[], Session]] = {}
+        for place, workload in enumerate(group):
             try:
                 items.append((workload.module, random_inputs(workload.inputs, _INPUT_SEED)))
             except Exception as error:  # noqa: BLE001 - inputs that no memory can hold are this workload's failure
-                yield workload, partial(_raise, error)
-            else:
-                ready.append(workload)
-        yield from zip(ready, backend.prepare_many(items, precision), strict=True)
+                refused[place] = partial(_raise, error)
+        prepared = iter(backend.prepare_many(items, precision))
+        for place, workload in enumerate(group):
+            yield workload, refused.get(place) or next(prepared)
 
 
 def _raise(error: Exception) -> NoReturn:

@@ -95,7 +95,8 @@ class EagerSession:
             facts["cuda"] = torch.version.cuda
             facts["cudnn"] = cudnn.version()
             facts["cudnn_benchmark"] = cudnn.benchmark
-            facts["tf32"] = torch.backends.cuda.matmul.allow_tf32
+            facts["tf32_convolutions"] = cudnn.allow_tf32
+            facts["tf32_products"] = torch.backends.cuda.matmul.allow_tf32
         return facts
 
 

@@ -27,13 +27,10 @@ class EntropyForm:
         weights: Of the levels C1 to C5.
         by_resolution: ``(ln C + ln(H W)) * sum of ln(deviation)`` for a level in place of the sum of ``ln C`` and that
             sum, as in DeepMAD; the input size enters.
-        grouped: Whether a grouped convolution's deviation is that of its own inputs, ``sqrt(C_in / groups k^2)``. The
-            published form takes every convolution as a dense one.
     """
 
     weights: tuple[float, float, float, float, float] = (0.0, 0.0, 1.0, 1.0, 6.0)
     by_resolution: bool = False
-    grouped: bool = False
 
 
 ENTROPY_FORMS: Mapping[str, EntropyForm] = {
@@ -59,7 +56,7 @@ def backbone_entropy(
     """
     deviations, channels = {}, {}
     for level, convolutions in _by_level(backbone_convolutions(spec, stem)).items():
-        deviations[level] = sum(_log_deviation(c, form.grouped) for c in convolutions)
+        deviations[level] = sum(map(_log_deviation, convolutions))
         channels[level] = convolutions[-1].out_channels
     return weighted_entropy(deviations, channels, form, size)
 
@@ -96,6 +93,6 @@ def _by_level(convolutions: Iterable[Convolution]) -> dict[int, list[Convolution
     return levels
 
 
-def _log_deviation(convolution: Convolution, grouped: bool) -> float:
-    read = convolution.in_channels // (convolution.groups if grouped else 1)
-    return 0.5 * math.log(read * convolution.kernel**2)
+def _log_deviation(convolution: Convolution) -> float:
+    """As published, a grouped convolution counts as a dense one."""
+    return 0.5 * math.log(convolution.in_channels * convolution.kernel**2)

@@ -27,6 +27,7 @@ __all__ = [
     "OnProgress",
     "OnStart",
     "Outcome",
+    "ScorerNotMadeError",
     "ScorerPool",
     "Workers",
     "blameless",
@@ -79,8 +80,13 @@ class ScorerPool(Protocol):
 
         Raises:
             UserError, OSError: not the architecture's fault: a data set that went away, a full disk.
+            ScorerNotMadeError: nor this: a worker could not make its scorer.
         """
         ...
+
+
+class ScorerNotMadeError(RuntimeError):
+    """A worker could not make its scorer, so that no score can be made there: ours, and the end of the search."""
 
 
 def outcome_of(scorer: Scorer, job: Job, on_progress: Callable[[ScoringProgress], None] | None) -> "Outcome":
@@ -100,19 +106,22 @@ def outcome_of(scorer: Scorer, job: Job, on_progress: Callable[[ScoringProgress]
             out_dir=job.out_dir,
             on_progress=on_progress,
         )
-    except (ScoringFailedError, UserError, OSError) as error:
+    except ScoringFailedError as error:
+        # A new one: the traceback holds the failed training's tensors, which would lie in the next one's way.
+        return ScoringFailedError(error.reason)
+    except (UserError, OSError) as error:
         return error
     except Exception as error:  # noqa: BLE001  one odd architecture must not end a search of days; it is stored
         line = " ".join(str(error).split()) or type(error).__name__
         return ScoringFailedError(f"unexpected {type(error).__name__}: {line}")
 
 
-Outcome = Score | ScoringFailedError | UserError | OSError
+Outcome = Score | ScoringFailedError | ScorerNotMadeError | UserError | OSError
 
 
 def blameless(outcome: Outcome) -> Score | ScoringFailedError:
     """What is the architecture's own; what is not its fault is raised."""
-    if isinstance(outcome, UserError | OSError):
+    if isinstance(outcome, UserError | OSError | ScorerNotMadeError):
         raise outcome
     return outcome
 
@@ -292,6 +301,9 @@ def _work(connection: Connection, make: Callable[[int], Scorer], index: int, thr
                 scorer = make(index)
         except (UserError, OSError) as error:
             outcome: Outcome = error
+        except Exception as error:  # noqa: BLE001  dying of it would look like the fault of every job in turn
+            line = " ".join(str(error).split())
+            outcome = ScorerNotMadeError(f"worker {index} has no scorer: {type(error).__name__}: {line}")
         else:
             outcome = outcome_of(scorer, job, connection.send)
         connection.send(portable(outcome))
@@ -303,8 +315,10 @@ def portable(outcome: Outcome) -> Outcome:
         return ScoringFailedError(outcome.reason)
     if isinstance(outcome, UserError):
         return UserError(str(outcome))
+    if isinstance(outcome, OSError) and outcome.errno is not None:
+        return OSError(outcome.errno, outcome.strerror, outcome.filename)
     if isinstance(outcome, OSError):
-        return OSError(outcome.errno, outcome.strerror or str(outcome), outcome.filename)
+        return OSError(str(outcome))
     return outcome
 
 

@@ -8,7 +8,7 @@ from smnas.search.candidate import Candidate, StageName, State, in_search
 from smnas.search.pareto import joined
 from smnas.search.settings import SearchSettings
 
-__all__ = ["SearchEvent", "SearchProgress", "planned_trainings"]
+__all__ = ["SearchEvent", "SearchProgress", "is_timed", "planned_trainings"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,11 @@ def planned_trainings(settings: SearchSettings) -> tuple[int, int]:
     search = 1 + settings.trials.structural + settings.trials.modular
     final = (1 + settings.top) * settings.final_seeds if settings.final_epochs else 0
     return search, final
+
+
+def is_timed(candidate: Candidate) -> bool:
+    """Whether it tells how long an epoch takes: trained here, not in another search or by a score without training."""
+    return candidate.state == "complete" and bool(candidate.seconds) and candidate.own_epochs > 0
 
 
 class SearchProgress:
@@ -97,9 +102,9 @@ class SearchProgress:
     def _add(self, candidate: Candidate) -> None:
         if candidate.state != "complete":
             return
-        if candidate.seconds is not None:
+        if is_timed(candidate):
             self._timed_epochs += candidate.reached_epoch
-            self._timed_s += candidate.seconds
+            self._timed_s += candidate.seconds or 0.0
         final = candidate.stage == "final"
         if final:
             self._finals += 1

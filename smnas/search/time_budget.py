@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from smnas.search.candidate import Candidate
-from smnas.search.progress import planned_trainings
+from smnas.search.progress import is_timed, planned_trainings
 from smnas.search.settings import SearchSettings
 
 __all__ = ["Clock"]
@@ -48,7 +48,7 @@ class Clock:
         return (f"Proposing stopped at the time budget of {self._budget_s / 3600:g} hours; run again, it goes on.",)
 
     def _final_s(self, candidates: Sequence[Candidate]) -> float:
-        timed = [c for c in candidates if c.state == "complete" and c.seconds is not None and c.own_epochs]
+        timed = [c for c in candidates if is_timed(c)]
         epochs = sum(c.reached_epoch for c in timed)
         _, final = planned_trainings(self._settings)
         if not epochs or not final:

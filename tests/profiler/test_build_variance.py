@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+import pytest
 from torch import Tensor, nn
 
 from profiler.backends import get_backend
 from profiler.backends.eager import EagerBackend, EagerSession
-from profiler.build_variance import BuildVariance, build_variance
+from profiler.build_variance import BuildVariance, build_variance, rounds_for
 from profiler.devices import cpu_device
 from profiler.timing import TimingSettings
 from profiler.workload import TensorSpec, Workload
@@ -36,11 +38,24 @@ def test_builds_that_differ_are_found() -> None:
 
 def test_one_build_is_prepared_as_often_as_asked() -> None:
     found = build_variance(BLOCK, get_backend("eager"), builds=4, timing=QUICK)
-    assert [len(rounds) for rounds in found.rounds_ms] == [3] * 4
+    assert [len(rounds) for rounds in found.rounds_ms] == [rounds_for(4)] * 4
     assert found.spread >= 0
 
 
 def test_builds_whose_rounds_overlap_are_not_called_different() -> None:
     assert not BuildVariance("x", (1.0, 1.1), ((1.0, 1.0, 1.2), (1.1, 1.1, 1.3)), 0.01).differs
     assert BuildVariance("x", (1.0, 1.3), ((1.0, 1.0, 1.2), (1.25, 1.3, 1.3)), 0.01).differs
-    assert BuildVariance("x", (1.0, 1.5), ((1.0,), (1.5,)), 0.01).spread == 0.5 / 1.5
+    assert BuildVariance("x", (1.0, 1.5), ((1.0,), (1.5,)), 0.01).spread == 0.5 / 1.25
+
+
+@pytest.mark.parametrize("builds", [2, 3, 4, 8])
+def test_equal_builds_are_rarely_called_different(builds: int) -> None:
+    rng = np.random.default_rng(builds)
+    alarms = [
+        BuildVariance(
+            "x", (1.0,) * builds, tuple(map(tuple, rng.normal(size=(builds, rounds_for(builds))))), 0.01
+        ).differs
+        for _ in range(2000)
+    ]
+    assert np.mean(alarms) < 0.06
+    assert rounds_for(builds) <= 7, "measuring must not take for ever"

@@ -43,6 +43,7 @@ def test_governor_and_clock_are_read_where_the_system_tells(tmp_path: Path, monk
 def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A program of that name, alone on the path, where NVML is not to be had."""
     monkeypatch.setitem(sys.modules, "pynvml", None)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid={1: "ab-cd"}[index]))
     program = tmp_path / "nvidia-smi"
     monkeypatch.setenv("PATH", str(tmp_path))
     return program
@@ -53,10 +54,10 @@ def write_program(path: Path, body: str) -> None:
     path.chmod(0o755)
 
 
-def test_a_gpus_clocks_and_throttling_are_read(nvidia_smi: Path) -> None:
+def test_a_gpus_clocks_and_throttling_are_asked_for_by_identity(nvidia_smi: Path) -> None:
     write_program(
         nvidia_smi,
-        "assert '--id=1' in sys.argv\nprint('1980, 2619, 41, 120.50, 0x0000000000000004, 570.86')",
+        "assert '--id=GPU-ab-cd' in sys.argv\nprint('1980, 2619, 41, 120.50, 0x0000000000000004, 570.86')",
     )
     state = read_state(GPU)
     assert state["clocks.sm"] == "1980"

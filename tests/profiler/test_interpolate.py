@@ -48,7 +48,6 @@ def test_intervals_hold_new_rows_as_often_as_they_claim() -> None:
         guesses = found.guess(fresh)
         inside += [guess.low_ms <= ms <= guess.high_ms for guess, ms in zip(guesses, truth, strict=True)]
         errors += [abs(guess.ms / ms - 1) for guess, ms in zip(guesses, truth, strict=True)]
-        assert 0.85 <= found.left_out_coverage() <= 1
     assert 0.84 <= np.mean(inside) <= 0.97
     assert np.median(errors) < 0.05
 

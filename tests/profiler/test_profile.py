@@ -409,6 +409,45 @@ def test_a_budget_keeps_what_was_measured_and_names_the_rest(
     assert (rest.cached, rest.measured, rest.left) == (first.measured, 8 - first.measured, ())
 
 
+def test_a_budget_that_ends_among_failures_names_what_is_left(
+    table: LatencyTable, backend: PretendBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moments = iter(range(1000))
+    monkeypatch.setattr("profiler.profile.time.monotonic", lambda: float(next(moments)))
+    huge = [
+        Workload(f"huge {n}", f"huge|{n}", Lasting(1_000_000), (TensorSpec((2**50, 1)),)) if n % 2 else workload(n)
+        for n in range(1, 9)
+    ]
+    report = profile_workloads(
+        huge, table, backend, rng=np.random.default_rng(0), budget_s=4.0, reference_every=0, value={"block|8": 1.0}
+    )
+    assert 0 < report.measured < 8
+    assert {row.name for row in table.rows()} | set(report.left) == {one.name for one in huge}
+    assert next(table.rows()).name == "block 8", "what is worth most comes first, also where others can not run"
+
+
+def test_the_reference_is_read_last_also_where_a_budget_ends_the_run(
+    table: LatencyTable, backend: PretendBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moments = iter(range(1000))
+    monkeypatch.setattr("profiler.profile.time.monotonic", lambda: float(next(moments)))
+
+    def throttle(progress: Progress) -> None:
+        if progress.done:
+            backend.slowdown = 1.5
+
+    report = profile_workloads(
+        [workload(n) for n in range(1, 9)],
+        table,
+        backend,
+        rng=np.random.default_rng(0),
+        budget_s=4.0,
+        on_progress=throttle,
+    )
+    assert report.left
+    assert report.drift == pytest.approx(0.5)
+
+
 def test_cold_rows_stand_beside_the_hot_ones(table: LatencyTable) -> None:
     one = Workload("conv", "conv|1x3x8x8", nn.Conv2d(3, 4, 3), (TensorSpec((1, 3, 8, 8)),))
     quick = TimingSettings(time_limit_s=0.2, max_samples=20, warmup_s=0.0)

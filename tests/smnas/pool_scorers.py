@@ -42,6 +42,8 @@ class Scripted:
                 raise UserError("the data set is gone")
             case "disk":
                 raise OSError(28, "No space left on device", str(out_dir / "checkpoint.pt"))
+            case "picture":
+                raise OSError("image file is truncated")
             case "odd":
                 raise ZeroDivisionError("division\nby zero")
             case "die once" if first:
@@ -61,6 +63,10 @@ def make(script: dict[int, str], worker: int) -> Scripted:
 
 def refuse(worker: int) -> Scripted:
     raise UserError(f"no data for worker {worker}")
+
+
+def break_down(worker: int) -> Scripted:
+    raise RuntimeError(f"no CUDA\nfor worker {worker}")
 
 
 def main() -> None:

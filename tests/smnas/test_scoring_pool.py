@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 
 from profiler.errors import UserError
 from smnas.scoring.base import Score, ScoringFailedError
-from smnas.scoring.pool import InProcess, ScorerPool, Workers
+from smnas.scoring.pool import InProcess, ScorerNotMadeError, ScorerPool, Workers
 
 HERE = Path(__file__).parent
 
@@ -75,7 +76,10 @@ def test_what_is_not_the_architectures_fault_is_raised(tmp_path: Path, kind: str
         outcomes(disk, scripted.jobs(tmp_path, 1))
     assert caught.value.errno == 28
     assert caught.value.filename == str(tmp_path / "0" / "checkpoint.pt")
-    for one in (user, disk):
+    picture = pool({10: "picture"})
+    with pytest.raises(OSError, match=r"^image file is truncated$"):
+        outcomes(picture, scripted.jobs(tmp_path, 1))
+    for one in (user, disk, picture):
         if isinstance(one, Workers):
             one.close()
 
@@ -83,6 +87,37 @@ def test_what_is_not_the_architectures_fault_is_raised(tmp_path: Path, kind: str
 def test_a_scorer_that_can_not_be_made_is_raised(tmp_path: Path) -> None:
     with Workers(scripted.refuse, 1) as pool, pytest.raises(UserError, match="no data for worker 0"):
         outcomes(pool, scripted.jobs(tmp_path, 1))
+
+
+def test_a_worker_that_breaks_down_before_its_first_score_fails_no_architecture(tmp_path: Path) -> None:
+    with Workers(scripted.break_down, 1) as pool, pytest.raises(ScorerNotMadeError) as error:
+        outcomes(pool, scripted.jobs(tmp_path, 2))
+    assert str(error.value) == "worker 0 has no scorer: RuntimeError: no CUDA for worker 0"
+
+
+def test_nothing_of_a_failed_training_is_kept_while_the_next_one_runs(tmp_path: Path) -> None:
+    class Weights:
+        pass
+
+    begun: list[weakref.ref[Weights]] = []
+    left_behind: list[bool] = []
+
+    class OutOfMemory(scripted.Scripted):
+        def score(self, architecture, *, seed, epochs, out_dir, on_progress=None) -> Score:  # type: ignore[no-untyped-def]
+            left_behind.append(any(one() is not None for one in begun))
+            weights = Weights()
+            begun.append(weakref.ref(weights))
+            try:
+                raise MemoryError
+            except MemoryError as error:
+                raise ScoringFailedError("out of memory") from error
+
+    pool = InProcess(OutOfMemory({}, 0))
+    kept = None
+    for _, outcome in pool.score_all(scripted.jobs(tmp_path, 3)):
+        kept = outcome  # as the search's loop does until the next outcome is there
+    assert isinstance(kept, ScoringFailedError)
+    assert left_behind == [False] * 3
 
 
 def test_a_job_whose_worker_dies_is_tried_once_more(tmp_path: Path) -> None:

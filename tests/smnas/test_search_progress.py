@@ -1,6 +1,7 @@
 """What a search tells on the way, against the same numbers counted from all of its trials."""
 
 import math
+from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -87,3 +88,12 @@ def test_events_are_counted_over_all_trials(
     if complete:
         assert event.seconds_left is not None
         assert math.isclose(event.seconds_left, 2.0 * left, abs_tol=1e-9)
+
+
+def test_only_what_this_search_trained_tells_how_long_an_epoch_takes() -> None:
+    scored = [replace(candidate(n, "joint", "complete", 0.1 * n, 2.0, None), seconds=0.0) for n in range(1, 5)]
+    warm = replace(candidate(5, "joint", "complete", 0.3, 2.0, None), stage="warm", start_epoch=EPOCHS, seconds=900.0)
+    progress = SearchProgress(SETTINGS, 2, [*scored, warm])
+    assert progress.event(replace(candidate(6, "joint", "running", 0.0, 2.0, None), ap=None)).seconds_left is None
+    event = progress.event(candidate(7, "final", "complete", 0.2, 2.0, None))
+    assert event.seconds_left == 2.0 * 18 * 3 / 2, "two seconds an epoch, three more trainings of the final phase"

@@ -32,7 +32,7 @@ def forward_entropy(
 
     Args:
         spec: Any backbone.
-        form: Weights and terms; without ``grouped`` a grouped convolution runs as a dense one.
+        form: Weights and terms.
         seed: Of weights and input.
         stem: ``deep`` or ``imagenet``, whose pooling becomes taking every second cell.
         size: Input (width, height) in pixels.
@@ -51,7 +51,7 @@ def forward_entropy(
             if isinstance(module, nn.MaxPool2d):
                 x = x[..., ::2, ::2]
                 continue
-            x = _convolve(module, x, form.grouped, generator)
+            x = _convolve(module, x, generator)
             deviation = x.std()
             x = x / deviation
             since += math.log(float(deviation))
@@ -70,10 +70,10 @@ def _chain(module: nn.Module) -> list[nn.Module]:
     ]
 
 
-def _convolve(conv: nn.Module, x: Tensor, grouped: bool, generator: torch.Generator) -> Tensor:
+def _convolve(conv: nn.Module, x: Tensor, generator: torch.Generator) -> Tensor:
+    """A grouped convolution runs as a dense one, as it is scored."""
     if not isinstance(conv, nn.Conv2d):
         raise TypeError(f"a chain has convolutions and pooling, but got {type(conv).__name__}")
-    groups = conv.groups if grouped else 1
     side = conv.kernel_size[0]
-    weight = torch.randn(conv.out_channels, conv.in_channels // groups, side, side, generator=generator)
-    return F.conv2d(x, weight, stride=conv.stride, padding=side // 2, groups=groups)
+    weight = torch.randn(conv.out_channels, conv.in_channels, side, side, generator=generator)
+    return F.conv2d(x, weight, stride=conv.stride, padding=side // 2)
