@@ -24,6 +24,7 @@ __all__ = [
     "gpu_sheets",
     "local_gpus",
     "matching_names",
+    "named_sheet",
     "resolve_device",
 ]
 
@@ -121,19 +122,28 @@ def resolve_device(name: str) -> Device:
         UserError: nobody knows the name.
         DeviceNotPresentError: it is a known GPU that is not in this machine.
     """
-    wanted = re.sub(r"[\s_-]", "", name).lower()
+    wanted = _as_listed(name)
     if wanted == "cpu":
         return cpu_device()
     gpus = local_gpus()
     if wanted == "local":
         return gpus[0] if gpus else cpu_device()
-    sheet = gpu_sheets().get(wanted)
+    sheet = named_sheet(name)
     if sheet is None:
         raise UserError(f"a device is one of cpu, local, {', '.join(gpu_sheets())}, but got {name!r}")
     for gpu in gpus:
         if sheet.is_called(gpu.name):
             return gpu
     raise DeviceNotPresentError(sheet, [gpu.name for gpu in gpus])
+
+
+def named_sheet(name: str) -> GpuSheet | None:
+    """The data sheet that a user's name stands for, as ``V100`` or ``RTX 4090``; ``None`` where there is none."""
+    return gpu_sheets().get(_as_listed(name))
+
+
+def _as_listed(name: str) -> str:
+    return re.sub(r"[\s_-]", "", name).lower()
 
 
 def matching_names(sheet: GpuSheet, device_names: Sequence[str]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from profiler.ahead import build_ahead
 from profiler.backends.tensorrt import compute_capabilities, import_tensorrt
-from profiler.devices import gpu_sheets
+from profiler.devices import gpu_sheets, named_sheet
 from profiler.engines import EngineStore, Manifest
 from profiler.errors import UserError
 from profiler.workload import Workload
@@ -55,12 +55,14 @@ def build_engines(
         workers: processes that build.
 
     Raises:
-        UserError: another backend, a precision or capability that nobody knows.
+        UserError: another backend, a GPU, precision or capability that nobody knows.
     """
     if backend != _BACKEND:
         raise UserError(f"--build-engines needs --backend {_BACKEND}, but got {backend}")
+    sheet = named_sheet(gpu)
+    if sheet is None and gpu != "local":
+        raise UserError(f"--build-engines knows the data sheets of {', '.join(gpu_sheets())}, but got {gpu!r}")
     trt = import_tensorrt(backend)
-    sheet = gpu_sheets().get(gpu)
     wanted = list(dict.fromkeys(capabilities))
     if not wanted:
         wanted = [sheet.compute_capability] if sheet is not None else list(compute_capabilities(trt))

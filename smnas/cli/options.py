@@ -5,6 +5,9 @@ from typing import Annotated
 
 import typer
 
+from profiler.errors import UserError
+from smnas.cli.training_device import cpu_cores
+
 __all__ = [
     "ArchOption",
     "BackendOption",
@@ -21,6 +24,14 @@ __all__ = [
     "ThreadsOption",
     "examples",
 ]
+
+
+def _require_cores(threads: int) -> int:
+    """More threads than cores wait for each other: a measurement takes minutes, and is worth nothing."""
+    if threads > (cores := cpu_cores()):
+        raise UserError(f"--threads must be at most the cores that this process may use, {cores}, but got {threads}")
+    return threads
+
 
 JsonOption = Annotated[
     bool, typer.Option("--json", help="One JSON document on standard output, all else on standard error.")
@@ -52,7 +63,9 @@ PrecisionOption = Annotated[
     typer.Option(metavar="NAME", help="Number format of the network: fp32, fp16, bf16 or int8, as the backend has it."),
 ]
 BatchOption = Annotated[int, typer.Option(min=1, help="Images per run when latency is measured.")]
-ThreadsOption = Annotated[int, typer.Option(min=1, help="CPU threads that a measured run may use.")]
+ThreadsOption = Annotated[
+    int, typer.Option(min=1, callback=_require_cores, help="CPU threads that a measured run may use.")
+]
 TableOption = Annotated[
     Path | None, typer.Option("--table", metavar="FILE", help="Latency table (SQLite), made if it is not there.")
 ]

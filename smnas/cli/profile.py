@@ -153,8 +153,9 @@ def profile(
             else:
                 latency_tables.validate(output, file)
             return
-        if preset is not None and arch:
-            raise UserError("--preset and --arch exclude each other, but got both")
+        if arch and (preset is not None or sample is not None):
+            flag = "--preset" if preset is not None else "--sample"
+            raise UserError(f"{flag} and --arch exclude each other, but got both")
         if audit and (arch or estimate):
             raise UserError("--audit is for measured detectors of a preset: it excludes --arch and --estimate")
         if build_engines is not None and (audit or estimate or table is not None):
@@ -209,7 +210,9 @@ def profile(
                 raise
             held = latency_tables.measured_on(absent.sheet, file, arch or (), classes)
             if not held["targets"]:
-                raise
+                raise UserError(
+                    f"{file} must hold measurements of {absent.sheet.name}, as that GPU is not here, but it has none"
+                ) from None
             output.result(held, lambda console: latency_tables.show_measured(console, held))
             return
         runner = get_backend(backend, device, threads=threads)

@@ -268,11 +268,11 @@ def estimate(
     Raises:
         UserError: no data sheet of that name, or a precision that can not be estimated.
     """
-    from profiler.devices import gpu_sheets
+    from profiler.devices import gpu_sheets, named_sheet
     from profiler.estimate import estimate_errors, estimate_target, estimate_workloads
     from profiler.predict import sum_parts
 
-    sheet = gpu_sheets().get(gpu)
+    sheet = named_sheet(gpu)
     if sheet is None:
         raise UserError(f"--estimate knows the data sheets of {', '.join(gpu_sheets())}, but got {gpu!r}")
     added = 0

@@ -59,6 +59,14 @@ def test_another_backend_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "--build-engines needs --backend tensorrt_rtx, but got onnxruntime" in error
 
 
+def test_a_gpu_that_nobody_knows_is_not_every_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--build-engines", tmp_path, "--backend", "tensorrt_rtx", "--gpu", "v1000", "--arch", ARCHITECTURES[0])
+    code, _, error = _run(capsys, *words)
+    assert code == 2
+    assert "data sheets of v100" in error
+    assert "but got 'v1000'" in error
+
+
 def test_its_options_need_it(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, error = _run(capsys, "--compute-capability", "8.9", "--arch", ARCHITECTURES[0])
     assert code == 2

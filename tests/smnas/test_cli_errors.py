@@ -172,6 +172,8 @@ def test_no_such_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         (("profile", "--gpu", "v100", "--arch", ARCH), "v100"),
         (("profile", "--gpu", "cpu", "--arch", ARCH, "--audit", "2"), "--audit"),
         (("profile", "--preset", "nano", "--arch", ARCH), "exclude each other"),
+        (("profile", "--gpu", "cpu", "--sample", "2", "--arch", ARCH), "exclude each other"),
+        (("profile", "--gpu", "cpu", "--threads", "100000", "--arch", ARCH), ", but got 100000"),
         (("search", "--preset", "huge", "--out", "OUT"), "nano, small, paper"),
         (("search", "--gpu", "gtx9999", "--out", "OUT"), "gtx9999"),
         (("search", "--scorer", "oracle", "--out", "OUT"), "oracle"),

@@ -81,10 +81,10 @@ def test_a_table_of_an_absent_gpu_is_read_and_nothing_else_is_in_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "latency.db"
-    words = ["--gpu", "v100", "--classes", "3", "--table", str(file)]
+    words = ["--gpu", "V100", "--classes", "3", "--table", str(file)]
     _profile(capsys, *words, "--arch", ARCH, "--estimate")
     assert run(application("profile"), "smnas-profile", words) == 2, "an estimate is no measurement"
-    assert "--table FILE" in capsys.readouterr().err
+    assert "latency.db must hold measurements of v100" in capsys.readouterr().err
     target = Target("Tesla V100-SXM2-16GB", "tensorrt", "10.4.0", "fp16", 1, 1)
     keys = [part.key for part in detector_workloads(Architecture.parse(ARCH), 3)]
     with LatencyTable(file) as table:
