@@ -6,8 +6,6 @@ What is on disk already is not built again, so a killed build resumes. Failures 
 import hashlib
 import importlib
 import multiprocessing
-import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -23,9 +21,10 @@ from profiler.backends.tensorrt import (
     import_tensorrt,
     needs_convolutions,
 )
+from profiler.child_process import end_with_parent
 from profiler.engine_graph import engine_graphs
 from profiler.engines import EngineRequest, EngineStore, Manifest
-from profiler.errors import UserError
+from profiler.errors import UserError, named_line
 from profiler.workload import Workload, random_inputs
 
 __all__ = ["AheadReport", "build_ahead"]
@@ -33,7 +32,6 @@ __all__ = ["AheadReport", "build_ahead"]
 _GROUP = 16
 """Workloads exported together, which takes a fraction of the time."""
 _INPUT_SEED = 0
-_REASON_LENGTH = 300
 
 
 @dataclass(frozen=True)
@@ -146,7 +144,7 @@ def _graphs(
                 workload.name,
                 workload.key,
                 {
-                    capability: (workload.key.encode(), _reason(one)) if isinstance(one, Exception) else (one, "")
+                    capability: (workload.key.encode(), named_line(one)) if isinstance(one, Exception) else (one, "")
                     for capability, one in found.items()
                 },
             )
@@ -196,19 +194,7 @@ def _build_alone(job: _Job) -> BuiltEngine | str:
 def _pool(workers: int) -> ProcessPoolExecutor:
     # fresh processes: a forked one would inherit the locks of torch's threads
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
-
-
-def _end_with_parent() -> None:
-    """A builder whose parent was killed would wait for its next job for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-
-        def watch() -> None:
-            parent.join()
-            os._exit(1)
-
-        threading.Thread(target=watch, daemon=True).start()
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent)
 
 
 def _build(job: _Job) -> BuiltEngine | str:
@@ -217,10 +203,4 @@ def _build(job: _Job) -> BuiltEngine | str:
         trt = importlib.import_module(request.backend)
         return build_engine(trt, job.model, request.precision, [request.device])
     except Exception as error:  # noqa: BLE001 - whatever the builder raises for this graph is its result
-        return _reason(error)
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    return text if len(text) <= _REASON_LENGTH else f"{text[: _REASON_LENGTH - 3]}..."
+        return named_line(error)

@@ -5,9 +5,7 @@ Both kinds take jobs and give outcomes; which one is used changes how long a sea
 
 import contextlib
 import multiprocessing
-import os
 import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from profiler.errors import UserError
+from profiler.child_process import end_with_parent
+from profiler.errors import UserError, one_line
 from smnas.scoring.base import Score, Scorer, ScoringFailedError, ScoringProgress, StoppingScorer
 from smnas.space.architecture import Architecture
 
@@ -112,8 +111,7 @@ def outcome_of(scorer: Scorer, job: Job, on_progress: Callable[[ScoringProgress]
     except (UserError, OSError) as error:
         return error
     except Exception as error:  # noqa: BLE001  one odd architecture must not end a search of days; it is stored
-        line = " ".join(str(error).split()) or type(error).__name__
-        return ScoringFailedError(f"unexpected {type(error).__name__}: {line}")
+        return ScoringFailedError(f"unexpected {type(error).__name__}: {one_line(error)}")
 
 
 Outcome = Score | ScoringFailedError | ScorerNotMadeError | UserError | OSError
@@ -285,7 +283,7 @@ def _cause(code: int | None) -> str:
 def _work(connection: Connection, make: Callable[[int], Scorer], index: int, threads: int | None) -> None:
     """A worker's life: jobs in, progress and outcomes out."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent ends its workers
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    end_with_parent()  # a search that resumes must not find an old worker in its folders
     if threads is not None:
         import torch
 
@@ -302,8 +300,7 @@ def _work(connection: Connection, make: Callable[[int], Scorer], index: int, thr
         except (UserError, OSError) as error:
             outcome: Outcome = error
         except Exception as error:  # noqa: BLE001  dying of it would look like the fault of every job in turn
-            line = " ".join(str(error).split())
-            outcome = ScorerNotMadeError(f"worker {index} has no scorer: {type(error).__name__}: {line}")
+            outcome = ScorerNotMadeError(f"worker {index} has no scorer: {type(error).__name__}: {one_line(error)}")
         else:
             outcome = outcome_of(scorer, job, connection.send)
         connection.send(portable(outcome))
@@ -320,11 +317,3 @@ def portable(outcome: Outcome) -> Outcome:
     if isinstance(outcome, OSError):
         return OSError(str(outcome))
     return outcome
-
-
-def _die_with_parent() -> None:
-    """End at once when the parent is gone: a search that resumes must not find an old worker in its folders."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)

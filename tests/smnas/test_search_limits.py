@@ -20,6 +20,7 @@ from smnas.search.settings import RunFolderError, SearchSettings, StageTrials, r
 from smnas.search.storage import storage_url, study_name
 from smnas.search.study import Study, read_candidates
 from smnas.search.time_budget import Clock
+from smnas.search.warm_start import warm_candidates
 from smnas.space.preset import load_space
 
 NANO = load_space("nano")
@@ -59,6 +60,24 @@ def test_halving_trains_every_epoch_once_and_spends_its_budget(halved: Path) -> 
     assert 6 * 9 <= sum(c.own_epochs for c in joint if c.state == "complete") < 8 * 9
     assert len({c.architecture for c in joint}) > 7
     assert any(c.origin == "promotion" and c.stop_epoch is None for c in joint)
+
+
+def test_a_training_that_was_begun_is_not_pruned_when_it_may_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: set[object] = set()
+
+    def beaten_once_begun(architecture: object, *_: object) -> str | None:
+        if architecture in begun:
+            return "partial order: beaten meanwhile"
+        begun.add(architecture)
+        return None
+
+    monkeypatch.setattr("smnas.search.run.why_beaten", beaten_once_begun)
+    search(tmp_path, halving_settings())
+    promoted = [c for c in trials(tmp_path) if c.origin == "promotion"]
+    assert promoted
+    assert {c.state for c in promoted} == {"complete"}
 
 
 def test_only_whole_trainings_are_ranked_and_all_epochs_are_counted(halved: Path) -> None:
@@ -129,6 +148,13 @@ def test_a_clock_keeps_time_for_the_final_phase_and_shares_the_rest() -> None:
         found.append((clock.is_up(0.5, [done]), clock.is_up(1.0, [done])))
     assert found == [(False, False), (True, False), (True, False), (True, True)]
     assert Clock(100.0, settings, 2, now=lambda: 0.0).notes == ()
+    # More workers than trainings to come help no further: one after the other nothing, all at once 6 * 2 = 12 s.
+    seconds = 0.0
+    many = Clock(100.0, settings, at_once=60, now=lambda: seconds)
+    found = []
+    for seconds in (87.0, 89.0):  # noqa: B007  the clock reads it
+        found.append(many.is_up(1.0, [done]))
+    assert found == [False, True]
 
 
 def test_a_warm_start_trains_nothing_twice(tmp_path: Path) -> None:
@@ -152,6 +178,19 @@ def test_a_warm_start_trains_nothing_twice(tmp_path: Path) -> None:
     again = stub.StubScorer()
     search(tmp_path / "second", settings, scorer=again)
     assert again.calls == []
+
+
+def test_a_warm_start_takes_whole_trainings_alone(tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    limit = int(0.7 * stub.complexity(NANO.baseline_architecture).parameters)
+    conditions = {"trials": SMALL, "max_parameters": limit, "partial_order": False}
+    search(first, stub.settings(**conditions), scorer=stub.StubScorer(diverge_share=0.3))
+    there = trials(first)
+    assert {c.state for c in there} == {"complete", "failed", "pruned"}
+    settings = stub.settings(trials=SMALL, final_epochs=0, warm_start=(str(first),))
+    taken = [candidate for candidate, _ in warm_candidates(settings, NANO)]
+    whole = [c for c in there if c.state == "complete" and c.stage != "final"]
+    assert [(c.architecture, c.ap) for c in taken] == [(c.architecture, c.ap) for c in whole]
 
 
 def test_a_warm_start_needs_the_same_conditions(tmp_path: Path) -> None:

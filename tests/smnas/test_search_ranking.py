@@ -7,12 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy.stats import kendalltau
 
-from smnas.scoring.controls import kendall_tau
 from smnas.search.candidate import Candidate
+from smnas.search.notes import search_notes
 from smnas.search.ranking import Ranking, complete_ranking, rank, read_ranking, write_ranking
 from smnas.search.ranking_row import RankingRow
 from smnas.search.recommendation import band_limits, band_recommendations, recommend
@@ -272,6 +269,16 @@ def test_an_export_completes_rows_and_a_rewrite_keeps_them(tmp_path: Path) -> No
     assert by_name(retrained)[name(2)].measured_latency_ms is None, "other weights, another model"
 
 
+def test_what_was_measured_on_other_weights_of_the_same_ap_is_not_kept(tmp_path: Path) -> None:
+    write_ranking(tmp_path, settings(), rank(SEARCH, None))
+    complete_ranking(tmp_path, settings(), {name(2): {"measured_latency_ms": 11.0, "exported_ap": 0.35}})
+    kept = write_ranking(tmp_path, settings(), rank(SEARCH, None))
+    assert by_name(kept)[name(2)].exported_ap == 0.35
+    moved = [replace(c, checkpoint=f"elsewhere/{c.number}.pt") for c in SEARCH]
+    anew = write_ranking(tmp_path, settings(), rank(moved, None))
+    assert by_name(anew)[name(2)].exported_ap is None
+
+
 def test_measured_and_predicted_latencies_are_not_mixed_in_a_comparison(tmp_path: Path) -> None:
     write_ranking(tmp_path, settings(), rank(SEARCH, None))
     after = complete_ranking(tmp_path, settings(), {name(2): {"measured_latency_ms": 30.0}})
@@ -385,7 +392,8 @@ def test_rank_correlations_compare_the_search_with_the_end(tmp_path: Path) -> No
     assert rank(SEARCH, None).correlations == ()
 
 
-@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=12))
-def test_kendalls_tau_is_scipys(pairs: list[tuple[int, int]]) -> None:
-    a, b = ([float(pair[side]) for pair in pairs] for side in (0, 1))
-    assert kendall_tau(a, b) == pytest.approx(kendalltau(a, b).statistic, nan_ok=True)
+def test_a_reader_is_told_which_latencies_are_assumptions() -> None:
+    calibrated = [replace(c, latency_calibrated=True) for c in SEARCH]
+    assert not any("calibrated" in note for note in search_notes(calibrated, settings(), {}, finished=True))
+    one = [*calibrated[:-1], replace(calibrated[-1], latency_calibrated=False)]
+    assert any("not calibrated on whole detectors" in note for note in search_notes(one, settings(), {}, finished=True))
