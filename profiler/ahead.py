@@ -25,7 +25,7 @@ from profiler.backends.tensorrt import (
 )
 from profiler.engine_graph import engine_graphs
 from profiler.engines import EngineRequest, EngineStore, Manifest
-from profiler.errors import UserError
+from profiler.errors import UserError, named_line
 from profiler.workload import Workload, random_inputs
 
 __all__ = ["AheadReport", "build_ahead"]
@@ -33,7 +33,6 @@ __all__ = ["AheadReport", "build_ahead"]
 _GROUP = 16
 """Workloads exported together, which takes a fraction of the time."""
 _INPUT_SEED = 0
-_REASON_LENGTH = 300
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ def _graphs(
                 workload.name,
                 workload.key,
                 {
-                    capability: (workload.key.encode(), _reason(one)) if isinstance(one, Exception) else (one, "")
+                    capability: (workload.key.encode(), named_line(one)) if isinstance(one, Exception) else (one, "")
                     for capability, one in found.items()
                 },
             )
@@ -217,10 +216,4 @@ def _build(job: _Job) -> BuiltEngine | str:
         trt = importlib.import_module(request.backend)
         return build_engine(trt, job.model, request.precision, [request.device])
     except Exception as error:  # noqa: BLE001 - whatever the builder raises for this graph is its result
-        return _reason(error)
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    return text if len(text) <= _REASON_LENGTH else f"{text[: _REASON_LENGTH - 3]}..."
+        return named_line(error)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from profiler.atomic import write_whole
+from profiler.errors import named_line
 
 if TYPE_CHECKING:
     from kernels.onnx_ops import Operators
@@ -393,5 +394,4 @@ def _root_cause(error: BaseException) -> str:
     """The innermost cause in one line: the exporter wraps it in pages of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return named_line(error)

@@ -14,7 +14,7 @@ from profiler.backends.base import Backend, Session, check_precision
 from profiler.cold import as_cold, cold_key, flusher
 from profiler.conditions import disturbances, read_state, read_versions
 from profiler.devices import Device
-from profiler.errors import UserError
+from profiler.errors import UserError, named_line
 from profiler.table import LatencyTable, Row, Target, pack_samples
 from profiler.timing import Measurement, TimingSettings, measure
 from profiler.work import Work
@@ -32,7 +32,6 @@ __all__ = [
 ]
 
 _INPUT_SEED = 0
-_REASON_LENGTH = 300
 _GROUP = 16
 """Parts that are prepared together. Whole networks are prepared one at a time: several may not fit in memory."""
 
@@ -341,7 +340,7 @@ def _measure_one(
         work = Work.of(workload)
         conditions["work"] = work.as_dict()
     except Exception as error:  # noqa: BLE001 - a module that shapes alone can not run may still run, and be timed
-        conditions["flops_error"] = _reason(error)
+        conditions["flops_error"] = named_line(error)
     try:
         session = open_session()
         before = conditions["before"] = read_state(terms.device)
@@ -363,7 +362,7 @@ def _measure_one(
             target=terms.target,
             kind=terms.kind,
             status="failed",
-            reason=_reason(error),
+            reason=named_line(error),
             parameters=workload.parameters,
             flops=work.flops if work is not None else None,
             conditions=conditions,
@@ -387,9 +386,3 @@ def _measure_one(
         reference_drift=drift.latest if drift is not None else None,
     )
     return row, measurement
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    return text if len(text) <= _REASON_LENGTH else f"{text[: _REASON_LENGTH - 3]}..."

@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from profiler.errors import BackendUnavailableError
+from profiler.errors import BackendUnavailableError, named_line
 from profiler.export import ExportError, in_modules
 from profiler.typed_onnx import dense_nodes
 
@@ -120,14 +120,10 @@ def quantized_onnx(
                 extra_options=extra,
             )
         except Exception as error:
-            raise ExportError(f"the graph was not quantised: {type(error).__name__}: {_first_line(error)}") from error
+            raise ExportError(f"the graph was not quantised: {named_line(error)}") from error
         quantized = onnx.load_from_string(target.read_bytes())
     del quantized.metadata_props[:]
     quantized.metadata_props.extend(model.metadata_props)
     # the quantiser notes itself; the same model gives the same bytes whichever of its versions wrote it
     quantized.producer_name, quantized.producer_version = model.producer_name, model.producer_version
     return quantized
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason was given")

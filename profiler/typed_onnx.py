@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from profiler.backends.base import PRECISIONS
-from profiler.errors import UserError
+from profiler.errors import UserError, first_line
 from profiler.export import ExportError, captured_names, in_modules
 
 __all__ = ["HALF_TYPES", "dense_nodes", "typed_onnx"]
@@ -61,7 +61,7 @@ def typed_onnx(
     try:
         inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     except onnx.shape_inference.InferenceError as error:
-        raise ExportError(f"the graph's types can not be inferred: {str(error).splitlines()[0]}") from error
+        raise ExportError(f"the graph's types can not be inferred: {first_line(error)}") from error
     return _Conversion(inferred, precision, keep_io, keep_fp32).run()
 
 

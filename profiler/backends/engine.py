@@ -25,6 +25,7 @@ from profiler.atomic import write_whole
 from profiler.backends.cuda_graph import Replayed, record
 from profiler.backends.tensorrt import logger_of
 from profiler.engines import EngineRefusedError
+from profiler.errors import first_line
 
 __all__ = ["Engine"]
 
@@ -206,5 +207,5 @@ class Engine:
         try:
             graph, _ = record(self._start, self._device)
         except RuntimeError as error:
-            raise EngineRefusedError(f"the engine can not be a CUDA graph: {str(error).splitlines()[0]}") from error
+            raise EngineRefusedError(f"the engine can not be a CUDA graph: {first_line(error)}") from error
         return graph

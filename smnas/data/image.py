@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
+from profiler.errors import one_line
 from smnas.data.errors import DataError
 from smnas.data.letterbox import fit_scale
 
@@ -103,8 +104,7 @@ def decode(path: Path, size: tuple[int, int] | None = None, *, canvas: tuple[int
     except FileNotFoundError:
         raise DataError(f"a picture must exist, but there is no file {path}") from None
     except _DECODE_ERRORS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"a picture must be decodable, but {path} is not: {reason}") from None
+        raise DataError(f"a picture must be decodable, but {path} is not: {one_line(error)}") from None
     if size is not None and decoded.size != size:
         raise DataError(
             f"a picture must have the size that its annotations state, but {path} is "

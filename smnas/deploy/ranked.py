@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiler.devices import Device
-from profiler.errors import BackendUnavailableError, UserError
+from profiler.errors import BackendUnavailableError, UserError, one_line
 from profiler.export import ExportError
 from smnas.data.coco import DetectionDataset
 from smnas.deploy.export import ExportMismatchError, canvases, export_detector
@@ -148,7 +148,7 @@ def _deploy_row(
             on_progress=lambda done, total: notify(DeployEvent("evaluate", architecture, done, total)),
         )
     except (UserError, ExportError, ExportMismatchError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         progress.failed[architecture] = reason
         complete_ranking(folder, settings, {}, [f"{architecture} could not be exported: {reason}"])
         return

@@ -13,6 +13,7 @@ from pathlib import Path
 import optuna
 from sqlalchemy.exc import SQLAlchemyError
 
+from profiler.errors import first_line
 from smnas.scoring.entropy import ENTROPY_FORMS
 from smnas.search.ranking import Ranking, RankingRow, read_ranking
 from smnas.search.settings import RunFolderError, SearchSettings, read_settings
@@ -137,8 +138,9 @@ def _read_trials(path: Path, settings: SearchSettings) -> tuple[Trial, ...]:
     except KeyError:  # the storage exists, but the search has not created its study yet
         return ()
     except (SQLAlchemyError, RuntimeError) as error:
-        cause = str(error).splitlines()[0]
-        raise RunFolderError(f"the study of {path} must be readable, but reading it failed: {cause}") from error
+        raise RunFolderError(
+            f"the study of {path} must be readable, but reading it failed: {first_line(error)}"
+        ) from error
     finally:
         optuna.logging.set_verbosity(verbosity)
         storage.engine.dispose()

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from profiler.errors import UserError
+from profiler.errors import UserError, one_line
 from smnas.scoring.base import Score, Scorer, ScoringFailedError, ScoringProgress, StoppingScorer
 from smnas.space.architecture import Architecture
 
@@ -112,8 +112,7 @@ def outcome_of(scorer: Scorer, job: Job, on_progress: Callable[[ScoringProgress]
     except (UserError, OSError) as error:
         return error
     except Exception as error:  # noqa: BLE001  one odd architecture must not end a search of days; it is stored
-        line = " ".join(str(error).split()) or type(error).__name__
-        return ScoringFailedError(f"unexpected {type(error).__name__}: {line}")
+        return ScoringFailedError(f"unexpected {type(error).__name__}: {one_line(error)}")
 
 
 Outcome = Score | ScoringFailedError | ScorerNotMadeError | UserError | OSError
@@ -302,8 +301,7 @@ def _work(connection: Connection, make: Callable[[int], Scorer], index: int, thr
         except (UserError, OSError) as error:
             outcome: Outcome = error
         except Exception as error:  # noqa: BLE001  dying of it would look like the fault of every job in turn
-            line = " ".join(str(error).split())
-            outcome = ScorerNotMadeError(f"worker {index} has no scorer: {type(error).__name__}: {line}")
+            outcome = ScorerNotMadeError(f"worker {index} has no scorer: {type(error).__name__}: {one_line(error)}")
         else:
             outcome = outcome_of(scorer, job, connection.send)
         connection.send(portable(outcome))

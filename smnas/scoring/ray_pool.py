@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from profiler.errors import BackendUnavailableError, UserError
+from profiler.errors import BackendUnavailableError, UserError, first_line
 from smnas.scoring.base import Score, Scorer, ScoringFailedError
 from smnas.scoring.pool import Job, OnProgress, OnStart, Outcome, blameless, outcome_of, portable
 
@@ -96,8 +96,7 @@ class RayWorkers:
             outcome: Outcome = self._ray.get(reference)
         except (errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError) as error:
             # Any other error of Ray's is the cluster's, not the architecture's: it ends the search, which resumes.
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            return ScoringFailedError(f"its process or node died {1 + _RETRIES} times: {line[:200]}")
+            return ScoringFailedError(f"its process or node died {1 + _RETRIES} times: {first_line(error)}")
         return outcome
 
 

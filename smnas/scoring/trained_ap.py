@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from profiler.errors import UserError
+from profiler.errors import UserError, named_line
 from smnas.data.coco import CocoFolder
 from smnas.evaluation.predict import eager_detect, evaluate
 from smnas.models.build import build_detector
@@ -164,8 +164,7 @@ class TrainedAP:
             raise ScoringFailedError(error.reason) from error
         except (RuntimeError, ValueError, MemoryError) as error:
             # torch refuses what a candidate asks of it (shapes, kernels, memory) with these
-            line = (str(error).splitlines() or [""])[0][:300]
-            raise ScoringFailedError(f"{type(error).__name__}: {line}") from error
+            raise ScoringFailedError(named_line(error)) from error
         if math.isnan(metrics["ap"]):
             raise UserError("the validation split must hold at least one box that is not a crowd, but got none")
         if self.replicas.first:

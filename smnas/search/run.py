@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from profiler.errors import UserError
+from profiler.errors import UserError, one_line
 from profiler.predict import Latency
 from smnas.scoring.base import Score, ScoringProgress
 from smnas.scoring.entropy import ENTROPY_FORMS, detector_entropy
@@ -258,11 +258,11 @@ class _Search:
         try:
             size = self.complexity(draft.architecture)
         except UserError as error:  # the model builder's way to refuse
-            return replace(draft, state="failed", reason=_one_line(error))
+            return replace(draft, state="failed", reason=one_line(error))
         try:
             latency = self.latency.predict(draft.architecture)
         except LatencyFailedError as error:
-            return replace(draft, state="failed", reason=_one_line(error))
+            return replace(draft, state="failed", reason=one_line(error))
         return replace(
             draft,
             latency_ms=latency.ms,
@@ -324,7 +324,7 @@ class _Search:
             if isinstance(outcome, Score):
                 finished = self._scored(candidate, outcome, began[job.number])
             else:
-                finished = _failed(candidate, _one_line(outcome), began[job.number])
+                finished = _failed(candidate, one_line(outcome), began[job.number])
             self._tell(self.study.finish(finished))
             if finished.state == "complete" and time.monotonic() >= self._next_ranking:
                 self._write(finished=False)
@@ -394,7 +394,3 @@ def _failed(candidate: Candidate, reason: str, began: float) -> Candidate:
 
 def _is_final(candidate: Candidate, architecture: Architecture, seed: int) -> bool:
     return candidate.stage == "final" and candidate.seed == seed and candidate.architecture == architecture
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

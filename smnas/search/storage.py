@@ -16,6 +16,7 @@ from optuna.storages import RDBStorage
 from sqlalchemy import URL, event, make_url, text
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
+from profiler.errors import first_line
 from smnas.search.settings import STUDY_NAME, RunFolderError
 
 __all__ = ["STUDY_FILE", "folder_lock", "open_storage", "storage_url", "study_lock", "study_name"]
@@ -91,9 +92,8 @@ def open_storage(folder: Path, url: str | None, *, to_write: bool = False) -> RD
             event.listen(storage.engine, "connect", _write_ahead)
             storage.engine.dispose()  # the connection that made the tables came before the listener
     except (SQLAlchemyError, RuntimeError) as error:
-        first_line = str(error).splitlines()[0]
         raise RunFolderError(
-            f"{file} must be the SQLite file of a study, but opening it failed: {first_line}"
+            f"{file} must be the SQLite file of a study, but opening it failed: {first_line(error)}"
         ) from error
     return storage
 
@@ -112,8 +112,9 @@ def _open_database(url: URL) -> RDBStorage:
             f"a database needs its driver, but {error.name} is not installed: pip install 'smnas[postgresql]'"
         ) from error
     except (SQLAlchemyError, RuntimeError) as error:
-        first_line = str(error).splitlines()[0]
-        raise RunFolderError(f"{url} must be a database for the study, but opening it failed: {first_line}") from error
+        raise RunFolderError(
+            f"{url} must be a database for the study, but opening it failed: {first_line(error)}"
+        ) from error
 
 
 def storage_url(url_text: str) -> URL:

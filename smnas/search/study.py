@@ -18,6 +18,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
+from profiler.errors import first_line
 from smnas.search.candidate import Candidate, State
 from smnas.search.history import History
 from smnas.search.parameters import DISTRIBUTIONS, parameters_of
@@ -161,8 +162,9 @@ def read_candidates(folder: Path, settings: SearchSettings) -> tuple[Candidate, 
         study = optuna.load_study(study_name=settings.study, storage=storage)
         return tuple(_candidate(trial) for trial in study.get_trials(deepcopy=False))
     except (KeyError, SQLAlchemyError, RuntimeError) as error:
-        cause = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RunFolderError(f"the study of {folder} must be readable, but reading it failed: {cause}") from error
+        raise RunFolderError(
+            f"the study of {folder} must be readable, but reading it failed: {first_line(error)}"
+        ) from error
     finally:
         optuna.logging.set_verbosity(verbosity)
         storage.engine.dispose()

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from profiler.errors import UserError
+from profiler.errors import UserError, first_line
 from smnas import __version__
 from smnas.models.backbone import StemKind
 from smnas.models.build import build_detector
@@ -172,7 +172,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         LookupError,
     ) as error:
         # torch's own words about unpickling advise to load code as well
-        reason = "no tensors" if isinstance(error, pickle.UnpicklingError) else _first_line(error)
+        reason = "no tensors" if isinstance(error, pickle.UnpicklingError) else first_line(error)
         raise CheckpointError(f"{rule}, but {path} is damaged or something else ({reason})") from None
     if not isinstance(values, dict) or values.get("format") != _FORMAT:
         raise CheckpointError(f"{rule}, but {path} holds something else")
@@ -209,7 +209,7 @@ def load_detector_checkpoint(path: Path) -> tuple[Detector, CheckpointInfo]:
         detector.load_state_dict(checkpoint.model)
     except RuntimeError as error:
         raise CheckpointError(
-            f"the weights of {path} must be those of {info.architecture}, but got others ({_first_line(error)})"
+            f"the weights of {path} must be those of {info.architecture}, but got others ({first_line(error)})"
         ) from None
     return detector.eval(), info
 
@@ -246,8 +246,3 @@ def _identity(info: CheckpointInfo) -> dict[str, Any]:
         del values[progress]
     del recipe["name"]
     return {**values, **{f"recipe.{key}": value for key, value in recipe.items()}}
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__

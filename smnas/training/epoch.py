@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from profiler.errors import first_line
 from smnas.models.detector import Detector
 from smnas.models.layers import standardized_together
 from smnas.models.target import Target
@@ -124,7 +125,7 @@ def train_epoch(
     except (RuntimeError, MemoryError) as error:
         if _is_out_of_memory(error):
             raise TrainingFailedError(
-                f"out of memory in step {step + 1} of epoch {epoch + 1} on {device} ({_first_line(error)})",
+                f"out of memory in step {step + 1} of epoch {epoch + 1} on {device} ({first_line(error)})",
                 epoch * steps + step,
             ) from error
         raise
@@ -199,7 +200,3 @@ def _is_out_of_memory(error: Exception) -> bool:
         return True
     text = str(error).lower()  # the CPU allocator raises a bare RuntimeError
     return "can't allocate memory" in text or "not enough memory" in text
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
