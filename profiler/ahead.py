@@ -6,8 +6,6 @@ What is on disk already is not built again, so a killed build resumes. Failures 
 import hashlib
 import importlib
 import multiprocessing
-import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -23,6 +21,7 @@ from profiler.backends.tensorrt import (
     import_tensorrt,
     needs_convolutions,
 )
+from profiler.child_process import end_with_parent
 from profiler.engine_graph import engine_graphs
 from profiler.engines import EngineRequest, EngineStore, Manifest
 from profiler.errors import UserError, named_line
@@ -195,19 +194,7 @@ def _build_alone(job: _Job) -> BuiltEngine | str:
 def _pool(workers: int) -> ProcessPoolExecutor:
     # fresh processes: a forked one would inherit the locks of torch's threads
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
-
-
-def _end_with_parent() -> None:
-    """A builder whose parent was killed would wait for its next job for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-
-        def watch() -> None:
-            parent.join()
-            os._exit(1)
-
-        threading.Thread(target=watch, daemon=True).start()
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent)
 
 
 def _build(job: _Job) -> BuiltEngine | str:

@@ -5,9 +5,7 @@ Both kinds take jobs and give outcomes; which one is used changes how long a sea
 
 import contextlib
 import multiprocessing
-import os
 import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
+from profiler.child_process import end_with_parent
 from profiler.errors import UserError, one_line
 from smnas.scoring.base import Score, Scorer, ScoringFailedError, ScoringProgress, StoppingScorer
 from smnas.space.architecture import Architecture
@@ -284,7 +283,7 @@ def _cause(code: int | None) -> str:
 def _work(connection: Connection, make: Callable[[int], Scorer], index: int, threads: int | None) -> None:
     """A worker's life: jobs in, progress and outcomes out."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent ends its workers
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    end_with_parent()  # a search that resumes must not find an old worker in its folders
     if threads is not None:
         import torch
 
@@ -318,11 +317,3 @@ def portable(outcome: Outcome) -> Outcome:
     if isinstance(outcome, OSError):
         return OSError(str(outcome))
     return outcome
-
-
-def _die_with_parent() -> None:
-    """End at once when the parent is gone: a search that resumes must not find an old worker in its folders."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)

@@ -1,0 +1,22 @@
+"""What a process that works for another one needs."""
+
+import multiprocessing
+import os
+import threading
+
+__all__ = ["end_with_parent"]
+
+
+def end_with_parent() -> None:
+    """End this process, from now on, at once when the one that started it is gone, even by SIGKILL.
+
+    It would wait for its next job for ever, or go on in files that belong to the parent's successor.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def watch() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
