@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from smnas.models.convolutions import backbone_convolutions, layers
 from smnas.scoring.entropy import PUBLISHED, EntropyForm, detector_entropy
 from smnas.space.architecture import Architecture
 
-__all__ = ["ControlGroup", "ControlTau", "TrainedDetector", "control_table", "kendall_tau"]
+__all__ = ["ControlGroup", "ControlTau", "TrainedDetector", "control_table"]
 
 Floats = NDArray[np.float64]
 
@@ -130,9 +130,9 @@ def _tau_with_interval(values: Floats, ap: Floats, seed: int) -> tuple[float, fl
     values, ap = values[known], ap[known]
     if len(values) < _LEAST:
         return math.nan, math.nan, math.nan
-    tau = kendall_tau(values, ap)
     rng = np.random.default_rng(seed)
     signs = np.sign(values[:, None] - values), np.sign(ap[:, None] - ap)
+    tau = _tau_of(*signs)
     drawn = [_tau_of(*(sign[np.ix_(rows, rows)] for sign in signs)) for rows in _resamples(len(values), rng)]
     defined = np.array([value for value in drawn if math.isfinite(value)])
     if math.isnan(tau) or not len(defined):
@@ -145,18 +145,10 @@ def _resamples(count: int, rng: np.random.Generator) -> NDArray[np.int64]:
     return rng.integers(0, count, (_RESAMPLES, count))
 
 
-def kendall_tau(a: ArrayLike, b: ArrayLike) -> float:
-    """Kendall's tau-b, which corrects for ties; NaN where one side does not differ at all.
-
-    Args:
-        a: ``(N,)``.
-        b: ``(N,)``.
-    """
-    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    return _tau_of(np.sign(x[:, None] - x), np.sign(y[:, None] - y))
-
-
 def _tau_of(x: Floats, y: Floats) -> float:
-    """From the signs of all differences, ``(N, N)`` each."""
+    """Kendall's tau-b from the signs of all differences, ``(N, N)`` each; NaN where one side does not differ at all.
+
+    As :func:`profiler.audit.kendall`; a resample's signs are looked up in those of all detectors, not computed anew.
+    """
     scale = math.sqrt(float(np.abs(x).sum()) * float(np.abs(y).sum()))
     return float((x * y).sum()) / scale if scale else math.nan

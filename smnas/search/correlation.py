@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from smnas.scoring.controls import kendall_tau
+from profiler.audit import kendall
 from smnas.search.ranking_row import RankingRow
 
 __all__ = ["Correlation", "rank_correlations"]
@@ -37,7 +37,7 @@ def rank_correlations(rows: Sequence[RankingRow]) -> tuple[Correlation, ...]:
         ("AP in the search and AP in the final phase", ap),
         ("predicted and measured latency", latency),
     ):
-        tau = kendall_tau([x for x, _ in pairs], [y for _, y in pairs])
-        if len(pairs) >= _LEAST_PAIRS and tau == tau:
+        tau = kendall([x for x, _ in pairs], [y for _, y in pairs])
+        if len(pairs) >= _LEAST_PAIRS and tau is not None:
             found.append(Correlation(what, tau, len(pairs)))
     return tuple(found)

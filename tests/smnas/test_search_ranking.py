@@ -7,11 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy.stats import kendalltau
 
-from smnas.scoring.controls import kendall_tau
 from smnas.search.candidate import Candidate
 from smnas.search.ranking import Ranking, complete_ranking, rank, read_ranking, write_ranking
 from smnas.search.ranking_row import RankingRow
@@ -383,9 +379,3 @@ def test_rank_correlations_compare_the_search_with_the_end(tmp_path: Path) -> No
     assert after.correlations[1].tau == pytest.approx(1 / 3), "one of three pairs changed its order"
     assert read_ranking(tmp_path) == after
     assert rank(SEARCH, None).correlations == ()
-
-
-@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=12))
-def test_kendalls_tau_is_scipys(pairs: list[tuple[int, int]]) -> None:
-    a, b = ([float(pair[side]) for pair in pairs] for side in (0, 1))
-    assert kendall_tau(a, b) == pytest.approx(kendalltau(a, b).statistic, nan_ok=True)
