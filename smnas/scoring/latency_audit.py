@@ -40,7 +40,8 @@ class AuditedWhole:
         architecture: Of it.
         measured: The measured row of the whole.
         prediction: With its interval.
-        others_ms: The same detector predicted by the other names of :data:`PREDICTORS`.
+        others_ms: The same detector predicted by the other names of :data:`PREDICTORS`; FLOPs are left out where no
+            detector was reached that a line could be fitted on.
     """
 
     architecture: Architecture
@@ -96,7 +97,8 @@ class Audit:
         if not self.wholes:
             return {}
         measured = [whole.measured_ms for whole in self.wholes]
-        return {name: accuracy([whole.predicted_ms(name) for whole in self.wholes], measured) for name in PREDICTORS}
+        names = [name for name in PREDICTORS if name == "prediction" or name in self.wholes[0].others_ms]
+        return {name: accuracy([whole.predicted_ms(name) for whole in self.wholes], measured) for name in names}
 
     @property
     def coverage(self) -> float | None:
@@ -192,7 +194,10 @@ def audit_latency(
     }
     for name, of_all in values.items():
         wanted = [of_all[one] for one, _, _ in found]
-        others[name] = fitted_line([of_all[one] for one in known], wholes_ms, wanted).tolist() if known else wanted
+        if known:
+            others[name] = fitted_line([of_all[one] for one in known], wholes_ms, wanted).tolist()
+        elif name == "roofline":  # milliseconds without a fit, which FLOPs are not
+            others[name] = wanted
     wholes = [
         AuditedWhole(one, row, prediction, {name: found_ms[place] for name, found_ms in others.items()})
         for place, (one, prediction, row) in enumerate(found)

@@ -23,6 +23,7 @@ from profiler.workload import Workload, random_inputs
 from smnas.models.build import build_detector, deployable
 from smnas.models.workloads import detector_workloads, inference_workloads, whole_workload
 from smnas.scoring.latency import DetectorLatency, LatencyFailedError
+from smnas.scoring.latency_audit import audit_latency, explain
 from smnas.space.architecture import Architecture
 
 SMALL = Architecture.parse("basicblock_8_1-2-2+fpn_3-4_16+norpn+retina_16_1+64x64")
@@ -304,11 +305,25 @@ def test_cold_rows_are_their_own_and_no_prediction_reads_them(table: LatencyTabl
     assert latency.complete([SMALL], caches="cold").measured == 0
 
 
+def test_an_audit_that_fitted_nothing_takes_no_flops_for_milliseconds(table: LatencyTable, idle: IdleBackend) -> None:
+    sums = {one: fill(table, idle, one, 20.0) for one in (SMALL, TWO_STAGE)}
+    latency = DetectorLatency(CLASSES, idle, table)
+    told: list[str] = []
+    found = audit_latency(
+        latency, [], [SMALL, TWO_STAGE], lambda _done, _total, text: told.append(text), rng=np.random.default_rng(0)
+    )
+    assert (found.calibrated_on, len(found.wholes), found.splits) == (0, 2, None)
+    assert set(found.accuracies()) == {"prediction", "naive sum", "roofline"}
+    for whole in found.wholes:
+        assert whole.prediction.ms == pytest.approx(sums[whole.architecture])
+        assert whole.others_ms["naive sum"] == pytest.approx(sums[whole.architecture])
+        assert 0 < whole.others_ms["roofline"] <= sums[whole.architecture]
+
+
 def test_the_worst_are_looked_into_with_the_runtimes_own_profile() -> None:
     """The parts' nodes are the whole's but for layout and what is at the borders, and the four shares add up."""
     pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu or gpu)")
     from profiler.backends.onnxruntime import OnnxRuntimeBackend
-    from smnas.scoring.latency_audit import explain
 
     found = explain(OnnxRuntimeBackend(cpu_device(), 1), SMALL, CLASSES)
     convolutions = [row for row in found.operators if "Conv" in row.operator]
