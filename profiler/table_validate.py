@@ -23,6 +23,7 @@ _ROUNDING = 1e-9  # a median stored in milliseconds, beside the samples that it 
 _LATENCIES = ("median_ms", "low_ms", "high_ms")
 _COUNTS = ("n", "inner_runs", "parameters", "flops")
 _WORKLOAD = ("device", "backend", "backend_version", "precision", "batch", "threads", "key")
+_OTHERS = ("id", "status", "reason", "samples", "conditions", "reference_drift", "created_at", "superseded_by")
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,9 @@ def _validated(path: Path, connection: sqlite3.Connection, version: int) -> Vali
             f"row {row_id}: the {parent} that it refers to is not there"
             for _, row_id, parent, _ in connection.execute("PRAGMA foreign_key_check").fetchall()
         )
-        rows = connection.execute("SELECT * FROM measurement ORDER BY id").fetchall()
+        # by name, so that a column that is not there is said as SQLite says it
+        columns = ", ".join((*_OTHERS, *_WORKLOAD, *_LATENCIES, *_COUNTS))
+        rows = connection.execute(f"SELECT {columns} FROM measurement ORDER BY id").fetchall()
     except sqlite3.DatabaseError as error:
         problems.append(f"file: {error}")
     for row in rows:

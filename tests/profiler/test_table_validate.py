@@ -139,6 +139,15 @@ def test_the_schema(path: Path, statement: str, line: str) -> None:
     assert tampered(path, statement) == ((line,) if line else ())
 
 
+def test_a_missing_column(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute("ALTER TABLE measurement RENAME COLUMN conditions TO circumstances")
+    connection.close()
+    schema, file = validate(path).problems[0], validate(path).problems[-1]
+    assert schema == "schema: table measurement is defined otherwise"
+    assert file == "file: no such column: conditions"
+
+
 def test_a_missing_trigger(path: Path) -> None:
     connection = sqlite3.connect(path)
     connection.execute("DROP TRIGGER measurement_never_goes")
