@@ -1,10 +1,12 @@
 """Guessed latencies: a known law, held-out coverage, and the row worth most by brute force."""
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import norm
 from torch import nn
 
 from profiler.audit import spearman
@@ -93,6 +95,17 @@ def test_the_row_to_measure_next_is_the_long_unknown_one_that_many_use() -> None
     counts = np.array([[1, 1, 1]] * 9 + [[5, 0, 0]])
     assert int(value_of_measuring(counts, *found.covariance(wanted)).argmax()) == 2
     assert int(value_of_measuring(counts[-1:], *found.covariance(wanted)).argmax()) == 0  # nobody else uses the others
+
+
+def test_variances_and_intervals_say_the_same_of_a_guess() -> None:
+    rng = np.random.default_rng(5)
+    works = drawn(rng, 30)
+    found = Interpolation.fit(works, [law_ms(work, rng, 0.02) for work in works], level=0.9)
+    wanted = [convolution(8, 25), convolution(64, 1600, 3), convolution(2048, 400)]
+    joint, noise = found.covariance(wanted)
+    for place, guess in enumerate(found.guess(wanted)):
+        deviation = math.sqrt(joint[place, place] + noise[place]) / guess.ms
+        assert math.log(guess.high_ms / guess.ms) == pytest.approx(norm.ppf(0.95) * deviation, rel=1e-3)
 
 
 def test_real_rows_are_guessed_from_each_other(tmp_path: Path) -> None:

@@ -97,6 +97,20 @@ def test_intervals_cover_as_often_as_they_claim(n: int) -> None:
     assert 0.87 <= hits / trials <= 0.975
 
 
+@pytest.mark.parametrize("n", [2, 5, 7, 8, 13, 19])
+def test_few_residuals_give_students_interval_with_the_degrees_that_the_fit_leaves(n: int) -> None:
+    model = LatencyModel.fit(*population(np.random.default_rng(n), n, 0.03), level=0.9)
+    spread = math.sqrt(sum(residual**2 for residual in model.residuals) / n)
+    assert model.relative_half_width == pytest.approx(stats.t.ppf(0.95, n - (2 if n >= 8 else 1)) * spread)
+
+
+@pytest.mark.parametrize(("n", "rank"), [(20, 19), (29, 27), (60, 55)])
+def test_many_residuals_give_the_conformal_interval(n: int, rank: int) -> None:
+    """The ceil((n + 1) level)-th smallest, Lei et al. 2018: one more than the residuals' own quantile."""
+    model = LatencyModel.fit(*population(np.random.default_rng(n), n, 0.03), level=0.9)
+    assert model.relative_half_width == sorted(map(abs, model.residuals))[rank - 1]
+
+
 def test_more_wholes_narrow_the_interval() -> None:
     rng = np.random.default_rng(1)
     widths = [

@@ -4,6 +4,7 @@ import gc
 import math
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -147,6 +148,13 @@ def test_short_runs_are_timed_in_batches_and_reported_per_run() -> None:
     assert measurement.inner_runs == 20
     assert measurement.median_ms == pytest.approx(0.01)
     assert all(sample * measurement.inner_runs >= 200_000 for sample in measurement.samples_ns)
+
+
+def test_slow_first_runs_do_not_say_how_long_a_run_takes() -> None:
+    settings = TimingSettings(warmup_runs=6, warmup_s=0.0, time_limit_s=10.0)
+    first = chain([5_000_000] * 3, constant(20_000))
+    measurement, _ = timed(first, settings)
+    assert measurement.inner_runs == 10, "as many as last 0.2 ms by the later warm-up runs"
 
 
 def test_a_free_run_does_not_divide_by_zero() -> None:

@@ -1,6 +1,7 @@
 """What a score without training is held against: tau as scipy has it, bands as they are defined, and no flattery."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,6 +50,14 @@ def test_a_band_is_the_fullest_one_of_its_width() -> None:
         assert group.high <= BAND * group.low
         assert group.detectors == max(sum(low <= value <= BAND * low for value in cost) for low in cost)
         assert group.detectors == sum(group.low <= value <= group.high for value in cost)
+
+
+def test_a_band_holds_both_of_its_limits() -> None:
+    found = [
+        replace(d, flops=f) for d, f in zip(detectors(np.linspace(0, 1, 5)), (1.0, 2.0, 3.0, 5.0, 8.0), strict=True)
+    ]
+    band = control_table(found)[1]
+    assert (band.low, band.high, band.detectors) == (2.0, 3.0, 2), "3 is 1.5 times 2, 8 more than 1.5 times 5"
 
 
 def test_intervals_come_from_resampling_detectors() -> None:

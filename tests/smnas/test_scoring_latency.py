@@ -1,6 +1,7 @@
 """Detector latencies: sums by hand from a filled table, what is measured and what is not, failures as reasons."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +282,14 @@ def test_guessed_parts_widen_the_interval_and_measure_nothing(table: LatencyTabl
     assert set(value) == set(keys_of(unmeasured)) - {row.key for row in table.rows()}
     assert all(0 <= share <= 1 for share in value.values())
     assert max(value.values()) > 0
+    cold = [
+        replace(row, key=f"{row.key}|cold", median_ms=50.0, low_ms=50.0, high_ms=50.0, created_at="", id=None)
+        for row in table.rows()
+    ]
+    for row in cold:
+        table.add(replace(row, conditions={**row.conditions, "caches": "cold"}))
+    again = latency.predict_many([SMALL, unmeasured], interpolate=True)
+    assert again.ms.tolist() == guessed.ms.tolist(), "guesses are of hot runs"
     with LatencyTable(table.path.with_name("empty.db")) as empty, pytest.raises(FewRowsError):
         DetectorLatency(CLASSES, idle, empty).predict_many([SMALL], interpolate=True)
 

@@ -61,6 +61,16 @@ def test_a_population_is_predicted_as_each_of_its_detectors(noise: float, tolera
         assert fitted.relative_error == pytest.approx(0.0, abs=tolerance)
         if noise:
             assert fitted.relative_error > 1e-4, "what is not explained is said"
+            without = [
+                float(
+                    fit_super_block_latency([other for other in known if other is not one], latency).sums_ms(
+                        SuperBlockPopulation.of([one.backbone])  # type: ignore[list-item]
+                    )[0]
+                )
+                for one in known
+            ]
+            errors = [ms / latency.parts_sum(one).ms - 1 for ms, one in zip(without, known, strict=True)]
+            assert fitted.relative_error == pytest.approx(np.sqrt(np.mean(np.square(errors)))), "each left out in turn"
 
 
 def test_the_fit_goes_through_the_calibration_on_wholes(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from smnas.search.settings import RunFolderError, SearchSettings, StageTrials, r
 from smnas.search.storage import storage_url, study_name
 from smnas.search.study import Study, read_candidates
 from smnas.search.time_budget import Clock
+from smnas.search.warm_start import warm_candidates
 from smnas.space.preset import load_space
 
 NANO = load_space("nano")
@@ -129,6 +130,13 @@ def test_a_clock_keeps_time_for_the_final_phase_and_shares_the_rest() -> None:
         found.append((clock.is_up(0.5, [done]), clock.is_up(1.0, [done])))
     assert found == [(False, False), (True, False), (True, False), (True, True)]
     assert Clock(100.0, settings, 2, now=lambda: 0.0).notes == ()
+    # More workers than trainings to come help no further: one after the other nothing, all at once 6 * 2 = 12 s.
+    seconds = 0.0
+    many = Clock(100.0, settings, at_once=60, now=lambda: seconds)
+    found = []
+    for seconds in (87.0, 89.0):  # noqa: B007  the clock reads it
+        found.append(many.is_up(1.0, [done]))
+    assert found == [False, True]
 
 
 def test_a_warm_start_trains_nothing_twice(tmp_path: Path) -> None:
@@ -152,6 +160,19 @@ def test_a_warm_start_trains_nothing_twice(tmp_path: Path) -> None:
     again = stub.StubScorer()
     search(tmp_path / "second", settings, scorer=again)
     assert again.calls == []
+
+
+def test_a_warm_start_takes_whole_trainings_alone(tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    limit = int(0.7 * stub.complexity(NANO.baseline_architecture).parameters)
+    conditions = {"trials": SMALL, "max_parameters": limit, "partial_order": False}
+    search(first, stub.settings(**conditions), scorer=stub.StubScorer(diverge_share=0.3))
+    there = trials(first)
+    assert {c.state for c in there} == {"complete", "failed", "pruned"}
+    settings = stub.settings(trials=SMALL, final_epochs=0, warm_start=(str(first),))
+    taken = [candidate for candidate, _ in warm_candidates(settings, NANO)]
+    whole = [c for c in there if c.state == "complete" and c.stage != "final"]
+    assert [(c.architecture, c.ap) for c in taken] == [(c.architecture, c.ap) for c in whole]
 
 
 def test_a_warm_start_needs_the_same_conditions(tmp_path: Path) -> None:

@@ -268,6 +268,16 @@ def test_an_export_completes_rows_and_a_rewrite_keeps_them(tmp_path: Path) -> No
     assert by_name(retrained)[name(2)].measured_latency_ms is None, "other weights, another model"
 
 
+def test_what_was_measured_on_other_weights_of_the_same_ap_is_not_kept(tmp_path: Path) -> None:
+    write_ranking(tmp_path, settings(), rank(SEARCH, None))
+    complete_ranking(tmp_path, settings(), {name(2): {"measured_latency_ms": 11.0, "exported_ap": 0.35}})
+    kept = write_ranking(tmp_path, settings(), rank(SEARCH, None))
+    assert by_name(kept)[name(2)].exported_ap == 0.35
+    moved = [replace(c, checkpoint=f"elsewhere/{c.number}.pt") for c in SEARCH]
+    anew = write_ranking(tmp_path, settings(), rank(moved, None))
+    assert by_name(anew)[name(2)].exported_ap is None
+
+
 def test_measured_and_predicted_latencies_are_not_mixed_in_a_comparison(tmp_path: Path) -> None:
     write_ranking(tmp_path, settings(), rank(SEARCH, None))
     after = complete_ranking(tmp_path, settings(), {name(2): {"measured_latency_ms": 30.0}})
