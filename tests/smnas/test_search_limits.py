@@ -62,6 +62,24 @@ def test_halving_trains_every_epoch_once_and_spends_its_budget(halved: Path) -> 
     assert any(c.origin == "promotion" and c.stop_epoch is None for c in joint)
 
 
+def test_a_training_that_was_begun_is_not_pruned_when_it_may_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: set[object] = set()
+
+    def beaten_once_begun(architecture: object, *_: object) -> str | None:
+        if architecture in begun:
+            return "partial order: beaten meanwhile"
+        begun.add(architecture)
+        return None
+
+    monkeypatch.setattr("smnas.search.run.why_beaten", beaten_once_begun)
+    search(tmp_path, halving_settings())
+    promoted = [c for c in trials(tmp_path) if c.origin == "promotion"]
+    assert promoted
+    assert {c.state for c in promoted} == {"complete"}
+
+
 def test_only_whole_trainings_are_ranked_and_all_epochs_are_counted(halved: Path) -> None:
     history = trials(halved)
     run = read_run_folder(halved)

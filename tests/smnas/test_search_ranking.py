@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from smnas.search.candidate import Candidate
+from smnas.search.notes import search_notes
 from smnas.search.ranking import Ranking, complete_ranking, rank, read_ranking, write_ranking
 from smnas.search.ranking_row import RankingRow
 from smnas.search.recommendation import band_limits, band_recommendations, recommend
@@ -389,3 +390,10 @@ def test_rank_correlations_compare_the_search_with_the_end(tmp_path: Path) -> No
     assert after.correlations[1].tau == pytest.approx(1 / 3), "one of three pairs changed its order"
     assert read_ranking(tmp_path) == after
     assert rank(SEARCH, None).correlations == ()
+
+
+def test_a_reader_is_told_which_latencies_are_assumptions() -> None:
+    calibrated = [replace(c, latency_calibrated=True) for c in SEARCH]
+    assert not any("calibrated" in note for note in search_notes(calibrated, settings(), {}, finished=True))
+    one = [*calibrated[:-1], replace(calibrated[-1], latency_calibrated=False)]
+    assert any("not calibrated on whole detectors" in note for note in search_notes(one, settings(), {}, finished=True))

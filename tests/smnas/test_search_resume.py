@@ -6,8 +6,15 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import pytest
+import search_stub as stub
+
+from smnas.scoring.pool import InProcess
 from smnas.search.ranking import read_ranking
-from smnas.search.study import Study
+from smnas.search.run import run_search
+from smnas.search.settings import StageTrials
+from smnas.search.study import Study, read_candidates
+from smnas.space.preset import load_space
 
 SCRIPT = Path(__file__).with_name("search_kill_script.py")
 KILLS = 12
@@ -47,3 +54,30 @@ def test_a_search_survives_being_killed_at_random_moments(tmp_path: Path) -> Non
     trained = Counter((c.architecture, c.seed, c.epochs) for c in killed if c.state == "complete")
     assert set(trained.values()) == {1}
     assert read_ranking(tmp_path / "killed") == read_ranking(tmp_path / "whole")
+
+
+class Killed(BaseException):
+    """Nothing that a search may catch."""
+
+
+@pytest.mark.parametrize("call", [8, 9])
+def test_a_generation_that_was_not_full_stays_so_when_a_kill_hits_it_after_a_failure(tmp_path: Path, call: int) -> None:
+    """Of a stage's last two candidates the first one fails: what takes its place is proposed after both, as ever."""
+    space = load_space("nano")
+    settings = stub.settings(generation=4, trials=StageTrials(structural=3, modular=3), final_epochs=0)
+
+    def search(folder: Path, raises: dict[int, BaseException]) -> list[tuple[object, ...]]:
+        scorer = stub.StubScorer(diverge_share=0.4, raises=raises)
+        run_search(
+            folder,
+            settings,
+            space,
+            scorers=InProcess(scorer),
+            latency=stub.StubLatency(),
+            complexity=stub.complexity,
+        )
+        return [(c.number, c.architecture, c.state, c.ap, c.generation) for c in read_candidates(folder, settings)]
+
+    with pytest.raises(Killed):
+        search(tmp_path / "killed", {call: Killed()})
+    assert search(tmp_path / "killed", {}) == search(tmp_path / "whole", {})

@@ -3,7 +3,7 @@
 import json
 import pickle
 import zipfile
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from smnas.training.checkpoint import (
     CheckpointInfo,
     load_checkpoint,
     record_metrics,
+    require_same_run,
     save_checkpoint,
 )
 from smnas.training.curve import EpochLog, append_curve, read_curve, write_curve
@@ -46,6 +47,34 @@ def checkpoint() -> Checkpoint:
     return Checkpoint(
         info, {"w": torch.rand(2, 3), "n": torch.tensor(4)}, {"w": torch.rand(2, 3)}, momentum, {}, (LOG,)
     )
+
+
+OTHERS = {
+    "architecture": "basicblock_16_11-21-21+fpn_2-4_32+rpn+rcnn_32+64x64",
+    "classes": ("ray", "jelly fish"),
+    "category_ids": (3, 8),
+    "norm": "bn",
+    "stem": "imagenet",
+    "recipe": load_recipe("nano").with_(scale_jitter=(0.8, 1.2), batch_size=3),
+    "seed": 13,
+    "train_images": 41,
+    "pretrained": "0123456789",
+}
+
+
+@pytest.mark.parametrize("setting", OTHERS)
+def test_another_setting_is_another_run(checkpoint: Checkpoint, setting: str) -> None:
+    other = replace(checkpoint.info, **{setting: OTHERS[setting]})
+    with pytest.raises(CheckpointError, match=f"was trained with {setting}"):
+        require_same_run(checkpoint.info, other, Path("checkpoint.pt"))
+
+
+def test_how_far_a_run_is_and_what_wrote_it_is_no_other_run(checkpoint: Checkpoint) -> None:
+    renamed = checkpoint.info.recipe.with_(name="mine")
+    later = replace(checkpoint.info, epoch=9, metrics={"ap": 0.5}, versions={"torch": "9"}, recipe=renamed)
+    require_same_run(checkpoint.info, later, Path("checkpoint.pt"))
+    settings = {field.name for field in fields(CheckpointInfo)} - {"epoch", "metrics", "versions"}
+    assert settings == set(OTHERS), "every setting is looked at above"
 
 
 def test_a_round_trip_keeps_everything(tmp_path: Path, checkpoint: Checkpoint) -> None:
