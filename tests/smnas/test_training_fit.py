@@ -110,6 +110,23 @@ def assert_same_weights(a: nn.Module | dict[str, Tensor], b: nn.Module | dict[st
         assert torch.equal(first[name], second[name]), name
 
 
+def test_every_epoch_of_every_run_draws_random_numbers_of_its_own() -> None:
+    def seeds(seed: int) -> list[int]:
+        found: list[int] = []
+        fit_batches(
+            stub_detector(),
+            StubBatches(),
+            stub_info(seed=seed),
+            on_step=lambda log: found.append(torch.initial_seed()) if log.step == 1 else None,
+        )
+        return found
+
+    first, other = seeds(5), seeds(6)
+    assert len(first) == 4
+    assert len({*first, *other}) == 8
+    assert seeds(5) == first
+
+
 class Killed(BaseException):
     pass
 
