@@ -41,7 +41,7 @@ def changes_of(epochs: int) -> tuple[str, ...]:
         'assignment="atss"',
         "ema_decay=0.998",
         "color_jitter=0.3",
-        "mosaic=0.5",
+        "mosaic=0",
         "scale_jitter=[0.8, 1.25]",
         "flip=0",
         f"epochs={2 * epochs}",

@@ -60,7 +60,7 @@ def main() -> None:
     asked = parser.parse_args()
     shutil.rmtree(asked.out, ignore_errors=True)
     data = first_pictures(asked.data, asked.out / "data")
-    recipe = load_recipe("nano").with_(flip=0.0, batch_size=4)
+    recipe = load_recipe("nano").with_(flip=0.0, mosaic=0.0, batch_size=4)
     jobs = [
         Job(
             number,
