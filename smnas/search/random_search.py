@@ -1,6 +1,6 @@
 """Random search over the same two spaces: the control that every other strategy is compared with."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -12,9 +12,10 @@ from smnas.search.choices import Choices
 from smnas.search.history import History
 from smnas.search.strategy import Strategy, first_unseen
 from smnas.search.variation import random_design
+from smnas.space.architecture import Architecture
 from smnas.space.preset import SpaceError
 
-__all__ = ["RandomModularStage", "RandomStructuralStage", "random_search"]
+__all__ = ["RandomModularStage", "RandomStructuralStage", "random_search", "random_unseen_structure"]
 
 
 def random_search(choices: Choices, *, structural_trials: int, modular_trials: int) -> Strategy:
@@ -22,6 +23,18 @@ def random_search(choices: Choices, *, structural_trials: int, modular_trials: i
     return Strategy(
         "random", (RandomStructuralStage(choices, structural_trials), RandomModularStage(choices, modular_trials))
     )
+
+
+def random_unseen_structure(choices: Choices, seen: Set[Architecture], rng: np.random.Generator) -> Proposal | None:
+    """A random structure that is not in ``seen``; None where all are."""
+    if all(architecture in seen for architecture in choices.structures):
+        return None
+    drawn = first_unseen(partial(choices.random_structure, rng), seen)
+    if drawn is None:
+        # Almost everything was looked at: draws miss what is left, so it is listed instead.
+        left = [architecture for architecture in choices.structures if architecture not in seen]
+        drawn = left[int(rng.integers(len(left)))]
+    return Proposal(drawn, "random")
 
 
 @dataclass(frozen=True)
@@ -34,11 +47,7 @@ class RandomStructuralStage:
 
     def ask(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
         """See :class:`smnas.search.strategy.SearchStage`."""
-        seen = History.of(history).seen
-        if all(architecture in seen for architecture in self.choices.structures):
-            return None
-        architecture = first_unseen(partial(self.choices.random_structure, rng), seen)
-        return None if architecture is None else Proposal(architecture, "random")
+        return random_unseen_structure(self.choices, History.of(history).seen, rng)
 
 
 @dataclass(frozen=True)

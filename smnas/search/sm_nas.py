@@ -21,6 +21,7 @@ from smnas.search.candidate import Candidate, Origin, Proposal, will_count
 from smnas.search.choices import Choices
 from smnas.search.history import History
 from smnas.search.pareto import as_points, non_dominated, spread
+from smnas.search.random_search import random_unseen_structure
 from smnas.search.strategy import Strategy, first_unseen
 from smnas.space.architecture import Architecture
 from smnas.space.mutation import NoMoveError
@@ -93,18 +94,7 @@ class StructuralStage:
                     continue
                 if child is not None:
                     return Proposal(child, "mutation", str(parent.architecture))
-        return _random_structure(self.choices, seen, rng)
-
-
-def _random_structure(choices: Choices, seen: Set[Architecture], rng: np.random.Generator) -> Proposal | None:
-    if all(architecture in seen for architecture in choices.structures):
-        return None
-    child = first_unseen(partial(choices.random_structure, rng), seen)
-    if child is None:
-        # Almost everything was looked at: draws miss what is left, so it is listed instead.
-        left = [architecture for architecture in choices.structures if architecture not in seen]
-        child = left[int(rng.integers(len(left)))]
-    return Proposal(child, "random")
+        return random_unseen_structure(self.choices, seen, rng)
 
 
 def modular_parents(

@@ -12,7 +12,7 @@ from smnas.search.choices import DetectorChoices
 from smnas.search.finalists import finalists
 from smnas.search.halving import HalvingStage
 from smnas.search.history import History
-from smnas.search.random_search import random_search
+from smnas.search.random_search import RandomStructuralStage, random_search
 from smnas.search.regularized_evolution import RegularizedEvolutionStage
 from smnas.search.rungs import rung_epochs
 from smnas.search.settings import DataFacts, SearchSettings, StageTrials
@@ -279,9 +279,10 @@ def test_exhausted_spaces_end_the_stages() -> None:
 
 def test_the_last_unseen_structure_is_found() -> None:
     seen = [trained(i, Proposal(a, "random"), "structural", state="pruned") for i, a in enumerate(NANO.structures[1:])]
-    proposal = StructuralStage(CHOICES, 10, 0.2).ask(seen, np.random.default_rng(0))
-    assert proposal is not None
-    assert proposal.architecture == NANO.structures[0]
+    for stage in (StructuralStage(CHOICES, 10, 0.2), RandomStructuralStage(CHOICES, 10)):
+        proposal = stage.ask(seen, np.random.default_rng(0))
+        assert proposal is not None
+        assert proposal.architecture == NANO.structures[0]
 
 
 def test_an_unknown_strategy_lists_the_known_ones() -> None:
