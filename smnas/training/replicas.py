@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from smnas.models.target import Target
 
 __all__ = ["ALONE", "LossFunction", "Replicas", "loss_of", "replicas_from_environment"]
 
+_LONGEST_WAIT = timedelta(hours=12)
+"""For the first process, which evaluates and writes alone; torchrun ends the others at once when one is lost."""
 LossFunction = Callable[[Tensor, list[Target]], dict[str, Tensor]]
 
 
@@ -66,7 +69,7 @@ def replicas_from_environment() -> Iterator[tuple[Replicas, torch.device]]:
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if cuda else "gloo")
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=_LONGEST_WAIT)
     try:
         yield Replicas(dist.get_rank(), dist.get_world_size()), device
     finally:
