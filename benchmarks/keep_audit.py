@@ -40,6 +40,7 @@ def main() -> None:
             "audit": audit,
         },
         backend=document["backend"],
+        precision=document["precision"],
     )
 
 
