@@ -105,17 +105,19 @@ def build_ahead(
             on_done(manifest)
 
     def to_build() -> Iterator[_Job]:
-        for name, key, graphs in _graphs(workloads, precision, capabilities):
-            for capability, (model, reason) in graphs.items():
-                digest = hashlib.sha256(model).hexdigest()
-                request = EngineRequest(backend, str(trt.__version__), capability, precision, digest)
-                found = store.find(request)
-                if found is not None and not (retry_failed and found.status == "failed"):
-                    note("cached", found)
-                elif reason:
-                    note("built", store.add_failure(request, reason, name=name, key=key))
-                else:
-                    yield _Job(name, key, request, model)
+        for workload, capability, graph in _graphs(workloads, precision, capabilities):
+            # where there is no graph, the key stands for it
+            model, reason = (workload.key.encode(), named_line(graph)) if isinstance(graph, Exception) else (graph, "")
+            request = EngineRequest(
+                backend, str(trt.__version__), capability, precision, hashlib.sha256(model).hexdigest()
+            )
+            found = store.find(request)
+            if found is not None and not (retry_failed and found.status == "failed"):
+                note("cached", found)
+            elif reason:
+                note("built", store.add_failure(request, reason, name=workload.name, key=workload.key))
+            else:
+                yield _Job(workload.name, workload.key, request, model)
 
     for job, outcome in _built(to_build(), workers):
         if isinstance(outcome, BuiltEngine):
@@ -128,26 +130,16 @@ def build_ahead(
 
 def _graphs(
     workloads: Iterable[Workload], precision: str, capabilities: Sequence[str]
-) -> Iterator[tuple[str, str, dict[str, tuple[bytes, str]]]]:
-    """Name, key, and for each capability the typed graph or, where there is none, the key in its place and a reason."""
+) -> Iterator[tuple[Workload, str, bytes | Exception]]:
+    """Every workload for every capability, with its typed graph or what keeps it from one."""
     convolutions = {capability: needs_convolutions(precision, capability) for capability in capabilities}
     rest = iter(workloads)
     while group := list(islice(rest, _GROUP)):
         items = [(workload.module, random_inputs(workload.inputs, _INPUT_SEED)) for workload in group]
-        made = {
-            wanted: engine_graphs(items, precision, convolutions=wanted)
-            for wanted in sorted(set(convolutions.values()))
-        }
+        made = {form: engine_graphs(items, precision, convolutions=form) for form in set(convolutions.values())}
         for number, workload in enumerate(group):
-            found = {capability: made[wanted][number] for capability, wanted in convolutions.items()}
-            yield (
-                workload.name,
-                workload.key,
-                {
-                    capability: (workload.key.encode(), named_line(one)) if isinstance(one, Exception) else (one, "")
-                    for capability, one in found.items()
-                },
-            )
+            for capability, form in convolutions.items():
+                yield workload, capability, made[form][number]
 
 
 def _built(jobs: Iterator[_Job], workers: int) -> Iterator[tuple[_Job, BuiltEngine | str]]:

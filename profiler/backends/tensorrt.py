@@ -57,7 +57,8 @@ class BuiltEngine:
     Attributes:
         content: as it is deserialised.
         seconds: that building took.
-        dense_layers: convolutions and matrix products of the network, all of the asked type.
+        dense_layers: convolutions and matrix products of the network, all of the asked type; in ``int8`` those that
+            stay float32 count as well, but none where nothing is quantised.
         tensor_types: how many tensors of the finished engine's layers are of each type, by TensorRT's own account;
             empty where the builder does not say.
         tf32: whether float32 convolutions may use the shorter TF32 significand; TensorRT's default.

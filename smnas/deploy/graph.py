@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from kernels.onnx_ops import Operators
+from profiler.backends.base import PRECISIONS
 from profiler.export import in_modules, to_onnx
 from profiler.quantized_onnx import quantized_onnx
 from profiler.typed_onnx import dense_nodes, typed_onnx
@@ -31,7 +32,7 @@ __all__ = [
 
 INPUT_NAME = "images"
 OUTPUT_NAMES = ("num", "boxes", "scores", "labels")
-GRAPH_PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+GRAPH_PRECISIONS = tuple(PRECISIONS)
 FRAGILE = (
     *(ProposalLayer, GuidedProposalLayer, RoIPool, BoxRefine),
     *(CascadePostprocess, RetinaPostprocess, FCOSPostprocess),
