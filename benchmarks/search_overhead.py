@@ -36,7 +36,8 @@ from smnas.search.choices import DetectorChoices
 from smnas.search.parameters import DISTRIBUTIONS, parameters_of
 from smnas.search.progress import SearchEvent
 from smnas.search.run import run_search
-from smnas.search.settings import DataFacts, SearchSettings, StageTrials, prepare_run_folder
+from smnas.search.run_folder import prepare_run_folder
+from smnas.search.settings import DataFacts, SearchSettings, StageTrials
 from smnas.search.storage import STUDY_FILE
 from smnas.search.strategies import STRATEGIES, get_strategy
 from smnas.search.study import Study, _attributes

@@ -167,7 +167,8 @@ def search(
         from profiler.table import LatencyTable
         from smnas.scoring.entropy import ENTROPY_FORMS
         from smnas.scoring.scorers import get_scorer
-        from smnas.search.settings import DataFacts, SearchSettings, StageTrials, prepare_run_folder, read_settings
+        from smnas.search.run_folder import prepare_run_folder
+        from smnas.search.settings import DataFacts, SearchSettings, StageTrials, read_settings
         from smnas.search.storage import open_storage, storage_url, study_name
         from smnas.search.strategies import STOPPING, STRATEGIES
         from smnas.search.warm_start import warm_candidates

@@ -28,7 +28,8 @@ from smnas.search.prior import with_prior
 from smnas.search.progress import SearchEvent, SearchProgress
 from smnas.search.pruning import why_beaten
 from smnas.search.ranking import RANKING_FILE, Ranking, rank, read_ranking, same_trainings, write_ranking
-from smnas.search.settings import SearchSettings, prepare_run_folder
+from smnas.search.run_folder import prepare_run_folder
+from smnas.search.settings import SearchSettings
 from smnas.search.strategies import get_strategy
 from smnas.search.strategy import SearchStage, Strategy
 from smnas.search.study import Study

@@ -1,7 +1,6 @@
-"""What a search is run with, and the run folder's ``settings.json`` that holds a resumed search to it."""
+"""What a search is run with, as the run folder's ``settings.json`` keeps it."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,12 +11,12 @@ from smnas.training.atomic import write_atomically as write_bytes
 
 __all__ = [
     "FORMAT_VERSION",
+    "SETTINGS_FILE",
     "STUDY_NAME",
     "DataFacts",
     "RunFolderError",
     "SearchSettings",
     "StageTrials",
-    "prepare_run_folder",
     "read_settings",
     "write_atomically",
 ]
@@ -28,9 +27,10 @@ FORMAT_VERSION = 1
 STUDY_NAME = "smnas"
 """What a study is called in a database of its own."""
 
-_FILE = "settings.json"
-# Facts about who wrote the folder; a resumed search may run with newer software.
-_MAY_DIFFER = frozenset({"smnas", "versions"})
+SETTINGS_FILE = "settings.json"
+
+_GONE = frozenset({"final_recipe"})
+"""Settings that earlier versions wrote and that decided nothing."""
 
 # Strict JSON has neither NaN nor infinities, and a setting that is one is a mistake.
 _Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -74,9 +74,6 @@ class SearchSettings(_Strict):
     batch: int = Field(default=1, ge=1)
     threads: int = Field(default=1, ge=1)
     recipe: dict[str, Any] = Field(description="training recipe of the search; `epochs` is its budget")
-    final_recipe: dict[str, Any] = Field(
-        default_factory=dict, description="recipe of the final phase, where it differs"
-    )
     epochs: int = Field(ge=1, description="epochs of every training of the search")
     seed: int = Field(default=0, ge=0)
     latency_ms: float | None = Field(default=None, gt=0, description="latency limit of the recommended detector")
@@ -110,43 +107,17 @@ class SearchSettings(_Strict):
     final_seeds: int = Field(default=1, ge=1, description="seeds of the final phase")
 
 
-def prepare_run_folder(path: Path, settings: SearchSettings) -> bool:
-    """Make ``path`` a run folder of these settings, or check that it already is one.
-
-    Returns:
-        Whether an earlier run is resumed.
-
-    Raises:
-        RunFolderError: the folder is of another format version or was begun with other settings; one line that names
-            the first difference.
-    """
-    file = path / _FILE
-    if file.exists():
-        _compare(read_settings(path), settings, path)
-        return True
-    if path.exists() and not path.is_dir():
-        raise RunFolderError(f"a run folder must be a folder, but got the file {path}")
-    if settings.storage is None and (path / "study.db").exists():
-        raise RunFolderError(f"a run folder with study.db must have {_FILE} as well, but {path} has none")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps(settings.model_dump(mode="json"), indent=2) + "\n")
-    except OSError as error:
-        raise RunFolderError(f"a run folder must be writable, but got {path}: {error.strerror}") from error
-    return False
-
-
 def read_settings(path: Path) -> SearchSettings:
     """The settings of the run folder ``path``.
 
     Raises:
         RunFolderError: there are none, they are not JSON, or of another format version.
     """
-    file = path / _FILE
+    file = path / SETTINGS_FILE
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise RunFolderError(f"a run folder holds {_FILE}, but {path} has none") from error
+        raise RunFolderError(f"a run folder holds {SETTINGS_FILE}, but {path} has none") from error
     except (OSError, ValueError) as error:
         raise RunFolderError(f"{file} must be a JSON document, but reading it failed: {error}") from error
     version = document.get("format_version") if isinstance(document, dict) else None
@@ -156,29 +127,11 @@ def read_settings(path: Path) -> SearchSettings:
             "give another --out"
         )
     try:
-        return SearchSettings.model_validate(document)
+        return SearchSettings.model_validate({name: value for name, value in document.items() if name not in _GONE})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise RunFolderError(f"{file}: {where}: {first['msg']}") from error
-
-
-def _compare(old: SearchSettings, new: SearchSettings, path: Path) -> None:
-    before, now = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
-    # What was typed comes before what follows from it: another strategy may change the recipe.
-    for name in sorted(dict.fromkeys((*before, *now)), key=lambda name: "." in name):
-        if name.split(".")[0] not in _MAY_DIFFER and before.get(name) != now.get(name):
-            raise RunFolderError(
-                f"a search is resumed with the settings it was begun with ({name} = {before.get(name)!r} in {path}), "
-                f"but got {now.get(name)!r}; give another --out"
-            )
-
-
-def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in document.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
 
 
 def write_atomically(file: Path, text: str) -> None:

@@ -1,10 +1,10 @@
 """The database that a study is in: the run folder's own file, or one that others share, and who may write there.
 
-One process at a time writes a study. A run folder is held by a lock on a file; a study in PostgreSQL, which may be
-reached from other machines and folders, by a lock in the database as well. Both end with the process that holds them.
+One process at a time writes a study. That of a run folder's own file is held with the folder
+(:mod:`smnas.search.run_folder`); one in PostgreSQL, which may be reached from other machines and folders, by a lock in
+the database as well. Both end with the process that holds them.
 """
 
-import fcntl
 import hashlib
 import sqlite3
 import time
@@ -19,30 +19,13 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from profiler.errors import first_line
 from smnas.search.settings import STUDY_NAME, RunFolderError
 
-__all__ = ["STUDY_FILE", "folder_lock", "open_storage", "storage_url", "study_lock", "study_name"]
+__all__ = ["STUDY_FILE", "open_storage", "storage_url", "study_lock", "study_name"]
 
 STUDY_FILE = "study.db"
 
 # A server notices within milliseconds that a killed process is gone, and needs longer only for a lost machine.
 _LOCK_TIMEOUT_S = 5.0
 _LOCK_POLL_S = 0.1
-
-
-@contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold a run folder.
-
-    Raises:
-        RunFolderError: another process holds it.
-    """
-    with (folder / ".lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when the process dies
-        except OSError as error:
-            raise RunFolderError(
-                f"one search at a time works in a run folder, but another process holds {folder}"
-            ) from error
-        yield
 
 
 @contextmanager

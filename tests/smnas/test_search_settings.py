@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from smnas.search import run_folder
+from smnas.search.run_folder import prepare_run_folder
 from smnas.search.settings import (
     DataFacts,
     RunFolderError,
     SearchSettings,
     StageTrials,
-    prepare_run_folder,
     read_settings,
+    write_atomically,
 )
 
 
@@ -37,7 +39,7 @@ def test_a_new_folder_is_made_and_the_same_settings_resume_it(tmp_path: Path) ->
     assert prepare_run_folder(folder, settings(latency_ms=5.0)) is False
     assert prepare_run_folder(folder, settings(latency_ms=5.0)) is True
     assert read_settings(folder) == settings(latency_ms=5.0)
-    assert [p.name for p in folder.iterdir()] == ["settings.json"], "no temporary file is left"
+    assert sorted(p.name for p in folder.iterdir()) == [".lock", "settings.json"], "no temporary file is left"
     document = json.loads((folder / "settings.json").read_text())
     assert document["format_version"] == 1
     assert document["trials"] == {"structural": 10, "modular": 10}
@@ -47,6 +49,34 @@ def test_newer_software_may_resume(tmp_path: Path) -> None:
     prepare_run_folder(tmp_path, settings(versions={"torch": "2.11"}))
     assert prepare_run_folder(tmp_path, settings(smnas="0.2.0", versions={"torch": "2.14"})) is True
     assert read_settings(tmp_path).smnas == "0.1.0", "the file says who began the run"
+
+
+def test_a_setting_that_is_gone_holds_nobody_up(tmp_path: Path) -> None:
+    prepare_run_folder(tmp_path, settings())
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "final_recipe": {}}))
+    assert prepare_run_folder(tmp_path, settings()) is True
+    assert read_settings(tmp_path) == settings()
+
+
+def test_of_two_searches_that_begin_at_once_the_first_keeps_its_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, second = tmp_path / "run", []
+
+    def write(file: Path, text: str) -> None:
+        # The other one begins when this one has found no settings, and has not written its own yet.
+        with pytest.raises(RunFolderError, match="another process holds") as caught:
+            prepare_run_folder(folder, settings(seed=1))
+        second.append(str(caught.value))
+        write_atomically(file, text)
+
+    monkeypatch.setattr(run_folder, "write_atomically", write)
+    assert prepare_run_folder(folder, settings()) is False
+    assert len(second) == 1
+    assert read_settings(folder) == settings()
+    with pytest.raises(RunFolderError, match=r"seed = 0 .*, but got 1"):
+        prepare_run_folder(folder, settings(seed=1))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ import optuna
 import pytest
 
 from smnas.search.ranking import Ranking, RankingRow, write_ranking
-from smnas.search.settings import DataFacts, SearchSettings, StageTrials, prepare_run_folder
+from smnas.search.run_folder import prepare_run_folder
+from smnas.search.settings import DataFacts, SearchSettings, StageTrials
 from smnas.space.architecture import Architecture
 
 PARENTS = (
