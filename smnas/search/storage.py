@@ -91,9 +91,10 @@ def _open_database(url: URL) -> RDBStorage:
         # A connection that the server has closed in the hours of a training is noticed and replaced.
         return RDBStorage(url.render_as_string(hide_password=False), engine_kwargs={"pool_pre_ping": True})
     except ImportError as error:
-        raise RunFolderError(
-            f"a database needs its driver, but {error.name} is not installed: pip install 'smnas[postgresql]'"
-        ) from error
+        # optuna says that one is missing, and what it was caused by says which.
+        missing = getattr(error.__cause__, "name", None) or url.drivername
+        fix = ": pip install 'smnas[postgresql]'" if url.get_backend_name() == "postgresql" else ""
+        raise RunFolderError(f"a database needs its driver, but {missing} is not installed{fix}") from error
     except (SQLAlchemyError, RuntimeError) as error:
         raise RunFolderError(
             f"{url} must be a database for the study, but opening it failed: {first_line(error)}"
@@ -112,10 +113,10 @@ def storage_url(url_text: str) -> URL:
         raise RunFolderError(
             f"a storage is a database URL as in postgresql://user@host/name, but got {url_text!r}"
         ) from error
-    if url.password is not None:
+    if url.password is not None or "password" in url.query:
         raise RunFolderError(
-            f"a storage URL is kept in the run folder, so it must not hold a password, but {url} does: "
-            "use PGPASSWORD or a password file"
+            "a storage URL is kept in the run folder, so it must not hold a password, but "
+            f"{url.difference_update_query(['password'])} does: use PGPASSWORD or a password file"
         )
     return url
 

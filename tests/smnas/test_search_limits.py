@@ -1,5 +1,6 @@
 """Stopped trainings, limits and warm starts in the search's loop, on ``search_stub.py``'s stand-in."""
 
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -204,9 +205,10 @@ def test_a_warm_start_needs_the_same_conditions(tmp_path: Path) -> None:
 
 def test_storage_urls_hold_no_password_and_studies_are_named_after_their_folder(tmp_path: Path) -> None:
     assert storage_url("postgresql://me@host/db").database == "db"
-    with pytest.raises(RunFolderError, match="must not hold a password") as caught:
-        storage_url("postgresql://me:secret@host/db")
-    assert "secret" not in str(caught.value)
+    for url in ("postgresql://me:secret@host/db", "postgresql://me@host/db?sslmode=require&password=secret"):
+        with pytest.raises(RunFolderError, match="must not hold a password") as caught:
+            storage_url(url)
+        assert "secret" not in str(caught.value)
     with pytest.raises(RunFolderError, match="a storage is a database URL"):
         storage_url("not a url")
     assert study_name(tmp_path, None) == "smnas"
@@ -214,3 +216,19 @@ def test_storage_urls_hold_no_password_and_studies_are_named_after_their_folder(
     assert len(names) == 2
     with pytest.raises(RunFolderError, match="must be a database for the study"):
         Study(tmp_path, "sqlite:////nowhere/at/all.db")
+
+
+@pytest.mark.parametrize(
+    ("url", "module", "fix"),
+    [
+        ("postgresql://me@host/db", "psycopg", ": pip install 'smnas[postgresql]'"),
+        ("mysql+pymysql://me@host/db", "pymysql", ""),
+    ],
+)
+def test_a_driver_that_is_not_there_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, module: str, fix: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)  # as where it is not installed
+    with pytest.raises(RunFolderError) as caught:
+        Study(tmp_path, url)
+    assert str(caught.value) == f"a database needs its driver, but {module} is not installed{fix}"
