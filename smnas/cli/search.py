@@ -252,7 +252,8 @@ def search(
             final_epochs=2 * search_epochs if final_epochs is None else final_epochs,
             final_seeds=final_seeds,
         )
-        warm_candidates(settings, space)
+        if before is None:
+            warm_candidates(settings, space)
         if storage is not None:
             open_storage(out, storage).engine.dispose()
         if prepare_run_folder(out, settings):

@@ -162,7 +162,13 @@ class _Search:
         return self._finished_before() or self._write(finished=True)
 
     def _warm_up(self) -> None:
-        """Begin with the trainings of other runs; those of a killed process that are there already are not added."""
+        """Begin with the trainings of other runs; those of a killed process that are there already are not added.
+
+        Only before anything is proposed: a resumed search needs those runs no more, wherever they have gone, and what
+        they have trained since does not change where it goes.
+        """
+        if any(c.own_epochs for c in self.study.candidates):
+            return
         there = {c.architecture for c in self.study.candidates if c.stage in ("baseline", "warm")}
         for source, folder in warm_candidates(self.settings, self.space):
             if source.architecture in there:

@@ -1,7 +1,9 @@
 """Stopped trainings, limits and warm starts in the search's loop, on ``search_stub.py``'s stand-in."""
 
+import shutil
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +181,24 @@ def test_a_warm_start_trains_nothing_twice(tmp_path: Path) -> None:
     again = stub.StubScorer()
     search(tmp_path / "second", settings, scorer=again)
     assert again.calls == []
+
+
+def test_a_warm_start_is_made_once_whatever_becomes_of_the_other_run(tmp_path: Path) -> None:
+    first, few = tmp_path / "first", StageTrials(structural=2, modular=0)
+    search(first, stub.settings(trials=few, final_epochs=0))
+    settings = stub.settings(trials=SMALL, final_epochs=0, seed=7, warm_start=(str(first),))
+    search(tmp_path / "whole", settings)
+    for name in ("grown", "gone"):
+        with pytest.raises(KeyboardInterrupt):
+            search(tmp_path / name, settings, scorer=stub.StubScorer(raises={3: KeyboardInterrupt()}))
+    with Study(first) as study:
+        fresh = next(a for a in NANO.structures[::-1] if a not in study.candidates.seen)
+        study.add(replace(study.candidates[1], number=len(study.candidates), architecture=fresh))
+    search(tmp_path / "grown", settings)
+    shutil.rmtree(first)
+    search(tmp_path / "gone", settings)
+    for name in ("grown", "gone"):
+        assert trials(tmp_path / name) == trials(tmp_path / "whole")
 
 
 def test_a_warm_start_takes_whole_trainings_alone(tmp_path: Path) -> None:
