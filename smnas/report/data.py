@@ -30,7 +30,8 @@ __all__ = [
 
 # Where nobody is left to compare with, the box that hypervolume is measured in still needs a border beyond every point.
 _REFERENCE_MARGIN = 1.1
-_FRONT_STAGES = ("structural", "modular", "joint", "final")
+_SEARCH_STAGES = ("baseline", "warm", "structural", "modular", "joint")
+_FRONT_STAGES = ("warm", "structural", "modular", "joint", "final")
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ def hypervolume_by_training(run: RunFolder) -> Hypervolume | None:
 
     The final phase is left out: it trains known architectures again, for longer, so its AP is on another scale.
     """
-    trials = sorted(_finished(run.trials, "baseline", "structural", "modular", "joint"), key=lambda t: t.number)
+    trials = sorted(_finished(run.trials, *_SEARCH_STAGES), key=lambda t: t.number)
     if not trials:
         return None
     points = as_points([(t.ap or 0.0, t.latency_ms or 0.0) for t in trials])
@@ -226,7 +227,7 @@ def _line(curve: Curve, value: str) -> CurveLine | None:
 
 def families(run: RunFolder) -> tuple[Family, ...]:
     """Stage 1's parents with stage 2's children, or a joint stage's; the parent of the best child first."""
-    trained = {t.architecture: t for t in _finished(run.trials, "baseline", "modular", "structural", "joint")}
+    trained = {t.architecture: t for t in _finished(run.trials, *_SEARCH_STAGES)}
     by_parent: dict[str, list[Trial]] = {}
     for trial in _finished(run.trials, "modular", "joint"):
         if trial.parent:

@@ -14,6 +14,7 @@ __all__ = ["LINES", "STAGE_COLOURS", "curves_figure", "front_figure", "hypervolu
 
 # Mid-tones that keep a contrast of 3:1 or more on the page's white and on its near-black.
 STAGE_COLOURS = {
+    "warm": "#7f6ad6",
     "structural": "#2f7ed8",
     "modular": "#1f9d6b",
     "joint": "#1f9d6b",
@@ -21,7 +22,13 @@ STAGE_COLOURS = {
     "baseline": "#d9822b",
 }
 LINES = ("#2f7ed8", "#1f9d6b", "#c2569b", "#d9822b", "#7f6ad6", "#3aa3b8", "#a8862b", "#d2555a")
-_STAGE_NAMES = {"structural": "stage 1", "modular": "stage 2", "joint": "search", "final": "ranked"}
+_STAGE_NAMES = {
+    "warm": "other runs",
+    "structural": "stage 1",
+    "modular": "stage 2",
+    "joint": "search",
+    "final": "ranked",
+}
 _INTERVAL = {"thickness": 1.2, "width": 3}
 
 

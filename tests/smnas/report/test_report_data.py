@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from smnas.report import data
+from smnas.report.page import render_report
 from smnas.report.run_folder import Curve, RunFolder, Trial, read_run_folder
 from smnas.search.ranking import Ranking, RankingRow
 from smnas.search.settings import DataFacts, SearchSettings, StageTrials
@@ -92,6 +93,24 @@ def test_families_tell_what_a_child_gained() -> None:
     assert first.children[1].ap_gain == pytest.approx(0.05)
     assert first.children[1].latency_change == pytest.approx(-0.2)
     assert (second.ap, second.children[0].ap_gain) == (None, None)
+
+
+def test_trainings_of_other_runs_are_on_the_front_and_have_children_and_cost_nothing() -> None:
+    run = run_of(
+        trial(0, 0.2, 10.0, "warm", architecture="p", epochs=4, start_epoch=4),
+        trial(1, 0.3, 8.0, "modular", parent="p", epochs=4),
+        trial(2, 0.1, 9.0, "structural", epochs=4),
+    )
+    assert [front.stage for front in data.fronts(run)] == ["warm", "structural", "modular"]
+    (family,) = data.families(run)
+    assert (family.parent, family.ap) == ("p", 0.2)
+    assert family.children[0].ap_gain == pytest.approx(0.1)
+    growth = data.hypervolume_by_training(run)
+    assert growth is not None
+    assert (growth.trainings, growth.epochs) == ((1, 2, 3), (0, 4, 8))
+    page = render_report(run)
+    assert "1 from other runs" in page
+    assert '"name":"other runs"' in page
 
 
 def test_a_child_may_become_a_parent() -> None:
