@@ -3,6 +3,7 @@
 import math
 import platform
 import re
+import time
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
@@ -157,7 +158,7 @@ def search(
     """
     with Output.open(as_json=as_json, quiet=quiet) as output:
         counts = _trial_counts(trials)
-        budget_s = None if budget is None else seconds_of(budget)
+        until_s = None if budget is None else time.monotonic() + seconds_of(budget)
         if latency_ms is not None and not 0 < latency_ms < math.inf:
             raise UserError(f"--latency-ms must be a number above 0, but got {latency_ms:g}")
 
@@ -259,7 +260,7 @@ def search(
         if prepare_run_folder(out, settings):
             output.note(f"resuming {out}")
         with LatencyTable(table or out / "latency.db") as rows:
-            _search(out, settings, space, folder, training, runner, rows, workers, ray, budget_s, output)
+            _search(out, settings, space, folder, training, runner, rows, workers, ray, until_s, output)
         ranking, page = _finish(out, folder, runner, table, output)
         output.result(
             {
@@ -317,7 +318,7 @@ def _search(
     table: "LatencyTable",
     workers: int,
     ray: str | None,
-    budget_s: float | None,
+    until_s: float | None,
     output: Output,
 ) -> None:
     from smnas.models.workloads import detector_workloads
@@ -364,7 +365,7 @@ def _search(
             strategy=strategy,
             latency=latency,
             complexity=complexity,
-            budget_s=budget_s,
+            budget_s=None if until_s is None else until_s - time.monotonic(),  # calibrating took its part
             on_event=display.on_event,
             on_training=display.on_training,
         )

@@ -57,7 +57,7 @@ class Candidate:
         flops: Floating-point operations for one image.
         ap: What the scorer gave, COCO AP in 0..1 for the scorer that trains; None unless complete.
         metrics: All the scorer's numbers; may hold NaN where a number is not defined.
-        seconds: What the scoring took.
+        seconds: What the training took, with its earlier trials; of a failed one, the time until it failed.
         reason: Why it failed or was pruned, else None.
         checkpoint: The trained weights, relative to the run folder, where there are any.
     """

@@ -87,9 +87,9 @@ def run_search(
         complexity: Gives a detector its parameters and FLOPs.
         trainers: Give the final phase its AP, where the search's scorer trains nothing; else the scorers do.
         strategy: Proposes; by default what the settings name.
-        budget_s: Propose nothing more when the rest of these seconds is what the final phase is expected to take; what
-            is being trained ends, and the final phase follows. A stage may use its share of the time only. None: no
-            limit. A search that stopped so goes on when it is run again.
+        budget_s: Propose nothing more that is not expected to be trained, and the final phase with it, within these
+            seconds. A stage may use its share of the time only. None: no limit. A search that stopped so goes on when
+            it is run again.
         on_event: Called after every trial and before every training.
         on_training: Called with a trial's number, for progress inside its training.
 

@@ -1,5 +1,6 @@
-"""A search's time limit: when to stop proposing, so that the final phase ends in time as well."""
+"""A search's time limit: when to stop proposing, so that what is being trained and the final phase end in time."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -31,27 +32,32 @@ class Clock:
         self._was_up = False
 
     def is_up(self, share: float, candidates: Sequence[Candidate]) -> bool:
-        """Whether ``share`` of the time for proposing is over: the budget less what the final phase will take.
+        """Whether a training that is proposed now would end after ``share`` of the time for the search.
 
-        The expectation is the mean time of an epoch so far; until one is known the final phase counts nothing.
+        That is the budget less what the final phase will take. Both are expected from the mean time of an epoch so far,
+        a proposal as a whole training; until one is known they count nothing.
         """
-        for_proposing_s = self._budget_s - self._final_s(candidates)
-        up = self._now() - self._began >= share * for_proposing_s
+        generation_s, final_s = self._expected(candidates)
+        up = self._now() - self._began + generation_s >= share * (self._budget_s - final_s)
         self._was_up = self._was_up or up
         return up
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the ranking should know."""
-        if not self._was_up:
-            return ()
-        return (f"Proposing stopped at the time budget of {self._budget_s / 3600:g} hours; run again, it goes on.",)
+        return ("Proposing stopped at the time budget; run again, the search goes on.",) if self._was_up else ()
 
-    def _final_s(self, candidates: Sequence[Candidate]) -> float:
+    def _expected(self, candidates: Sequence[Candidate]) -> tuple[float, float]:
+        """Seconds that a generation takes, and the final phase."""
         timed = [c for c in candidates if is_timed(c)]
         epochs = sum(c.reached_epoch for c in timed)
-        _, final = planned_trainings(self._settings)
-        if not epochs or not final:
-            return 0.0
-        seconds_an_epoch = sum(c.seconds or 0.0 for c in timed) / epochs
-        return final * self._settings.final_epochs * seconds_an_epoch / min(self._at_once, final)
+        if not epochs:
+            return 0.0, 0.0
+        an_epoch_s = sum(c.seconds or 0.0 for c in timed) / epochs
+        settings = self._settings
+        _, final = planned_trainings(settings)
+        rounds = math.ceil(settings.generation / self._at_once)
+        return (
+            rounds * settings.epochs * an_epoch_s,
+            final * settings.final_epochs * an_epoch_s / min(self._at_once, final or 1),
+        )

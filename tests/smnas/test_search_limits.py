@@ -139,15 +139,15 @@ def test_a_time_budget_stops_proposing_and_a_rerun_goes_on(tmp_path: Path) -> No
     assert not any("time budget" in note for note in whole.notes)
 
 
-def test_a_clock_keeps_time_for_the_final_phase_and_shares_the_rest() -> None:
+def test_a_clock_keeps_time_for_a_training_and_the_final_phase_and_shares_the_rest() -> None:
     seconds = 0.0
     settings = stub.settings(top=2, final_epochs=6, final_seeds=2)  # 6 trainings of 6 epochs to come
     clock = Clock(100.0, settings, at_once=2, now=lambda: seconds)
     architecture = NANO.baseline_architecture
     done = Candidate(0, architecture, "baseline", "baseline", None, "complete", 0, 3, ap=0.3, seconds=6.0)
-    # 2 s an epoch: the final phase takes 6 * 6 * 2 / 2 = 36 s.
+    # 2 s an epoch: the final phase takes 6 * 6 * 2 / 2 = 36 s, and what is proposed now 3 * 2 = 6 s.
     found = []
-    for seconds in (31.0, 33.0, 63.0, 65.0):  # noqa: B007  the clock reads it
+    for seconds in (25.0, 27.0, 57.0, 59.0):  # noqa: B007  the clock reads it
         found.append((clock.is_up(0.5, [done]), clock.is_up(1.0, [done])))
     assert found == [(False, False), (True, False), (True, False), (True, True)]
     assert Clock(100.0, settings, 2, now=lambda: 0.0).notes == ()
@@ -155,8 +155,15 @@ def test_a_clock_keeps_time_for_the_final_phase_and_shares_the_rest() -> None:
     seconds = 0.0
     many = Clock(100.0, settings, at_once=60, now=lambda: seconds)
     found = []
-    for seconds in (87.0, 89.0):  # noqa: B007  the clock reads it
+    for seconds in (81.0, 83.0):  # noqa: B007  the clock reads it
         found.append(many.is_up(1.0, [done]))
+    assert found == [False, True]
+    # A generation of five on two workers is three trainings one after the other.
+    seconds = 0.0
+    five = Clock(100.0, settings.model_copy(update={"generation": 5}), at_once=2, now=lambda: seconds)
+    found = []
+    for seconds in (45.0, 47.0):  # noqa: B007  the clock reads it
+        found.append(five.is_up(1.0, [done]))
     assert found == [False, True]
 
 
