@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from smnas.space.preset import Space
     from smnas.training.recipe import Recipe
 
-__all__ = ["EXAMPLES", "search"]
+__all__ = ["EXAMPLES", "NothingTrainedError", "search"]
 
 _PRECISION = "fp32"
 _RECIPES = {"nano": "nano", "small": "small", "paper": "sm-nas"}
@@ -62,6 +62,10 @@ EXAMPLES = examples(
     "smnas search --data my-pictures --gpu cpu --latency-ms 5 --scorer entropy --trials 20,0 --out my-zero-shot",
     "smnas-search --data my-pictures --preset small --strategy halving --trials 100,100 --budget 8h --out my-run",
 )
+
+
+class NothingTrainedError(RuntimeError):
+    """Every training failed, or nothing was trained."""
 
 
 def search(
@@ -274,6 +278,8 @@ def search(
             },
             lambda console: _show(console, out, ranking),
         )
+        if ranking.recommendation is None:
+            raise NothingTrainedError(f"a search ends with a detector, but nothing has an AP: {page} says why")
 
 
 def _workers() -> int:

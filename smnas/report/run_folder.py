@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from profiler.errors import first_line
 from smnas.scoring.entropy import ENTROPY_FORMS
+from smnas.search.notes import PRELIMINARY
 from smnas.search.ranking import Ranking, RankingRow, read_ranking
 from smnas.search.settings import RunFolderError, SearchSettings, read_settings
 from smnas.search.storage import STUDY_FILE, open_storage
@@ -93,6 +94,11 @@ class RunFolder:
     def row(self, architecture: str) -> RankingRow | None:
         """The ranking's row of an architecture, if it has one."""
         return next((row for row in self.ranking.rows if row.architecture == architecture), None)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the search came to its end, with a detector or without one."""
+        return bool(self.ranking.rows or self.ranking.notes) and PRELIMINARY not in self.ranking.notes
 
     @property
     def winner(self) -> RankingRow | None:

@@ -44,7 +44,7 @@ def search_notes(
         trained = sum(c.state == "complete" for c in trials)
         stopped = [c for c in trials if c.stop_epoch is not None]
         if stopped:
-            notes.append(_halved(stage, [c for c in trials if c.state == "complete"], settings.epochs))
+            notes.append(_halved(stage, trials, settings.epochs, count))
         elif finished and trained < count:
             notes.append(
                 f"The {stage} stage {verb} {trained} of {count} planned candidates and ended: {_looked_at(trials)}."
@@ -66,13 +66,16 @@ def search_notes(
     return tuple(notes)
 
 
-def _halved(stage: StageName, complete: Sequence[Candidate], epochs: int) -> str:
+def _halved(stage: StageName, trials: Sequence[Candidate], epochs: int, planned: int) -> str:
+    complete = [c for c in trials if c.state == "complete"]
     designs = len({c.architecture for c in complete})
     whole = sum(c.stop_epoch is None for c in complete)
     spent = sum(c.own_epochs for c in complete)
+    proposed = [c for c in trials if c.origin != "promotion"]
+    left_out = "" if len(proposed) == designs else f"; {_looked_at(proposed)}"
     return (
         f"The {stage} stage began {designs} candidates and trained {whole} of them to the end, in {spent} epochs: "
-        f"{spent / epochs:.1f} trainings' worth."
+        f"{spent / epochs:.1f} trainings' worth of {planned} planned{left_out}."
     )
 
 

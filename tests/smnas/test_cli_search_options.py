@@ -1,5 +1,6 @@
 """``smnas search``'s limits and storage on the command line."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ import pytest
 from smnas.cli import search
 from smnas.cli.main import application
 from smnas.cli.run import run
+from smnas.data.shapes import generate_shapes
+from smnas.search.ranking import Ranking
 from smnas.training.recipe import load_recipe
 
 
@@ -36,3 +39,17 @@ def test_mistakes_leave_no_folder(
     assert "secret" not in error
     assert len(error.strip().splitlines()) == 1
     assert not out.exists()
+
+
+def test_a_search_without_a_detector_is_a_failure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranking = Ranking((), None, ("The baseline failed and is not in the ranking: diverged",))
+    monkeypatch.setattr(search, "_search", lambda *_: None)
+    monkeypatch.setattr(search, "_finish", lambda *_: (ranking, tmp_path / "run" / "report.html"))
+    data = generate_shapes(tmp_path / "data", train=1, val=1)
+    words = ["--data", str(data), "--gpu", "cpu", "--backend", "eager", "--out", str(tmp_path / "run"), "--json"]
+    assert run(application("search"), "smnas-search", words) == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["notes"] == list(ranking.notes), "what there is is told all the same"
+    assert "nothing has an AP" in captured.err.splitlines()[-1]

@@ -12,6 +12,7 @@ import search_stub as stub
 
 from profiler.errors import UserError
 from smnas.report.data import hypervolume_by_training
+from smnas.report.page import render_report
 from smnas.report.run_folder import read_run_folder
 from smnas.scoring.base import Score
 from smnas.scoring.pool import InProcess
@@ -93,7 +94,26 @@ def test_only_whole_trainings_are_ranked_and_all_epochs_are_counted(halved: Path
     assert len(growth.trainings) == len(whole)
     assert growth.epochs[-1] <= sum(c.own_epochs for c in history if c.state == "complete")
     assert growth.epochs[-1] > 9 * len(whole), "stopped trainings cost epochs, too"
-    assert any(note.startswith("The joint stage began") for note in run.ranking.notes)
+    joint = [c for c in history if c.stage == "joint" and c.state == "complete"]
+    began, spent = len({c.architecture for c in joint}), sum(c.own_epochs for c in joint)
+    (note,) = (note for note in run.ranking.notes if note.startswith("The joint stage"))
+    assert note.startswith(
+        f"The joint stage began {began} candidates and trained {len(whole) - 1} of them to the end, in {spent} epochs: "
+        f"{spent / 9:.1f} trainings' worth of 6 planned"
+    )
+
+
+def test_a_halving_search_in_which_everything_fails_says_so(tmp_path: Path) -> None:
+    ranking = search(tmp_path, halving_settings(), scorer=stub.StubScorer(diverge_share=1.1))
+    assert ranking.recommendation is None
+    failed = sum(c.stage == "joint" for c in trials(tmp_path))
+    assert ranking.notes[1] == (
+        "The joint stage began 0 candidates and trained 0 of them to the end, in 0 epochs: 0.0 trainings' worth of 6 "
+        f"planned; {failed} were proposed ({failed} failed)."
+    )
+    page = render_report(read_run_folder(tmp_path))
+    assert "The search has ended, and nothing that it trained has an AP" in page
+    assert "No recommendation yet" not in page
 
 
 def test_an_interrupted_halving_search_ends_as_an_uninterrupted_one(tmp_path: Path, halved: Path) -> None:
