@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["EXAMPLES", "export"]
 
 _PICTURES_COMPARED = 16
-_PICTURES_CALIBRATED = 64
 EXAMPLES = examples(
     "smnas export --model my-model/checkpoint.pt --out my-model/model.onnx",
     "smnas-export --model my-model/checkpoint.pt --out model.onnx --data my-pictures --precision int8 --json",
@@ -74,7 +73,7 @@ def export(
     on the GPU that the engine is for.
     """
     with Output.open(as_json=as_json, quiet=quiet) as output:
-        from smnas.deploy.export import export_detector
+        from smnas.deploy.export import PICTURES_CALIBRATED, export_detector
 
         file = model_file(model, prefer="checkpoint")
         folder = None if data is None else open_data(data, output, drop_bad_boxes=drop_bad_boxes)
@@ -88,7 +87,7 @@ def export(
                 precision=precision,
                 batch=batch,
                 verify_images=_some_pictures(dataset, max(_PICTURES_COMPARED, batch)),
-                calibration_images=_some_pictures(calibrated, _PICTURES_CALIBRATED),
+                calibration_images=_some_pictures(calibrated, PICTURES_CALIBRATED),
                 dataset=dataset,
                 max_ap_drop=max_ap_drop,
                 capabilities=compute_capability or (),

@@ -21,6 +21,7 @@ from smnas.cli.options import (
     DeviceOption,
     DropBadBoxesOption,
     JsonOption,
+    PrecisionOption,
     PresetOption,
     QuietOption,
     SeedOption,
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EXAMPLES", "NothingTrainedError", "search"]
 
-_PRECISION = "fp32"
+_PRECISIONS = ("fp32", "fp16", "int8")  # of the ONNX files that a search ends with
 _RECIPES = {"nano": "nano", "small": "small", "paper": "sm-nas"}
 _FINISHING = {"export": "exporting", "evaluate": "evaluating files", "time": "timing files"}
 _CALIBRATION_WHOLES = 3
@@ -117,6 +118,7 @@ def search(
     top: Annotated[int, typer.Option(min=1, help="How many of the best are trained again and exported.")] = 3,
     table: TableOption = None,
     backend: BackendOption = "onnxruntime",
+    precision: PrecisionOption = "fp32",
     threads: ThreadsOption = 1,
     workers: Annotated[
         int | None,
@@ -156,6 +158,8 @@ def search(
     Stage 1 looks for the best combinations of modules, stage 2 evolves depth and width inside the best ones. Latency of
     every candidate comes from the device's latency table, AP from training it from scratch; a baseline is trained
     under the same budget. The best are trained again, ranked, exported to ONNX and measured again as exported files.
+    With --precision int8 (fp16 on a GPU) latencies and files are of that precision; training and its AP stay fp32, and
+    the file's own AP stands beside it.
     With --scorer entropy candidates are scored without training, and only the best are trained at all.
     The run folder holds the ranking, the models and a report. Interrupted, even killed, the same command resumes, also
     with other workers: their number does not change what is found, only how soon.
@@ -197,7 +201,9 @@ def search(
         if untrained and final_epochs == 0:
             raise UserError(f"--final-epochs must be above 0 with --scorer {scorer}, which trains nothing, but got 0")
         runner = get_backend(backend, resolve_device(gpu), threads=threads)
-        check_precision(runner, _PRECISION)
+        check_precision(runner, precision)
+        if precision not in _PRECISIONS:
+            raise UserError(f"--precision of a search must be one of {', '.join(_PRECISIONS)}, but got {precision!r}")
         training = load_recipe(recipe or _RECIPES[preset])
         if storage is not None:
             storage_url(storage)
@@ -231,7 +237,7 @@ def search(
             ),
             device=runner.device.name,
             backend=runner.name,
-            precision=_PRECISION,
+            precision=precision,
             threads=threads,
             recipe=training.model_dump(mode="json"),
             epochs=search_epochs,
@@ -423,7 +429,9 @@ def _finish(
                 bars[event.step] = stack.enter_context(Steps(output, _FINISHING[event.step]))
             bars[event.step].at(event.done, event.total, event.architecture)
 
-        report = deploy_ranking(out, folder.split("val"), device=backend.device, on_event=on_event)
+        report = deploy_ranking(
+            out, folder.split("val"), calibration=folder.split("train"), device=backend.device, on_event=on_event
+        )
     for architecture, reason in report.failed:
         output.note(f"could not be exported: {architecture}: {reason}")
     return report.ranking, write_report(out, data_root=folder.root, table=table)

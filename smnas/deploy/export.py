@@ -32,7 +32,10 @@ from smnas.deploy.runtime import EagerDetector, OnnxDetector
 from smnas.evaluation.predict import DetectionArrays
 from smnas.training.checkpoint import load_detector_checkpoint
 
-__all__ = ["FORMATS", "ExportMismatchError", "ExportReport", "canvases", "export_detector"]
+__all__ = ["FORMATS", "PICTURES_CALIBRATED", "ExportMismatchError", "ExportReport", "canvases", "export_detector"]
+
+PICTURES_CALIBRATED = 64
+"""Training pictures that give the ranges of an ``int8`` graph's maps, where nobody says otherwise."""
 
 _GENERATED_PICTURES = 8
 _VERSIONED = ("torch", "torchvision", "onnx", "onnxscript")

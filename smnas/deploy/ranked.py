@@ -15,7 +15,7 @@ from profiler.devices import Device
 from profiler.errors import BackendUnavailableError, UserError, one_line
 from profiler.export import ExportError
 from smnas.data.coco import DetectionDataset
-from smnas.deploy.export import ExportMismatchError, canvases, export_detector
+from smnas.deploy.export import PICTURES_CALIBRATED, ExportMismatchError, canvases, export_detector
 from smnas.deploy.latency import DEFAULT_ROUNDS, measure_files
 from smnas.deploy.runtime import OnnxDetector
 from smnas.evaluation.predict import evaluate
@@ -74,6 +74,7 @@ def deploy_ranking(
     folder: Path,
     dataset: DetectionDataset,
     *,
+    calibration: DetectionDataset | None = None,
     top: int | None = None,
     device: Device | None = None,
     rounds: int = DEFAULT_ROUNDS,
@@ -81,15 +82,17 @@ def deploy_ranking(
 ) -> DeployReport:
     """Export the best of a run folder's ranking and its baseline, and measure what was exported.
 
-    AP is measured on each file with the validation pictures; latency is measured on all files together, in turns, so
-    that they compare. The ranking is then made again, as measured latencies count for more than predicted ones; where
-    that recommends a detector that has no file yet, it gets one too.
+    The files are of the precision that the search's latencies are for. AP is measured on each file with the validation
+    pictures; latency is measured on all files together, in turns, so that they compare. The ranking is then made again,
+    as measured latencies count for more than predicted ones; where that recommends a detector that has no file yet, it
+    gets one too.
 
     A detector that can not be exported is noted in the ranking and does not stop the others.
 
     Args:
         folder: A run folder with a ranking.
         dataset: The validation pictures.
+        calibration: The training pictures, for a search in ``int8``.
         top: How many of the best are exported; by default as many as the search's settings say.
         device: Where latency is measured; this machine's CPU by default.
         rounds: How often each file is timed.
@@ -112,7 +115,7 @@ def deploy_ranking(
     while True:
         for index, architecture in enumerate(chosen):
             notify(DeployEvent("export", architecture, index, len(chosen)))
-            _deploy_row(folder, settings, architecture, dataset, progress, notify)
+            _deploy_row(folder, settings, architecture, dataset, calibration, progress, notify)
         ranking = _time(folder, settings, dataset, device, rounds, notify)
         winner = None if ranking.recommendation is None else ranking.recommendation.architecture
         if winner is None or winner in {*progress.exported, *progress.skipped, *progress.failed}:
@@ -126,6 +129,7 @@ def _deploy_row(
     settings: SearchSettings,
     architecture: str,
     dataset: DetectionDataset,
+    calibration: DetectionDataset | None,
     progress: _Progress,
     notify: Callable[[DeployEvent], None],
 ) -> None:
@@ -137,8 +141,13 @@ def _deploy_row(
         if row.checkpoint is None:
             raise UserError("the ranking names no checkpoint")
         relative = Path("models") / architecture / MODEL_FILE
-        pictures = [dataset.image(index) for index in range(min(len(dataset), _PICTURES_COMPARED))]
-        export_detector(folder / row.checkpoint, folder / relative, verify_images=pictures)
+        export_detector(
+            folder / row.checkpoint,
+            folder / relative,
+            precision=settings.precision,
+            verify_images=_pictures(dataset, _PICTURES_COMPARED),
+            calibration_images=_pictures(calibration, PICTURES_CALIBRATED) if settings.precision == "int8" else (),
+        )
         model = OnnxDetector(folder / relative)
         metrics = evaluate(
             model,
@@ -156,6 +165,10 @@ def _deploy_row(
     values = {"model": str(relative), "exported_ap": metrics.ap, "exported_ap50": metrics.ap50}
     complete_ranking(folder, settings, {architecture: values}, notes)
     progress.exported.append(architecture)
+
+
+def _pictures(dataset: DetectionDataset | None, most: int) -> list[NDArray[np.uint8]]:
+    return [] if dataset is None else [dataset.image(index) for index in range(min(len(dataset), most))]
 
 
 def _ap_notes(row: RankingRow, exported_ap: float) -> list[str]:

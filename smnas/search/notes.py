@@ -38,6 +38,11 @@ def search_notes(
             f"Candidates were scored by the {settings.scorer} of their backbones, without training; it is close to a "
             "count of layers. Only what the final phase trained has an AP and is ranked."
         )
+    if settings.precision != "fp32":
+        notes.append(
+            f"Latencies and exported files are of {settings.precision}. AP is that of the training, in fp32; a file's "
+            "own AP stands beside it."
+        )
     notes += _baseline(candidates)
     for stage, count in planned.items():
         trials = [c for c in candidates if c.stage == stage]

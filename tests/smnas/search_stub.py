@@ -105,7 +105,7 @@ def settings(**changes: object) -> SearchSettings:
         "data": DataFacts(root="shapes", classes=("disc", "box"), train_images=10, val_images=5),
         "device": "cpu",
         "backend": "onnxruntime",
-        "precision": "float32",
+        "precision": "fp32",
         "recipe": {"epochs": 3, "learning_rate": 0.02},
         "epochs": 3,
         "scorer": "stub",

@@ -5,11 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from profiler.predict import Latency
+from profiler.table import LatencyTable
 from smnas.cli import search
 from smnas.cli.main import application
 from smnas.cli.run import run
 from smnas.data.shapes import generate_shapes
-from smnas.search.ranking import Ranking
+from smnas.scoring.latency import DetectorLatency
+from smnas.search.ranking import Ranking, RankingRow
+from smnas.search.recommendation import Recommendation
+from smnas.search.settings import read_settings
+from smnas.space.preset import load_space
 from smnas.training.recipe import load_recipe
 
 
@@ -26,6 +32,8 @@ def test_trainings_that_stop_are_averaged_over_about_an_epoch() -> None:
         (("--budget", "8x"), "a time is written as in 90s"),
         (("--storage", "postgresql://me:secret@host/db"), "must not hold a password"),
         (("--storage", "nothing"), "a storage is a database URL"),
+        (("--precision", "fp16"), "onnxruntime on"),
+        (("--precision", "bf16", "--backend", "eager"), "must be one of fp32, fp16, int8, but got 'bf16'"),
     ],
 )
 def test_mistakes_leave_no_folder(
@@ -53,3 +61,32 @@ def test_a_search_without_a_detector_is_a_failure(
     captured = capsys.readouterr()
     assert json.loads(captured.out)["notes"] == list(ranking.notes), "what there is is told all the same"
     assert "nothing has an AP" in captured.err.splitlines()[-1]
+
+
+def test_a_search_in_int8_measures_in_int8_and_is_resumed_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = load_space("nano").structures[0]
+    predicted: list[Latency] = []
+
+    def search_nothing(*_: object, latency: DetectorLatency, **__: object) -> None:
+        predicted.append(latency.predict(small))
+
+    row = RankingRow(1, str(small), "0", "baseline", "final", True, 0.1, None, (0.1,), None, (0,), 1, 1.0, None, None)
+    ranking = Ranking((row,), Recommendation(row.architecture, "it is there"))
+    monkeypatch.setattr("smnas.search.run.run_search", search_nothing)
+    monkeypatch.setattr(search, "_calibration_set", lambda *_: [small])
+    monkeypatch.setattr(search, "_finish", lambda *_: (ranking, tmp_path / "report.html"))
+    data, out = generate_shapes(tmp_path / "data", train=1, val=1), tmp_path / "run"
+    words = ["--data", str(data), "--gpu", "cpu", "--workers", "1", "--out", str(out)]
+    assert run(application("search"), "smnas-search", [*words, "--precision", "int8"]) == 0
+    with LatencyTable(out / "latency.db", read_only=True) as table:
+        (target,) = table.targets()
+        whole = [row for row in table.current(target).values() if row.kind == "whole"]
+    assert target.precision == "int8"
+    assert len(whole) == 1
+    assert read_settings(out).precision == "int8"
+    assert predicted[0].ms > 0
+    capsys.readouterr()
+    assert run(application("search"), "smnas-search", words) == 2
+    assert "precision = 'int8'" in capsys.readouterr().err

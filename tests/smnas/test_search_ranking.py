@@ -72,7 +72,7 @@ def settings(**changes: object) -> SearchSettings:
         data=DataFacts(root="shapes", classes=("disc",), train_images=10, val_images=5),
         device="cpu",
         backend="onnxruntime",
-        precision="float32",
+        precision="fp32",
         recipe={},
         epochs=3,
         scorer="ap",

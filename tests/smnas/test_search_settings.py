@@ -25,7 +25,7 @@ def settings(**changes: object) -> SearchSettings:
         "data": DataFacts(root="shapes", classes=("disc", "box"), train_images=10, val_images=5),
         "device": "cpu",
         "backend": "onnxruntime",
-        "precision": "float32",
+        "precision": "fp32",
         "recipe": {"epochs": 3, "scale_jitter": [0.8, 1.25]},
         "epochs": 3,
         "scorer": "ap",

@@ -297,7 +297,7 @@ def search_settings(**changes: object) -> SearchSettings:
         data=DataFacts(root="x", classes=("a",), train_images=1, val_images=1),
         device="cpu",
         backend="onnxruntime",
-        precision="float32",
+        precision="fp32",
         recipe={},
         epochs=3,
         scorer="stub",

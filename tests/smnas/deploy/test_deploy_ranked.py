@@ -4,10 +4,12 @@ import csv
 import json
 import math
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import onnx
 import pytest
 
 from profiler.errors import UserError
@@ -21,6 +23,7 @@ from smnas.evaluation.predict import evaluate
 from smnas.report.page import write_report
 from smnas.report.run_folder import read_run_folder
 from smnas.report.samples import sample_detections
+from smnas.search.notes import search_notes
 from smnas.search.ranking import Ranking, RankingRow, read_ranking, write_ranking
 from smnas.search.run_folder import prepare_run_folder
 from smnas.search.settings import DataFacts, SearchSettings, StageTrials
@@ -54,7 +57,13 @@ def row(
     )
 
 
-def make_run(folder: Path, data: CocoFolder, make_checkpoint: Callable[..., Path], **values: Any) -> SearchSettings:
+def make_run(
+    folder: Path,
+    data: CocoFolder,
+    make_checkpoint: Callable[..., Path],
+    precision: str = "fp32",
+    **values: Any,
+) -> SearchSettings:
     """A ranking of three detectors with real checkpoints: best, baseline, and one over any latency."""
     settings = SearchSettings(
         smnas="0.1.0",
@@ -62,7 +71,7 @@ def make_run(folder: Path, data: CocoFolder, make_checkpoint: Callable[..., Path
         data=DataFacts(root=str(data.root), classes=data.classes, train_images=40, val_images=8),
         device="a processor",
         backend="onnxruntime",
-        precision="fp32",
+        precision=precision,
         recipe={},
         epochs=2,
         scorer="trained-ap",
@@ -243,6 +252,36 @@ def test_measured_latencies_decide_who_is_recommended(
     assert report.ranking.recommendation is not None
     assert report.ranking.recommendation.architecture == OTHER
     assert "measured" in report.ranking.recommendation.reason
+
+
+def test_a_search_in_int8_ends_with_files_in_int8(
+    data: CocoFolder, dataset: DetectionDataset, make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    settings = make_run(tmp_path, data, make_checkpoint, precision="int8")
+    report = deploy_ranking(tmp_path, dataset, calibration=data.split("train"), rounds=1)
+    assert set(report.exported) == {BEST, BASELINE}
+    for one in report.ranking.rows:
+        if one.model is not None:
+            model = OnnxDetector(tmp_path / one.model)
+            assert model.metadata.precision == "int8"
+            nodes = Counter(node.op_type for node in onnx.load(tmp_path / one.model).graph.node)
+            assert nodes["QuantizeLinear"] > 0
+            assert one.exported_ap == pytest.approx(evaluate(model, dataset, *model.input_size, batch_size=1).ap)
+            assert one.measured_latency_ms is not None
+    (note,) = search_notes((), settings, {}, True)
+    assert note == (
+        "Latencies and exported files are of int8. AP is that of the training, in fp32; a file's own AP stands beside "
+        "it."
+    )
+
+
+def test_int8_without_pictures_to_calibrate_on_is_noted(
+    data: CocoFolder, dataset: DetectionDataset, make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    make_run(tmp_path, data, make_checkpoint, precision="int8")
+    report = deploy_ranking(tmp_path, dataset, rounds=1)
+    assert report.exported == ()
+    assert "int8 needs pictures to calibrate on" in dict(report.failed)[BEST]
 
 
 def test_pictures_of_other_classes_are_refused(
