@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from smnas.search.progress import SearchEvent
     from smnas.search.ranking import Ranking
 
-__all__ = ["SearchDisplay", "show_ranking", "trial_line"]
+__all__ = ["SearchDisplay", "front_line", "show_ranking", "trial_line"]
 
 _SECONDS_BETWEEN_LINES = 60.0  # where there is no terminal; a finished trial has a line of its own
 
@@ -29,6 +29,7 @@ class SearchDisplay:
         self._search: TaskID | None = None
         self._trainings: dict[int, TaskID] = {}
         self._last_line = time.monotonic()
+        self._front: tuple[tuple[float, float], ...] = ()
         if output.messages.is_terminal and not output.quiet:
             columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
             self._bars = Progress(*columns, TextColumn("{task.fields[text]}"), console=output.messages)
@@ -48,6 +49,9 @@ class SearchDisplay:
         """A trial began or ended."""
         if event.state != "running":
             self._output.note(trial_line(event))
+        if event.stage != "final" and event.front != self._front:
+            self._front = event.front
+            self._output.note(front_line(event))
         if self._bars is None:
             return
         if self._search is None:
@@ -86,8 +90,14 @@ def trial_line(event: "SearchEvent") -> str:
     return f"{event.trained}/{event.total} {event.stage:<10} {result:<8} {latency:>10}  {event.architecture}  ({tail})"
 
 
+def front_line(event: "SearchEvent") -> str:
+    """The front so far, fastest first."""
+    points = ", ".join(f"{ap:.3f} at {latency_ms:.2f} ms" for ap, latency_ms in event.front)
+    return f"front so far, {event.measure}: {points}"
+
+
 def _summary(event: "SearchEvent") -> str:
-    parts = [f"front {event.front_size}"]
+    parts = [f"front {len(event.front)}"]
     if event.best_ap is not None:
         parts.append(f"best {event.measure} {event.best_ap:.3f}")
     if event.seconds_left is not None:

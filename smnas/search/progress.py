@@ -20,7 +20,7 @@ class SearchEvent:
         total: Trainings planned, of all stages.
         ap: The trial's own result, where it has one.
         best_ap: Best AP so far among the trainings with the trial's budget, within the latency limit if there is one.
-        front_size: Architectures on the front of the search's trainings.
+        front: (AP, latency in ms) of the front of the search's trainings, fastest first.
         seconds_left: Estimate from the mean time of an epoch so far and the trainings that run at once; None before the
             first training ended.
         reason: Why the trial failed or was pruned.
@@ -37,7 +37,7 @@ class SearchEvent:
     latency_ms: float | None
     best_ap: float | None
     best_architecture: str | None
-    front_size: int
+    front: tuple[tuple[float, float], ...]
     seconds_left: float | None
     reason: str | None
     measure: str = "AP"
@@ -93,7 +93,7 @@ class SearchProgress:
             latency_ms=candidate.latency_ms,
             best_ap=None if best is None else best.ap,
             best_architecture=None if best is None else str(best.architecture),
-            front_size=len(self._front),
+            front=tuple(sorted(self._front, key=lambda point: point[1])),
             seconds_left=self._seconds_left(),
             reason=candidate.reason,
             measure=self._settings.scorer if scored else "AP",

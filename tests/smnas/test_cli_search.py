@@ -34,7 +34,7 @@ EVENT = SearchEvent(
     latency_ms=1.5,
     best_ap=0.5,
     best_architecture="c+d",
-    front_size=2,
+    front=((0.25, 1.5), (0.5, 4.25)),
     seconds_left=185.0,
     reason=None,
 )
@@ -175,6 +175,18 @@ def test_a_line_for_every_finished_trial() -> None:
         "2/21 structural AP 0.250 1.50 ms a+b (front 2, best AP 0.500, 3m05s left)",
         "2/21 structural pruned 1.50 ms a+b (already beaten)",
         "2/21 structural failed a+b (diverged)",
+    ]
+
+
+def test_the_front_is_told_when_it_changes() -> None:
+    messages = io.StringIO()
+    with SearchDisplay(Output(io.StringIO(), messages, as_json=False, quiet=False)) as display:
+        for event in (EVENT, EVENT, replace(EVENT, front=((0.5, 1.0),)), replace(EVENT, stage="final", front=())):
+            display.on_event(event)
+    told = [line for line in messages.getvalue().splitlines() if line.startswith("front")]
+    assert told == [
+        "front so far, AP: 0.250 at 1.50 ms, 0.500 at 4.25 ms",
+        "front so far, AP: 0.500 at 1.00 ms",
     ]
 
 

@@ -80,7 +80,9 @@ def test_events_are_counted_over_all_trials(
     dominated = [
         any(b.point[0] >= a.point[0] and b.point[1] <= a.point[1] and b.point != a.point for b in whole) for a in whole
     ]
-    assert event.front_size == dominated.count(False)
+    front = [c.point for c, beaten in zip(whole, dominated, strict=True) if not beaten]
+    assert sorted(event.front) == sorted(front)
+    assert [latency for _, latency in event.front] == sorted(latency for _, latency in front)
     # Two seconds an epoch, two trainings at once.
     left = 0.0 if finals else max(9 - spent / EPOCHS, 0) * EPOCHS / 2
     left += max(4 - len(finals), 0) * 18 / 2

@@ -290,7 +290,7 @@ def test_events_tell_how_far_it_is(tmp_path: Path) -> None:
     searched = [e for e in done if e.stage != "final"]
     assert [e.best_ap for e in searched] == sorted(e.best_ap for e in searched if e.best_ap is not None)
     assert searched[-1].best_ap == max(e.ap for e in searched if e.ap is not None)
-    assert all(1 <= e.front_size <= e.trained for e in done)
+    assert all(1 <= len(e.front) <= e.trained for e in done)
     assert all(e.reason for e in finished if e.state == "failed")
 
 
