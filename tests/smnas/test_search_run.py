@@ -4,6 +4,7 @@ import functools
 import json
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from smnas.search.progress import SearchEvent
 from smnas.search.ranking import Ranking, complete_ranking, read_ranking
 from smnas.search.run import run_search, training_folder
 from smnas.search.settings import RunFolderError, SearchSettings, StageTrials
+from smnas.search.strategies import STRATEGIES, get_strategy
 from smnas.search.study import Study
 from smnas.space.architecture import Architecture
 from smnas.space.partial_order import not_larger
@@ -136,6 +138,28 @@ def test_workers_find_what_one_process_finds(tmp_path: Path) -> None:
         [(c.number, c.architecture, c.ap, c.generation) for c in trials(tmp_path / n)] for n in ("alone", "at-once")
     ]
     assert keys[0] == keys[1]
+
+
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
+def test_every_proposal_follows_from_the_study_and_the_seed(tmp_path: Path, name: str) -> None:
+    """A search is asked again, trial by trial, by stages that know nothing but what was known then."""
+    few = StageTrials(structural=3, modular=4)
+    settings = stub.settings(strategy=name, epochs=9, generation=3, trials=few, final_epochs=0, seed=11)
+    search(tmp_path, settings, scorer=stub.StubScorer(diverge_share=0.15))
+    history = trials(tmp_path)
+    asked = 0
+    for c in history[1:]:
+        if c.generation is None:
+            continue  # pruned or failed before its training
+        # Its own generation was running when it was proposed.
+        then = [
+            replace(d, state="running", ap=None) if d.generation == c.generation else d for d in history[: c.number]
+        ]
+        (stage,) = (stage for stage in get_strategy(NANO, settings).stages if stage.name == c.stage)
+        proposal = stage.ask(then, np.random.default_rng([11, c.number]))
+        assert proposal == Proposal(c.architecture, c.origin, c.parent, c.stop_epoch)
+        asked += 1
+    assert asked >= 7
 
 
 @pytest.mark.parametrize("call", [1, 4, 9, 15])

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -104,6 +105,24 @@ def test_the_figures_hold_the_points_of_the_tables(page: Reader) -> None:
     assert by_name["recommended"]["y"] == [0.34]
     assert len(by_name["stage 1"]["x"]) == 12
     assert set(page.scripts) == {"figure-front", "figure-hypervolume", "figure-loss", "figure-ap"}
+
+
+def test_points_have_error_bars_both_ways(page: Reader, run_folder: Path) -> None:
+    traces = {trace.get("name"): trace for trace in json.loads(page.scripts["figure-front"])["data"]}
+    ranked, first = traces["ranked"], traces["stage 1"]
+    # The sample run's intervals are 0.94 to 1.07 times the latency.
+    for trace in (ranked, first):
+        assert trace["error_x"]["array"] == pytest.approx([0.07 * x for x in trace["x"]])
+        assert trace["error_x"]["arrayminus"] == pytest.approx([0.06 * x for x in trace["x"]])
+    finals: dict[str, list[float]] = {}
+    for trial in read_run_folder(run_folder).trials:
+        if trial.stage == "final" and trial.ap is not None:
+            finals.setdefault(trial.architecture, []).append(trial.ap)
+    spreads = {round(statistics.mean(aps), 9): statistics.stdev(aps) for aps in finals.values()}
+    assert ranked["error_y"]["visible"] is True
+    assert ranked["error_y"]["array"] == pytest.approx([spreads[round(y, 9)] for y in ranked["y"]])
+    assert min(ranked["error_y"]["array"]) > 0
+    assert first["error_y"]["visible"] is False, "one seed has no spread"
 
 
 def test_pictures_are_embedded_small_enough_for_a_page(page: Reader) -> None:
