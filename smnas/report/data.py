@@ -286,7 +286,7 @@ def settings_rows(settings: Mapping[str, Any], prefix: str = "") -> tuple[tuple[
         if isinstance(value, Mapping):
             rows += settings_rows(value, f"{prefix}{name}.")
         elif isinstance(value, list | tuple):
-            rows.append((f"{prefix}{name}", ", ".join(map(str, value))))
+            rows.append((f"{prefix}{name}", ", ".join(map(str, value)) or "none"))
         else:
             rows.append((f"{prefix}{name}", "none" if value is None else str(value)))
     return tuple(rows)

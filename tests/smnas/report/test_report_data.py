@@ -146,8 +146,9 @@ def test_outcomes_carry_reasons() -> None:
 
 
 def test_settings_are_flattened_in_order() -> None:
-    settings = {"a": 1, "b": {"c": [1, 2], "d": {"e": None}}, "f": False}
-    assert data.settings_rows(settings) == (("a", "1"), ("b.c", "1, 2"), ("b.d.e", "none"), ("f", "False"))
+    settings = {"a": 1, "b": {"c": [1, 2], "d": {"e": None}}, "f": False, "g": ()}
+    rows = (("a", "1"), ("b.c", "1, 2"), ("b.d.e", "none"), ("f", "False"), ("g", "none"))
+    assert data.settings_rows(settings) == rows
 
 
 def test_the_sample_run_reads_back(run_folder: Path) -> None:
