@@ -3,11 +3,10 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from smnas.search.comparison import accuracy, alike, latency, overlap, within_spread
 from smnas.search.ranking_row import RankingRow
 
 __all__ = ["BandRecommendation", "Recommendation", "band_limits", "band_recommendations", "recommend"]
-
-_LEAST_AP_DIFFERENCE = 0.0005  # what three printed decimals can not show
 
 
 @dataclass(frozen=True)
@@ -26,14 +25,6 @@ class BandRecommendation:
     below_ms: float | None
     architecture: str
     reason: str
-
-
-@dataclass(frozen=True)
-class _Latency:
-    ms: float
-    low_ms: float
-    high_ms: float
-    kind: str
 
 
 def recommend(rows: Sequence[RankingRow], latency_limit_ms: float | None) -> tuple[Recommendation, list[int]]:
@@ -82,7 +73,7 @@ def band_recommendations(rows: Sequence[RankingRow]) -> tuple[BandRecommendation
     """
     final = any(row.stage == "final" for row in rows)
     compared = [row for row in rows if row.stage == "final" or not final]
-    latencies_ms = [_latency(row).ms for row in compared]
+    latencies_ms = [latency(row).ms for row in compared]
     by_ap = _by_ap(compared, range(len(compared)))
     bands: list[BandRecommendation] = []
     for limit_ms in sorted(set(latencies_ms)):
@@ -117,23 +108,15 @@ def _ordered(rows: Sequence[RankingRow], indices: Iterable[int]) -> list[int]:
 
 
 def _by_ap(rows: Sequence[RankingRow], indices: Iterable[int]) -> list[int]:
-    return sorted(indices, key=lambda i: (-rows[i].ap, _latency(rows[i]).ms, rows[i].architecture))
+    return sorted(indices, key=lambda i: (-rows[i].ap, latency(rows[i]).ms, rows[i].architecture))
 
 
 def _best(rows: Sequence[RankingRow], by_ap: Sequence[int]) -> int:
     """The winner of some rows, whose indices are ordered by AP."""
-    tied = [i for i in by_ap if _equal_ap(rows[by_ap[0]], rows[i])]
-    fastest = min((_latency(rows[i]) for i in tied), key=lambda latency: latency.ms)
+    tied = [i for i in by_ap if within_spread(rows[by_ap[0]], rows[i])]
+    fastest = min((latency(rows[i]) for i in tied), key=lambda one: one.ms)
     # Of those that are as fast as the fastest the first one has the best AP.
-    return next(i for i in tied if _overlap(_latency(rows[i]), fastest))
-
-
-def _equal_ap(a: RankingRow, b: RankingRow) -> bool:
-    """Whether two APs can not be told apart; False where the spread is not known and they differ."""
-    if a.epochs != b.epochs:
-        return False
-    spread = 0.0 if a.ap_std is None or b.ap_std is None else a.ap_std + b.ap_std
-    return abs(a.ap - b.ap) <= spread
+    return next(i for i in tied if overlap(latency(rows[i]), fastest))
 
 
 def _best_ap(winner: RankingRow, compared: Sequence[RankingRow]) -> str:
@@ -141,54 +124,33 @@ def _best_ap(winner: RankingRow, compared: Sequence[RankingRow]) -> str:
     best = max(compared, key=lambda row: row.ap)
     if winner.ap == best.ap:
         return "the best AP"
-    tied = sum(_equal_ap(best, row) for row in compared)
+    tied = sum(within_spread(best, row) for row in compared)
     return f"as fast as any of the {tied} that tie within the spread over seeds for the best AP ({best.ap:.3f})"
-
-
-def _overlap(a: _Latency, b: _Latency) -> bool:
-    return a.low_ms <= b.high_ms and b.low_ms <= a.high_ms
-
-
-def _latency(row: RankingRow, measured: bool = True) -> _Latency:
-    if measured and row.measured_latency_ms is not None:
-        value, low, high = row.measured_latency_ms, row.measured_latency_low_ms, row.measured_latency_high_ms
-        kind = "measured"
-    else:
-        value, low, high = row.predicted_latency_ms, row.predicted_latency_low_ms, row.predicted_latency_high_ms
-        kind = "predicted"
-    return _Latency(value, value if low is None else low, value if high is None else high, kind)
-
-
-def _alike(row: RankingRow, baseline: RankingRow) -> tuple[_Latency, _Latency]:
-    """Both measured, or both predicted."""
-    both = row.measured_latency_ms is not None and baseline.measured_latency_ms is not None
-    return _latency(row, both), _latency(baseline, both)
 
 
 def _fits(row: RankingRow, baseline: RankingRow | None, limit_ms: float | None) -> bool:
     if limit_ms is not None:
-        return _latency(row).ms <= limit_ms
+        return latency(row).ms <= limit_ms
     if baseline is None:
         return True
-    own, its = _alike(row, baseline)
+    own, its = alike(row, baseline)
     return own.ms <= its.ms
 
 
 def _figures(row: RankingRow) -> str:
     spread = "" if row.ap_std is None else f" ± {row.ap_std:.3f}"
     seeds = f"{len(row.seeds)} seed{'s' if len(row.seeds) > 1 else ''}"
-    latency = _latency(row)
-    return f"AP {row.ap:.3f}{spread} ({seeds}, {row.epochs} epochs) at {latency.ms:.2f} ms ({latency.kind})"
+    own = latency(row)
+    return f"AP {row.ap:.3f}{spread} ({seeds}, {row.epochs} epochs) at {own.ms:.2f} ms ({own.kind})"
 
 
 def _why(winner: RankingRow, baseline: RankingRow | None, limit_ms: float | None, compared: int, best: str) -> str:
     among = f"the {compared} detectors" if compared > 1 else "the only detector"
-    latency = _latency(winner)
     if limit_ms is not None:
         if compared:
             why = f"{best} among {among}" if compared > 1 else among
             return f"{why} within {limit_ms:g} ms"
-        over = latency.ms - limit_ms
+        over = latency(winner).ms - limit_ms
         return f"no detector is within {limit_ms:g} ms, so {best} of all, {over:.2f} ms over the limit"
     if baseline is None:
         return f"{best} of all; there is no trained baseline to compare with"
@@ -205,8 +167,8 @@ def _against(winner: RankingRow, baseline: RankingRow | None) -> str:
         return "."
     if winner.architecture == baseline.architecture:
         return ". It is the baseline itself: no candidate did better."
-    own, its = _alike(winner, baseline)
-    if _overlap(own, its):
+    own, its = alike(winner, baseline)
+    if overlap(own, its):
         speed = f"as fast as the baseline within the {own.kind} intervals ({own.ms:.2f} against {its.ms:.2f} ms)"
     else:
         change = own.ms / its.ms - 1.0
@@ -216,12 +178,16 @@ def _against(winner: RankingRow, baseline: RankingRow | None) -> str:
 
 
 def _accuracy(winner: RankingRow, baseline: RankingRow) -> str:
-    if winner.epochs != baseline.epochs:
-        return f"not comparable: the baseline has {baseline.ap:.3f} after {baseline.epochs} epochs"
     gain = winner.ap - baseline.ap
     figures = f"{winner.ap:.3f} against {baseline.ap:.3f}"
-    if winner.ap_std is not None and baseline.ap_std is not None and abs(gain) <= winner.ap_std + baseline.ap_std:
-        return f"equal within the spread over seeds ({figures})"
-    if abs(gain) < _LEAST_AP_DIFFERENCE:
-        return f"equal ({figures})"
-    return f"{'better' if gain > 0 else 'worse'} by {abs(gain):.3f} ({figures})"
+    match accuracy(winner, baseline):
+        case "unknown":
+            return f"not comparable: the baseline has {baseline.ap:.3f} after {baseline.epochs} epochs"
+        case "equal" if None not in (winner.ap_std, baseline.ap_std) and within_spread(winner, baseline):
+            return f"equal within the spread over seeds ({figures})"
+        case "equal":
+            return f"equal ({figures})"
+        case "better":
+            return f"better by {gain:.3f} ({figures})"
+        case "lower":
+            return f"worse by {-gain:.3f} ({figures})"
