@@ -20,6 +20,7 @@ import typer.main
 
 import profiler
 from profiler.errors import UserError
+from smnas.scoring.base import ScoringFailedError
 
 __all__ = ["OUR_FAILURE", "USER_MISTAKE", "check_package_names", "run"]
 
@@ -68,6 +69,8 @@ def run(app: typer.Typer, program: str, arguments: Sequence[str]) -> int:
         raise
     except UserError as error:
         return _fail(f"error: {_one_line(error)}", USER_MISTAKE)
+    except ScoringFailedError as error:
+        return _fail(f"error: the training failed: {_one_line(error)}", OUR_FAILURE)
     except OSError as error:
         if error.errno not in _THE_PLACE:
             return _internal(error)

@@ -19,7 +19,7 @@ from smnas.cli.options import (
     SeedOption,
     examples,
 )
-from smnas.cli.progress import TrainingSteps
+from smnas.cli.progress import TrainingSteps, duration
 
 if TYPE_CHECKING:
     from smnas.training.curve import EpochLog
@@ -105,8 +105,7 @@ def train(
             def on_epoch(log: "EpochLog") -> None:
                 if board is not None:
                     board.add(log)
-                if log.ap is not None:
-                    shown.note(f"epoch {log.epoch}: AP {log.ap:.3f}, AP50 {log.ap50:.3f}, {log.memory_mb:.0f} MiB")
+                shown.note(_epoch_line(log))
 
             scorer = TrainedAP(folder, settings, device, pretrained=weights, replicas=replicas, on_epoch=on_epoch)
             score = scorer.score(architecture, seed=seed, epochs=settings.epochs, out_dir=out, on_progress=steps.at)
@@ -122,6 +121,15 @@ def train(
             },
             lambda console: show_metrics(console, score.metrics),
         )
+
+
+def _epoch_line(log: "EpochLog") -> str:
+    found = "" if log.ap is None else f", AP {log.ap:.3f}, AP50 {log.ap50:.3f}"
+    left = f", {duration(log.eta_s)} left" if log.eta_s else ""
+    return (
+        f"epoch {log.epoch}/{log.epochs}: loss {log.loss:.3f}{found}, {log.images_per_s:.0f} pictures/s, "
+        f"{log.memory_mb:.0f} MiB{left}"
+    )
 
 
 def _finished(out: Path) -> "list[EpochLog]":

@@ -1,4 +1,4 @@
-"""COCO-format folders: ``train/``, ``val/`` and ``annotations/``, as COCO's own, or each split with a file beside it."""
+"""COCO-format folders: ``train``, ``val`` and ``annotations`` as COCO's own, or splits with their files beside them."""
 
 import os
 import threading

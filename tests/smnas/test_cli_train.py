@@ -1,6 +1,7 @@
 """``smnas train --pretrained``: the backbone starts from torchvision's weights, or the command says why it can not."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,16 @@ def test_other_files_and_other_networks_are_refused_in_one_line(
     assert len(captured.err.splitlines()) == 1
     assert phrase in captured.err
     assert not out.exists()
+
+
+def test_a_training_that_diverges_is_one_line_and_no_bug(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, out = tmp_path / "wild.toml", tmp_path / "out"
+    recipe.write_text("epochs = 2\nbatch_size = 2\nlearning_rate = 1e30\n")
+    words = ("--arch", ARCH, "--data", str(pictures), "--recipe", str(recipe), "--out", str(out), "--quiet")
+    assert command(*words) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert re.fullmatch(r"error: the training failed: the loss is not finite in step \d: .*\n", captured.err)
+    assert json.loads((out / "failure.json").read_text())["kind"] == "diverged"
