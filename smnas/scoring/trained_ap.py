@@ -224,7 +224,8 @@ def _digest(weights: Mapping[str, Tensor]) -> str:
     content = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         content.update(name.encode())
-        content.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        content.update(flat.view(torch.uint8).numpy().tobytes())  # NumPy has no bfloat16
     return content.hexdigest()[:10]
 
 

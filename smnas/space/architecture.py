@@ -40,6 +40,9 @@ __all__ = [
     "RetinaSpec",
     "SuperBlock",
     "SuperBlockSpec",
+    "parse_backbone",
+    "parse_head",
+    "parse_neck",
 ]
 
 BlockKind = Literal["basicblock", "bottleneck", "resnext", "inverted"]

@@ -43,6 +43,10 @@ def test_training_starts_from_the_weights_and_the_checkpoint_knows_its_norm_and_
         if start[source].ndim == 4:
             # fresh weights would be at a right angle to them
             assert torch.cosine_similarity(trained[name].flatten(), start[source].flatten(), dim=0) > 0.7, name
+    # weights in half precision are weights, and others
+    torch.save({name: tensor.bfloat16() for name, tensor in start.items()}, tmp_path / "half.pth")
+    assert command(*words, "--pretrained", str(tmp_path / "half.pth")) == 2
+    assert "trained with pretrained=" in capsys.readouterr().err
     # without the weights it is another run: GroupNorm and another stem
     assert command(*words) == 2
     assert "norm=bn, but got gn-ws" in capsys.readouterr().err
