@@ -7,10 +7,12 @@ import errno
 import importlib.util
 import io
 import os
+import re
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import typer
@@ -18,6 +20,7 @@ import typer.main
 
 import profiler
 from profiler.errors import UserError
+from smnas.scoring.base import ScoringFailedError
 
 __all__ = ["OUR_FAILURE", "USER_MISTAKE", "check_package_names", "run"]
 
@@ -49,6 +52,7 @@ def run(app: typer.Typer, program: str, arguments: Sequence[str]) -> int:
     try:
         check_package_names()
         _check_kernels()
+        _refuse_empty(arguments)
         return _invoke(app, program, arguments)
     except KeyboardInterrupt:
         name = program.removeprefix("smnas-") if program != "smnas" else next(iter(arguments), "")
@@ -65,6 +69,8 @@ def run(app: typer.Typer, program: str, arguments: Sequence[str]) -> int:
         raise
     except UserError as error:
         return _fail(f"error: {_one_line(error)}", USER_MISTAKE)
+    except ScoringFailedError as error:
+        return _fail(f"error: the training failed: {_one_line(error)}", OUR_FAILURE)
     except OSError as error:
         if error.errno not in _THE_PLACE:
             return _internal(error)
@@ -132,6 +138,17 @@ def _check_kernels() -> None:
         raise UserError(str(error)) from error
     if chosen == "triton" and importlib.util.find_spec("triton") is None:
         raise UserError(f"{VARIABLE}=triton needs Triton, which is not installed: pip install triton")
+
+
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """Refuse what an unset variable leaves of ``--out "$OUT"``: as a path, empty text is the current folder.
+
+    Raises:
+        UserError: an argument, or the value of an option, is empty.
+    """
+    for before, argument in pairwise(["the command", *arguments]):
+        if argument == "" or re.fullmatch(r"--[a-z-]+=", argument):
+            raise UserError(f"a value must not be empty, but got '' for {argument.removesuffix('=') or before}")
 
 
 def _internal(error: Exception) -> int:

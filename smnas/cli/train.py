@@ -2,7 +2,7 @@
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -19,7 +19,7 @@ from smnas.cli.options import (
     SeedOption,
     examples,
 )
-from smnas.cli.progress import TrainingSteps
+from smnas.cli.progress import TrainingSteps, duration
 
 if TYPE_CHECKING:
     from smnas.training.curve import EpochLog
@@ -54,6 +54,22 @@ def train(
         Path | None,
         typer.Option(metavar="FILE", help="ImageNet weights of the backbone: a state_dict file of torchvision."),
     ] = None,
+    norm: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="gn-ws: GroupNorm and weight standardization everywhere; bn: BatchNorm in the backbone. "
+            "Default: gn-ws; bn with --pretrained.",
+        ),
+    ] = None,
+    stem: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="deep: two 3x3 convolutions; imagenet: a 7x7 one and pooling. Default: deep; imagenet with "
+            "--pretrained.",
+        ),
+    ] = None,
     drop_bad_boxes: DropBadBoxesOption = False,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
@@ -67,6 +83,7 @@ def train(
 
     --pretrained starts the backbone from the weights of torchvision's ResNet, ResNeXt or MobileNetV2 of the same shape,
     and builds the detector of torchvision's kind: BatchNorm in the backbone and nowhere else, and ImageNet's stem.
+    --norm bn --stem imagenet trains such a detector from scratch.
 
     On several GPUs, torchrun starts one process for each; they share every batch.
     """
@@ -77,12 +94,16 @@ def train(
         architecture = Architecture.parse(arch)
         settings = load_recipe(recipe).with_(epochs=epochs, batch_size=batch_size, evaluate_every=evaluate_every)
 
+        from smnas.models.backbone import StemKind
+        from smnas.models.layers import NormKind
         from smnas.models.pretrained import read_weights
         from smnas.scoring.trained_ap import TrainedAP
         from smnas.training.board import Board
         from smnas.training.replicas import replicas_from_environment
 
         weights = None if pretrained is None else read_weights(pretrained)
+        norm_kind: NormKind = _one_of("--norm", NormKind, norm, "gn-ws" if weights is None else "bn")
+        stem_kind: StemKind = _one_of("--stem", StemKind, stem, "deep" if weights is None else "imagenet")
         with ExitStack() as stack:
             replicas, device = stack.enter_context(replicas_from_environment())
             shown = output if replicas.first else output.silent()
@@ -105,10 +126,18 @@ def train(
             def on_epoch(log: "EpochLog") -> None:
                 if board is not None:
                     board.add(log)
-                if log.ap is not None:
-                    shown.note(f"epoch {log.epoch}: AP {log.ap:.3f}, AP50 {log.ap50:.3f}, {log.memory_mb:.0f} MiB")
+                shown.note(_epoch_line(log))
 
-            scorer = TrainedAP(folder, settings, device, pretrained=weights, replicas=replicas, on_epoch=on_epoch)
+            scorer = TrainedAP(
+                folder,
+                settings,
+                device,
+                norm=norm_kind,
+                stem=stem_kind,
+                pretrained=weights,
+                replicas=replicas,
+                on_epoch=on_epoch,
+            )
             score = scorer.score(architecture, seed=seed, epochs=settings.epochs, out_dir=out, on_progress=steps.at)
         if not replicas.first:
             return
@@ -122,6 +151,23 @@ def train(
             },
             lambda console: show_metrics(console, score.metrics),
         )
+
+
+def _one_of(option: str, kinds: Any, name: str | None, usual: str) -> Any:
+    """What an option names among the values of a literal type."""
+    known = get_args(kinds)
+    if name is not None and name not in known:
+        raise UserError(f"{option} must be one of {', '.join(known)}, but got {name!r}")
+    return name or usual
+
+
+def _epoch_line(log: "EpochLog") -> str:
+    found = "" if log.ap is None else f", AP {log.ap:.3f}, AP50 {log.ap50:.3f}"
+    left = f", {duration(log.eta_s)} left" if log.eta_s else ""
+    return (
+        f"epoch {log.epoch}/{log.epochs}: loss {log.loss:.3f}{found}, {log.images_per_s:.0f} pictures/s, "
+        f"{log.memory_mb:.0f} MiB{left}"
+    )
 
 
 def _finished(out: Path) -> "list[EpochLog]":

@@ -1,4 +1,4 @@
-"""COCO-format folders: ``train/``, ``val/`` and ``annotations/instances_*.json``, or COCO's ``train2017`` naming."""
+"""COCO-format folders: ``train``, ``val`` and ``annotations`` as COCO's own, or splits with their files beside them."""
 
 import os
 import threading
@@ -25,6 +25,9 @@ __all__ = ["DEFAULT_CACHE_BYTES", "CocoFolder", "DataError", "DetectionDataset",
 Split = Literal["train", "val"]
 _SPLITS: tuple[Split, ...] = ("train", "val")
 _SUFFIXES = ("", "2017")
+# Roboflow's export: a split's annotation file lies among its pictures
+_FILE_BESIDE = "_annotations.coco.json"
+_FOLDERS_BESIDE: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("valid", "val")}
 
 _DECODERS = 4  # threads that look through a split
 
@@ -219,7 +222,8 @@ class CocoFolder:
 
     Args:
         root: holds ``annotations/instances_train.json`` and ``instances_val.json`` with the pictures in ``train/`` and
-            ``val/``; each of these names may end in ``2017``.
+            ``val/``, where each of these names may end in ``2017``; or, as Roboflow exports them, ``train/`` and
+            ``valid/`` (or ``val/``), each with its pictures and ``_annotations.coco.json``.
         drop_bad_boxes: leave out annotations whose box breaks a rule instead of refusing the data set.
         cache_bytes: how many bytes of decoded pixels each split may keep in memory.
 
@@ -236,8 +240,8 @@ class CocoFolder:
             raise DataError(f"a data set must be a folder, but there is no folder {self.root}")
         self._splits: dict[Split, DetectionDataset] = {}
         for split in _SPLITS:
-            annotations = read_annotations(_annotation_path(self.root, split), drop_bad_boxes=drop_bad_boxes)
-            folder = _image_folder(self.root, split)
+            file, folder = _find_split(self.root, split)
+            annotations = read_annotations(file, drop_bad_boxes=drop_bad_boxes)
             _require_files(annotations, folder)
             _require_a_box(annotations)
             self._splits[split] = DetectionDataset(annotations, folder, cache_bytes)
@@ -275,14 +279,19 @@ def quiet_pycocotools() -> Iterator[None]:
         yield
 
 
-def _annotation_path(root: Path, split: Split) -> Path:
+def _find_split(root: Path, split: Split) -> tuple[Path, Path]:
+    """A split's annotation file and the folder of its pictures."""
     for suffix in _SUFFIXES:
-        path = root / "annotations" / f"instances_{split}{suffix}.json"
-        if path.is_file():
-            return path
+        file = root / "annotations" / f"instances_{split}{suffix}.json"
+        if file.is_file():
+            return file, _image_folder(root, split)
+    for name in _FOLDERS_BESIDE[split]:
+        file = root / name / _FILE_BESIDE
+        if file.is_file():
+            return file, file.parent
     raise DataError(
-        f"a data set must have annotations/instances_{split}.json (or instances_{split}2017.json),"
-        f" but {root} has neither"
+        f"a data set must have annotations/instances_{split}.json (or instances_{split}2017.json), or "
+        f"{_FOLDERS_BESIDE[split][0]}/{_FILE_BESIDE}, but {root} has none of them"
     )
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "fold_weight_standardization",
     "group_norm",
     "norm2d",
+    "prior_bias",
     "standardized_together",
 ]
 

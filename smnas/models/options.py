@@ -27,7 +27,8 @@ class DetectorOptions:
         pre_nms_top_n: Proposals kept per level before NMS.
         proposals: Proposals after NMS.
         roi_samples: RoIs per picture in a training step.
-        roi_overlaps: Overlap from which a proposal is positive, of the first RoI stage, the second, and so on.
+        roi_overlaps: Overlap from which a proposal is positive, of the first RoI stage, the second, and so on (the
+            fourth's is a default of ours).
         candidates: Detections kept before the last NMS.
         detections: Detections per picture, the K of :class:`~smnas.models.target.Detections`.
         score_threshold: Detections below it are dropped.
@@ -53,8 +54,8 @@ class DetectorOptions:
     ) -> "DetectorOptions":
         """Torchvision's numbers from 400 pixels on; below, objects and their number shrink with the picture.
 
-        Guided anchors propose better, so fewer proposals are kept and more is asked of them, as in SM-NAS (the overlap
-        of a fourth stage is a default of ours).
+        Guided anchors propose better, so fewer proposals are kept and more is asked of them, as in SM-NAS (its 300
+        proposals are at inference; that a training samples from as many is a default of ours).
         """
         options = cls._for_input(architecture, norm, stem)
         if architecture.rpn is not RPNKind.GUIDED:

@@ -22,7 +22,7 @@ __all__ = ["BoxHead", "BoxRefine", "CascadePostprocess", "RoIPool", "RoIStage", 
 
 _BETA = 1 / 9
 _NMS_IOU = 0.5
-# per cascade stage: weight of its loss, scale of its box deltas
+# per cascade stage: weight of its loss, scale of its box deltas; the paper has three, the fourth goes on likewise
 _STAGES = ((1.0, 10.0), (0.5, 20.0), (0.25, 30.0), (0.125, 40.0))
 
 

@@ -13,8 +13,10 @@ from torch import Tensor
 from profiler.errors import UserError, named_line
 from smnas.data.coco import CocoFolder
 from smnas.evaluation.predict import eager_detect, evaluate
+from smnas.models.backbone import StemKind
 from smnas.models.build import build_detector
 from smnas.models.detector import Detector
+from smnas.models.layers import NormKind
 from smnas.models.pretrained import load_pretrained
 from smnas.scoring.base import Score, ScoringFailedError, ScoringProgress
 from smnas.space.architecture import Architecture
@@ -41,10 +43,15 @@ class TrainedAP:
         data: Trained on its training split, evaluated on its validation split.
         recipe: How to train; :meth:`score` sets the epochs.
         device: Where.
-        pretrained: ``state_dict`` of torchvision's network of the backbone's shape; the detector then has BatchNorm and
-            the ImageNet stem, and its backbone starts from it. None trains from scratch.
+        norm: The detector's, see :class:`~smnas.models.options.DetectorOptions`.
+        stem: Likewise.
+        pretrained: ``state_dict`` of torchvision's network of the backbone's shape, from which the backbone starts.
+            None trains from scratch.
         replicas: The processes that train together; the first one evaluates, the others end without a score's numbers.
         on_epoch: Called after every epoch.
+
+    Raises:
+        UserError: the weights are for a detector of another norm or stem.
     """
 
     name = "ap"
@@ -55,12 +62,18 @@ class TrainedAP:
         recipe: Recipe,
         device: torch.device | str = "cpu",
         *,
+        norm: NormKind = "gn-ws",
+        stem: StemKind = "deep",
         pretrained: Mapping[str, Tensor] | None = None,
         replicas: Replicas = ALONE,
         on_epoch: Callable[[EpochLog], None] | None = None,
     ) -> None:
+        if pretrained is not None and (norm, stem) != ("bn", "imagenet"):
+            raise UserError(f"ImageNet weights go with the norm bn and the stem imagenet, but got {norm} and {stem}")
         self.recipe = recipe
         self.device = torch.device(device)
+        self.norm: NormKind = norm
+        self.stem: StemKind = stem
         self.pretrained = pretrained
         self.replicas = replicas
         self.on_epoch = on_epoch
@@ -176,10 +189,9 @@ class TrainedAP:
     def _build(self, architecture: Architecture, seed: int) -> Detector:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            if self.pretrained is None:
-                return build_detector(architecture, len(self._train.classes))
-            detector = build_detector(architecture, len(self._train.classes), norm="bn", stem="imagenet")
-        load_pretrained(detector, self.pretrained)
+            detector = build_detector(architecture, len(self._train.classes), norm=self.norm, stem=self.stem)
+        if self.pretrained is not None:
+            load_pretrained(detector, self.pretrained)
         return detector
 
     def _evaluate(
@@ -212,7 +224,8 @@ def _digest(weights: Mapping[str, Tensor]) -> str:
     content = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         content.update(name.encode())
-        content.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        content.update(flat.view(torch.uint8).numpy().tobytes())  # NumPy has no bfloat16
     return content.hexdigest()[:10]
 
 

@@ -40,6 +40,9 @@ __all__ = [
     "RetinaSpec",
     "SuperBlock",
     "SuperBlockSpec",
+    "parse_backbone",
+    "parse_head",
+    "parse_neck",
 ]
 
 BlockKind = Literal["basicblock", "bottleneck", "resnext", "inverted"]
@@ -89,6 +92,10 @@ class ResNetSpec:
             "a backbone code is one to four stages of the digits 1 and 2 joined by '-', as in 11-21-21-21",
             repr(self.code),
         )
+        # more fits into no file name and no memory
+        _require(self.depth <= 100, "a backbone code has 100 blocks at most", self.depth)
+        width = self.base << self.doublings
+        _require(width <= 8192, "a backbone's width must stay within 8192 channels", width)
         _require(
             self.block == "resnext" or self.paths == _RESNEXT_PATHS,
             "only resnext has a cardinality and a path width",

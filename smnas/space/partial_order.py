@@ -27,10 +27,9 @@ def not_larger(a: Architecture, b: Architecture) -> bool:
 
     Reflexive, antisymmetric and transitive. Kind of block (with its cardinality and path width), number of stages,
     pyramid levels and how the extra ones come about, proposals, kind of head, number of cascade stages and input size
-    must be equal. Within a backbone stage, every block of ``a`` must have a
-    block of ``b``, in the same order, that is at least as wide; as widths only grow along a backbone, comparing both
-    stages from their ends decides that. Super-blocks are compared one by one, their kernels too: a larger one holds a
-    smaller one.
+    must be equal. Within a backbone stage, every block of ``a`` must have a block of ``b``, in the same order, that is
+    at least as wide; as widths only grow along a backbone, comparing both stages from their ends decides that.
+    Super-blocks are compared one by one, their kernels too: a larger one holds a smaller one.
     """
     return (
         a.rpn is b.rpn

@@ -47,7 +47,10 @@ __all__ = [
     "Space",
     "SpaceError",
     "StructuralChoices",
+    "compatible",
     "load_space",
+    "parse_space",
+    "parts",
     "preset_names",
 ]
 

@@ -1,6 +1,5 @@
 """A training's curve as TensorBoard reads it."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ class Board:
     A resumed run writes them anew from its curve, so that no epoch is there twice.
 
     Args:
-        folder: Where the event files go; what it holds is replaced.
+        folder: Where the event files go; earlier ones are replaced.
         history: Epochs that are finished already.
 
     Raises:
@@ -28,7 +27,8 @@ class Board:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise UserError("TensorBoard logs need the package tensorboard: pip install 'smnas[tensorboard]'") from None
-        shutil.rmtree(folder, ignore_errors=True)
+        for earlier in folder.glob("events.out.tfevents.*"):
+            earlier.unlink()
         self._writer = SummaryWriter(str(folder))
         for log in history:
             self.add(log)

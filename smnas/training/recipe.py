@@ -115,7 +115,7 @@ class Recipe(BaseModel):
         default="off", description="Mixed precision on a CUDA device; a CPU always trains in float32."
     )
     channels_last: bool = Field(
-        default=True, description="Keep pictures and filters in NHWC order; same result, faster."
+        default=True, description="Keep pictures and filters in NHWC order: for GPUs; on a CPU it changes nothing."
     )
 
     @model_validator(mode="after")

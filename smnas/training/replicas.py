@@ -1,6 +1,7 @@
 """Training in several processes at once, each with its share of every batch (``torchrun``)."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from profiler.errors import UserError
 from smnas.models.detector import Detector
 from smnas.models.losses import LossOptions
 from smnas.models.target import Target
@@ -19,6 +21,7 @@ __all__ = ["ALONE", "LossFunction", "Replicas", "loss_of", "replicas_from_enviro
 
 _LONGEST_WAIT = timedelta(hours=12)
 """For the first process, which evaluates and writes alone; torchrun ends the others at once when one is lost."""
+_OF_A_PROCESS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 LossFunction = Callable[[Tensor, list[Target]], dict[str, Tensor]]
 
 
@@ -60,10 +63,17 @@ def replicas_from_environment() -> Iterator[tuple[Replicas, torch.device]]:
     """Join the processes that ``torchrun`` started, and the device of this one; alone where it did not start any.
 
     The processes talk by NCCL on GPUs and by gloo on a CPU.
+
+    Raises:
+        UserError: the environment speaks of several processes, but not as ``torchrun`` does.
     """
     cuda = torch.cuda.is_available()
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
+    count = os.environ.get("WORLD_SIZE", "1")
+    missing = [name for name in _OF_A_PROCESS if name not in os.environ]
+    if count != "1" and (missing or not re.fullmatch(r"[1-9]\d*", count)):
+        without = f" without {', '.join(missing)}" if missing else ""
+        raise UserError(f"processes that train together are started by torchrun, but got WORLD_SIZE={count!r}{without}")
+    if count == "1":
         yield ALONE, torch.device("cuda" if cuda else "cpu")
         return
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")

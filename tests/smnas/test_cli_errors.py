@@ -127,6 +127,33 @@ def test_a_file_in_the_place_of_a_folder(pictures: Path, tmp_path: Path, capsys:
         assert str(place) in _fails(capsys, "search", "--gpu", "cpu", *words)
 
 
+@pytest.mark.parametrize(
+    ("words", "where"),
+    [
+        (("train", "--arch", ARCH, "--data", "DATA", "--epochs", "1", "--out", ""), "--out"),
+        (("train", "--arch", ARCH, "--data", "DATA", "--epochs", "1", "--out="), "--out"),
+        (("train", "--arch", ARCH, "--data", "", "--out", "OUT"), "--data"),
+        (("search", "--data", "DATA", "--gpu", "cpu", "-o", ""), "-o"),
+        (("export", "--model", "DATA", "--out", ""), "--out"),
+        (("report", ""), "report"),
+        (("detect", "--model", "DATA", "--out", "", "photo.jpg"), "--out"),
+    ],
+)
+def test_an_empty_place_is_not_the_current_folder(
+    words: tuple[str, ...],
+    where: str,
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    places = {"OUT": str(tmp_path / "out"), "DATA": str(pictures)}
+    line = _fails(capsys, *(places.get(word, word) for word in words))
+    assert line == f"error: a value must not be empty, but got '' for {where}\n"
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_search_that_is_refused_leaves_nothing_behind(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,7 @@
-"""``smnas train --pretrained``: the backbone starts from torchvision's weights, or the command says why it can not."""
+"""``smnas train``: where its weights start, norm and stem, and how it ends where it can not go on."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -42,9 +43,53 @@ def test_training_starts_from_the_weights_and_the_checkpoint_knows_its_norm_and_
         if start[source].ndim == 4:
             # fresh weights would be at a right angle to them
             assert torch.cosine_similarity(trained[name].flatten(), start[source].flatten(), dim=0) > 0.7, name
+    # weights in half precision are weights, and others
+    torch.save({name: tensor.bfloat16() for name, tensor in start.items()}, tmp_path / "half.pth")
+    assert command(*words, "--pretrained", str(tmp_path / "half.pth")) == 2
+    assert "trained with pretrained=" in capsys.readouterr().err
     # without the weights it is another run: GroupNorm and another stem
     assert command(*words) == 2
     assert "norm=bn, but got gn-ws" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "kinds"),
+    [
+        ((), ("gn-ws", "deep")),
+        (("--norm", "bn"), ("bn", "deep")),
+        (("--stem", "imagenet"), ("gn-ws", "imagenet")),
+        (("--norm", "bn", "--stem", "imagenet"), ("bn", "imagenet")),
+    ],
+)
+def test_norm_and_stem_can_be_chosen_from_scratch(
+    words: tuple[str, ...], kinds: tuple[str, str], pictures: Path, tmp_path: Path
+) -> None:
+    arch = "basicblock_8_1-2-2+fpn_2-4_16+norpn+retina_16_1+64x64"
+    common = ("--arch", arch, "--data", str(pictures), "--epochs", "1", "--out", str(tmp_path / "out"), "--quiet")
+    assert command(*common, *words) == 0
+    detector, info = load_detector_checkpoint(tmp_path / "out" / "checkpoint.pt")
+    assert (info.norm, info.stem) == kinds
+    batch_norms = sum(isinstance(module, torch.nn.BatchNorm2d) for module in detector.modules())
+    assert (batch_norms > 0) == (kinds[0] == "bn")
+    assert detector.backbone.state_dict()["stem.conv.weight"].shape[-1] == (7 if kinds[1] == "imagenet" else 3)
+
+
+def test_norm_and_stem_are_refused_where_they_do_not_fit(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(torchvision.models.mobilenet_v2(width_mult=0.25).state_dict(), tmp_path / "weights.pth")
+    common = ("--arch", ARCH, "--data", str(pictures), "--out", str(tmp_path / "out"), "--quiet")
+    for words, rule in (
+        (("--norm", "ln"), "--norm must be one of gn-ws, bn, but got 'ln'"),
+        (("--stem", "7x7"), "--stem must be one of deep, imagenet, but got '7x7'"),
+        (
+            ("--norm", "gn-ws", "--pretrained", str(tmp_path / "weights.pth")),
+            "ImageNet weights go with the norm bn and the stem imagenet, but got gn-ws and imagenet",
+        ),
+    ):
+        assert command(*common, *words) == 2
+        assert capsys.readouterr().err == f"error: {rule}\n"
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -79,3 +124,16 @@ def test_other_files_and_other_networks_are_refused_in_one_line(
     assert len(captured.err.splitlines()) == 1
     assert phrase in captured.err
     assert not out.exists()
+
+
+def test_a_training_that_diverges_is_one_line_and_no_bug(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, out = tmp_path / "wild.toml", tmp_path / "out"
+    recipe.write_text("epochs = 2\nbatch_size = 2\nlearning_rate = 1e30\n")
+    words = ("--arch", ARCH, "--data", str(pictures), "--recipe", str(recipe), "--out", str(out), "--quiet")
+    assert command(*words) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert re.fullmatch(r"error: the training failed: the loss is not finite in step \d: .*\n", captured.err)
+    assert json.loads((out / "failure.json").read_text())["kind"] == "diverged"

@@ -60,6 +60,42 @@ def test_both_namings_open(tmp_path: Path, suffix: str) -> None:
     assert len(train) == 2
 
 
+def beside(root: Path, val: str) -> Path:
+    """The same folder as Roboflow lays it out; its files have more keys, a class without boxes, ids from 0."""
+    content = document() | {"info": {"version": "1"}, "licenses": []}
+    content["categories"] += [{"id": 0, "name": "animals", "supercategory": "none"}]
+    content["annotations"][0] |= {"id": 0, "segmentation": []}
+    write_folder(root, content, content)
+    for split in ("train", "val"):
+        (root / "annotations" / f"instances_{split}.json").rename(root / split / "_annotations.coco.json")
+    (root / "annotations").rmdir()
+    (root / "val").rename(root / val)
+    return root
+
+
+@pytest.mark.parametrize("val", ["valid", "val"])
+def test_annotations_beside_their_pictures_open(tmp_path: Path, val: str) -> None:
+    root = beside(tmp_path / "data", val)
+    folder, other = CocoFolder(root), CocoFolder(write_folder(tmp_path / "coco", document()))
+    assert folder.classes == ("animals", *other.classes)
+    assert folder.split("val").path(1) == root / val / "b.png"
+    for split in ("train", "val"):
+        for ours, theirs in zip(*(map(one.split(split).sample, (0, 1)) for one in (folder, other)), strict=True):
+            np.testing.assert_array_equal(ours.image, theirs.image)
+            np.testing.assert_array_equal(ours.boxes, theirs.boxes)
+            np.testing.assert_array_equal(ours.labels, theirs.labels + 1)
+
+
+def test_annotations_beside_their_pictures_break_the_same_rules(tmp_path: Path) -> None:
+    root = beside(tmp_path / "data", "valid")
+    (root / "valid" / "b.png").unlink()
+    assert "names b.png" in refused(root)
+    (root / "valid").rename(root / "test")
+    message = refused(root)
+    assert "annotations/instances_val.json" in message
+    assert "valid/_annotations.coco.json" in message
+
+
 def test_a_sample_has_its_own_boxes_zero_based_labels_and_crowd_flags(tmp_path: Path) -> None:
     train = CocoFolder(write_folder(tmp_path / "data", document())).split("train")
     first, second = train.sample(0), train.sample(1)

@@ -26,7 +26,18 @@ from smnas.space.architecture import (
 )
 
 bases = st.integers(4, 256).map(lambda half: 2 * half)
-codes = st.lists(st.from_regex(r"[12]{1,9}", fullmatch=True), min_size=1, max_size=4).map("-".join)
+
+
+def with_doublings(code: str, most: int) -> str:
+    """The code with a 1 in the place of every 2 after the first ``most``."""
+    first = code.split("2")
+    return "2".join(first[: most + 1]) + "".join("1" + rest for rest in first[most + 1 :])
+
+
+# 512 channels, doubled four times, are as wide as the language allows
+codes = st.lists(st.from_regex(r"[12]{1,25}", fullmatch=True), min_size=1, max_size=4).map(
+    lambda stages: with_doublings("-".join(stages), 4)
+)
 residual = st.one_of(
     st.builds(ResNetSpec, st.sampled_from(get_args(BlockKind)), bases, codes),
     st.builds(ResNetSpec, st.just("resnext"), bases, codes, st.tuples(st.integers(2, 256), st.integers(1, 256))),
@@ -130,6 +141,11 @@ def test_the_id_is_stable() -> None:
         ("basicblock_64_11-21-21-21+fpn_2-6_256+rpn+rcnn_1024", "backbone.neck.rpn.head.WIDTHxHEIGHT"),
         ("basicblock_64_11--21+fpn_2-4_256+rpn+rcnn_1024+96x96", "a backbone code is"),
         ("basicblock_64_1-1-1-1-1+fpn_2-4_256+rpn+rcnn_1024+96x96", "a backbone code is"),
+        (
+            f"basicblock_8_{'1' * 60}-{'1' * 41}+fpn_2-3_256+rpn+rcnn_1024+96x96",
+            "100 blocks at most, but got 101",
+        ),
+        ("bottleneck_512_222-22+fpn_2-3_256+rpn+rcnn_1024+96x96", "within 8192 channels, but got 16384"),
         ("basicblock_63_1-1+fpn_2-3_256+rpn+rcnn_1024+96x96", "base width must be even"),
         ("mobilenetv2_5+fpn_2-3_256+rpn+rcnn_1024+96x96", "between 10 and 400 percent"),
         ("resnext32x4_64_1-1+fpn_2-3_32+rpn+rcnn_64+96x96", "written canonically"),

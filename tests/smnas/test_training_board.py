@@ -20,6 +20,7 @@ def test_tensorboard_reads_every_epoch_once_also_after_a_resume(tmp_path: Path) 
     with Board(folder, ()) as board:
         board.add(log(1))
         board.add(log(2, ap=0.25))
+    (folder / "notes.txt").write_text("of a person")
     with Board(folder, [log(1), log(2, ap=0.25)]) as board:  # resumed
         board.add(log(3))
     events = EventAccumulator(str(folder)).Reload()
@@ -30,6 +31,7 @@ def test_tensorboard_reads_every_epoch_once_also_after_a_resume(tmp_path: Path) 
     ]
     assert [event.step for event in events.Scalars("loss/box")] == [1, 2, 3]
     assert [(event.step, event.value) for event in events.Scalars("validation/AP")] == [(2, 0.25)]
+    assert (folder / "notes.txt").exists()
     assert {"learning_rate", "speed/images_per_s", "speed/memory_mb"} <= set(events.Tags()["scalars"])
 
 

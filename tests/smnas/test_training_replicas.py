@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,13 @@ import pytest
 import replicas_stub as stub
 import torch
 
+from profiler.errors import UserError
 from smnas.data.coco import CocoFolder
 from smnas.data.loader import TrainLoader
 from smnas.data.shapes import generate_shapes
 from smnas.training.curve import read_curve
 from smnas.training.fit import fit_batches
+from smnas.training.replicas import replicas_from_environment
 
 HERE = Path(__file__).parent
 
@@ -94,4 +97,32 @@ def test_the_command_trains_in_two_processes(tmp_path: Path, batch: str, code: i
     curve = read_curve(tmp_path / "out" / "curve.jsonl")
     assert [log.ap is not None for log in curve] == [True, True]
     assert document["metrics"]["ap"] == curve[-1].ap
+    lines = [line for line in done.stderr.splitlines() if re.match(r"epoch \d/2:", line)]
+    assert [line.split(":")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"], "one process speaks"
+    for line, log in zip(lines, curve, strict=True):
+        for part in (f"loss {log.loss:.3f}", f"AP {log.ap:.3f}", f"{log.images_per_s:.0f} pictures/s", " MiB"):
+            assert part in line
+    assert " left" in lines[0]
     assert len(list((tmp_path / "out" / "tensorboard").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "got"),
+    [
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE='2' without RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "me", "MASTER_PORT": "1"},
+            "WORLD_SIZE='2' without LOCAL_RANK",
+        ),
+        ({"WORLD_SIZE": "many"}, "WORLD_SIZE='many' without RANK"),
+    ],
+)
+def test_half_an_environment_is_no_torchrun(
+    variables: dict[str, str], got: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"started by torchrun, but got {got}"), replicas_from_environment():
+        pass

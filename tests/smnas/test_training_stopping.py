@@ -1,6 +1,7 @@
 """A training that stops on the way and goes on ends as one that never stopped, and its score is read at the stop."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,14 @@ import torch
 
 from smnas.data.coco import CocoFolder
 from smnas.data.shapes import generate_shapes
+from smnas.models.build import build_detector
+from smnas.models.detector import Detector
+from smnas.models.layers import NormKind
 from smnas.scoring.base import ScoringFailedError, StoppingScorer
 from smnas.scoring.trained_ap import TrainedAP
 from smnas.space.architecture import Architecture
 from smnas.training.checkpoint import load_checkpoint
-from smnas.training.curve import read_curve
+from smnas.training.curve import StepLog, read_curve
 from smnas.training.fit import fit
 from smnas.training.recipe import load_recipe
 
@@ -69,3 +73,31 @@ def test_a_stopped_detector_has_the_averaged_weights(data: CocoFolder, tmp_path:
     assert stored.average is not None
     assert all(torch.equal(detector.state_dict()[name], weight) for name, weight in stored.average.items())
     assert any(not torch.equal(stored.model[name], weight) for name, weight in stored.average.items())
+
+
+@pytest.mark.parametrize("norm", ["gn-ws", "bn"])
+def test_samplers_statistics_and_averages_survive_a_kill_in_any_epoch(
+    norm: NormKind, data: CocoFolder, tmp_path: Path
+) -> None:
+    """With all that draws random numbers: mosaics, jitter, and the samples of guided anchors and of two RoI stages."""
+    architecture = Architecture.parse("basicblock_8_1-2-2+fpn_2-4_16+garpn+cascade_2_16+64x64")
+    recipe = RECIPE.with_(epochs=3, color_jitter=0.3, scale_jitter=(0.8, 1.2))
+
+    def train(folder: Path, on_step: Callable[[StepLog], None] | None = None) -> Detector:
+        torch.manual_seed(0)
+        detector = build_detector(architecture, len(data.classes), norm=norm)
+        torch.manual_seed(len(list(tmp_path.iterdir())))  # whatever was drawn before
+        fit(detector, data.split("train"), recipe, seed=1, out_dir=folder, on_step=on_step)
+        return detector
+
+    whole = train(tmp_path / "whole").state_dict()
+    for epoch in (1, 2, 3):
+
+        def die(log: StepLog) -> None:
+            if (log.epoch, log.step) == (epoch, 1):  # noqa: B023 - called within the iteration
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / str(epoch), die)
+        for name, tensor in train(tmp_path / str(epoch)).state_dict().items():
+            assert torch.equal(tensor, whole[name]), (epoch, name)
