@@ -1,8 +1,8 @@
 """Train many detectors once, so that searches can be compared without training: a table of AP and latency.
 
-Every detector is trained from scratch under one schedule of ``--epochs`` epochs, is evaluated where a search would stop
-(:func:`smnas.search.rungs.rung_epochs`) on its averaged weights, and its latency is predicted from a latency table as
-in a search. Half of the rows are random structures, half random variants of them; the baseline is the first row.
+Every detector is trained from scratch under one schedule of ``--epochs`` epochs, is evaluated after a ninth (from 27
+epochs on), a third and all of them on its averaged weights, and its latency is predicted from a latency table as in a
+search. Half of the rows are random structures, half random variants of them; the baseline is the first row.
 Failures stay with their reason. Interrupted, the same command goes on where it stopped; more ``--count`` adds rows.
 
     python benchmarks/trained_table.py --out runs/trained-table --count 120 --epochs 9
@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from rank_budget import architectures
+from search_problems.problem import stops
 
 from profiler.backends import get_backend
 from profiler.devices import resolve_device
@@ -32,7 +33,6 @@ from smnas.scoring.base import Score
 from smnas.scoring.latency import DetectorLatency, LatencyFailedError
 from smnas.scoring.pool import Job, Workers
 from smnas.scoring.scorers import ScorerOnDevices
-from smnas.search.rungs import rung_epochs
 from smnas.space.architecture import Architecture
 from smnas.training.recipe import load_recipe
 
@@ -70,7 +70,7 @@ def main() -> None:
     asked = parser.parse_args()
     data = asked.data or generate_shapes(asked.out / "data", train=asked.pictures, val=asked.pictures // 4)
     file = asked.table or Path(__file__).parent / "data" / f"tabulated-{asked.preset}.json"
-    rungs = rung_epochs(asked.epochs)
+    rungs = stops(asked.epochs)
     recipe = load_recipe(asked.recipe).with_(epochs=asked.epochs, ema_decay=asked.ema_decay)
     candidates = architectures(asked.preset, asked.count, asked.seed)
     rows: list[dict[str, Any]] = [

@@ -77,10 +77,8 @@ class GridChoices:
 class AnalyticProblem:
     """One of pymoo's two-objective problems."""
 
-    epochs = 9
-
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, epochs: int = 9) -> None:
+        self.name, self.epochs = name, epochs
         options = {"n_obj": 2} if name.startswith("dtlz") else {}
         self._problem = get_problem(name, n_var=VARIABLES, **options)
         self.choices = GridChoices()

@@ -39,6 +39,11 @@ class Problem(Protocol):
         """Whether the loop would leave a design out untrained."""
 
 
+def stops(epochs: int) -> list[int]:
+    """Where it is looked at what a short training tells: a ninth and a third, from three epochs on, and the whole."""
+    return sorted({stop for stop in (epochs // 9, epochs // 3) if stop >= 3} | {epochs})
+
+
 @dataclass(frozen=True)
 class Played:
     """Hypervolume as a share of the best that is known, after every epoch spent, and the seconds of asking."""
