@@ -81,7 +81,8 @@ def main() -> None:
         "question": "What would a search have found out about these detectors?",
         "command": f"python benchmarks/trained_table.py --out {asked.out} --preset {asked.preset} "
         f"--recipe {asked.recipe} --count {asked.count} --epochs {asked.epochs} --seed {asked.seed}"
-        + (f" --data {asked.data}" if asked.data else f" --pictures {asked.pictures}"),
+        + (f" --data {asked.data}" if asked.data else f" --pictures {asked.pictures}")
+        + (f" --table {asked.table}" if asked.table else ""),
         "commit": subprocess.run(
             ["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True
         ).stdout.strip(),

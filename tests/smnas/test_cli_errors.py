@@ -45,6 +45,16 @@ def _fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return captured.err
 
 
+@pytest.fixture
+def refusal(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
+    """Runs a command in an empty folder; its DATA is a correct data set and its OUT a folder that is not there."""
+    monkeypatch.chdir(tmp_path)
+    places = {"OUT": str(tmp_path / "out"), "DATA": str(pictures)}
+    return lambda *words: _fails(capsys, *(places.get(word, word) for word in words))
+
+
 def _broken(pictures: Path, root: Path, change: Case) -> Path:
     """A copy of the data set whose training annotations are changed."""
     root.mkdir()
@@ -140,17 +150,9 @@ def test_a_file_in_the_place_of_a_folder(pictures: Path, tmp_path: Path, capsys:
     ],
 )
 def test_an_empty_place_is_not_the_current_folder(
-    words: tuple[str, ...],
-    where: str,
-    pictures: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...], where: str, refusal: Callable[..., str], tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    places = {"OUT": str(tmp_path / "out"), "DATA": str(pictures)}
-    line = _fails(capsys, *(places.get(word, word) for word in words))
-    assert line == f"error: a value must not be empty, but got '' for {where}\n"
+    assert refusal(*words) == f"error: a value must not be empty, but got '' for {where}\n"
     assert not list(tmp_path.iterdir())
 
 
@@ -230,16 +232,9 @@ def test_no_such_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
 def test_names_and_values_that_are_not_known(
-    words: tuple[str, ...],
-    known: str,
-    pictures: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...], known: str, refusal: Callable[..., str], tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    places = {"OUT": str(tmp_path / "out"), "DATA": str(pictures)}
-    assert known in _fails(capsys, *(places.get(word, word) for word in words))
+    assert known in refusal(*words)
     assert not (tmp_path / "out" / "settings.json").exists()
 
 
