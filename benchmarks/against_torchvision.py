@@ -1,8 +1,9 @@
 """Is this project's recipe worth choosing over torchvision's reference, on a data set of one's own?
 
-Trains the same architecture (Faster R-CNN on ResNet-18-FPN) on the same pictures, as many of them, from scratch: with
-this project's model and recipe, and with torchvision's model and the numbers of its reference training
-(``torchvision_reference.py``). AP of both by pycocotools through the same code; pictures a second measured in turns.
+Trains the same architecture (Faster R-CNN on ResNet-18-FPN; ``--backbone resnet50``) on the same pictures, as many of
+them, from scratch: with this project's model and recipe, and with torchvision's model and the numbers of its reference
+training (``torchvision_reference.py``). AP of both by pycocotools through the same code; pictures a second measured in
+turns, each in its own precision.
 
     python benchmarks/against_torchvision.py --data ../shared/data/aquarium --epochs 20 --out runs/torchvision
 
@@ -45,7 +46,10 @@ from smnas.training.errors import TrainingFailedError
 from smnas.training.optimizer import build_optimizer
 from smnas.training.recipe import Recipe, load_recipe
 
-ARCHITECTURE = "basicblock_64_11-21-21-21+fpn_2-6_256+rpn+rcnn_1024+{size}x{size}"
+ARCHITECTURES = {
+    "resnet18": "basicblock_64_11-21-21-21+fpn_2-6_256+rpn+rcnn_1024+{size}x{size}",
+    "resnet50": "bottleneck_64_111-2111-211111-211+fpn_2-6_256+rpn+rcnn_1024+{size}x{size}",
+}
 SPEED = "speed"
 CONTENDERS = ("smnas", "torchvision")
 SETTINGS_FILE = "settings.json"
@@ -90,7 +94,8 @@ def our_step(
 ) -> Callable[[Batch], None]:
     def step(batch: Batch) -> None:
         images = batch.images.to(device).contiguous(memory_format=torch.channels_last)
-        loss = torch.stack(list(detector.loss(images, batch.targets, recipe.losses).values())).sum()
+        with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda" and recipe.amp == "bf16"):
+            loss = torch.stack(list(detector.loss(images, batch.targets, recipe.losses).values())).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(detector.parameters(), recipe.clip_norm or 1e9)
@@ -100,7 +105,7 @@ def our_step(
 
 
 def seconds_a_step(
-    data: CocoFolder, architecture: Architecture, recipe: Recipe, steps: int, device: torch.device
+    data: CocoFolder, architecture: Architecture, backbone: str, recipe: Recipe, steps: int, device: torch.device
 ) -> dict[str, list[float]]:
     """Training steps of both in turns on the same prepared batch, so that a busy machine is as busy for either."""
     size = architecture.input_width
@@ -108,7 +113,7 @@ def seconds_a_step(
     torch.manual_seed(0)
     detector = build_detector(architecture, len(data.classes)).to(device).train()
     detector = detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    model = reference_model(len(data.classes), size).to(device).train()
+    model = reference_model(len(data.classes), size, backbone).to(device).train()
     optimizer, our_optimizer = reference_optimizer(model), build_optimizer(detector, recipe)
     for group in (*optimizer.param_groups, *our_optimizer.param_groups):
         group["lr"] = 1e-5  # without a warm-up the peak rate would break the weights, and with them the proposals
@@ -129,7 +134,13 @@ def seconds_a_step(
 
 
 def train(
-    part: Part, folder: Path, data: CocoFolder, architecture: Architecture, recipe: Recipe, device: str
+    part: Part,
+    folder: Path,
+    data: CocoFolder,
+    architecture: Architecture,
+    backbone: str,
+    recipe: Recipe,
+    device: str,
 ) -> dict[str, float]:
     """Train a contender with a seed, telling how far it is after every epoch; its COCO numbers.
 
@@ -161,6 +172,7 @@ def train(
         seed,
         torch.device(device),
         folder,
+        backbone=backbone,
         evaluate_every=recipe.evaluate_every,
         evaluate=metrics,
         on_epoch=told,
@@ -242,11 +254,11 @@ def do(
                 return
             write_atomically(folder / SETTINGS_FILE, (json.dumps(settings, indent=1) + "\n").encode())
             if part.name == SPEED:
-                seconds = seconds_a_step(data, architecture, recipe, asked.steps, torch.device(device))
+                seconds = seconds_a_step(data, architecture, asked.backbone, recipe, asked.steps, torch.device(device))
                 found = {"threads": torch.get_num_threads(), "seconds": seconds}
                 write_atomically(file, (json.dumps(found) + "\n").encode())
             else:
-                write_metrics(file, train(part, folder, data, architecture, recipe, device))
+                write_metrics(file, train(part, folder, data, architecture, asked.backbone, recipe, device))
             print(f"{part}: {file.read_text()}", flush=True)
     except RunFolderError:
         print(f"{part}: another process is at it", flush=True)
@@ -262,8 +274,10 @@ def mean_and_spread(values: Sequence[float]) -> dict[str, float | None]:
 def run(asked: argparse.Namespace) -> None:
     data = CocoFolder(asked.data)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    architecture = Architecture.parse(ARCHITECTURE.format(size=asked.size))
+    architecture = Architecture.parse(ARCHITECTURES[asked.backbone].format(size=asked.size))
     recipe = load_recipe(asked.recipe).with_(epochs=asked.epochs, evaluate_every=asked.evaluate_every)
+    if asked.batch_size is not None:
+        recipe = recipe.with_(batch_size=asked.batch_size)
     settings = {
         "data": asked.data.resolve().name,
         "pictures": [len(data.split("train")), len(data.split("val"))],
@@ -282,7 +296,7 @@ def run(asked: argparse.Namespace) -> None:
     found = answer(asked.out, asked.seeds, settings)
     print(json.dumps({name: found[name] for name in ("images_per_second", "times_as_fast", "ap", "ap50")}, indent=1))
     keep_answer(
-        f"against-torchvision-{asked.size}px",
+        f"against-torchvision-{asked.backbone}-{asked.size}px",
         "Is this project's recipe worth choosing over torchvision's reference?",
         found,
     )
@@ -298,6 +312,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, help="train this seed only, if it is one of them")
     parser.add_argument("--only", choices=(SPEED, *CONTENDERS))
     parser.add_argument("--recipe", default="nano")
+    parser.add_argument("--batch-size", type=int, help="of our trainings; the recipe's without it")
+    parser.add_argument("--backbone", choices=tuple(ARCHITECTURES), default="resnet18")
     parser.add_argument("--steps", type=int, default=8, help="timed training steps of each")
     parser.add_argument("--out", type=Path, required=True)
     try:

@@ -1,4 +1,4 @@
-"""What does this project do on a GPU? Ten questions, one call of under ten minutes.
+"""What does this project do on a GPU? Twelve questions, one call of under ten minutes.
 
     python benchmarks/gpu.py --out DIR [--data COCO_FOLDER] [--device cuda|cpu] [--quick]
 
@@ -59,6 +59,8 @@ QUESTIONS = (
              "operators.ask", "eager", "fp32", 40),
     Question("training_step", "How fast is a training step in each precision and memory layout, and how large?",
              "training_step.ask", "eager", "mixed", 100),
+    Question("against_torchvision", "How many pictures a second does training take in, beside torchvision's own?",
+             "against_torchvision.ask", "eager", "mixed", 90),
     Question("kernels", "Are the kernels right on the device, and is each worth its place?",
              "kernel_speed.ask", "triton", "mixed", 120),
     Question("profile", "Does the latency table predict whole detectors, and is it the same when profiled again?",
@@ -75,6 +77,8 @@ QUESTIONS = (
              "runtimes.ask_tensorrt", "tensorrt_rtx", "fp32", 30),
     Question("engines", "Does a detector's engine find what the detector finds, how fast, and with what AP?",
              "engines.ask", "tensorrt_rtx", "mixed", 90),
+    Question("commands", "Do the commands that people come for work on this GPU, one after the other?",
+             "commands.ask", "tensorrt_rtx", "mixed", 120),
 )  # fmt: skip
 
 
@@ -85,6 +89,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="COCO folder to train on (default: the generated shapes)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="where (default: cuda)")
     parser.add_argument("--quick", action="store_true", help="only see whether everything runs; not for figures")
+    parser.add_argument("--seconds", type=float, default=TOTAL_S, help=f"for all of it (default: {TOTAL_S:.0f})")
     parser.add_argument("--only", nargs="+", choices=[question.name for question in QUESTIONS], help="these questions")
     parser.add_argument("--commit", help="of the source, where git can not tell")
     for hidden in ("--ask", "--scratch", "--deadline"):
@@ -111,9 +116,9 @@ def main(arguments: Sequence[str]) -> int:
         asked = [question for question in QUESTIONS if not settings.only or question.name in settings.only]
         for number, question in enumerate(asked):
             started = datetime.now(UTC)
-            left_s = TOTAL_S - (time.monotonic() - began) - _GRACE_S
+            left_s = settings.seconds - (time.monotonic() - began) - _GRACE_S
             limit_s = left_s * question.share / sum(other.share for other in asked[number:])
-            found: dict[str, Any] = {"not_asked": f"the {TOTAL_S:.0f} s of the whole are over"}
+            found: dict[str, Any] = {"not_asked": f"the {settings.seconds:.0f} s of the whole are over"}
             if limit_s > 5:
                 found = ask_in_process(question.name, settings, scratch, limit_s)
             state = next((key for key in ("failed", "not_asked") if key in found), "summary")

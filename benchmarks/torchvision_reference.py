@@ -1,4 +1,4 @@
-"""Torchvision's Faster R-CNN on ResNet-18-FPN, trained from scratch as its own reference script trains; resumable.
+"""Torchvision's Faster R-CNN on a ResNet with FPN, trained from scratch as its own reference script trains; resumable.
 
 The numbers are those of torchvision's ``references/detection/train.py``: BatchNorm, SGD 0.02 for 16 pictures, momentum
 0.9, weight decay 1e-4 on every parameter, a linear warm-up from a thousandth within the first epoch (of 1,000 steps at
@@ -22,11 +22,12 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from smnas.data.augment import Augmentation
 from smnas.data.coco import DetectionDataset
-from smnas.data.loader import Batch, TrainLoader
+from smnas.data.loader import TrainLoader
 from smnas.evaluation.predict import DetectFunction, DetectionArrays
 from smnas.models.options import DetectorOptions
 from smnas.training.atomic import replace_atomically
 from smnas.training.curve import CURVE_FILE, EpochLog, append_curve, memory_in_use_mb, write_curve
+from smnas.training.epoch import TrainBatch
 from smnas.training.errors import DivergedError
 
 __all__ = ["BATCH", "reference_detect", "reference_model", "reference_optimizer", "reference_step", "train_reference"]
@@ -36,16 +37,16 @@ PEAK_LEARNING_RATE = 0.02
 CHECKPOINT_FILE = "reference.pt"
 
 
-def reference_model(classes: int, size: int) -> FasterRCNN:
+def reference_model(classes: int, size: int, backbone: str = "resnet18") -> FasterRCNN:
     """The model for square canvases of ``size`` pixels, which go through its own resizing unchanged.
 
     It detects down to the score that this project's detectors do, lower than its own default: AP counts them all.
     """
-    backbone = resnet_fpn_backbone(
-        backbone_name="resnet18", weights=None, norm_layer=torch.nn.BatchNorm2d, trainable_layers=5
+    body = resnet_fpn_backbone(
+        backbone_name=backbone, weights=None, norm_layer=torch.nn.BatchNorm2d, trainable_layers=5
     )
     threshold = DetectorOptions().score_threshold
-    return FasterRCNN(backbone, num_classes=classes + 1, min_size=size, max_size=size, box_score_thresh=threshold)
+    return FasterRCNN(body, num_classes=classes + 1, min_size=size, max_size=size, box_score_thresh=threshold)
 
 
 def reference_optimizer(model: FasterRCNN) -> torch.optim.SGD:
@@ -61,17 +62,18 @@ def reference_rate(epoch: int, step: int, steps: int, epochs: int) -> float:
 
 
 def reference_step(
-    model: FasterRCNN, optimizer: torch.optim.Optimizer, device: torch.device, batch: Batch
+    model: FasterRCNN, optimizer: torch.optim.Optimizer, device: torch.device, batch: TrainBatch, amp: str = "off"
 ) -> dict[str, float]:
-    """One step of training; the parts of its loss.
+    """One step of training, in float32 or by ``bf16`` autocast; the parts of its loss.
 
     Raises:
         FloatingPointError: the loss is not finite.
     """
     images = [image.to(device).float() / 255 for image in batch.images]
     targets = [{"boxes": t.boxes.to(device), "labels": t.labels.to(device) + 1} for t in batch.targets]
-    losses: dict[str, Tensor] = model(images, targets)
-    loss = torch.stack(list(losses.values())).sum()
+    with torch.autocast("cuda", torch.bfloat16, enabled=amp == "bf16"):
+        losses: dict[str, Tensor] = model(images, targets)
+        loss = torch.stack(list(losses.values())).sum()
     if not math.isfinite(loss.item()):
         raise FloatingPointError("the loss is not finite")
     optimizer.zero_grad()
@@ -88,6 +90,7 @@ def train_reference(
     device: torch.device,
     folder: Path,
     *,
+    backbone: str = "resnet18",
     evaluate_every: int,
     evaluate: Callable[[DetectFunction], dict[str, float]],
     on_epoch: Callable[[EpochLog], None],
@@ -104,6 +107,7 @@ def train_reference(
         seed: Of the first weights, the order and flips of pictures, and the samplers.
         device: Where.
         folder: Checkpoint and curve, of this training alone; it must exist.
+        backbone: Of the model.
         evaluate_every: Epochs between evaluations for the curve; 0: none.
         evaluate: COCO numbers of what the model detects.
         on_epoch: Called after every epoch, when it is stored.
@@ -115,7 +119,7 @@ def train_reference(
         DivergedError: the loss is not finite.
     """
     torch.manual_seed(seed)
-    model = reference_model(len(dataset.classes), size).to(device)
+    model = reference_model(len(dataset.classes), size, backbone).to(device)
     optimizer = reference_optimizer(model)
     loader = TrainLoader(dataset, size, size, BATCH, seed, augmentation=Augmentation(flip=0.5))
     history = _resume(folder, model, optimizer)

@@ -1,0 +1,199 @@
+"""How many pictures a second does a training step take in, beside torchvision's own Faster R-CNN, and what costs what?
+
+The same architecture (ResNet-50-FPN, 512 pixels) on the same prepared pictures, in turns in random order. Torchvision's
+step is that of its reference training script (``torchvision_reference.py``), ours the project's own with the recipe
+``small``; then ours with BatchNorm, with the Triton kernels, in float32, and in smaller batches.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torchvision_reference import reference_model, reference_optimizer, reference_step
+
+from gpu_questions.record import NUM_CLASSES, Answer, Setting, one_line
+from gpu_questions.training_step import Amp, PreparedBatch, Trainer, interval, pictures
+from kernels.dispatch import Choice
+from smnas.models.layers import NormKind
+from smnas.space.architecture import Architecture
+
+RESNET_50 = "bottleneck_64_111-2111-211111-211+fpn_2-6_256+rpn+rcnn_1024+512x512"
+_QUICK_MODEL = "basicblock_8_1-2+fpn_2-3_8+rpn+rcnn_32+64x64"
+_BATCH = 16  # torchvision's reference: 2 pictures on each of 8 GPUs
+_STEPS = 4  # a turn
+_MIN_ROUNDS, _MAX_ROUNDS = 5, 30
+REFERENCE = "torchvision"
+OURS = "smnas"
+BATCH_NORM = "smnas, batch norm"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train.
+
+    Attributes:
+        amp: Precision.
+        batch: Pictures in a step.
+        norm: Of our detector; ``None``: torchvision's model.
+        kernels: Whose operators.
+    """
+
+    amp: Amp
+    batch: int = _BATCH
+    norm: NormKind | None = "gn-ws"
+    kernels: Choice = "torch"
+
+
+VARIANTS = {
+    REFERENCE: Variant("off", norm=None),
+    "torchvision, bf16": Variant("bf16", norm=None),
+    OURS: Variant("bf16"),
+    BATCH_NORM: Variant("bf16", norm="bn"),
+    "smnas, Triton kernels": Variant("bf16", kernels="triton"),
+    "smnas, fp32": Variant("off"),
+    "smnas, batch norm, fp32": Variant("off", norm="bn"),
+    "smnas, 8 pictures": Variant("bf16", batch=8),
+    "smnas, 4 pictures": Variant("bf16", batch=4),
+}
+
+
+class ReferenceTrainer:
+    """Torchvision's model and step, in turns of :data:`_STEPS` as :class:`Trainer` takes them."""
+
+    def __init__(self, setting: Setting, batch: PreparedBatch, amp: Amp, steps: int, backbone: str) -> None:
+        torch.manual_seed(0)
+        size = batch.images.shape[-1]
+        self._model = reference_model(NUM_CLASSES, size, backbone).to(setting.place).train()
+        self._optimizer = reference_optimizer(self._model)
+        for group in self._optimizer.param_groups:
+            group["lr"] = 1e-5  # without a warm-up the peak rate would break the weights, and with them the proposals
+        self._setting, self._batch, self._steps, self._amp = setting, batch, steps, amp
+        self.round()
+
+    def round(self) -> tuple[float, float]:
+        """Take the steps; seconds, and the peak of allocated memory in 2**20 bytes (0 on a CPU)."""
+        cuda = self._setting.device.kind == "cuda"
+        if cuda:
+            torch.cuda.reset_peak_memory_stats(self._setting.place)
+        self._setting.synchronize()
+        began = time.perf_counter()
+        for _ in range(self._steps):
+            reference_step(self._model, self._optimizer, self._setting.place, self._batch, self._amp)
+        self._setting.synchronize()
+        seconds = time.perf_counter() - began
+        return seconds, torch.cuda.max_memory_allocated(self._setting.place) / 2**20 if cuda else 0.0
+
+
+def ask(setting: Setting, answer: Answer) -> str:
+    """Time the variants in turns; then where the time of our step goes."""
+    architecture = Architecture.parse(_QUICK_MODEL if setting.quick and setting.device.kind == "cpu" else RESNET_50)
+    backbone = "resnet18" if setting.quick and setting.device.kind == "cpu" else "resnet50"
+    batch = pictures(architecture, 2 if setting.device.kind == "cpu" else _BATCH)
+    variants = dict(VARIANTS)
+    if setting.device.kind == "cpu":
+        variants = {name: variants[name] for name in (REFERENCE, "smnas, fp32", "smnas, batch norm, fp32")}
+        answer.skip("bf16 and Triton", "a CPU always trains in float32")
+    trainers: dict[str, Trainer | ReferenceTrainer] = {}
+    shown: dict[str, int] = {}
+    for name, variant in variants.items():
+        part = PreparedBatch(batch.images[: variant.batch], batch.targets[: variant.batch])
+        shown[name] = len(part.targets) * _STEPS
+        try:
+            trainers[name] = _trainer(setting, architecture, backbone, variant, part)
+        except Exception as error:  # noqa: BLE001 - a variant that does not train is its own answer
+            answer.add("rows", {"variant": name, "failed": one_line(error)})
+    answer.put(architecture=str(architecture), steps_a_round=_STEPS)
+    seconds, peaks = _in_turns(setting, trainers)
+    speeds = {name: [shown[name] / took for took in each] for name, each in seconds.items()}
+    texts = []
+    for name, each in speeds.items():
+        row: dict[str, Any] = {
+            "variant": name,
+            **vars(variants[name]),
+            "batch": shown[name] // _STEPS,
+            "seconds": seconds[name],
+            "images_per_s": interval(each),
+            "peak_memory_mb": peaks[name],
+        }
+        if REFERENCE in speeds:
+            row["speed_against_torchvision"] = interval([a / b for a, b in zip(each, speeds[REFERENCE], strict=True)])
+        answer.add("rows", row)
+        texts.append(f"{name} {row['images_per_s']['median']:.4g}/s")
+    for ours, norm in ((OURS, BATCH_NORM), ("smnas, fp32", "smnas, batch norm, fp32")):
+        if ours in seconds and norm in seconds:
+            ratios = [a / b for a, b in zip(seconds[ours], seconds[norm], strict=True)]
+            answer.add("cost_of_group_norm", {"variant": ours, "times_batch_norm": interval(ratios)})
+            texts.append(f"{ours} takes {statistics.median(ratios):.3f} times batch norm's")
+    for name in (OURS, REFERENCE):
+        if setting.device.kind == "cuda" and name in trainers:
+            answer.put(**{f"profile_of_{name}": _profile(trainers[name].round)})
+    return ", ".join(texts)
+
+
+def _trainer(
+    setting: Setting, architecture: Architecture, backbone: str, variant: Variant, batch: PreparedBatch
+) -> Trainer | ReferenceTrainer:
+    if variant.norm is None:
+        return ReferenceTrainer(setting, batch, variant.amp, _STEPS, backbone)
+    return Trainer(
+        setting,
+        architecture,
+        "small",
+        len(batch.targets),
+        variant.amp,
+        channels_last=True,
+        batch=batch,
+        steps=_STEPS,
+        norm=variant.norm,
+        kernels=variant.kernels,
+    )
+
+
+def _in_turns(
+    setting: Setting, trainers: dict[str, Trainer | ReferenceTrainer]
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    seconds: dict[str, list[float]] = {name: [] for name in trainers}
+    peaks = dict.fromkeys(trainers, 0.0)
+    rng = np.random.default_rng(0)
+    until = time.monotonic() + 0.8 * setting.left_s
+    least, most = (2, 2) if setting.quick else (_MIN_ROUNDS, _MAX_ROUNDS)
+    for done in range(most):
+        if done >= least and time.monotonic() > until:
+            break
+        for index in rng.permutation(len(trainers)).tolist():
+            name = list(trainers)[index]
+            took, peak = trainers[name].round()
+            seconds[name].append(took)
+            peaks[name] = max(peaks[name], peak)
+    return seconds, peaks
+
+
+def _profile(run: Callable[[], object]) -> list[dict[str, Any]]:
+    """The operators and kernels that take most of a turn, each by itself, in milliseconds."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
+        run()
+        torch.cuda.synchronize()
+    rows = [
+        {
+            "name": event.key[:120],
+            "count": event.count,
+            "gpu_ms": event.self_device_time_total / 1e3,
+            "cpu_ms": event.self_cpu_time_total / 1e3,
+        }
+        for event in found.key_averages()
+    ]
+    by_gpu = sorted(rows, key=lambda row: -row["gpu_ms"])[:40]
+    by_cpu = sorted(rows, key=lambda row: -row["cpu_ms"])[:25]
+    total = {
+        "name": "all",
+        "count": sum(row["count"] for row in rows),
+        "gpu_ms": sum(row["gpu_ms"] for row in rows if not row["name"].startswith("aten::")),
+        "cpu_ms": sum(row["cpu_ms"] for row in rows),
+    }
+    return [total, *by_gpu, *(row for row in by_cpu if row not in by_gpu)]
