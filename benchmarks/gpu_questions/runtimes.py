@@ -13,7 +13,7 @@ from torch import nn
 from gpu_questions.record import NANO_BASELINE, NUM_CLASSES, SMALL_BASELINE, Answer, Setting, largest_error, one_line
 from profiler.backends import Session, get_backend
 from profiler.backends.engine import Engine
-from profiler.backends.tensorrt import build_engine
+from profiler.backends.tensorrt import build_engine, compute_capabilities
 from profiler.export import to_onnx
 from profiler.timing import TimingSettings, measure
 from profiler.workload import Workload, random_inputs
@@ -86,20 +86,34 @@ def ask_tensorrt(setting: Setting, answer: Answer) -> str:
         else:
             row["version"] = str(getattr(trt, "__version__", "unknown"))
             texts.append(f"{name} {row['version']} imported")
-            try:
-                model = to_onnx(module, (x,), input_names=["x"], output_names=["y"], operators="plain")
-                capability = [".".join(map(str, torch.cuda.get_device_capability(setting.device.index)))]
-                ahead = capability if name == "tensorrt_rtx" else []
-                engine = Engine(trt, build_engine(trt, model.SerializeToString(), "fp32", ahead).content, setting.place)
-                found = engine({"x": x})["y"].cpu().numpy()
-                with torch.no_grad():
-                    row["largest_error"] = largest_error(found, module(x).numpy())
-                texts.append(f"a convolution runs, largest error {row['largest_error']:.1e}")
-            except Exception as error:  # noqa: BLE001 - a package that does not run is its own answer
-                row["run"] = one_line(error)
-                texts.append(row["run"])
+            row["ways"] = []
+            for way, ahead in _ways(trt, setting):
+                found: dict[str, Any] = {"way": way}
+                try:
+                    model = to_onnx(module, (x,), input_names=["x"], output_names=["y"], operators="plain")
+                    built = build_engine(trt, model.SerializeToString(), "fp32", ahead)
+                    outputs = Engine(trt, built.content, setting.place)({"x": x})["y"].cpu().numpy()
+                    with torch.no_grad():
+                        found["largest_error"] = largest_error(outputs, module(x).numpy())
+                    texts.append(f"{way}: a convolution runs, largest error {found['largest_error']:.1e}")
+                except Exception as error:  # noqa: BLE001 - a package that does not run is its own answer
+                    found["failed"] = one_line(error)
+                    texts.append(f"{way}: {found['failed']}")
+                row["ways"].append(found)
         answer.add("packages", row)
     return "; ".join(texts)
+
+
+def _ways(trt: Any, setting: Setting) -> list[tuple[str, list[str]]]:
+    """Compute capabilities to build for: this GPU's where the module knows it, else every way that might run here."""
+    here = ".".join(map(str, torch.cuda.get_device_capability(setting.device.index)))
+    known = compute_capabilities(trt)
+    if not known:
+        return [("built here", [])]
+    if here in known:
+        return [(f"built for {here}", [here])]
+    older = [name for name in known if float(name) < float(here)]
+    return [("built for the GPU that is here", []), *((f"built for {name}", [name]) for name in older[-2:])]
 
 
 def _difference(ours: Session, reference: Session) -> dict[str, float]:
