@@ -215,5 +215,5 @@ def chosen_by(kernels: Any, run: Callable[[], object]) -> Callable[[], object]:
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
     """The largest difference over the largest expected value; NaN where either is not a number."""
-    difference = (found.detach().double() - expected.detach()).abs()
+    difference = (found.detach().double().to(expected.device) - expected.detach()).abs()
     return float(difference.max() / expected.detach().abs().max().clamp(min=1e-30))

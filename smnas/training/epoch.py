@@ -164,23 +164,27 @@ def _step(
     with _precision(recipe, device), together:
         losses = loss_function(images, batch.targets)
         loss = torch.stack(list(losses.values())).sum()
-    # one transfer for all parts: on a GPU every .item() would wait for the queue. The mean over the replicas lets all
-    # of them see one's infinity, so that they stop together and none waits for gradients that do not come.
-    means = replicas.mean(torch.stack([part.detach().float() for part in losses.values()]))
-    values = dict(zip(losses, means.tolist(), strict=True))
-    if not all(map(np.isfinite, values.values())):
-        parts = ", ".join(f"{name}={value:g}" for name, value in values.items())
-        raise DivergedError(f"the loss is not finite in step {iteration + 1}: {parts}", iteration)
+    # the mean over the replicas lets all of them see one's infinity, so that they stop together and none waits for
+    # gradients that do not come
+    facts = [replicas.mean(torch.stack([part.detach().float() for part in losses.values()]))]
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(scaler.scale(loss))
     if recipe.clip_norm is not None:
         scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(detector.parameters(), recipe.clip_norm)
-        # float16 overflows now and then by design: the scaler skips that step and lowers its scale
-        if not scaler.is_enabled() and not norm.isfinite():
-            raise DivergedError(f"the gradients are not finite in step {iteration + 1}", iteration)
+        facts.append(norm.detach().float().reshape(1))
     scaler.step(optimizer)
     scaler.update()
+    # Read once and last: on a GPU every number that the host asks for waits for the queue, which would then run empty
+    # before the host has filled it again. What the numbers condemn ends here, so that it took a step does no harm.
+    numbers = torch.cat(facts).tolist()
+    values = dict(zip(losses, numbers, strict=False))
+    if not all(map(np.isfinite, values.values())):
+        parts = ", ".join(f"{name}={value:g}" for name, value in values.items())
+        raise DivergedError(f"the loss is not finite in step {iteration + 1}: {parts}", iteration)
+    # float16 overflows now and then by design: the scaler skips that step and lowers its scale
+    if not scaler.is_enabled() and not all(map(np.isfinite, numbers)):
+        raise DivergedError(f"the gradients are not finite in step {iteration + 1}", iteration)
     return values
 
 
