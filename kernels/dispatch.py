@@ -86,4 +86,5 @@ def interpreted() -> bool:
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
     """Launch there: Triton takes the current device, wherever the tensors are."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+    elsewhere = tensor.is_cuda and tensor.device.index != torch.cuda.current_device()
+    return torch.cuda.device(tensor.device) if elsewhere else nullcontext()

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from kernels.dispatch import interpreted, on_device_of, runs_triton
@@ -65,7 +66,10 @@ def group_norm_relu(
     float32 instead.
     """
     if runs_triton(x, weight, bias, *(() if residual is None else (residual,))):
-        out: Tensor = _forward(x, residual, weight, bias, groups, eps, relu)[0]
+        # Dozens of these are in a detector, and a registered operator costs Python more than its launches do: only a
+        # compiler has to see one.
+        together: Any = _forward if torch.compiler.is_compiling() else _Together.apply
+        out: Tensor = together(x, residual, weight, bias, groups, eps, relu)[0]
         return out
     out = F.group_norm(x, groups, weight, bias, eps)
     if residual is not None:
@@ -79,8 +83,7 @@ def _layout(x: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
-@torch.library.custom_op("smnas::group_norm_relu", mutates_args=())
-def _forward(
+def _compute(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, relu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The output, and mean and reciprocal deviation ``(B, groups)`` in float32, which the backward pass reads."""
@@ -109,6 +112,9 @@ def _forward(
     return out.to(x.dtype).contiguous(memory_format=layout), mean, rstd
 
 
+_forward = torch.library.custom_op("smnas::group_norm_relu", _compute, mutates_args=())
+
+
 @_forward.register_fake
 def _(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, relu: bool
@@ -117,8 +123,7 @@ def _(
     return torch.empty_like(x, memory_format=_layout(x)), statistics, torch.empty_like(statistics)
 
 
-@torch.library.custom_op("smnas::group_norm_relu_backward", mutates_args=())
-def _backward(
+def _differentiate(
     upstream: Tensor,
     x: Tensor,
     y: Tensor | None,
@@ -158,6 +163,9 @@ def _backward(
     )
 
 
+_backward = torch.library.custom_op("smnas::group_norm_relu_backward", _differentiate, mutates_args=())
+
+
 @_backward.register_fake
 def _(
     upstream: Tensor,
@@ -187,13 +195,31 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tens
     ctx.save_for_backward(x, y if relu and residual is not None else None, weight, bias, mean, rstd)
 
 
-def _gradients(ctx: Any, upstream: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, upstream: Tensor, *_: None, differentiate: Any = _backward) -> tuple[Tensor | None, ...]:
     x, y, weight, bias, mean, rstd = ctx.saved_tensors
     residual = ctx.residual_dtype is not None
-    gradient, added, sums = _backward(upstream, x, y, weight, bias, mean, rstd, ctx.relu, residual)
+    gradient, added, sums = differentiate(upstream, x, y, weight, bias, mean, rstd, ctx.relu, residual)
     to_bias, to_weight = sums.sum(1).unbind(0)
     to_residual = added.to(ctx.residual_dtype) if residual else None
     return gradient, to_residual, to_weight.to(weight.dtype), to_bias.to(bias.dtype), None, None, None
 
 
 _forward.register_autograd(_gradients, setup_context=_setup)
+
+
+class _Together(torch.autograd.Function):
+    """The operator without its registration."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return _compute(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(*output[1:])
+        _setup(ctx, inputs, output)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Any) -> tuple[Tensor | None, ...]:
+        return _gradients(ctx, *upstream, differentiate=_differentiate)

@@ -315,7 +315,7 @@ def _pyramid_backward(
 
         with on_device_of(boxes):
             return roi_align.backward(
-                *(upstream.contiguous(), boxes, heights, widths, strides, SAMPLES, canonical_size),
+                *(upstream, boxes, heights, widths, strides, SAMPLES, canonical_size),
                 channels_last=channels_last,
             )
     rois = _with_batch_index(boxes)

@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from gpu_questions.record import Answer, Setting
-from gpu_questions.trained import coco_folder
 from profiler.backends import get_backend
 from profiler.errors import BackendUnavailableError, UserError
+from smnas.data.coco import CocoFolder
+from smnas.data.shapes import generate_shapes
 
 _BACKENDS = ("tensorrt_rtx", "onnxruntime-cuda", "eager")
 _TAIL = 400
 
 
 def ask(setting: Setting, answer: Answer) -> str:
-    """Doctor, a profile with an audit, a search, and the found detector as an engine: exported, evaluated, detecting.
+    """Doctor, a search, its detector evaluated and detecting as a file and as an engine, and a profile with an audit.
 
     The backend is the first of those in :data:`_BACKENDS` that runs here; the search is as short as one can be.
     """
@@ -29,28 +30,28 @@ def ask(setting: Setting, answer: Answer) -> str:
     gpu = "local" if setting.device.kind == "cuda" else "cpu"
     precision = "fp16" if backend == "tensorrt_rtx" else "fp32"
     measured = ["--gpu", gpu, "--backend", backend, "--precision", precision, "--table", "latency.db"]
-    searched = ["--trials", "1,1" if quick else "4,4", "--epochs", "1" if quick else "2"]
-    searched += ["--final-epochs", "1" if quick else "4", "--top", "1"]
-    budget = ["--budget", "10s" if quick else "40s", "--audit", "2" if quick else "12"]
-    folder = coco_folder(setting)
+    searched = ["--trials", "1,1" if quick else "2,2", "--epochs", "1", "--final-epochs", "2", "--top", "1"]
+    budget = ["--budget", "5s" if quick else "15s", "--audit", "2" if quick else "8"]
+    folder = CocoFolder(generate_shapes(setting.scratch / "few", train=32 if quick else 160, val=8 if quick else 40))
     data = ["--data", str(folder.root)]
+    val = folder.split("val")
+    pictures = [str(val.path(index)) for index in range(min(len(val), 16))]
+    engine = ["--format", "tensorrt-rtx", "--precision", "fp16", "--out", "best.engine"]
     jobs: dict[str, list[str]] = {
         "doctor": ["doctor", "--json"],
-        "profile": ["profile", "--preset", "nano", "--classes", "6", *measured, *budget, "--json"],
         "search": ["search", "--preset", "nano", "--out", "run", *data, *measured, *searched, "--json"],
-        "export": ["export", "--model", "run", *data, "--format", "tensorrt-rtx", "--precision", "fp16",
-                   "--out", "best.engine", "--json"],
-        "eval": ["eval", "--model", "best.engine", *data, "--json"],
-        "detect": ["detect", "--model", "best.engine", "--json"],
-    }  # fmt: skip
+        "eval": ["eval", "--model", "run", *data, "--json"],
+        "detect": ["detect", "--model", "run", "--json", *pictures],
+        "export": ["export", "--model", "run", *data, *engine, "--json"],
+        "eval the engine": ["eval", "--model", "best.engine", *data, "--json"],
+        "detect with the engine": ["detect", "--model", "best.engine", "--json", *pictures],
+        "profile": ["profile", "--preset", "nano", "--classes", "6", *measured, *budget, "--json"],
+    }
     texts = []
     for name, words in jobs.items():
         if backend != "tensorrt_rtx" and "best.engine" in words:
             answer.skip(name, "engines need TensorRT-RTX")
             continue
-        if name == "detect":
-            val = folder.split("val")
-            words += [str(val.path(index)) for index in range(min(len(val), 16))]
         row = _run(words, setting.scratch, max(1.0, setting.left_s))
         answer.add("commands", {"command": " ".join(["smnas", *words[:20]]), **row})
         texts.append(f"{name} exit {row['exit_code']} in {row['seconds']:.0f} s")

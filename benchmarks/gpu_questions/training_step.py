@@ -11,14 +11,15 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpu_questions.record import NANO_BASELINE, NUM_CLASSES, SMALL_BASELINE, Answer, Setting, one_line
 from kernels.dispatch import Choice, use
 from profiler.timing import median_interval
 from smnas.data.scene import draw_scene, render
 from smnas.models.build import build_detector
-from smnas.models.layers import NormKind
+from smnas.models.detector import Detector
+from smnas.models.layers import NormKind, WSConv2d
 from smnas.models.target import Target
 from smnas.space.architecture import Architecture
 from smnas.training.curve import EpochLog
@@ -52,6 +53,30 @@ class _Prepared:
 
     def epoch(self, epoch: int) -> Iterable[PreparedBatch]:
         return (self._batch for _ in range(self.steps))
+
+
+class _Dense(nn.Module):
+    """What of a detector has the same shapes for every picture.
+
+    The kernel that standardizes all filters at once reads a table of addresses that lives no longer than its launch:
+    nothing that a graph could replay, so each convolution's own operator does it here.
+    """
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.backbone, self.neck = detector.backbone, detector.neck
+        self._features = detector.features
+        self._standardized = [module for module in self.modules() if isinstance(module, WSConv2d)]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        for conv in self._standardized:
+            flat = conv.weight.flatten(1)
+            conv.standardized = nn.functional.layer_norm(flat, flat.shape[1:]).view_as(conv.weight)
+        try:
+            return self._features(images)
+        finally:
+            for conv in self._standardized:
+                conv.standardized = None
 
 
 class Trainer:
@@ -92,6 +117,23 @@ class Trainer:
         self._optimizer.zero_grad(set_to_none=True)
         self._own = self._allocated() - before
         self._batches.steps = steps
+
+    def record_features(self) -> None:
+        """Make a CUDA graph of backbone and pyramid, forward and backward; later steps use it."""
+        dense = _Dense(self._detector)
+        images = next(iter(self._batches.epoch(0))).images.to(self._setting.place)
+        amp = self._recipe.amp
+        half = torch.autocast(
+            "cuda", torch.bfloat16 if amp == "bf16" else torch.float16, enabled=amp != "off", cache_enabled=False
+        )
+        with half, use(self._kernels):
+            recorded = torch.cuda.make_graphed_callables(dense, (images,))
+
+        def features(images: Tensor) -> tuple[Tensor, ...]:
+            return tuple(recorded(images))
+
+        # a function: a module that is assigned would not hide the method of its name
+        self._detector.features = features  # type: ignore[method-assign]
 
     def losses(self, count: int) -> list[float]:
         """Take so many rounds; the mean loss of each."""

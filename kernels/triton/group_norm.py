@@ -9,6 +9,7 @@ All arithmetic is in float32. ``NaN <= 0`` is false: what is not a number passes
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import triton
@@ -46,12 +47,17 @@ class Launch:
 
 def launch(batch: int, channels: int, groups: int, cells: int, *, channels_last: bool) -> Launch:
     """How a map of ``(batch, channels, cells)`` is cut."""
+    return _launch(batch, channels, groups, cells, channels_last, interpreted())
+
+
+@lru_cache(maxsize=1024)  # Python that runs dozens of times a step, always with the same few maps
+def _launch(batch: int, channels: int, groups: int, cells: int, channels_last: bool, slowly: bool) -> Launch:
     group_channels, group_cells = (triton.next_power_of_2(n) for n in (channels // groups, cells))
     group = group_channels * group_cells
-    whole, tile = (_INTERPRETED, _INTERPRETED) if interpreted() else (_WHOLE, _TILE)
+    whole, tile = (_INTERPRETED, _INTERPRETED) if slowly else (_WHOLE, _TILE)
     # a few channels of every cell would be read in pieces smaller than what memory hands out
     scattered = channels_last and group_channels < 8 and cells > 256
-    if group <= whole and (interpreted() or not scattered):
+    if group <= whole and (slowly or not scattered):
         rows = max(1, min(triton.next_power_of_2(batch * groups), tile // group))
         return Launch(True, rows, group_channels, group_cells, _warps(rows * group))
     if channels_last:

@@ -130,7 +130,7 @@ def backward(
     """Gradients of the maps of :func:`forward`.
 
     Args:
-        upstream: ``(B * R, C, output_size, output_size)`` of the pooled maps' type, contiguous.
+        upstream: ``(B * R, C, output_size, output_size)`` of the pooled maps' type.
         boxes: As there; R may be 0 here.
         heights: Of the maps.
         widths: Likewise.
@@ -156,9 +156,11 @@ def backward(
         for height, width in zip(heights, widths, strict=True)
     ]
     *first_tiles, total = accumulate(tiles, initial=0)
+    # A program reads a bin of many channels: turned so that they are neighbours, it gets them in one piece.
+    turned = upstream.permute(0, 2, 3, 1).contiguous()
     _backward[(total, triton.cdiv(channels, plan.channels), batch)](
         tuple(gradients),
-        *(boxes.contiguous(), upstream),
+        *(boxes.contiguous(), turned),
         *_geometry(heights, widths, strides),
         tuple(first_tiles),
         *(canonical_size, count, channels),
@@ -356,12 +358,14 @@ def _backward(
             bin_height = _bin_side(box_y, tl.load(boxes + row * 4 + 3) * scale, SIZE)
             from_y, to_y = _bins(box_y, bin_height, first_y - 1, first_y + ROWS, SIZE)
             from_x, to_x = _bins(box_x, bin_width, first_x - 1, first_x + COLUMNS, SIZE)
-            value_at = upstream + (row.to(tl.int64) * channels + c) * (SIZE * SIZE)
+            value_at = upstream + row.to(tl.int64) * (SIZE * SIZE) * channels + c
             for bin_y in range(from_y, to_y):
                 share_y = _share(box_y, bin_height, bin_y, y, height, SAMPLES)
                 for bin_x in range(from_x, to_x):
                     share = share_y * _share(box_x, bin_width, bin_x, x, width, SAMPLES)
-                    value = tl.load(value_at + bin_y * SIZE + bin_x, mask=c < channels, other=0.0).to(tl.float32)
+                    value = tl.load(value_at + (bin_y * SIZE + bin_x) * channels, mask=c < channels, other=0.0).to(
+                        tl.float32
+                    )
                     # cells that a bin does not read have no part in a value that is not finite either
                     total += tl.where(share[None, :] == 0.0, 0.0, value[:, None] * share[None, :])
     gradient = _of(gradients, level, LEVELS) + picture.to(tl.int64) * channels * height * width

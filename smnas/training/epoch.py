@@ -1,5 +1,6 @@
 """One pass over the training pictures."""
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -190,7 +191,7 @@ def _step(
 
 def _finite(detector: Detector) -> bool:
     """Whether all weights are numbers: where gradients are not clipped, no later loss tells of a run's last step."""
-    return bool(torch.stack([weight.isfinite().all() for weight in detector.parameters()]).all())
+    return bool(torch.nn.utils.get_total_norm(list(detector.parameters()), norm_type=math.inf).isfinite())
 
 
 def _precision(recipe: Recipe, device: torch.device) -> AbstractContextManager[object]:
