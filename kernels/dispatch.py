@@ -1,8 +1,9 @@
 """Who computes an operator: PyTorch or a Triton kernel of this package.
 
-PyTorch does, unless ``SMNAS_KERNELS=triton`` stands in the environment or code runs inside ``use("triton")``: no kernel
-is the default before it has been measured to be worth it. Then tensors on CUDA go through the kernels, and tensors
-elsewhere (a CPU, ``meta``) through PyTorch as before. Nothing is decided when a module is loaded.
+``SMNAS_KERNELS`` in the environment, or ``use`` around a block of code, chooses ``torch``, ``triton`` or ``measured``,
+the default: a kernel that a kept figure of ``benchmarks/`` says is worth its place, PyTorch's operators for the rest.
+Tensors on CUDA go through the kernels, and tensors elsewhere (a CPU, ``meta``) through PyTorch. Nothing is decided when
+a module is loaded.
 
 While a graph is exported PyTorch's own operators are traced, so that an exported graph knows no operator of ours and is
 the same whatever was chosen.
@@ -10,34 +11,36 @@ the same whatever was chosen.
 
 import importlib.util
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ["VARIABLE", "Choice", "choice", "interpreted", "on_device_of", "runs_triton", "use"]
+__all__ = ["VARIABLE", "Choice", "can_build", "choice", "interpreted", "on_device_of", "runs_triton", "use"]
 
-Choice = Literal["torch", "triton"]
+Choice = Literal["measured", "torch", "triton"]
 """Who computes what has a kernel."""
 
 VARIABLE = "SMNAS_KERNELS"
 
-_KNOWN: dict[str, Choice] = {"torch": "torch", "triton": "triton"}
+_KNOWN: dict[str, Choice] = {"measured": "measured", "torch": "torch", "triton": "triton"}
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _inside: list[Choice] = []  # of the blocks of `use` that are open, the innermost last
 
 
 def choice() -> Choice:
-    """What was asked for: by the innermost :func:`use`, else by the environment, else ``torch``.
+    """What was asked for: by the innermost :func:`use`, else by the environment, else ``measured``.
 
     Raises:
         ValueError: the environment names something else.
     """
     if _inside:
         return _inside[-1]
-    asked = os.environ.get(VARIABLE, "torch")
+    asked = os.environ.get(VARIABLE, "measured")
     if asked not in _KNOWN:
         raise ValueError(f"{VARIABLE} must be one of {', '.join(_KNOWN)}, but got {asked!r}")
     return _KNOWN[asked]
@@ -56,16 +59,30 @@ def use(kernels: Choice) -> Iterator[None]:
         _inside.pop()
 
 
-def runs_triton(*tensors: Tensor) -> bool:
+@cache
+def can_build() -> bool:
+    """Whether Triton is here with the C compiler that it starts kernels by.
+
+    Where it is not, a kernel that nobody asked for by name is left out; one that was asked for is an error.
+    """
+    compilers = (os.environ.get("CC", ""), "gcc", "clang")  # where Triton looks
+    return importlib.util.find_spec("triton") is not None and any(map(shutil.which, filter(None, compilers)))
+
+
+def runs_triton(*tensors: Tensor, pays: bool = False) -> bool:
     """Whether these tensors go through a Triton kernel.
 
     Args:
         tensors: All that the kernel would read, on one device.
+        pays: Whether a kept figure says that this kernel is worth its place.
 
     Raises:
         ImportError: they should, and Triton is not installed.
     """
-    if choice() == "torch" or torch.compiler.is_exporting():
+    chosen = choice()
+    if chosen == "torch" or torch.compiler.is_exporting():
+        return False
+    if chosen == "measured" and not (pays and all(tensor.is_cuda for tensor in tensors) and can_build()):
         return False
     if any(tensor.dtype.is_floating_point and tensor.dtype not in _DTYPES for tensor in tensors):
         return False

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from kernels.dispatch import choice
+from kernels.dispatch import can_build, choice
 from profiler.backends.base import Session, check_precision, typed_copy
 from profiler.devices import Device
 from profiler.timing import CudaTimer, Timer, WallTimer
@@ -50,9 +50,9 @@ class EagerBackend:
 
 
 def torch_version(device: Device) -> str:
-    """PyTorch's version, and whether our kernels take the place of its operators: then it is timed as another one."""
-    kernels = device.kind == "cuda" and choice() == "triton"
-    return f"{torch.__version__}{' with our kernels' if kernels else ''}"
+    """PyTorch's version, and which of our kernels take the place of its operators: then it is timed as another one."""
+    which = {"triton": " with our kernels", "measured": " with measured kernels" if can_build() else ""}
+    return f"{torch.__version__}{which.get(choice(), '') if device.kind == 'cuda' else ''}"
 
 
 class EagerSession:

@@ -228,7 +228,10 @@ def session_options(runtime: Any, threads: int) -> Any:
     options.inter_op_num_threads = 1
     options.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3  # errors: they are raised as well
+    # Errors, which are raised as well. A session on CUDA also warns, through the log that is no session's, of what its
+    # providers are not; whether it runs where it should is asked of it afterwards.
+    options.log_severity_level = 3
+    runtime.set_default_logger_severity(3)
     for key, value in _SESSION_CONFIG.items():
         options.add_session_config_entry(key, value)
     return options

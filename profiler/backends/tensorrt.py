@@ -5,8 +5,9 @@ TensorRT-RTX builds for chosen compute capabilities on a machine without a GPU; 
 asked by attribute, not by version. A timing cache is for ordinary TensorRT only: in TensorRT-RTX, which times nothing
 when it builds, any call of it needs a GPU.
 
-Run so far: TensorRT-RTX 1.7.1 without a GPU. Not run: ordinary TensorRT, and any engine at all, since loading one
-needs a GPU and its driver; :mod:`profiler.backends.engine` is what would.
+Run so far: TensorRT-RTX 1.7.1 without a GPU; on one of compute capability 9.0 (H200), which it has no name for, it
+builds and then refuses to load what it built. Not run: ordinary TensorRT, and any engine at all;
+:mod:`profiler.backends.engine` is what would.
 """
 
 import importlib

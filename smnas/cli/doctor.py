@@ -169,6 +169,10 @@ def _show(console: Console, document: dict[str, Any]) -> None:
 
 def _kernels_line(kernels: dict[str, Any]) -> str:
     there = f"Triton {kernels['triton']}" if kernels["triton"] else "no Triton"
-    if kernels["chosen"] == "triton":
-        return f"ours on CUDA devices, PyTorch's operators elsewhere; {there}"
-    return f"off, PyTorch's operators everywhere ({kernels['variable']}=triton turns them on); {there}"
+    match kernels["chosen"]:
+        case "triton":
+            return f"ours on CUDA devices, PyTorch's operators elsewhere; {there}"
+        case "measured":
+            return f"suppression on CUDA devices by ours ({kernels['variable']}=triton chooses all of them); {there}"
+        case _:
+            return f"off, PyTorch's operators everywhere; {there}"

@@ -1,13 +1,14 @@
 """Who computes an operator: what was asked for, and where the tensors are."""
 
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from kernels import dispatch
-from kernels.dispatch import choice, runs_triton, use
+from kernels.dispatch import can_build, choice, runs_triton, use
 
 
 class OnCuda:
@@ -20,11 +21,38 @@ class OnCuda:
         self.device = torch.device("cuda")
 
 
-def test_pytorch_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("built", [True, False])
+def test_by_default_a_kernel_runs_where_it_pays_and_can_be_built(monkeypatch: pytest.MonkeyPatch, built: bool) -> None:
     monkeypatch.delenv("SMNAS_KERNELS", raising=False)
+    monkeypatch.setattr(dispatch, "can_build", lambda: built)
     there: Any = OnCuda()
-    assert choice() == "torch"
+    assert choice() == "measured"
     assert not runs_triton(there)
+    assert runs_triton(there, pays=True) == built
+    assert not runs_triton(there, torch.ones(2), pays=True)
+    with use("torch"):
+        assert not runs_triton(there, pays=True)
+
+
+def test_a_kernel_can_be_built_with_triton_and_a_compiler_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    can_build.cache_clear()
+    assert not can_build()
+    compiler = tmp_path / "gcc"
+    compiler.write_text("#!/bin/sh\n")
+    compiler.chmod(0o755)
+    can_build.cache_clear()
+    assert can_build() == (importlib.util.find_spec("triton") is not None)
+    can_build.cache_clear()
+
+
+def test_by_default_the_interpreter_runs_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SMNAS_KERNELS", raising=False)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert not runs_triton(torch.ones(2), pays=True)
 
 
 def test_the_innermost_block_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,7 +70,7 @@ def test_the_innermost_block_wins_over_the_environment(monkeypatch: pytest.Monke
 
 def test_an_unknown_name_lists_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMNAS_KERNELS", "cuda")
-    with pytest.raises(ValueError, match="SMNAS_KERNELS must be one of torch, triton, but got 'cuda'"):
+    with pytest.raises(ValueError, match="SMNAS_KERNELS must be one of measured, torch, triton, but got 'cuda'"):
         choice()
 
 

@@ -48,16 +48,19 @@ def test_what_reads_videos(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 def test_who_computes_what_has_a_kernel(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv("SMNAS_KERNELS", raising=False)
-    assert doctor.examine()["kernels"]["chosen"] == "torch"
+    assert doctor.examine()["kernels"]["chosen"] == "measured"
     assert run(application("doctor"), "smnas-doctor", ["--quiet"]) == 0
-    assert "off, PyTorch's operators everywhere (SMNAS_KERNELS=triton turns them on)" in capsys.readouterr().out
+    assert "suppression on CUDA devices by ours (SMNAS_KERNELS=triton chooses all" in capsys.readouterr().out
+    monkeypatch.setenv("SMNAS_KERNELS", "torch")
+    assert run(application("doctor"), "smnas-doctor", ["--quiet"]) == 0
+    assert "off, PyTorch's operators everywhere; Triton" in capsys.readouterr().out
     monkeypatch.setenv("SMNAS_KERNELS", "triton")
     assert doctor.examine()["kernels"]["triton"] == version("triton")
     assert run(application("doctor"), "smnas-doctor", ["--quiet"]) == 0
     assert "ours on CUDA devices, PyTorch's operators elsewhere; Triton" in capsys.readouterr().out
     monkeypatch.setenv("SMNAS_KERNELS", "cuda")
     assert run(application("doctor"), "smnas-doctor", ["--quiet"]) == 2
-    assert capsys.readouterr().err == "error: SMNAS_KERNELS must be one of torch, triton, but got 'cuda'\n"
+    assert capsys.readouterr().err == "error: SMNAS_KERNELS must be one of measured, torch, triton, but got 'cuda'\n"
 
 
 def test_a_distribution_that_takes_the_name_of_ours_is_named(
