@@ -363,9 +363,8 @@ def _backward(
                 share_y = _share(box_y, bin_height, bin_y, y, height, SAMPLES)
                 for bin_x in range(from_x, to_x):
                     share = share_y * _share(box_x, bin_width, bin_x, x, width, SAMPLES)
-                    value = tl.load(value_at + (bin_y * SIZE + bin_x) * channels, mask=c < channels, other=0.0).to(
-                        tl.float32
-                    )
+                    bin_at = value_at + (bin_y * SIZE + bin_x) * channels
+                    value = tl.load(bin_at, mask=c < channels, other=0.0).to(tl.float32)
                     # cells that a bin does not read have no part in a value that is not finite either
                     total += tl.where(share[None, :] == 0.0, 0.0, value[:, None] * share[None, :])
     gradient = _of(gradients, level, LEVELS) + picture.to(tl.int64) * channels * height * width

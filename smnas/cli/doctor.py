@@ -112,13 +112,16 @@ def _video() -> dict[str, Any]:
 
 def _kernels() -> dict[str, Any]:
     """Who computes what has a Triton kernel, and whether Triton is there."""
-    from kernels.dispatch import VARIABLE, choice
+    from kernels.dispatch import VARIABLE, can_build, choice
 
     found: dict[str, Any] = {"chosen": choice(), "variable": VARIABLE, "triton": None, "reason": None}
     try:
         found["triton"] = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:
         found["reason"] = "Triton is not installed: pip install triton"
+    else:
+        if not can_build():
+            found["reason"] = "Triton starts kernels by a C compiler, and there is neither gcc nor clang"
     return {**found, "available": found["reason"] is None}
 
 
@@ -172,7 +175,8 @@ def _kernels_line(kernels: dict[str, Any]) -> str:
     match kernels["chosen"]:
         case "triton":
             return f"ours on CUDA devices, PyTorch's operators elsewhere; {there}"
-        case "measured":
+        case "measured" if kernels["available"]:
             return f"suppression on CUDA devices by ours ({kernels['variable']}=triton chooses all of them); {there}"
         case _:
-            return f"off, PyTorch's operators everywhere; {there}"
+            why = kernels["reason"] if kernels["chosen"] == "measured" else None
+            return f"off, PyTorch's operators everywhere; {why or there}"

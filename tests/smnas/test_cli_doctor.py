@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from kernels import dispatch
 from smnas.cli import doctor
 from smnas.cli.main import application
 from smnas.cli.run import run
@@ -51,6 +52,10 @@ def test_who_computes_what_has_a_kernel(monkeypatch: pytest.MonkeyPatch, capsys:
     assert doctor.examine()["kernels"]["chosen"] == "measured"
     assert run(application("doctor"), "smnas-doctor", ["--quiet"]) == 0
     assert "suppression on CUDA devices by ours (SMNAS_KERNELS=triton chooses all" in capsys.readouterr().out
+    monkeypatch.setattr(dispatch, "can_build", lambda: False)
+    assert run(application("doctor"), "smnas-doctor", ["--quiet"]) == 0
+    assert "off, PyTorch's operators everywhere; Triton starts kernels by a C compiler" in capsys.readouterr().out
+    monkeypatch.undo()
     monkeypatch.setenv("SMNAS_KERNELS", "torch")
     assert run(application("doctor"), "smnas-doctor", ["--quiet"]) == 0
     assert "off, PyTorch's operators everywhere; Triton" in capsys.readouterr().out
