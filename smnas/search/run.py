@@ -57,6 +57,13 @@ class LatencyPredictor(Protocol):
         ...
 
 
+def _known_ms(latency: LatencyPredictor, architecture: Architecture) -> float | None:
+    try:
+        return latency.predict(architecture).ms
+    except LatencyFailedError:
+        return None
+
+
 def training_folder(architecture: Architecture, seed: int, epochs: int) -> Path:
     """Where a training's files are, relative to the run folder."""
     return Path("models") / str(architecture) / f"seed-{seed}-epochs-{epochs}"
@@ -101,7 +108,8 @@ def run_search(
         UnknownStrategyError: the settings name no known strategy.
         KeyboardInterrupt: passed on; the folder resumes.
     """
-    chosen = strategy or get_strategy(space, settings)  # a wrong name fails before a folder is made
+    # A wrong name fails before a folder is made.
+    chosen = strategy or get_strategy(space, settings, partial(_known_ms, latency))
     prepare_run_folder(folder, settings)
     with Study(folder, settings.storage, settings.study) as study:
         search = _Search(
