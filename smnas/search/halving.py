@@ -40,6 +40,8 @@ __all__ = ["HalvingStage", "halving", "surrogate_search"]
 
 _FIRST_DESIGNS = 10  # random ones, before there is a model; in a small search half of its trainings, but not under
 _LEAST_DESIGNS = 3
+_MOST_DRAWS = 64  # whose latency is asked for first; in a small search fewer, as their blocks may have to be measured
+_DRAWS_A_TRAINING = 4
 _ROUNDS = 3
 _POOL = 40  # children in a round
 _MOST_COMPARED = 160  # stopped trainings
@@ -204,7 +206,8 @@ class HalvingStage:
             return None
         seed = trials[0].seed if len(trials) else 0
         if seed not in self._kept_samples:
-            drawn = LatencySample.draw(self.choices, self.latency, seed, self.latency_limit_ms)
+            draws = min(_MOST_DRAWS, _DRAWS_A_TRAINING * self.trials)
+            drawn = LatencySample.draw(self.choices, self.latency, seed, draws, self.latency_limit_ms)
             self._kept_samples[seed] = drawn
         return self._kept_samples[seed] if self._kept_samples[seed].designs else None
 

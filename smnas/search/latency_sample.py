@@ -18,7 +18,6 @@ from smnas.space.preset import SpaceError
 
 __all__ = ["KnownLatency", "LatencySample"]
 
-_DRAWS = 64
 _STREAM = 5  # so that the draws are not those of a proposal
 _BANDS = 6
 
@@ -28,7 +27,7 @@ KnownLatency = Callable[[Architecture], float | None]
 
 @dataclass(frozen=True)
 class LatencySample:
-    """Different designs and their latencies, of 64 draws.
+    """Different designs and their latencies.
 
     Attributes:
         designs: ``n`` of them.
@@ -39,12 +38,14 @@ class LatencySample:
     latency_ms: NDArray[np.float64]
 
     @classmethod
-    def draw(cls, choices: Choices, latency: KnownLatency, seed: int, limit_ms: float | None = None) -> Self:
+    def draw(
+        cls, choices: Choices, latency: KnownLatency, seed: int, draws: int, limit_ms: float | None = None
+    ) -> Self:
         """The sample of one seed. Designs that do not run or are slower than the limit are not in it."""
         rng = np.random.default_rng([seed, _STREAM])
         found: dict[Architecture, float] = {}
         try:
-            drawn = dict.fromkeys(random_design(choices, rng) for _ in range(_DRAWS))
+            drawn = dict.fromkeys(random_design(choices, rng) for _ in range(draws))
         except SpaceError:
             drawn = {}
         for design in drawn:

@@ -20,15 +20,15 @@ def milliseconds(architecture: Architecture) -> float | None:
 
 
 def test_a_sample_is_its_seeds_and_holds_what_runs_and_is_fast_enough() -> None:
-    sample = LatencySample.draw(CHOICES, milliseconds, 3)
-    again = LatencySample.draw(CHOICES, milliseconds, 3)
+    sample = LatencySample.draw(CHOICES, milliseconds, 3, 64)
+    again = LatencySample.draw(CHOICES, milliseconds, 3, 64)
     assert sample.designs == again.designs
     assert 40 < len(sample.designs) < 64
     assert sample.latency_ms.tolist() == [milliseconds(design) for design in sample.designs]
-    assert LatencySample.draw(CHOICES, milliseconds, 4).designs != sample.designs
-    fast = LatencySample.draw(CHOICES, milliseconds, 3, limit_ms=10.0)
+    assert LatencySample.draw(CHOICES, milliseconds, 4, 64).designs != sample.designs
+    fast = LatencySample.draw(CHOICES, milliseconds, 3, 64, limit_ms=10.0)
     assert set(fast.designs) == {d for d, ms in zip(sample.designs, sample.latency_ms, strict=True) if ms <= 10.0}
-    assert LatencySample.draw(CHOICES, lambda _: None, 3).designs == ()
+    assert LatencySample.draw(CHOICES, lambda _: None, 3, 64).designs == ()
 
 
 def test_the_first_designs_are_spread_over_latency() -> None:
@@ -53,7 +53,7 @@ def test_the_first_designs_are_spread_over_latency() -> None:
 
 
 def test_where_all_of_a_sample_was_seen_it_has_no_more() -> None:
-    sample = LatencySample.draw(CHOICES, milliseconds, 3)
+    sample = LatencySample.draw(CHOICES, milliseconds, 3, 64)
     rng = np.random.default_rng(0)
     assert sample.away_from([10.0], set(sample.designs), rng) is None
     last = sample.designs[-1]
