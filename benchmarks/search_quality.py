@@ -51,12 +51,12 @@ def make(name: str, problem: Problem, trials: int) -> Strategy:
         case "regularized-evolution":
             return regularized_evolution(choices, trials)
         case "surrogate":
-            return surrogate_search(choices, trials, problem.epochs)
+            return surrogate_search(choices, trials, problem.epochs, latency=problem.latency_ms)
         case _ if name == MORE_RUNGS:
             rungs = tuple(stops(problem.epochs))
-            return Strategy(name, (HalvingStage(choices, trials, rungs),))
+            return Strategy(name, (HalvingStage(choices, trials, rungs, latency=problem.latency_ms),))
         case _:
-            return halving(choices, trials, problem.epochs)
+            return halving(choices, trials, problem.epochs, latency=problem.latency_ms)
 
 
 def budgets(problem: Problem, asked: int) -> list[int]:

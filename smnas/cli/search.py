@@ -339,8 +339,8 @@ def _search(
     from smnas.scoring.pool import InProcess
     from smnas.scoring.scorers import ScorerOnDevices, get_scorer
     from smnas.search.candidate import Complexity
+    from smnas.search.halving import sampled_designs
     from smnas.search.run import run_search
-    from smnas.search.strategies import get_strategy
     from smnas.search.zero_shot import MAE_DET, mae_det
 
     def complexity(architecture: "Architecture") -> Complexity:
@@ -361,10 +361,10 @@ def _search(
     calibration = latency.calibrate(measured)
     for architecture, reason in calibration.failed:
         output.note(f"left out of the calibration: {architecture}: {reason}")
-    if settings.strategy == MAE_DET:
-        strategy = mae_det(out, space, settings, latency, output.note)
-    else:
-        strategy = get_strategy(space, settings)
+    strategy = mae_det(out, space, settings, latency, output.note) if settings.strategy == MAE_DET else None
+    in_all = settings.trials.structural + settings.trials.modular
+    if settings.strategy in {"halving", "surrogate"} and (draws := sampled_designs(in_all)):
+        output.note(f"before the first training the blocks of {draws} random designs are measured as well")
     make_on = partial(ScorerOnDevices, "ap", folder.root.resolve(), recipe, drop_bad_boxes=settings.data.drop_bad_boxes)
     with SearchDisplay(output) as display, _scorers(make_on, devices, workers, settings, ray) as trainers:
         untrained = settings.scorer in ENTROPY_FORMS

@@ -7,7 +7,8 @@ hypervolume. Nothing is trained twice: a training goes on from its checkpoint.
 
 New designs are children of the best ones so far (SM-NAS's moves, changed genes, crossover) and random ones. A model of
 AP and of latency over the genes orders them by expected gain (:mod:`smnas.search.expected_gain`). Where the model knows
-a design as well as a rung would tell, the rung is left out.
+a design as well as a rung would tell, the rung is left out. Where latency can be asked for, and the budget is worth it,
+it is for a sample of the space (:mod:`smnas.search.latency_sample`) before anything is trained.
 
 Why every training follows the cosine of the whole budget: a schedule that ends with the rung would have to be thrown
 away, or restarted at a high rate, whenever a training goes on. Its price is that the AP on a rung is read before the
@@ -26,6 +27,7 @@ from smnas.search.candidate import Candidate, Proposal, StageName, will_count
 from smnas.search.choices import Choices
 from smnas.search.expected_gain import expected_gain
 from smnas.search.history import History
+from smnas.search.latency_sample import KnownLatency, LatencySample
 from smnas.search.pareto import Points, front_layers, non_dominated, reference_point
 from smnas.search.rungs import FACTOR, Line, Trainings, expected_ends, reached_rungs, rung_epochs
 from smnas.search.strategy import Strategy, first_unseen
@@ -34,10 +36,12 @@ from smnas.search.variation import crossed, mutated, random_design
 from smnas.space.architecture import Architecture
 from smnas.space.preset import SpaceError
 
-__all__ = ["HalvingStage", "halving", "surrogate_search"]
+__all__ = ["HalvingStage", "halving", "sampled_designs", "surrogate_search"]
 
 _FIRST_DESIGNS = 10  # random ones, before there is a model; in a small search half of its trainings, but not under
 _LEAST_DESIGNS = 3
+_DRAWS = 64  # whose latency is asked for first
+_DRAWN_FROM = 40  # trainings: in a smaller search, measuring their blocks would take too large a part of the time
 _ROUNDS = 3
 _POOL = 40  # children in a round
 _MOST_COMPARED = 160  # stopped trainings
@@ -50,7 +54,13 @@ _LAST_SHARE = 0.15  # of the budget, for trainings that were begun
 _CLARITY = 4.0  # a rung is worth its epochs where its variance is a quarter of the model's at most
 
 
-def halving(choices: Choices, trials: int, epochs: int, latency_limit_ms: float | None = None) -> Strategy:
+def halving(
+    choices: Choices,
+    trials: int,
+    epochs: int,
+    latency_limit_ms: float | None = None,
+    latency: KnownLatency | None = None,
+) -> Strategy:
     """The strategy ``halving``: both spaces at once.
 
     Args:
@@ -58,13 +68,25 @@ def halving(choices: Choices, trials: int, epochs: int, latency_limit_ms: float 
         trials: The budget, in trainings of ``epochs`` epochs; it is spent in more and shorter ones.
         epochs: The longest training.
         latency_limit_ms: Slower designs gain nothing.
+        latency: Where latency can be asked for before anything is trained.
     """
-    return Strategy("halving", (HalvingStage(choices, trials, rung_epochs(epochs), latency_limit_ms),))
+    return Strategy("halving", (HalvingStage(choices, trials, rung_epochs(epochs), latency_limit_ms, latency),))
 
 
-def surrogate_search(choices: Choices, trials: int, epochs: int, latency_limit_ms: float | None = None) -> Strategy:
+def surrogate_search(
+    choices: Choices,
+    trials: int,
+    epochs: int,
+    latency_limit_ms: float | None = None,
+    latency: KnownLatency | None = None,
+) -> Strategy:
     """The strategy ``surrogate``: :func:`halving` without short trainings, for scorers that know one budget only."""
-    return Strategy("surrogate", (HalvingStage(choices, trials, (epochs,), latency_limit_ms),))
+    return Strategy("surrogate", (HalvingStage(choices, trials, (epochs,), latency_limit_ms, latency),))
+
+
+def sampled_designs(trials: int) -> int:
+    """Of how many random designs a search of so many trainings asks for the latency first."""
+    return _DRAWS if trials >= _DRAWN_FROM else 0
 
 
 @dataclass(frozen=True)
@@ -114,6 +136,8 @@ class _Fit:
         points: ``(n, 2)`` of the AP to expect at the end, and latency.
         lines: What an AP on each rung says of the end.
         layers: The front that each training is on; 0 is the best.
+        observed: What the model of AP is fitted on.
+        timed: What the model of latency is fitted on: these, and the sample's designs.
     """
 
     points: Points
@@ -121,6 +145,7 @@ class _Fit:
     layers: NDArray[np.int64]
     observed: Observed
     ap: GaussianProcess
+    timed: Observed
     log_latency: GaussianProcess
 
 
@@ -141,7 +166,7 @@ class _Model:
         compared = self.fit.observed.compared(features)
         mean, deviation = self.fit.ap.predict(compared)
         if latency_ms is None:
-            latency_ms = np.exp(self.fit.log_latency.expect(compared))
+            latency_ms = np.exp(self.fit.log_latency.expect(self.fit.timed.compared(features)))
         return expected_gain(self.front, mean, deviation, latency_ms, self.reference)
 
 
@@ -158,8 +183,10 @@ class HalvingStage:
     trials: int
     rungs: tuple[int, ...]
     latency_limit_ms: float | None = None
+    latency: KnownLatency | None = None
     name: StageName = "joint"
     _kept_fit: list[tuple[_Known, _Fit]] = field(default_factory=list, init=False, repr=False, compare=False)
+    _kept_samples: dict[int, LatencySample] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def ask(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
         """See :class:`smnas.search.strategy.SearchStage`."""
@@ -169,7 +196,7 @@ class HalvingStage:
         ending = self._budget_left(trials) <= self._kept_for_the_end()
         to_end = np.flatnonzero(known.stopped) if ending else np.zeros(0, dtype=np.int64)
         if len(known.last) < min(max(self.trials // 2, _LEAST_DESIGNS), _FIRST_DESIGNS) and not len(to_end):
-            return self._random(trials, rng)
+            return self._first(trials, rng)
         model = self._model(trials, known)
         may_go_on = self._promotable(known)
         if not len(may_go_on):
@@ -178,12 +205,31 @@ class HalvingStage:
             return self._promotion(model, known, may_go_on)
         return self._new(model, known, trials, rng)
 
+    def _sample(self, trials: Sequence[Candidate]) -> LatencySample | None:
+        """The same for all of a search, also for one that is resumed."""
+        draws = sampled_designs(self.trials)
+        if self.latency is None or not draws:
+            return None
+        seed = trials[0].seed if len(trials) else 0
+        if seed not in self._kept_samples:
+            drawn = LatencySample.draw(self.choices, self.latency, seed, draws, self.latency_limit_ms)
+            self._kept_samples[seed] = drawn
+        return self._kept_samples[seed] if self._kept_samples[seed].designs else None
+
+    def _first(self, trials: History, rng: np.random.Generator) -> Proposal | None:
+        sample = self._sample(trials)
+        design = None if sample is None else sample.away_from(trials.trainings.latency_ms.tolist(), trials.seen, rng)
+        return self._random(trials, rng) if design is None else self._begun(design)
+
+    def _begun(self, design: Architecture) -> Proposal:
+        return Proposal(design, "random", None, self.rungs[0] if self.rungs[1:] else None)
+
     def _random(self, trials: History, rng: np.random.Generator) -> Proposal | None:
         try:
             design = first_unseen(partial(random_design, self.choices, rng), trials.seen)
         except SpaceError:
             return None
-        return None if design is None else Proposal(design, "random", None, self.rungs[0] if self.rungs[1:] else None)
+        return None if design is None else self._begun(design)
 
     def _budget_left(self, trials: History) -> int:
         return self.trials * self.rungs[-1] - trials.tally(self.name).epochs
@@ -194,7 +240,7 @@ class HalvingStage:
     def _features(self, designs: Iterable[Architecture]) -> NDArray[np.float64]:
         return np.array([self.choices.vector(design) for design in designs])
 
-    def _fit(self, known: _Known) -> _Fit:
+    def _fit(self, known: _Known, sample: LatencySample | None) -> _Fit:
         """A model of what is known. The last one is kept: what is asked for in one generation has the same APs."""
         for before, fit in self._kept_fit:
             if before.same_aps(known):
@@ -206,13 +252,19 @@ class HalvingStage:
         observed = Observed(self._features(known.designs[i] for i in kept.tolist()))
         variances = np.array([line.variance for line in lines])[reached_rungs(known.ap)]
         ap = GaussianProcess.fit(observed, ends[kept], variances[kept])
-        log_latency = GaussianProcess.fit(observed, np.log(known.latency_ms[kept]))
-        fit = _Fit(points, lines, layers, observed, ap, log_latency)
+        timed, log_ms = observed, np.log(known.latency_ms[kept])
+        if sample is not None:
+            more = {known.designs[i]: float(known.latency_ms[i]) for i in kept.tolist()}
+            more = dict(zip(sample.designs, sample.latency_ms.tolist(), strict=True)) | more
+            timed, log_ms = Observed(self._features(more)), np.log(list(more.values()))
+        log_latency = GaussianProcess.fit(timed, log_ms)
+        fit = _Fit(points, lines, layers, observed, ap, timed, log_latency)
         self._kept_fit[:] = [(known, fit)]
         return fit
 
     def _model(self, trials: History, known: _Known) -> _Model:
-        fit = self._fit(known)
+        sample = self._sample(trials)
+        fit = self._fit(known, sample)
         points = fit.points
         # What is being trained counts as what the model expects of it, so that its neighbours do not come at once.
         first_runs = [c for c in trials.running if will_count(c) and c.start_epoch == 0]
@@ -220,6 +272,9 @@ class HalvingStage:
             expected = fit.ap.expect(fit.observed.compared(self._features(c.architecture for c in first_runs)))
             points = np.vstack([points, np.column_stack([expected, [c.point[1] for c in first_runs]])])
         low_ap, high_ms = reference_point(points)
+        if sample is not None:
+            # Slower than all that was trained is no reason to gain nothing.
+            high_ms = max(high_ms, float(sample.latency_ms.max()))
         if self.latency_limit_ms is not None:
             high_ms = self.latency_limit_ms
         return _Model(fit, points[non_dominated(points)], (low_ap, high_ms))

@@ -46,6 +46,7 @@ _PROPOSALS_PER_TRAINING = 30
 _FAILURES_PER_TRAINING = 1
 _LEAST_FAILURES = 5
 _RANKING_EVERY_S = 5.0
+_SAMPLE_SHARE = 0.1  # of a budget, for latencies of designs that may never be trained
 _RANKING_SHARE = 0.05  # of the time, at most: ranking takes longer the more there is to rank
 
 
@@ -55,6 +56,16 @@ class LatencyPredictor(Protocol):
     def predict(self, architecture: Architecture) -> Latency:
         """Latency of the whole detector; raises :class:`smnas.scoring.latency.LatencyFailedError`."""
         ...
+
+
+def _known_ms(latency: LatencyPredictor, until: float, architecture: Architecture) -> float | None:
+    """A latency to know before anything is trained; None for a design that does not run, and when it takes too long."""
+    if time.monotonic() > until:
+        return None
+    try:
+        return latency.predict(architecture).ms
+    except LatencyFailedError:
+        return None
 
 
 def training_folder(architecture: Architecture, seed: int, epochs: int) -> Path:
@@ -101,7 +112,9 @@ def run_search(
         UnknownStrategyError: the settings name no known strategy.
         KeyboardInterrupt: passed on; the folder resumes.
     """
-    chosen = strategy or get_strategy(space, settings)  # a wrong name fails before a folder is made
+    until = math.inf if budget_s is None else time.monotonic() + _SAMPLE_SHARE * budget_s
+    # A wrong name fails before a folder is made.
+    chosen = strategy or get_strategy(space, settings, partial(_known_ms, latency, until))
     prepare_run_folder(folder, settings)
     with Study(folder, settings.storage, settings.study) as study:
         search = _Search(

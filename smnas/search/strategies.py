@@ -5,6 +5,7 @@ from collections.abc import Callable
 from profiler.errors import UserError
 from smnas.search.choices import Choices, DetectorChoices
 from smnas.search.halving import halving, surrogate_search
+from smnas.search.latency_sample import KnownLatency
 from smnas.search.nsga2 import nsga2
 from smnas.search.random_search import random_search
 from smnas.search.regularized_evolution import regularized_evolution
@@ -28,7 +29,7 @@ def _all_trials(settings: SearchSettings) -> int:
     return settings.trials.structural + settings.trials.modular
 
 
-def _sm_nas(choices: Choices, settings: SearchSettings) -> Strategy:
+def _sm_nas(choices: Choices, settings: SearchSettings, _: KnownLatency | None) -> Strategy:
     return sm_nas(
         choices,
         structural_trials=settings.trials.structural,
@@ -39,27 +40,27 @@ def _sm_nas(choices: Choices, settings: SearchSettings) -> Strategy:
     )
 
 
-def _random(choices: Choices, settings: SearchSettings) -> Strategy:
+def _random(choices: Choices, settings: SearchSettings, _: KnownLatency | None) -> Strategy:
     return random_search(choices, structural_trials=settings.trials.structural, modular_trials=settings.trials.modular)
 
 
-def _regularized_evolution(choices: Choices, settings: SearchSettings) -> Strategy:
+def _regularized_evolution(choices: Choices, settings: SearchSettings, _: KnownLatency | None) -> Strategy:
     return regularized_evolution(choices, _all_trials(settings))
 
 
-def _nsga2(choices: Choices, settings: SearchSettings) -> Strategy:
+def _nsga2(choices: Choices, settings: SearchSettings, _: KnownLatency | None) -> Strategy:
     return nsga2(choices, _all_trials(settings))
 
 
-def _surrogate(choices: Choices, settings: SearchSettings) -> Strategy:
-    return surrogate_search(choices, _all_trials(settings), settings.epochs, _limit_ms(settings))
+def _surrogate(choices: Choices, settings: SearchSettings, latency: KnownLatency | None) -> Strategy:
+    return surrogate_search(choices, _all_trials(settings), settings.epochs, _limit_ms(settings), latency)
 
 
-def _halving(choices: Choices, settings: SearchSettings) -> Strategy:
-    return halving(choices, _all_trials(settings), settings.epochs, _limit_ms(settings))
+def _halving(choices: Choices, settings: SearchSettings, latency: KnownLatency | None) -> Strategy:
+    return halving(choices, _all_trials(settings), settings.epochs, _limit_ms(settings), latency)
 
 
-STRATEGIES: dict[str, Callable[[Choices, SearchSettings], Strategy]] = {
+STRATEGIES: dict[str, Callable[[Choices, SearchSettings, KnownLatency | None], Strategy]] = {
     "sm-nas": _sm_nas,
     "halving": _halving,
     "surrogate": _surrogate,
@@ -72,12 +73,17 @@ STOPPING = frozenset({"halving"})
 """Those that stop trainings and let them go on, for which a scorer must be able to."""
 
 
-def get_strategy(space: Space, settings: SearchSettings) -> Strategy:
+def get_strategy(space: Space, settings: SearchSettings, latency: KnownLatency | None = None) -> Strategy:
     """The strategy that the settings name.
+
+    Args:
+        space: Where to search.
+        settings: What to search.
+        latency: Where latency can be asked for before anything is trained; some strategies ask.
 
     Raises:
         UnknownStrategyError: there is none of that name.
     """
     if settings.strategy not in STRATEGIES:
         raise UnknownStrategyError(f"a strategy must be one of {', '.join(STRATEGIES)}, but got {settings.strategy!r}")
-    return STRATEGIES[settings.strategy](DetectorChoices(space), settings)
+    return STRATEGIES[settings.strategy](DetectorChoices(space), settings, latency)

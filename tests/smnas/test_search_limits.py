@@ -279,3 +279,25 @@ def test_a_driver_that_is_not_there_is_named(
     with pytest.raises(RunFolderError) as caught:
         Study(tmp_path, url)
     assert str(caught.value) == f"a database needs its driver, but {module} is not installed{fix}"
+
+
+@pytest.mark.parametrize(("budget_s", "most"), [(None, 70), (1e-6, 0)])
+def test_a_larger_search_samples_latencies_within_its_share_of_the_time(
+    tmp_path: Path, budget_s: float | None, most: int
+) -> None:
+    latency = stub.StubLatency()
+    at_first: list[int] = []
+
+    def watch(event: SearchEvent) -> None:
+        if event.stage == "joint" and not at_first:
+            at_first.append(len(latency.asked))
+
+    settings = halving_settings(trials=StageTrials(structural=20, modular=20))
+    search(tmp_path, settings, latency=latency, budget_s=budget_s, on_event=watch)
+    trained = [c for c in trials(tmp_path) if c.stage == "joint"]
+    if budget_s is None:
+        assert 60 < at_first[0] <= most
+        assert len(trained) > 40
+    else:
+        assert not trained
+        assert len(latency.asked) == 1 + most, "the baseline's"

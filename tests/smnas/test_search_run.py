@@ -155,7 +155,8 @@ def test_every_proposal_follows_from_the_study_and_the_seed(tmp_path: Path, name
         then = [
             replace(d, state="running", ap=None) if d.generation == c.generation else d for d in history[: c.number]
         ]
-        (stage,) = (stage for stage in get_strategy(NANO, settings).stages if stage.name == c.stage)
+        strategy = get_strategy(NANO, settings, lambda a: stub.StubLatency().predict(a).ms)
+        (stage,) = (stage for stage in strategy.stages if stage.name == c.stage)
         proposal = stage.ask(then, np.random.default_rng([11, c.number]))
         assert proposal == Proposal(c.architecture, c.origin, c.parent, c.stop_epoch)
         asked += 1

@@ -1,0 +1,74 @@
+"""Random designs whose latency is asked for before anything is trained: how fast designs of a space can be.
+
+The first designs of a search are spread over it, a model of latency knows it beside what is trained, and it says how
+slow a design may be that still counts.
+"""
+
+from collections.abc import Callable, Iterable, Set
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smnas.search.choices import Choices
+from smnas.search.variation import random_design
+from smnas.space.architecture import Architecture
+from smnas.space.preset import SpaceError
+
+__all__ = ["KnownLatency", "LatencySample"]
+
+_STREAM = 5  # so that the draws are not those of a proposal
+_BANDS = 6
+
+KnownLatency = Callable[[Architecture], float | None]
+"""The latency of a design in milliseconds, None for one that does not run."""
+
+
+@dataclass(frozen=True)
+class LatencySample:
+    """Different designs and their latencies.
+
+    Attributes:
+        designs: ``n`` of them.
+        latency_ms: ``(n,)``.
+    """
+
+    designs: tuple[Architecture, ...]
+    latency_ms: NDArray[np.float64]
+
+    @classmethod
+    def draw(
+        cls, choices: Choices, latency: KnownLatency, seed: int, draws: int, limit_ms: float | None = None
+    ) -> Self:
+        """The sample of one seed. Designs that do not run or are slower than the limit are not in it."""
+        rng = np.random.default_rng([seed, _STREAM])
+        found: dict[Architecture, float] = {}
+        try:
+            drawn = dict.fromkeys(random_design(choices, rng) for _ in range(draws))
+        except SpaceError:
+            drawn = {}
+        for design in drawn:
+            ms = latency(design)
+            if ms is not None and (limit_ms is None or ms <= limit_ms):
+                found[design] = ms
+        return cls(tuple(found), np.array(list(found.values()), dtype=np.float64))
+
+    def away_from(
+        self, latencies_ms: Iterable[float], seen: Set[Architecture], rng: np.random.Generator
+    ) -> Architecture | None:
+        """One that is not in ``seen``, of the band of latency that holds the fewest of ``latencies_ms``.
+
+        Bands are six of equal width on the logarithm's scale, between the fastest and the slowest design. None where
+        all designs are in ``seen``.
+        """
+        unseen = np.array([i for i, design in enumerate(self.designs) if design not in seen], dtype=np.int64)
+        if not len(unseen):
+            return None
+        logs = np.log(self.latency_ms)
+        edges = np.linspace(logs.min(), logs.max(), _BANDS + 1)[1:-1]
+        held = np.bincount(np.searchsorted(edges, np.log(list(latencies_ms))), minlength=_BANDS)
+        bands = np.searchsorted(edges, logs[unseen])
+        fewest = np.unique(bands)[np.flatnonzero(held[np.unique(bands)] == held[bands].min())]
+        here = unseen[bands == fewest[int(rng.integers(len(fewest)))]]
+        return self.designs[int(here[int(rng.integers(len(here)))])]
