@@ -78,7 +78,7 @@ QUESTIONS = (
     Question("engines", "Does a detector's engine find what the detector finds, how fast, and with what AP?",
              "engines.ask", "tensorrt_rtx", "mixed", 90),
     Question("commands", "Do the commands that people come for work on this GPU, one after the other?",
-             "commands.ask", "tensorrt_rtx", "mixed", 120),
+             "commands.ask", "mixed", "mixed", 120),
 )  # fmt: skip
 
 

@@ -68,8 +68,8 @@ def group_norm_relu(
     if runs_triton(x, weight, bias, *(() if residual is None else (residual,))):
         # Dozens of these are in a detector, and a registered operator costs Python more than its launches do: only a
         # compiler has to see one.
-        together: Any = _forward if torch.compiler.is_compiling() else _Together.apply
-        out: Tensor = together(x, residual, weight, bias, groups, eps, relu)[0]
+        operator: Any = _forward if torch.compiler.is_compiling() else _GroupNormRelu.apply
+        out: Tensor = operator(x, residual, weight, bias, groups, eps, relu)[0]
         return out
     out = F.group_norm(x, groups, weight, bias, eps)
     if residual is not None:
@@ -207,7 +207,7 @@ def _gradients(ctx: Any, upstream: Tensor, *_: None, differentiate: Any = _backw
 _forward.register_autograd(_gradients, setup_context=_setup)
 
 
-class _Together(torch.autograd.Function):
+class _GroupNormRelu(torch.autograd.Function):
     """The operator without its registration."""
 
     @staticmethod

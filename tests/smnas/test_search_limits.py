@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import search_stub as stub
 
 from profiler.errors import UserError
+from profiler.predict import Latency
 from smnas.report.data import hypervolume_by_training
 from smnas.report.page import render_report
 from smnas.report.run_folder import read_run_folder
@@ -25,6 +27,7 @@ from smnas.search.storage import storage_url, study_name
 from smnas.search.study import Study, read_candidates
 from smnas.search.time_budget import Clock
 from smnas.search.warm_start import warm_candidates
+from smnas.space.architecture import Architecture
 from smnas.space.preset import load_space
 
 NANO = load_space("nano")
@@ -281,23 +284,24 @@ def test_a_driver_that_is_not_there_is_named(
     assert str(caught.value) == f"a database needs its driver, but {module} is not installed{fix}"
 
 
-@pytest.mark.parametrize(("budget_s", "most"), [(None, 70), (1e-6, 0)])
-def test_a_larger_search_samples_latencies_within_its_share_of_the_time(
-    tmp_path: Path, budget_s: float | None, most: int
+@pytest.mark.parametrize(("budget_s", "least", "most"), [(None, 60, 70), (10.0, 2, 25)])
+def test_a_larger_search_samples_latencies_within_a_tenth_of_its_time(
+    tmp_path: Path, budget_s: float | None, least: int, most: int
 ) -> None:
     latency = stub.StubLatency()
+    predict = latency.predict
     at_first: list[int] = []
+
+    def slowly(a: Architecture) -> Latency:
+        if budget_s is not None:
+            time.sleep(0.05)  # so that a second holds 20 at most, however busy the machine is
+        return predict(a)
 
     def watch(event: SearchEvent) -> None:
         if event.stage == "joint" and not at_first:
             at_first.append(len(latency.asked))
 
+    latency.predict = slowly  # type: ignore[method-assign]
     settings = halving_settings(trials=StageTrials(structural=20, modular=20))
     search(tmp_path, settings, latency=latency, budget_s=budget_s, on_event=watch)
-    trained = [c for c in trials(tmp_path) if c.stage == "joint"]
-    if budget_s is None:
-        assert 60 < at_first[0] <= most
-        assert len(trained) > 40
-    else:
-        assert not trained
-        assert len(latency.asked) == 1 + most, "the baseline's"
+    assert least <= at_first[0] <= most
