@@ -22,9 +22,9 @@ from typing import Any
 from answers import keep_answer
 
 from smnas.scoring.base import Score
-from smnas.scoring.pool import Job, Workers
-from smnas.scoring.scorers import ScorerOnDevices
+from smnas.scoring.by_name import ScorerOnDevices
 from smnas.scoring.trained_ap import METRICS_FILE
+from smnas.scoring.workers.processes import Job, Workers
 from smnas.space.architecture import Architecture
 from smnas.training.recipe import Recipe, load_recipe
 

@@ -37,8 +37,8 @@ from smnas.models.build import build_detector
 from smnas.models.detector import Detector
 from smnas.scoring.base import ScoringFailedError
 from smnas.scoring.trained_ap import METRICS_FILE, TrainedAP, write_metrics
-from smnas.search.run_folder import folder_lock
-from smnas.search.settings import RunFolderError
+from smnas.search.study.run_folder import folder_lock
+from smnas.search.study.settings import RunFolderError
 from smnas.space.architecture import Architecture
 from smnas.training.atomic import write_atomically
 from smnas.training.curve import CURVE_FILE, EpochLog, read_curve

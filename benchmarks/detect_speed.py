@@ -33,11 +33,11 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import box_iou
 from torchvision.transforms.functional import pil_to_tensor
 
-from smnas.deploy.detect import detect_inputs
 from smnas.deploy.export import export_detector
-from smnas.deploy.inputs import Inputs
-from smnas.deploy.pipeline import DetectOptions, StageTimes
-from smnas.deploy.runtime import Model, load_model
+from smnas.inference.detect import detect_inputs
+from smnas.inference.inputs import Inputs
+from smnas.inference.pipeline import DetectOptions, StageTimes
+from smnas.inference.runtime import Model, load_model
 from smnas.models.build import build_detector
 from smnas.space.architecture import Architecture
 from smnas.space.preset import load_space

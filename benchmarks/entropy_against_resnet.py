@@ -18,18 +18,18 @@ from answers import keep_answer, processor_ms
 
 from profiler.backends import Backend, get_backend
 from profiler.devices import resolve_device
-from profiler.table import LatencyTable
+from profiler.table.latency_table import LatencyTable
 from profiler.workload import random_inputs
 from smnas.data.coco import CocoFolder
+from smnas.latency.detector_latency import DetectorLatency
+from smnas.latency.workloads import detector_workloads, whole_workload
 from smnas.models.build import build_detector, deployable
 from smnas.models.convolutions import backbone_convolutions, layers
-from smnas.models.workloads import detector_workloads, whole_workload
 from smnas.scoring.base import Score
+from smnas.scoring.by_name import ScorerOnDevices
 from smnas.scoring.entropy import detector_entropy
-from smnas.scoring.latency import DetectorLatency
-from smnas.scoring.pool import Job, Workers
-from smnas.scoring.scorers import ScorerOnDevices
-from smnas.search.zero_shot import zero_shot_search
+from smnas.scoring.workers.processes import Job, Workers
+from smnas.search.strategies.mae_det.zero_shot import zero_shot_search
 from smnas.space.architecture import Architecture
 from smnas.training.recipe import load_recipe
 

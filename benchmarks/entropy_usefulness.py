@@ -20,13 +20,13 @@ from answers import keep_answer
 
 from profiler.backends import get_backend
 from profiler.devices import resolve_device
-from profiler.table import LatencyTable
-from smnas.models.workloads import detector_workloads
+from profiler.table.latency_table import LatencyTable
+from smnas.latency.detector_latency import DetectorLatency
+from smnas.latency.workloads import detector_workloads
 from smnas.report.controls import trained_detectors
 from smnas.report.run_folder import read_run_folder
 from smnas.scoring.controls import TrainedDetector, control_table
 from smnas.scoring.entropy import ENTROPY_FORMS
-from smnas.scoring.latency import DetectorLatency
 from smnas.space.architecture import Architecture
 
 Budgets = dict[int, list[TrainedDetector]]

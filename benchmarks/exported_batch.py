@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 
 from profiler.backends import get_backend
 from profiler.backends.onnxruntime import OnnxRuntimeSession
-from profiler.export import ExportError, to_onnx
+from profiler.graphs.export import ExportError, to_onnx
 from smnas.data.coco import CocoFolder
 from smnas.deploy.agreement import compare_detections
 from smnas.deploy.export import canvases
-from smnas.deploy.graph import INPUT_NAME, OUTPUT_NAMES, detector_graph
+from smnas.deploy.graph import detector_graph
 from smnas.evaluation.predict import DetectionArrays
+from smnas.inference.signature import INPUT_NAME, OUTPUT_NAMES
 from smnas.models.build import deployable
 from smnas.models.detector import Detector
 from smnas.training.checkpoint import load_detector_checkpoint

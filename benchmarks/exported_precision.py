@@ -28,19 +28,15 @@ from numpy.typing import NDArray
 
 from profiler.backends import get_backend
 from profiler.backends.onnxruntime import OnnxRuntimeSession, session_options
-from profiler.quantized_onnx import float_layers
+from profiler.graphs.quantized_onnx import float_layers
 from smnas.data.coco import CocoFolder
 from smnas.deploy.agreement import compare_detections
 from smnas.deploy.export import canvases, export_detector
-from smnas.deploy.graph import (
-    INPUT_NAME,
-    OUTPUT_NAMES,
-    detector_graph,
-    fragile_modules,
-    in_precision,
-)
-from smnas.deploy.runtime import EagerDetector
+from smnas.deploy.graph import detector_graph, in_precision
 from smnas.evaluation.predict import DetectionArrays, evaluate
+from smnas.inference.runtime import EagerDetector
+from smnas.inference.signature import INPUT_NAME, OUTPUT_NAMES
+from smnas.models.precision import fragile_modules
 from smnas.training.checkpoint import load_detector_checkpoint
 
 CAPABILITIES = ("7.5", "8.6", "8.9", "12.0")

@@ -2,7 +2,7 @@
 
 Ten detectors of a preset in ONNX Runtime on the CPU, one thread. Each is timed in turns by
 
-- ours: ``profiler.timing.measure`` on a session with bound inputs, as latency tables are filled,
+- ours: ``profiler.timing.measurement.measure`` on a session with bound inputs, as latency tables are filled,
 - a plain loop in the way of ``onnxruntime_perf_test``: ``session.run`` with its feeds, the clock read around each run,
 - ONNX Runtime's own profiler: the ``model_run`` events of a session with profiling switched on,
 
@@ -31,11 +31,11 @@ from answers import keep_answer
 from profiler.backends import get_backend
 from profiler.backends.base import typed_copy
 from profiler.backends.onnxruntime import OnnxRuntimeBackend, session_options
-from profiler.export import to_onnx
-from profiler.timing import TimingSettings, measure
+from profiler.graphs.export import to_onnx
+from profiler.timing.measurement import TimingSettings, measure
 from profiler.workload import random_inputs
+from smnas.latency.workloads import whole_workload
 from smnas.models.build import build_detector, deployable
-from smnas.models.workloads import whole_workload
 from smnas.space.architecture import Architecture
 from smnas.space.preset import load_space
 

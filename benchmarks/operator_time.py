@@ -36,24 +36,27 @@ DETECTORS = {
 }
 """The nano baseline, and the same backbone under dense heads."""
 PARTS = {
-    "RoIAlign": [("smnas.models.roi_heads", "multi_level_roi_align")],
-    "suppression": [("smnas.models.rpn", "grouped_nms_mask"), ("smnas.models.roi_heads", "grouped_nms_mask")],
-    "proposals with suppression": [("smnas.models.rpn", "best_proposals")],
-    "focal loss with sigmoid": [("smnas.models.retina", "sigmoid_focal_loss")],
+    "RoIAlign": [("smnas.models.heads.roi_heads", "multi_level_roi_align")],
+    "suppression": [
+        ("smnas.models.heads.rpn", "grouped_nms_mask"),
+        ("smnas.models.heads.roi_heads", "grouped_nms_mask"),
+    ],
+    "proposals with suppression": [("smnas.models.heads.rpn", "best_proposals")],
+    "focal loss with sigmoid": [("smnas.models.heads.retina", "sigmoid_focal_loss")],
     "overlap loss": [
-        ("smnas.models.rpn", "overlap_loss"),
-        ("smnas.models.roi_heads", "overlap_loss"),
-        ("smnas.models.retina", "overlap_loss"),
-        ("smnas.models.fcos", "generalized_box_iou_loss"),
+        ("smnas.models.heads.rpn", "overlap_loss"),
+        ("smnas.models.heads.roi_heads", "overlap_loss"),
+        ("smnas.models.heads.retina", "overlap_loss"),
+        ("smnas.models.heads.fcos", "generalized_box_iou_loss"),
     ],
     "matching": [
-        ("smnas.models.rpn", "match"),
-        ("smnas.models.roi_heads", "match"),
-        ("smnas.models.retina", "match"),
-        ("smnas.models.fcos", "assign_centres"),
+        ("smnas.models.heads.rpn", "match"),
+        ("smnas.models.heads.roi_heads", "match"),
+        ("smnas.models.heads.retina", "match"),
+        ("smnas.models.heads.fcos", "assign_centres"),
     ],
-    "sampling": [("smnas.models.rpn", "sample_balanced"), ("smnas.models.roi_heads", "sample_balanced")],
-    "detections with suppression": [("smnas.models.roi_heads", "select_detections")],
+    "sampling": [("smnas.models.heads.rpn", "sample_balanced"), ("smnas.models.heads.roi_heads", "sample_balanced")],
+    "detections with suppression": [("smnas.models.heads.roi_heads", "select_detections")],
 }
 """By name, the functions that do a part, where they are called from."""
 _OPERATORS = 14

@@ -16,8 +16,8 @@ from answers import keep_answer
 
 from smnas.data.coco import CocoFolder
 from smnas.scoring.base import Score
-from smnas.scoring.pool import Job, Workers
-from smnas.scoring.scorers import ScorerOnDevices
+from smnas.scoring.by_name import ScorerOnDevices
+from smnas.scoring.workers.processes import Job, Workers
 from smnas.space.architecture import Architecture
 from smnas.training.recipe import load_recipe
 

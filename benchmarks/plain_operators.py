@@ -18,10 +18,10 @@ from kernels.nms import nms_mask
 from kernels.roi_align import multi_level_roi_align
 from profiler.backends import get_backend
 from profiler.backends.onnxruntime import OnnxRuntimeSession
-from profiler.export import to_onnx
+from profiler.graphs.export import to_onnx
 from profiler.workload import random_inputs
+from smnas.latency.workloads import whole_workload
 from smnas.models.build import build_detector, deployable
-from smnas.models.workloads import whole_workload
 from smnas.space.architecture import Architecture
 
 CLASSES = 3

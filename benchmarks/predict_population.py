@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from answers import keep_answer
 
-from profiler.population import LatencyArrays
-from profiler.predict import LatencyModel, sum_parts
-from profiler.table import LatencyTable, Row, Target
-from smnas.models.workloads import detector_workloads
+from profiler.prediction.batch import LatencyArrays
+from profiler.prediction.predict import LatencyModel, sum_parts
+from profiler.table.latency_table import LatencyTable, Row, Target
+from smnas.latency.workloads import detector_workloads
 from smnas.space.preset import load_space
 
 TARGET = Target("drawn, not measured", "none", "1")

@@ -24,10 +24,10 @@ from answers import keep_answer
 from torch import nn
 
 from profiler.backends import get_backend
-from profiler.profile import Progress, profile_workloads
-from profiler.table import LatencyTable, Row
-from profiler.table_validate import validate
-from profiler.timing import TimingSettings
+from profiler.measuring.profile import Progress, profile_workloads
+from profiler.table.latency_table import LatencyTable, Row
+from profiler.table.validate import validate
+from profiler.timing.measurement import TimingSettings
 from profiler.workload import TensorSpec, Workload
 
 _TIMING = TimingSettings(time_limit_s=0.005, warmup_s=0.0005, min_samples=3, relative_half_width=0.5)

@@ -34,9 +34,9 @@ from smnas.data.coco import CocoFolder, DetectionDataset
 from smnas.data.image import Decoded, decode
 from smnas.data.letterbox import letterbox
 from smnas.deploy.agreement import box_iou
-from smnas.deploy.detections import Detection, named_detections
-from smnas.deploy.runtime import Model, load_model
 from smnas.evaluation.coco_eval import evaluate_results
+from smnas.inference.detections import Detection, named_detections
+from smnas.inference.runtime import Model, load_model
 
 ENLARGED = 12
 NOISE = 6.0

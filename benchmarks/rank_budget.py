@@ -19,8 +19,8 @@ from scipy.stats import kendalltau
 
 from smnas.data.shapes import generate_shapes
 from smnas.scoring.base import Score
-from smnas.scoring.pool import Job, Workers
-from smnas.scoring.scorers import ScorerOnDevices
+from smnas.scoring.by_name import ScorerOnDevices
+from smnas.scoring.workers.processes import Job, Workers
 from smnas.space.architecture import Architecture
 from smnas.space.preset import load_space
 from smnas.space.sampling import sample_modular, sample_structural

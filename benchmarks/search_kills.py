@@ -27,13 +27,13 @@ from answers import keep_answer
 from search_overhead import InstantLatency, InstantScorer, instant_complexity, instant_settings
 
 from smnas.scoring.base import Score
-from smnas.scoring.pool import InProcess
-from smnas.search.candidate import Candidate
+from smnas.scoring.workers.processes import InProcess
 from smnas.search.progress import SearchEvent
-from smnas.search.ranking import read_ranking
+from smnas.search.ranking.ranking import read_ranking
 from smnas.search.run import run_search
-from smnas.search.settings import StageTrials, read_settings
-from smnas.search.study import read_candidates
+from smnas.search.study.candidate import Candidate
+from smnas.search.study.optuna_study import read_candidates
+from smnas.search.study.settings import StageTrials, read_settings
 from smnas.space.encoding import Encoding
 from smnas.space.preset import load_space
 

@@ -28,19 +28,19 @@ import numpy as np
 from answers import keep_answer
 from optuna.distributions import distribution_to_json
 
-from profiler.predict import Latency
+from profiler.prediction.predict import Latency
 from smnas.scoring.base import Score
-from smnas.scoring.pool import InProcess
-from smnas.search.candidate import Candidate, Complexity, StageName
-from smnas.search.choices import DetectorChoices
-from smnas.search.parameters import DISTRIBUTIONS, parameters_of
+from smnas.scoring.workers.processes import InProcess
 from smnas.search.progress import SearchEvent
 from smnas.search.run import run_search
-from smnas.search.run_folder import prepare_run_folder
-from smnas.search.settings import DataFacts, SearchSettings, StageTrials
-from smnas.search.storage import STUDY_FILE
-from smnas.search.strategies import STRATEGIES, get_strategy
-from smnas.search.study import Study, _attributes
+from smnas.search.strategies.by_name import STRATEGIES, get_strategy
+from smnas.search.strategies.choices import DetectorChoices
+from smnas.search.study.candidate import Candidate, Complexity, StageName
+from smnas.search.study.optuna_study import Study, _attributes
+from smnas.search.study.parameters import DISTRIBUTIONS, parameters_of
+from smnas.search.study.run_folder import prepare_run_folder
+from smnas.search.study.settings import DataFacts, SearchSettings, StageTrials
+from smnas.search.study.storage import STUDY_FILE
 from smnas.space.architecture import Architecture
 from smnas.space.encoding import Encoding
 from smnas.space.preset import Space, load_space

@@ -21,12 +21,12 @@ from search_problems.analytic import NOISE, SPEED_SPREAD, AnalyticProblem
 from search_problems.problem import Played, Problem, play, stops
 from search_problems.tabulated import TabulatedProblem
 
-from smnas.search.halving import HalvingStage, halving, surrogate_search
-from smnas.search.nsga2 import nsga2
-from smnas.search.random_search import random_search
-from smnas.search.regularized_evolution import regularized_evolution
-from smnas.search.sm_nas import sm_nas
-from smnas.search.strategy import Strategy
+from smnas.search.strategies.base import Strategy
+from smnas.search.strategies.halving.halving import HalvingStage, halving, surrogate_search
+from smnas.search.strategies.nsga2 import nsga2
+from smnas.search.strategies.random_search import random_search
+from smnas.search.strategies.regularized_evolution import regularized_evolution
+from smnas.search.strategies.sm_nas import sm_nas
 
 QUESTION = "How much hypervolume does each strategy reach with how many epochs?"
 FUNCTIONS = ("zdt3", "dtlz2", "zdt1", "dtlz7")

@@ -26,13 +26,13 @@ from search_problems.problem import stops
 
 from profiler.backends import get_backend
 from profiler.devices import resolve_device
-from profiler.table import LatencyTable
+from profiler.table.latency_table import LatencyTable
 from smnas.data.coco import CocoFolder
 from smnas.data.shapes import generate_shapes
+from smnas.latency.detector_latency import DetectorLatency, LatencyFailedError
 from smnas.scoring.base import Score
-from smnas.scoring.latency import DetectorLatency, LatencyFailedError
-from smnas.scoring.pool import Job, Workers
-from smnas.scoring.scorers import ScorerOnDevices
+from smnas.scoring.by_name import ScorerOnDevices
+from smnas.scoring.workers.processes import Job, Workers
 from smnas.space.architecture import Architecture
 from smnas.training.recipe import load_recipe
 

@@ -16,7 +16,7 @@ import profiler
 import smnas
 from profiler.errors import UserError
 from smnas.cli.main import COMMANDS
-from smnas.cli.run import check_package_names
+from smnas.cli.terminal.exit_codes import check_package_names
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = (kernels, profiler, smnas)
@@ -73,7 +73,7 @@ def test_every_command_is_installed_under_its_own_name_too() -> None:
 
 def test_the_light_packages_load_no_torch() -> None:
     space = ", ".join(f"smnas.space.{name}" for name in ("preset", "sampling", "mutation", "partial_order"))
-    names = f"{space}, profiler.errors, profiler.table, profiler.predict, smnas.cli.main"
+    names = f"{space}, profiler.errors, profiler.table.latency_table, profiler.prediction.predict, smnas.cli.main"
     code = f"import sys, {names}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 

@@ -15,7 +15,7 @@ from PIL import Image
 from smnas.cli.main import COMMANDS, application
 from smnas.data.scene import draw_scene, render
 from smnas.deploy.export import export_detector
-from smnas.deploy.video import VideoWriter
+from smnas.inference.video import VideoWriter
 from smnas.models.build import build_detector
 from smnas.space.architecture import Architecture
 from smnas.space.preset import preset_names

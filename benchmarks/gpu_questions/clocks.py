@@ -8,13 +8,13 @@ import torch
 
 from gpu_questions.record import NANO_BASELINE, NUM_CLASSES, Answer, Setting, largest_error, median_of, one_line
 from profiler.backends import Backend, get_backend
-from profiler.build_variance import build_variance
-from profiler.cold import flusher
 from profiler.errors import BackendUnavailableError, UserError
-from profiler.timing import TimingSettings, measure
+from profiler.measuring.build_variance import build_variance
+from profiler.timing.cold import flusher
+from profiler.timing.measurement import TimingSettings, measure
 from profiler.workload import Workload, random_inputs
+from smnas.latency.workloads import inference_workloads, whole_workload
 from smnas.models.build import build_detector, deployable
-from smnas.models.workloads import inference_workloads, whole_workload
 from smnas.space.architecture import Architecture
 
 _TIMING = TimingSettings(relative_half_width=0.005, time_limit_s=0.5, max_samples=600)

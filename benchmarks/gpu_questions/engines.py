@@ -14,7 +14,7 @@ from profiler.errors import BackendUnavailableError, UserError
 from smnas.deploy.accuracy import evaluate_model
 from smnas.deploy.agreement import compare_detections
 from smnas.deploy.export import canvases, export_detector
-from smnas.deploy.runtime import EagerDetector, EngineDetector, Model, OnnxDetector
+from smnas.inference.runtime import EagerDetector, EngineDetector, Model, OnnxDetector
 from smnas.training.checkpoint import CHECKPOINT_FILE
 
 _PICTURES = 32

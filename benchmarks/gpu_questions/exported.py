@@ -11,8 +11,8 @@ from gpu_questions.trained import coco_folder, run_folder
 from profiler.errors import UserError
 from smnas.deploy.agreement import compare_detections
 from smnas.deploy.export import canvases, export_detector
-from smnas.deploy.runtime import OnnxDetector
 from smnas.evaluation.predict import DetectionArrays, eager_detect
+from smnas.inference.runtime import OnnxDetector
 from smnas.models.build import deployable
 from smnas.training.checkpoint import CHECKPOINT_FILE, load_detector_checkpoint
 

@@ -18,7 +18,7 @@ from gpu_questions.kernel_cases import PAPER_BASELINE, Case, norm_cases, standar
 from gpu_questions.record import NANO_BASELINE, Answer, Setting, one_line
 from gpu_questions.training_step import Trainer, interval, pictures
 from kernels.dispatch import Choice
-from profiler.timing import CudaTimer, Timer, WallTimer
+from profiler.timing.measurement import CudaTimer, Timer, WallTimer
 from smnas.models.layers import NormKind
 from smnas.space.architecture import Architecture
 

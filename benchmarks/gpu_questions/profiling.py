@@ -8,13 +8,13 @@ import torch
 
 from gpu_questions.record import NANO_BASELINE, NUM_CLASSES, SMALL_BASELINE, Answer, Setting, median_of
 from profiler.backends import get_backend
-from profiler.predict import LatencyModel, sum_parts
-from profiler.profile import measurement_target, profile_workloads
-from profiler.table import LatencyTable, Row
-from profiler.timing import TimingSettings
+from profiler.measuring.profile import measurement_target, profile_workloads
+from profiler.prediction.predict import LatencyModel, sum_parts
+from profiler.table.latency_table import LatencyTable, Row
+from profiler.timing.measurement import TimingSettings
 from profiler.workload import Workload
+from smnas.latency.workloads import inference_workloads, whole_workload
 from smnas.models.build import build_detector, deployable
-from smnas.models.workloads import inference_workloads, whole_workload
 from smnas.space.architecture import Architecture
 
 NANO_CANDIDATES = (

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from profiler.conditions import read_state
 from profiler.devices import Device, cpu_device, local_gpus
 from profiler.errors import UserError
+from profiler.timing.conditions import read_state
 
 NANO_BASELINE = "basicblock_16_11-21-21-21+fpn_2-5_64+rpn+rcnn_256+128x128"
 SMALL_BASELINE = "basicblock_64_11-21-21-21+fpn_2-6_256+rpn+rcnn_1024+512x512"

@@ -14,11 +14,11 @@ from gpu_questions.record import NANO_BASELINE, NUM_CLASSES, SMALL_BASELINE, Ans
 from profiler.backends import Session, get_backend
 from profiler.backends.engine import Engine
 from profiler.backends.tensorrt import build_engine, compute_capabilities
-from profiler.export import to_onnx
-from profiler.timing import TimingSettings, measure
+from profiler.graphs.export import to_onnx
+from profiler.timing.measurement import TimingSettings, measure
 from profiler.workload import Workload, random_inputs
+from smnas.latency.workloads import inference_workloads, whole_workload
 from smnas.models.build import build_detector, deployable
-from smnas.models.workloads import inference_workloads, whole_workload
 from smnas.space.architecture import Architecture
 
 _ROUNDS = 9

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gpu_questions.record import NANO_BASELINE, NUM_CLASSES, SMALL_BASELINE, Answer, Setting, one_line
 from kernels.dispatch import Choice, use
-from profiler.timing import median_interval
+from profiler.timing.measurement import median_interval
 from smnas.data.scene import draw_scene, render
 from smnas.models.build import build_detector
 from smnas.models.detector import Detector

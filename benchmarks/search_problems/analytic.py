@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from pymoo.problems import get_problem
 
-from smnas.search.candidate import Candidate
 from smnas.search.pareto import hypervolume
+from smnas.search.study.candidate import Candidate
 from smnas.space.encoding import Gene
 
 VARIABLES, LEVELS, COARSE = 10, 24, (4, 12, 20)

@@ -7,11 +7,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from smnas.search.candidate import Candidate, Proposal
-from smnas.search.choices import Choices
-from smnas.search.history import History
 from smnas.search.pareto import as_points, hypervolume
-from smnas.search.strategy import Strategy
+from smnas.search.strategies.base import Strategy
+from smnas.search.strategies.choices import Choices
+from smnas.search.study.candidate import Candidate, Proposal
+from smnas.search.study.history import History
 
 GENERATION = 2  # candidates proposed from the same results: the command line's default
 

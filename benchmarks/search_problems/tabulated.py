@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from smnas.search.candidate import Candidate
-from smnas.search.choices import DetectorChoices
 from smnas.search.pareto import as_points, hypervolume, reference_point
 from smnas.search.pruning import why_beaten
+from smnas.search.strategies.choices import DetectorChoices
+from smnas.search.study.candidate import Candidate
 from smnas.space.architecture import Architecture
 from smnas.space.preset import load_space
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from profiler.devices import Device
 from profiler.errors import UserError
-from profiler.timing import Timer
+from profiler.timing.measurement import Timer
 
 __all__ = ["PRECISIONS", "Backend", "Session", "check_precision", "typed_copy"]
 
@@ -23,7 +23,7 @@ PRECISIONS: dict[str, torch.dtype] = {
 }
 """Type of weights and floating-point inputs by the precision's name that users type.
 
-In ``int8`` they are float32 and the graph quantises inside, see :mod:`profiler.quantized_onnx`.
+In ``int8`` they are float32 and the graph quantises inside, see :mod:`profiler.graphs.quantized_onnx`.
 """
 
 

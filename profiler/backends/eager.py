@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from kernels.dispatch import can_build, choice
 from profiler.backends.base import Session, check_precision, typed_copy
 from profiler.devices import Device
-from profiler.timing import CudaTimer, Timer, WallTimer
+from profiler.timing.measurement import CudaTimer, Timer, WallTimer
 
 __all__ = ["EagerBackend", "EagerSession", "torch_version"]
 

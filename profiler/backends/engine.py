@@ -24,7 +24,7 @@ from torch import Tensor
 from profiler.atomic import write_whole
 from profiler.backends.cuda_graph import Replayed, record
 from profiler.backends.tensorrt import logger_of
-from profiler.engines import EngineRefusedError
+from profiler.engines.store import EngineRefusedError
 from profiler.errors import first_line
 
 __all__ = ["Engine"]

@@ -24,10 +24,10 @@ from profiler.backends.tensorrt import (
     needs_convolutions,
 )
 from profiler.devices import Device
-from profiler.engine_graph import engine_graphs
-from profiler.engines import EngineRequest, EngineStore, Manifest, default_folder
+from profiler.engines.engine_graph import engine_graphs
+from profiler.engines.store import EngineRequest, EngineStore, Manifest, default_folder
 from profiler.errors import BackendUnavailableError
-from profiler.timing import CudaTimer, Timer, WallTimer
+from profiler.timing.measurement import CudaTimer, Timer, WallTimer
 
 __all__ = ["EngineBackend", "EngineSession"]
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from profiler.backends.base import Session, check_precision, typed_copy
 from profiler.devices import Device
 from profiler.errors import BackendUnavailableError, PrecisionNotMetError
-from profiler.export import to_onnx, to_onnx_many
-from profiler.quantized_onnx import quantized_block
-from profiler.timing import Timer, WallTimer
-from profiler.typed_onnx import dense_nodes
+from profiler.graphs.export import to_onnx, to_onnx_many
+from profiler.graphs.quantized_onnx import quantized_block
+from profiler.graphs.typed_onnx import dense_nodes
+from profiler.timing.measurement import Timer, WallTimer
 
 __all__ = ["OnnxRuntimeBackend", "OnnxRuntimeSession", "session_options"]
 

@@ -1,6 +1,6 @@
 """TensorRT and TensorRT-RTX: building engines from typed ONNX graphs.
 
-One route for both: the precision is in the graph (:mod:`profiler.typed_onnx`) and the network is strongly typed.
+One route for both: the precision is in the graph (:mod:`profiler.graphs.typed_onnx`) and the network is strongly typed.
 TensorRT-RTX builds for chosen compute capabilities on a machine without a GPU; what ordinary TensorRT lacks for that is
 asked by attribute, not by version. A timing cache is for ordinary TensorRT only: in TensorRT-RTX, which times nothing
 when it builds, any call of it needs a GPU.
@@ -24,7 +24,7 @@ import onnx
 
 from profiler.atomic import write_whole
 from profiler.errors import BackendUnavailableError, UserError
-from profiler.products import products_as_convolutions
+from profiler.graphs.matmuls import products_as_convolutions
 
 __all__ = [
     "NO_FP32_PRODUCTS",
@@ -139,7 +139,7 @@ def build_engine(
 
     Args:
         trt: the module, as :func:`import_tensorrt` returns it.
-        model: a serialised ONNX graph with static shapes, typed as :func:`profiler.typed_onnx.typed_onnx` does.
+        model: a serialised ONNX graph with static shapes, typed as :func:`profiler.graphs.typed_onnx.typed_onnx` does.
         precision: that the graph is typed in; checked. ``int8`` is a graph that quantises and dequantises.
         capabilities: compute capabilities that the engine must run on, such as ``8.9``; none means the GPU that is
             here, which there must then be.

@@ -22,8 +22,8 @@ from profiler.backends.tensorrt import (
     needs_convolutions,
 )
 from profiler.child_process import end_with_parent
-from profiler.engine_graph import engine_graphs
-from profiler.engines import EngineRequest, EngineStore, Manifest
+from profiler.engines.engine_graph import engine_graphs
+from profiler.engines.store import EngineRequest, EngineStore, Manifest
 from profiler.errors import UserError, named_line
 from profiler.workload import Workload, random_inputs
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import onnx
 from torch import Tensor, nn
 
-from profiler.export import to_onnx, to_onnx_many
-from profiler.products import products_as_convolutions
-from profiler.quantized_onnx import quantized_block
-from profiler.typed_onnx import typed_onnx
+from profiler.graphs.export import to_onnx, to_onnx_many
+from profiler.graphs.matmuls import products_as_convolutions
+from profiler.graphs.quantized_onnx import quantized_block
+from profiler.graphs.typed_onnx import typed_onnx
 
 __all__ = ["engine_graphs"]
 
@@ -21,7 +21,7 @@ def engine_graphs(
     Args:
         items: modules with real weights, and one tensor per positional argument.
         precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``; in half precision an input that only maps read is of that
-            type, see :func:`profiler.typed_onnx.typed_onnx`. Ranges in ``int8`` are those of the given tensors.
+            type, see :func:`profiler.graphs.typed_onnx.typed_onnx`. Ranges in ``int8`` are those of the given tensors.
         convolutions: write products with weights as 1x1 convolutions.
 
     Returns:

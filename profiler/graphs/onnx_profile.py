@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from profiler.backends.base import typed_copy
 from profiler.backends.onnxruntime import OnnxRuntimeBackend, session_options
-from profiler.export import to_onnx_many
-from profiler.quantized_onnx import quantized_block
+from profiler.graphs.export import to_onnx_many
+from profiler.graphs.quantized_onnx import quantized_block
 
 __all__ = ["OperatorDifference", "OperatorTimes", "Residual", "operator_times", "residual"]
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from profiler.errors import BackendUnavailableError, named_line
-from profiler.export import ExportError, in_modules
-from profiler.typed_onnx import dense_nodes
+from profiler.graphs.export import ExportError, in_modules
+from profiler.graphs.typed_onnx import dense_nodes
 
 __all__ = ["float_layers", "quantized_block", "quantized_onnx"]
 
@@ -46,7 +46,7 @@ def quantized_block(
     A graph without anything to quantise (proposals, pooling, a stem) is returned as it is: in ``int8`` it stays float.
 
     Args:
-        model: of ``module``, as :func:`profiler.export.to_onnx` returns it.
+        model: of ``module``, as :func:`profiler.graphs.export.to_onnx` returns it.
         module: says by ``FLOAT_IN_INT8`` what stays float32.
         inputs: one tensor per input of the graph.
         symmetric: see :func:`quantized_onnx`, as for its errors.
@@ -69,7 +69,7 @@ def quantized_onnx(
     """A copy of a float32 model in which some convolutions and products read and write 8-bit integers.
 
     Args:
-        model: as :func:`profiler.export.to_onnx` returns it.
+        model: as :func:`profiler.graphs.export.to_onnx` returns it.
         calibration: inputs by name, from pictures as they will come.
         nodes: names of the nodes to quantise.
         symmetric: maps as TensorRT takes them, signed and with zero at zero; results stay float, which it computes in

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from profiler.backends.base import PRECISIONS
 from profiler.errors import UserError, first_line
-from profiler.export import ExportError, captured_names, in_modules
+from profiler.graphs.export import ExportError, captured_names, in_modules
 
 __all__ = ["HALF_TYPES", "dense_nodes", "typed_onnx"]
 
@@ -42,7 +42,7 @@ def typed_onnx(
     """A copy of a float32 model in which maps are of another precision.
 
     Args:
-        model: as :func:`profiler.export.to_onnx` returns it, with static shapes.
+        model: as :func:`profiler.graphs.export.to_onnx` returns it, with static shapes.
         precision: ``fp32`` (an unchanged copy), ``fp16`` or ``bf16``.
         keep_io: leave inputs and outputs float32. Otherwise an input is of the half type where everything that reads
             it is, and an output where it is computed so, as tensors between the blocks of a half-precision network are.

@@ -10,7 +10,7 @@ from math import comb
 from statistics import median
 
 from profiler.backends.base import Backend, Session
-from profiler.timing import Measurement, TimingSettings, measure
+from profiler.timing.measurement import Measurement, TimingSettings, measure
 from profiler.workload import Workload, random_inputs
 
 __all__ = ["BuildVariance", "build_variance", "rounds_for"]

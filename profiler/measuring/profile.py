@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from profiler.backends.base import Backend, Session, check_precision
-from profiler.cold import as_cold, cold_key, flusher
-from profiler.conditions import disturbances, read_state, read_versions
 from profiler.devices import Device
 from profiler.errors import UserError, named_line
-from profiler.table import LatencyTable, Row, Target, pack_samples
-from profiler.timing import Measurement, TimingSettings, measure
+from profiler.table.latency_table import LatencyTable, Row, Target, pack_samples
+from profiler.timing.cold import as_cold, cold_key, flusher
+from profiler.timing.conditions import disturbances, read_state, read_versions
+from profiler.timing.measurement import Measurement, TimingSettings, measure
 from profiler.work import Work
 from profiler.workload import TensorSpec, Workload, random_inputs
 
@@ -156,7 +156,8 @@ def profile_workloads(
         precision: of weights and floating-point inputs.
         batch: images per run, as the rows will say; the shapes themselves are the workloads'.
         kind: whether these are parts or whole networks.
-        caches: ``cold`` flushes them before every run; those rows have keys of their own, see :mod:`profiler.cold`.
+        caches: ``cold`` flushes them before every run; those rows have keys of their own, see
+            :mod:`profiler.timing.cold`.
         timing: precision and limits of one measurement.
         value: of knowing each workload's latency, by its key; 0 where it says nothing. The highest come first.
         budget_s: start no further measurement after this long. What is measured stays, the report says what is left.

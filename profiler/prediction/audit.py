@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from profiler.predict import LatencyModel, PartsSum, fit_relative
+from profiler.prediction.predict import LatencyModel, PartsSum, fit_relative
 
 __all__ = ["Accuracy", "Coverage", "accuracy", "coverage_over_splits", "fitted_line", "kendall", "spearman"]
 

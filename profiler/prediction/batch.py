@@ -1,6 +1,6 @@
 """Predict many networks at once: rows as arrays, networks as places in them.
 
-:func:`profiler.predict.sum_parts` is the same for one network; here a million take seconds.
+:func:`profiler.prediction.predict.sum_parts` is the same for one network; here a million take seconds.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,9 +11,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from profiler.interpolate import Guess
-from profiler.predict import MissingPartsError
-from profiler.table import Row
+from profiler.prediction.interpolate import Guess
+from profiler.prediction.predict import MissingPartsError
+from profiler.table.latency_table import Row
 
 __all__ = ["LatencyArrays", "Networks", "PartsSums"]
 
@@ -38,7 +38,7 @@ class Networks:
 
 @dataclass(frozen=True)
 class PartsSums:
-    """What the parts of many networks add up to: :class:`profiler.predict.PartsSum` as arrays ``(N,)``.
+    """What the parts of many networks add up to: :class:`profiler.prediction.predict.PartsSum` as arrays ``(N,)``.
 
     A network with a failed part has no latency: its ``ms`` and ``half_ms`` are NaN.
     """
@@ -66,7 +66,7 @@ class LatencyArrays:
 
     @classmethod
     def of(cls, rows: Mapping[str, Row], guesses: Mapping[str, Guess] | None = None) -> Self:
-        """Collect rows by key, as :meth:`profiler.table.LatencyTable.current` gives them.
+        """Collect rows by key, as :meth:`profiler.table.latency_table.LatencyTable.current` gives them.
 
         Args:
             rows: measured ones, failures included.
@@ -102,7 +102,7 @@ class LatencyArrays:
         return Networks(np.repeat(np.arange(len(listed)), sizes), row, len(listed))
 
     def sum(self, networks: Networks) -> PartsSums:
-        """Add up the parts of every network, as :func:`profiler.predict.sum_parts` does for one.
+        """Add up the parts of every network, as :func:`profiler.prediction.predict.sum_parts` does for one.
 
         Guesses of one network are taken to err together, not independently: their half-widths are added as they are.
         """

@@ -12,7 +12,7 @@ from typing import Self
 
 from profiler.devices import GpuSheet, gpu_sheets
 from profiler.errors import UserError
-from profiler.table import LatencyTable, Row, Target
+from profiler.table.latency_table import LatencyTable, Row, Target
 from profiler.work import Work
 from profiler.workload import Workload
 

@@ -18,7 +18,7 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from profiler.predict import student_quantile
+from profiler.prediction.predict import student_quantile
 
 __all__ = ["FewRowsError", "Guess", "Interpolation", "WorkFigures", "value_of_measuring"]
 

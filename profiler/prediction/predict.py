@@ -15,7 +15,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from profiler.table import Row
+from profiler.table.latency_table import Row
 
 __all__ = [
     "FailedPartError",
@@ -121,7 +121,7 @@ def sum_parts(keys: Iterable[str], rows: Mapping[str, Row]) -> PartsSum:
 
     Args:
         keys: one per part, as often as it occurs.
-        rows: by key, as :meth:`profiler.table.LatencyTable.current` gives them.
+        rows: by key, as :meth:`profiler.table.latency_table.LatencyTable.current` gives them.
 
     Raises:
         MissingPartsError: some key has no row; names them all.

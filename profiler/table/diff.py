@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from profiler.errors import UserError
-from profiler.table import LatencyTable, Row, Target
+from profiler.table.latency_table import LatencyTable, Row, Target
 
 __all__ = ["VERDICTS", "Comparison", "Difference", "Verdict", "diff", "verdict"]
 

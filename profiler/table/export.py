@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from profiler.errors import UserError
-from profiler.table import LatencyTable, Row
+from profiler.table.latency_table import LatencyTable, Row
 
 __all__ = ["COLUMNS", "export_rows", "record"]
 

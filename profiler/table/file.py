@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from profiler.table_schema import MIGRATIONS, TableError, check_schema, migrate
+from profiler.table.schema import MIGRATIONS, TableError, check_schema, migrate
 
 __all__ = ["damage", "file_errors", "open_for_reading", "open_for_writing", "refuse_foreign_file", "transaction"]
 

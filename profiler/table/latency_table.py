@@ -4,7 +4,7 @@ A row is one finished measurement (or one failure with its reason) under the key
 holds for. Rows are never changed: a newer measurement supersedes the older one, which stays readable. Every row is
 committed as it is added, so a killed run keeps all it had finished, and several processes may write one file.
 
-The schema is meant to be read with the ``sqlite3`` shell; it is in :mod:`profiler.table_schema`.
+The schema is meant to be read with the ``sqlite3`` shell; it is in :mod:`profiler.table.schema`.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from profiler.table_file import (
+from profiler.table.file import (
     damage,
     file_errors,
     open_for_reading,
@@ -31,7 +31,7 @@ from profiler.table_file import (
     refuse_foreign_file,
     transaction,
 )
-from profiler.table_schema import TableError
+from profiler.table.schema import TableError
 
 __all__ = ["LatencyTable", "Row", "TableError", "Target", "pack_samples"]
 

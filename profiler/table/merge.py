@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from profiler.table import LatencyTable
+from profiler.table.latency_table import LatencyTable
 
 __all__ = ["Merged", "merge"]
 

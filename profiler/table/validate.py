@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from profiler.table_file import file_errors, open_for_reading, refuse_foreign_file
-from profiler.table_schema import schema_differences
+from profiler.table.file import file_errors, open_for_reading, refuse_foreign_file
+from profiler.table.schema import schema_differences
 
 __all__ = ["Validation", "validate"]
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smnas.cli.console import Output
-from smnas.cli.progress import Steps
+from smnas.cli.terminal.console import Output
+from smnas.cli.terminal.progress import Steps
 
 if TYPE_CHECKING:
     from smnas.data.coco import CocoFolder

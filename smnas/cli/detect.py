@@ -8,14 +8,14 @@ from rich.console import Console
 from rich.text import Text
 
 from profiler.errors import UserError
-from smnas.cli.console import Output, show_table
-from smnas.cli.model_file import ModelOption, model_file
-from smnas.cli.options import JsonOption, QuietOption, examples
-from smnas.cli.progress import PhaseSteps
+from smnas.cli.terminal.console import Output, show_table
+from smnas.cli.terminal.options import JsonOption, QuietOption, examples
+from smnas.cli.terminal.progress import PhaseSteps
 from smnas.cli.training_device import training_device
+from smnas.inference.model_file import ModelOption, model_file
 
 if TYPE_CHECKING:
-    from smnas.deploy.results import DetectReport, FrameResult, PictureResult, VideoResult
+    from smnas.inference.results import DetectReport, FrameResult, PictureResult, VideoResult
 
 __all__ = ["EXAMPLES", "detect"]
 
@@ -86,11 +86,11 @@ def detect(
     if (coco is None) != (annotations is None):
         raise UserError("--coco FILE and --annotations FILE need each other: image ids are in the annotation file")
     with Output.open(as_json=as_json, quiet=quiet) as output:
-        from smnas.deploy.coco_results import ListedPictures, require_place
-        from smnas.deploy.detect import detect_inputs
-        from smnas.deploy.inputs import find_inputs
-        from smnas.deploy.pipeline import DetectOptions
-        from smnas.deploy.runtime import load_model
+        from smnas.inference.coco_results import ListedPictures, require_place
+        from smnas.inference.detect import detect_inputs
+        from smnas.inference.inputs import find_inputs
+        from smnas.inference.pipeline import DetectOptions
+        from smnas.inference.runtime import load_model
 
         inputs = find_inputs(images or (), camera=camera)
         if coco is not None and (inputs.videos or camera is not None):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from profiler.errors import BackendUnavailableError
-from smnas.cli.console import Output, show_facts, show_table
-from smnas.cli.options import JsonOption, QuietOption, examples
+from smnas.cli.terminal.console import Output, show_facts, show_table
+from smnas.cli.terminal.options import JsonOption, QuietOption, examples
 
 if TYPE_CHECKING:
     from profiler.devices import Device
@@ -102,7 +102,7 @@ def _backends(device: "Device") -> list[dict[str, Any]]:
 
 
 def _video() -> dict[str, Any]:
-    from smnas.deploy.video import video_version
+    from smnas.inference.video import video_version
 
     try:
         return {"library": "PyAV", "version": video_version(), "reason": None, "available": True}

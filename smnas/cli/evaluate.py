@@ -4,13 +4,13 @@ from typing import Annotated
 
 import typer
 
-from smnas.cli.console import Output
 from smnas.cli.data_folder import open_data
 from smnas.cli.metrics import show_metrics
-from smnas.cli.model_file import ModelOption, model_file
-from smnas.cli.options import DataOption, DropBadBoxesOption, JsonOption, QuietOption, examples
-from smnas.cli.progress import Steps
+from smnas.cli.terminal.console import Output
+from smnas.cli.terminal.options import DataOption, DropBadBoxesOption, JsonOption, QuietOption, examples
+from smnas.cli.terminal.progress import Steps
 from smnas.cli.training_device import training_device
+from smnas.inference.model_file import ModelOption, model_file
 
 __all__ = ["EXAMPLES", "evaluate"]
 
@@ -44,7 +44,7 @@ def evaluate(
     """
     with Output.open(as_json=as_json, quiet=quiet) as output:
         from smnas.deploy.accuracy import evaluate_model
-        from smnas.deploy.runtime import load_model
+        from smnas.inference.runtime import load_model
 
         file = model_file(model)
         detector = load_model(file, device=training_device())

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smnas.cli.console import Output, show_facts
 from smnas.cli.data_folder import open_data
-from smnas.cli.model_file import ModelOption, model_file
-from smnas.cli.options import DropBadBoxesOption, JsonOption, QuietOption, examples
+from smnas.cli.terminal.console import Output, show_facts
+from smnas.cli.terminal.options import DropBadBoxesOption, JsonOption, QuietOption, examples
+from smnas.inference.model_file import ModelOption, model_file
 
 if TYPE_CHECKING:
     import numpy as np

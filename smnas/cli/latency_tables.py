@@ -10,12 +10,12 @@ import typer
 from rich.console import Console
 
 from profiler.errors import UserError
-from smnas.cli.console import Output, show_facts, show_table
+from smnas.cli.terminal.console import Output, show_facts, show_table
 
 if TYPE_CHECKING:
     from profiler.devices import GpuSheet
-    from profiler.table import LatencyTable, Row
-    from profiler.table_diff import Comparison, Difference
+    from profiler.table.diff import Comparison, Difference
+    from profiler.table.latency_table import LatencyTable, Row
 
 __all__ = [
     "Task",
@@ -73,11 +73,11 @@ def measured_on(sheet: "GpuSheet", file: Path, architectures: Sequence[str], cla
     Of every architecture it gives the sum of its blocks, ``None`` where one is missing or failed.
     """
     from profiler.devices import matching_names
-    from profiler.estimate import ESTIMATE_BACKEND
-    from profiler.predict import FailedPartError, MissingPartsError, sum_parts
-    from profiler.table import LatencyTable
-    from smnas.cli.profiling import given
-    from smnas.models.workloads import detector_workloads
+    from profiler.prediction.estimate import ESTIMATE_BACKEND
+    from profiler.prediction.predict import FailedPartError, MissingPartsError, sum_parts
+    from profiler.table.latency_table import LatencyTable
+    from smnas.latency.profiling import given
+    from smnas.latency.workloads import detector_workloads
     from smnas.report.latency_data import read_view
 
     targets = []
@@ -135,8 +135,8 @@ def table_of(task: Task, table: Path | None) -> Path:
 
 def merge(output: Output, file: Path, others: Sequence[Path]) -> None:
     """Add the rows of other tables to one, which is made where it is missing."""
-    from profiler import table_merge
-    from profiler.table import LatencyTable
+    from profiler.table import merge as table_merge
+    from profiler.table.latency_table import LatencyTable
 
     for other in others:  # what can be refused is refused before a new table is made
         LatencyTable(other, read_only=True).close()
@@ -159,8 +159,8 @@ def merge(output: Output, file: Path, others: Sequence[Path]) -> None:
 
 def diff(output: Output, file: Path, other: Path, across: Sequence[str]) -> None:
     """Compare the current rows of another table with those of one."""
-    from profiler import table_diff
-    from profiler.table import LatencyTable
+    from profiler.table import diff as table_diff
+    from profiler.table.latency_table import LatencyTable
 
     with LatencyTable(file, read_only=True) as first, LatencyTable(other, read_only=True) as second:
         found = table_diff.diff(first, second, across=across)
@@ -185,7 +185,7 @@ def validate(output: Output, file: Path) -> None:
     Raises:
         UserError: something is.
     """
-    from profiler import table_validate
+    from profiler.table import validate as table_validate
 
     with output.working("checking"):
         found = table_validate.validate(file)
@@ -213,8 +213,8 @@ def validate(output: Output, file: Path) -> None:
 
 def export(output: Output, file: Path, to: Path, *, superseded: bool) -> None:
     """Write the rows of a table as CSV, JSON or Parquet."""
-    from profiler import table_export
-    from profiler.table import LatencyTable
+    from profiler.table import export as table_export
+    from profiler.table.latency_table import LatencyTable
 
     with output.working("writing"), LatencyTable(file, read_only=True) as table:
         count = table_export.export_rows(table, to, superseded=superseded)
@@ -230,7 +230,7 @@ def _is_given(context: typer.Context, name: str) -> bool:
 
 def _fields_apart(first: "LatencyTable", second: "LatencyTable") -> list[str]:
     """Fields of the target of which the two tables share no value."""
-    from profiler.table import Target
+    from profiler.table.latency_table import Target
 
     one, other = first.targets(), second.targets()
     names = [field.name for field in fields(Target)] if one and other else []

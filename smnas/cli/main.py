@@ -8,7 +8,7 @@ import typer
 
 from smnas import __version__
 from smnas.cli import detect, doctor, evaluate, export, profile, report, search, space, train
-from smnas.cli.run import run
+from smnas.cli.terminal.exit_codes import run
 
 __all__ = [
     "COMMANDS",

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from rich.console import Console
 
-from smnas.cli.console import show_facts
+from smnas.cli.terminal.console import show_facts
 
 __all__ = ["show_metrics"]
 

@@ -9,9 +9,9 @@ from rich.console import Console
 
 from profiler.errors import UserError
 from smnas.cli import latency_tables
-from smnas.cli.audit_display import show_audit
-from smnas.cli.console import Output, show_facts, show_table
-from smnas.cli.options import (
+from smnas.cli.terminal.audit_display import show_audit
+from smnas.cli.terminal.console import Output, show_facts, show_table
+from smnas.cli.terminal.options import (
     BackendOption,
     BatchOption,
     DeviceOption,
@@ -23,12 +23,12 @@ from smnas.cli.options import (
     ThreadsOption,
     examples,
 )
-from smnas.cli.progress import Steps, seconds_of
+from smnas.cli.terminal.progress import Steps, seconds_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from profiler.profile import Progress
+    from profiler.measuring.profile import Progress
 
 __all__ = ["EXAMPLES", "profile"]
 
@@ -171,9 +171,9 @@ def profile(
         from profiler.backends import get_backend
         from profiler.backends.base import check_precision
         from profiler.devices import DeviceNotPresentError, resolve_device
-        from profiler.table import LatencyTable
-        from smnas.cli import profiling
-        from smnas.scoring.latency import DetectorLatency
+        from profiler.table.latency_table import LatencyTable
+        from smnas.latency import profiling
+        from smnas.latency.detector_latency import DetectorLatency
         from smnas.space.preset import load_space
 
         space = load_space(preset or "nano")

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from smnas.cli.console import Output
 from smnas.cli.data_folder import open_data
-from smnas.cli.options import JsonOption, QuietOption, examples
+from smnas.cli.terminal.console import Output
+from smnas.cli.terminal.options import JsonOption, QuietOption, examples
 
 __all__ = ["EXAMPLES", "report"]
 
@@ -36,7 +36,7 @@ def report(
     going, or that was interrupted, gives a page of what is there so far.
     """
     with Output.open(as_json=as_json, quiet=quiet) as output:
-        from profiler.table import LatencyTable
+        from profiler.table.latency_table import LatencyTable
         from smnas.report.page import write_report
 
         # A page does without what has gone since the search, but not in silence without what was asked for.

@@ -14,9 +14,9 @@ from rich.console import Console
 
 from profiler.errors import UserError
 from smnas import __version__
-from smnas.cli.console import Output
 from smnas.cli.data_folder import check_pictures, open_data
-from smnas.cli.options import (
+from smnas.cli.terminal.console import Output
+from smnas.cli.terminal.options import (
     BackendOption,
     DeviceOption,
     DropBadBoxesOption,
@@ -29,20 +29,20 @@ from smnas.cli.options import (
     ThreadsOption,
     examples,
 )
-from smnas.cli.progress import Steps, seconds_of
-from smnas.cli.search_display import SearchDisplay, show_ranking
+from smnas.cli.terminal.progress import Steps, seconds_of
+from smnas.cli.terminal.search_display import SearchDisplay, show_ranking
 from smnas.cli.training_device import cpu_cores, training_devices
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from profiler.backends.base import Backend
-    from profiler.table import LatencyTable
+    from profiler.table.latency_table import LatencyTable
     from smnas.data.coco import CocoFolder
-    from smnas.scoring.pool import ScorerPool
-    from smnas.scoring.scorers import ScorerOnDevices
-    from smnas.search.ranking import Ranking
-    from smnas.search.settings import SearchSettings
+    from smnas.scoring.by_name import ScorerOnDevices
+    from smnas.scoring.workers.processes import ScorerPool
+    from smnas.search.ranking.ranking import Ranking
+    from smnas.search.study.settings import SearchSettings
     from smnas.space.architecture import Architecture
     from smnas.space.preset import Space
     from smnas.training.recipe import Recipe
@@ -173,15 +173,15 @@ def search(
         from profiler.backends import get_backend
         from profiler.backends.base import check_precision
         from profiler.devices import resolve_device
-        from profiler.table import LatencyTable
+        from profiler.table.latency_table import LatencyTable
+        from smnas.scoring.by_name import get_scorer
         from smnas.scoring.entropy import ENTROPY_FORMS
-        from smnas.scoring.scorers import get_scorer
-        from smnas.search.run_folder import prepare_run_folder
-        from smnas.search.settings import DataFacts, SearchSettings, StageTrials, read_settings
-        from smnas.search.storage import open_storage, storage_url, study_name
-        from smnas.search.strategies import STOPPING, STRATEGIES
-        from smnas.search.warm_start import warm_candidates
-        from smnas.search.zero_shot import MAE_DET
+        from smnas.search.strategies.by_name import STOPPING, STRATEGIES
+        from smnas.search.strategies.mae_det.zero_shot import MAE_DET
+        from smnas.search.study.run_folder import prepare_run_folder
+        from smnas.search.study.settings import DataFacts, SearchSettings, StageTrials, read_settings
+        from smnas.search.study.storage import open_storage, storage_url, study_name
+        from smnas.search.study.warm_start import warm_candidates
         from smnas.space.preset import load_space
         from smnas.training.recipe import load_recipe
 
@@ -213,7 +213,7 @@ def search(
             generation = max(2, workers) if before is None else before.generation
         training_threads = max(1, cpu_cores() // workers) if before is None else before.training_threads
         if ray is not None:
-            from smnas.scoring.ray_pool import import_ray
+            from smnas.scoring.workers.ray import import_ray
 
             import_ray()
         if table is not None:
@@ -333,15 +333,15 @@ def _search(
     until_s: float | None,
     output: Output,
 ) -> None:
-    from smnas.models.workloads import detector_workloads
+    from smnas.latency.detector_latency import DetectorLatency
+    from smnas.latency.workloads import detector_workloads
+    from smnas.scoring.by_name import ScorerOnDevices, get_scorer
     from smnas.scoring.entropy import ENTROPY_FORMS
-    from smnas.scoring.latency import DetectorLatency
-    from smnas.scoring.pool import InProcess
-    from smnas.scoring.scorers import ScorerOnDevices, get_scorer
-    from smnas.search.candidate import Complexity
-    from smnas.search.halving import sampled_designs
+    from smnas.scoring.workers.processes import InProcess
     from smnas.search.run import run_search
-    from smnas.search.zero_shot import MAE_DET, mae_det
+    from smnas.search.strategies.halving.halving import sampled_designs
+    from smnas.search.strategies.mae_det.zero_shot import MAE_DET, mae_det
+    from smnas.search.study.candidate import Complexity
 
     def complexity(architecture: "Architecture") -> Complexity:
         workloads = detector_workloads(architecture, len(folder.classes))
@@ -391,10 +391,10 @@ def _scorers(
     ray: str | None,
 ) -> "AbstractContextManager[ScorerPool]":
     """A cluster, worker processes, or for a single training at a time this process."""
-    from smnas.scoring.pool import InProcess, Workers
+    from smnas.scoring.workers.processes import InProcess, Workers
 
     if ray is not None:
-        from smnas.scoring.ray_pool import RayWorkers
+        from smnas.scoring.workers.ray import RayWorkers
 
         return RayWorkers(make_on, ray, settings.training_threads, workers)
     if workers > 1:

@@ -6,8 +6,8 @@ import typer
 from rich.console import Console
 
 from profiler.errors import UserError
-from smnas.cli.console import Output, show_facts, show_table
-from smnas.cli.options import JsonOption, PresetOption, QuietOption, SeedOption, examples
+from smnas.cli.terminal.console import Output, show_facts, show_table
+from smnas.cli.terminal.options import JsonOption, PresetOption, QuietOption, SeedOption, examples
 
 if TYPE_CHECKING:
     from smnas.space.preset import Space
@@ -105,7 +105,7 @@ def _describe(text: str, classes: int) -> dict[str, Any]:
     architecture = Architecture.parse(text)
     from torch import nn
 
-    from smnas.models.workloads import detector_workloads
+    from smnas.latency.workloads import detector_workloads
 
     workloads = detector_workloads(architecture, classes)
     rows = [

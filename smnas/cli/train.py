@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from profiler.errors import UserError
-from smnas.cli.console import Output
 from smnas.cli.data_folder import check_pictures, open_data
 from smnas.cli.metrics import show_metrics
-from smnas.cli.options import (
+from smnas.cli.terminal.console import Output
+from smnas.cli.terminal.options import (
     ArchOption,
     DataOption,
     DropBadBoxesOption,
@@ -19,7 +19,7 @@ from smnas.cli.options import (
     SeedOption,
     examples,
 )
-from smnas.cli.progress import TrainingSteps, duration
+from smnas.cli.terminal.progress import TrainingSteps, duration
 
 if TYPE_CHECKING:
     from smnas.training.curve import EpochLog
@@ -94,7 +94,7 @@ def train(
         architecture = Architecture.parse(arch)
         settings = load_recipe(recipe).with_(epochs=epochs, batch_size=batch_size, evaluate_every=evaluate_every)
 
-        from smnas.models.backbone import StemKind
+        from smnas.models.backbones.backbone import StemKind
         from smnas.models.layers import NormKind
         from smnas.models.pretrained import read_weights
         from smnas.scoring.trained_ap import TrainedAP

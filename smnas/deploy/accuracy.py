@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 from profiler.errors import UserError
 from smnas.data.coco import DetectionDataset
-from smnas.deploy.runtime import Model
 from smnas.evaluation.coco_eval import CocoMetrics
 from smnas.evaluation.predict import evaluate
+from smnas.inference.runtime import Model
 
 __all__ = [
     "DEFAULT_MAX_AP_DROP",

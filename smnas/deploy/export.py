@@ -17,19 +17,20 @@ from kernels.onnx_ops import Operators
 from profiler.atomic import write_whole
 from profiler.backends.tensorrt import build_engine, compute_capabilities, import_tensorrt, needs_convolutions
 from profiler.errors import BackendUnavailableError, UserError
-from profiler.products import products_as_convolutions
-from profiler.quantized_onnx import float_layers
+from profiler.graphs.matmuls import products_as_convolutions
+from profiler.graphs.quantized_onnx import float_layers
 from smnas import __version__
 from smnas.data.coco import DetectionDataset
 from smnas.data.letterbox import letterbox
 from smnas.data.scene import draw_scene, render
 from smnas.deploy.accuracy import DEFAULT_MAX_AP_DROP, Accuracy, AccuracyLossError, measure_accuracy, require_categories
 from smnas.deploy.agreement import Agreement, compare_detections
-from smnas.deploy.engine_file import EngineManifest, write_engine
-from smnas.deploy.graph import GRAPH_PRECISIONS, detector_graph, fragile_modules, in_precision
-from smnas.deploy.metadata import ModelMetadata
-from smnas.deploy.runtime import EagerDetector, OnnxDetector
+from smnas.deploy.graph import GRAPH_PRECISIONS, detector_graph, in_precision
 from smnas.evaluation.predict import DetectionArrays
+from smnas.inference.engine_file import EngineManifest, write_engine
+from smnas.inference.metadata import ModelMetadata
+from smnas.inference.runtime import EagerDetector, OnnxDetector
+from smnas.models.precision import fragile_modules
 from smnas.training.checkpoint import load_detector_checkpoint
 
 __all__ = ["FORMATS", "PICTURES_CALIBRATED", "ExportMismatchError", "ExportReport", "canvases", "export_detector"]

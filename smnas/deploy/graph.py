@@ -9,40 +9,20 @@ from numpy.typing import NDArray
 
 from kernels.onnx_ops import Operators
 from profiler.backends.base import PRECISIONS
-from profiler.export import in_modules, to_onnx
-from profiler.quantized_onnx import quantized_onnx
-from profiler.typed_onnx import dense_nodes, typed_onnx
+from profiler.graphs.export import in_modules, to_onnx
+from profiler.graphs.quantized_onnx import quantized_onnx
+from profiler.graphs.typed_onnx import dense_nodes, typed_onnx
+from smnas.inference.signature import INPUT_NAME, OUTPUT_NAMES
 from smnas.models.build import deployable
 from smnas.models.detector import Detector
-from smnas.models.fcos import FCOSPostprocess
-from smnas.models.guided import GuidedProposalLayer
-from smnas.models.retina import RetinaPostprocess
-from smnas.models.roi_heads import BoxRefine, CascadePostprocess, RoIPool
-from smnas.models.rpn import ProposalLayer
 
 __all__ = [
-    "FRAGILE",
     "GRAPH_PRECISIONS",
-    "INPUT_NAME",
-    "OUTPUT_NAMES",
     "detector_graph",
-    "fragile_modules",
     "in_precision",
 ]
 
-INPUT_NAME = "images"
-OUTPUT_NAMES = ("num", "boxes", "scores", "labels")
 GRAPH_PRECISIONS = tuple(PRECISIONS)
-FRAGILE = (
-    *(ProposalLayer, GuidedProposalLayer, RoIPool, BoxRefine),
-    *(CascadePostprocess, RetinaPostprocess, FCOSPostprocess),
-)
-"""Modules that decode, clip, select, suppress and pool by coordinates: from 1024 on a half counts whole pixels."""
-
-
-def fragile_modules(detector: Detector) -> tuple[str, ...]:
-    """Names of the modules that stay float32 in every precision."""
-    return tuple(name for name, module in detector.named_modules() if isinstance(module, FRAGILE))
 
 
 def detector_graph(detector: Detector, operators: Operators, batch: int = 1) -> onnx.ModelProto:
@@ -76,10 +56,10 @@ def in_precision(
     Args:
         graph: As :func:`detector_graph` returns it.
         precision: One of ``GRAPH_PRECISIONS``.
-        keep_fp32: As :func:`fragile_modules` returns it; for ``int8`` with what
-            :func:`profiler.quantized_onnx.float_layers` does.
+        keep_fp32: As :func:`smnas.models.precision.fragile_modules` returns it; for ``int8`` with what
+            :func:`profiler.graphs.quantized_onnx.float_layers` does.
         calibration: For ``int8``, canvases ``(N, 3, H, W)``; the last run of a batch begins with the first ones again.
-        symmetric: For ``int8``, see :func:`profiler.quantized_onnx.quantized_onnx`.
+        symmetric: For ``int8``, see :func:`profiler.graphs.quantized_onnx.quantized_onnx`.
 
     Raises:
         UserError: An unknown precision.

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from profiler.backends import Session, get_backend
 from profiler.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeSession
 from profiler.devices import Device
-from profiler.timing import TimingSettings, measure, median_interval
-from smnas.deploy.runtime import INPUT_NAME
+from profiler.timing.measurement import TimingSettings, measure, median_interval
+from smnas.inference.signature import INPUT_NAME
 
 __all__ = ["DEFAULT_ROUNDS", "FileLatency", "interleaved", "measure_files"]
 

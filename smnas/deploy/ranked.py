@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from profiler.devices import Device
 from profiler.errors import BackendUnavailableError, UserError, one_line
-from profiler.export import ExportError
+from profiler.graphs.export import ExportError
 from smnas.data.coco import DetectionDataset
 from smnas.deploy.export import PICTURES_CALIBRATED, ExportMismatchError, canvases, export_detector
 from smnas.deploy.latency import DEFAULT_ROUNDS, measure_files
-from smnas.deploy.runtime import OnnxDetector
 from smnas.evaluation.predict import evaluate
-from smnas.search.ranking import Ranking, RankingRow, complete_ranking, read_ranking
-from smnas.search.settings import SearchSettings, read_settings
+from smnas.inference.runtime import OnnxDetector
+from smnas.search.ranking.ranking import Ranking, RankingRow, complete_ranking, read_ranking
+from smnas.search.study.settings import SearchSettings, read_settings
 
 __all__ = ["DeployEvent", "DeployReport", "deploy_ranking"]
 

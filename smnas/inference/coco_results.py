@@ -10,8 +10,8 @@ from typing import Any
 from profiler.atomic import write_whole
 from profiler.errors import UserError
 from smnas.data.annotations import ImageList, read_image_list
-from smnas.deploy.results import PictureResult
-from smnas.deploy.runtime import Model
+from smnas.inference.results import PictureResult
+from smnas.inference.runtime import Model
 
 __all__ = ["ListedPictures", "require_place"]
 

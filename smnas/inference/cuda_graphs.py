@@ -1,7 +1,7 @@
 """A detector on a GPU whose dense parts are CUDA graphs: one start for each instead of one for every operator.
 
-What selects and pools (see :data:`smnas.deploy.graph.FRAGILE`) asks the GPU how many boxes there are, which a graph can
-not hold: it runs between the graphs as it is. Not run yet: on a GPU.
+What selects and pools (see :data:`~smnas.models.precision.FRAGILE`) asks the GPU how many boxes there are, which a
+graph can not hold: it runs between the graphs as it is. Not run yet: on a GPU.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from profiler.backends.cuda_graph import Replayed, record
-from smnas.deploy.graph import FRAGILE
 from smnas.models.detector import Detector, Step
+from smnas.models.precision import FRAGILE
 from smnas.models.target import Detections
 
 __all__ = ["GraphedDetector", "Part", "split_parts"]

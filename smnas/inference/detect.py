@@ -13,12 +13,12 @@ from PIL import Image
 
 from profiler.errors import UserError
 from smnas.data.image import Decoded, decode
-from smnas.deploy.draw import draw_detections
-from smnas.deploy.inputs import Inputs
-from smnas.deploy.pipeline import DetectOptions, Found, StageTimes, find_objects, map_ahead, read_ahead
-from smnas.deploy.results import DetectReport, FrameResult, PictureResult, VideoResult
-from smnas.deploy.runtime import Model
-from smnas.deploy.video import VideoFrame, VideoReader, VideoWriter, open_camera, open_video
+from smnas.inference.draw import draw_detections
+from smnas.inference.inputs import Inputs
+from smnas.inference.pipeline import DetectOptions, Found, StageTimes, find_objects, map_ahead, read_ahead
+from smnas.inference.results import DetectReport, FrameResult, PictureResult, VideoResult
+from smnas.inference.runtime import Model
+from smnas.inference.video import VideoFrame, VideoReader, VideoWriter, open_camera, open_video
 
 __all__ = ["detect_inputs"]
 

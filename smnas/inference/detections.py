@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from smnas.data.letterbox import to_original
-from smnas.deploy.runtime import Model
 from smnas.evaluation.predict import DetectionArrays
+from smnas.inference.runtime import Model
 
 __all__ = ["Detection", "named_detections"]
 

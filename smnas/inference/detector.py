@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from smnas.data.image import Decoded, decode, upright_rgb
-from smnas.deploy.detections import Detection
-from smnas.deploy.pipeline import DetectOptions, StageTimes, find_objects, read_ahead
-from smnas.deploy.runtime import Model, load_model
-from smnas.deploy.video import VideoError, VideoFrame, open_camera, open_video
+from smnas.inference.detections import Detection
+from smnas.inference.pipeline import DetectOptions, StageTimes, find_objects, read_ahead
+from smnas.inference.runtime import Model, load_model
+from smnas.inference.video import VideoError, VideoFrame, open_camera, open_video
 
 __all__ = ["DetectedFrame", "Detection", "Detector", "Picture"]
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from smnas.deploy.detections import Detection
+from smnas.inference.detections import Detection
 
 __all__ = ["class_colour", "draw_detections"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from profiler.atomic import write_whole
-from smnas.deploy.metadata import ModelFileError, ModelMetadata
+from smnas.inference.metadata import ModelFileError, ModelMetadata
 
 __all__ = ["EngineManifest", "manifest_path", "read_engine", "write_engine"]
 

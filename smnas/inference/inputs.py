@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from profiler.errors import UserError
-from smnas.deploy.video import VIDEO_SUFFIXES
+from smnas.inference.video import VIDEO_SUFFIXES
 
 __all__ = ["PICTURE_SUFFIXES", "Inputs", "find_inputs"]
 

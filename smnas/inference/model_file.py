@@ -43,7 +43,7 @@ def model_file(path: Path, prefer: Literal["model", "checkpoint"] = "model") -> 
             f"a model's folder is that of a finished search or of a training, but {path} holds neither ranking.json "
             f"nor {_CHECKPOINT}"
         )
-    from smnas.search.ranking import read_ranking
+    from smnas.search.ranking.ranking import read_ranking
 
     ranking = read_ranking(path)
     if ranking.recommendation is None:

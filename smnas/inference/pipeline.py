@@ -21,8 +21,8 @@ from PIL import Image
 from profiler.errors import UserError
 from smnas.data.image import Decoded
 from smnas.data.letterbox import letterbox
-from smnas.deploy.detections import Detection, named_detections
-from smnas.deploy.runtime import Model
+from smnas.inference.detections import Detection, named_detections
+from smnas.inference.runtime import Model
 
 __all__ = ["DetectOptions", "Found", "StageTimes", "find_objects", "map_ahead", "read_ahead"]
 

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from smnas.deploy.detections import Detection
-from smnas.deploy.pipeline import StageTimes
+from smnas.inference.detections import Detection
+from smnas.inference.pipeline import StageTimes
 
 __all__ = ["DetectReport", "FrameResult", "PictureResult", "VideoResult"]
 

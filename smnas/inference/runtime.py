@@ -17,18 +17,18 @@ from numpy.typing import NDArray
 from profiler.backends.engine import Engine
 from profiler.backends.onnxruntime import session_options
 from profiler.backends.tensorrt import import_tensorrt
-from profiler.engines import EngineRefusedError
+from profiler.engines.store import EngineRefusedError
 from profiler.errors import BackendUnavailableError
 from smnas.data.letterbox import PAD_VALUE
-from smnas.deploy.engine_file import read_engine
-from smnas.deploy.graph import INPUT_NAME, OUTPUT_NAMES
-from smnas.deploy.graphed import GraphedDetector
-from smnas.deploy.metadata import ModelFileError, ModelMetadata
 from smnas.evaluation.predict import DetectionArrays, eager_detect, host_arrays
+from smnas.inference.cuda_graphs import GraphedDetector
+from smnas.inference.engine_file import read_engine
+from smnas.inference.metadata import ModelFileError, ModelMetadata
+from smnas.inference.signature import INPUT_NAME, OUTPUT_NAMES
 from smnas.models.build import deployable
 from smnas.training.checkpoint import load_detector_checkpoint
 
-__all__ = ["INPUT_NAME", "OUTPUT_NAMES", "EagerDetector", "EngineDetector", "Model", "OnnxDetector", "load_model"]
+__all__ = ["EagerDetector", "EngineDetector", "Model", "OnnxDetector", "load_model"]
 
 
 class Model(Protocol):
@@ -235,7 +235,7 @@ class EagerDetector(_Described):
     Args:
         path: The checkpoint file.
         device: Where it runs.
-        cuda_graph: Run its dense parts as CUDA graphs, see :mod:`smnas.deploy.graphed`.
+        cuda_graph: Run its dense parts as CUDA graphs, see :mod:`smnas.inference.cuda_graphs`.
 
     Raises:
         CheckpointError: Missing, damaged or not a checkpoint.

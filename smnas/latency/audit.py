@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from profiler.audit import Accuracy, Coverage, accuracy, coverage_over_splits, fitted_line
 from profiler.backends.onnxruntime import OnnxRuntimeBackend
-from profiler.estimate import Roof, float_bytes
-from profiler.onnx_profile import Residual, operator_times, residual
-from profiler.predict import Latency
-from profiler.table import Row
+from profiler.graphs.onnx_profile import Residual, operator_times, residual
+from profiler.prediction.audit import Accuracy, Coverage, accuracy, coverage_over_splits, fitted_line
+from profiler.prediction.estimate import Roof, float_bytes
+from profiler.prediction.predict import Latency
+from profiler.table.latency_table import Row
 from profiler.work import Work
 from profiler.workload import Workload, random_inputs
+from smnas.latency.detector_latency import DetectorLatency, LatencyFailedError
+from smnas.latency.workloads import inference_workloads, whole_workload
 from smnas.models.build import build_detector, deployable
-from smnas.models.workloads import inference_workloads, whole_workload
-from smnas.scoring.latency import DetectorLatency, LatencyFailedError
 from smnas.space.architecture import Architecture
 
 __all__ = ["PREDICTORS", "Audit", "AuditedWhole", "audit_latency", "explain"]

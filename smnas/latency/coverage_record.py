@@ -14,7 +14,7 @@ import torch
 
 __all__ = ["fingerprint", "read_record", "write_record"]
 
-_SOURCES = ("smnas.space", "smnas.models", "kernels")
+_SOURCES = ("smnas.space", "smnas.models", "smnas.latency", "kernels")
 
 
 def fingerprint(*facts: object) -> str:

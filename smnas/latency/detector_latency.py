@@ -1,6 +1,6 @@
 """The latency of a whole detector, predicted from the latency table.
 
-A detector's parts are its own workloads (:mod:`smnas.models.workloads`). What the table does not hold is measured
+A detector's parts are its own workloads (:mod:`smnas.latency.workloads`). What the table does not hold is measured
 first; after that a prediction costs no measuring, and it is a function of the table and of the calibration alone.
 """
 
@@ -13,19 +13,27 @@ import numpy as np
 import torch
 
 from profiler.backends.base import Backend, check_precision
-from profiler.cold import as_cold
 from profiler.devices import Device
 from profiler.errors import UserError
-from profiler.interpolate import FewRowsError, Guess, Interpolation, value_of_measuring
-from profiler.population import LatencyArrays
-from profiler.predict import FailedPartError, Latencies, Latency, LatencyModel, MissingPartsError, PartsSum, sum_parts
-from profiler.profile import Caches, ProfileReport, Progress, measurement_target, missing, profile_workloads
-from profiler.table import LatencyTable, Row, Target
-from profiler.timing import TimingSettings
+from profiler.measuring.profile import Caches, ProfileReport, Progress, measurement_target, missing, profile_workloads
+from profiler.prediction.batch import LatencyArrays
+from profiler.prediction.interpolate import FewRowsError, Guess, Interpolation, value_of_measuring
+from profiler.prediction.predict import (
+    FailedPartError,
+    Latencies,
+    Latency,
+    LatencyModel,
+    MissingPartsError,
+    PartsSum,
+    sum_parts,
+)
+from profiler.table.latency_table import LatencyTable, Row, Target
+from profiler.timing.cold import as_cold
+from profiler.timing.measurement import TimingSettings
 from profiler.work import Work
 from profiler.workload import Workload
+from smnas.latency.workloads import detector_workloads, inference_workloads, whole_workload
 from smnas.models.build import build_detector, deployable
-from smnas.models.workloads import detector_workloads, inference_workloads, whole_workload
 from smnas.space.architecture import Architecture
 
 __all__ = ["Calibration", "DetectorLatency", "LatencyFailedError", "MeasuredPart"]

@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from profiler.backends.onnxruntime import OnnxRuntimeBackend
-from profiler.build_variance import build_variance
 from profiler.errors import UserError
-from profiler.table import LatencyTable
-from smnas.cli.coverage_record import fingerprint, read_record, write_record
-from smnas.models.coverage import by_demand, covering
-from smnas.models.workloads import detector_workloads
-from smnas.report.latency_data import write_audit
-from smnas.scoring.latency import DetectorLatency
-from smnas.scoring.latency_audit import audit_latency, explain
+from profiler.measuring.build_variance import build_variance
+from profiler.table.latency_table import LatencyTable
+from smnas.latency.audit import audit_latency, explain
+from smnas.latency.audit_file import write_audit
+from smnas.latency.coverage import by_demand, covering
+from smnas.latency.coverage_record import fingerprint, read_record, write_record
+from smnas.latency.detector_latency import DetectorLatency
+from smnas.latency.workloads import detector_workloads
 from smnas.space.architecture import Architecture
 from smnas.space.preset import Space
 from smnas.space.sampling import sample_modular
 
 if TYPE_CHECKING:
     from profiler.backends import Backend
-    from profiler.profile import Caches, Progress
+    from profiler.measuring.profile import Caches, Progress
 
 __all__ = [
     "MakeLatency",
@@ -269,8 +269,8 @@ def estimate(
         UserError: no data sheet of that name, or a precision that can not be estimated.
     """
     from profiler.devices import gpu_sheets, named_sheet
-    from profiler.estimate import estimate_errors, estimate_target, estimate_workloads
-    from profiler.predict import sum_parts
+    from profiler.prediction.estimate import estimate_errors, estimate_target, estimate_workloads
+    from profiler.prediction.predict import sum_parts
 
     sheet = named_sheet(gpu)
     if sheet is None:

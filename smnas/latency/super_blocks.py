@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiler.errors import UserError
-from profiler.predict import LatencyModel
-from smnas.scoring.entropy_population import unit_weights
-from smnas.scoring.latency import DetectorLatency, MeasuredPart
+from profiler.prediction.predict import LatencyModel
+from smnas.latency.detector_latency import DetectorLatency, MeasuredPart
 from smnas.space.architecture import Architecture, FPNSpec, SuperBlockSpec
+from smnas.space.super_block_cost import unit_weights
 from smnas.space.super_blocks import SuperBlockPopulation, block_halvings, block_levels
 
 __all__ = ["SuperBlockLatency", "fit_super_block_latency", "non_negative_least_squares"]

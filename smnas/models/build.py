@@ -6,16 +6,16 @@ import torch
 from torch import nn
 
 from profiler.errors import UserError
-from smnas.models.backbone import FeatureBackbone, StemKind, backbone_stage, build_backbone, stage_channels
+from smnas.models.backbones.backbone import FeatureBackbone, StemKind, backbone_stage, build_backbone, stage_channels
 from smnas.models.detector import Detector, OneStageDetector, TwoStageDetector
-from smnas.models.fcos import FCOSHead, FCOSPostprocess
-from smnas.models.guided import GuidedProposalLayer, GuidedRPNHead
+from smnas.models.heads.fcos import FCOSHead, FCOSPostprocess
+from smnas.models.heads.guided import GuidedProposalLayer, GuidedRPNHead
+from smnas.models.heads.retina import RetinaHead, RetinaPostprocess
+from smnas.models.heads.roi_heads import BoxHead, BoxRefine, CascadePostprocess, RoIPool, RoIStage
+from smnas.models.heads.rpn import ProposalLayer, RPNHead
 from smnas.models.layers import NormKind, fold_weight_standardization
 from smnas.models.neck import FPN
 from smnas.models.options import DetectorOptions
-from smnas.models.retina import RetinaHead, RetinaPostprocess
-from smnas.models.roi_heads import BoxHead, BoxRefine, CascadePostprocess, RoIPool, RoIStage
-from smnas.models.rpn import ProposalLayer, RPNHead
 from smnas.space.architecture import (
     Architecture,
     CascadeSpec,

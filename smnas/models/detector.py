@@ -1,7 +1,7 @@
 """A detector: named steps with explicit inputs and outputs, run in order.
 
 The steps are the only description of the inference path: the forward pass runs them, the ONNX export traces them, and
-the profiler times exactly them (:mod:`smnas.models.workloads`), so a latency table can not drift from the model.
+the profiler times exactly them (:mod:`smnas.latency.workloads`), so a latency table can not drift from the model.
 """
 
 from abc import ABC, abstractmethod
@@ -10,16 +10,16 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from smnas.models.backbone import FeatureBackbone
+from smnas.models.backbones.backbone import FeatureBackbone
 from smnas.models.boxes import PaddedTargets, pad_targets
-from smnas.models.fcos import FCOSHead, FCOSPostprocess, fcos_loss
-from smnas.models.guided import GuidedProposalLayer, GuidedRPNHead, guided_rpn_loss
+from smnas.models.heads.fcos import FCOSHead, FCOSPostprocess, fcos_loss
+from smnas.models.heads.guided import GuidedProposalLayer, GuidedRPNHead, guided_rpn_loss
+from smnas.models.heads.retina import RetinaHead, RetinaPostprocess, retina_loss
+from smnas.models.heads.roi_heads import BoxRefine, CascadePostprocess, RoIStage
+from smnas.models.heads.rpn import ProposalLayer, RPNHead, rpn_loss
 from smnas.models.losses import USUAL_LOSSES, LossOptions
 from smnas.models.neck import FPN
 from smnas.models.options import DetectorOptions
-from smnas.models.retina import RetinaHead, RetinaPostprocess, retina_loss
-from smnas.models.roi_heads import BoxRefine, CascadePostprocess, RoIStage
-from smnas.models.rpn import ProposalLayer, RPNHead, rpn_loss
 from smnas.models.target import Detections, Target
 from smnas.space.architecture import Architecture
 

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from profiler.errors import UserError
-from profiler.table import LatencyTable, Target
-from smnas.models.workloads import detector_workloads
+from profiler.table.latency_table import LatencyTable, Target
+from smnas.latency.workloads import detector_workloads
 from smnas.report.data import BlockLatency
 from smnas.report.run_folder import RunFolder
-from smnas.search.settings import SearchSettings
+from smnas.search.study.settings import SearchSettings
 from smnas.space.architecture import Architecture
 
 __all__ = ["block_latencies"]

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from smnas.report.data import CurveLine, Front, FrontPoint, Hypervolume
 from smnas.report.run_folder import RunFolder
-from smnas.search.ranking import RankingRow
+from smnas.search.ranking.ranking import RankingRow
 
 __all__ = ["LINES", "STAGE_COLOURS", "curves_figure", "front_figure", "hypervolume_figure", "layout", "wrapped"]
 

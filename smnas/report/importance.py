@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from smnas.report.run_folder import RunFolder
-from smnas.search.parameters import parameters_of
+from smnas.search.study.parameters import parameters_of
 from smnas.space.architecture import Architecture
 
 __all__ = ["Importance", "explained", "importances"]

@@ -1,32 +1,24 @@
 """What the page of a latency table shows, as values: blocks with their work, the roof above them, an audit."""
 
-import json
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from profiler.atomic import write_whole
 from profiler.devices import gpu_sheets, matching_names
 from profiler.errors import UserError
-from profiler.estimate import ESTIMATE_BACKEND, Roof, float_bytes
-from profiler.table import LatencyTable, Row, Target
+from profiler.prediction.estimate import ESTIMATE_BACKEND, Roof, float_bytes
+from profiler.table.latency_table import LatencyTable, Row, Target
 from profiler.work import Work
-from smnas.models.workloads import detector_workloads
+from smnas.latency.workloads import detector_workloads
 from smnas.report.data import BlockLatency
 from smnas.space.architecture import Architecture
 
 __all__ = [
-    "AuditPoint",
     "BlockPoint",
     "TableFacts",
     "TableView",
     "choose_target",
-    "read_audit",
     "read_view",
     "shares",
-    "write_audit",
 ]
 
 
@@ -57,17 +49,6 @@ class BlockPoint:
     flops: int
     bytes_moved: int
     bound_ms: float
-
-
-@dataclass(frozen=True)
-class AuditPoint:
-    """One audited whole: predicted against measured."""
-
-    architecture: str
-    predicted_ms: float
-    low_ms: float
-    high_ms: float
-    measured_ms: float
 
 
 @dataclass(frozen=True)
@@ -160,23 +141,6 @@ def shares(table: LatencyTable, target: Target, architecture: Architecture, clas
     return tuple(blocks)
 
 
-def write_audit(table: Path, target: Target, audit: Mapping[str, Any]) -> None:
-    """Keep the last audit of a target beside its table."""
-    path = _audit_file(table)
-    kept = _read(path)
-    kept[_name(target)] = dict(audit)
-    write_whole(path, (json.dumps(kept, indent=1) + "\n").encode())
-
-
-def read_audit(table: Path, target: Target) -> tuple[AuditPoint, ...]:
-    """The last audit of a target; empty where there is none."""
-    detectors = _read(_audit_file(table)).get(_name(target), {}).get("detectors", [])
-    return tuple(
-        AuditPoint(row["architecture"], row["predicted_ms"], row["low_ms"], row["high_ms"], row["measured_ms"])
-        for row in detectors
-    )
-
-
 def _roof(worked: list[tuple[Row, Work]], target: Target) -> tuple[Roof | None, str]:
     if not worked:
         return None, ""
@@ -202,21 +166,3 @@ def _point(row: Row, work: Work, roof: Roof) -> BlockPoint:
         bytes_moved=work.bytes_moved(roof.float_bytes),
         bound_ms=roof.bound_ms(work),
     )
-
-
-def _audit_file(table: Path) -> Path:
-    return table.with_name(f"{table.name}.audit.json")
-
-
-def _name(target: Target) -> str:
-    return "|".join(map(str, vars(target).values()))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise UserError(f"an audit beside a table must be JSON, but {path} is not ({error}): remove it") from None
-    return found if isinstance(found, dict) else {}

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from profiler.estimate import Roof
+from profiler.prediction.estimate import Roof
+from smnas.latency.audit_file import AuditPoint
 from smnas.report.figures import LINES, layout, wrapped
-from smnas.report.latency_data import AuditPoint, BlockPoint
+from smnas.report.latency_data import BlockPoint
 
 __all__ = ["audit_figure", "blocks_figure", "roofline_figure"]
 

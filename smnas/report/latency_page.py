@@ -7,10 +7,11 @@ import plotly.graph_objects as go
 
 from profiler.atomic import write_whole
 from profiler.errors import UserError
-from profiler.table import LatencyTable
+from profiler.table.latency_table import LatencyTable
+from smnas.latency.audit_file import AuditPoint, read_audit
 from smnas.report import latency_figures
 from smnas.report.data import BlockLatency
-from smnas.report.latency_data import AuditPoint, TableView, choose_target, read_audit, read_view, shares
+from smnas.report.latency_data import TableView, choose_target, read_view, shares
 from smnas.report.page import render_page
 from smnas.space.architecture import Architecture
 

@@ -21,8 +21,8 @@ from smnas.report.importance import importances
 from smnas.report.run_folder import RunFolder, read_run_folder
 from smnas.report.samples import Sample, sample_detections
 from smnas.report.verdict import verdict
-from smnas.search.recommendation import band_limits
-from smnas.search.settings import write_atomically
+from smnas.search.ranking.recommendation import band_limits
+from smnas.search.study.settings import write_atomically
 
 __all__ = ["render_page", "render_report", "write_report"]
 

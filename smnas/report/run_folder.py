@@ -15,10 +15,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from profiler.errors import first_line
 from smnas.scoring.entropy import ENTROPY_FORMS
-from smnas.search.notes import PRELIMINARY
-from smnas.search.ranking import Ranking, RankingRow, read_ranking
-from smnas.search.settings import RunFolderError, SearchSettings, read_settings
-from smnas.search.storage import STUDY_FILE, open_storage
+from smnas.search.ranking.notes import PRELIMINARY
+from smnas.search.ranking.ranking import Ranking, RankingRow, read_ranking
+from smnas.search.study.settings import RunFolderError, SearchSettings, read_settings
+from smnas.search.study.storage import STUDY_FILE, open_storage
 
 __all__ = ["Curve", "RunFolder", "Trial", "read_run_folder"]
 

@@ -7,8 +7,8 @@ from PIL import Image
 
 from profiler.errors import UserError
 from smnas.data.coco import CocoFolder
-from smnas.deploy.detector import Detector
-from smnas.deploy.draw import draw_detections
+from smnas.inference.detector import Detector
+from smnas.inference.draw import draw_detections
 from smnas.report.run_folder import RunFolder
 
 __all__ = ["Sample", "sample_detections"]

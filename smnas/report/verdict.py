@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from smnas.search.comparison import Accuracy, Speed, accuracy, speed
-from smnas.search.ranking import RankingRow
+from smnas.search.ranking.comparison import Accuracy, Speed, accuracy, speed
+from smnas.search.ranking.ranking import RankingRow
 
 __all__ = ["Verdict", "verdict"]
 

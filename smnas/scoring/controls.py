@@ -148,7 +148,8 @@ def _resamples(count: int, rng: np.random.Generator) -> NDArray[np.int64]:
 def _tau_of(x: Floats, y: Floats) -> float:
     """Kendall's tau-b from the signs of all differences, ``(N, N)`` each; NaN where one side does not differ at all.
 
-    As :func:`profiler.audit.kendall`; a resample's signs are looked up in those of all detectors, not computed anew.
+    As :func:`profiler.prediction.audit.kendall`; a resample's signs are looked up in those of all detectors, not
+    computed anew.
     """
     scale = math.sqrt(float(np.abs(x).sum()) * float(np.abs(y).sum()))
     return float((x * y).sum()) / scale if scale else math.nan

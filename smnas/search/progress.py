@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from smnas.scoring.entropy import ENTROPY_FORMS
-from smnas.search.candidate import Candidate, StageName, State, in_search
 from smnas.search.pareto import joined
-from smnas.search.settings import SearchSettings
+from smnas.search.study.candidate import Candidate, StageName, State, in_search
+from smnas.search.study.settings import SearchSettings
 
 __all__ = ["SearchEvent", "SearchProgress", "is_timed", "planned_trainings"]
 

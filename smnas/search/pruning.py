@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 
-from smnas.search.candidate import Candidate
+from smnas.search.study.candidate import Candidate
 from smnas.space.architecture import Architecture
 from smnas.space.partial_order import not_larger
 

@@ -16,25 +16,25 @@ from typing import Protocol
 import numpy as np
 
 from profiler.errors import UserError, one_line
-from profiler.predict import Latency
+from profiler.prediction.predict import Latency
+from smnas.latency.detector_latency import LatencyFailedError
 from smnas.scoring.base import Score, ScoringProgress
 from smnas.scoring.entropy import ENTROPY_FORMS, detector_entropy
-from smnas.scoring.latency import LatencyFailedError
-from smnas.scoring.pool import Job, ScorerPool
-from smnas.search.candidate import Candidate, Complexity, Proposal, StageName
-from smnas.search.finalists import finalists
-from smnas.search.notes import OVER_LIMIT, PRELIMINARY, TOO_LARGE, search_notes
-from smnas.search.prior import with_prior
+from smnas.scoring.workers.processes import Job, ScorerPool
 from smnas.search.progress import SearchEvent, SearchProgress
 from smnas.search.pruning import why_beaten
-from smnas.search.ranking import RANKING_FILE, Ranking, rank, read_ranking, same_trainings, write_ranking
-from smnas.search.run_folder import prepare_run_folder
-from smnas.search.settings import SearchSettings
-from smnas.search.strategies import get_strategy
-from smnas.search.strategy import SearchStage, Strategy
-from smnas.search.study import Study
+from smnas.search.ranking.finalists import finalists
+from smnas.search.ranking.notes import OVER_LIMIT, PRELIMINARY, TOO_LARGE, search_notes
+from smnas.search.ranking.ranking import RANKING_FILE, Ranking, rank, read_ranking, same_trainings, write_ranking
+from smnas.search.strategies.base import SearchStage, Strategy
+from smnas.search.strategies.by_name import get_strategy
+from smnas.search.strategies.prior import with_prior
+from smnas.search.study.candidate import Candidate, Complexity, Proposal, StageName
+from smnas.search.study.optuna_study import Study
+from smnas.search.study.run_folder import prepare_run_folder
+from smnas.search.study.settings import SearchSettings
+from smnas.search.study.warm_start import copy_training, warm_candidates
 from smnas.search.time_budget import Clock
-from smnas.search.warm_start import copy_training, warm_candidates
 from smnas.space.architecture import Architecture
 from smnas.space.preset import Space
 
@@ -51,10 +51,10 @@ _RANKING_SHARE = 0.05  # of the time, at most: ranking takes longer the more the
 
 
 class LatencyPredictor(Protocol):
-    """What the loop needs of :class:`smnas.scoring.latency.DetectorLatency`."""
+    """What the loop needs of :class:`smnas.latency.detector_latency.DetectorLatency`."""
 
     def predict(self, architecture: Architecture) -> Latency:
-        """Latency of the whole detector; raises :class:`smnas.scoring.latency.LatencyFailedError`."""
+        """Latency of the whole detector; raises :class:`smnas.latency.detector_latency.LatencyFailedError`."""
         ...
 
 

@@ -4,9 +4,9 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-from smnas.search.candidate import Candidate
 from smnas.search.progress import is_timed, planned_trainings
-from smnas.search.settings import SearchSettings
+from smnas.search.study.candidate import Candidate
+from smnas.search.study.settings import SearchSettings
 
 __all__ = ["Clock"]
 

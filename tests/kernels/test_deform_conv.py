@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kernels.deform_conv import deform_conv2d, deform_conv2d_reference
-from profiler.export import to_onnx
+from profiler.graphs.export import to_onnx
 from profiler.workload import TensorSpec, count_flops
 
 # batch, channels in and out, map, kernel, stride, padding, dilation, size of the offsets in cells

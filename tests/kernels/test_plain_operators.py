@@ -12,7 +12,7 @@ from torchvision.ops import MultiScaleRoIAlign, batched_nms, nms, roi_align
 
 from kernels.nms import greedy_keep, nms_mask, nms_mask_plain, nms_mask_reference, suppressors
 from kernels.roi_align import multi_level_roi_align, multi_level_roi_align_plain
-from profiler.export import to_onnx, to_onnx_many
+from profiler.graphs.export import to_onnx, to_onnx_many
 
 SuppressionSets = Callable[[str, int, int, torch.Generator], tuple[Tensor, Tensor]]
 SETS = 500

@@ -14,8 +14,8 @@ from PIL import Image
 
 from smnas.data.coco import CocoFolder
 from smnas.deploy.export import ExportReport, export_detector
-from smnas.deploy.metadata import ModelMetadata
 from smnas.evaluation.predict import DetectionArrays
+from smnas.inference.metadata import ModelMetadata
 from smnas.models.build import build_detector
 from smnas.models.detector import OneStageDetector
 from smnas.space.architecture import Architecture

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from profiler.errors import UserError
 from smnas.scoring.base import Score, ScoringFailedError, ScoringProgress
-from smnas.scoring.pool import Job, Workers
+from smnas.scoring.workers.processes import Job, Workers
 from smnas.space.architecture import Architecture
 
 ARCHITECTURE = Architecture.parse("basicblock_16_11-21-21-21+fpn_2-5_64+rpn+rcnn_256+128x128")

@@ -9,9 +9,9 @@ from pathlib import Path
 import database_scorer
 import search_stub as stub
 
-from smnas.scoring.pool import Workers
+from smnas.scoring.workers.processes import Workers
 from smnas.search.run import run_search
-from smnas.search.settings import SearchSettings, StageTrials
+from smnas.search.study.settings import SearchSettings, StageTrials
 from smnas.space.preset import load_space
 
 

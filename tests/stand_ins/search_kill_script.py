@@ -19,10 +19,10 @@ from pathlib import Path
 
 import search_stub as stub
 
-from smnas.scoring.pool import InProcess
+from smnas.scoring.workers.processes import InProcess
 from smnas.search.progress import SearchEvent
 from smnas.search.run import run_search
-from smnas.search.settings import StageTrials
+from smnas.search.study.settings import StageTrials
 from smnas.space.preset import load_space
 
 NANO = load_space("nano")

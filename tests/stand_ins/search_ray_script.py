@@ -9,9 +9,9 @@ from pathlib import Path
 import search_stub as stub
 from ray_scorer import Searched
 
-from smnas.scoring.ray_pool import RayWorkers
+from smnas.scoring.workers.ray import RayWorkers
 from smnas.search.run import run_search
-from smnas.search.settings import SearchSettings, StageTrials
+from smnas.search.study.settings import SearchSettings, StageTrials
 from smnas.space.preset import load_space
 
 

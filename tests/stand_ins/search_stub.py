@@ -11,10 +11,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from profiler.predict import Latency
+from profiler.prediction.predict import Latency
 from smnas.scoring.base import Score, ScoringFailedError
-from smnas.search.candidate import Complexity
-from smnas.search.settings import DataFacts, SearchSettings, StageTrials
+from smnas.search.study.candidate import Complexity
+from smnas.search.study.settings import DataFacts, SearchSettings, StageTrials
 from smnas.space.architecture import Architecture, C4Spec, MobileNetV2Spec, SuperBlockSpec
 
 
@@ -50,7 +50,7 @@ class StubLatency:
     def predict(self, a: Architecture) -> Latency:
         self.asked.append(str(a))
         if str(a) in self.broken:
-            from smnas.scoring.latency import LatencyFailedError  # loads torch, which no worker process needs
+            from smnas.latency.detector_latency import LatencyFailedError  # loads torch, which no worker process needs
 
             raise LatencyFailedError("the backend refused the graph")
         ms = 1.0 + load_of(a) * (0.95 + 0.1 * noise("latency", a))

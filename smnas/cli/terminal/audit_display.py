@@ -4,7 +4,7 @@ from typing import Any
 
 from rich.console import Console
 
-from smnas.cli.console import show_table
+from smnas.cli.terminal.console import show_table
 
 __all__ = ["show_audit"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from profiler.errors import UserError
-from smnas.cli.console import Output
+from smnas.cli.terminal.console import Output
 
 if TYPE_CHECKING:
     from smnas.scoring.base import ScoringProgress

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from smnas.cli.console import Output, show_table
-from smnas.cli.progress import duration
+from smnas.cli.terminal.console import Output, show_table
+from smnas.cli.terminal.progress import duration
 
 if TYPE_CHECKING:
     from smnas.scoring.base import ScoringProgress
     from smnas.search.progress import SearchEvent
-    from smnas.search.ranking import Ranking
+    from smnas.search.ranking.ranking import Ranking
 
 __all__ = ["SearchDisplay", "front_line", "show_ranking", "trial_line"]
 
@@ -107,7 +107,7 @@ def _summary(event: "SearchEvent") -> str:
 
 def show_ranking(console: Console, ranking: "Ranking") -> None:
     """The ranking as a table, and what is recommended."""
-    from smnas.search.recommendation import band_limits
+    from smnas.search.ranking.recommendation import band_limits
 
     rows = [
         [

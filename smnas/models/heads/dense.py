@@ -6,9 +6,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from smnas.models.heads.roi_heads import select_detections
 from smnas.models.layers import ConvNorm, NormKind
 from smnas.models.options import DetectorOptions
-from smnas.models.roi_heads import select_detections
 from smnas.models.target import Detections
 
 __all__ = ["conv_tower", "detect_dense"]

@@ -15,7 +15,7 @@ from torchvision.ops import generalized_box_iou_loss
 
 from smnas.models.anchors import grid_size
 from smnas.models.boxes import PaddedTargets, batched_iou
-from smnas.models.dense import conv_tower, detect_dense
+from smnas.models.heads.dense import conv_tower, detect_dense
 from smnas.models.layers import NormKind, prior_bias
 from smnas.models.options import DetectorOptions
 from smnas.models.target import Detections

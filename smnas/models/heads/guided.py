@@ -21,10 +21,10 @@ from torchvision.ops import sigmoid_focal_loss
 from kernels.deform_conv import deform_conv2d
 from smnas.models.anchors import grid_size
 from smnas.models.boxes import PaddedTargets, match
+from smnas.models.heads.rpn import NEGATIVE_OVERLAP, anchor_loss, best_proposals
 from smnas.models.layers import ConvNorm, NormKind, group_norm, prior_bias
 from smnas.models.losses import USUAL_LOSSES, LossOptions
 from smnas.models.options import DetectorOptions
-from smnas.models.rpn import NEGATIVE_OVERLAP, anchor_loss, best_proposals
 
 __all__ = [
     "DeformConv",

@@ -10,7 +10,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from smnas.models.anchors import level_anchors
 from smnas.models.boxes import PaddedTargets, match, match_adaptive
-from smnas.models.dense import conv_tower, detect_dense
+from smnas.models.heads.dense import conv_tower, detect_dense
 from smnas.models.layers import NormKind, prior_bias
 from smnas.models.losses import USUAL_LOSSES, LossOptions, overlap_loss
 from smnas.models.options import DetectorOptions

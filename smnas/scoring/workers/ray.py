@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from profiler.errors import BackendUnavailableError, UserError, first_line
 from smnas.scoring.base import Score, Scorer, ScoringFailedError
-from smnas.scoring.pool import Job, OnProgress, OnStart, Outcome, blameless, outcome_of, portable
+from smnas.scoring.workers.processes import Job, OnProgress, OnStart, Outcome, blameless, outcome_of, portable
 
 __all__ = ["RayWorkers", "import_ray"]
 
@@ -75,7 +75,7 @@ class RayWorkers:
     def score_all(
         self, jobs: Sequence[Job], on_start: OnStart | None = None, on_progress: OnProgress | None = None
     ) -> Iterator[tuple[Job, Score | ScoringFailedError]]:
-        """See :meth:`smnas.scoring.pool.ScorerPool.score_all`; there is no progress from inside a score."""
+        """See :meth:`ScorerPool.score_all`; there is no progress from inside a score."""
         ray = self._ray
         options = {"num_cpus": self._threads, "num_gpus": 1 if self.gpus else 0, "max_retries": _RETRIES}
         task = ray.remote(**options)(_score)

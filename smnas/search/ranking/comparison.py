@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from smnas.search.ranking_row import RankingRow
+from smnas.search.ranking.row import RankingRow
 
 __all__ = ["Accuracy", "RowLatency", "Speed", "accuracy", "alike", "latency", "overlap", "speed", "within_spread"]
 

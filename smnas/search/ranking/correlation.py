@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from profiler.audit import kendall
-from smnas.search.ranking_row import RankingRow
+from profiler.prediction.audit import kendall
+from smnas.search.ranking.row import RankingRow
 
 __all__ = ["Correlation", "rank_correlations"]
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from smnas.search.candidate import Candidate, in_search
 from smnas.search.pareto import as_points, front_layers
+from smnas.search.study.candidate import Candidate, in_search
 
 __all__ = ["finalists"]
 

@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from smnas.scoring.entropy import ENTROPY_FORMS
-from smnas.search.candidate import Candidate, StageName, in_search
 from smnas.search.pruning import broken_order
-from smnas.search.settings import SearchSettings
+from smnas.search.study.candidate import Candidate, StageName, in_search
+from smnas.search.study.settings import SearchSettings
 
 __all__ = ["OVER_LIMIT", "PRELIMINARY", "TOO_LARGE", "search_notes"]
 

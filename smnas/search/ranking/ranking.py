@@ -11,12 +11,12 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from smnas.search.candidate import Candidate, in_search
-from smnas.search.correlation import Correlation, rank_correlations
 from smnas.search.pareto import as_points, front_layers
-from smnas.search.ranking_row import RankingRow
-from smnas.search.recommendation import BandRecommendation, Recommendation, band_recommendations, recommend
-from smnas.search.settings import FORMAT_VERSION, RunFolderError, SearchSettings, write_atomically
+from smnas.search.ranking.correlation import Correlation, rank_correlations
+from smnas.search.ranking.recommendation import BandRecommendation, Recommendation, band_recommendations, recommend
+from smnas.search.ranking.row import RankingRow
+from smnas.search.study.candidate import Candidate, in_search
+from smnas.search.study.settings import FORMAT_VERSION, RunFolderError, SearchSettings, write_atomically
 
 __all__ = [
     "RANKING_FILE",

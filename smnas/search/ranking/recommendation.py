@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from smnas.search.comparison import accuracy, alike, latency, overlap, within_spread
-from smnas.search.ranking_row import RankingRow
+from smnas.search.ranking.comparison import accuracy, alike, latency, overlap, within_spread
+from smnas.search.ranking.row import RankingRow
 
 __all__ = ["BandRecommendation", "Recommendation", "band_limits", "band_recommendations", "recommend"]
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from smnas.search.candidate import StageName
+from smnas.search.study.candidate import StageName
 
 __all__ = ["RankingRow"]
 

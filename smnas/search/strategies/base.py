@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from smnas.search.candidate import Candidate, Proposal, StageName
+from smnas.search.study.candidate import Candidate, Proposal, StageName
 from smnas.space.architecture import Architecture
 
 __all__ = ["SearchStage", "Strategy", "first_unseen"]
@@ -35,7 +35,7 @@ class SearchStage(Protocol):
 
         It is none that ``history`` holds, unless a stopped training is to go on (a ``promotion``). A pure function of
         its arguments: a search that was killed and resumed proposes the same architectures. A history that is kept up
-        to date (:class:`smnas.search.history.History`) is answered faster than a list of the same trials.
+        to date (:class:`smnas.search.study.history.History`) is answered faster than a list of the same trials.
         """
         ...
 

@@ -3,15 +3,15 @@
 from collections.abc import Callable
 
 from profiler.errors import UserError
-from smnas.search.choices import Choices, DetectorChoices
-from smnas.search.halving import halving, surrogate_search
-from smnas.search.latency_sample import KnownLatency
-from smnas.search.nsga2 import nsga2
-from smnas.search.random_search import random_search
-from smnas.search.regularized_evolution import regularized_evolution
-from smnas.search.settings import SearchSettings
-from smnas.search.sm_nas import sm_nas
-from smnas.search.strategy import Strategy
+from smnas.search.strategies.base import Strategy
+from smnas.search.strategies.choices import Choices, DetectorChoices
+from smnas.search.strategies.halving.halving import halving, surrogate_search
+from smnas.search.strategies.halving.latency_sample import KnownLatency
+from smnas.search.strategies.nsga2 import nsga2
+from smnas.search.strategies.random_search import random_search
+from smnas.search.strategies.regularized_evolution import regularized_evolution
+from smnas.search.strategies.sm_nas import sm_nas
+from smnas.search.study.settings import SearchSettings
 from smnas.space.preset import Space
 
 __all__ = ["STOPPING", "STRATEGIES", "UnknownStrategyError", "get_strategy"]

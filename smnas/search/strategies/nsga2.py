@@ -18,11 +18,11 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from optuna.samplers import NSGAIISampler
 from optuna.trial import TrialState
 
-from smnas.search.candidate import Candidate, Proposal, StageName
-from smnas.search.choices import Choices
-from smnas.search.history import History
-from smnas.search.strategy import Strategy, first_unseen
-from smnas.search.variation import random_design
+from smnas.search.strategies.base import Strategy, first_unseen
+from smnas.search.strategies.choices import Choices
+from smnas.search.strategies.variation import random_design
+from smnas.search.study.candidate import Candidate, Proposal, StageName
+from smnas.search.study.history import History
 from smnas.space.architecture import Architecture
 from smnas.space.preset import SpaceError
 
@@ -60,7 +60,7 @@ class Nsga2Stage:
         self._told: list[tuple[Architecture, tuple[float, float]]] = []
 
     def ask(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
-        """See :class:`smnas.search.strategy.SearchStage`."""
+        """See :class:`smnas.search.strategies.base.SearchStage`."""
         trials = History.of(history)
         seen = trials.seen
         known = [(c.architecture, c.point) for c in trials.whole]

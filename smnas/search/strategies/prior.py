@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from smnas.search.candidate import Candidate, Proposal, StageName
-from smnas.search.strategy import SearchStage, Strategy
+from smnas.search.strategies.base import SearchStage, Strategy
+from smnas.search.study.candidate import Candidate, Proposal, StageName
 from smnas.space.architecture import Architecture
 
 __all__ = ["PriorStage", "with_prior"]
@@ -34,16 +34,16 @@ class PriorStage:
 
     @property
     def name(self) -> StageName:
-        """See :class:`smnas.search.strategy.SearchStage`."""
+        """See :class:`smnas.search.strategies.base.SearchStage`."""
         return self.stage.name
 
     @property
     def trials(self) -> int:
-        """See :class:`smnas.search.strategy.SearchStage`."""
+        """See :class:`smnas.search.strategies.base.SearchStage`."""
         return self.stage.trials
 
     def ask(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
-        """See :class:`smnas.search.strategy.SearchStage`. Of equal scores the first proposal is taken."""
+        """See :class:`smnas.search.strategies.base.SearchStage`. Of equal scores the first proposal is taken."""
         drawn: dict[Architecture, Proposal] = {}
         for _ in range(self.draws):
             proposal = self.stage.ask(history, rng)

@@ -7,11 +7,11 @@ from typing import Literal
 
 import numpy as np
 
-from smnas.search.candidate import Candidate, Proposal
-from smnas.search.choices import Choices
-from smnas.search.history import History
-from smnas.search.strategy import Strategy, first_unseen
-from smnas.search.variation import random_design
+from smnas.search.strategies.base import Strategy, first_unseen
+from smnas.search.strategies.choices import Choices
+from smnas.search.strategies.variation import random_design
+from smnas.search.study.candidate import Candidate, Proposal
+from smnas.search.study.history import History
 from smnas.space.architecture import Architecture
 from smnas.space.preset import SpaceError
 
@@ -46,7 +46,7 @@ class RandomStructuralStage:
     name: Literal["structural"] = "structural"
 
     def ask(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
-        """See :class:`smnas.search.strategy.SearchStage`."""
+        """See :class:`smnas.search.strategies.base.SearchStage`."""
         return random_unseen_structure(self.choices, History.of(history).seen, rng)
 
 
@@ -59,7 +59,7 @@ class RandomModularStage:
     name: Literal["modular"] = "modular"
 
     def ask(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
-        """See :class:`smnas.search.strategy.SearchStage`."""
+        """See :class:`smnas.search.strategies.base.SearchStage`."""
         try:
             architecture = first_unseen(partial(random_design, self.choices, rng), History.of(history).seen)
         except SpaceError:  # nothing that may be proposed is left

@@ -12,12 +12,12 @@ from functools import partial
 
 import numpy as np
 
-from smnas.search.candidate import Candidate, Proposal, StageName
-from smnas.search.choices import Choices
-from smnas.search.history import History
 from smnas.search.pareto import as_points, non_dominated
-from smnas.search.strategy import Strategy, first_unseen
-from smnas.search.variation import mutated, random_design
+from smnas.search.strategies.base import Strategy, first_unseen
+from smnas.search.strategies.choices import Choices
+from smnas.search.strategies.variation import mutated, random_design
+from smnas.search.study.candidate import Candidate, Proposal, StageName
+from smnas.search.study.history import History
 from smnas.space.preset import SpaceError
 
 __all__ = ["RegularizedEvolutionStage", "regularized_evolution"]
@@ -51,7 +51,7 @@ class RegularizedEvolutionStage:
     name: StageName = "joint"
 
     def ask(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
-        """See :class:`smnas.search.strategy.SearchStage`."""
+        """See :class:`smnas.search.strategies.base.SearchStage`."""
         trials = History.of(history)
         seen, alive = trials.seen, trials.whole[-self.population :]
         if len(alive) == self.population:

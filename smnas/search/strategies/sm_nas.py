@@ -17,12 +17,12 @@ from typing import Literal
 
 import numpy as np
 
-from smnas.search.candidate import Candidate, Origin, Proposal, will_count
-from smnas.search.choices import Choices
-from smnas.search.history import History
 from smnas.search.pareto import as_points, non_dominated, spread
-from smnas.search.random_search import random_unseen_structure
-from smnas.search.strategy import Strategy, first_unseen
+from smnas.search.strategies.base import Strategy, first_unseen
+from smnas.search.strategies.choices import Choices
+from smnas.search.strategies.random_search import random_unseen_structure
+from smnas.search.study.candidate import Candidate, Origin, Proposal, will_count
+from smnas.search.study.history import History
 from smnas.space.architecture import Architecture
 from smnas.space.mutation import NoMoveError
 from smnas.space.preset import SpaceError
@@ -81,7 +81,7 @@ class StructuralStage:
     name: Literal["structural"] = "structural"
 
     def ask(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
-        """See :class:`smnas.search.strategy.SearchStage`."""
+        """See :class:`smnas.search.strategies.base.SearchStage`."""
         trials = History.of(history)
         seen = trials.seen
         front = _front([c for c in trials.whole if c.stage in _BEFORE_STAGE_2])
@@ -149,7 +149,7 @@ class ModularStage:
     )
 
     def ask(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
-        """See :class:`smnas.search.strategy.SearchStage`."""
+        """See :class:`smnas.search.strategies.base.SearchStage`."""
         trials = History.of(history)
         own = trials.tally("modular")
         origin: Origin = "random" if own.random < _quota(own.trainings + 1, self.random_share) else "mutation"

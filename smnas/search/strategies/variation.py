@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from smnas.search.choices import Choices
+from smnas.search.strategies.choices import Choices
 from smnas.space.architecture import Architecture
 from smnas.space.preset import SpaceError
 

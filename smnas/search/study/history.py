@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import overload
 
-from smnas.search.candidate import Candidate, StageName, in_search, will_count
-from smnas.search.rungs import Trainings
+from smnas.search.strategies.halving.rungs import Trainings
+from smnas.search.study.candidate import Candidate, StageName, in_search, will_count
 from smnas.space.architecture import Architecture
 
 __all__ = ["History", "Tally"]
@@ -25,7 +25,7 @@ class Tally:
     Attributes:
         trials: All of them.
         failed: Those that failed.
-        trainings: Those that are trained or will be (:func:`smnas.search.candidate.will_count`).
+        trainings: Those that are trained or will be (:func:`smnas.search.study.candidate.will_count`).
         random: Of these, the ones that were drawn at random.
         epochs: Of these, what they train themselves.
     """
@@ -126,7 +126,7 @@ class History(Sequence[Candidate]):
 
     @property
     def whole(self) -> Sequence[Candidate]:
-        """The trials that were trained with the whole budget (:func:`smnas.search.candidate.in_search`), by number."""
+        """The trials that were trained with the whole budget (:func:`~smnas.search.study.candidate.in_search`)."""
         return self._whole
 
     @property

@@ -19,12 +19,12 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from profiler.errors import first_line
-from smnas.search.candidate import Candidate, State
-from smnas.search.history import History
-from smnas.search.parameters import DISTRIBUTIONS, parameters_of
-from smnas.search.run_folder import folder_lock
-from smnas.search.settings import STUDY_NAME, RunFolderError, SearchSettings
-from smnas.search.storage import STUDY_FILE, open_storage, study_lock
+from smnas.search.study.candidate import Candidate, State
+from smnas.search.study.history import History
+from smnas.search.study.parameters import DISTRIBUTIONS, parameters_of
+from smnas.search.study.run_folder import folder_lock
+from smnas.search.study.settings import STUDY_NAME, RunFolderError, SearchSettings
+from smnas.search.study.storage import STUDY_FILE, open_storage, study_lock
 from smnas.space.architecture import Architecture, ArchitectureError
 
 __all__ = ["Study", "read_candidates"]

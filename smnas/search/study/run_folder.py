@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from smnas.search.settings import SETTINGS_FILE, RunFolderError, SearchSettings, read_settings, write_atomically
+from smnas.search.study.settings import SETTINGS_FILE, RunFolderError, SearchSettings, read_settings, write_atomically
 
 __all__ = ["folder_lock", "prepare_run_folder"]
 

@@ -1,8 +1,8 @@
 """The database that a study is in: the run folder's own file, or one that others share, and who may write there.
 
 One process at a time writes a study. That of a run folder's own file is held with the folder
-(:mod:`smnas.search.run_folder`); one in PostgreSQL, which may be reached from other machines and folders, by a lock in
-the database as well. Both end with the process that holds them.
+(:mod:`smnas.search.study.run_folder`); one in PostgreSQL, which may be reached from other machines and folders, by a
+lock in the database as well. Both end with the process that holds them.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from sqlalchemy import URL, event, make_url, text
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from profiler.errors import first_line
-from smnas.search.settings import STUDY_NAME, RunFolderError
+from smnas.search.study.settings import STUDY_NAME, RunFolderError
 
 __all__ = ["STUDY_FILE", "open_storage", "storage_url", "study_lock", "study_name"]
 

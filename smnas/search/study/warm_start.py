@@ -4,9 +4,9 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from smnas.search.candidate import Candidate, in_search
-from smnas.search.settings import RunFolderError, SearchSettings, read_settings
-from smnas.search.study import read_candidates
+from smnas.search.study.candidate import Candidate, in_search
+from smnas.search.study.optuna_study import read_candidates
+from smnas.search.study.settings import RunFolderError, SearchSettings, read_settings
 from smnas.space.architecture import Architecture
 from smnas.space.preset import Space
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernels.dispatch import use
 from kernels.group_norm import group_norm_relu
-from profiler.export import to_onnx
+from profiler.graphs.export import to_onnx
 from smnas.models.blocks import BasicBlock
 from smnas.models.layers import standardized_together
 

@@ -11,8 +11,8 @@ from torchvision.ops import batched_nms, nms
 from kernels.dispatch import use
 from kernels.nms import grouped_nms_mask, grouped_nms_mask_reference
 from kernels.triton import nms as kernel
+from smnas.models.heads.rpn import best_proposals
 from smnas.models.options import DetectorOptions
-from smnas.models.rpn import best_proposals
 
 SuppressionSets = Callable[[str, int, int, torch.Generator], tuple[Tensor, Tensor]]
 SETS = 16

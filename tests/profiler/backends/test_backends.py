@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from profiler.backends import get_backend
 from profiler.devices import Device
 from profiler.errors import BackendUnavailableError, PrecisionNotMetError, UserError
-from profiler.timing import TimingSettings, measure
+from profiler.timing.measurement import TimingSettings, measure
 from profiler.workload import TensorSpec, random_inputs
 
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu or gpu)")

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from profiler.backends import tensorrt
 from profiler.backends.engine import Engine
 from profiler.backends.tensorrt import build_engine
-from profiler.engines import EngineRefusedError
-from profiler.export import to_onnx
+from profiler.engines.store import EngineRefusedError
+from profiler.graphs.export import to_onnx
+
+STAND_INS = next(folder for folder in Path(__file__).parents if folder.name == "tests") / "stand_ins"
 
 
 class Mixed(nn.Module):
@@ -29,7 +31,7 @@ class Mixed(nn.Module):
 
 @pytest.fixture
 def stub(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.syspath_prepend(str(STAND_INS))
     return importlib.import_module("tensorrt_stub")
 
 

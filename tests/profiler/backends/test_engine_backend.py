@@ -10,16 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from profiler.ahead import build_ahead
 from profiler.backends.engine_backend import EngineBackend
 from profiler.backends.tensorrt import EngineBuildError
 from profiler.devices import Device, gpu_sheets
-from profiler.engines import EngineStore
+from profiler.engines.ahead_of_time import build_ahead
+from profiler.engines.store import EngineStore
 from profiler.errors import BackendUnavailableError
-from profiler.profile import measurement_target, profile_workloads
-from profiler.table import LatencyTable
-from profiler.timing import TimingSettings
+from profiler.measuring.profile import measurement_target, profile_workloads
+from profiler.table.latency_table import LatencyTable
+from profiler.timing.measurement import TimingSettings
 from profiler.workload import TensorSpec, Workload
+
+STAND_INS = next(folder for folder in Path(__file__).parents if folder.name == "tests") / "stand_ins"
 
 L4 = Device("NVIDIA L4", "cuda", sheet=gpu_sheets()["l4"])
 FAST = TimingSettings(min_samples=3, max_samples=3, warmup_runs=1, warmup_s=0)
@@ -45,7 +47,7 @@ def workload(name: str, module: nn.Module) -> Workload:
 
 @pytest.fixture
 def stub(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.syspath_prepend(str(STAND_INS))
     module = importlib.import_module("tensorrt_stub")
     monkeypatch.setattr(module, "compiled", [])
     return module

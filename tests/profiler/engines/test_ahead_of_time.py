@@ -12,18 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from kernels.nms import nms_mask
-from profiler.ahead import build_ahead
 from profiler.backends import tensorrt
 from profiler.backends.tensorrt import EngineBuildError, build_engine, compute_capabilities
-from profiler.engines import EngineStore, Manifest
+from profiler.engines.ahead_of_time import build_ahead
+from profiler.engines.store import EngineStore, Manifest
 from profiler.errors import BackendUnavailableError, UserError
-from profiler.export import to_onnx
-from profiler.typed_onnx import typed_onnx
+from profiler.graphs.export import to_onnx
+from profiler.graphs.typed_onnx import typed_onnx
 from profiler.workload import TensorSpec, Workload
 
 NEEDS_RTX = pytest.mark.skipif(
     tensorrt.installed_version("tensorrt_rtx") is None, reason="needs tensorrt_rtx: pip install 'smnas[tensorrt-rtx]'"
 )
+
+STAND_INS = next(folder for folder in Path(__file__).parents if folder.name == "tests") / "stand_ins"
 
 
 class Then(nn.Module):
@@ -53,7 +55,7 @@ def _workloads() -> list[Workload]:
 
 @pytest.fixture
 def stub(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))  # the builders' processes take over the path
+    monkeypatch.syspath_prepend(str(STAND_INS))  # the builders' processes take over the path
     return importlib.import_module("tensorrt_stub")
 
 

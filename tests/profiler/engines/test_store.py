@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from profiler.engines import EngineRefusedError, EngineRequest, EngineStore
+from profiler.engines.store import EngineRefusedError, EngineRequest, EngineStore
 
 REQUEST = EngineRequest("tensorrt_rtx", "1.7.1.116", "8.9", "fp16", "ab" * 32)
 CONTENT = b"engine " * 1000

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from profiler.export import OPSET, ExportError, export_onnx, file_sha256, in_modules, to_onnx, to_onnx_many
+from profiler.graphs.export import OPSET, ExportError, export_onnx, file_sha256, in_modules, to_onnx, to_onnx_many
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu or gpu)")
 

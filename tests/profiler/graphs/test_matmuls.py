@@ -6,8 +6,8 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from profiler.export import to_onnx
-from profiler.products import products_as_convolutions
+from profiler.graphs.export import to_onnx
+from profiler.graphs.matmuls import products_as_convolutions
 
 
 class Products(nn.Module):

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from profiler.export import ExportError, to_onnx
-from profiler.quantized_onnx import quantized_onnx
+from profiler.graphs.export import ExportError, to_onnx
+from profiler.graphs.quantized_onnx import quantized_onnx
 
 
 class Two(nn.Module):

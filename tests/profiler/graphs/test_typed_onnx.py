@@ -12,8 +12,8 @@ from onnx import TensorProto
 from torch import Tensor, nn
 
 from profiler.errors import UserError
-from profiler.export import ExportError, to_onnx
-from profiler.typed_onnx import HALF_TYPES, dense_nodes, typed_onnx
+from profiler.graphs.export import ExportError, to_onnx
+from profiler.graphs.typed_onnx import HALF_TYPES, dense_nodes, typed_onnx
 
 
 class Block(nn.Module):

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from profiler.backends import get_backend
 from profiler.backends.eager import EagerBackend, EagerSession
-from profiler.build_variance import BuildVariance, build_variance, rounds_for
 from profiler.devices import cpu_device
-from profiler.timing import TimingSettings
+from profiler.measuring.build_variance import BuildVariance, build_variance, rounds_for
+from profiler.timing.measurement import TimingSettings
 from profiler.workload import TensorSpec, Workload
 
 BLOCK = Workload("conv", "conv", nn.Conv2d(4, 4, 3), (TensorSpec((1, 4, 16, 16)),))

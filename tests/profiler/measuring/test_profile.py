@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from profiler.backends import get_backend
-from profiler.cold import cache_bytes, cold_key
 from profiler.devices import Device, cpu_device
 from profiler.errors import UserError
-from profiler.profile import (
+from profiler.measuring.profile import (
     Failure,
     ProfileReport,
     Progress,
@@ -30,8 +29,9 @@ from profiler.profile import (
     profile_workloads,
     reference_workload,
 )
-from profiler.table import LatencyTable, Target
-from profiler.timing import TimingSettings, WallTimer
+from profiler.table.latency_table import LatencyTable, Target
+from profiler.timing.cold import cache_bytes, cold_key
+from profiler.timing.measurement import TimingSettings, WallTimer
 from profiler.workload import TensorSpec, Workload
 
 
@@ -349,9 +349,9 @@ import sys, time
 import numpy as np
 from torch import nn
 from profiler.backends import get_backend
-from profiler.profile import profile_workloads
-from profiler.table import LatencyTable
-from profiler.timing import TimingSettings
+from profiler.measuring.profile import profile_workloads
+from profiler.table.latency_table import LatencyTable
+from profiler.timing.measurement import TimingSettings
 from profiler.workload import TensorSpec, Workload
 workloads = [Workload(str(n), str(n), nn.Linear(n, n), (TensorSpec((1, n)),)) for n in range(1, 61)]
 with LatencyTable(sys.argv[1]) as table:
@@ -398,7 +398,7 @@ def test_a_budget_keeps_what_was_measured_and_names_the_rest(
     table: LatencyTable, backend: PretendBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moments = iter(range(1000))
-    monkeypatch.setattr("profiler.profile.time.monotonic", lambda: float(next(moments)))
+    monkeypatch.setattr("profiler.measuring.profile.time.monotonic", lambda: float(next(moments)))
     workloads = [workload(n) for n in range(1, 9)]
     run = partial(profile_workloads, workloads, table, backend, rng=np.random.default_rng(0), reference_every=0)
     first = run(budget_s=4.0)
@@ -413,7 +413,7 @@ def test_a_budget_that_ends_among_failures_names_what_is_left(
     table: LatencyTable, backend: PretendBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moments = iter(range(1000))
-    monkeypatch.setattr("profiler.profile.time.monotonic", lambda: float(next(moments)))
+    monkeypatch.setattr("profiler.measuring.profile.time.monotonic", lambda: float(next(moments)))
     huge = [
         Workload(f"huge {n}", f"huge|{n}", Lasting(1_000_000), (TensorSpec((2**50, 1)),)) if n % 2 else workload(n)
         for n in range(1, 9)
@@ -430,7 +430,7 @@ def test_the_reference_is_read_last_also_where_a_budget_ends_the_run(
     table: LatencyTable, backend: PretendBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moments = iter(range(1000))
-    monkeypatch.setattr("profiler.profile.time.monotonic", lambda: float(next(moments)))
+    monkeypatch.setattr("profiler.measuring.profile.time.monotonic", lambda: float(next(moments)))
 
     def throttle(progress: Progress) -> None:
         if progress.done:

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from profiler.audit import accuracy, coverage_over_splits, fitted_line, kendall, spearman
-from profiler.predict import LatencyModel, PartsSum
+from profiler.prediction.audit import accuracy, coverage_over_splits, fitted_line, kendall, spearman
+from profiler.prediction.predict import LatencyModel, PartsSum
 
 _FEW = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=2, max_size=12)
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from profiler.interpolate import Guess
-from profiler.population import LatencyArrays
-from profiler.predict import FailedPartError, LatencyModel, MissingPartsError, sum_parts
-from profiler.table import Row, Target
+from profiler.prediction.batch import LatencyArrays
+from profiler.prediction.interpolate import Guess
+from profiler.prediction.predict import FailedPartError, LatencyModel, MissingPartsError, sum_parts
+from profiler.table.latency_table import Row, Target
 
 TARGET = Target("device", "backend", "1")
 MODEL = LatencyModel(0.9, 0.01, 0.05, calibrated=True)

@@ -8,8 +8,15 @@ from torch import Tensor, nn
 
 from profiler.devices import gpu_sheets
 from profiler.errors import UserError
-from profiler.estimate import ESTIMATE_BACKEND, Roof, estimate_errors, estimate_row, estimate_target, estimate_workloads
-from profiler.table import LatencyTable, Row, Target
+from profiler.prediction.estimate import (
+    ESTIMATE_BACKEND,
+    Roof,
+    estimate_errors,
+    estimate_row,
+    estimate_target,
+    estimate_workloads,
+)
+from profiler.table.latency_table import LatencyTable, Row, Target
 from profiler.work import Work
 from profiler.workload import TensorSpec, Workload
 

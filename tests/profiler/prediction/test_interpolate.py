@@ -9,12 +9,12 @@ import torch
 from scipy.stats import norm
 from torch import nn
 
-from profiler.audit import spearman
 from profiler.backends import get_backend
-from profiler.interpolate import FewRowsError, Interpolation, value_of_measuring
-from profiler.profile import profile_workloads
-from profiler.table import LatencyTable
-from profiler.timing import TimingSettings
+from profiler.measuring.profile import profile_workloads
+from profiler.prediction.audit import spearman
+from profiler.prediction.interpolate import FewRowsError, Interpolation, value_of_measuring
+from profiler.table.latency_table import LatencyTable
+from profiler.timing.measurement import TimingSettings
 from profiler.work import Work
 from profiler.workload import TensorSpec, Workload
 

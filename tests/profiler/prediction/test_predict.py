@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from profiler.predict import (
+from profiler.prediction.predict import (
     UNCALIBRATED_RELATIVE,
     FailedPartError,
     Latency,
@@ -20,7 +20,7 @@ from profiler.predict import (
     student_quantile,
     sum_parts,
 )
-from profiler.table import Row, Target
+from profiler.table.latency_table import Row, Target
 
 TARGET = Target("d", "b", "1")
 
@@ -196,5 +196,5 @@ def test_quantiles_outside_their_range_are_refused() -> None:
 
 
 def test_prediction_loads_no_torch() -> None:
-    code = "import sys, profiler.predict; sys.exit('torch' in sys.modules)"
+    code = "import sys, profiler.prediction.predict; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from profiler.errors import UserError
-from profiler.table import LatencyTable, Row, Target
-from profiler.table_diff import VERDICTS, Difference, diff, verdict
+from profiler.table.diff import VERDICTS, Difference, diff, verdict
+from profiler.table.latency_table import LatencyTable, Row, Target
 
 CPU = Target("some CPU", "onnxruntime", "1.0")
 

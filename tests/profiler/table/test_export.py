@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from profiler.errors import UserError
-from profiler.table import LatencyTable, Row, Target, pack_samples
-from profiler.table_export import COLUMNS, export_rows
+from profiler.table.export import COLUMNS, export_rows
+from profiler.table.latency_table import LatencyTable, Row, Target, pack_samples
 
 CPU = Target("some \"CPU\", 2 cores\nof 'ä'", "onnxruntime", "1.0", batch=2, threads=3)
 

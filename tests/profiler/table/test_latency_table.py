@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from profiler.errors import UserError
-from profiler.table import LatencyTable, Row, TableError, Target, pack_samples
-from profiler.table_schema import APPLICATION_ID, MIGRATIONS
-from profiler.table_validate import validate
+from profiler.table.latency_table import LatencyTable, Row, TableError, Target, pack_samples
+from profiler.table.schema import APPLICATION_ID, MIGRATIONS
+from profiler.table.validate import validate
 
 TARGET = Target("some CPU", "onnxruntime", "1.0", "fp32", 1, 1)
 
@@ -210,7 +210,7 @@ def test_migrations_are_applied_once_and_in_order(path: Path, monkeypatch: pytes
         applied.append("column")
         connection.execute("CREATE TABLE note (text TEXT)")
 
-    monkeypatch.setattr("profiler.table_schema.MIGRATIONS", (*MIGRATIONS, add_column))
+    monkeypatch.setattr("profiler.table.schema.MIGRATIONS", (*MIGRATIONS, add_column))
     for _ in range(2):
         with LatencyTable(path) as table:
             assert table.count() == 1
@@ -226,7 +226,7 @@ def test_a_failing_migration_leaves_the_table_as_it_was(path: Path, monkeypatch:
         connection.execute("CREATE TABLE note (text TEXT)")
 
     with monkeypatch.context() as patch:
-        patch.setattr("profiler.table_schema.MIGRATIONS", (*MIGRATIONS, half))
+        patch.setattr("profiler.table.schema.MIGRATIONS", (*MIGRATIONS, half))
         with pytest.raises(TableError, match="already exists"):
             LatencyTable(path)
     with LatencyTable(path) as table:
@@ -236,7 +236,7 @@ def test_a_failing_migration_leaves_the_table_as_it_was(path: Path, monkeypatch:
 _WRITER = """
 import sys
 import numpy as np
-from profiler.table import LatencyTable, Row, Target, pack_samples
+from profiler.table.latency_table import LatencyTable, Row, Target, pack_samples
 target = Target("d", "b", "1")
 samples = np.random.default_rng(0).uniform(1, 2, 375)
 with LatencyTable(sys.argv[1]) as table:
@@ -322,7 +322,7 @@ def test_eight_processes_write_ten_thousand_rows_while_another_reads(shared_path
 
 def test_processes_that_create_one_table_at_the_same_moment(path: Path) -> None:
     code = (
-        "import sys; from profiler.table import LatencyTable; "
+        "import sys; from profiler.table.latency_table import LatencyTable; "
         "sys.stdin.readline(); table = LatencyTable(sys.argv[1]); print(table.count())"
     )
     processes = [
@@ -397,7 +397,7 @@ def test_a_row_that_was_tampered_with_is_named_in_one_line(path: Path) -> None:
 def first_version(path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A table as version 1 wrote it."""
     with monkeypatch.context() as patch:
-        patch.setattr("profiler.table_schema.MIGRATIONS", MIGRATIONS[:1])
+        patch.setattr("profiler.table.schema.MIGRATIONS", MIGRATIONS[:1])
         LatencyTable(path).close()
     connection = sqlite3.connect(path)
     connection.execute(
@@ -439,7 +439,7 @@ def test_a_table_that_is_read_only_is_not_written(path: Path) -> None:
 def test_a_table_is_read_where_nothing_can_be_written_beside_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with LatencyTable(path) as table:
         table.add(measured("a"))
-    monkeypatch.setattr("profiler.table_file.os.access", lambda place, mode: False)
+    monkeypatch.setattr("profiler.table.file.os.access", lambda place, mode: False)
     with LatencyTable(path, read_only=True) as table:
         assert [row.key for row in table.rows()] == ["a"]
         assert [file.name for file in path.parent.iterdir()] == [path.name]
@@ -453,5 +453,5 @@ def test_rows_that_only_the_log_holds_are_read_too(path: Path) -> None:
 
 
 def test_importing_the_table_loads_no_torch() -> None:
-    code = "import sys, profiler.table; sys.exit('torch' in sys.modules)"
+    code = "import sys, profiler.table.latency_table; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

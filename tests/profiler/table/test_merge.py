@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from profiler.devices import gpu_sheets, matching_names
-from profiler.predict import LatencyModel, sum_parts
-from profiler.table import LatencyTable, Row, TableError, Target, pack_samples
-from profiler.table_merge import Merged, merge
-from profiler.table_validate import validate
+from profiler.prediction.predict import LatencyModel, sum_parts
+from profiler.table.latency_table import LatencyTable, Row, TableError, Target, pack_samples
+from profiler.table.merge import Merged, merge
+from profiler.table.validate import validate
 
 CPU = Target("some CPU", "onnxruntime", "1.0")
 GPU = Target("Tesla V100-SXM2-16GB", "onnxruntime", "1.0")
@@ -224,6 +224,6 @@ def test_a_table_of_another_machine_predicts_for_its_device(tmp_path: Path) -> N
 
 
 def test_the_operations_load_no_torch() -> None:
-    names = "profiler.table_merge, profiler.table_diff, profiler.table_validate, profiler.table_export"
+    names = "profiler.table.merge, profiler.table.diff, profiler.table.validate, profiler.table.export"
     code = f"import sys, {names}; print([m for m in ('torch', 'pyarrow') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from profiler.table import LatencyTable, Row, TableError, Target, pack_samples
-from profiler.table_schema import MIGRATIONS
-from profiler.table_validate import validate
+from profiler.table.latency_table import LatencyTable, Row, TableError, Target, pack_samples
+from profiler.table.schema import MIGRATIONS
+from profiler.table.validate import validate
 
 CPU = Target("some CPU", "onnxruntime", "1.0")
 SAMPLES = np.array([0.9, 1.0, 1.2])

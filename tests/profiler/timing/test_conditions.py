@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from profiler import conditions
-from profiler.conditions import disturbances, read_state, read_versions
 from profiler.devices import Device, cpu_device
+from profiler.timing import conditions
+from profiler.timing.conditions import disturbances, read_state, read_versions
 
 GPU = Device("NVIDIA Pretend", "cuda", 1)
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from profiler.timing import Measurement, StopReason, TimingSettings, WallTimer, measure, median_interval
+from profiler.timing.measurement import Measurement, StopReason, TimingSettings, WallTimer, measure, median_interval
 
 
 class FakeClock:

@@ -17,16 +17,16 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from profiler.errors import UserError
-from smnas.cli.console import Output
 from smnas.cli.main import application
-from smnas.cli.model_file import model_file
-from smnas.cli.progress import PhaseSteps
-from smnas.cli.run import run
+from smnas.cli.terminal.console import Output
+from smnas.cli.terminal.exit_codes import run
+from smnas.cli.terminal.progress import PhaseSteps
 from smnas.data.coco import quiet_pycocotools
-from smnas.deploy import runtime
-from smnas.deploy import video as video_module
-from smnas.deploy.metadata import ModelMetadata
 from smnas.evaluation.predict import DetectionArrays
+from smnas.inference import runtime
+from smnas.inference import video as video_module
+from smnas.inference.metadata import ModelMetadata
+from smnas.inference.model_file import model_file
 
 BOX = (20, 10, 60, 50)
 

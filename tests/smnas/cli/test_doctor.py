@@ -12,7 +12,7 @@ import torch
 from kernels import dispatch
 from smnas.cli import doctor
 from smnas.cli.main import application
-from smnas.cli.run import run
+from smnas.cli.terminal.exit_codes import run
 
 
 def test_facts_are_the_machines(capsys: pytest.CaptureFixture[str]) -> None:

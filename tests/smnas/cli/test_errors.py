@@ -16,9 +16,9 @@ import pytest
 import typer
 
 from profiler.errors import UserError
-from smnas.cli import run as run_module
 from smnas.cli.main import COMMANDS, application
-from smnas.cli.run import run
+from smnas.cli.terminal import exit_codes as run_module
+from smnas.cli.terminal.exit_codes import run
 from smnas.data.shapes import generate_shapes
 
 ARCH = "basicblock_8_1-2-2+fpn_2-4_32+rpn+rcnn_64+96x96"

@@ -10,7 +10,7 @@ import typer.main
 
 from smnas.cli import main as cli
 from smnas.cli.main import COMMANDS, application
-from smnas.cli.run import run
+from smnas.cli.terminal.exit_codes import run
 
 
 def _examples(name: str) -> list[list[str]]:

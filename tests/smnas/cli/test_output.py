@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from smnas.cli import progress
-from smnas.cli.console import Output, plain, show_facts, show_table
-from smnas.cli.progress import Steps, duration
+from smnas.cli.terminal import progress
+from smnas.cli.terminal.console import Output, plain, show_facts, show_table
+from smnas.cli.terminal.progress import Steps, duration
 
 
 class Colour(StrEnum):

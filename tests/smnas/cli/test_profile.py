@@ -10,15 +10,15 @@ import pytest
 
 from profiler.backends import get_backend
 from profiler.errors import UserError
-from profiler.table import LatencyTable, Row, Target
-from profiler.timing import TimingSettings
-from smnas.cli import coverage_record, profiling
+from profiler.table.latency_table import LatencyTable, Row, Target
+from profiler.timing.measurement import TimingSettings
 from smnas.cli.main import application
-from smnas.cli.progress import duration, seconds_of
-from smnas.cli.run import run
-from smnas.models.workloads import detector_workloads
-from smnas.report.latency_data import read_audit
-from smnas.scoring.latency import DetectorLatency
+from smnas.cli.terminal.exit_codes import run
+from smnas.cli.terminal.progress import duration, seconds_of
+from smnas.latency import coverage_record, profiling
+from smnas.latency.audit_file import read_audit
+from smnas.latency.detector_latency import DetectorLatency
+from smnas.latency.workloads import detector_workloads
 from smnas.space.architecture import Architecture
 from smnas.space.preset import load_space
 

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from profiler.timing import TimingSettings
+from profiler.timing.measurement import TimingSettings
 from smnas.cli import search
-from smnas.cli.console import Output
 from smnas.cli.main import application
-from smnas.cli.run import run
-from smnas.cli.search_display import SearchDisplay, show_ranking, trial_line
+from smnas.cli.terminal.console import Output
+from smnas.cli.terminal.exit_codes import run
+from smnas.cli.terminal.search_display import SearchDisplay, show_ranking, trial_line
 from smnas.data.shapes import generate_shapes
 from smnas.deploy import ranked
-from smnas.scoring.latency import DetectorLatency
-from smnas.search import zero_shot
+from smnas.latency.detector_latency import DetectorLatency
 from smnas.search.progress import SearchEvent
-from smnas.search.ranking import read_ranking
+from smnas.search.ranking.ranking import read_ranking
+from smnas.search.strategies.mae_det import zero_shot
 from smnas.space.preset import load_space
 
 _QUICK = TimingSettings(relative_half_width=0.5, min_samples=3, max_samples=5, time_limit_s=0.2, warmup_s=0.0)

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from profiler.predict import Latency
-from profiler.table import LatencyTable
+from profiler.prediction.predict import Latency
+from profiler.table.latency_table import LatencyTable
 from smnas.cli import search
 from smnas.cli.main import application
-from smnas.cli.run import run
+from smnas.cli.terminal.exit_codes import run
 from smnas.data.shapes import generate_shapes
-from smnas.scoring.latency import DetectorLatency
-from smnas.search.ranking import Ranking, RankingRow
-from smnas.search.recommendation import Recommendation
-from smnas.search.settings import read_settings
+from smnas.latency.detector_latency import DetectorLatency
+from smnas.search.ranking.ranking import Ranking, RankingRow
+from smnas.search.ranking.recommendation import Recommendation
+from smnas.search.study.settings import read_settings
 from smnas.space.preset import load_space
 from smnas.training.recipe import load_recipe
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from smnas.cli.main import application
-from smnas.cli.run import run
+from smnas.cli.terminal.exit_codes import run
 from smnas.space.architecture import Architecture
 from smnas.space.preset import load_space, preset_names
 

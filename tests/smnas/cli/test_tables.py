@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from profiler.table import LatencyTable, Row, Target
-from profiler.table_schema import MIGRATIONS
+from profiler.table.latency_table import LatencyTable, Row, Target
+from profiler.table.schema import MIGRATIONS
 from smnas.cli.main import application
-from smnas.cli.run import run
+from smnas.cli.terminal.exit_codes import run
 
 CPU = Target("some CPU", "onnxruntime", "1.0")
 GPU = Target("NVIDIA H200", "onnxruntime", "1.0")
@@ -207,7 +207,7 @@ def test_a_file_that_is_no_whole_table_is_refused_by_every_task(
 def test_no_task_loads_torch(here: Path, tmp_path: Path) -> None:
     tasks = [["--merge", here], ["--diff", here], ["--validate"], ["--export", tmp_path / "rows.json"]]
     code = (
-        "import sys; from smnas.cli.main import application; from smnas.cli.run import run\n"
+        "import sys; from smnas.cli.main import application; from smnas.cli.terminal.exit_codes import run\n"
         "words = sys.argv[1:]\n"
         f"for task in {[[str(word) for word in task] for task in tasks]}:\n"
         "    assert run(application('profile'), 'smnas-profile', ['--quiet', *words, *task]) == 0\n"

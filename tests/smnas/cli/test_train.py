@@ -9,7 +9,7 @@ import torch
 import torchvision
 
 from smnas.cli.main import COMMANDS, application
-from smnas.cli.run import run
+from smnas.cli.terminal.exit_codes import run
 from smnas.data.shapes import generate_shapes
 from smnas.models.pretrained import torchvision_names
 from smnas.training.checkpoint import load_detector_checkpoint

@@ -16,8 +16,8 @@ from profiler.errors import UserError
 from smnas.data.coco import CocoFolder
 from smnas.deploy import graph as graph_module
 from smnas.deploy.export import ExportMismatchError, ExportReport, canvases, export_detector
-from smnas.deploy.runtime import EagerDetector, OnnxDetector
 from smnas.evaluation.predict import evaluate
+from smnas.inference.runtime import EagerDetector, OnnxDetector
 from smnas.models.build import deployable
 from smnas.models.detector import Detector
 from smnas.training.checkpoint import load_checkpoint, save_checkpoint

@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 import pytest
 
-from profiler.timing import Timer, TimingSettings
+from profiler.timing.measurement import Timer, TimingSettings
 from smnas.deploy.export import ExportReport
 from smnas.deploy.latency import interleaved, measure_files
 

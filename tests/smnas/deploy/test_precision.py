@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from profiler.errors import UserError
-from profiler.export import in_modules
-from profiler.typed_onnx import dense_nodes
+from profiler.graphs.export import in_modules
+from profiler.graphs.typed_onnx import dense_nodes
 from smnas.data.coco import CocoFolder
 from smnas.deploy import accuracy as accuracy_module
 from smnas.deploy.accuracy import Accuracy, AccuracyLossError
 from smnas.deploy.export import ExportReport, export_detector
-from smnas.deploy.graph import fragile_modules
-from smnas.deploy.runtime import OnnxDetector
 from smnas.evaluation.predict import evaluate
+from smnas.inference.runtime import OnnxDetector
+from smnas.models.precision import fragile_modules
 from smnas.training.checkpoint import load_detector_checkpoint
 
 

@@ -18,15 +18,15 @@ from smnas.deploy import ranked as ranked_module
 from smnas.deploy.export import ExportMismatchError
 from smnas.deploy.latency import FileLatency
 from smnas.deploy.ranked import DeployEvent, deploy_ranking
-from smnas.deploy.runtime import EagerDetector, OnnxDetector
 from smnas.evaluation.predict import evaluate
+from smnas.inference.runtime import EagerDetector, OnnxDetector
 from smnas.report.page import write_report
 from smnas.report.run_folder import read_run_folder
 from smnas.report.samples import sample_detections
-from smnas.search.notes import search_notes
-from smnas.search.ranking import Ranking, RankingRow, read_ranking, write_ranking
-from smnas.search.run_folder import prepare_run_folder
-from smnas.search.settings import DataFacts, SearchSettings, StageTrials
+from smnas.search.ranking.notes import search_notes
+from smnas.search.ranking.ranking import Ranking, RankingRow, read_ranking, write_ranking
+from smnas.search.study.run_folder import prepare_run_folder
+from smnas.search.study.settings import DataFacts, SearchSettings, StageTrials
 from smnas.space.architecture import Architecture
 
 BASELINE = "basicblock_8_1-1-2+fpn_3-4_16+rpn+rcnn_16+96x64"

@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from kernels.onnx_ops import Operators
 from profiler.errors import UserError
 from smnas.deploy.agreement import compare_detections
-from smnas.deploy.detect import detect_inputs
-from smnas.deploy.detections import Detection
-from smnas.deploy.detector import Detector
 from smnas.deploy.export import ExportReport, canvases, export_detector
 from smnas.deploy.graph import detector_graph
-from smnas.deploy.inputs import Inputs
-from smnas.deploy.pipeline import DetectOptions
-from smnas.deploy.runtime import EagerDetector, OnnxDetector, load_model
 from smnas.evaluation.predict import DetectionArrays
+from smnas.inference.detect import detect_inputs
+from smnas.inference.detections import Detection
+from smnas.inference.detector import Detector
+from smnas.inference.inputs import Inputs
+from smnas.inference.pipeline import DetectOptions
+from smnas.inference.runtime import EagerDetector, OnnxDetector, load_model
 from smnas.training.checkpoint import load_detector_checkpoint
 
 BATCH = 4

@@ -13,15 +13,15 @@ from pycocotools.coco import COCO
 from profiler.errors import UserError
 from smnas.data.coco import CocoFolder, DataError, quiet_pycocotools
 from smnas.data.image import load_rgb
-from smnas.deploy.coco_results import ListedPictures, require_place
-from smnas.deploy.detect import detect_inputs
 from smnas.deploy.export import ExportReport
-from smnas.deploy.inputs import Inputs
-from smnas.deploy.pipeline import DetectOptions
-from smnas.deploy.results import PictureResult
-from smnas.deploy.runtime import load_model
 from smnas.evaluation.coco_eval import evaluate_results
 from smnas.evaluation.predict import collect_results
+from smnas.inference.coco_results import ListedPictures, require_place
+from smnas.inference.detect import detect_inputs
+from smnas.inference.inputs import Inputs
+from smnas.inference.pipeline import DetectOptions
+from smnas.inference.results import PictureResult
+from smnas.inference.runtime import load_model
 
 
 def annotation_file(path: Path, listed: list[tuple[int, str, int, int]], **changes: Any) -> Path:

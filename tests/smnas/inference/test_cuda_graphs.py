@@ -11,10 +11,10 @@ from torch import Tensor
 
 from profiler.errors import UserError
 from smnas.deploy.export import ExportReport, canvases
-from smnas.deploy.graph import FRAGILE
-from smnas.deploy.graphed import GraphedDetector, split_parts
-from smnas.deploy.runtime import load_model
+from smnas.inference.cuda_graphs import GraphedDetector, split_parts
+from smnas.inference.runtime import load_model
 from smnas.models.build import deployable
+from smnas.models.precision import FRAGILE
 from smnas.training.checkpoint import load_detector_checkpoint
 
 

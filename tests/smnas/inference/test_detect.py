@@ -9,10 +9,10 @@ import pytest
 from PIL import ExifTags, Image
 
 from profiler.errors import UserError
-from smnas.deploy.detect import detect_inputs
-from smnas.deploy.inputs import Inputs, find_inputs
-from smnas.deploy.pipeline import DetectOptions
-from smnas.deploy.results import PictureResult
+from smnas.inference.detect import detect_inputs
+from smnas.inference.inputs import Inputs, find_inputs
+from smnas.inference.pipeline import DetectOptions
+from smnas.inference.results import PictureResult
 
 BOX = (100, 40, 200, 160)
 

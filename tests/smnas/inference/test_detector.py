@@ -10,12 +10,12 @@ from PIL import ExifTags, Image
 
 from profiler.errors import UserError
 from smnas.data.errors import DataError
-from smnas.deploy.detect import detect_inputs
-from smnas.deploy.detector import Detector
 from smnas.deploy.export import ExportReport
-from smnas.deploy.inputs import Inputs
-from smnas.deploy.pipeline import DetectOptions
-from smnas.deploy.runtime import load_model
+from smnas.inference.detect import detect_inputs
+from smnas.inference.detector import Detector
+from smnas.inference.inputs import Inputs
+from smnas.inference.pipeline import DetectOptions
+from smnas.inference.runtime import load_model
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from smnas.deploy.detections import Detection
-from smnas.deploy.draw import class_colour, draw_detections
+from smnas.inference.detections import Detection
+from smnas.inference.draw import class_colour, draw_detections
 
 
 def test_drawing_marks_the_box_and_leaves_the_picture_alone() -> None:

@@ -15,11 +15,11 @@ from kernels.onnx_ops import Operators
 from profiler.backends import tensorrt
 from profiler.errors import UserError
 from smnas.deploy import export as export_module
-from smnas.deploy.engine_file import EngineManifest, manifest_path, read_engine, write_engine
 from smnas.deploy.export import export_detector
 from smnas.deploy.graph import detector_graph
-from smnas.deploy.metadata import ModelMetadata
-from smnas.deploy.runtime import load_model
+from smnas.inference.engine_file import EngineManifest, manifest_path, read_engine, write_engine
+from smnas.inference.metadata import ModelMetadata
+from smnas.inference.runtime import load_model
 from smnas.models.detector import Detector
 
 NEEDS_RTX = pytest.mark.skipif(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from profiler.errors import UserError
-from smnas.deploy.inputs import find_inputs
+from smnas.inference.inputs import find_inputs
 
 
 def touch(folder: Path, *names: str) -> Path:

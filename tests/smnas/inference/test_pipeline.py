@@ -13,8 +13,8 @@ from PIL import Image
 from profiler.errors import UserError
 from smnas.data.image import Decoded
 from smnas.data.letterbox import letterbox
-from smnas.deploy.pipeline import DetectOptions, StageTimes, find_objects, map_ahead, read_ahead
 from smnas.evaluation.predict import DetectionArrays
+from smnas.inference.pipeline import DetectOptions, StageTimes, find_objects, map_ahead, read_ahead
 
 
 @pytest.mark.parametrize("workers", [0, 1, 4])

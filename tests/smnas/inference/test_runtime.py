@@ -12,8 +12,8 @@ import torch
 
 from profiler.errors import BackendUnavailableError, UserError
 from smnas.deploy.export import ExportReport
-from smnas.deploy.metadata import ModelFileError, ModelMetadata
-from smnas.deploy.runtime import EagerDetector, OnnxDetector, load_model
+from smnas.inference.metadata import ModelFileError, ModelMetadata
+from smnas.inference.runtime import EagerDetector, OnnxDetector, load_model
 
 
 def other_onnx(path: Path, **properties: str) -> Path:

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from profiler.errors import BackendUnavailableError, UserError
-from smnas.deploy import video as video_module
-from smnas.deploy.detect import detect_inputs
-from smnas.deploy.inputs import Inputs
-from smnas.deploy.pipeline import DetectOptions
-from smnas.deploy.video import VideoError, VideoFrame, VideoWriter, open_camera, open_video
+from smnas.inference import video as video_module
+from smnas.inference.detect import detect_inputs
+from smnas.inference.inputs import Inputs
+from smnas.inference.pipeline import DetectOptions
+from smnas.inference.video import VideoError, VideoFrame, VideoWriter, open_camera, open_video
 
 TIMES = [0, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5]
 
@@ -185,7 +185,7 @@ def test_without_pyav_the_fix_is_named(monkeypatch: pytest.MonkeyPatch, clip: Pa
 
 
 def test_the_command_line_starts_without_pyav() -> None:
-    code = "import sys, smnas.cli.main, smnas.deploy.detect; print('av' in sys.modules)"
+    code = "import sys, smnas.cli.main, smnas.inference.detect; print('av' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 

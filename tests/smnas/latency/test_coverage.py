@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from smnas.models import coverage
-from smnas.models.coverage import by_demand, covering
-from smnas.models.workloads import detector_workloads
+from smnas.latency import coverage
+from smnas.latency.coverage import by_demand, covering
+from smnas.latency.workloads import detector_workloads
 from smnas.space.architecture import Architecture, C4Spec
 from smnas.space.preset import load_space, preset_names
 

@@ -13,18 +13,18 @@ from profiler.backends import get_backend
 from profiler.backends.eager import EagerBackend
 from profiler.devices import cpu_device
 from profiler.errors import UserError
-from profiler.interpolate import FewRowsError
-from profiler.predict import LatencyModel, PartsSum
-from profiler.profile import Progress, measurement_target
-from profiler.quantized_onnx import float_layers
-from profiler.table import LatencyTable, Row
-from profiler.timing import TimingSettings
+from profiler.graphs.quantized_onnx import float_layers
+from profiler.measuring.profile import Progress, measurement_target
+from profiler.prediction.interpolate import FewRowsError
+from profiler.prediction.predict import LatencyModel, PartsSum
+from profiler.table.latency_table import LatencyTable, Row
+from profiler.timing.measurement import TimingSettings
 from profiler.work import Work
 from profiler.workload import Workload, random_inputs
+from smnas.latency.audit import audit_latency, explain
+from smnas.latency.detector_latency import DetectorLatency, LatencyFailedError
+from smnas.latency.workloads import detector_workloads, inference_workloads, whole_workload
 from smnas.models.build import build_detector, deployable
-from smnas.models.workloads import detector_workloads, inference_workloads, whole_workload
-from smnas.scoring.latency import DetectorLatency, LatencyFailedError
-from smnas.scoring.latency_audit import audit_latency, explain
 from smnas.space.architecture import Architecture
 
 SMALL = Architecture.parse("basicblock_8_1-2-2+fpn_3-4_16+norpn+retina_16_1+64x64")

@@ -10,11 +10,11 @@ import scipy.optimize
 from profiler.backends.eager import EagerBackend
 from profiler.devices import cpu_device
 from profiler.errors import UserError
-from profiler.profile import measurement_target
-from profiler.table import LatencyTable, Row
-from smnas.models.workloads import detector_workloads
-from smnas.scoring.latency import DetectorLatency
-from smnas.scoring.super_block_latency import fit_super_block_latency, non_negative_least_squares
+from profiler.measuring.profile import measurement_target
+from profiler.table.latency_table import LatencyTable, Row
+from smnas.latency.detector_latency import DetectorLatency
+from smnas.latency.super_blocks import fit_super_block_latency, non_negative_least_squares
+from smnas.latency.workloads import detector_workloads
 from smnas.space.architecture import Architecture, SuperBlockSpec
 from smnas.space.super_blocks import MoveBounds, SuperBlockPopulation, mutate_super_blocks
 

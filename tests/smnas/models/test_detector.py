@@ -6,11 +6,11 @@ import torch
 
 from profiler.errors import UserError
 from profiler.workload import Workload
+from smnas.latency.workloads import detector_workloads, whole_workload
 from smnas.models.build import build_detector, deployable
 from smnas.models.detector import TwoStageDetector
 from smnas.models.layers import WSConv2d
 from smnas.models.target import Detections, Target
-from smnas.models.workloads import detector_workloads, whole_workload
 from smnas.space.architecture import Architecture
 from smnas.space.preset import load_space
 from smnas.space.sampling import sample_modular, sample_structural

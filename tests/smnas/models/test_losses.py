@@ -13,11 +13,11 @@ from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 from smnas.models.anchors import level_anchors
 from smnas.models.boxes import match_adaptive, pad_targets
+from smnas.models.heads.retina import RetinaPostprocess, retina_loss
+from smnas.models.heads.roi_heads import RoIPool, RoIStage, box_coder
+from smnas.models.heads.rpn import ProposalLayer, rpn_loss
 from smnas.models.losses import BoxLoss, LossOptions
 from smnas.models.options import DetectorOptions
-from smnas.models.retina import RetinaPostprocess, retina_loss
-from smnas.models.roi_heads import RoIPool, RoIStage, box_coder
-from smnas.models.rpn import ProposalLayer, rpn_loss
 from smnas.models.target import Target
 
 Box = Sequence[float]

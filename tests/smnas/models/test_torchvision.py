@@ -18,13 +18,13 @@ from torchvision.models.detection.rpn import concat_box_prediction_layers
 
 from smnas.data.image import load_rgb
 from smnas.data.letterbox import letterbox
+from smnas.latency.workloads import inference_workloads, whole_workload
 from smnas.models.build import build_detector, deployable
 from smnas.models.detector import Detector, OneStageDetector, TwoStageDetector
-from smnas.models.fcos import FCOSPostprocess, decode_distances
+from smnas.models.heads.fcos import FCOSPostprocess, decode_distances
+from smnas.models.heads.retina import RetinaPostprocess
+from smnas.models.heads.rpn import ProposalLayer
 from smnas.models.options import DetectorOptions
-from smnas.models.retina import RetinaPostprocess
-from smnas.models.rpn import ProposalLayer
-from smnas.models.workloads import inference_workloads, whole_workload
 from smnas.space.architecture import Architecture
 
 CLASSES = 5

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from profiler.export import to_onnx
+from profiler.graphs.export import to_onnx
 from smnas.deploy.agreement import compare_detections
 from smnas.evaluation.predict import DetectionArrays
+from smnas.latency.workloads import inference_workloads, whole_workload
 from smnas.models.build import build_detector, deployable
 from smnas.models.detector import Detector
 from smnas.models.target import Detections, Target
-from smnas.models.workloads import inference_workloads, whole_workload
 from smnas.space.architecture import Architecture, ArchitectureError, FPNSpec
 from smnas.space.preset import load_space
 from smnas.space.sampling import sample_modular, sample_structural

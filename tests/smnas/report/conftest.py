@@ -13,9 +13,9 @@ import numpy as np
 import optuna
 import pytest
 
-from smnas.search.ranking import Ranking, RankingRow, write_ranking
-from smnas.search.run_folder import prepare_run_folder
-from smnas.search.settings import DataFacts, SearchSettings, StageTrials
+from smnas.search.ranking.ranking import Ranking, RankingRow, write_ranking
+from smnas.search.study.run_folder import prepare_run_folder
+from smnas.search.study.settings import DataFacts, SearchSettings, StageTrials
 from smnas.space.architecture import Architecture
 
 PARENTS = (

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from profiler.errors import UserError
-from profiler.table import LatencyTable, Row, Target
-from smnas.models.workloads import detector_workloads
+from profiler.table.latency_table import LatencyTable, Row, Target
+from smnas.latency.workloads import detector_workloads
 from smnas.report.blocks import block_latencies
 from smnas.report.page import write_report
 from smnas.report.run_folder import read_run_folder

@@ -11,8 +11,8 @@ import pytest
 from smnas.report import data
 from smnas.report.page import render_report
 from smnas.report.run_folder import Curve, RunFolder, Trial, read_run_folder
-from smnas.search.ranking import Ranking, RankingRow
-from smnas.search.settings import DataFacts, SearchSettings, StageTrials
+from smnas.search.ranking.ranking import Ranking, RankingRow
+from smnas.search.study.settings import DataFacts, SearchSettings, StageTrials
 
 
 def trial(number: int, ap: float | None, latency: float | None, stage: str = "structural", **values: object) -> Trial:

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from profiler.errors import UserError
-from profiler.table import LatencyTable, Row, Target
+from profiler.table.latency_table import LatencyTable, Row, Target
 from profiler.work import Work
-from smnas.models.workloads import detector_workloads
-from smnas.report.latency_data import choose_target, read_audit, read_view, write_audit
+from smnas.latency.audit_file import read_audit, write_audit
+from smnas.latency.workloads import detector_workloads
+from smnas.report.latency_data import choose_target, read_view
 from smnas.report.latency_page import write_latency_page
 from smnas.space.architecture import Architecture
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from smnas.report.verdict import Verdict, verdict
-from smnas.search.ranking import RankingRow
+from smnas.search.ranking.ranking import RankingRow
 
 
 def row(architecture: str, ap: float, latency: float, **values: Any) -> RankingRow:

@@ -13,7 +13,7 @@ from smnas.data.coco import CocoFolder
 from smnas.data.shapes import generate_shapes
 from smnas.evaluation.predict import eager_detect, evaluate
 from smnas.scoring.base import Score, Scorer, ScoringFailedError, ScoringProgress
-from smnas.scoring.scorers import SCORERS, UnknownScorerError, get_scorer
+from smnas.scoring.by_name import SCORERS, UnknownScorerError, get_scorer
 from smnas.scoring.trained_ap import TrainedAP
 from smnas.space.architecture import Architecture
 from smnas.training.checkpoint import load_detector_checkpoint

@@ -12,21 +12,21 @@ import pytest
 import search_stub as stub
 
 from profiler.errors import UserError
-from profiler.predict import Latency
+from profiler.prediction.predict import Latency
 from smnas.report.data import hypervolume_by_training
 from smnas.report.page import render_report
 from smnas.report.run_folder import read_run_folder
 from smnas.scoring.base import Score
-from smnas.scoring.pool import InProcess
-from smnas.search.candidate import Candidate
+from smnas.scoring.workers.processes import InProcess
 from smnas.search.progress import SearchEvent
-from smnas.search.ranking import Ranking
+from smnas.search.ranking.ranking import Ranking
 from smnas.search.run import run_search, training_folder
-from smnas.search.settings import RunFolderError, SearchSettings, StageTrials, read_settings
-from smnas.search.storage import storage_url, study_name
-from smnas.search.study import Study, read_candidates
+from smnas.search.study.candidate import Candidate
+from smnas.search.study.optuna_study import Study, read_candidates
+from smnas.search.study.settings import RunFolderError, SearchSettings, StageTrials, read_settings
+from smnas.search.study.storage import storage_url, study_name
+from smnas.search.study.warm_start import warm_candidates
 from smnas.search.time_budget import Clock
-from smnas.search.warm_start import warm_candidates
 from smnas.space.architecture import Architecture
 from smnas.space.preset import load_space
 

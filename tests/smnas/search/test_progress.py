@@ -6,9 +6,9 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smnas.search.candidate import Candidate, StageName, State
 from smnas.search.progress import SearchProgress
-from smnas.search.settings import DataFacts, SearchSettings, StageTrials
+from smnas.search.study.candidate import Candidate, StageName, State
+from smnas.search.study.settings import DataFacts, SearchSettings, StageTrials
 from smnas.space.preset import load_space
 
 NANO = load_space("nano")

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smnas.search.candidate import Candidate
 from smnas.search.pruning import broken_order, why_beaten
+from smnas.search.study.candidate import Candidate
 from smnas.space.architecture import Architecture
 from smnas.space.partial_order import not_larger
 

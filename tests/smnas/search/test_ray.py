@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from smnas.scoring.base import Score, ScoringFailedError
-from smnas.scoring.pool import InProcess, Job, ScorerPool
-from smnas.search.candidate import Candidate
+from smnas.scoring.workers.processes import InProcess, Job, ScorerPool
 from smnas.search.progress import SearchEvent
 from smnas.search.run import run_search, training_folder
-from smnas.search.settings import RunFolderError, read_settings
-from smnas.search.study import read_candidates
+from smnas.search.study.candidate import Candidate
+from smnas.search.study.optuna_study import read_candidates
+from smnas.search.study.settings import RunFolderError, read_settings
 from smnas.space.architecture import Architecture
 from smnas.space.preset import load_space
 
@@ -27,7 +27,7 @@ ray = pytest.importorskip("ray", reason="needs Ray: pip install 'smnas[ray]'")
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own, of its processes and sockets
 
-HERE = Path(__file__).parent
+STAND_INS = next(folder for folder in Path(__file__).parents if folder.name == "tests") / "stand_ins"
 NANO = load_space("nano")
 ARCHITECTURE = Architecture.parse("basicblock_16_11-21-21-21+fpn_2-5_64+rpn+rcnn_256+128x128")
 JOBS = 40
@@ -36,7 +36,7 @@ JOBS = 40
 @pytest.fixture(scope="module", autouse=True)
 def paths() -> Iterator[None]:
     """The cluster's processes, and this one, find the tests' modules and this project."""
-    roots = [str(HERE), str(HERE.parents[1])]
+    roots = [str(STAND_INS), str(STAND_INS.parents[1])]
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([*roots, *filter(None, [before])])
     sys.path[:0] = roots
@@ -76,7 +76,7 @@ def lose_a_node(cluster: Any) -> None:
 def test_a_lost_node_loses_and_repeats_no_score(cluster: Any, tmp_path: Path) -> None:
     from ray_scorer import Slow  # type: ignore[import-not-found]
 
-    from smnas.scoring.ray_pool import RayWorkers
+    from smnas.scoring.workers.ray import RayWorkers
 
     jobs = [Job(n, ARCHITECTURE, n, 1, tmp_path / str(n)) for n in range(JOBS)]
     started: list[int] = []
@@ -134,7 +134,7 @@ def test_a_search_that_loses_a_node_finds_what_one_process_finds(
 ) -> None:
     from ray_scorer import Searched  # type: ignore[import-not-found]
 
-    from smnas.scoring.ray_pool import RayWorkers
+    from smnas.scoring.workers.ray import RayWorkers
 
     def tell(event: SearchEvent) -> None:
         if event.state == "complete" and event.trained == 13:
@@ -149,7 +149,7 @@ def test_a_search_that_loses_a_node_finds_what_one_process_finds(
 def test_a_restarted_head_loses_no_finished_trial(tmp_path: Path, alone: list[Candidate]) -> None:
     cluster = start_cluster()
     folder = tmp_path / "run"
-    command = [sys.executable, str(HERE / "search_ray_script.py"), str(folder), cluster.address]
+    command = [sys.executable, str(STAND_INS / "search_ray_script.py"), str(folder), cluster.address]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         until = time.monotonic() + 240

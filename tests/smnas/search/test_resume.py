@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 import search_stub as stub
 
-from smnas.scoring.pool import InProcess
-from smnas.search.ranking import read_ranking
+from smnas.scoring.workers.processes import InProcess
+from smnas.search.ranking.ranking import read_ranking
 from smnas.search.run import run_search
-from smnas.search.settings import StageTrials
-from smnas.search.study import Study, read_candidates
+from smnas.search.study.optuna_study import Study, read_candidates
+from smnas.search.study.settings import StageTrials
 from smnas.space.preset import load_space
 
-SCRIPT = Path(__file__).with_name("search_kill_script.py")
+SCRIPT = (
+    next(folder for folder in Path(__file__).parents if folder.name == "tests") / "stand_ins" / "search_kill_script.py"
+)
 KILLS = 12
 
 

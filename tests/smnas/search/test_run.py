@@ -15,16 +15,16 @@ import search_stub as stub
 from profiler.errors import UserError
 from smnas.scoring.entropy import detector_entropy
 from smnas.scoring.entropy_scorer import EntropyScorer
-from smnas.scoring.pool import InProcess, Workers
-from smnas.search.candidate import Candidate, Proposal, in_search
+from smnas.scoring.workers.processes import InProcess, Workers
 from smnas.search.pareto import as_points, non_dominated
-from smnas.search.prior import PriorStage
 from smnas.search.progress import SearchEvent
-from smnas.search.ranking import Ranking, complete_ranking, read_ranking
+from smnas.search.ranking.ranking import Ranking, complete_ranking, read_ranking
 from smnas.search.run import run_search, training_folder
-from smnas.search.settings import RunFolderError, SearchSettings, StageTrials
-from smnas.search.strategies import STRATEGIES, get_strategy
-from smnas.search.study import Study
+from smnas.search.strategies.by_name import STRATEGIES, get_strategy
+from smnas.search.strategies.prior import PriorStage
+from smnas.search.study.candidate import Candidate, Proposal, in_search
+from smnas.search.study.optuna_study import Study
+from smnas.search.study.settings import RunFolderError, SearchSettings, StageTrials
 from smnas.space.architecture import Architecture
 from smnas.space.partial_order import not_larger
 from smnas.space.preset import Space, load_space

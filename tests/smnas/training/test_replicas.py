@@ -19,7 +19,7 @@ from smnas.training.curve import read_curve
 from smnas.training.fit import fit_batches
 from smnas.training.replicas import replicas_from_environment
 
-HERE = Path(__file__).parent
+STAND_INS = next(folder for folder in Path(__file__).parents if folder.name == "tests") / "stand_ins"
 
 
 def torchrun(*arguments: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
@@ -31,7 +31,7 @@ def torchrun(*arguments: str, processes: int = 2) -> subprocess.CompletedProcess
 
 
 def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
-    done = torchrun(str(HERE / "replicas_script.py"), str(tmp_path))
+    done = torchrun(str(STAND_INS / "replicas_script.py"), str(tmp_path))
     assert done.returncode == 0, done.stderr[-2000:]
     weights, losses = zip(*(torch.load(tmp_path / f"rank-{rank}.pt") for rank in range(2)), strict=True)
     alone = stub.detector()
@@ -44,20 +44,20 @@ def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
 
 
 def test_processes_that_died_together_resume_to_the_same_weights(tmp_path: Path) -> None:
-    died = torchrun(str(HERE / "replicas_script.py"), str(tmp_path), "2")
+    died = torchrun(str(STAND_INS / "replicas_script.py"), str(tmp_path), "2")
     assert died.returncode != 0
     assert len(read_curve(tmp_path / "curve.jsonl")) == 2
-    done = torchrun(str(HERE / "replicas_script.py"), str(tmp_path))
+    done = torchrun(str(STAND_INS / "replicas_script.py"), str(tmp_path))
     assert done.returncode == 0, done.stderr[-2000:]
     resumed, _ = torch.load(tmp_path / "rank-0.pt")
     other = tmp_path / "unkilled"
-    assert torchrun(str(HERE / "replicas_script.py"), str(other)).returncode == 0
+    assert torchrun(str(STAND_INS / "replicas_script.py"), str(other)).returncode == 0
     for name, expected in torch.load(other / "rank-0.pt")[0].items():
         assert torch.equal(resumed[name], expected)
 
 
 def test_one_processs_nan_ends_all_of_them(tmp_path: Path) -> None:
-    done = torchrun(str(HERE / "replicas_script.py"), str(tmp_path), "nan")
+    done = torchrun(str(STAND_INS / "replicas_script.py"), str(tmp_path), "nan")
     assert done.returncode == 0, done.stderr[-2000:]
     reasons = [(tmp_path / f"diverged-{rank}").read_text() for rank in range(2)]
     assert reasons[0] == reasons[1]

@@ -6,13 +6,13 @@ its AP is in the best third of its band on its rung; of those that may, the one 
 hypervolume. Nothing is trained twice: a training goes on from its checkpoint.
 
 New designs are children of the best ones so far (SM-NAS's moves, changed genes, crossover) and random ones. A model of
-AP and of latency over the genes orders them by expected gain (:mod:`smnas.search.expected_gain`). Where the model knows
+AP and of latency over the genes orders them by expected gain (:mod:`.expected_gain`). Where the model knows
 a design as well as a rung would tell, the rung is left out. Where latency can be asked for, and the budget is worth it,
-it is for a sample of the space (:mod:`smnas.search.latency_sample`) before anything is trained.
+it is for a sample of the space (:mod:`.latency_sample`) before anything is trained.
 
 Why every training follows the cosine of the whole budget: a schedule that ends with the rung would have to be thrown
 away, or restarted at a high rate, whenever a training goes on. Its price is that the AP on a rung is read before the
-rate has come down; averaged weights (a recipe's ``ema_decay``) make up for that, and :mod:`smnas.search.rungs` learns
+rate has come down; averaged weights (a recipe's ``ema_decay``) make up for that, and :mod:`.rungs` learns
 what such an AP is worth. The combination of these parts is this project's own.
 """
 
@@ -23,16 +23,16 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from smnas.search.candidate import Candidate, Proposal, StageName, will_count
-from smnas.search.choices import Choices
-from smnas.search.expected_gain import expected_gain
-from smnas.search.history import History
-from smnas.search.latency_sample import KnownLatency, LatencySample
 from smnas.search.pareto import Points, front_layers, non_dominated, reference_point
-from smnas.search.rungs import FACTOR, Line, Trainings, expected_ends, reached_rungs, rung_epochs
-from smnas.search.strategy import Strategy, first_unseen
-from smnas.search.surrogate import MOST_OBSERVATIONS, GaussianProcess, Observed
-from smnas.search.variation import crossed, mutated, random_design
+from smnas.search.strategies.base import Strategy, first_unseen
+from smnas.search.strategies.choices import Choices
+from smnas.search.strategies.halving.expected_gain import expected_gain
+from smnas.search.strategies.halving.latency_sample import KnownLatency, LatencySample
+from smnas.search.strategies.halving.rungs import FACTOR, Line, Trainings, expected_ends, reached_rungs, rung_epochs
+from smnas.search.strategies.halving.surrogate import MOST_OBSERVATIONS, GaussianProcess, Observed
+from smnas.search.strategies.variation import crossed, mutated, random_design
+from smnas.search.study.candidate import Candidate, Proposal, StageName, will_count
+from smnas.search.study.history import History
 from smnas.space.architecture import Architecture
 from smnas.space.preset import SpaceError
 
@@ -189,7 +189,7 @@ class HalvingStage:
     _kept_samples: dict[int, LatencySample] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def ask(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
-        """See :class:`smnas.search.strategy.SearchStage`."""
+        """See :class:`smnas.search.strategies.base.SearchStage`."""
         trials = History.of(history)
         known = _Known.of(trials.trainings, self.rungs)
         # What is left of the budget at the end is for trainings that were begun: an unfinished one is not ranked.

@@ -11,8 +11,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from smnas.search.choices import Choices
-from smnas.search.variation import random_design
+from smnas.search.strategies.choices import Choices
+from smnas.search.strategies.variation import random_design
 from smnas.space.architecture import Architecture
 from smnas.space.preset import SpaceError
 

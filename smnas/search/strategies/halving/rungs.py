@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from smnas.search.candidate import Candidate
+from smnas.search.study.candidate import Candidate
 from smnas.space.architecture import Architecture
 
 __all__ = ["FACTOR", "Line", "Trainings", "expected_ends", "reached_rungs", "rung_epochs"]

@@ -1,8 +1,8 @@
 """The strategy ``mae-det``: backbones found by entropy within a latency, in the frame of a space's baseline.
 
 Neck, proposals, head and input are the baseline's, as the score knows nothing of them. Its backbone becomes a seed of
-super-blocks, and a search over arrays (:mod:`smnas.search.maximum_entropy`) finds the front of entropy against latency.
-That latency is fitted on measured blocks (:mod:`smnas.scoring.super_block_latency`): on those of a few random backbones
+super-blocks, and a search over arrays (:mod:`.maximum_entropy`) finds the front of entropy against latency.
+That latency is fitted on measured blocks (:mod:`smnas.latency.super_blocks`): on those of a few random backbones
 first, then on those of a first search's best, then the search that counts is made. Its front goes on to the run as
 candidates, the ones that add most hypervolume first. No detector is built before; only blocks are, to be measured.
 
@@ -18,19 +18,19 @@ from typing import Literal
 
 import numpy as np
 
-from smnas.models.backbone import stage_channels, stage_depth, stem_channels
+from smnas.latency.detector_latency import DetectorLatency
+from smnas.latency.super_blocks import fit_super_block_latency
+from smnas.models.backbones.backbone import stage_channels, stage_depth, stem_channels
 from smnas.scoring.entropy import ENTROPY_FORMS, PUBLISHED, EntropyForm
-from smnas.scoring.entropy_population import population_cost
-from smnas.scoring.latency import DetectorLatency
-from smnas.scoring.super_block_latency import fit_super_block_latency
-from smnas.search.candidate import Candidate, Proposal
-from smnas.search.history import History
-from smnas.search.maximum_entropy import Budget, EntropySearch, Found, maximum_entropy_search
 from smnas.search.pareto import as_points, front_layers, spread
-from smnas.search.settings import RunFolderError, SearchSettings, write_atomically
-from smnas.search.strategy import Strategy
+from smnas.search.strategies.base import Strategy
+from smnas.search.strategies.mae_det.maximum_entropy import Budget, EntropySearch, Found, maximum_entropy_search
+from smnas.search.study.candidate import Candidate, Proposal
+from smnas.search.study.history import History
+from smnas.search.study.settings import RunFolderError, SearchSettings, write_atomically
 from smnas.space.architecture import Architecture, Backbone, ResNetSpec, SuperBlockSpec
 from smnas.space.preset import Space, SpaceError
+from smnas.space.super_block_cost import population_cost
 from smnas.space.super_blocks import MoveBounds, SuperBlockPopulation, mutate_super_blocks, seed_like
 
 __all__ = ["MAE_DET", "ZERO_SHOT_FILE", "ZeroShotCandidate", "ZeroShotResult", "mae_det", "seed_of", "zero_shot_search"]
@@ -74,7 +74,7 @@ class ZeroShotResult:
         limit_ms: Latency that they keep by the fit.
         steps: Children made, of both searches.
         search_s: Time that took, without measuring.
-        relative_error: Of the fit over blocks, see :class:`~smnas.scoring.super_block_latency.SuperBlockLatency`.
+        relative_error: Of the fit over blocks, see :class:`~smnas.latency.super_blocks.SuperBlockLatency`.
     """
 
     candidates: tuple[ZeroShotCandidate, ...]
@@ -93,7 +93,7 @@ class ZeroShotStage:
     name: Literal["structural", "modular"] = "modular"
 
     def ask(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
-        """See :class:`smnas.search.strategy.SearchStage`."""
+        """See :class:`smnas.search.strategies.base.SearchStage`."""
         seen = History.of(history).seen
         left = next((architecture for architecture in self.candidates if architecture not in seen), None)
         return None if left is None else Proposal(left, "mutation")

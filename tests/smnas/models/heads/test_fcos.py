@@ -13,7 +13,7 @@ from torchvision.ops import box_iou, generalized_box_iou
 from smnas.models.boxes import pad_targets
 from smnas.models.build import build_detector
 from smnas.models.detector import OneStageDetector
-from smnas.models.fcos import (
+from smnas.models.heads.fcos import (
     FCOSPostprocess,
     assign_centres,
     decode_distances,

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou, sigmoid_focal_loss
 
-from profiler.export import to_onnx
+from profiler.graphs.export import to_onnx
 from smnas.models.boxes import PaddedTargets, pad_targets
 from smnas.models.build import build_detector, deployable
 from smnas.models.detector import TwoStageDetector
-from smnas.models.guided import (
+from smnas.models.heads.guided import (
     GuidedProposalLayer,
     GuidedRPNHead,
     best_overlap,

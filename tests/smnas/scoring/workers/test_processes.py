@@ -15,9 +15,9 @@ import pytest
 
 from profiler.errors import UserError
 from smnas.scoring.base import Score, ScoringFailedError
-from smnas.scoring.pool import InProcess, ScorerNotMadeError, ScorerPool, Workers
+from smnas.scoring.workers.processes import InProcess, ScorerNotMadeError, ScorerPool, Workers
 
-HERE = Path(__file__).parent
+STAND_INS = next(folder for folder in Path(__file__).parents if folder.name == "tests") / "stand_ins"
 
 
 def outcomes(pool: ScorerPool, jobs: list) -> dict[int, object]:  # type: ignore[type-arg]
@@ -150,7 +150,7 @@ def _alive(pid: int) -> bool:
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads process states from /proc, which is Linux's")
 def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     parent = subprocess.Popen(
-        [sys.executable, str(HERE / "pool_scorers.py"), str(tmp_path)], stdout=subprocess.PIPE, text=True
+        [sys.executable, str(STAND_INS / "pool_scorers.py"), str(tmp_path)], stdout=subprocess.PIPE, text=True
     )
     assert parent.stdout is not None
     with parent, parent.stdout:

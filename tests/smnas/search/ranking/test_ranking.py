@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from smnas.search.candidate import Candidate
-from smnas.search.notes import search_notes
-from smnas.search.ranking import Ranking, complete_ranking, rank, read_ranking, write_ranking
-from smnas.search.ranking_row import RankingRow
-from smnas.search.recommendation import band_limits, band_recommendations, recommend
-from smnas.search.settings import DataFacts, RunFolderError, SearchSettings, StageTrials
+from smnas.search.ranking.notes import search_notes
+from smnas.search.ranking.ranking import Ranking, complete_ranking, rank, read_ranking, write_ranking
+from smnas.search.ranking.recommendation import band_limits, band_recommendations, recommend
+from smnas.search.ranking.row import RankingRow
+from smnas.search.study.candidate import Candidate
+from smnas.search.study.settings import DataFacts, RunFolderError, SearchSettings, StageTrials
 from smnas.space.preset import load_space
 
 NANO = load_space("nano")

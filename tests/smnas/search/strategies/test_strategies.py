@@ -7,18 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from smnas.search.candidate import Candidate, Proposal
-from smnas.search.choices import DetectorChoices
-from smnas.search.finalists import finalists
-from smnas.search.halving import HalvingStage
-from smnas.search.history import History
-from smnas.search.random_search import RandomStructuralStage, random_search
-from smnas.search.regularized_evolution import RegularizedEvolutionStage
-from smnas.search.rungs import rung_epochs
-from smnas.search.settings import DataFacts, SearchSettings, StageTrials
-from smnas.search.sm_nas import ModularStage, StructuralStage, latency_windows, modular_parents, sm_nas
-from smnas.search.strategies import STRATEGIES, UnknownStrategyError, get_strategy
-from smnas.search.strategy import SearchStage
+from smnas.search.ranking.finalists import finalists
+from smnas.search.strategies.base import SearchStage
+from smnas.search.strategies.by_name import STRATEGIES, UnknownStrategyError, get_strategy
+from smnas.search.strategies.choices import DetectorChoices
+from smnas.search.strategies.halving.halving import HalvingStage
+from smnas.search.strategies.halving.rungs import rung_epochs
+from smnas.search.strategies.random_search import RandomStructuralStage, random_search
+from smnas.search.strategies.regularized_evolution import RegularizedEvolutionStage
+from smnas.search.strategies.sm_nas import ModularStage, StructuralStage, latency_windows, modular_parents, sm_nas
+from smnas.search.study.candidate import Candidate, Proposal
+from smnas.search.study.history import History
+from smnas.search.study.settings import DataFacts, SearchSettings, StageTrials
 from smnas.space.architecture import Architecture
 from smnas.space.preset import load_space
 

@@ -9,11 +9,11 @@ from wsgiref.util import setup_testing_defaults
 import pytest
 import search_stub as stub
 
-from smnas.scoring.pool import InProcess
+from smnas.scoring.workers.processes import InProcess
 from smnas.search.pareto import as_points, non_dominated
 from smnas.search.run import run_search
-from smnas.search.settings import StageTrials
-from smnas.search.study import read_candidates
+from smnas.search.study.optuna_study import read_candidates
+from smnas.search.study.settings import StageTrials
 from smnas.space.preset import load_space
 
 dashboard = pytest.importorskip("optuna_dashboard", reason="needs optuna-dashboard: pip install 'smnas[dashboard]'")

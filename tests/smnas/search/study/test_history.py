@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from smnas.search.candidate import Candidate, in_search, will_count
-from smnas.search.history import History
-from smnas.search.rungs import Trainings
+from smnas.search.strategies.halving.rungs import Trainings
+from smnas.search.study.candidate import Candidate, in_search, will_count
+from smnas.search.study.history import History
 from smnas.space.preset import load_space
 
 NANO = load_space("nano")

@@ -16,17 +16,17 @@ from types import ModuleType
 import pytest
 
 from smnas.report.run_folder import read_run_folder
-from smnas.scoring.pool import InProcess
-from smnas.search import storage
-from smnas.search.candidate import Candidate
+from smnas.scoring.workers.processes import InProcess
 from smnas.search.run import run_search, training_folder
-from smnas.search.settings import RunFolderError, SearchSettings, StageTrials, read_settings
-from smnas.search.study import Study, read_candidates
+from smnas.search.study import storage
+from smnas.search.study.candidate import Candidate
+from smnas.search.study.optuna_study import Study, read_candidates
+from smnas.search.study.settings import RunFolderError, SearchSettings, StageTrials, read_settings
 from smnas.space.preset import load_space
 
 psycopg = pytest.importorskip("psycopg", reason="needs psycopg: pip install 'smnas[postgresql]'")
 
-HERE = Path(__file__).parent
+STAND_INS = next(folder for folder in Path(__file__).parents if folder.name == "tests") / "stand_ins"
 NANO = load_space("nano")
 
 
@@ -128,7 +128,7 @@ def test_four_workers_and_two_hundred_trials_lose_and_repeat_none(
     tmp_path: Path, postgresql: str, scripts: tuple[ModuleType, ModuleType]
 ) -> None:
     stub, script = scripts
-    command = [sys.executable, str(HERE / "search_database_script.py"), str(tmp_path / "run"), postgresql]
+    command = [sys.executable, str(STAND_INS / "search_database_script.py"), str(tmp_path / "run"), postgresql]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
         try:
             until = time.monotonic() + 600

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from smnas.search import run_folder
-from smnas.search.run_folder import prepare_run_folder
-from smnas.search.settings import (
+from smnas.search.study import run_folder
+from smnas.search.study.run_folder import prepare_run_folder
+from smnas.search.study.settings import (
     DataFacts,
     RunFolderError,
     SearchSettings,

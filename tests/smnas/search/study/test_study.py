@@ -9,10 +9,10 @@ import optuna
 import pytest
 
 from profiler.errors import UserError
-from smnas.search.candidate import Candidate
-from smnas.search.parameters import DISTRIBUTIONS, parameters_of
-from smnas.search.settings import STUDY_NAME
-from smnas.search.study import Study
+from smnas.search.study.candidate import Candidate
+from smnas.search.study.optuna_study import Study
+from smnas.search.study.parameters import DISTRIBUTIONS, parameters_of
+from smnas.search.study.settings import STUDY_NAME
 from smnas.space.architecture import Architecture
 from smnas.space.preset import load_space
 

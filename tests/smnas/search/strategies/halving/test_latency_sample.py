@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from smnas.search.candidate import Candidate
-from smnas.search.choices import DetectorChoices
-from smnas.search.halving import HalvingStage
-from smnas.search.latency_sample import LatencySample
+from smnas.search.strategies.choices import DetectorChoices
+from smnas.search.strategies.halving.halving import HalvingStage
+from smnas.search.strategies.halving.latency_sample import LatencySample
+from smnas.search.study.candidate import Candidate
 from smnas.space.architecture import Architecture
 from smnas.space.preset import load_space
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from smnas.search.candidate import Candidate
-from smnas.search.expected_gain import expected_gain
 from smnas.search.pareto import as_points, hypervolume
-from smnas.search.rungs import Trainings, expected_ends, reached_rungs, rung_epochs
-from smnas.search.surrogate import GaussianProcess, Observed
+from smnas.search.strategies.halving.expected_gain import expected_gain
+from smnas.search.strategies.halving.rungs import Trainings, expected_ends, reached_rungs, rung_epochs
+from smnas.search.strategies.halving.surrogate import GaussianProcess, Observed
+from smnas.search.study.candidate import Candidate
 from smnas.space.preset import load_space
 
 NANO = load_space("nano")

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from smnas.models.backbone import build_backbone
+from smnas.models.backbones.backbone import build_backbone
 from smnas.models.convolutions import backbone_convolutions, layers, multiply_adds, parameters
 from smnas.scoring.entropy import backbone_entropy
-from smnas.search.maximum_entropy import Budget, EntropySearch, maximum_entropy_search
 from smnas.search.pareto import non_dominated
+from smnas.search.strategies.mae_det.maximum_entropy import Budget, EntropySearch, maximum_entropy_search
 from smnas.space.architecture import SuperBlockSpec, parse_backbone
 from smnas.space.preset import SpaceError
 from smnas.space.super_blocks import SuperBlockPopulation

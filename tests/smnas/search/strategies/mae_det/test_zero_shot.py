@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from profiler.errors import UserError
-from profiler.predict import Latency, LatencyModel
+from profiler.prediction.predict import Latency, LatencyModel
+from smnas.latency.detector_latency import MeasuredPart
 from smnas.models.convolutions import backbone_convolutions, layers, multiply_adds, parameters
 from smnas.scoring.entropy import detector_entropy
-from smnas.scoring.latency import MeasuredPart
-from smnas.search.candidate import Candidate
 from smnas.search.pareto import as_points, non_dominated
-from smnas.search.settings import DataFacts, RunFolderError, SearchSettings, StageTrials
-from smnas.search.zero_shot import ZERO_SHOT_FILE, ZeroShotStage, mae_det, seed_of, zero_shot_search
+from smnas.search.strategies.mae_det.zero_shot import ZERO_SHOT_FILE, ZeroShotStage, mae_det, seed_of, zero_shot_search
+from smnas.search.study.candidate import Candidate
+from smnas.search.study.settings import DataFacts, RunFolderError, SearchSettings, StageTrials
 from smnas.space.architecture import Architecture, SuperBlockSpec, parse_backbone
 from smnas.space.preset import SpaceError, load_space
 
@@ -129,7 +129,7 @@ def settings(**values: object) -> SearchSettings:
 
 
 def test_a_run_keeps_its_candidates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smnas.search.zero_shot._STEPS", 3000)
+    monkeypatch.setattr("smnas.search.strategies.mae_det.zero_shot._STEPS", 3000)
     strategy = mae_det(tmp_path, NANO, settings(), LawfulLatency())  # type: ignore[arg-type]
     (stage,) = strategy.stages
     assert (strategy.name, stage.name, stage.trials) == ("mae-det", "modular", 3)

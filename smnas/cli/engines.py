@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.console import Console
 
-from profiler.ahead import build_ahead
 from profiler.backends.tensorrt import compute_capabilities, import_tensorrt
 from profiler.devices import gpu_sheets, named_sheet
-from profiler.engines import EngineStore, Manifest
+from profiler.engines.ahead_of_time import build_ahead
+from profiler.engines.store import EngineStore, Manifest
 from profiler.errors import UserError
 from profiler.workload import Workload
-from smnas.cli.console import show_facts
+from smnas.cli.terminal.console import show_facts
+from smnas.latency.workloads import detector_workloads, inference_workloads
 from smnas.models.build import build_detector, deployable
-from smnas.models.workloads import detector_workloads, inference_workloads
 from smnas.space.architecture import Architecture
 
 if TYPE_CHECKING:
-    from smnas.cli.profiling import Told
+    from smnas.latency.profiling import Told
 
 __all__ = ["build_engines", "real_workloads", "show"]
 

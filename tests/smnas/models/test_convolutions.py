@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from smnas.models.backbone import build_backbone
+from smnas.models.backbones.backbone import build_backbone
 from smnas.models.convolutions import backbone_convolutions, layers, multiply_adds, parameters
 from smnas.space.architecture import Backbone, parse_backbone
 from smnas.space.preset import load_space

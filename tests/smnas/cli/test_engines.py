@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from profiler.backends.tensorrt import installed_version
-from profiler.engines import EngineRefusedError, EngineStore
+from profiler.engines.store import EngineRefusedError, EngineStore
 from smnas.cli.engines import real_workloads
 from smnas.cli.main import application
-from smnas.cli.run import run
-from smnas.models.workloads import detector_workloads
+from smnas.cli.terminal.exit_codes import run
+from smnas.latency.workloads import detector_workloads
 from smnas.space.architecture import Architecture
 
 ARCHITECTURES = [

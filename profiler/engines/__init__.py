@@ -1,0 +1,1 @@
+"""Engines on disk, and building them ahead of time."""

@@ -1,0 +1,1 @@
+"""From block latencies to whole-network latency."""

@@ -1,0 +1,1 @@
+"""Timing a callable, and the conditions it was timed under."""

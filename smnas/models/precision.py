@@ -1,0 +1,21 @@
+"""Modules of a detector that stay in float32 in every precision."""
+
+from smnas.models.detector import Detector
+from smnas.models.heads.fcos import FCOSPostprocess
+from smnas.models.heads.guided import GuidedProposalLayer
+from smnas.models.heads.retina import RetinaPostprocess
+from smnas.models.heads.roi_heads import BoxRefine, CascadePostprocess, RoIPool
+from smnas.models.heads.rpn import ProposalLayer
+
+__all__ = ["FRAGILE", "fragile_modules"]
+
+FRAGILE = (
+    *(ProposalLayer, GuidedProposalLayer, RoIPool, BoxRefine),
+    *(CascadePostprocess, RetinaPostprocess, FCOSPostprocess),
+)
+"""Modules that decode, clip, select, suppress and pool by coordinates: from 1024 on a half counts whole pixels."""
+
+
+def fragile_modules(detector: Detector) -> tuple[str, ...]:
+    """Names of the modules that stay float32 in every precision."""
+    return tuple(name for name, module in detector.named_modules() if isinstance(module, FRAGILE))

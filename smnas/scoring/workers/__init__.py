@@ -1,0 +1,1 @@
+"""Where scorers run: this process, worker processes, a Ray cluster."""

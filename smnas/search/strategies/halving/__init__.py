@@ -1,0 +1,1 @@
+"""Successive halving over a Gaussian-process surrogate."""

@@ -1,0 +1,1 @@
+"""MAE-DET: backbones by maximum entropy within a latency."""

@@ -1,0 +1,1 @@
+"""The study of a search: settings, candidates, storage, the run folder."""
