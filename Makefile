@@ -21,13 +21,13 @@ $(INSTALLED): pyproject.toml
 	rm -f $(VENV)/installed-$(OTHER)
 	touch $@
 
-quickstart: $(INSTALLED) ## search on generated pictures, then detect with the winner; the result is in ./quickstart
+quickstart: $(INSTALLED) ## search on generated images, then detect with the winner; the result is in ./quickstart
 	$(BIN)/smnas-search --preset nano --gpu local --strategy sm-nas --trials 10,10 --epochs 3 --final-epochs 9 --top 1 --out $(RUN)
-	$(BIN)/smnas-detect --model $(RUN) --out $(RUN)/pictures --quiet $$(ls $(RUN)/data/val/* | head -n 4)
+	$(BIN)/smnas-detect --model $(RUN) --out $(RUN)/images --quiet $$(ls $(RUN)/data/val/* | head -n 4)
 	@echo
 	@echo "ranking    $(RUN)/ranking.csv"
 	@echo "report     $(RUN)/report.html   (open it in a browser)"
-	@echo "pictures   $(RUN)/pictures      (what the recommended detector found)"
+	@echo "images   $(RUN)/images      (what the recommended detector found)"
 
 test: $(INSTALLED) ## the test suite
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile

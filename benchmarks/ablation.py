@@ -1,4 +1,4 @@
-"""What does each part of the recipe bring? One part changed at a time, on the same pictures, with the same budget.
+"""What does each part of the recipe bring? One part changed at a time, on the same images, with the same budget.
 
 Trains one architecture with a recipe, and again with one setting of it changed, with several seeds each, and prints AP
 with its spread over the seeds. A change is written KEY=VALUE as in a recipe's file; several that belong together are

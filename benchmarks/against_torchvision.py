@@ -1,8 +1,8 @@
 """Is this project's recipe worth choosing over torchvision's reference, on a data set of one's own?
 
-Trains the same architecture (Faster R-CNN on ResNet-18-FPN; ``--backbone resnet50``) on the same pictures, as many of
+Trains the same architecture (Faster R-CNN on ResNet-18-FPN; ``--backbone resnet50``) on the same images, as many of
 them, from scratch: with this project's model and recipe, and with torchvision's model and the numbers of its reference
-training (``torchvision_reference.py``). AP of both by pycocotools through the same code; pictures a second measured in
+training (``torchvision_reference.py``). AP of both by pycocotools through the same code; images a second measured in
 turns, each in its own precision.
 
     python benchmarks/against_torchvision.py --data ../shared/data/aquarium --epochs 20 --out runs/torchvision
@@ -152,7 +152,7 @@ def train(
     def told(log: EpochLog) -> None:
         ap = "" if log.ap is None else f", AP {log.ap:.4f}"
         print(
-            f"{part}: epoch {log.epoch}/{log.epochs}, loss {log.loss:.3f}{ap}, {log.images_per_s:.2f} pictures/s, "
+            f"{part}: epoch {log.epoch}/{log.epochs}, loss {log.loss:.3f}{ap}, {log.images_per_s:.2f} images/s, "
             f"{log.eta_s / 60:.0f} min left",
             flush=True,
         )
@@ -280,7 +280,7 @@ def run(asked: argparse.Namespace) -> None:
         recipe = recipe.with_(batch_size=asked.batch_size)
     settings = {
         "data": asked.data.resolve().name,
-        "pictures": [len(data.split("train")), len(data.split("val"))],
+        "images": [len(data.split("train")), len(data.split("val"))],
         "architecture": str(architecture),
         "epochs": asked.epochs,
         "recipe": recipe.model_dump(mode="json"),

@@ -5,9 +5,9 @@ head weights that make scores and boxes differ as a trained detector's do. So pr
 the same, and the numbers of detections found are in the answer to show it. Both start from the same JPEG files, whose
 shape is the canvas's, so that neither pads. torchvision reads with Pillow and runs in eager mode; ours is the exported
 file in ONNX Runtime, as the command runs it: in turn (`workers=0`) and with threads beside the network (`workers=2`).
-They take turns on a few pictures at a time, so that a busy machine is as busy for each.
+They take turns on a few images at a time, so that a busy machine is as busy for each.
 
-A nano detector on the same pictures tells the stages apart where the network is small, and pictures of 12 megapixels
+A nano detector on the same images tells the stages apart where the network is small, and images of 12 megapixels
 where decoding is not.
 
     python benchmarks/detect_speed.py --data ../shared/data/aquarium --threads 2
@@ -44,7 +44,7 @@ from smnas.space.preset import load_space
 from smnas.training.checkpoint import Checkpoint, CheckpointInfo, save_checkpoint
 from smnas.training.recipe import load_recipe
 
-WIDTH, HEIGHT = 576, 768  # whole cells on every level, and the pictures' shape
+WIDTH, HEIGHT = 576, 768  # whole cells on every level, and the images' shape
 RESNET18 = f"basicblock_64_11-21-21-21+fpn_2-6_256+rpn+rcnn_1024+{WIDTH}x{HEIGHT}"
 CLASSES = 7
 SCORE = 0.01  # what the exported file keeps, and torchvision is told to
@@ -65,8 +65,8 @@ NAMES = {
 }
 
 
-def reference(pictures: Sequence[Path]) -> FasterRCNN:
-    """Torchvision's model with weights that keep the scale of maps, and statistics of the pictures."""
+def reference(some_images: Sequence[Path]) -> FasterRCNN:
+    """Torchvision's model with weights that keep the scale of maps, and statistics of the images."""
     torch.manual_seed(0)
     backbone = resnet_fpn_backbone(
         backbone_name="resnet18", weights=None, norm_layer=nn.BatchNorm2d, trainable_layers=5
@@ -75,7 +75,7 @@ def reference(pictures: Sequence[Path]) -> FasterRCNN:
     norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 1.0
-    images = torch.stack([_tensor(path) for path in pictures[:4]])
+    images = torch.stack([_tensor(path) for path in some_images[:4]])
     backbone.train()(model.transform.normalize(images))
     for name, module in model.named_modules():
         if name.endswith("bn2"):  # branches weaker than shortcuts, or rounding errors grow on the way
@@ -88,8 +88,8 @@ def reference(pictures: Sequence[Path]) -> FasterRCNN:
 
 
 def _tensor(path: Path) -> Tensor:
-    with Image.open(path) as picture:
-        return pil_to_tensor(picture.convert("RGB")).float() / 255
+    with Image.open(path) as image:
+        return pil_to_tensor(image.convert("RGB")).float() / 255
 
 
 def under_our_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -136,7 +136,7 @@ def ours(model: Model, workers: int, quick_decode: bool = False) -> Callable[[Se
 
     def run(paths: Sequence[Path]) -> Result:
         report = detect_inputs(model, Inputs(tuple(paths)), options)
-        return report.times.wall_s, [len(picture.detections) for picture in report.pictures], report.times
+        return report.times.wall_s, [len(image.detections) for image in report.some_images], report.times
 
     return run
 
@@ -146,10 +146,10 @@ def shared(model: FasterRCNN, file: Model, paths: Sequence[Path]) -> float:
     """The share of torchvision's detections that the file finds too: of that class, with an IoU above 0.9."""
     report = detect_inputs(file, Inputs(tuple(paths)), DetectOptions(SCORE, 1, 0))
     matched = total = 0
-    for path, picture in zip(paths, report.pictures, strict=True):
+    for path, image in zip(paths, report.some_images, strict=True):
         found = model([_tensor(path)])[0]
-        labels = torch.tensor([one.label + 1 for one in picture.detections])
-        overlap = box_iou(found["boxes"], torch.tensor([one.box for one in picture.detections]))
+        labels = torch.tensor([one.label + 1 for one in image.detections])
+        overlap = box_iou(found["boxes"], torch.tensor([one.box for one in image.detections]))
         matched += int(((overlap > 0.9) & (found["labels"][:, None] == labels)).any(1).sum())
         total += len(found["boxes"])
     return matched / total
@@ -191,11 +191,11 @@ def ratio(found: dict[str, dict[str, Any]], fast: str, slow: str) -> dict[str, f
 
 
 def portraits(data: Path, count: int) -> list[Path]:
-    """Pictures of the canvas's shape."""
+    """Images of the canvas's shape."""
     found = []
     for path in sorted((data / "val").glob("*.jpg")):
-        with Image.open(path) as picture:
-            if picture.width * HEIGHT == picture.height * WIDTH:
+        with Image.open(path) as image:
+            if image.width * HEIGHT == image.height * WIDTH:
                 found.append(path)
     return found[:count]
 
@@ -205,11 +205,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--turns", type=int, default=8)
-    parser.add_argument("--pictures", type=int, default=3, help="of one turn")
+    parser.add_argument("--images", type=int, default=3, help="of one turn")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    paths = portraits(asked.data, asked.turns * asked.pictures)
-    groups = [paths[turn * asked.pictures :][: asked.pictures] for turn in range(asked.turns)]
+    paths = portraits(asked.data, asked.turns * asked.some_images)
+    groups = [paths[turn * asked.some_images :][: asked.some_images] for turn in range(asked.turns)]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = reference(paths)
@@ -221,10 +221,10 @@ def main() -> None:
         # a turn of the small network is repeated, or it would be over before the clock can tell
         little = in_turns({"in turn": ours(nano, 0), "beside": ours(nano, 2)}, [group * 8 for group in groups])
         photos = []
-        for path in paths[: asked.pictures]:
+        for path in paths[: asked.some_images]:
             photos.append(folder / path.name)
-            with Image.open(path) as picture:
-                picture.resize((3024, 4032), Image.Resampling.LANCZOS).save(photos[-1], quality=90)
+            with Image.open(path) as image:
+                image.resize((3024, 4032), Image.Resampling.LANCZOS).save(photos[-1], quality=90)
         photographs = {
             kind: in_turns(
                 {"in turn": ours(file, 0), "beside": ours(file, 2), "beside, quick decode": ours(file, 2, True)},
@@ -238,7 +238,7 @@ def main() -> None:
         "Is `smnas detect` faster than torchvision's eager Faster R-CNN, and where does its time go?",
         {
             "threads": asked.threads,
-            "pictures": f"{len(paths)} JPEG files of 384x512, {asked.pictures} a turn",
+            "images": f"{len(paths)} JPEG files of 384x512, {asked.some_images} a turn",
             "resnet18": {
                 "architecture": RESNET18,
                 "share_of_torchvisions_detections_found": same,

@@ -1,7 +1,7 @@
 """What does a batch bring in ONNX Runtime on a CPU, and what would an open batch axis cost?
 
-Of every checkpoint: the ONNX graph for 1, 4 and 8 pictures, and one whose first axis is open, run on as many. Processor
-time of a picture, one thread, in turns, and whether the open graph finds what the fixed ones do on real pictures.
+Of every checkpoint: the ONNX graph for 1, 4 and 8 images, and one whose first axis is open, run on as many. Processor
+time of an image, one thread, in turns, and whether the open graph finds what the fixed ones do on real images.
 
     python benchmarks/overfit.py --data ../shared/data/aquarium-mini --out runs/overfit
     python benchmarks/exported_batch.py --data ../shared/data/aquarium-mini runs/overfit/*/checkpoint.pt
@@ -36,7 +36,7 @@ BATCHES = (1, 4, 8)
 
 
 def open_graph(detector: Detector) -> onnx.ModelProto:
-    """As ``detector_graph``, for any number of pictures."""
+    """As ``detector_graph``, for any number of images."""
     width, height = detector.input_size
     return to_onnx(
         deployable(detector),
@@ -47,10 +47,10 @@ def open_graph(detector: Detector) -> onnx.ModelProto:
     )
 
 
-def ask(checkpoint: Path, pictures: list[NDArray[np.uint8]], rounds: int) -> dict[str, Any]:
+def ask(checkpoint: Path, some_images: list[NDArray[np.uint8]], rounds: int) -> dict[str, Any]:
     """Both kinds of graph of one checkpoint."""
     detector, info = load_detector_checkpoint(checkpoint)
-    images = canvases(pictures, *detector.input_size)
+    images = canvases(some_images, *detector.input_size)
     backend: Any = get_backend("onnxruntime")
     runtime = importlib.import_module("onnxruntime")
 
@@ -71,7 +71,7 @@ def ask(checkpoint: Path, pictures: list[NDArray[np.uint8]], rounds: int) -> dic
     times = processor_ms(sessions, rounds)
     row["processor_ms_of_a_run"] = times
     medians = {name: statistics.median(values) / int(name.split()[1]) for name, values in times.items()}
-    row["processor_ms_of_a_picture"] = medians
+    row["processor_ms_of_a_image"] = medians
     row["time_to_fixed_1"] = {name: value / medians["fixed 1"] for name, value in medians.items()}
     print(info.architecture, row["time_to_fixed_1"], row["open"], sep="\n  ", flush=True)
     return row
@@ -80,12 +80,12 @@ def ask(checkpoint: Path, pictures: list[NDArray[np.uint8]], rounds: int) -> dic
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", type=Path, nargs="+")
-    parser.add_argument("--data", type=Path, required=True, help="COCO folder; the first pictures of val are looked at")
+    parser.add_argument("--data", type=Path, required=True, help="COCO folder; the first images of val are looked at")
     parser.add_argument("--rounds", type=int, default=7)
     asked = parser.parse_args()
     val = CocoFolder(asked.data).split("val")
-    pictures = [val.image(index) for index in range(max(BATCHES))]
-    rows = [ask(checkpoint, pictures, asked.rounds) for checkpoint in asked.checkpoints]
+    some_images = [val.image(index) for index in range(max(BATCHES))]
+    rows = [ask(checkpoint, some_images, asked.rounds) for checkpoint in asked.checkpoints]
     question = " ".join((__doc__ or "").split("\n\n")[0].split())
     keep_answer("exported-batch", question, {"detectors": rows}, backend="onnxruntime")
 

@@ -1,9 +1,9 @@
 """Does an exported file find what its checkpoint finds, and what does each precision cost in AP and time?
 
 Of every checkpoint: the graph that an ONNX file holds in fp32, fp16 and int8, and the one of int8 engines, with AP on
-all pictures of a data set, how many detections differ from PyTorch's, and the processor time in ONNX Runtime in turns;
+all images of a data set, how many detections differ from PyTorch's, and the processor time in ONNX Runtime in turns;
 then TensorRT-RTX engines in fp16 and int8, each for four compute capabilities. The figures of an engine are of
-its graph: nothing here needs a GPU. The detectors of every head have learnt 16 of the 48 pictures by heart, so that
+its graph: nothing here needs a GPU. The detectors of every head have learnt 16 of the 48 images by heart, so that
 there is an AP to lose.
 
     python benchmarks/overfit.py --data ../shared/data/aquarium-mini --out runs/overfit
@@ -63,7 +63,7 @@ def all_in_val(source: Path, out: Path) -> Path:
 
 
 def replayed(found: DetectionArrays) -> Callable[[NDArray[np.uint8]], DetectionArrays]:
-    """What was found on all pictures as a function of them one by one, in their order."""
+    """What was found on all images as a function of them one by one, in their order."""
     rows = iter(range(len(found.num)))
 
     def detect(canvas: NDArray[np.uint8]) -> DetectionArrays:
@@ -76,7 +76,7 @@ def replayed(found: DetectionArrays) -> Callable[[NDArray[np.uint8]], DetectionA
 def one_by_one(
     run: Callable[[NDArray[np.uint8]], Sequence[NDArray[Any]]], images: NDArray[np.uint8]
 ) -> DetectionArrays:
-    """Detections of every picture, which is looked at alone."""
+    """Detections of every image, which is looked at alone."""
     found = [run(images[row : row + 1]) for row in range(len(images))]
     return DetectionArrays(*(np.concatenate(arrays) for arrays in zip(*found, strict=True)))
 
@@ -85,11 +85,11 @@ def ask(checkpoint: Path, data: Path, out: Path, rounds: int, engines: bool) -> 
     """Every precision of one checkpoint, in the graphs that an export writes."""
     folder = CocoFolder(data)
     val, train = folder.split("val"), folder.split("train")
-    pictures = [val.image(index) for index in range(len(val))]
+    some_images = [val.image(index) for index in range(len(val))]
     calibrating = [train.image(index) for index in range(min(len(train), CALIBRATED))]
     detector, info = load_detector_checkpoint(checkpoint)
     size = detector.input_size
-    images, calibration = canvases(pictures, *size), canvases(calibrating, *size)
+    images, calibration = canvases(some_images, *size), canvases(calibrating, *size)
 
     def ap(found: DetectionArrays) -> dict[str, float]:
         metrics = evaluate(replayed(found), val, *size, 1)
@@ -129,7 +129,7 @@ def ask(checkpoint: Path, data: Path, out: Path, rounds: int, engines: bool) -> 
             out / f"{precision}.engine",
             file_format="tensorrt-rtx",
             precision=precision,
-            verify_images=pictures,
+            verify_images=some_images,
             calibration_images=calibrating if precision == "int8" else (),
             dataset=val,
             max_ap_drop=1.0,
@@ -157,7 +157,7 @@ def main() -> None:
     data = all_in_val(asked.data, asked.out / "data")
     val = CocoFolder(data).split("val")
     found: dict[str, Any] = {
-        "pictures": len(val),
+        "images": len(val),
         "objects": sum(len(val.boxes(index)[0]) for index in range(len(val))),
         "workers": asked.workers,
         "detectors": [],

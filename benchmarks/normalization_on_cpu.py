@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from answers import keep_answer
 from gpu_questions.record import NANO_BASELINE, NUM_CLASSES, SMALL_BASELINE
-from gpu_questions.training_step import pictures
+from gpu_questions.training_step import some_images
 from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
@@ -29,7 +29,7 @@ from smnas.space.architecture import Architecture
 
 ROUNDS = 25
 MAPS = ((4, 16, 32, 8), (4, 64, 32, 32), (4, 128, 4, 8), (2, 64, 128, 32), (2, 256, 64, 32))
-"""Pictures, channels, cells of a side, and groups."""
+"""Images, channels, cells of a side, and groups."""
 PARTS = {
     "GroupNorm": ("aten::native_group_norm", "aten::native_group_norm_backward"),
     "ReLU": ("aten::clamp_min_", "aten::threshold_backward"),
@@ -133,14 +133,14 @@ def additions() -> list[dict[str, object]]:
 
 
 class Step:
-    """Training steps of the nano baseline on four pictures, with one form or the other."""
+    """Training steps of the nano baseline on four images, with one form or the other."""
 
     def __init__(self, standardize: Callable[..., Tensor], normalize: Callable[..., Tensor]) -> None:
         torch.manual_seed(0)
         architecture = Architecture.parse(NANO_BASELINE)
         self._forms = standardize, normalize
         self._detector = build_detector(architecture, NUM_CLASSES).train()
-        self._batch = pictures(architecture, 4)
+        self._batch = some_images(architecture, 4)
         self._optimizer = torch.optim.AdamW(self._detector.parameters(), lr=1e-5)
 
     def __call__(self) -> None:
@@ -172,7 +172,7 @@ def main() -> None:
     operators = [*standardizations(), *additions()]
     steps = {"before": Step(by_batch_norm, out_of_place), "now": Step(weight_standardize, group_norm_relu)}
     times = in_turns(steps, 0.1)
-    whole = row("a training step of the nano baseline, four pictures", times["before"], times["now"])
+    whole = row("a training step of the nano baseline, four images", times["before"], times["now"])
     parts = shares(steps["now"])
     print(", ".join(f"{name} {share:.1%}" for name, share in parts.items()))
     found = {"operators": operators, "step": whole, "raw_step_ms": times, "shares_of_the_step": parts}

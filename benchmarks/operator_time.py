@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from answers import keep_answer, processor_ms
 from gpu_questions.record import NUM_CLASSES
-from gpu_questions.training_step import PreparedBatch, pictures
+from gpu_questions.training_step import PreparedBatch, some_images
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -192,7 +192,7 @@ def main() -> None:
     cases: list[dict[str, Any]] = []
     for name, text in DETECTORS.items():
         architecture = Architecture.parse(text)
-        batch = pictures(architecture, asked.batch)
+        batch = some_images(architecture, asked.batch)
         for box_loss in ("smooth-l1", "ciou") if name != "fcos" else ("giou",):
             torch.manual_seed(0)
             detector = build_detector(architecture, NUM_CLASSES)

@@ -1,6 +1,6 @@
-"""Does every kind of head learn? 16 real pictures by heart, from scratch, on a CPU.
+"""Does every kind of head learn? 16 real images by heart, from scratch, on a CPU.
 
-Trains one detector of each head on the first 16 pictures of a data set and evaluates it on the same 16.
+Trains one detector of each head on the first 16 images of a data set and evaluates it on the same 16.
 
     python benchmarks/overfit.py --data ../shared/data/aquarium-mini --epochs 150 --out runs/overfit
 """
@@ -31,14 +31,14 @@ HEADS = {
     "retina": "norpn+retina_48_2",
     "fcos": "norpn+fcos_48_2",
 }
-PICTURES = 16
+IMAGES = 16
 
 
-def first_pictures(source: Path, out: Path) -> Path:
-    """A data set of the first pictures of ``source``, the same for training and evaluation."""
+def first_images(source: Path, out: Path) -> Path:
+    """A data set of the first images of ``source``, the same for training and evaluation."""
     shutil.rmtree(out, ignore_errors=True)
     document = json.loads((source / "annotations" / "instances_train.json").read_text())
-    document["images"] = document["images"][:PICTURES]
+    document["images"] = document["images"][:IMAGES]
     kept = {image["id"] for image in document["images"]}
     document["annotations"] = [a for a in document["annotations"] if a["image_id"] in kept]
     (out / "annotations").mkdir(parents=True)
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
     shutil.rmtree(asked.out, ignore_errors=True)
-    data = first_pictures(asked.data, asked.out / "data")
+    data = first_images(asked.data, asked.out / "data")
     recipe = load_recipe("nano").with_(flip=0.0, mosaic=0.0, batch_size=4)
     jobs = [
         Job(
@@ -73,7 +73,7 @@ def main() -> None:
     ]
     names = list(HEADS)
     answers = {}
-    boxes = sum(len(CocoFolder(data).split("train").boxes(i)[0]) for i in range(PICTURES))
+    boxes = sum(len(CocoFolder(data).split("train").boxes(i)[0]) for i in range(IMAGES))
     began = time.monotonic()
     make = ScorerOnDevices("ap", data.resolve(), recipe, ("cpu",))
     with Workers(make, asked.workers, max(1, (os.cpu_count() or 1) // asked.workers)) as pool:
@@ -94,7 +94,7 @@ def main() -> None:
         "recipe": recipe.model_dump(mode="json"),
         "heads": answers,
     }
-    keep_answer("overfit", "Does every kind of head learn 16 real pictures by heart, from scratch, on a CPU?", found)
+    keep_answer("overfit", "Does every kind of head learn 16 real images by heart, from scratch, on a CPU?", found)
 
 
 if __name__ == "__main__":

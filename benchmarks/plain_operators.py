@@ -33,7 +33,7 @@ DETECTORS = (
 
 
 class Suppress(nn.Module):
-    """Suppression within a picture."""
+    """Suppression within an image."""
 
     def forward(self, boxes: Tensor, scores: Tensor) -> Tensor:
         """``(B, N, 4)`` boxes and ``(B, N)`` scores to ``(B, N)`` bool."""

@@ -20,11 +20,11 @@ from torchvision.ops import MultiScaleRoIAlign
 from kernels.roi_align import multi_level_roi_align
 
 STRIDES = [4, 8, 16, 32]
-# channels, side in pixels, pictures, boxes a picture, with the gradient
+# channels, side in pixels, images, boxes an image, with the gradient
 CASES = {
     "a training step of the nano baseline": (64, 128, 4, 64, True),
     "an inference of the nano baseline": (64, 128, 1, 100, False),
-    "a training step of the small baseline, 2 pictures": (256, 512, 2, 512, True),
+    "a training step of the small baseline, 2 images": (256, 512, 2, 512, True),
     "an inference of the small baseline": (256, 512, 1, 1000, False),
     "few boxes on large maps": (256, 800, 1, 100, False),
 }

@@ -1,10 +1,10 @@
-"""Does a detector find the same when large pictures are read or resized in cheaper ways?
+"""Does a detector find the same when large images are read or resized in cheaper ways?
 
-A detector that has learned a small data set by heart looks at its own pictures, enlarged to photographs with a sensor's
+A detector that has learned a small data set by heart looks at its own images, enlarged to photographs with a sensor's
 noise: decoded whole and resized in one step, and otherwise.
 
 - `gap_4` and others: whole squares are averaged first, so that as many pixels a side are left for one of the canvas. 4
-  is what every picture is resized by.
+  is what every image is resized by.
 - `margin_4` and others: JPEG files decoded at a fraction of their size (`--quick-decode`), so that as many pixels are
   left; 4 is the least that is taken.
 - As controls: a copy that was saved once more at quality 92, and canvases of which one value in ten or in a hundred is
@@ -55,7 +55,7 @@ def photograph(pixels: NDArray[np.uint8], path: Path, rng: np.random.Generator) 
 
 def saved_again(path: Path) -> Decoded:
     copy = io.BytesIO()
-    decode(path).picture.save(copy, "JPEG", quality=92)
+    decode(path).image.save(copy, "JPEG", quality=92)
     return Decoded(Image.open(copy).convert("RGB"))
 
 
@@ -70,7 +70,7 @@ def quickly(model: Model, margin: int) -> Decode:
 def look(
     model: Model, paths: list[Path], decode_one: Decode = decode, gap: float | None = None, noise: float = 0.0
 ) -> tuple[Seen, dict[str, object]]:
-    """Canvases, detections in pixels of the pictures before they were enlarged, and what was done to the pictures.
+    """Canvases, detections in pixels of the images before they were enlarged, and what was done to the images.
 
     Args:
         model: The detector.
@@ -85,9 +85,9 @@ def look(
     resize_s = 0.0
     for path in paths:
         decoded = decode_one(path)
-        decoded.picture.load()
+        decoded.image.load()
         began = time.process_time()
-        canvas, scale = letterbox(decoded.picture, *model.input_size)
+        canvas, scale = letterbox(decoded.image, *model.input_size)
         resize_s += time.process_time() - began
         off = rng.choice([-1, 1], canvas.shape) * (rng.random(canvas.shape) < noise)
         canvas = (canvas + off).clip(0, 255).astype(np.uint8)
@@ -166,7 +166,7 @@ def main() -> None:
             answer[name] = {**facts, **ap(split, other[1]), **difference(whole, other)}
             print(name, answer[name], flush=True)
     question = (__doc__ or "").partition("\n")[0]
-    keep_answer("quick-decode", question, {"pictures": f"{len(split)} of 2304x3072", **answer})
+    keep_answer("quick-decode", question, {"images": f"{len(split)} of 2304x3072", **answer})
 
 
 if __name__ == "__main__":

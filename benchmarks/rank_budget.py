@@ -58,7 +58,7 @@ def tau_with_interval(short: np.ndarray, long: np.ndarray, seed: int = 0) -> tup
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--data", type=Path, help="COCO-format folder; generated pictures without it")
+    parser.add_argument("--data", type=Path, help="COCO-format folder; generated images without it")
     parser.add_argument("--preset", default="nano")
     parser.add_argument("--recipe", default="nano")
     parser.add_argument("--count", type=int, default=14, help="architectures")

@@ -1,6 +1,6 @@
 """Torchvision's Faster R-CNN on a ResNet with FPN, trained from scratch as its own reference script trains; resumable.
 
-The numbers are those of torchvision's ``references/detection/train.py``: BatchNorm, SGD 0.02 for 16 pictures, momentum
+The numbers are those of torchvision's ``references/detection/train.py``: BatchNorm, SGD 0.02 for 16 images, momentum
 0.9, weight decay 1e-4 on every parameter, a linear warm-up from a thousandth within the first epoch (of 1,000 steps at
 most), drops to a tenth after 16 and 22 of 26 epochs (here the same shares of any number), flips and nothing else.
 """
@@ -104,7 +104,7 @@ def train_reference(
         dataset: The training split.
         size: Of the square canvas, in pixels.
         epochs: How many, in all.
-        seed: Of the first weights, the order and flips of pictures, and the samplers.
+        seed: Of the first weights, the order and flips of images, and the samplers.
         device: Where.
         folder: Checkpoint and curve, of this training alone; it must exist.
         backbone: Of the model.

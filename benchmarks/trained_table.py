@@ -58,8 +58,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="checkpoints and the latency table")
     parser.add_argument("--table", type=Path, help="the file to write")
-    parser.add_argument("--data", type=Path, help="COCO-format folder; generated pictures without it")
-    parser.add_argument("--pictures", type=int, default=480, help="generated ones to train on; a quarter for the AP")
+    parser.add_argument("--data", type=Path, help="COCO-format folder; generated images without it")
+    parser.add_argument("--images", type=int, default=480, help="generated ones to train on; a quarter for the AP")
     parser.add_argument("--preset", default="nano")
     parser.add_argument("--recipe", default="nano")
     parser.add_argument("--ema-decay", type=float, default=0.95, help="of the weights that are evaluated")
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     asked = parser.parse_args()
-    data = asked.data or generate_shapes(asked.out / "data", train=asked.pictures, val=asked.pictures // 4)
+    data = asked.data or generate_shapes(asked.out / "data", train=asked.some_images, val=asked.some_images // 4)
     file = asked.table or Path(__file__).parent / "data" / f"tabulated-{asked.preset}.json"
     rungs = stops(asked.epochs)
     recipe = load_recipe(asked.recipe).with_(epochs=asked.epochs, ema_decay=asked.ema_decay)
@@ -81,7 +81,7 @@ def main() -> None:
         "question": "What would a search have found out about these detectors?",
         "command": f"python benchmarks/trained_table.py --out {asked.out} --preset {asked.preset} "
         f"--recipe {asked.recipe} --count {asked.count} --epochs {asked.epochs} --seed {asked.seed}"
-        + (f" --data {asked.data}" if asked.data else f" --pictures {asked.pictures}")
+        + (f" --data {asked.data}" if asked.data else f" --images {asked.some_images}")
         + (f" --table {asked.table}" if asked.table else ""),
         "commit": subprocess.run(
             ["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True

@@ -1,6 +1,6 @@
 """What do the parts of the recipe that change nothing but speed bring on a CPU?
 
-Channels-last maps, ``torch.compile`` of everything up to the head, and decoded pictures that stay in memory. One
+Channels-last maps, ``torch.compile`` of everything up to the head, and decoded images that stay in memory. One
 thread, processor time, in turns.
 
     python benchmarks/training_speed.py --data ../shared/data/aquarium
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from answers import keep_answer
 from gpu_questions.record import NANO_BASELINE, NUM_CLASSES, SMALL_BASELINE
-from gpu_questions.training_step import pictures
+from gpu_questions.training_step import some_images
 
 from smnas.data.coco import DEFAULT_CACHE_BYTES, CocoFolder
 from smnas.data.loader import TrainLoader
@@ -29,7 +29,7 @@ NANO_ROUNDS, SMALL_ROUNDS, BATCHES = 25, 5, 20
 
 
 class Step:
-    """Training steps of a detector on the same pictures."""
+    """Training steps of a detector on the same images."""
 
     def __init__(self, architecture: str, batch: int, *, channels_last: bool = True, compiled: bool = False) -> None:
         torch.manual_seed(0)
@@ -38,7 +38,7 @@ class Step:
         self._detector = build_detector(parsed, NUM_CLASSES).to(memory_format=self._layout).train()
         if compiled:
             self._detector.features = torch.compile(self._detector.features, dynamic=False)  # type: ignore[method-assign]
-        self._batch = pictures(parsed, batch)
+        self._batch = some_images(parsed, batch)
         self._optimizer = torch.optim.AdamW(self._detector.parameters(), lr=1e-5, fused=True)
 
     def __call__(self) -> None:
@@ -64,7 +64,7 @@ def in_turns(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str,
 
 
 def loading(data: Path) -> dict[str, list[float]]:
-    """Milliseconds a batch from files, and from memory once every picture has been read."""
+    """Milliseconds a batch from files, and from memory once every image has been read."""
     width, height = Architecture.parse(NANO_BASELINE).input_width, Architecture.parse(NANO_BASELINE).input_height
     found = {}
     for name, cache_bytes in (("from files", 0), ("from memory", DEFAULT_CACHE_BYTES)):
@@ -111,15 +111,15 @@ def main() -> None:
         },
         NANO_ROUNDS,
     )
-    print(f"a training step of the nano baseline, {BATCH} pictures")
+    print(f"a training step of the nano baseline, {BATCH} images")
     answer: dict[str, object] = {"compiling_s": compiling_s, "nano": said(nano, usual)}
     small = in_turns(
         {usual: Step(SMALL_BASELINE, 1), contiguous: Step(SMALL_BASELINE, 1, channels_last=False)}, SMALL_ROUNDS
     )
-    print("a training step of the small baseline, 1 picture")
+    print("a training step of the small baseline, 1 image")
     answer |= {"small": said(small, usual)}
     batches = loading(asked.data)
-    print(f"a batch of {BATCH} pictures for the nano baseline")
+    print(f"a batch of {BATCH} images for the nano baseline")
     answer |= {"loading": said(batches, "from memory"), "raw_ms": {"nano": nano, "small": small, "loading": batches}}
     keep_answer("training-speed", (__doc__ or "").splitlines()[0], answer)
 

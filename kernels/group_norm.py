@@ -25,7 +25,7 @@ def group_norm_relu_reference(
     *,
     relu: bool = True,
 ) -> Tensor:
-    """The specification: normalize each group of a picture's channels, scale and shift channels, add, cut below 0.
+    """The specification: normalize each group of an image's channels, scale and shift channels, add, cut below 0.
 
     Args:
         x: ``(B, C, ...)``.
@@ -134,7 +134,7 @@ def _differentiate(
     relu: bool,
     residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient of ``x``, the residual's if there is one, and every picture's share of bias' and weight's."""
+    """The gradient of ``x``, the residual's if there is one, and every image's share of bias' and weight's."""
     layout = _layout(x)
     x, upstream = (tensor.contiguous(memory_format=layout) for tensor in (x, upstream.to(x.dtype)))
     if x.numel() == 0:

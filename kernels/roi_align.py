@@ -56,7 +56,7 @@ def multi_level_roi_align_reference(
 
     Args:
         features: One ``(B, C, H_l, W_l)`` map per level, finest first.
-        boxes: ``(B, R, 4)`` float, ``xyxy`` in picture pixels.
+        boxes: ``(B, R, 4)`` float, ``xyxy`` in image pixels.
         strides: Pixels per cell of each level.
         output_size: Cells on each side of the pooled maps.
         canonical_size: See :func:`roi_levels`.
@@ -158,7 +158,7 @@ class _Bags(torch.autograd.Function):
         ctx.save_for_backward(cells, weights)
         ctx.shapes, ctx.last = [feature.shape for feature in features], _channels_last(features)
         channels = features[0].shape[1]
-        # a row for every cell of every picture and level
+        # a row for every cell of every image and level
         table = torch.cat([feature.permute(0, 2, 3, 1).reshape(-1, channels) for feature in features])
         bins = F.embedding_bag(cells, table, mode="sum", per_sample_weights=weights)
         return bins.view(-1, output_size, output_size, channels).permute(0, 3, 1, 2).contiguous()
@@ -194,8 +194,8 @@ def _bin_cells(
     level = roi_levels(boxes, strides, canonical_size).flatten()
     heights, widths = torch.tensor([feature.shape[2:] for feature in features])[level].unbind(1)
     sizes = torch.tensor([0, *(feature.shape[0] * feature[0, 0].numel() for feature in features)])
-    picture = torch.arange(boxes.shape[0]).repeat_interleave(boxes.shape[1])
-    first = sizes.cumsum(0)[level] + picture * heights * widths
+    image = torch.arange(boxes.shape[0]).repeat_interleave(boxes.shape[1])
+    first = sizes.cumsum(0)[level] + image * heights * widths
     left, top, right, bottom = (boxes.flatten(0, 1) / torch.tensor(strides)[level, None]).unbind(1)
     y, y_weight = _axis_cells(top, bottom, heights, output_size)
     x, x_weight = _axis_cells(left, right, widths, output_size)

@@ -60,7 +60,7 @@ def test_every_example_parses(words: list[str]) -> None:
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the examples name: a detector of random weights, two pictures of shapes and a video."""
+    """A folder with what the examples name: a detector of random weights, two images of shapes and a video."""
     folder = tmp_path_factory.mktemp("readme")
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -71,12 +71,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_checkpoint(folder / "checkpoint.pt", Checkpoint(info, detector.state_dict()))
     export_detector(folder / "checkpoint.pt", folder / "model.onnx")
     rng = np.random.default_rng(0)
-    pictures = [Image.fromarray(render(draw_scene(96, 64, rng), rng)[0]) for _ in range(2)]
-    for name, picture in zip(("one.jpg", "two.jpg"), pictures, strict=True):
-        picture.save(folder / name)
+    some_images = [Image.fromarray(render(draw_scene(96, 64, rng), rng)[0]) for _ in range(2)]
+    for name, image in zip(("one.jpg", "two.jpg"), some_images, strict=True):
+        image.save(folder / name)
     with VideoWriter(folder / "clip.mp4", 10) as writer:
         for index in range(4):
-            writer.write(pictures[index % 2], index / 10)
+            writer.write(some_images[index % 2], index / 10)
     return folder
 
 

@@ -1,6 +1,6 @@
-"""How many pictures a second does a training step take in, beside torchvision's own Faster R-CNN, and what costs what?
+"""How many images a second does a training step take in, beside torchvision's own Faster R-CNN, and what costs what?
 
-The same architecture (ResNet-50-FPN, 512 pixels) on the same prepared pictures, in turns in random order. Torchvision's
+The same architecture (ResNet-50-FPN, 512 pixels) on the same prepared images, in turns in random order. Torchvision's
 step is that of its reference training script (``torchvision_reference.py``), ours the project's own with the recipe
 ``small``; then ours with BatchNorm, with the Triton kernels, with backbone and pyramid as a CUDA graph, in float32.
 """
@@ -16,14 +16,14 @@ import torch
 from torchvision_reference import reference_model, reference_optimizer, reference_step
 
 from gpu_questions.record import NUM_CLASSES, Answer, Setting, one_line
-from gpu_questions.training_step import Amp, PreparedBatch, Trainer, interval, pictures
+from gpu_questions.training_step import Amp, PreparedBatch, Trainer, interval, some_images
 from kernels.dispatch import Choice
 from smnas.models.layers import NormKind
 from smnas.space.architecture import Architecture
 
 RESNET_50 = "bottleneck_64_111-2111-211111-211+fpn_2-6_256+rpn+rcnn_1024+512x512"
 _QUICK_MODEL = "basicblock_8_1-2+fpn_2-3_8+rpn+rcnn_32+64x64"
-_BATCH = 16  # torchvision's reference: 2 pictures on each of 8 GPUs
+_BATCH = 16  # torchvision's reference: 2 images on each of 8 GPUs
 _STEPS = 2  # a turn
 _MIN_ROUNDS, _MAX_ROUNDS = 5, 30
 REFERENCE = "torchvision"
@@ -31,8 +31,8 @@ OURS = "smnas"
 BATCH_NORM = "smnas, batch norm"
 KERNELS = "smnas, Triton kernels"
 KERNELS_BATCH_NORM = "smnas, Triton kernels, batch norm"
-TWICE = f"smnas, Triton kernels, {2 * _BATCH} pictures"
-TWICE_BATCH_NORM = f"smnas, Triton kernels, batch norm, {2 * _BATCH} pictures"
+TWICE = f"smnas, Triton kernels, {2 * _BATCH} images"
+TWICE_BATCH_NORM = f"smnas, Triton kernels, batch norm, {2 * _BATCH} images"
 GRAPH = "smnas, Triton kernels, CUDA graph"
 
 
@@ -42,7 +42,7 @@ class Variant:
 
     Attributes:
         amp: Precision.
-        batch: Pictures in a step.
+        batch: Images in a step.
         norm: Of our detector; ``None``: torchvision's model.
         kernels: Whose operators.
         graph: Whether backbone and pyramid are a CUDA graph.
@@ -101,7 +101,7 @@ def ask(setting: Setting, answer: Answer) -> str:
     """Time the variants in turns; then where the time of our step goes."""
     architecture = Architecture.parse(_QUICK_MODEL if setting.quick and setting.device.kind == "cpu" else RESNET_50)
     backbone = "resnet18" if setting.quick and setting.device.kind == "cpu" else "resnet50"
-    batch = pictures(architecture, 2 if setting.device.kind == "cpu" else 2 * _BATCH)
+    batch = some_images(architecture, 2 if setting.device.kind == "cpu" else 2 * _BATCH)
     variants = dict(VARIANTS)
     if setting.device.kind == "cpu":
         variants = {name: variants[name] for name in (REFERENCE, "smnas, fp32")}

@@ -18,7 +18,7 @@ _BINS = 7
 
 @dataclass(frozen=True)
 class PoolShape:
-    """What an RCNN head reads in a training step: maps of strides 4, 8, 16 and 32, and boxes of every picture."""
+    """What an RCNN head reads in a training step: maps of strides 4, 8, 16 and 32, and boxes of every image."""
 
     batch: int
     channels: int
@@ -29,7 +29,7 @@ class PoolShape:
     def __str__(self) -> str:
         """For the answer."""
         side = self.side // 4
-        return f"{self.batch}x{self.channels}x{side}x{side} and 3 halvings, {self.boxes} boxes a picture"
+        return f"{self.batch}x{self.channels}x{side}x{side} and 3 halvings, {self.boxes} boxes an image"
 
 
 def pooling_cases(place: torch.device, *, quick: bool) -> Iterator[Case]:
@@ -64,7 +64,7 @@ def _pooling_case(
     boxes_there, upstream_there = boxes.to(place), upstream.to(place)
     names = [str(stride) for stride in strides]
     theirs = MultiScaleRoIAlign(names, _BINS, 2, canonical_scale=int(shape.canonical_size))
-    pictures = [(shape.side, shape.side)] * shape.batch
+    some_images = [(shape.side, shape.side)] * shape.batch
 
     def ours() -> Tensor:
         return multi_level_roi_align(there, boxes_there, strides, _BINS, shape.canonical_size)
@@ -72,7 +72,7 @@ def _pooling_case(
     def torchvisions() -> Tensor:
         # it takes boxes of the maps' type, and halves are too coarse for them: in float32, as a user has to
         maps = {name: feature.float() for name, feature in zip(names, there, strict=True)}
-        pooled: Tensor = theirs(maps, list(boxes_there), pictures)
+        pooled: Tensor = theirs(maps, list(boxes_there), some_images)
         return pooled.to(dtype)
 
     def step(function: Callable[[], Tensor]) -> Callable[[], object]:
@@ -85,7 +85,7 @@ def _pooling_case(
         return run
 
     def compare() -> dict[str, float]:
-        """Of the first picture: the reference pools every box on every level, in float64."""
+        """Of the first image: the reference pools every box on every level, in float64."""
         exact = [feature[:1].double().requires_grad_() for feature in host]
         expected = multi_level_roi_align_reference(exact, boxes[:1].double(), strides, _BINS, shape.canonical_size)
         up = upstream[: shape.boxes]
@@ -143,11 +143,11 @@ def _suppression_case(place: torch.device, batch: int, count: int, groups: int, 
         with use("triton"):
             found = grouped_nms_mask(*(one[:1] for one in there), threshold, side).cpu()
         expected = grouped_nms_mask_reference(boxes[:1], scores[:1], group[:1], threshold)
-        return {"boxes of the first picture kept or dropped otherwise": float((found != expected).sum())}
+        return {"boxes of the first image kept or dropped otherwise": float((found != expected).sum())}
 
     return Case(
         "grouped_nms_mask",
-        f"{batch} pictures of {count} boxes in {groups} groups, IoU {threshold}",
+        f"{batch} images of {count} boxes in {groups} groups, IoU {threshold}",
         "float32",
         {
             "kernel": chosen_by("triton", ours),

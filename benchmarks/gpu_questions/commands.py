@@ -35,16 +35,16 @@ def ask(setting: Setting, answer: Answer) -> str:
     folder = CocoFolder(generate_shapes(setting.scratch / "few", train=32 if quick else 160, val=8 if quick else 40))
     data = ["--data", str(folder.root)]
     val = folder.split("val")
-    pictures = [str(val.path(index)) for index in range(min(len(val), 16))]
+    some_images = [str(val.path(index)) for index in range(min(len(val), 16))]
     engine = ["--format", "tensorrt-rtx", "--precision", "fp16", "--out", "best.engine"]
     jobs: dict[str, list[str]] = {
         "doctor": ["doctor", "--json"],
         "search": ["search", "--preset", "nano", "--out", "run", *data, *measured, *searched, "--json"],
         "eval": ["eval", "--model", "run", *data, "--json"],
-        "detect": ["detect", "--model", "run", "--json", *pictures],
+        "detect": ["detect", "--model", "run", "--json", *some_images],
         "export": ["export", "--model", "run", *data, *engine, "--json"],
         "eval the engine": ["eval", "--model", "best.engine", *data, "--json"],
-        "detect with the engine": ["detect", "--model", "best.engine", "--json", *pictures],
+        "detect with the engine": ["detect", "--model", "best.engine", "--json", *some_images],
         "profile": ["profile", "--preset", "nano", "--classes", "6", *measured, *budget, "--json"],
     }
     texts = []

@@ -17,14 +17,14 @@ from smnas.deploy.export import canvases, export_detector
 from smnas.inference.runtime import EagerDetector, EngineDetector, Model, OnnxDetector
 from smnas.training.checkpoint import CHECKPOINT_FILE
 
-_PICTURES = 32
+_IMAGES = 32
 _ROUNDS = 9
 _RUNS = 50
 _BATCH = 8
 
 
 def ask(setting: Setting, answer: Answer) -> str:
-    """Engines in fp32, fp16 and int8, and one of eight pictures, beside eager and ONNX Runtime's CUDA provider.
+    """Engines in fp32, fp16 and int8, and one of eight images, beside eager and ONNX Runtime's CUDA provider.
 
     Eager PyTorch and the engine in fp16 run as CUDA graphs too.
 
@@ -39,11 +39,11 @@ def ask(setting: Setting, answer: Answer) -> str:
         raise UserError("a detector trained on the device is needed, but the question trained_ap left none")
     folder = coco_folder(setting)
     val = folder.split("val")
-    pictures = [val.image(index) for index in range(min(len(val), 8 if setting.quick else _PICTURES))]
+    some_images = [val.image(index) for index in range(min(len(val), 8 if setting.quick else _IMAGES))]
     train = folder.split("train")
-    calibration = [train.image(index) for index in range(min(len(train), 8 if setting.quick else _PICTURES))]
+    calibration = [train.image(index) for index in range(min(len(train), 8 if setting.quick else _IMAGES))]
     models: dict[str, Model] = {"eager": EagerDetector(checkpoint, device=setting.place)}
-    file = export_detector(checkpoint, setting.scratch / "engines.onnx", verify_images=pictures)
+    file = export_detector(checkpoint, setting.scratch / "engines.onnx", verify_images=some_images)
     models["onnxruntime"] = OnnxDetector(file.path)
     for precision, batch in (("fp32", 1), ("fp16", 1), ("int8", 1), ("fp16", _BATCH)):
         out = setting.scratch / f"{precision}-{batch}.engine"
@@ -55,14 +55,14 @@ def ask(setting: Setting, answer: Answer) -> str:
                 file_format="tensorrt-rtx",
                 precision=precision,
                 batch=batch,
-                verify_images=pictures,
+                verify_images=some_images,
                 calibration_images=calibration if precision == "int8" else (),
             )
             models[f"engine {precision}" + (f" of {batch}" if batch > 1 else "")] = EngineDetector(out)
             answer.add("engines", {**row, **(vars(report.manifest) if report.manifest else {})})
         except Exception as error:  # noqa: BLE001 - an engine that does not run is its own answer
             answer.add("engines", {**row, "failed": one_line(error)})
-    images = canvases(pictures, *models["eager"].input_size)
+    images = canvases(some_images, *models["eager"].input_size)
     graphed: dict[str, Callable[[], Model]] = {
         "eager, CUDA graphs": lambda: EagerDetector(checkpoint, device=setting.place, cuda_graph=True),
         "engine fp16, CUDA graph": lambda: EngineDetector(setting.scratch / "fp16-1.engine", cuda_graph=True),

@@ -16,11 +16,11 @@ from smnas.inference.runtime import OnnxDetector
 from smnas.models.build import deployable
 from smnas.training.checkpoint import CHECKPOINT_FILE, load_detector_checkpoint
 
-_PICTURES = 32
+_IMAGES = 32
 
 
 def ask(setting: Setting, answer: Answer) -> str:
-    """Export the checkpoint that the question before left, then compare file, CPU and device on validation pictures.
+    """Export the checkpoint that the question before left, then compare file, CPU and device on validation images.
 
     Raises:
         UserError: there is no such checkpoint.
@@ -29,14 +29,14 @@ def ask(setting: Setting, answer: Answer) -> str:
     if not checkpoint.is_file():
         raise UserError("a detector trained on the device is needed, but the question trained_ap left none")
     val = coco_folder(setting).split("val")
-    pictures = [val.image(index) for index in range(min(len(val), 8 if setting.quick else _PICTURES))]
-    report = export_detector(checkpoint, setting.scratch / "exported.onnx", verify_images=pictures)
+    some_images = [val.image(index) for index in range(min(len(val), 8 if setting.quick else _IMAGES))]
+    report = export_detector(checkpoint, setting.scratch / "exported.onnx", verify_images=some_images)
     answer.put(size_bytes=report.size_bytes, eager_cpu_against_onnxruntime_cpu=vars(report.agreement))
 
     detector, info = load_detector_checkpoint(checkpoint)
-    answer.put(architecture=info.architecture, epochs=info.epoch, pictures=len(pictures))
+    answer.put(architecture=info.architecture, epochs=info.epoch, some_images=len(some_images))
     width, height = detector.input_size
-    images = canvases(pictures, width, height)
+    images = canvases(some_images, width, height)
     folded = deployable(detector)
 
     def eager(place: torch.device, *, tf32: bool) -> DetectionArrays:

@@ -16,7 +16,7 @@ import torch
 from gpu_questions.box_kernel_cases import pooling_cases, suppression_cases
 from gpu_questions.kernel_cases import PAPER_BASELINE, Case, norm_cases, standardization_cases
 from gpu_questions.record import NANO_BASELINE, Answer, Setting, one_line
-from gpu_questions.training_step import Trainer, interval, pictures
+from gpu_questions.training_step import Trainer, interval, some_images
 from kernels.dispatch import Choice
 from profiler.timing.measurement import CudaTimer, Timer, WallTimer
 from smnas.models.layers import NormKind
@@ -126,7 +126,7 @@ def _time_steps(setting: Setting, answer: Answer, deadline: float) -> str:
     """Whole training steps: with kernels, without, and of the same detector with BatchNorm."""
     architecture, batch_size, steps = (_QUICK_MODEL, 1, 1) if setting.quick else (PAPER_BASELINE, 4, 2)
     parsed = Architecture.parse(architecture)
-    batch = pictures(parsed, batch_size)
+    batch = some_images(parsed, batch_size)
     variants: dict[str, tuple[Choice, NormKind]] = {
         "eager": ("torch", "gn-ws"),
         "kernels": ("triton", "gn-ws"),
@@ -182,7 +182,7 @@ def _train_alike(setting: Setting, answer: Answer) -> str:
     """Losses of one training with and without kernels, beside those of the same training twice without."""
     architecture, batch_size, steps = (_QUICK_MODEL, 1, 3) if setting.quick else (NANO_BASELINE, 8, 200)
     parsed = Architecture.parse(architecture)
-    batch = pictures(parsed, batch_size)
+    batch = some_images(parsed, batch_size)
     variants: dict[str, Choice] = {"without": "torch", "with": "triton", "without again": "torch"}
     trainers = {
         name: Trainer(

@@ -16,7 +16,7 @@ from smnas.training.curve import StepLog
 from smnas.training.fit import fit
 from smnas.training.recipe import Recipe, load_recipe
 
-_PICTURES_SEEN = 3840
+_IMAGES_SEEN = 3840
 _CPU_THREADS = 4
 """More only cost time in so small a network."""
 _EVALUATION_S = 10.0
@@ -44,13 +44,13 @@ def ask(setting: Setting, answer: Answer) -> str:
     """Train the nano baseline with one recipe on the device and on the CPU, then by mixed precision and other seeds."""
     folder = coco_folder(setting)
     train = folder.split("train")
-    epochs = 1 if setting.quick else max(1, round(_PICTURES_SEEN / len(train)))
+    epochs = 1 if setting.quick else max(1, round(_IMAGES_SEEN / len(train)))
     # the recipe's batches of 4 leave a GPU idle while the host starts its kernels
     recipe = load_recipe("nano").with_(epochs=epochs, batch_size=16)
     answer.put(
         data="a COCO folder" if setting.data is not None else "generated shapes",
-        train_pictures=len(train),
-        val_pictures=len(folder.split("val")),
+        train_images=len(train),
+        val_images=len(folder.split("val")),
         classes=len(folder.classes),
         architecture=NANO_BASELINE,
         recipe=recipe.model_dump(mode="json"),

@@ -1,7 +1,7 @@
 """How fast is a training step, in which precision and memory layout, and how much memory does it take?
 
 The steps are the project's own (:func:`smnas.training.epoch.train_epoch`, copies to the device included) on prepared
-pictures; variants take turns in random order, so a ratio is of neighbours in time.
+images; variants take turns in random order, so a ratio is of neighbours in time.
 """
 
 import statistics
@@ -35,7 +35,7 @@ _MAX_ROUNDS = 40
 
 
 class PreparedBatch(NamedTuple):
-    """Pictures and their objects."""
+    """Images and their objects."""
 
     images: Tensor
     targets: list[Target]
@@ -56,7 +56,7 @@ class _Prepared:
 
 
 class _Dense(nn.Module):
-    """What of a detector has the same shapes for every picture.
+    """What of a detector has the same shapes for every image.
 
     The kernel that standardizes all filters at once reads a table of addresses that lives no longer than its launch:
     nothing that a graph could replay, so each convolution's own operator does it here.
@@ -207,7 +207,7 @@ def _time_variants(
 ) -> str:
     started = time.monotonic()
     parsed = Architecture.parse(architecture)
-    batch = pictures(parsed, batch_size)
+    batch = some_images(parsed, batch_size)
     trainers: dict[str, Trainer] = {}
     failed: dict[str, str] = {}
     kinds: dict[str, tuple[Amp, bool]] = {
@@ -266,8 +266,8 @@ def interval(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "low": low, "high": high}
 
 
-def pictures(architecture: Architecture, count: int) -> PreparedBatch:
-    """Generated pictures of the detector's own size with their objects."""
+def some_images(architecture: Architecture, count: int) -> PreparedBatch:
+    """Generated images of the detector's own size with their objects."""
     rng = np.random.default_rng(0)
     images, targets = [], []
     for _ in range(count):

@@ -1,6 +1,6 @@
 """GroupNorm, an addition and ReLU in one pass forward and one backward.
 
-A map is read through its strides, ``(picture, channel, cell)``, so that contiguous and channels-last ones take the same
+A map is read through its strides, ``(image, channel, cell)``, so that contiguous and channels-last ones take the same
 code. Small groups are read once: a program holds them in registers. Large ones would leave most of a GPU idle that way.
 They are cut into tiles over channels and cells, whose moments (forward) or sums (backward) are gathered for each group
 before a second look at the tiles; nothing is added atomically, so that the same numbers give the same sums.
@@ -31,7 +31,7 @@ class Launch:
     """How a map is cut; sizes are powers of 2.
 
     Attributes:
-        whole: A program holds groups as they are; otherwise it holds a tile of a picture.
+        whole: A program holds groups as they are; otherwise it holds a tile of an image.
         rows: Groups that a program holds, if whole.
         channels: Of a group, if whole, otherwise of a tile.
         cells: Likewise.
@@ -161,7 +161,7 @@ def backward(
 
     Returns:
         The gradient of ``x``, that of the residual (of no elements without one), and ``(2, B, C)`` float32, every
-        picture's share of the gradients of bias and weight.
+        image's share of the gradients of bias and weight.
     """
     batch, channels, cells, *strides = _geometry(x)
     groups = mean.shape[1]
@@ -205,7 +205,7 @@ def backward(
 
 
 def _geometry(x: Tensor) -> tuple[int, int, int, int, int, int]:
-    """Pictures, channels and cells, and the elements from one to the next of each."""
+    """Images, channels and cells, and the elements from one to the next of each."""
     batch, channels = x.shape[:2]
     cells = x.numel() // (batch * channels)
     if x.is_contiguous():
@@ -247,8 +247,8 @@ def _forward_whole(
     inside = is_channel[:, :, None] & (s < cells)[None, None, :]
     if EVEN:
         inside = (row < rows)[:, None, None] & (s < cells)[None, None, :]
-    picture = (row // groups).to(tl.int64) * stride_b
-    at = picture[:, None, None] + channel[:, :, None] * stride_c + s[None, None, :] * stride_s
+    image = (row // groups).to(tl.int64) * stride_b
+    at = image[:, None, None] + channel[:, :, None] * stride_c + s[None, None, :] * stride_s
     value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     size = group_channels * cells
     mean = tl.sum(tl.sum(value, axis=2), axis=1) / size
@@ -305,8 +305,8 @@ def _backward_whole(
     inside = is_channel[:, :, None] & (s < cells)[None, None, :]
     if EVEN:
         inside = (row < rows)[:, None, None] & (s < cells)[None, None, :]
-    picture = (row // groups).to(tl.int64) * stride_b
-    at = picture[:, None, None] + channel[:, :, None] * stride_c + s[None, None, :] * stride_s
+    image = (row // groups).to(tl.int64) * stride_b
+    at = image[:, None, None] + channel[:, :, None] * stride_c + s[None, None, :] * stride_s
     middle = tl.load(mean + row, mask=row < rows, other=0.0)[:, None, None]
     factor = tl.load(rstd + row, mask=row < rows, other=0.0)[:, None, None]
     scale = tl.load(weight + channel, mask=is_channel, other=0.0).to(tl.float32)[:, :, None]
@@ -350,14 +350,14 @@ def _tile_moments(
 ):
     chunk = tl.program_id(0)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    picture = tl.program_id(2)
+    image = tl.program_id(2)
     s = chunk * CELLS + tl.arange(0, CELLS)
     inside = (c < channels)[:, None] & (s < cells)[None, :]
-    at = picture.to(tl.int64) * stride_b + c[:, None] * stride_c + s[None, :] * stride_s
+    at = image.to(tl.int64) * stride_b + c[:, None] * stride_c + s[None, :] * stride_s
     value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     mean = tl.sum(value, axis=1) / tl.minimum(cells - chunk * CELLS, CELLS)
     centred = tl.where(inside, value - mean[:, None], 0.0)
-    to_channel = (picture * chunks + chunk) * channels + c
+    to_channel = (image * chunks + chunk) * channels + c
     tl.store(means + to_channel, mean, mask=c < channels)
     tl.store(squares + to_channel, tl.sum(centred * centred, axis=1), mask=c < channels)
 
@@ -422,12 +422,12 @@ def _normalize(
     CELLS: tl.constexpr,
 ):
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    picture = tl.program_id(2)
+    image = tl.program_id(2)
     s = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
     is_channel = c < groups * group_channels
     inside = is_channel[:, None] & (s < cells)[None, :]
-    at = picture.to(tl.int64) * stride_b + c[:, None] * stride_c + s[None, :] * stride_s
-    group = picture * groups + c // group_channels
+    at = image.to(tl.int64) * stride_b + c[:, None] * stride_c + s[None, :] * stride_s
+    group = image * groups + c // group_channels
     middle = tl.load(mean + group, mask=is_channel, other=0.0)[:, None]
     factor = tl.load(rstd + group, mask=is_channel, other=0.0)[:, None]
     scale = tl.load(weight + c, mask=is_channel, other=0.0).to(tl.float32)[:, None]
@@ -466,12 +466,12 @@ def _tile_sums(
 ):
     chunk = tl.program_id(0)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    picture = tl.program_id(2)
+    image = tl.program_id(2)
     s = chunk * CELLS + tl.arange(0, CELLS)
     channels = groups * group_channels
     inside = (c < channels)[:, None] & (s < cells)[None, :]
-    at = picture.to(tl.int64) * stride_b + c[:, None] * stride_c + s[None, :] * stride_s
-    group = picture * groups + c // group_channels
+    at = image.to(tl.int64) * stride_b + c[:, None] * stride_c + s[None, :] * stride_s
+    group = image * groups + c // group_channels
     middle = tl.load(mean + group, mask=c < channels, other=0.0)[:, None]
     factor = tl.load(rstd + group, mask=c < channels, other=0.0)[:, None]
     value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
@@ -485,7 +485,7 @@ def _tile_sums(
             shift = tl.load(bias + c, mask=c < channels, other=0.0).to(tl.float32)[:, None]
             out = (normal * scale + shift).to(y.dtype.element_ty).to(tl.float32)
         up = tl.where(out <= 0.0, 0.0, up)
-    to_channel = (picture * chunks + chunk) * channels + c
+    to_channel = (image * chunks + chunk) * channels + c
     tl.store(sum_up + to_channel, tl.sum(up, axis=1), mask=c < channels)
     tl.store(sum_up_normal + to_channel, tl.sum(up * normal, axis=1), mask=c < channels)
 
@@ -554,12 +554,12 @@ def _input_gradient(
     CELLS: tl.constexpr,
 ):
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    picture = tl.program_id(2)
+    image = tl.program_id(2)
     s = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
     is_channel = c < groups * group_channels
     inside = is_channel[:, None] & (s < cells)[None, :]
-    at = picture.to(tl.int64) * stride_b + c[:, None] * stride_c + s[None, :] * stride_s
-    group = picture * groups + c // group_channels
+    at = image.to(tl.int64) * stride_b + c[:, None] * stride_c + s[None, :] * stride_s
+    group = image * groups + c // group_channels
     middle = tl.load(mean + group, mask=is_channel, other=0.0)[:, None]
     factor = tl.load(rstd + group, mask=is_channel, other=0.0)[:, None]
     scale = tl.load(weight + c, mask=is_channel, other=0.0).to(tl.float32)[:, None]

@@ -1,7 +1,7 @@
 """Greedy non-maximum suppression of a whole batch in two launches, without a word from the host in between.
 
 The first finds, for every box, which of the worse ones it would drop: a bit each, 32 to a word, all pairs at once. The
-second goes down each picture's boxes from the best one, one program a picture: a box whose bit is not set yet is kept,
+second goes down each image's boxes from the best one, one program an image: a box whose bit is not set yet is kept,
 and its row of bits is added. Within 32 boxes that is a chain of scalars; the rows behind them are read beside it.
 
 Overlaps are those of torchvision's operator on a CPU to the last bit: float32, every operation rounded by itself (no
@@ -34,7 +34,7 @@ class Launch:
 
 
 def launch(boxes: int) -> Launch:
-    """How pairs of ``boxes`` boxes a picture are spread over programs."""
+    """How pairs of ``boxes`` boxes an image are spread over programs."""
     words = triton.cdiv(boxes, _WORD)
     scan_warps = max(1, min(16, triton.next_power_of_2(words) // 64))
     return Launch(256, 8, 4, scan_warps) if interpreted() else Launch(32, 2, 4, scan_warps)
@@ -83,15 +83,15 @@ def keep(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float, shape:
 def _drops(boxes, groups, order, bits, count, words, threshold, ROWS: tl.constexpr, WORDS: tl.constexpr):
     first_word = tl.program_id(0) * WORDS
     first_row = tl.program_id(1) * ROWS
-    picture = tl.program_id(2).to(tl.int64)
+    image = tl.program_id(2).to(tl.int64)
     # words of better boxes alone are never read
     if (first_word + WORDS) * 32 > first_row:
         row = first_row + tl.arange(0, ROWS)[:, None, None]
         word = first_word + tl.arange(0, WORDS)[None, :, None]
         lane = tl.arange(0, 32)[None, None, :]
         column = word * 32 + lane
-        better = picture * count + tl.load(order + picture * count + row, mask=row < count, other=0)
-        worse = picture * count + tl.load(order + picture * count + column, mask=column < count, other=0)
+        better = image * count + tl.load(order + image * count + row, mask=row < count, other=0)
+        worse = image * count + tl.load(order + image * count + column, mask=column < count, other=0)
         left_a, left_b = tl.load(boxes + better * 4), tl.load(boxes + worse * 4)
         top_a, top_b = tl.load(boxes + better * 4 + 1), tl.load(boxes + worse * 4 + 1)
         right_a, right_b = tl.load(boxes + better * 4 + 2), tl.load(boxes + worse * 4 + 2)
@@ -108,15 +108,15 @@ def _drops(boxes, groups, order, bits, count, words, threshold, ROWS: tl.constex
         packed = tl.sum(drops.to(tl.int32) << lane, axis=2)
         row = first_row + tl.arange(0, ROWS)[:, None]
         word = first_word + tl.arange(0, WORDS)[None, :]
-        at = (picture * (words * 32) + row) * words + word
+        at = (image * (words * 32) + row) * words + word
         tl.store(bits + at, packed, mask=(row < count) & (word < words))
 
 
 @triton.jit
 def _scan(bits, order, candidates, kept, count, words, WORDS: tl.constexpr):
-    picture = tl.program_id(0).to(tl.int64)
-    number = tl.load(candidates + picture)
-    bits += picture * (words * 32) * words
+    image = tl.program_id(0).to(tl.int64)
+    number = tl.load(candidates + image)
+    bits += image * (words * 32) * words
     word = tl.arange(0, WORDS)
     lane = tl.arange(0, 32)
     dropped = tl.zeros([WORDS], dtype=tl.int32)
@@ -130,5 +130,5 @@ def _scan(bits, order, candidates, kept, count, words, WORDS: tl.constexpr):
             dropped |= tl.where(stays, behind, 0)
         row = own * 32 + lane
         stays = (row < number) & (((gone >> lane) & 1) == 0)
-        at = tl.load(order + picture * count + row, mask=row < number, other=0)
-        tl.store(kept + picture * count + at, 1, mask=stays)
+        at = tl.load(order + image * count + row, mask=row < number, other=0)
+        tl.store(kept + image * count + at, 1, mask=stays)

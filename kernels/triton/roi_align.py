@@ -4,7 +4,7 @@ Forward, a program pools some channels of a box; it finds the box's level first.
 cells of a level's gradient and gathers from the boxes that reach it, in the order of their indices. So nothing is added
 atomically: the same numbers give the same sums, every cell is written once, in the type of its map and without having
 been cleared before, and sums are in float32 whatever that type is. The price is that every program looks over its
-picture's boxes, a block at a time.
+image's boxes, a block at a time.
 
 Maps are read as they are, contiguous or channels-last. All arithmetic is in float32, in the order of torchvision's
 operator. A box that is not a number is pooled to what is not a number; so is its level's gradient.
@@ -84,7 +84,7 @@ def forward(
 
     Args:
         features: ``(B, C, H_l, W_l)`` per level, finest first, all contiguous or all channels-last, none empty.
-        boxes: ``(B, R, 4)`` float32 ``xyxy`` in picture pixels; R is not 0.
+        boxes: ``(B, R, 4)`` float32 ``xyxy`` in image pixels; R is not 0.
         strides: Pixels per cell of each level.
         output_size: Cells on each side of the pooled maps.
         samples: Per bin and axis.
@@ -323,7 +323,7 @@ def _backward(
 ):
     tile = tl.program_id(0)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    picture = tl.program_id(2)
+    image = tl.program_id(2)
     level = (tile < 0).to(tl.int32)
     for i in tl.static_range(1, LEVELS):
         level += (tile >= first_tiles[i]).to(tl.int32)
@@ -337,7 +337,7 @@ def _backward(
     total = tl.zeros([CHANNELS, ROWS * COLUMNS], dtype=tl.float32)
     for start in range(0, count, BOXES):
         index = start + tl.arange(0, BOXES)
-        box = boxes + (picture * count + index) * 4
+        box = boxes + (image * count + index) * 4
         exists = index < count
         left, top = tl.load(box, mask=exists, other=0.0), tl.load(box + 1, mask=exists, other=0.0)
         right, bottom = tl.load(box + 2, mask=exists, other=0.0), tl.load(box + 3, mask=exists, other=0.0)
@@ -352,7 +352,7 @@ def _backward(
         for _ in range(tl.sum(reaches.to(tl.int32), axis=0)):
             own = tl.min(tl.where(reaches, index, count), axis=0)
             reaches &= index != own
-            row = picture * count + own
+            row = image * count + own
             box_x, box_y = tl.load(boxes + row * 4) * scale, tl.load(boxes + row * 4 + 1) * scale
             bin_width = _bin_side(box_x, tl.load(boxes + row * 4 + 2) * scale, SIZE)
             bin_height = _bin_side(box_y, tl.load(boxes + row * 4 + 3) * scale, SIZE)
@@ -367,7 +367,7 @@ def _backward(
                     value = tl.load(bin_at, mask=c < channels, other=0.0).to(tl.float32)
                     # cells that a bin does not read have no part in a value that is not finite either
                     total += tl.where(share[None, :] == 0.0, 0.0, value[:, None] * share[None, :])
-    gradient = _of(gradients, level, LEVELS) + picture.to(tl.int64) * channels * height * width
+    gradient = _of(gradients, level, LEVELS) + image.to(tl.int64) * channels * height * width
     if CHANNELS_LAST:
         at = (y * width + x)[None, :] * channels + c[:, None]
     else:

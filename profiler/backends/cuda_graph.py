@@ -43,7 +43,7 @@ def record(run: Callable[[], T], device: torch.device) -> tuple[Replayed, T]:
             run()
     current.wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    # other threads may decode pictures meanwhile: what they do is none of this recording's
+    # other threads may decode images meanwhile: what they do is none of this recording's
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         found = run()
     return graph, found

@@ -1,6 +1,6 @@
 """Eight-bit integers in an ONNX graph, after training: quantise and dequantise nodes around what multiplies.
 
-Weights are signed, with zero at zero and a scale for every channel. The ranges of maps come from calibration pictures,
+Weights are signed, with zero at zero and a scale for every channel. The ranges of maps come from calibration images,
 by ONNX Runtime's own quantiser. How maps are written depends on who computes: TensorRT takes signed integers with zero
 at zero; ONNX Runtime multiplies unsigned ones by signed weights faster than signed ones, and a zero point leaves
 maps that are never negative their whole eighth bit.
@@ -70,7 +70,7 @@ def quantized_onnx(
 
     Args:
         model: as :func:`profiler.graphs.export.to_onnx` returns it.
-        calibration: inputs by name, from pictures as they will come.
+        calibration: inputs by name, from images as they will come.
         nodes: names of the nodes to quantise.
         symmetric: maps as TensorRT takes them, signed and with zero at zero; results stay float, which it computes in
             integers all the same. Otherwise as ONNX Runtime computes in integers: maps are unsigned, with a zero point,

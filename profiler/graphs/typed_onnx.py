@@ -129,7 +129,7 @@ class _Conversion:
         )
 
     def _is_source(self, node: onnx.NodeProto) -> bool:
-        """A picture of whole numbers becoming one of floats."""
+        """An image of whole numbers becoming one of floats."""
         return (
             node.op_type == "Cast"
             and not in_modules(node, self._keep_fp32)

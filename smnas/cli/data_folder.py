@@ -9,7 +9,7 @@ from smnas.cli.terminal.progress import Steps
 if TYPE_CHECKING:
     from smnas.data.coco import CocoFolder
 
-__all__ = ["check_pictures", "open_data"]
+__all__ = ["check_images", "open_data"]
 
 
 def open_data(root: Path, output: Output, *, drop_bad_boxes: bool) -> "CocoFolder":
@@ -22,15 +22,15 @@ def open_data(root: Path, output: Output, *, drop_bad_boxes: bool) -> "CocoFolde
 
     folder = CocoFolder(root, drop_bad_boxes=drop_bad_boxes)
     if folder.dropped:
-        output.note(f"left out {folder.dropped} boxes of {root} without a size or outside their picture")
+        output.note(f"left out {folder.dropped} boxes of {root} without a size or outside their image")
     return folder
 
 
-def check_pictures(folder: "CocoFolder", output: Output) -> None:
-    """Decode the validation pictures once: a training reads its own in its first minutes, and these at its end.
+def check_images(folder: "CocoFolder", output: Output) -> None:
+    """Decode the validation images once: a training reads its own in its first minutes, and these at its end.
 
     Raises:
         DataError: one can not be decoded, or is not of the size that its annotations state.
     """
-    with Steps(output, "checking validation pictures") as steps:
+    with Steps(output, "checking validation images") as steps:
         folder.split("val").require_decodable(steps.at)

@@ -1,4 +1,4 @@
-"""``smnas detect``: boxes as JSON, as COCO results, and drawn on pictures and videos."""
+"""``smnas detect``: boxes as JSON, as COCO results, and drawn on images and videos."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +15,7 @@ from smnas.cli.training_device import training_device
 from smnas.inference.model_file import ModelOption, model_file
 
 if TYPE_CHECKING:
-    from smnas.inference.results import DetectReport, FrameResult, PictureResult, VideoResult
+    from smnas.inference.results import DetectReport, FrameResult, ImageResult, VideoResult
 
 __all__ = ["EXAMPLES", "detect"]
 
@@ -33,7 +33,7 @@ def detect(
     model: ModelOption,
     images: Annotated[
         list[str] | None,
-        typer.Argument(metavar="IMAGE...", help="Pictures, videos, folders of them, or patterns.", show_default=False),
+        typer.Argument(metavar="IMAGE...", help="Images, videos, folders of them, or patterns.", show_default=False),
     ] = None,
     camera: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="A camera by its number, until Ctrl-C or --frames.")
@@ -45,7 +45,7 @@ def detect(
     batch: Annotated[
         int | None,
         typer.Option(
-            min=1, metavar="N", help="Pictures of one call of the network. Default: the file's own; of a checkpoint 1."
+            min=1, metavar="N", help="Images of one call of the network. Default: the file's own; of a checkpoint 1."
         ),
     ] = None,
     workers: Annotated[
@@ -62,21 +62,21 @@ def detect(
     ] = False,
     frames: Annotated[int | None, typer.Option(min=1, help="End a video or camera after this many frames.")] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Draw the boxes on copies of pictures and videos.")
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Draw the boxes on copies of images and videos.")
     ] = None,
     coco: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write COCO results of the pictures; needs --annotations.")
+        Path | None, typer.Option(metavar="FILE", help="Write COCO results of the images; needs --annotations.")
     ] = None,
     annotations: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="COCO annotation file that knows the pictures' image ids.")
+        Path | None, typer.Option(metavar="FILE", help="COCO annotation file that knows the images' image ids.")
     ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Find objects in pictures, videos and through a camera.
+    """Find objects in images, videos and through a camera.
 
-    Lists the detections of every picture, best first: class, score and box (left, top, right, bottom in pixels of the
-    picture), how many of each class there are in every video, and what each stage took. With --out they are drawn on
+    Lists the detections of every image, best first: class, score and box (left, top, right, bottom in pixels of the
+    image), how many of each class there are in every video, and what each stage took. With --out they are drawn on
     copies. With --json everything is one document, each frame of a video with its index and its time in seconds.
 
     Videos need PyAV: pip install 'smnas[video]'. Ctrl-C keeps what is finished.
@@ -86,7 +86,7 @@ def detect(
     if (coco is None) != (annotations is None):
         raise UserError("--coco FILE and --annotations FILE need each other: image ids are in the annotation file")
     with Output.open(as_json=as_json, quiet=quiet) as output:
-        from smnas.inference.coco_results import ListedPictures, require_place
+        from smnas.inference.coco_results import ListedImages, require_place
         from smnas.inference.detect import detect_inputs
         from smnas.inference.inputs import find_inputs
         from smnas.inference.pipeline import DetectOptions
@@ -94,16 +94,16 @@ def detect(
 
         inputs = find_inputs(images or (), camera=camera)
         if coco is not None and (inputs.videos or camera is not None):
-            raise UserError("COCO results are of pictures, but got a video or camera beside --coco")
+            raise UserError("COCO results are of images, but got a video or camera beside --coco")
         if coco is not None:
             require_place(coco)
         lowest = score if score is not None else (_SCORE if coco is None else 0.0)
         detector = load_model(model_file(model), device=training_device(), cuda_graph=cuda_graph)
-        listed = None if annotations is None else ListedPictures(annotations, inputs.pictures, detector)
+        listed = None if annotations is None else ListedImages(annotations, inputs.images, detector)
         with PhaseSteps(output) as steps:
 
-            def on_picture(result: "PictureResult", done: int, total: int) -> None:
-                steps.step("pictures", done, total, result.path.name)
+            def on_image(result: "ImageResult", done: int, total: int) -> None:
+                steps.step("images", done, total, result.path.name)
 
             def on_frame(result: "FrameResult", source: str, total: int | None) -> None:
                 steps.step(f"frames of {source}", result.frame + 1, total, f"{len(result.detections)} objects")
@@ -116,15 +116,15 @@ def detect(
                 sizes=None if listed is None else listed.sizes,
                 max_frames=frames,
                 keep_frames=as_json,
-                on_picture=on_picture,
+                on_image=on_image,
                 on_frame=on_frame,
             )
         if listed is not None and coco is not None:
-            listed.write(report.pictures, coco)
+            listed.write(report.images, coco)
         errors = report.errors
-        for picture in report.pictures:
-            if picture.remark is not None:
-                output.note(picture.remark)
+        for image in report.images:
+            if image.remark is not None:
+                output.note(image.remark)
         if report.times.images or as_json:  # a program reads the document, also where nothing could be read
             output.result(report.to_dict(), lambda console: _show(console, report, lowest))
         for line in errors if len(errors) > 1 else ():
@@ -132,23 +132,23 @@ def detect(
     if report.interrupted:
         raise KeyboardInterrupt
     if errors:
-        total = len(report.pictures) + len(report.videos)
-        many = f"every picture and video must be readable, but {len(errors)} of {total} are not: " if total > 1 else ""
+        total = len(report.images) + len(report.videos)
+        many = f"every image and video must be readable, but {len(errors)} of {total} are not: " if total > 1 else ""
         raise UserError(many + errors[0])
 
 
 def _show(console: Console, report: "DetectReport", score: float) -> None:
     rows = [
-        [str(picture.path), found.name, found.score, *(round(edge) for edge in found.box)]
-        for picture in report.pictures
-        for found in picture.detections
+        [str(image.path), found.name, found.score, *(round(edge) for edge in found.box)]
+        for image in report.images
+        for found in image.detections
     ]
     if rows:
-        show_table(console, ["picture", "class", "score", "left", "top", "right", "bottom"], rows)
-    elif report.pictures:
+        show_table(console, ["image", "class", "score", "left", "top", "right", "bottom"], rows)
+    elif report.images:
         console.print(f"nothing was found with a score of {score:g} or more")
     lines = [_video_line(video) for video in report.videos if video.count]
-    drawn = [picture.drawn for picture in report.pictures] + [video.drawn for video in report.videos]
+    drawn = [image.drawn for image in report.images] + [video.drawn for video in report.videos]
     lines += [f"drawn: {path}" for path in drawn if path is not None]
     times = report.times
     lines.append(f"speed: {times.images} images in {times.wall_s:.2f} s, {times.images_per_s:.1f} images/s")

@@ -51,7 +51,7 @@ def build_engines(
         capabilities: such as ``8.9``.
         precision: of the engines.
         classes: of the detectors.
-        batch: pictures a run.
+        batch: images a run.
         workers: processes that build.
 
     Raises:
@@ -109,7 +109,7 @@ def real_workloads(
     Args:
         architectures: whose blocks they are.
         classes: of the detectors.
-        batch: pictures a run.
+        batch: images a run.
         at: told how many detectors are read.
     """
     seen: set[str] = set()

@@ -15,8 +15,8 @@ from smnas.inference.model_file import ModelOption, model_file
 __all__ = ["EXAMPLES", "evaluate"]
 
 EXAMPLES = examples(
-    "smnas eval --model my-model/checkpoint.pt --data my-pictures",
-    "smnas-eval --model my-run --data my-pictures --batch 16 --json",
+    "smnas eval --model my-model/checkpoint.pt --data my-images",
+    "smnas-eval --model my-run --data my-images --batch 16 --json",
 )
 
 
@@ -29,14 +29,14 @@ def evaluate(
     batch: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Pictures per call. Default: 8, or the whole batches of an exported file.", show_default=False
+            min=1, help="Images per call. Default: 8, or the whole batches of an exported file.", show_default=False
         ),
     ] = None,
     drop_bad_boxes: DropBadBoxesOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Evaluate a model file on the validation pictures.
+    """Evaluate a model file on the validation images.
 
     The model may be a checkpoint, an exported ONNX file or an engine on its GPU; the file is run as it is, so the
     numbers of an exported file are those of what will be deployed. Prints the 12 numbers of the COCO evaluation,
@@ -53,6 +53,6 @@ def evaluate(
             own = detector.metadata.batch
             metrics = evaluate_model(detector, split, batch or own * max(1, _BATCH // own), steps.at).as_dict()
         output.result(
-            {"model": file, "data": data, "pictures": len(split), "metrics": metrics},
+            {"model": file, "data": data, "images": len(split), "metrics": metrics},
             lambda console: show_metrics(console, metrics),
         )

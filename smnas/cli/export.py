@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 __all__ = ["EXAMPLES", "export"]
 
-_PICTURES_COMPARED = 16
+_IMAGES_COMPARED = 16
 EXAMPLES = examples(
     "smnas export --model my-model/checkpoint.pt --out my-model/model.onnx",
-    "smnas-export --model my-model/checkpoint.pt --out model.onnx --data my-pictures --precision int8 --json",
+    "smnas-export --model my-model/checkpoint.pt --out model.onnx --data my-images --precision int8 --json",
     "smnas export --model my-model/checkpoint.pt --format tensorrt-rtx --compute-capability 8.9 "
-    "--precision fp16 --batch 8 --data my-pictures --out model.engine",
+    "--precision fp16 --batch 8 --data my-images --out model.engine",
 )
 
 
@@ -46,7 +46,7 @@ def export(
     precision: Annotated[
         str, typer.Option(metavar="NAME", help="Number format of the network: fp32, fp16, bf16 or int8.")
     ] = "fp32",
-    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures of one run of the file.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Images of one run of the file.")] = 1,
     compute_capability: Annotated[
         list[str] | None,
         typer.Option(metavar="X.Y", help="GPU that a tensorrt-rtx engine must run on; again for another."),
@@ -60,20 +60,20 @@ def export(
 ) -> None:
     """Export a trained checkpoint to one file.
 
-    From a picture on the canvas (uint8) to boxes, scores and labels after non-maximum suppression. Class names, input
+    From an image on the canvas (uint8) to boxes, scores and labels after non-maximum suppression. Class names, input
     size and preprocessing facts are in the file's metadata, or in the manifest beside an engine. The graph is run in
     ONNX Runtime and compared with the checkpoint's own outputs; a difference fails the export.
 
-    With --data, AP of the exported graph is measured on the validation pictures beside the checkpoint's; a loss above
-    --max-ap-drop fails the export and leaves no file. int8 takes its ranges from training pictures of the data.
+    With --data, AP of the exported graph is measured on the validation images beside the checkpoint's; a loss above
+    --max-ap-drop fails the export and leaves no file. int8 takes its ranges from training images of the data.
 
-    With --batch the file takes that many pictures a run; smnas eval, smnas detect and Detector fill up the last run.
+    With --batch the file takes that many images a run; smnas eval, smnas detect and Detector fill up the last run.
 
     tensorrt-rtx builds on a machine without a GPU, for one or more compute capabilities in one engine; tensorrt builds
     on the GPU that the engine is for.
     """
     with Output.open(as_json=as_json, quiet=quiet) as output:
-        from smnas.deploy.export import PICTURES_CALIBRATED, export_detector
+        from smnas.deploy.export import IMAGES_CALIBRATED, export_detector
 
         file = model_file(model, prefer="checkpoint")
         folder = None if data is None else open_data(data, output, drop_bad_boxes=drop_bad_boxes)
@@ -86,8 +86,8 @@ def export(
                 file_format=file_format,
                 precision=precision,
                 batch=batch,
-                verify_images=_some_pictures(dataset, max(_PICTURES_COMPARED, batch)),
-                calibration_images=_some_pictures(calibrated, PICTURES_CALIBRATED),
+                verify_images=_some_images(dataset, max(_IMAGES_COMPARED, batch)),
+                calibration_images=_some_images(calibrated, IMAGES_CALIBRATED),
                 dataset=dataset,
                 max_ap_drop=max_ap_drop,
                 capabilities=compute_capability or (),
@@ -124,5 +124,5 @@ def _facts(report: "ExportReport") -> Sequence[tuple[str, object]]:
     ]
 
 
-def _some_pictures(dataset: "DetectionDataset | None", count: int) -> "list[NDArray[np.uint8]]":
+def _some_images(dataset: "DetectionDataset | None", count: int) -> "list[NDArray[np.uint8]]":
     return [] if dataset is None else [dataset.image(index) for index in range(min(len(dataset), count))]

@@ -15,7 +15,7 @@ _TITLES = {
     "ap_small": "AP, small objects (area below 32 x 32)",
     "ap_medium": "AP, medium objects",
     "ap_large": "AP, large objects (area above 96 x 96)",
-    "ar1": "AR, 1 detection per picture",
+    "ar1": "AR, 1 detection per image",
     "ar10": "AR, 10 detections",
     "ar100": "AR, 100 detections",
     "ar_small": "AR, small objects",

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from profiler.errors import UserError
 from smnas import __version__
-from smnas.cli.data_folder import check_pictures, open_data
+from smnas.cli.data_folder import check_images, open_data
 from smnas.cli.terminal.console import Output
 from smnas.cli.terminal.options import (
     BackendOption,
@@ -58,10 +58,10 @@ _CALIBRATION_STREAM = 1 << 32  # apart from the trials' own random numbers, whic
 
 EXAMPLES = examples(
     "smnas search --preset nano --out quickstart",
-    "smnas search --data my-pictures --gpu cpu --latency-ms 5 --preset nano --trials 20,20 --out my-run",
-    "smnas-search --data my-pictures --gpu local --preset small --final-seeds 2 --top 3 --out my-run",
-    "smnas search --data my-pictures --gpu cpu --latency-ms 5 --scorer entropy --trials 20,0 --out my-zero-shot",
-    "smnas-search --data my-pictures --preset small --strategy halving --trials 100,100 --budget 8h --out my-run",
+    "smnas search --data my-images --gpu cpu --latency-ms 5 --preset nano --trials 20,20 --out my-run",
+    "smnas-search --data my-images --gpu local --preset small --final-seeds 2 --top 3 --out my-run",
+    "smnas search --data my-images --gpu cpu --latency-ms 5 --scorer entropy --trials 20,0 --out my-zero-shot",
+    "smnas-search --data my-images --preset small --strategy halving --trials 100,100 --budget 8h --out my-run",
 )
 
 
@@ -153,7 +153,7 @@ def search(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Find the detector to deploy on a device, for your pictures, within a latency budget.
+    """Find the detector to deploy on a device, for your images, within a latency budget.
 
     Stage 1 looks for the best combinations of modules, stage 2 evolves depth and width inside the best ones. Latency of
     every candidate comes from the device's latency table, AP from training it from scratch; a baseline is trained
@@ -221,7 +221,7 @@ def search(
         root = data if data is not None else _generated(out / "data", output)
         folder = open_data(root, output, drop_bad_boxes=drop_bad_boxes)
         if before is None:
-            check_pictures(folder, output)
+            check_images(folder, output)
         search_epochs = epochs or training.epochs
         if strategy in STOPPING and not training.ema_decay:
             training = training.with_(ema_decay=_ema_decay(len(folder.split("train")), training))
@@ -310,7 +310,7 @@ def _ema_decay(images: int, recipe: "Recipe") -> float:
 def _generated(root: Path, output: Output) -> Path:
     from smnas.data.shapes import generate_shapes
 
-    with Steps(output, "generating pictures") as steps:
+    with Steps(output, "generating images") as steps:
         return generate_shapes(root, on_progress=steps.at)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from profiler.errors import UserError
-from smnas.cli.data_folder import check_pictures, open_data
+from smnas.cli.data_folder import check_images, open_data
 from smnas.cli.metrics import show_metrics
 from smnas.cli.terminal.console import Output
 from smnas.cli.terminal.options import (
@@ -28,9 +28,9 @@ __all__ = ["EXAMPLES", "train"]
 
 _ARCH = "basicblock_16_1-21-21+fpn_2-4_48+rpn+rcnn_128+128x128"
 EXAMPLES = examples(
-    f"smnas train --arch {_ARCH} --data my-pictures --epochs 20 --out my-model",
-    f"smnas-train --arch {_ARCH} --data my-pictures --recipe nano --batch-size 8 --seed 1 --out my-model",
-    "smnas train --arch mobilenetv2_100+fpn_2-6_128+rpn+rcnn_512+320x320 --data my-pictures "
+    f"smnas train --arch {_ARCH} --data my-images --epochs 20 --out my-model",
+    f"smnas-train --arch {_ARCH} --data my-images --recipe nano --batch-size 8 --seed 1 --out my-model",
+    "smnas train --arch mobilenetv2_100+fpn_2-6_128+rpn+rcnn_512+320x320 --data my-images "
     "--pretrained mobilenet_v2.pth --out my-model",
 )
 
@@ -43,7 +43,7 @@ def train(
     recipe: Annotated[
         str, typer.Option(metavar="NAME", help="Training recipe: nano, small, sm-nas or a .toml file.")
     ] = "nano",
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures per step. Default: the recipe's.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images per step. Default: the recipe's.")] = None,
     evaluate_every: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="Epochs between evaluations on the way; 0: only at the end.")
     ] = None,
@@ -77,7 +77,7 @@ def train(
 ) -> None:
     """Train one architecture from scratch.
 
-    Trains on the data's training pictures, on a GPU where there is one, and evaluates on its validation pictures.
+    Trains on the data's training images, on a GPU where there is one, and evaluates on its validation images.
     --out holds checkpoint.pt, curve.jsonl and metrics.json. Interrupted, the same command resumes at the last finished
     epoch and gives what an uninterrupted run gives.
 
@@ -108,16 +108,16 @@ def train(
             replicas, device = stack.enter_context(replicas_from_environment())
             shown = output if replicas.first else output.silent()
             folder = open_data(data, shown, drop_bad_boxes=drop_bad_boxes)
-            pictures = len(folder.split("train"))
-            if batch_size is not None and batch_size > pictures:
+            images = len(folder.split("train"))
+            if batch_size is not None and batch_size > images:
                 raise UserError(
-                    f"--batch-size must be at most the number of training pictures, {pictures}, but got {batch_size}"
+                    f"--batch-size must be at most the number of training images, {images}, but got {batch_size}"
                 )
             finished = _finished(out)
             if replicas.first and not finished:
-                check_pictures(folder, shown)
+                check_images(folder, shown)
             together = f" in {replicas.count} processes" if replicas.count > 1 else ""
-            shown.note(f"training on {device}{together}: {pictures} pictures, {settings.epochs} epochs")
+            shown.note(f"training on {device}{together}: {images} images, {settings.epochs} epochs")
             steps = stack.enter_context(TrainingSteps(shown))
             board = (
                 stack.enter_context(Board(out / "tensorboard", finished)) if tensorboard and replicas.first else None
@@ -165,7 +165,7 @@ def _epoch_line(log: "EpochLog") -> str:
     found = "" if log.ap is None else f", AP {log.ap:.3f}, AP50 {log.ap50:.3f}"
     left = f", {duration(log.eta_s)} left" if log.eta_s else ""
     return (
-        f"epoch {log.epoch}/{log.epochs}: loss {log.loss:.3f}{found}, {log.images_per_s:.0f} pictures/s, "
+        f"epoch {log.epoch}/{log.epochs}: loss {log.loss:.3f}{found}, {log.images_per_s:.0f} images/s, "
         f"{log.memory_mb:.0f} MiB{left}"
     )
 

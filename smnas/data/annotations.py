@@ -21,7 +21,7 @@ from smnas.data.errors import DataError
 __all__ = ["BOX_TOLERANCE_PX", "AnnotationFile", "ImageList", "read_annotations", "read_image_list"]
 
 BOX_TOLERANCE_PX = 1.0
-"""How far a box may stand out of its picture, in pixels; rounding in annotation tools reaches this."""
+"""How far a box may stand out of its image, in pixels; rounding in annotation tools reaches this."""
 _LARGEST_SIDE = 1 << 31
 _HALF_CHARACTERS = re.compile("[\ud800-\udfff]")
 
@@ -35,7 +35,7 @@ class AnnotationFile:
         classes: class names, by ascending category id.
         category_ids: the category id of each class.
         image_ids: ``(I,)`` int64, in file order.
-        file_names: the picture file of each image, relative to the image folder.
+        file_names: the image file of each image, relative to the image folder.
         sizes: ``(I, 2)`` int64, width and height in pixels.
         boxes: ``(A, 4)`` float64, ``x, y, width, height`` as annotated, sorted by image.
         labels: ``(A,)`` int64, index into ``classes``.
@@ -61,14 +61,14 @@ class AnnotationFile:
 
 @dataclass(frozen=True)
 class ImageList:
-    """The part of an annotation file that says which pictures there are and what may be found on them.
+    """The part of an annotation file that says which images there are and what may be found on them.
 
     Attributes:
         path: where it was read from.
         classes: class names, by ascending category id.
         category_ids: the category id of each class.
         image_ids: the id of each image, in file order.
-        file_names: the picture file of each image, relative to the image folder.
+        file_names: the image file of each image, relative to the image folder.
         sizes: width and height of each image in pixels.
     """
 

@@ -1,7 +1,7 @@
-"""Augmentation of training pictures: flips, scale jitter, colours and mosaics, straight onto their place in a batch.
+"""Augmentation of training images: flips, scale jitter, colours and mosaics, straight onto their place in a batch.
 
-A picture is resampled once, from the window that will be seen, so that an enlarged crop costs no more than a fit. A
-mosaic (Bochkovskiy et al., "YOLOv4", arXiv 2004.10934) is four such windows of four pictures.
+An image is resampled once, from the window that will be seen, so that an enlarged crop costs no more than a fit. A
+mosaic (Bochkovskiy et al., "YOLOv4", arXiv 2004.10934) is four such windows of four images.
 """
 
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ __all__ = ["Augmentation", "Tile", "View", "draw_tiles", "draw_view", "place_box
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to a training picture.
+    """What happens to a training image.
 
     Attributes:
         flip: probability of a horizontal flip.
-        scale_jitter: range of the factor by which the picture is larger than a letterboxed one. Above 1 a random part
+        scale_jitter: range of the factor by which the image is larger than a letterboxed one. Above 1 a random part
             of it is seen; below 1 it lies at a random place of the canvas. ``(1, 1)`` is letterboxing itself.
-        mosaic: probability that a picture shares its canvas with three others, each in a quarter of its own.
-        mosaic_scale: range of the factor by which a picture of a mosaic is larger than a letterboxed one, times the
+        mosaic: probability that an image shares its canvas with three others, each in a quarter of its own.
+        mosaic_scale: range of the factor by which an image of a mosaic is larger than a letterboxed one, times the
             scale jitter's; what does not fit into its quarter is cut off at random.
         color_jitter: brightness, contrast and saturation are each multiplied by a factor drawn from 1 minus to 1 plus
             this.
@@ -51,14 +51,14 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class View:
-    """Where a picture lies on the canvas: ``canvas = picture * scale + shift`` on each axis, then the flip.
+    """Where an image lies on the canvas: ``canvas = image * scale + shift`` on each axis, then the flip.
 
     Attributes:
-        scale: pixels of the canvas per pixel of the picture.
-        shift_x: in pixels of the canvas; negative where the left of the picture is cut off.
+        scale: pixels of the canvas per pixel of the image.
+        shift_x: in pixels of the canvas; negative where the left of the image is cut off.
         shift_y: likewise.
-        left: first column of the canvas that the picture covers, before the flip.
-        top: first row of the canvas that the picture covers.
+        left: first column of the canvas that the image covers, before the flip.
+        top: first row of the canvas that the image covers.
         width: columns that it covers.
         height: rows that it covers.
         flipped: the canvas is mirrored horizontally at the end.
@@ -76,7 +76,7 @@ class View:
 
 @dataclass(frozen=True)
 class Tile:
-    """A rectangle of a canvas that shows one picture, in pixels."""
+    """A rectangle of a canvas that shows one image, in pixels."""
 
     left: int
     top: int
@@ -109,10 +109,10 @@ def draw_view(
     *,
     mosaic_of: tuple[int, int] | None = None,
 ) -> View:
-    """Draw a random view of a picture.
+    """Draw a random view of an image.
 
     Args:
-        size: width and height of the picture in pixels.
+        size: width and height of the image in pixels.
         canvas: width and height of the canvas in pixels.
         augmentation: the ranges to draw from.
         rng: five numbers are drawn, whatever the settings, so that one setting does not shift the others' draws.
@@ -141,21 +141,21 @@ def _along(content: float, canvas: int, position: float) -> tuple[float, int, in
 
 
 def place_image(image: NDArray[np.uint8], image_scale: float, view: View, out: NDArray[np.uint8]) -> None:
-    """Resample the visible window of a picture onto its canvas.
+    """Resample the visible window of an image onto its canvas.
 
     Args:
-        image: ``(h, w, 3)`` ``uint8``, the picture or a smaller copy of it.
-        image_scale: pixels of ``image`` per pixel of the picture.
-        view: where the picture goes.
-        out: ``(3, H, W)`` ``uint8``, filled with the picture and the pad value.
+        image: ``(h, w, 3)`` ``uint8``, the image or a smaller copy of it.
+        image_scale: pixels of ``image`` per pixel of the image.
+        view: where the image goes.
+        out: ``(3, H, W)`` ``uint8``, filled with the image and the pad value.
     """
     ratio = view.scale / image_scale
     x = (view.left - view.shift_x) / ratio
     y = (view.top - view.shift_y) / ratio
     window = (x, y, min(image.shape[1], x + view.width / ratio), min(image.shape[0], y + view.height / ratio))
     size = (view.width, view.height)
-    picture = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, box=window)
-    pixels = np.asarray(picture)
+    pil_image = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, box=window)
+    pixels = np.asarray(pil_image)
     left = view.left
     if view.flipped:
         pixels = pixels[:, ::-1]
@@ -172,12 +172,12 @@ def place_boxes(
     canvas: tuple[int, int],
     augmentation: Augmentation,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Boxes of a picture as boxes of its canvas; what is hardly visible is dropped.
+    """Boxes of an image as boxes of its canvas; what is hardly visible is dropped.
 
     Args:
-        boxes: ``(N, 4)`` float32, ``xyxy`` in pixels of the picture.
+        boxes: ``(N, 4)`` float32, ``xyxy`` in pixels of the image.
         labels: ``(N,)`` int64.
-        view: where the picture goes.
+        view: where the image goes.
         canvas: width and height of the canvas in pixels.
         augmentation: what counts as visible.
 
@@ -203,7 +203,7 @@ def place_boxes(
 
 
 def shift_colors(image: NDArray[np.uint8], jitter: float, rng: np.random.Generator) -> None:
-    """Change brightness, contrast and saturation of a picture in place.
+    """Change brightness, contrast and saturation of an image in place.
 
     Args:
         image: ``(3, H, W)`` ``uint8`` RGB.

@@ -25,7 +25,7 @@ __all__ = ["DEFAULT_CACHE_BYTES", "CocoFolder", "DataError", "DetectionDataset",
 Split = Literal["train", "val"]
 _SPLITS: tuple[Split, ...] = ("train", "val")
 _SUFFIXES = ("", "2017")
-# Roboflow's export: a split's annotation file lies among its pictures
+# Roboflow's export: a split's annotation file lies among its images
 _FILE_BESIDE = "_annotations.coco.json"
 _FOLDERS_BESIDE: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("valid", "val")}
 
@@ -37,11 +37,11 @@ DEFAULT_CACHE_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture with its boxes.
+    """One image with its boxes.
 
     Attributes:
         image: ``(H, W, 3)`` ``uint8``, RGB.
-        boxes: ``(N, 4)`` float32, ``xyxy`` in pixels of the picture, clipped to it.
+        boxes: ``(N, 4)`` float32, ``xyxy`` in pixels of the image, clipped to it.
         labels: ``(N,)`` int64, 0-based index into the classes.
         crowd: ``(N,)`` bool; crowds count in evaluation only, never as training targets.
         image_id: the id in the annotation file.
@@ -55,11 +55,11 @@ class Sample:
 
 
 class DetectionDataset:
-    """One split of a folder. Pictures are decoded when asked for; annotations are in memory.
+    """One split of a folder. Images are decoded when asked for; annotations are in memory.
 
     Args:
         annotations: the checked annotation file.
-        folder: where the pictures lie.
+        folder: where the images lie.
         cache_bytes: the memory limit of :meth:`shrunk`.
     """
 
@@ -67,7 +67,7 @@ class DetectionDataset:
         self.folder = folder
         self.cache_bytes = cache_bytes
         self._annotations = annotations
-        # By canvas, the least recently used one first, then by picture.
+        # By canvas, the least recently used one first, then by image.
         self._cache: dict[tuple[int, int], dict[int, tuple[NDArray[np.uint8], float]]] = {}
         self._cached_bytes = 0
         self._lock = threading.Lock()
@@ -92,20 +92,20 @@ class DetectionDataset:
 
     @cached_property
     def image_ids(self) -> tuple[int, ...]:
-        """The id of each picture in the annotation file."""
+        """The id of each image in the annotation file."""
         return tuple(int(image) for image in self._annotations.image_ids)
 
     def path(self, index: int) -> Path:
-        """The picture file."""
+        """The image file."""
         return self.folder / self._annotations.file_names[index]
 
     def size(self, index: int) -> tuple[int, int]:
-        """Width and height of the picture in pixels, as annotated (decoding checks that they are right)."""
+        """Width and height of the image in pixels, as annotated (decoding checks that they are right)."""
         width, height = self._annotations.sizes[index]
         return int(width), int(height)
 
     def image(self, index: int) -> NDArray[np.uint8]:
-        """Decode one picture: ``(H, W, 3)`` ``uint8`` RGB.
+        """Decode one image: ``(H, W, 3)`` ``uint8`` RGB.
 
         Raises:
             DataError: the file can not be decoded, or is not of the annotated size.
@@ -113,13 +113,13 @@ class DetectionDataset:
         return load_rgb(self.path(index), self.size(index))
 
     def require_decodable(self, on_progress: Callable[[int, int], None] | None = None) -> None:
-        """Decode every picture once, so that a damaged one is found before hours of work and not after.
+        """Decode every image once, so that a damaged one is found before hours of work and not after.
 
         Args:
-            on_progress: told how many pictures are done, and of how many.
+            on_progress: told how many images are done, and of how many.
 
         Raises:
-            DataError: as :meth:`image`, of the first picture that breaks a rule.
+            DataError: as :meth:`image`, of the first image that breaks a rule.
         """
 
         def decode(index: int) -> None:
@@ -131,7 +131,7 @@ class DetectionDataset:
                     on_progress(done, len(self))
 
     def boxes(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
-        """Boxes ``(N, 4)`` ``xyxy`` clipped to the picture, 0-based labels ``(N,)`` and crowd flags ``(N,)``."""
+        """Boxes ``(N, 4)`` ``xyxy`` clipped to the image, 0-based labels ``(N,)`` and crowd flags ``(N,)``."""
         rows = slice(int(self._annotations.offsets[index]), int(self._annotations.offsets[index + 1]))
         boxes = self._annotations.boxes[rows].copy()
         boxes[:, 2:] += boxes[:, :2]
@@ -139,7 +139,7 @@ class DetectionDataset:
         return boxes.astype(np.float32), self._annotations.labels[rows], self._annotations.crowd[rows]
 
     def sample(self, index: int) -> Sample:
-        """One picture at its full size, with all its boxes.
+        """One image at its full size, with all its boxes.
 
         Raises:
             DataError: the file can not be decoded, or is not of the annotated size.
@@ -148,9 +148,9 @@ class DetectionDataset:
         return Sample(self.image(index), boxes, labels, crowd, self.image_ids[index])
 
     def shrunk(self, index: int, width: int, height: int) -> tuple[NDArray[np.uint8], float]:
-        """The picture, made smaller where it does not fit into ``width x height``, and its scale (at most 1).
+        """The image, made smaller where it does not fit into ``width x height``, and its scale (at most 1).
 
-        Results stay in memory while they fit into ``cache_bytes``. When that is full, pictures kept for other sizes
+        Results stay in memory while they fit into ``cache_bytes``. When that is full, images kept for other sizes
         make room (a search moves from one input size to the next); among those of one size nothing is thrown out,
         because over epochs in random order a fixed set of residents is hit as often as any other.
         Threads may call this together. The returned array can not be written to.
@@ -221,9 +221,9 @@ class CocoFolder:
     """A data set folder, checked as a whole when it is opened.
 
     Args:
-        root: holds ``annotations/instances_train.json`` and ``instances_val.json`` with the pictures in ``train/`` and
+        root: holds ``annotations/instances_train.json`` and ``instances_val.json`` with the images in ``train/`` and
             ``val/``, where each of these names may end in ``2017``; or, as Roboflow exports them, ``train/`` and
-            ``valid/`` (or ``val/``), each with its pictures and ``_annotations.coco.json``.
+            ``valid/`` (or ``val/``), each with its images and ``_annotations.coco.json``.
         drop_bad_boxes: leave out annotations whose box breaks a rule instead of refusing the data set.
         cache_bytes: how many bytes of decoded pixels each split may keep in memory.
 
@@ -268,7 +268,7 @@ class CocoFolder:
         return self._splits["train"].category_ids
 
     def split(self, name: Split) -> DetectionDataset:
-        """The pictures to train on, or those to evaluate on."""
+        """The images to train on, or those to evaluate on."""
         return self._splits[name]
 
 
@@ -280,7 +280,7 @@ def quiet_pycocotools() -> Iterator[None]:
 
 
 def _find_split(root: Path, split: Split) -> tuple[Path, Path]:
-    """A split's annotation file and the folder of its pictures."""
+    """A split's annotation file and the folder of its images."""
     for suffix in _SUFFIXES:
         file = root / "annotations" / f"instances_{split}{suffix}.json"
         if file.is_file():
@@ -300,11 +300,11 @@ def _image_folder(root: Path, split: Split) -> Path:
         folder = root / f"{split}{suffix}"
         if folder.is_dir():
             return folder
-    raise DataError(f"a data set must have a folder {split} (or {split}2017) of pictures, but {root} has neither")
+    raise DataError(f"a data set must have a folder {split} (or {split}2017) of images, but {root} has neither")
 
 
 def _require_files(annotations: AnnotationFile, folder: Path) -> None:
-    """Every picture must exist: one listing of the folder, not a question to the disk for each of 118,000 files."""
+    """Every image must exist: one listing of the folder, not a question to the disk for each of 118,000 files."""
     listed: dict[str, set[str]] = {}
     for image, name in zip(annotations.image_ids, annotations.file_names, strict=True):
         parent, _, base = name.rpartition("/")
@@ -312,7 +312,7 @@ def _require_files(annotations: AnnotationFile, folder: Path) -> None:
             listed[parent] = _file_names(folder / parent)
         if base not in listed[parent]:
             raise DataError(
-                f"every image must have its file, named from its picture folder on with / between folders, but image "
+                f"every image must have its file, named from its image folder on with / between folders, but image "
                 f"{image} of {annotations.path} names {name}, which is not in {folder}"
             )
 

@@ -1,4 +1,4 @@
-"""Picture files to ``uint8`` RGB arrays, whatever their mode."""
+"""Image files to ``uint8`` RGB arrays, whatever their mode."""
 
 import struct
 import zlib
@@ -32,43 +32,43 @@ _DECODE_ERRORS = (
 )
 # Orientations 5 to 8 swap width and height.
 _FIRST_SWAPPING_ORIENTATION = 5
-# The further pictures in a camera's MPO file are previews and other views of the first.
-_ONE_PICTURE_FORMATS = frozenset({"MPO"})
+# The further images in a camera's MPO file are previews and other views of the first.
+_ONE_IMAGE_FORMATS = frozenset({"MPO"})
 
 _REDUCIBLE_FORMATS = frozenset({"JPEG", "MPO"})
-# Pixels a side that a reduced picture keeps for one of the canvas.
+# Pixels a side that a reduced image keeps for one of the canvas.
 _MARGIN = 4
 
 
 class Decoded(NamedTuple):
-    """A decoded picture.
+    """A decoded image.
 
     Attributes:
-        picture: RGB, the right way up.
-        frames: how many pictures the file holds: more than 1 for an animation or several pages, of which this is the
+        image: RGB, the right way up.
+        frames: how many images the file holds: more than 1 for an animation or several pages, of which this is the
             first.
-        reduction: pixels of the file to a side of one of the picture's; more than 1 only where that was asked for.
+        reduction: pixels of the file to a side of one of the image's; more than 1 only where that was asked for.
     """
 
-    picture: Image.Image
+    image: Image.Image
     frames: int = 1
     reduction: int = 1
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height of the whole picture in pixels."""
-        return self.picture.width * self.reduction, self.picture.height * self.reduction
+        """Width and height of the whole image in pixels."""
+        return self.image.width * self.reduction, self.image.height * self.reduction
 
 
 def load_rgb(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-    """Decode a picture.
+    """Decode an image.
 
-    Grayscale, palette, CMYK and other colour modes become RGB; 16-bit pictures are scaled to 8 bits; an alpha channel
+    Grayscale, palette, CMYK and other colour modes become RGB; 16-bit images are scaled to 8 bits; an alpha channel
     is dropped. The EXIF orientation is applied, as every viewer does, unless ``size`` says that the boxes were drawn on
     the stored pixels.
 
     Args:
-        path: the picture file.
+        path: the image file.
         size: the width and height in pixels that the annotations state, where there are annotations.
 
     Returns:
@@ -77,96 +77,96 @@ def load_rgb(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.uint
     Raises:
         DataError: the file is missing, can not be decoded, or is not of the stated size.
     """
-    return np.array(decode(path, size).picture, dtype=np.uint8)
+    return np.array(decode(path, size).image, dtype=np.uint8)
 
 
 def decode(path: Path, size: tuple[int, int] | None = None, *, canvas: tuple[int, int] | None = None) -> Decoded:
     """What :func:`load_rgb` does, without the array; of an animation the first frame.
 
     Args:
-        path: the picture file.
+        path: the image file.
         size: the width and height in pixels that the annotations state, where there are annotations.
-        canvas: width and height that the picture will be fitted into. A JPEG file may then be decoded at a half, a
+        canvas: width and height that the image will be fitted into. A JPEG file may then be decoded at a half, a
             quarter or an eighth of its size, which is several times as fast: where the sides divide evenly and the
             result still has four times the pixels a side that the canvas can show. Resized, it differs from the whole
-            picture by little more than a copy saved at quality 92 does.
+            image by little more than a copy saved at quality 92 does.
 
     Raises:
         DataError: the file is missing, can not be decoded, or is not of the stated size.
     """
     try:
-        with Image.open(path) as picture:
-            frames = 1 if picture.format in _ONE_PICTURE_FORMATS else getattr(picture, "n_frames", 1)
-            reduction = 1 if canvas is None else _reduce(picture, canvas)
+        with Image.open(path) as image:
+            frames = 1 if image.format in _ONE_IMAGE_FORMATS else getattr(image, "n_frames", 1)
+            reduction = 1 if canvas is None else _reduce(image, canvas)
             stated = size if size is None else (size[0] // reduction, size[1] // reduction)
-            picture.load()
-            decoded = Decoded(upright_rgb(picture, str(path), stated), frames, reduction)
+            image.load()
+            decoded = Decoded(upright_rgb(image, str(path), stated), frames, reduction)
     except FileNotFoundError:
-        raise DataError(f"a picture must exist, but there is no file {path}") from None
+        raise DataError(f"an image must exist, but there is no file {path}") from None
     except _DECODE_ERRORS as error:
-        raise DataError(f"a picture must be decodable, but {path} is not: {one_line(error)}") from None
+        raise DataError(f"an image must be decodable, but {path} is not: {one_line(error)}") from None
     if size is not None and decoded.size != size:
         raise DataError(
-            f"a picture must have the size that its annotations state, but {path} is "
+            f"an image must have the size that its annotations state, but {path} is "
             f"{decoded.size[0]}x{decoded.size[1]} and the annotations say {size[0]}x{size[1]}"
         )
     return decoded
 
 
-def upright_rgb(picture: Image.Image, name: str, size: tuple[int, int] | None = None) -> Image.Image:
-    """A picture in any colour mode as 8-bit RGB, turned as its EXIF orientation says.
+def upright_rgb(image: Image.Image, name: str, size: tuple[int, int] | None = None) -> Image.Image:
+    """An image in any colour mode as 8-bit RGB, turned as its EXIF orientation says.
 
     Args:
-        picture: as Pillow opened it.
+        image: as Pillow opened it.
         name: for the message.
         size: the width and height in pixels that the annotations state, where there are annotations.
 
     Raises:
-        DataError: the picture holds floating-point numbers.
+        DataError: the image holds floating-point numbers.
     """
-    return _to_rgb(_upright(picture, size), name)
+    return _to_rgb(_upright(image, size), name)
 
 
-def _reduce(picture: Image.Image, canvas: tuple[int, int]) -> int:
+def _reduce(image: Image.Image, canvas: tuple[int, int]) -> int:
     """Have a JPEG file decoded smaller, see :func:`decode`, and say by which factor."""
-    if picture.format not in _REDUCIBLE_FORMATS:
+    if image.format not in _REDUCIBLE_FORMATS:
         return 1
-    turned = _orientation(picture) >= _FIRST_SWAPPING_ORIENTATION
-    scale = fit_scale(*(picture.size[::-1] if turned else picture.size), *canvas)
+    turned = _orientation(image) >= _FIRST_SWAPPING_ORIENTATION
+    scale = fit_scale(*(image.size[::-1] if turned else image.size), *canvas)
     for factor in (8, 4, 2):
-        if factor * _MARGIN * scale <= 1 and picture.width % factor == picture.height % factor == 0:
-            picture.draft(None, (picture.width // factor, picture.height // factor))
+        if factor * _MARGIN * scale <= 1 and image.width % factor == image.height % factor == 0:
+            image.draft(None, (image.width // factor, image.height // factor))
             return factor
     return 1
 
 
-def _orientation(picture: Image.Image) -> int:
+def _orientation(image: Image.Image) -> int:
     """1 to 8; what a file states in another way than as a number, viewers take for none stated."""
-    stated = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    stated = image.getexif().get(ExifTags.Base.Orientation, 1)
     return stated if isinstance(stated, int) else 1
 
 
-def _upright(picture: Image.Image, size: tuple[int, int] | None) -> Image.Image:
-    orientation = _orientation(picture)
+def _upright(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
+    orientation = _orientation(image)
     if orientation == 1:
-        return picture
+        return image
     swaps = orientation >= _FIRST_SWAPPING_ORIENTATION
-    turned = (picture.height, picture.width) if swaps else picture.size
-    if size is not None and turned != size and picture.size == size:
-        return picture
-    return ImageOps.exif_transpose(picture)
+    turned = (image.height, image.width) if swaps else image.size
+    if size is not None and turned != size and image.size == size:
+        return image
+    return ImageOps.exif_transpose(image)
 
 
-def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
-    if picture.mode == "RGB":
-        return picture
-    if picture.mode == "F":
-        raise DataError(f"a picture must have 8 or 16 bits a channel, but {name} holds floating-point numbers")
-    if picture.mode.startswith("I"):
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode == "F":
+        raise DataError(f"an image must have 8 or 16 bits a channel, but {name} holds floating-point numbers")
+    if image.mode.startswith("I"):
         # Pillow clips 16-bit values at 255 instead of scaling them.
-        deep = np.asarray(picture).astype(np.int64).clip(0, 65535)
+        deep = np.asarray(image).astype(np.int64).clip(0, 65535)
         return Image.fromarray((deep // 257).astype(np.uint8)).convert("RGB")
-    if picture.mode in ("P", "PA"):
+    if image.mode in ("P", "PA"):
         # Straight to RGB warns where the palette has transparency.
-        return picture.convert("RGBA").convert("RGB")
-    return picture.convert("RGB")
+        return image.convert("RGBA").convert("RGB")
+    return image.convert("RGB")

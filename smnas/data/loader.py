@@ -1,4 +1,4 @@
-"""Batches: of augmented pictures to train on, and of letterboxed ones to evaluate on."""
+"""Batches: of augmented images to train on, and of letterboxed ones to evaluate on."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -18,16 +18,16 @@ from smnas.models.target import Target
 
 __all__ = ["Batch", "EvalBatch", "TrainLoader", "eval_batches"]
 
-# Pictures are kept at this multiple of the canvas, so that scale jitter up to it still enlarges no pixel.
+# Images are kept at this multiple of the canvas, so that scale jitter up to it still enlarges no pixel.
 _CACHE_HEADROOM = 1.5
 
 
 class Batch(NamedTuple):
-    """Pictures to train on.
+    """Images to train on.
 
     Attributes:
         images: ``(B, 3, H, W)`` ``uint8``, RGB, contiguous.
-        targets: for each picture its boxes in pixels of the canvas and 0-based labels; crowds are left out.
+        targets: for each image its boxes in pixels of the canvas and 0-based labels; crowds are left out.
     """
 
     images: Tensor
@@ -36,13 +36,13 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class EvalBatch:
-    """Pictures to evaluate on.
+    """Images to evaluate on.
 
     Attributes:
         images: ``(B, 3, H, W)`` ``uint8``, RGB, contiguous; letterboxed.
-        image_ids: of each picture in the annotation file.
-        scales: of each picture: pixels of the canvas per pixel of the picture.
-        sizes: width and height of each picture in pixels.
+        image_ids: of each image in the annotation file.
+        scales: of each image: pixels of the canvas per pixel of the image.
+        sizes: width and height of each image in pixels.
     """
 
     images: NDArray[np.uint8]
@@ -54,18 +54,18 @@ class EvalBatch:
 class TrainLoader:
     """Augmented batches in a random order that is a function of the seed and the epoch alone.
 
-    Neither the number of threads nor what was read before changes a batch: order and each picture's augmentation come
-    from generators of their own, seeded with ``(seed, epoch)`` and ``(seed, epoch, picture)``. Decoded pictures stay
+    Neither the number of threads nor what was read before changes a batch: order and each image's augmentation come
+    from generators of their own, seeded with ``(seed, epoch)`` and ``(seed, epoch, image)``. Decoded images stay
     in the data set's memory at up to 1.5 times the canvas (see :meth:`DetectionDataset.shrunk`).
 
     Args:
-        dataset: the pictures.
+        dataset: the images.
         width: of the canvas in pixels.
         height: of the canvas in pixels.
-        batch_size: pictures in a batch. The last batch of an epoch is dropped if it is smaller, unless it is the only.
+        batch_size: images in a batch. The last batch of an epoch is dropped if it is smaller, unless it is the only.
         seed: not negative.
-        augmentation: what happens to each picture.
-        mosaic_epochs: epochs with mosaics; the later ones show whole pictures, as at inference. ``None``: all of them.
+        augmentation: what happens to each image.
+        mosaic_epochs: epochs with mosaics; the later ones show whole images, as at inference. ``None``: all of them.
         share: which of how many equal parts of each batch this loader makes, for processes that train together; the
             parts of one batch are the whole one's.
         workers: threads that make batches ahead of time; 0 makes each batch when it is asked for.
@@ -111,7 +111,7 @@ class TrainLoader:
         """The batches of one epoch.
 
         Raises:
-            DataError: a picture can not be decoded.
+            DataError: an image can not be decoded.
         """
         order = np.random.default_rng([self.seed, number]).permutation(len(self.dataset))
         part, parts = self.share
@@ -137,7 +137,7 @@ class TrainLoader:
         mosaics = self.mosaic_epochs is None or epoch < self.mosaic_epochs
         targets: list[Target] = []
         for out, index in zip(images, indices.tolist(), strict=True):
-            # Seeds of fewer than five words are filled up with zeros, so picture 0 must not be a word 0: it would
+            # Seeds of fewer than five words are filled up with zeros, so image 0 must not be a word 0: it would
             # get the generator of the order.
             rng = np.random.default_rng([self.seed, epoch, index + 1])
             if rng.random() < self.augmentation.mosaic and mosaics:
@@ -151,17 +151,17 @@ class TrainLoader:
     def _mosaic(
         self, index: int, out: NDArray[np.uint8], rng: np.random.Generator
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The picture in one of four tiles, three random ones in the others."""
+        """The image in one of four tiles, three random ones in the others."""
         tiles = draw_tiles((self.width, self.height), rng)
-        pictures = rng.permutation([index, *rng.integers(0, len(self.dataset), 3).tolist()]).tolist()
-        placed = [self._place(picture, tile, out, rng) for picture, tile in zip(pictures, tiles, strict=True)]
+        images = rng.permutation([index, *rng.integers(0, len(self.dataset), 3).tolist()]).tolist()
+        placed = [self._place(image, tile, out, rng) for image, tile in zip(images, tiles, strict=True)]
         boxes, labels = zip(*placed, strict=True)
         return np.concatenate(boxes), np.concatenate(labels)
 
     def _place(
         self, index: int, tile: Tile, out: NDArray[np.uint8], rng: np.random.Generator
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Draw a picture onto a tile of ``out``; its boxes in pixels of the canvas, and their labels."""
+        """Draw an image onto a tile of ``out``; its boxes in pixels of the canvas, and their labels."""
         canvas = (self.width, self.height)
         view = draw_view(
             self.dataset.size(index),
@@ -178,16 +178,16 @@ class TrainLoader:
 
 
 def eval_batches(dataset: DetectionDataset, width: int, height: int, batch_size: int) -> Iterator[EvalBatch]:
-    """All pictures of a split in file order, letterboxed as for a deployed detector; the last batch may be smaller.
+    """All images of a split in file order, letterboxed as for a deployed detector; the last batch may be smaller.
 
     Args:
-        dataset: the pictures.
+        dataset: the images.
         width: of the canvas in pixels.
         height: of the canvas in pixels.
-        batch_size: pictures in a batch.
+        batch_size: images in a batch.
 
     Raises:
-        DataError: a picture can not be decoded.
+        DataError: an image can not be decoded.
     """
     if batch_size < 1:
         raise ValueError(f"`batch_size >= 1` must hold, but got batch_size={batch_size}")
@@ -198,7 +198,7 @@ def eval_batches(dataset: DetectionDataset, width: int, height: int, batch_size:
         for out, index in zip(images, indices, strict=True):
             pixels, scale = dataset.shrunk(index, width, height)
             if scale == 1.0:
-                # The picture is smaller than the canvas (or fits exactly): what is in memory has still to be enlarged.
+                # The image is smaller than the canvas (or fits exactly): what is in memory has still to be enlarged.
                 scale = fit_scale(*dataset.size(index), width, height)
                 pixels = resized(pixels, scale)
             out[:, : pixels.shape[0], : pixels.shape[1]] = pixels.transpose(2, 0, 1)

@@ -1,4 +1,4 @@
-"""One generated picture: shapes of several classes on a cluttered ground, and the boxes of what is seen of them.
+"""One generated image: shapes of several classes on a cluttered ground, and the boxes of what is seen of them.
 
 The class of a shape is in its outline; its hue is a hint that is right nine times out of ten, as colour is for real
 objects, so that a detector finds its first objects within minutes of training and learns form for the rest. Fills,
@@ -23,7 +23,7 @@ MIN_VISIBLE = 0.3
 
 _FINE = 4  # points of the supersampled grid along a pixel
 _SMALLEST_PX = 18.0
-_LARGEST_SHARE = 0.7  # of the picture's shorter side
+_LARGEST_SHARE = 0.7  # of the image's shorter side
 _MIN_SEEN_SIDE_PX = 4
 _RING_HOLE = 0.55  # inner radius over outer
 _STAR_NOTCH = 0.42
@@ -36,7 +36,7 @@ _MIN_CONTRAST = 90.0  # Euclidean distance in RGB between a shape and what is ar
 
 @dataclass(frozen=True)
 class Shape:
-    """A shape on the picture.
+    """A shape on the image.
 
     Attributes:
         label: index into :data:`CLASSES`.
@@ -58,8 +58,8 @@ class Scene:
     """Shapes from back to front; each is seen by :data:`MIN_VISIBLE` or more.
 
     Attributes:
-        width: of the picture, in pixels.
-        height: of the picture, in pixels.
+        width: of the image, in pixels.
+        height: of the image, in pixels.
         shapes: later ones cover earlier ones.
     """
 
@@ -149,7 +149,7 @@ class Seen:
 
 
 def seen(scene: Scene) -> list[Seen]:
-    """What is seen of each shape: it lies inside the picture and no later shape covers it."""
+    """What is seen of each shape: it lies inside the image and no later shape covers it."""
     free = np.ones((scene.height * _FINE, scene.width * _FINE), dtype=bool)
     parts: list[Seen] = []
     for shape in reversed(scene.shapes):
@@ -168,7 +168,7 @@ def render(scene: Scene, rng: np.random.Generator) -> tuple[NDArray[np.uint8], l
     """Paint a scene.
 
     Returns:
-        The picture ``(H, W, 3)`` ``uint8`` RGB, and the box of what is seen of each shape.
+        The image ``(H, W, 3)`` ``uint8`` RGB, and the box of what is seen of each shape.
     """
     canvas = _ground(scene.width, scene.height, rng)
     parts = seen(scene)
@@ -192,8 +192,8 @@ def _area(shape: Shape) -> float:
 
 
 def _mask(shape: Shape, left: int, top: int, width: int, height: int) -> NDArray[np.bool_]:
-    picture = Image.new("L", (width * _FINE, height * _FINE))
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("L", (width * _FINE, height * _FINE))
+    draw = ImageDraw.Draw(image)
     # Pixel k of the fine grid covers [k, k + 1), its centre is at k + 0.5.
     corners = (outline(shape) - (left, top)) * _FINE - 0.5
     draw.polygon([(x, y) for x, y in corners.tolist()], fill=1)
@@ -201,7 +201,7 @@ def _mask(shape: Shape, left: int, top: int, width: int, height: int) -> NDArray
         centre = np.array((shape.x - left, shape.y - top)) * _FINE - 0.5
         hole = (corners - centre) * _RING_HOLE + centre
         draw.polygon([(x, y) for x, y in hole.tolist()], fill=0)
-    return np.array(picture).view(bool)
+    return np.array(image).view(bool)
 
 
 def _most_hidden(scene: Scene) -> int | None:
@@ -229,7 +229,7 @@ def _ground(width: int, height: int, rng: np.random.Generator) -> NDArray[np.flo
 
 
 def _smooth(grid: NDArray[np.float64] | NDArray[np.int64], width: int, height: int) -> NDArray[np.float32]:
-    """A coarse ``(h, w, 3)`` grid, interpolated to the picture."""
+    """A coarse ``(h, w, 3)`` grid, interpolated to the image."""
     planes = [
         np.asarray(
             Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32)).resize(

@@ -31,17 +31,17 @@ def generate_shapes(
 ) -> Path:
     """Write a data set of shapes, or find it already written.
 
-    Every picture comes from a generator of its own, so a larger data set begins with the pictures of a smaller one.
+    Every image comes from a generator of its own, so a larger data set begins with the images of a smaller one.
     The folder appears under its name only when it is whole.
 
     Args:
         root: the folder to write.
-        train: pictures to train on.
-        val: pictures to evaluate on.
-        width: of each picture, in pixels; at least 32.
-        height: of each picture, in pixels; at least 32.
+        train: images to train on.
+        val: images to evaluate on.
+        width: of each image, in pixels; at least 32.
+        height: of each image, in pixels; at least 32.
         seed: not negative.
-        on_progress: told how many pictures are done, and of how many.
+        on_progress: told how many images are done, and of how many.
 
     Returns:
         ``root`` as a path; open it with :class:`smnas.data.coco.CocoFolder`.
@@ -52,7 +52,7 @@ def generate_shapes(
     if train < 1 or val < 1:
         raise DataError(f"a split must have at least one image, but got train={train} and val={val}")
     if min(width, height) < 32:
-        raise DataError(f"a generated picture must be at least 32 pixels wide and high, but got {width}x{height}")
+        raise DataError(f"a generated image must be at least 32 pixels wide and high, but got {width}x{height}")
     if seed < 0:
         raise DataError(f"`seed >= 0` must hold, but got seed={seed}")
     root = Path(root)
@@ -78,7 +78,7 @@ def generate_shapes(
             document = _empty_document()
             (partial / split).mkdir()
             for index in range(count):
-                _add_picture(document, partial / split, index, (width, height), [seed, stream, index, 1])
+                _add_image(document, partial / split, index, (width, height), [seed, stream, index, 1])
                 done += 1
                 if on_progress is not None:
                     on_progress(done, train + val)
@@ -117,7 +117,7 @@ def _empty_document() -> dict[str, list[dict[str, object]]]:
     return {"images": [], "annotations": [], "categories": categories}
 
 
-def _add_picture(
+def _add_image(
     document: dict[str, list[dict[str, object]]],
     folder: Path,
     index: int,

@@ -28,10 +28,10 @@ class AccuracyLossError(RuntimeError):
 
 @dataclass(frozen=True)
 class Accuracy:
-    """AP of a file and of its checkpoint on the same pictures.
+    """AP of a file and of its checkpoint on the same images.
 
     Attributes:
-        pictures: How many.
+        images: How many.
         reference_ap: AP of the checkpoint, run by PyTorch in float32.
         reference_ap50: Its AP50.
         ap: AP of the file.
@@ -39,7 +39,7 @@ class Accuracy:
         drop: AP that the export costs; negative where the file is better by chance.
     """
 
-    pictures: int
+    images: int
     reference_ap: float
     reference_ap50: float
     ap: float
@@ -52,7 +52,7 @@ class Accuracy:
     def __str__(self) -> str:
         return (
             f"AP {self.ap:.4f} (AP50 {self.ap50:.4f}), fp32 checkpoint {self.reference_ap:.4f} "
-            f"({self.reference_ap50:.4f}), loss {self.drop:+.4f} on {self.pictures} pictures"
+            f"({self.reference_ap50:.4f}), loss {self.drop:+.4f} on {self.images} images"
         )
 
 
@@ -62,23 +62,23 @@ def evaluate_model(
     batch_size: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> CocoMetrics:
-    """The 12 COCO numbers of a model on pictures with its categories.
+    """The 12 COCO numbers of a model on images with its categories.
 
     Args:
         model: The detector.
-        dataset: The pictures.
-        batch_size: Pictures of one call; by default those of one run of the model.
-        on_progress: Told how many pictures are done, and of how many.
+        dataset: The images.
+        batch_size: Images of one call; by default those of one run of the model.
+        on_progress: Told how many images are done, and of how many.
 
     Raises:
-        UserError: The pictures have other categories.
+        UserError: The images have other categories.
     """
     require_categories(model, dataset)
     return evaluate(model, dataset, *model.input_size, batch_size or model.metadata.batch, on_progress=on_progress)
 
 
 def require_categories(model: Model, dataset: DetectionDataset) -> None:
-    """Refuse pictures whose categories are not the model's.
+    """Refuse images whose categories are not the model's.
 
     Raises:
         UserError: With both.
@@ -93,7 +93,7 @@ def measure_accuracy(reference: Model, exported: Model, dataset: DetectionDatase
     """AP of an exported file beside its checkpoint's, and all numbers of the file.
 
     Raises:
-        UserError: The pictures have other categories.
+        UserError: The images have other categories.
     """
     before, after = evaluate_model(reference, dataset), evaluate_model(exported, dataset)
     return Accuracy(len(dataset), before.ap, before.ap50, after.ap, after.ap50), after

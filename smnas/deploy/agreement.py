@@ -24,7 +24,7 @@ class Agreement:
     """How far two sets of detections are apart.
 
     Attributes:
-        pictures: How many pictures were compared.
+        images: How many images were compared.
         compared: Detections above the score threshold, on both sides together.
         differing: Those without a partner on the other side, of their class, with an IoU above 0.999 and a score
             within 0.001.
@@ -32,7 +32,7 @@ class Agreement:
         largest_score_difference: Largest absolute difference of two partners' scores; 0 without any.
     """
 
-    pictures: int
+    images: int
     compared: int
     differing: int
     least_iou: float
@@ -50,7 +50,7 @@ class Agreement:
 
     def __str__(self) -> str:
         return (
-            f"{self.compared} detections on {self.pictures} pictures, {self.differing} differing; of the others the "
+            f"{self.compared} detections on {self.images} images, {self.differing} differing; of the others the "
             f"least IoU is {self.least_iou:.6f}, the largest score difference {self.largest_score_difference:.1e}"
         )
 
@@ -77,7 +77,7 @@ def box_iou(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[
 
 
 def compare_detections(reference: DetectionArrays, other: DetectionArrays, *, min_score: float = 0.05) -> Agreement:
-    """Match the detections of two detectors on the same pictures.
+    """Match the detections of two detectors on the same images.
 
     Every detection above ``min_score`` on either side needs a partner among **all** detections of the other side, so
     that a score of 0.0500001 against 0.0499999 counts as a difference of 2e-7 and not as a missing object. For the same
@@ -86,12 +86,12 @@ def compare_detections(reference: DetectionArrays, other: DetectionArrays, *, mi
     the one that overlaps most.
 
     Args:
-        reference: Of B pictures.
-        other: Of the same pictures in the same order.
+        reference: Of B images.
+        other: Of the same images in the same order.
         min_score: Detections below it need no partner.
     """
     if len(reference.num) != len(other.num):
-        raise ValueError(f"both sides must have the same pictures, but got {len(reference.num)} and {len(other.num)}")
+        raise ValueError(f"both sides must have the same images, but got {len(reference.num)} and {len(other.num)}")
     compared = differing = 0
     least_iou, largest_difference = 1.0, 0.0
     for row in range(len(reference.num)):

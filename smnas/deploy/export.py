@@ -33,12 +33,12 @@ from smnas.inference.runtime import EagerDetector, OnnxDetector
 from smnas.models.precision import fragile_modules
 from smnas.training.checkpoint import load_detector_checkpoint
 
-__all__ = ["FORMATS", "PICTURES_CALIBRATED", "ExportMismatchError", "ExportReport", "canvases", "export_detector"]
+__all__ = ["FORMATS", "IMAGES_CALIBRATED", "ExportMismatchError", "ExportReport", "canvases", "export_detector"]
 
-PICTURES_CALIBRATED = 64
-"""Training pictures that give the ranges of an ``int8`` graph's maps, where nobody says otherwise."""
+IMAGES_CALIBRATED = 64
+"""Training images that give the ranges of an ``int8`` graph's maps, where nobody says otherwise."""
 
-_GENERATED_PICTURES = 8
+_GENERATED_IMAGES = 8
 _VERSIONED = ("torch", "torchvision", "onnx", "onnxscript")
 
 
@@ -78,7 +78,7 @@ class ExportReport:
         metadata: What the file says about itself.
         agreement: How far its float32 graph, run by ONNX Runtime, is from the checkpoint run by PyTorch.
         rounding: How far the graph in its precision is from there; None in float32, and where it does not run here.
-        accuracy: AP of the graph in its precision and of the checkpoint; None without pictures of known objects.
+        accuracy: AP of the graph in its precision and of the checkpoint; None without images of known objects.
         manifest: Of an engine.
         notes: What could not be checked here.
     """
@@ -111,7 +111,7 @@ def export_detector(
 
     The graph takes ``images`` ``uint8`` ``(batch, 3, H, W)`` RGB and gives ``num``, ``boxes``, ``scores`` and
     ``labels`` in pixels of the canvas. Two things are checked before the file appears under its name. The float32
-    graph, run by ONNX Runtime on a CPU, must give the detections of PyTorch, which looks at one picture after the
+    graph, run by ONNX Runtime on a CPU, must give the detections of PyTorch, which looks at one image after the
     other: every one with a score above 0.05 has a partner with an IoU above 0.999 and a score within 0.001, but for
     what ties leave to chance (:attr:`~smnas.deploy.agreement.Agreement.holds`). And where objects are known, AP of the
     graph in its precision, run likewise, may be below the checkpoint's by ``max_ap_drop`` at most. An engine is built
@@ -122,12 +122,12 @@ def export_detector(
         out: The file to write, ending as its format does; an older one is replaced.
         file_format: One of ``FORMATS``.
         precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``. Boxes, scores and coordinates are float32 in all of them.
-        batch: Pictures of one run.
-        verify_images: Pictures ``(H, W, 3)`` ``uint8`` RGB of any size to compare on, best of the kind that the
+        batch: Images of one run.
+        verify_images: Images ``(H, W, 3)`` ``uint8`` RGB of any size to compare on, best of the kind that the
             detector was trained on. Generated shapes when empty.
         metrics: COCO numbers for the file's metadata; by default those measured, or those that the checkpoint holds.
-        calibration_images: For ``int8``, pictures whose maps give the ranges; best of those that it was trained on.
-        dataset: Pictures with known objects, to measure AP on.
+        calibration_images: For ``int8``, images whose maps give the ranges; best of those that it was trained on.
+        dataset: Images with known objects, to measure AP on.
         max_ap_drop: Largest loss of AP, in 0..1, against the checkpoint.
         capabilities: Compute capabilities that a TensorRT-RTX engine must run on, such as ``8.9``; by default that of
             the GPU here.
@@ -155,14 +155,12 @@ def export_detector(
     reference = EagerDetector(checkpoint)
     if dataset is not None:
         require_categories(reference, dataset)
-    pictures = canvases(
-        verify_images or _generated_pictures(max(_GENERATED_PICTURES, batch), width, height), width, height
-    )
-    expected = _one_by_one(reference, pictures)
+    images = canvases(verify_images or _generated_images(max(_GENERATED_IMAGES, batch), width, height), width, height)
+    expected = _one_by_one(reference, images)
 
     graph = detector_graph(detector, kind.operators, batch)
     with _unverified(out, graph, metadata) as file:
-        agreement = compare_detections(expected, file(pictures))
+        agreement = compare_detections(expected, file(images))
     if not agreement.holds:
         raise ExportMismatchError(f"the exported file must find what the checkpoint finds, but got {agreement}")
 
@@ -180,7 +178,7 @@ def export_detector(
     elif precision != "fp32" or dataset is not None:
         with _unverified(out, graph, metadata) as file:
             if precision != "fp32":
-                rounding = compare_detections(expected, file(pictures))
+                rounding = compare_detections(expected, file(images))
             if dataset is not None:
                 accuracy, measured = measure_accuracy(reference, file, dataset)
                 if not accuracy.drop <= max_ap_drop:  # an AP that is not a number is no proof
@@ -197,11 +195,11 @@ def export_detector(
     return ExportReport(out, out.stat().st_size, metadata, agreement, rounding, accuracy, manifest, tuple(notes))
 
 
-def canvases(pictures: Sequence[NDArray[np.uint8]], width: int, height: int) -> NDArray[np.uint8]:
-    """Pictures ``(H, W, 3)`` of any size as one batch ``(B, 3, height, width)`` of letterboxed canvases."""
-    if not pictures:
-        raise ValueError("at least one picture is needed, but got none")
-    batch = np.stack([letterbox(picture, width, height)[0] for picture in pictures])
+def canvases(images: Sequence[NDArray[np.uint8]], width: int, height: int) -> NDArray[np.uint8]:
+    """Images ``(H, W, 3)`` of any size as one batch ``(B, 3, height, width)`` of letterboxed canvases."""
+    if not images:
+        raise ValueError("at least one image is needed, but got none")
+    batch = np.stack([letterbox(image, width, height)[0] for image in images])
     return np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
 
 
@@ -258,7 +256,7 @@ def _require_precision(
     if precision not in GRAPH_PRECISIONS:
         raise UserError(f"a precision is one of {', '.join(GRAPH_PRECISIONS)}, but got {precision!r}")
     if precision == "int8" and not calibration:
-        raise UserError("int8 needs pictures to calibrate on (--data), but got none")
+        raise UserError("int8 needs images to calibrate on (--data), but got none")
     if precision == "bf16" and (not kind.backend or dataset is not None):
         raise UserError(
             "bf16 is for engines and without --data, but got "
@@ -267,8 +265,8 @@ def _require_precision(
         )
 
 
-def _one_by_one(model: EagerDetector, pictures: NDArray[np.uint8]) -> DetectionArrays:
-    runs = [model(pictures[row : row + 1]) for row in range(len(pictures))]
+def _one_by_one(model: EagerDetector, images: NDArray[np.uint8]) -> DetectionArrays:
+    runs = [model(images[row : row + 1]) for row in range(len(images))]
     return DetectionArrays(*(np.concatenate(arrays) for arrays in zip(*runs, strict=True)))
 
 
@@ -319,6 +317,6 @@ def _write_engine(
     return manifest
 
 
-def _generated_pictures(count: int, width: int, height: int) -> list[NDArray[np.uint8]]:
+def _generated_images(count: int, width: int, height: int) -> list[NDArray[np.uint8]]:
     rng = np.random.default_rng(0)
     return [render(draw_scene(width, height, rng), rng)[0] for _ in range(count)]

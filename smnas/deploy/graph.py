@@ -26,12 +26,12 @@ GRAPH_PRECISIONS = tuple(PRECISIONS)
 
 
 def detector_graph(detector: Detector, operators: Operators, batch: int = 1) -> onnx.ModelProto:
-    """The float32 graph from pictures on the canvas to detections, with static shapes.
+    """The float32 graph from images on the canvas to detections, with static shapes.
 
     Args:
         detector: As trained.
         operators: ``native`` for ONNX Runtime on a CPU; ``plain`` for backends that do not have those.
-        batch: Pictures of one run; the first axis of the input and of every output.
+        batch: Images of one run; the first axis of the input and of every output.
 
     Raises:
         ExportError: The detector has no ONNX form.

@@ -29,7 +29,7 @@ _ROUND = TimingSettings(relative_half_width=0.02, min_samples=8, max_samples=400
 
 @dataclass(frozen=True)
 class FileLatency:
-    """The latency of one picture through one file.
+    """The latency of one image through one file.
 
     Attributes:
         median_ms: Median of the rounds' medians.
@@ -55,7 +55,7 @@ def measure_files(
 ) -> dict[str, FileLatency]:
     """Measure exported files in ONNX Runtime under the options that latency tables are measured with.
 
-    Timed is one run from a canvas in the device's memory to detections; reading and resizing a picture is not.
+    Timed is one run from a canvas in the device's memory to detections; reading and resizing an image is not.
 
     Args:
         files: By name, the file and the canvas ``(1, 3, H, W)`` ``uint8`` that it is run on.

@@ -15,7 +15,7 @@ from profiler.devices import Device
 from profiler.errors import BackendUnavailableError, UserError, one_line
 from profiler.graphs.export import ExportError
 from smnas.data.coco import DetectionDataset
-from smnas.deploy.export import PICTURES_CALIBRATED, ExportMismatchError, canvases, export_detector
+from smnas.deploy.export import IMAGES_CALIBRATED, ExportMismatchError, canvases, export_detector
 from smnas.deploy.latency import DEFAULT_ROUNDS, measure_files
 from smnas.evaluation.predict import evaluate
 from smnas.inference.runtime import OnnxDetector
@@ -24,7 +24,7 @@ from smnas.search.study.settings import SearchSettings, read_settings
 
 __all__ = ["DeployEvent", "DeployReport", "deploy_ranking"]
 
-_PICTURES_COMPARED = 16
+_IMAGES_COMPARED = 16
 _AP_TOLERANCE = 1e-3
 MODEL_FILE = "model.onnx"
 
@@ -83,7 +83,7 @@ def deploy_ranking(
     """Export the best of a run folder's ranking and its baseline, and measure what was exported.
 
     The files are of the precision that the search's latencies are for. AP is measured on each file with the validation
-    pictures; latency is measured on all files together, in turns, so that they compare. The ranking is then made again,
+    images; latency is measured on all files together, in turns, so that they compare. The ranking is then made again,
     as measured latencies count for more than predicted ones; where that recommends a detector that has no file yet, it
     gets one too.
 
@@ -91,8 +91,8 @@ def deploy_ranking(
 
     Args:
         folder: A run folder with a ranking.
-        dataset: The validation pictures.
-        calibration: The training pictures, for a search in ``int8``.
+        dataset: The validation images.
+        calibration: The training images, for a search in ``int8``.
         top: How many of the best are exported; by default as many as the search's settings say.
         device: Where latency is measured; this machine's CPU by default.
         rounds: How often each file is timed.
@@ -104,7 +104,7 @@ def deploy_ranking(
     settings = read_settings(folder)
     if tuple(dataset.classes) != settings.data.classes:
         raise UserError(
-            f"the pictures must have the search's classes, {', '.join(settings.data.classes)}, "
+            f"the images must have the search's classes, {', '.join(settings.data.classes)}, "
             f"but got {', '.join(dataset.classes)}"
         )
     ranking = read_ranking(folder)
@@ -145,8 +145,8 @@ def _deploy_row(
             folder / row.checkpoint,
             folder / relative,
             precision=settings.precision,
-            verify_images=_pictures(dataset, _PICTURES_COMPARED),
-            calibration_images=_pictures(calibration, PICTURES_CALIBRATED) if settings.precision == "int8" else (),
+            verify_images=_images(dataset, _IMAGES_COMPARED),
+            calibration_images=_images(calibration, IMAGES_CALIBRATED) if settings.precision == "int8" else (),
         )
         model = OnnxDetector(folder / relative)
         metrics = evaluate(
@@ -167,7 +167,7 @@ def _deploy_row(
     progress.exported.append(architecture)
 
 
-def _pictures(dataset: DetectionDataset | None, most: int) -> list[NDArray[np.uint8]]:
+def _images(dataset: DetectionDataset | None, most: int) -> list[NDArray[np.uint8]]:
     return [] if dataset is None else [dataset.image(index) for index in range(min(len(dataset), most))]
 
 
@@ -194,11 +194,11 @@ def _time(
     rows = [row for row in ranking.rows if row.model is not None and (folder / row.model).is_file()]
     if not rows or all(row.measured_latency_ms is not None for row in rows):
         return ranking
-    picture = dataset.image(0)
+    image = dataset.image(0)
     files: dict[str, tuple[Path, NDArray[np.uint8]]] = {}
     for row in rows:
         path = folder / str(row.model)
-        files[row.architecture] = (path, canvases([picture], *OnnxDetector(path).input_size))
+        files[row.architecture] = (path, canvases([image], *OnnxDetector(path).input_size))
     try:
         found = measure_files(
             files,

@@ -22,7 +22,7 @@ class CocoResult(TypedDict):
     Attributes:
         image_id: as in the annotation file.
         category_id: as in the annotation file.
-        bbox: ``[x, y, width, height]`` in pixels of the picture.
+        bbox: ``[x, y, width, height]`` in pixels of the image.
         score: higher is surer.
     """
 
@@ -45,7 +45,7 @@ class CocoMetrics:
         ap_small: of boxes with an area under 32 x 32 pixels.
         ap_medium: of boxes between 32 x 32 and 96 x 96.
         ap_large: of boxes over 96 x 96.
-        ar1: average recall of the best detection of each picture and class.
+        ar1: average recall of the best detection of each image and class.
         ar10: of the best 10.
         ar100: of the best 100.
         ar_small: of the best 100, small boxes.
@@ -76,10 +76,10 @@ def evaluate_results(ground_truth: COCO, results: Sequence[CocoResult]) -> CocoM
 
     Args:
         ground_truth: see :meth:`smnas.data.coco.DetectionDataset.ground_truth`.
-        results: detections of any number of its pictures, in any order; none at all is an AP of 0.
+        results: detections of any number of its images, in any order; none at all is an AP of 0.
 
     Raises:
-        ValueError: a result names a picture that is not in the ground truth, or holds a number that is not finite.
+        ValueError: a result names an image that is not in the ground truth, or holds a number that is not finite.
     """
     known = set(ground_truth.getImgIds())
     for result in results:

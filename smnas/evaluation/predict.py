@@ -1,4 +1,4 @@
-"""A detector over a whole split: canvases in, COCO results in pixels of the pictures out.
+"""A detector over a whole split: canvases in, COCO results in pixels of the images out.
 
 What is evaluated is a function of ``uint8`` NumPy batches, so that an ``nn.Module``, an ONNX file and an engine go the
 same way and their numbers can be compared.
@@ -21,10 +21,10 @@ __all__ = ["DetectFunction", "DetectionArrays", "collect_results", "eager_detect
 
 
 class DetectionArrays(NamedTuple):
-    """Detections of a batch, padded to K rows a picture.
+    """Detections of a batch, padded to K rows an image.
 
     Attributes:
-        num: ``(B,)`` int64, how many rows of each picture are real.
+        num: ``(B,)`` int64, how many rows of each image are real.
         boxes: ``(B, K, 4)`` float32, ``xyxy`` in pixels of the canvas.
         scores: ``(B, K)`` float32.
         labels: ``(B, K)`` int64, 0-based.
@@ -37,7 +37,7 @@ class DetectionArrays(NamedTuple):
 
 
 DetectFunction = Callable[[NDArray[np.uint8]], DetectionArrays]
-"""Pictures ``(B, 3, H, W)`` ``uint8`` RGB on canvases, to detections."""
+"""Images ``(B, 3, H, W)`` ``uint8`` RGB on canvases, to detections."""
 
 
 def eager_detect(detector: nn.Module, device: torch.device | str) -> DetectFunction:
@@ -79,21 +79,21 @@ def collect_results(
     *,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[CocoResult]:
-    """Run a detector over all pictures of a split.
+    """Run a detector over all images of a split.
 
     Args:
         detect: the detector.
-        dataset: the pictures.
+        dataset: the images.
         width: of the detector's canvas in pixels.
         height: of the detector's canvas in pixels.
-        batch_size: pictures in a batch.
-        on_progress: told how many pictures are done, and of how many.
+        batch_size: images in a batch.
+        on_progress: told how many images are done, and of how many.
 
     Returns:
-        Every detection in COCO's results format: boxes in pixels of the picture, clipped to it, unrounded.
+        Every detection in COCO's results format: boxes in pixels of the image, clipped to it, unrounded.
 
     Raises:
-        DataError: a picture can not be decoded.
+        DataError: an image can not be decoded.
     """
     results: list[CocoResult] = []
     done = 0

@@ -10,29 +10,29 @@ from typing import Any
 from profiler.atomic import write_whole
 from profiler.errors import UserError
 from smnas.data.annotations import ImageList, read_image_list
-from smnas.inference.results import PictureResult
+from smnas.inference.results import ImageResult
 from smnas.inference.runtime import Model
 
-__all__ = ["ListedPictures", "require_place"]
+__all__ = ["ListedImages", "require_place"]
 
 
-class ListedPictures:
-    """Pictures that an annotation file lists, found there by their file names.
+class ListedImages:
+    """Images that an annotation file lists, found there by their file names.
 
-    A picture is the listed one whose ``file_name`` its path ends with, so that ``val/1.jpg`` and ``train/1.jpg`` are
+    An image is the listed one whose ``file_name`` its path ends with, so that ``val/1.jpg`` and ``train/1.jpg`` are
     told apart where the file tells them apart.
 
     Args:
         annotations: A COCO annotation file, with or without annotations.
-        paths: Pictures, every one of them listed.
+        paths: Images, every one of them listed.
         model: Its classes are the file's.
 
     Attributes:
-        sizes: Width and height of each picture as the file states them.
+        sizes: Width and height of each image as the file states them.
 
     Raises:
         DataError: The annotation file breaks a rule.
-        UserError: A picture that is not listed or two pictures that are the same listed one; other classes.
+        UserError: An image that is not listed or two images that are the same listed one; other classes.
     """
 
     def __init__(self, annotations: Path, paths: Iterable[Path], model: Model) -> None:
@@ -50,27 +50,27 @@ class ListedPictures:
             self._image_ids[path] = listed.image_ids[index]
             self.sizes[path] = listed.sizes[index]
 
-    def results(self, pictures: Iterable[PictureResult]) -> list[dict[str, Any]]:
+    def results(self, images: Iterable[ImageResult]) -> list[dict[str, Any]]:
         """One entry a detection: ``image_id``, ``category_id``, ``bbox`` (x, y, width, height in pixels), ``score``."""
         return [
             {
-                "image_id": self._image_ids[picture.path],
+                "image_id": self._image_ids[image.path],
                 "category_id": one.category_id,
                 "bbox": [one.box[0], one.box[1], one.box[2] - one.box[0], one.box[3] - one.box[1]],
                 "score": one.score,
             }
-            for picture in pictures
-            for one in picture.detections
+            for image in images
+            for one in image.detections
         ]
 
-    def write(self, pictures: Iterable[PictureResult], path: Path) -> None:
+    def write(self, images: Iterable[ImageResult], path: Path) -> None:
         """Write :meth:`results` as the file that COCO's tools load.
 
         Raises:
             UserError: It can not be written.
         """
         try:
-            write_whole(path, (json.dumps(self.results(pictures)) + "\n").encode())
+            write_whole(path, (json.dumps(self.results(images)) + "\n").encode())
         except OSError as error:
             raise _no_place(path, error.strerror) from None
 
@@ -115,12 +115,12 @@ def _indices(listed: ImageList, paths: list[Path]) -> Mapping[Path, int]:
         index = max(matches, key=lambda one: len(Path(listed.file_names[one]).parts))
         if index in owner:
             raise UserError(
-                f"two pictures can not be the same one of {listed.path}, but {owner[index]} and {path} "
+                f"two images can not be the same one of {listed.path}, but {owner[index]} and {path} "
                 f"are both {listed.file_names[index]}"
             )
         owner[index] = path
         found[path] = index
     if missing:
         more = f", nor {len(missing) - 1} others" if len(missing) > 1 else ""
-        raise UserError(f"every picture must be listed in {listed.path}, but {missing[0]} is not{more}")
+        raise UserError(f"every image must be listed in {listed.path}, but {missing[0]} is not{more}")
     return found

@@ -1,4 +1,4 @@
-"""Detection over files: pictures, videos and a camera in; results and drawn copies out; one bad file stops nothing."""
+"""Detection over files: images, videos and a camera in; results and drawn copies out; one bad file stops nothing."""
 
 import io
 import time
@@ -16,13 +16,13 @@ from smnas.data.image import Decoded, decode
 from smnas.inference.draw import draw_detections
 from smnas.inference.inputs import Inputs
 from smnas.inference.pipeline import DetectOptions, Found, StageTimes, find_objects, map_ahead, read_ahead
-from smnas.inference.results import DetectReport, FrameResult, PictureResult, VideoResult
+from smnas.inference.results import DetectReport, FrameResult, ImageResult, VideoResult
 from smnas.inference.runtime import Model
 from smnas.inference.video import VideoFrame, VideoReader, VideoWriter, open_camera, open_video
 
 __all__ = ["detect_inputs"]
 
-OnPicture = Callable[[PictureResult, int, int], None]
+OnImage = Callable[[ImageResult, int, int], None]
 OnFrame = Callable[[FrameResult, str, int | None], None]
 
 
@@ -35,10 +35,10 @@ def detect_inputs(
     sizes: Mapping[Path, tuple[int, int]] | None = None,
     max_frames: int | None = None,
     keep_frames: bool = True,
-    on_picture: OnPicture | None = None,
+    on_image: OnImage | None = None,
     on_frame: OnFrame | None = None,
 ) -> DetectReport:
-    """Find objects in pictures and videos: first all pictures, then one video after the other, then the camera.
+    """Find objects in images and videos: first all images, then one video after the other, then the camera.
 
     Of an animation the first frame counts. A file that can not be read gives a result with its reason, and the others
     go on. Interrupted from the keyboard, the report holds what was finished, and a drawn video ends there.
@@ -48,10 +48,10 @@ def detect_inputs(
         inputs: What to find objects in.
         options: Score, batch and threads.
         out_dir: Where copies with drawn boxes are written, under their names (numbered where two are the same).
-        sizes: Width and height of pictures as their annotations state them; one of another size is an error.
+        sizes: Width and height of images as their annotations state them; one of another size is an error.
         max_frames: A video or camera ends after that many frames.
         keep_frames: Results of videos hold every frame's detections; without them memory does not grow with length.
-        on_picture: Told every picture's result, how many are done and of how many.
+        on_image: Told every image's result, how many are done and of how many.
         on_frame: Told every frame's result, its video, and of how many frames it is, where that is known.
 
     Raises:
@@ -60,16 +60,16 @@ def detect_inputs(
     options = options or DetectOptions()
     drawn = _drawn_files(inputs, out_dir)
     times = StageTimes()
-    pictures: list[PictureResult] = []
+    images: list[ImageResult] = []
     videos: list[VideoResult] = []
     interrupted = False
     began = time.perf_counter()
     try:
-        with closing(_pictures(model, inputs.pictures, options, times, drawn, sizes or {})) as results:
-            for picture in results:
-                pictures.append(picture)
-                if on_picture is not None:
-                    on_picture(picture, len(pictures), len(inputs.pictures))
+        with closing(_images(model, inputs.images, options, times, drawn, sizes or {})) as results:
+            for image in results:
+                images.append(image)
+                if on_image is not None:
+                    on_image(image, len(images), len(inputs.images))
         for source in (*inputs.videos, *(() if inputs.camera is None else (inputs.camera,))):
             video, interrupted = _video(
                 model, source, options, times, drawn.get(source), max_frames, keep_frames, on_frame
@@ -80,54 +80,54 @@ def detect_inputs(
     except KeyboardInterrupt:
         interrupted = True
     times.wall_s = time.perf_counter() - began
-    return DetectReport(tuple(pictures), tuple(videos), times, interrupted)
+    return DetectReport(tuple(images), tuple(videos), times, interrupted)
 
 
-def _pictures(
+def _images(
     model: Model,
     paths: Sequence[Path],
     options: DetectOptions,
     times: StageTimes,
     drawn: Mapping[Path | int, Path],
     sizes: Mapping[Path, tuple[int, int]],
-) -> Generator[PictureResult, None, None]:
+) -> Generator[ImageResult, None, None]:
     remarks: dict[Path, str] = {}
     canvas = model.input_size if options.quick_decode and not drawn else None
 
     def read(path: Path) -> Decoded:
         decoded = decode(path, sizes.get(path), canvas=canvas)
         if decoded.frames > 1:
-            remarks[path] = f"{path} holds {decoded.frames} pictures, of which the first was looked at"
+            remarks[path] = f"{path} holds {decoded.frames} images, of which the first was looked at"
         return decoded
 
-    def finish(found: Found[Path]) -> tuple[PictureResult, float]:
+    def finish(found: Found[Path]) -> tuple[ImageResult, float]:
         path = found.source
         if found.error is not None:
-            return PictureResult(path, error=_reason(path, found.error)), 0.0
-        result = PictureResult(path, *found.size, found.detections, remark=remarks.pop(path, None))
-        if found.picture is None:
+            return ImageResult(path, error=_reason(path, found.error)), 0.0
+        result = ImageResult(path, *found.size, found.detections, remark=remarks.pop(path, None))
+        if found.image is None:
             return result, 0.0
         began = time.perf_counter()
         try:
-            _save(draw_detections(found.picture, found.detections), drawn[path])
+            _save(draw_detections(found.image, found.detections), drawn[path])
             result = replace(result, drawn=drawn[path])
         except (OSError, MemoryError) as error:
             result = replace(result, error=_reason(path, error))
         return result, time.perf_counter() - began
 
     with warnings.catch_warnings():
-        # Pillow warns from 89 million pixels on and refuses from 179 million on; between, the picture is fine.
+        # Pillow warns from 89 million pixels on and refuses from 179 million on; between, the image is fine.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with closing(find_objects(model, paths, read, options, times, keep_pictures=bool(drawn))) as found:
+        with closing(find_objects(model, paths, read, options, times, keep_images=bool(drawn))) as found:
             for result, seconds in map_ahead(finish, found, options.workers if drawn else 0, options.workers):
                 times.draw_s += seconds
                 yield result
 
 
-def _save(picture: Image.Image, path: Path) -> None:
+def _save(image: Image.Image, path: Path) -> None:
     # By way of memory: on a full disk Pillow's own writing of a JPEG file leaves a part of it and says nothing.
     content = io.BytesIO()
-    picture.save(content, format="JPEG" if path.suffix == ".jpg" else "PNG", quality=92)
+    image.save(content, format="JPEG" if path.suffix == ".jpg" else "PNG", quality=92)
     try:
         path.write_bytes(content.getbuffer())
     except OSError:
@@ -164,7 +164,7 @@ def _video(
                         on_frame(frame, name, total)
             result = replace(result, error=reader.problem)
         if result.count == 0 and result.error is None:
-            result = replace(result, error=f"a video must hold pictures, but {name} has not one frame")
+            result = replace(result, error=f"a video must hold images, but {name} has not one frame")
     except KeyboardInterrupt:
         interrupted = True
     except (UserError, OSError, MemoryError) as error:
@@ -190,13 +190,13 @@ def _frames(
         writer = None if drawn is None else stack.enter_context(VideoWriter(drawn, reader.rate))
 
         def finish(found: Found[VideoFrame]) -> tuple[Found[VideoFrame], float]:
-            if writer is None or found.picture is None:
+            if writer is None or found.image is None:
                 return found, 0.0
             began = time.perf_counter()
-            writer.write(draw_detections(found.picture, found.detections), found.source.time_s)
+            writer.write(draw_detections(found.image, found.detections), found.source.time_s)
             return found, time.perf_counter() - began
 
-        run = find_objects(model, frames, VideoFrame.decoded, options, times, keep_pictures=writer is not None)
+        run = find_objects(model, frames, VideoFrame.decoded, options, times, keep_images=writer is not None)
         found = stack.enter_context(closing(run))
         # One thread draws: the frames of a file have an order.
         threads = min(1, options.workers) if writer is not None else 0
@@ -229,12 +229,12 @@ def _drawn_files(inputs: Inputs, out_dir: Path | None) -> dict[Path | int, Path]
     except OSError as error:
         raise UserError(f"the output must be a folder that can be made, but got {out_dir} ({error.strerror})") from None
     wanted: list[tuple[Path | int, str, str]] = [
-        (path, path.stem, ".jpg" if path.suffix.lower() in (".jpg", ".jpeg") else ".png") for path in inputs.pictures
+        (path, path.stem, ".jpg" if path.suffix.lower() in (".jpg", ".jpeg") else ".png") for path in inputs.images
     ]
     wanted += [(path, path.stem, ".mp4") for path in inputs.videos]
     if inputs.camera is not None:
         wanted.append((inputs.camera, f"camera-{inputs.camera}", ".mp4"))
-    originals = {path.resolve() for path in (*inputs.pictures, *inputs.videos)}
+    originals = {path.resolve() for path in (*inputs.images, *inputs.videos)}
     drawn: dict[Path | int, Path] = {}
     taken: set[str] = set()
     for source, stem, suffix in wanted:

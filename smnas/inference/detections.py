@@ -1,4 +1,4 @@
-"""Objects with names, in pixels of their picture."""
+"""Objects with names, in pixels of their image."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ class Detection:
         label: 0-based index of the class.
         category_id: The data set's id of the class.
         score: In 0..1.
-        box: ``(x1, y1, x2, y2)`` in pixels of the picture, inside it.
+        box: ``(x1, y1, x2, y2)`` in pixels of the image, inside it.
     """
 
     name: str
@@ -31,14 +31,14 @@ class Detection:
 def named_detections(
     model: Model, arrays: DetectionArrays, row: int, scale: float, size: tuple[int, int], score: float
 ) -> tuple[Detection, ...]:
-    """One row of a batch as named boxes of the picture, best first.
+    """One row of a batch as named boxes of the image, best first.
 
     Args:
         model: Names its classes.
         arrays: What the model found.
-        row: Which picture of the batch.
+        row: Which image of the batch.
         scale: Of its letterbox.
-        size: Width and height of the picture in pixels.
+        size: Width and height of the image in pixels.
         score: Lowest score to keep.
     """
     keep = int((arrays.scores[row, : int(arrays.num[row])] >= score).sum())  # sorted by score

@@ -1,4 +1,4 @@
-"""The detector as a Python object: pictures in, named boxes in the pictures' own pixels out."""
+"""The detector as a Python object: images in, named boxes in the images' own pixels out."""
 
 from collections.abc import Generator, Iterable
 from contextlib import ExitStack, closing
@@ -15,9 +15,9 @@ from smnas.inference.pipeline import DetectOptions, StageTimes, find_objects, re
 from smnas.inference.runtime import Model, load_model
 from smnas.inference.video import VideoError, VideoFrame, open_camera, open_video
 
-__all__ = ["DetectedFrame", "Detection", "Detector", "Picture"]
+__all__ = ["DetectedFrame", "Detection", "Detector", "Image"]
 
-Picture = str | Path | Image.Image | NDArray[np.uint8]
+ImageInput = str | Path | Image.Image | NDArray[np.uint8]
 """A file, a PIL image or a ``(H, W, 3)`` ``uint8`` RGB array."""
 
 
@@ -28,13 +28,13 @@ class DetectedFrame:
     Attributes:
         index: From 0.
         time_s: Since the start of the video, in seconds.
-        picture: RGB.
-        detections: Best first, boxes in pixels of the picture.
+        image: RGB.
+        detections: Best first, boxes in pixels of the image.
     """
 
     index: int
     time_s: float
-    picture: Image.Image
+    image: Image.Image
     detections: tuple[Detection, ...]
 
 
@@ -50,7 +50,7 @@ class Detector:
     Args:
         path: An exported ``.onnx`` file, an ``.engine`` or a checkpoint ``.pt``.
         score: Detections with a lower score are left out; the file itself keeps those from 0.01 on.
-        batch: Pictures of one call of the network; by default as many as the file is made for, which of a checkpoint
+        batch: Images of one call of the network; by default as many as the file is made for, which of a checkpoint
             is 1.
         workers: Threads that decode and resize beside the network; with 0 everything takes turns.
         quick_decode: Large JPEG files are decoded at a fraction of their size.
@@ -86,21 +86,21 @@ class Detector:
         """What it can find."""
         return self.model.classes
 
-    def __call__(self, images: Iterable[Picture]) -> list[list[Detection]]:
+    def __call__(self, images: Iterable[ImageInput]) -> list[list[Detection]]:
         """Find objects.
 
         Args:
-            images: Pictures of any size; taken as they are needed, so a generator of many is fine.
+            images: Images of any size; taken as they are needed, so a generator of many is fine.
 
         Returns:
-            For each picture its detections, best first.
+            For each image its detections, best first.
 
         Raises:
             DataError: A file that can not be decoded.
-            TypeError: Something that is no picture, such as a float array, or one picture that is in no list.
+            TypeError: Something that is no image, such as a float array, or one image that is in no list.
         """
         if isinstance(images, str | Path | Image.Image):
-            raise TypeError(f"pictures come as a list, [picture] for one, but got one {type(images).__name__}")
+            raise TypeError(f"images come as a list, [image] for one, but got one {type(images).__name__}")
         self.times = StageTimes()
         results = []
         with closing(find_objects(self.model, images, self._decode, self.options, self.times)) as found:
@@ -125,21 +125,21 @@ class Detector:
             source: Iterable[VideoFrame] = reader
             if self.options.workers:
                 source = stack.enter_context(closing(read_ahead(reader, self.options.batch_for(self.model))))
-            run = find_objects(self.model, source, VideoFrame.decoded, self.options, self.times, keep_pictures=True)
+            run = find_objects(self.model, source, VideoFrame.decoded, self.options, self.times, keep_images=True)
             for one in stack.enter_context(closing(run)):
-                if one.error is not None or one.picture is None:
-                    raise one.error or RuntimeError("a kept picture is gone")
-                yield DetectedFrame(one.source.index, one.source.time_s, one.picture, one.detections)
+                if one.error is not None or one.image is None:
+                    raise one.error or RuntimeError("a kept image is gone")
+                yield DetectedFrame(one.source.index, one.source.time_s, one.image, one.detections)
             if reader.problem is not None:
                 raise VideoError(reader.problem)
 
-    def _decode(self, image: Picture) -> Decoded:
-        """Any kind of picture in RGB; PIL images are treated as their files would be."""
+    def _decode(self, image: ImageInput) -> Decoded:
+        """Any kind of image in RGB; PIL images are treated as their files would be."""
         if isinstance(image, str | Path):
             return decode(Path(image), canvas=self.model.input_size if self.options.quick_decode else None)
         if isinstance(image, Image.Image):
-            return Decoded(upright_rgb(image, "a picture"))
+            return Decoded(upright_rgb(image, "an image"))
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,) or not image.size:
             got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-            raise TypeError(f"a picture is a file, a PIL image or a uint8 (H, W, 3) RGB array, but got {got}")
+            raise TypeError(f"an image is a file, a PIL image or a uint8 (H, W, 3) RGB array, but got {got}")
         return Decoded(Image.fromarray(image))

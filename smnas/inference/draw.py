@@ -1,4 +1,4 @@
-"""Boxes with names and scores on pictures."""
+"""Boxes with names and scores on images."""
 
 import colorsys
 from collections.abc import Sequence
@@ -23,34 +23,34 @@ def class_colour(label: int) -> tuple[int, int, int]:
 
 
 def draw_detections(image: NDArray[np.uint8] | Image.Image, detections: Sequence[Detection]) -> Image.Image:
-    """A copy of a picture with its detections drawn, the surest one last and so on top.
+    """A copy of an image with its detections drawn, the surest one last and so on top.
 
     Args:
         image: ``(H, W, 3)`` ``uint8`` RGB, or a PIL image.
-        detections: Boxes in pixels of the picture.
+        detections: Boxes in pixels of the image.
     """
-    picture = (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGB").copy()
-    pen = ImageDraw.Draw(picture)
-    longer = max(picture.size)
+    pil_image = (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGB").copy()
+    pen = ImageDraw.Draw(pil_image)
+    longer = max(pil_image.size)
     line = max(1, round(longer / 400))
     font = ImageFont.load_default(size=max(_SMALLEST_FONT_PX, round(longer / 55)))
     for detection in sorted(detections, key=lambda one: one.score):
         colour = class_colour(detection.label)
-        pen.rectangle(_inside(detection.box, picture), outline=colour, width=line)
+        pen.rectangle(_inside(detection.box, pil_image), outline=colour, width=line)
     for detection in sorted(detections, key=lambda one: one.score):
-        _label(pen, picture, detection, font, line)
-    return picture
+        _label(pen, pil_image, detection, font, line)
+    return pil_image
 
 
-def _inside(box: tuple[float, float, float, float], picture: Image.Image) -> tuple[float, float, float, float]:
-    """The box on whole pixels of the picture, its corners in order: Pillow refuses others."""
-    x1, y1 = min(max(box[0], 0), picture.width - 1), min(max(box[1], 0), picture.height - 1)
-    return x1, y1, max(x1, min(box[2], picture.width - 1)), max(y1, min(box[3], picture.height - 1))
+def _inside(box: tuple[float, float, float, float], pil_image: Image.Image) -> tuple[float, float, float, float]:
+    """The box on whole pixels of the image, its corners in order: Pillow refuses others."""
+    x1, y1 = min(max(box[0], 0), pil_image.width - 1), min(max(box[1], 0), pil_image.height - 1)
+    return x1, y1, max(x1, min(box[2], pil_image.width - 1)), max(y1, min(box[3], pil_image.height - 1))
 
 
 def _label(
     pen: ImageDraw.ImageDraw,
-    picture: Image.Image,
+    pil_image: Image.Image,
     detection: Detection,
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     line: int,
@@ -58,9 +58,9 @@ def _label(
     text = f"{detection.name} {detection.score:.2f}"
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     width, height = right - left + 6, bottom - top + 4
-    x1, y1, *_ = _inside(detection.box, picture)
-    # Above the box where there is room, else inside it; never past the picture's right edge.
-    x = max(0.0, min(x1, picture.width - width))
+    x1, y1, *_ = _inside(detection.box, pil_image)
+    # Above the box where there is room, else inside it; never past the image's right edge.
+    x = max(0.0, min(x1, pil_image.width - width))
     y = y1 - height if y1 >= height else y1 + line
     colour = class_colour(detection.label)
     pen.rectangle((x, y, x + width, y + height), fill=colour)

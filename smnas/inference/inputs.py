@@ -1,4 +1,4 @@
-"""What detection runs on: files, folders and patterns as picture and video files."""
+"""What detection runs on: files, folders and patterns as image and video files."""
 
 import glob
 from collections.abc import Iterable
@@ -8,9 +8,9 @@ from pathlib import Path
 from profiler.errors import UserError
 from smnas.inference.video import VIDEO_SUFFIXES
 
-__all__ = ["PICTURE_SUFFIXES", "Inputs", "find_inputs"]
+__all__ = ["IMAGE_SUFFIXES", "Inputs", "find_inputs"]
 
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,12 @@ class Inputs:
     """Files to find objects in.
 
     Attributes:
-        pictures: In the order in which they were given.
+        images: In the order in which they were given.
         videos: Likewise.
         camera: The number of a camera.
     """
 
-    pictures: tuple[Path, ...] = ()
+    images: tuple[Path, ...] = ()
     videos: tuple[Path, ...] = ()
     camera: int | None = None
 
@@ -32,14 +32,14 @@ def find_inputs(arguments: Iterable[str | Path], *, camera: int | None = None) -
     """Files, folders (what lies in them by suffix, not in folders inside) and glob patterns, as files.
 
     A file that is named is taken whatever its suffix, and once even if it is named twice. The suffix says which files
-    are videos; all others are pictures.
+    are videos; all others are images.
 
     Args:
         arguments: What the user names.
         camera: Passed on.
 
     Raises:
-        UserError: Nothing is there under a name, a folder without pictures and videos, a pattern without matches.
+        UserError: Nothing is there under a name, a folder without images and videos, a pattern without matches.
     """
     found: dict[Path, None] = {}
     for argument in arguments:
@@ -47,7 +47,7 @@ def find_inputs(arguments: Iterable[str | Path], *, camera: int | None = None) -
         if path.is_dir():
             inside = [one for one in sorted(path.iterdir()) if _is_media(one) and one.is_file()]
             if not inside:
-                raise UserError(f"a folder must hold at least one picture or video, but {path} holds none")
+                raise UserError(f"a folder must hold at least one image or video, but {path} holds none")
             found.update(dict.fromkeys(inside))
         elif path.exists():
             found[path] = None
@@ -55,11 +55,11 @@ def find_inputs(arguments: Iterable[str | Path], *, camera: int | None = None) -
             expanded = glob.glob(str(argument), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
             matches = [one for one in map(Path, sorted(expanded)) if one.is_file()]
             if not matches:
-                raise UserError(f"a picture or video must be an existing file, folder or pattern, but got {argument}")
+                raise UserError(f"an image or video must be an existing file, folder or pattern, but got {argument}")
             found.update(dict.fromkeys(matches))
     videos = tuple(path for path in found if path.suffix.lower() in VIDEO_SUFFIXES)
     return Inputs(tuple(path for path in found if path not in videos), videos, camera)
 
 
 def _is_media(path: Path) -> bool:
-    return path.suffix.lower() in PICTURE_SUFFIXES | VIDEO_SUFFIXES
+    return path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES

@@ -23,11 +23,11 @@ class ModelFileError(UserError):
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture becomes the detector's input; the normalisation of pixel values is inside the graph.
+    """How an image becomes the detector's input; the normalisation of pixel values is inside the graph.
 
     Attributes:
         resize: ``letterbox``: scaled with its ratio kept until it just fits, by antialiased bilinear resampling.
-        position: Where on the canvas the picture lies.
+        position: Where on the canvas the image lies.
         pad_value: The gray level of the rest of the canvas.
         channels: Channel order.
         dtype: Of the input tensor, 0 to 255.
@@ -58,8 +58,8 @@ class ModelMetadata:
         epochs: How long it was trained.
         seed: Of the training.
         versions: Of the software that wrote the file.
-        preprocessing: How a picture becomes the input.
-        batch: Pictures of one run: the number that an exported graph is made for; a checkpoint takes any.
+        preprocessing: How an image becomes the input.
+        batch: Images of one run: the number that an exported graph is made for; a checkpoint takes any.
     """
 
     architecture: str

@@ -1,6 +1,6 @@
-"""Pictures through a detector in stages that overlap: other threads decode and resize while the network runs.
+"""Images through a detector in stages that overlap: other threads decode and resize while the network runs.
 
-What is ahead of the network is bounded in number, results come in the order of the pictures, and every stage tells
+What is ahead of the network is bounded in number, results come in the order of the images, and every stage tells
 what it took.
 """
 
@@ -33,11 +33,11 @@ _END: Any = object()
 
 @dataclass(frozen=True)
 class DetectOptions:
-    """How pictures go through a detector.
+    """How images go through a detector.
 
     Attributes:
         score: Lowest score of a detection that counts.
-        batch: Pictures of one call of the network; by default as many as its file is made for, which of a checkpoint
+        batch: Images of one call of the network; by default as many as its file is made for, which of a checkpoint
             is 1. A file that is made for more fills the call up with gray ones.
         workers: Threads that decode, resize and draw beside the network; with 0 everything takes turns.
         quick_decode: Large JPEG files are decoded at a fraction of their size (see :func:`smnas.data.image.decode`),
@@ -58,23 +58,23 @@ class DetectOptions:
             raise UserError(f"`workers >= 0` must hold, but got workers={self.workers}")
 
     def batch_for(self, model: Model) -> int:
-        """Pictures of one call of a model."""
+        """Images of one call of a model."""
         return self.batch or model.metadata.batch
 
 
 @dataclass
 class StageTimes:
-    """Where the time went, in seconds over all pictures.
+    """Where the time went, in seconds over all images.
 
     The stages overlap, so that their sum may be more than ``wall_s``; with no workers it is not.
 
     Attributes:
-        images: How many pictures went through the network.
-        wall_s: From the first picture to the last result; loading the detector is not in it.
+        images: How many images went through the network.
+        wall_s: From the first image to the last result; loading the detector is not in it.
         decode_s: Files to RGB pixels.
         preprocess_s: Pixels to canvases.
         network_s: Canvases to boxes after non-maximum suppression, with the copies to a GPU and back.
-        postprocess_s: Boxes to named detections in pixels of the picture.
+        postprocess_s: Boxes to named detections in pixels of the image.
         draw_s: Drawing and writing the drawn copies.
     """
 
@@ -88,37 +88,37 @@ class StageTimes:
 
     @property
     def images_per_s(self) -> float:
-        """Pictures a second of wall time; 0 before the first."""
+        """Images a second of wall time; 0 before the first."""
         return self.images / self.wall_s if self.wall_s else 0.0
 
     def ms_per_image(self) -> dict[str, float]:
-        """Milliseconds of each stage for one picture, by the stage's name."""
+        """Milliseconds of each stage for one image, by the stage's name."""
         stages = ("decode", "preprocess", "network", "postprocess", "draw")
         return {stage: 1e3 * getattr(self, f"{stage}_s") / max(1, self.images) for stage in stages}
 
 
 @dataclass(frozen=True)
 class Found(Generic[T]):
-    """What a detector found on one picture.
+    """What a detector found on one image.
 
     Attributes:
-        source: What the picture was decoded from.
+        source: What the image was decoded from.
         size: Width and height in pixels; zeros when it could not be decoded.
         detections: Best first.
-        picture: RGB, where it was to be kept.
-        error: Why there is no picture.
+        image: RGB, where it was to be kept.
+        error: Why there is no image.
     """
 
     source: T
     size: tuple[int, int] = (0, 0)
     detections: tuple[Detection, ...] = ()
-    picture: Image.Image | None = None
+    image: Image.Image | None = None
     error: Exception | None = None
 
 
 @dataclass(frozen=True)
 class _Prepared(Generic[T]):
-    """A picture on its canvas ``(3, H, W)``, and what that took."""
+    """An image on its canvas ``(3, H, W)``, and what that took."""
 
     found: Found[T]
     canvas: NDArray[np.uint8] | None
@@ -134,34 +134,34 @@ def find_objects(
     options: DetectOptions,
     times: StageTimes,
     *,
-    keep_pictures: bool = False,
+    keep_images: bool = False,
 ) -> Generator[Found[T], None, None]:
-    """Find objects on every picture, in order.
+    """Find objects on every image, in order.
 
-    A picture that can not be decoded gives a result with its error, and the others go on.
+    An image that can not be decoded gives a result with its error, and the others go on.
 
     Args:
         model: The detector.
-        sources: What pictures are decoded from; taken as they are needed, a bounded number ahead.
-        decode: One of them to a picture; called in other threads, several at a time. ``UserError``, ``OSError``
-            and ``MemoryError`` are the picture's.
+        sources: What images are decoded from; taken as they are needed, a bounded number ahead.
+        decode: One of them to an image; called in other threads, several at a time. ``UserError``, ``OSError``
+            and ``MemoryError`` are the image's.
         options: Score, batch and threads.
         times: What every stage takes is added here.
-        keep_pictures: Results hold their pictures.
+        keep_images: Results hold their images.
     """
     width, height = model.input_size
 
     def prepare(source: T) -> _Prepared[T]:
         began = time.perf_counter()
         try:
-            picture = decode(source)
+            image = decode(source)
             decoded = time.perf_counter()
-            canvas, scale = letterbox(picture.picture, width, height)
-            found = Found(source, picture.size, picture=picture.picture if keep_pictures else None)
+            canvas, scale = letterbox(image.image, width, height)
+            found = Found(source, image.size, image=image.image if keep_images else None)
             planes = np.ascontiguousarray(canvas.transpose(2, 0, 1))
         except (UserError, OSError, MemoryError) as error:
             return _Prepared(Found(source, error=error), None, 1.0, time.perf_counter() - began, 0.0)
-        return _Prepared(found, planes, scale / picture.reduction, decoded - began, time.perf_counter() - decoded)
+        return _Prepared(found, planes, scale / image.reduction, decoded - began, time.perf_counter() - decoded)
 
     batch = options.batch_for(model)
     buffer = _pinned_buffer(model, batch)
@@ -199,7 +199,7 @@ def _run(
         detections = named_detections(model, arrays, row, one.scale, one.found.size, score)
         times.postprocess_s += time.perf_counter() - began
         row += 1
-        yield Found(one.found.source, one.found.size, detections, one.found.picture)
+        yield Found(one.found.source, one.found.size, detections, one.found.image)
 
 
 def _pinned_buffer(model: Model, batch: int) -> NDArray[np.uint8] | None:

@@ -1,4 +1,4 @@
-"""What detection gives: results of pictures and of videos, as one JSON document."""
+"""What detection gives: results of images and of videos, as one JSON document."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -8,15 +8,15 @@ from typing import Any
 from smnas.inference.detections import Detection
 from smnas.inference.pipeline import StageTimes
 
-__all__ = ["DetectReport", "FrameResult", "PictureResult", "VideoResult"]
+__all__ = ["DetectReport", "FrameResult", "ImageResult", "VideoResult"]
 
 
 @dataclass(frozen=True)
-class PictureResult:
-    """What was found on one picture.
+class ImageResult:
+    """What was found on one image.
 
     Attributes:
-        path: The picture file.
+        path: The image file.
         width: In pixels; 0 when it could not be read.
         height: In pixels; 0 when it could not be read.
         detections: Best first.
@@ -93,27 +93,27 @@ class DetectReport:
     """Everything of one call.
 
     Attributes:
-        pictures: In the order in which they were given.
+        images: In the order in which they were given.
         videos: Likewise, a camera last.
         times: Where the time went.
         interrupted: It was stopped from the keyboard: what was finished by then is here.
     """
 
-    pictures: tuple[PictureResult, ...] = ()
+    images: tuple[ImageResult, ...] = ()
     videos: tuple[VideoResult, ...] = ()
     times: StageTimes = field(default_factory=StageTimes)
     interrupted: bool = False
 
     @property
     def errors(self) -> tuple[str, ...]:
-        """A line for every picture and video with a problem."""
-        errors = [picture.error for picture in self.pictures] + [video.error for video in self.videos]
+        """A line for every image and video with a problem."""
+        errors = [image.error for image in self.images] + [video.error for video in self.videos]
         return tuple(error for error in errors if error is not None)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values for JSON."""
         return {
-            "pictures": [picture.to_dict() for picture in self.pictures],
+            "images": [image.to_dict() for image in self.images],
             "videos": [video.to_dict() for video in self.videos],
             "interrupted": self.interrupted,
             "speed": {

@@ -1,4 +1,4 @@
-"""Detector files as functions of pictures: ONNX Runtime, TensorRT or PyTorch behind one interface.
+"""Detector files as functions of images: ONNX Runtime, TensorRT or PyTorch behind one interface.
 
 On a GPU a checkpoint, and an engine that allows it, can run as CUDA graphs. An ONNX file can not: ONNX Runtime records
 no graph in which a size depends on the data, as after suppression, nor one with a loop. Not run yet: any of them on a
@@ -87,7 +87,7 @@ class _Described:
 
 
 class _OfFixedBatch(_Described, ABC):
-    """An exported file: its runs are of as many pictures as its graph is for."""
+    """An exported file: its runs are of as many images as its graph is for."""
 
     def __call__(self, images: NDArray[np.uint8]) -> DetectionArrays:
         """Detect objects on ``(B, 3, H, W)`` ``uint8`` RGB canvases of the input size, any B.
@@ -96,7 +96,7 @@ class _OfFixedBatch(_Described, ABC):
         """
         self._check(images)
         if not len(images):
-            raise ValueError("at least one picture is needed, but got none")
+            raise ValueError("at least one image is needed, but got none")
         batch = self._metadata.batch
         runs = [self._run(_filled(images[start : start + batch], batch)) for start in range(0, len(images), batch)]
         return DetectionArrays(*(np.concatenate(arrays)[: len(images)] for arrays in zip(*runs, strict=True)))

@@ -80,7 +80,7 @@ class VideoReader:
         rate: Frames a second, on average.
 
     Raises:
-        VideoError: There are no pictures in it.
+        VideoError: There are no images in it.
     """
 
     def __init__(self, container: Any, name: str) -> None:
@@ -88,7 +88,7 @@ class VideoReader:
         self._container = container
         if not container.streams.video:
             container.close()
-            raise VideoError(f"a video must hold pictures, but {name} has none")
+            raise VideoError(f"a video must hold images, but {name} has none")
         self._stream = container.streams.video[0]
         self._stream.thread_type = "AUTO"
         self.rate = float(self._stream.average_rate or _USUAL_RATE)
@@ -172,9 +172,9 @@ def open_camera(index: int) -> VideoReader:
 
 
 class VideoWriter:
-    """Writes RGB pictures as an ``.mp4`` file without sound, each shown from its time on.
+    """Writes RGB images as an ``.mp4`` file without sound, each shown from its time on.
 
-    The file is made with the first picture and whole once the writer is closed.
+    The file is made with the first image and whole once the writer is closed.
 
     Args:
         path: The file; an older one is replaced.
@@ -195,8 +195,8 @@ class VideoWriter:
     ) -> None:
         self.close()
 
-    def write(self, picture: Image.Image, time_s: float) -> None:
-        """Add a picture. All have the first one's size.
+    def write(self, image: Image.Image, time_s: float) -> None:
+        """Add an image. All have the first one's size.
 
         Raises:
             OSError: The file can not be written.
@@ -204,8 +204,8 @@ class VideoWriter:
         av = _av()
         try:
             if self._container is None:
-                self._open(av, *picture.size)
-            frame = av.VideoFrame.from_ndarray(_even(np.asarray(picture)), format="rgb24")
+                self._open(av, *image.size)
+            frame = av.VideoFrame.from_ndarray(_even(np.asarray(image)), format="rgb24")
             self._last_tick = max(self._last_tick + 1, round(time_s * _TICKS_PER_S))
             frame.pts, frame.time_base = self._last_tick, Fraction(1, _TICKS_PER_S)
             self._container.mux(self._stream.encode(frame))

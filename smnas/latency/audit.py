@@ -221,7 +221,7 @@ def explain(
         backend: Decides provider and threads.
         architecture: Of the detector.
         num_classes: Of it.
-        batch: Pictures a run.
+        batch: Images a run.
         precision: As the audit's.
     """
     with torch.random.fork_rng(devices=[]):

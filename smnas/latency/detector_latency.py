@@ -86,7 +86,7 @@ class DetectorLatency:
         backend: How detectors run; it knows its device and threads.
         table: Read, and completed where a row is missing.
         precision: Of weights and floating-point inputs.
-        batch: Pictures a run.
+        batch: Images a run.
         seed: Draws the order of measurements.
         timing: Accuracy and limits of one measurement.
         on_progress: Called while measuring.

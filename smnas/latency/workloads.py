@@ -19,7 +19,7 @@ def inference_workloads(detector: Detector, batch: int = 1) -> tuple[Workload, .
 
     Args:
         detector: As :func:`~smnas.models.build.deployable` returns it; on any device, ``meta`` included.
-        batch: Pictures at a time.
+        batch: Images at a time.
     """
     shadow = _on_meta(detector)
     width, height = detector.input_size
@@ -50,7 +50,7 @@ def detector_workloads(
 
 
 def whole_workload(detector: Detector, batch: int = 1) -> Workload:
-    """The whole inference path, pictures to detections, as one workload."""
+    """The whole inference path, images to detections, as one workload."""
     width, height = detector.input_size
     specs = (TensorSpec((batch, 3, height, width), "uint8"),)
     options = detector.options

@@ -31,9 +31,9 @@ _STD = (58.395, 57.12, 57.375)
 
 
 class StemConv(nn.Module):
-    """The first convolution: uint8 RGB pictures are normalized, then halved to C1 (stride 2)."""
+    """The first convolution: uint8 RGB images are normalized, then halved to C1 (stride 2)."""
 
-    FLOAT_IN_INT8 = ("conv",)  # it reads the picture itself, in few channels
+    FLOAT_IN_INT8 = ("conv",)  # it reads the image itself, in few channels
 
     mean: Tensor
     std: Tensor

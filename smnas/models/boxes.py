@@ -1,7 +1,7 @@
 """Boxes of a whole batch at once: overlap, matching to objects, and balanced sampling.
 
 The rules are torchvision's (``Matcher``, ``BalancedPositiveNegativeSampler``); here they take a padded batch, since a
-loop over pictures dominates the step time of a small detector.
+loop over images dominates the step time of a small detector.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ class PaddedTargets(NamedTuple):
 
 
 class Matches(NamedTuple):
-    """How ``(B, N)`` candidate boxes relate to the objects of their picture.
+    """How ``(B, N)`` candidate boxes relate to the objects of their image.
 
     Attributes:
         object_index: ``(B, N)`` int64, the object of largest overlap (meaningless without objects).
@@ -90,7 +90,7 @@ def match(candidates: Tensor, targets: PaddedTargets, high: float, low: float, *
     """Label candidates by their overlap with the objects.
 
     Args:
-        candidates: ``(B or 1, N, 4)`` ``xyxy``; 1 where all pictures share them (anchors).
+        candidates: ``(B or 1, N, 4)`` ``xyxy``; 1 where all images share them (anchors).
         targets: The objects.
         high: Overlap from which a candidate is positive.
         low: Overlap under which it is negative.
@@ -121,7 +121,7 @@ def match_adaptive(anchors: Tensor, counts: Sequence[int], targets: PaddedTarget
     negative.
 
     Args:
-        anchors: ``(B or 1, A, 4)`` ``xyxy``; 1 where all pictures share them.
+        anchors: ``(B or 1, A, 4)`` ``xyxy``; 1 where all images share them.
         counts: Anchors of each level; they add up to A.
         targets: The objects.
         per_level: Candidates of each level and object.
@@ -157,12 +157,12 @@ def sample_balanced(matches: Matches, count: int, positive_fraction: float) -> t
 
     Args:
         matches: Candidates' labels.
-        count: Candidates to draw per picture.
+        count: Candidates to draw per image.
         positive_fraction: In 0..1.
 
     Returns:
         ``index`` ``(B, S)`` int64, ``positive`` ``(B, S)`` bool, ``chosen`` ``(B, S)`` bool; S is at most ``count``.
-        Rows that are not chosen fill up pictures with too few candidates and must not count.
+        Rows that are not chosen fill up images with too few candidates and must not count.
     """
     noise = torch.rand(matches.positive.shape, device=matches.positive.device)
     want_positive = min(int(count * positive_fraction), noise.shape[1])

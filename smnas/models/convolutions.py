@@ -52,7 +52,7 @@ def backbone_convolutions(spec: Backbone, stem: StemKind = "deep") -> tuple[Conv
 
 
 def multiply_adds(convolutions: Iterable[Convolution], width: int, height: int) -> int:
-    """Multiply-adds of one picture of ``width`` x ``height`` pixels; half of what is counted as FLOPs elsewhere."""
+    """Multiply-adds of one image of ``width`` x ``height`` pixels; half of what is counted as FLOPs elsewhere."""
     return sum(c.weights * _halved(width, c.halvings) * _halved(height, c.halvings) for c in convolutions)
 
 

@@ -98,7 +98,7 @@ class Detector(nn.Module, ABC):
 
         Args:
             images: ``(B, 3, H, W)`` uint8 RGB.
-            targets: One per picture; its tensors may live on the CPU.
+            targets: One per image; its tensors may live on the CPU.
             losses: Which ones.
         """
         return self._loss(self.features(images), pad_targets(targets, images.device), losses)
@@ -115,7 +115,7 @@ class Detector(nn.Module, ABC):
     def _loss(self, features: tuple[Tensor, ...], targets: PaddedTargets, losses: LossOptions) -> dict[str, Tensor]: ...
 
     def _feature_steps(self) -> tuple[list[Step], tuple[str, ...]]:
-        """Steps from the pictures to the maps that the head reads, and the names of those maps."""
+        """Steps from the images to the maps that the head reads, and the names of those maps."""
         steps = []
         value = "images"
         for link in self.backbone.chain():

@@ -22,15 +22,15 @@ class DetectorOptions:
         stem: ``deep`` (SM-NAS: two 3x3 convolutions) or ``imagenet`` (7x7 and max-pooling).
         anchor_cells: Sides of an RPN anchor (of its square shape), in cells of its level.
         rpn_overlap: Overlap from which an anchor is positive for the RPN (the best one of an object always is).
-        rpn_samples: Anchors per picture that the RPN's loss sees.
+        rpn_samples: Anchors per image that the RPN's loss sees.
         canonical_size: Pixels of a box that RoIAlign reads at stride 16.
         pre_nms_top_n: Proposals kept per level before NMS.
         proposals: Proposals after NMS.
-        roi_samples: RoIs per picture in a training step.
+        roi_samples: RoIs per image in a training step.
         roi_overlaps: Overlap from which a proposal is positive, of the first RoI stage, the second, and so on (the
             fourth's is a default of ours).
         candidates: Detections kept before the last NMS.
-        detections: Detections per picture, the K of :class:`~smnas.models.target.Detections`.
+        detections: Detections per image, the K of :class:`~smnas.models.target.Detections`.
         score_threshold: Detections below it are dropped.
     """
 
@@ -52,7 +52,7 @@ class DetectorOptions:
     def for_architecture(
         cls, architecture: Architecture, norm: NormKind = "gn-ws", stem: StemKind = "deep"
     ) -> "DetectorOptions":
-        """Torchvision's numbers from 400 pixels on; below, objects and their number shrink with the picture.
+        """Torchvision's numbers from 400 pixels on; below, objects and their number shrink with the image.
 
         Guided anchors propose better, so fewer proposals are kept and more is asked of them, as in SM-NAS (its 300
         proposals are at inference; that a training samples from as many is a default of ours).
@@ -70,7 +70,7 @@ class DetectorOptions:
             norm=norm,
             stem=stem,
             anchor_cells=(2.0, 4.0),
-            # Small objects overlap with anchors little, so that few are positive: on real pictures at 160 pixels AP50
+            # Small objects overlap with anchors little, so that few are positive: on real images at 160 pixels AP50
             # after 10 of 20 epochs is 0.004 and 0.022 (two initial weights), with 0.7 and 256 twice 0.0003; on
             # generated ones after 2 epochs 0.61 against 0.59 (one seed).
             rpn_overlap=0.5,

@@ -17,7 +17,7 @@ __all__ = ["load_pretrained", "load_torchvision_weights", "read_weights", "torch
 
 # What a classifier has and a detector has no use for: the last layer, and MobileNetV2's widening in front of it
 _CLASSIFIER = ("fc.", "classifier.", "features.18.")
-# How many pictures a BatchNorm has seen; absent from files older than PyTorch 0.4.1, and without effect on a forward
+# How many images a BatchNorm has seen; absent from files older than PyTorch 0.4.1, and without effect on a forward
 _COUNTER = "num_batches_tracked"
 
 

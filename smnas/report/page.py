@@ -85,7 +85,7 @@ def render_report(
 
     Args:
         run: What was read from the run folder.
-        samples: Pictures with drawn detections of the winner.
+        samples: Images with drawn detections of the winner.
         blocks: The winner's parts with their latencies.
         notes: Shown beside the ranking's own.
     """
@@ -99,7 +99,7 @@ def render_report(
     if lines := data.training_curves(run, "loss"):
         drawn["loss"] = figures.curves_figure(lines, "training loss", run)
     if lines := data.training_curves(run, "ap"):
-        drawn["ap"] = figures.curves_figure(lines, "AP on the validation pictures", run)
+        drawn["ap"] = figures.curves_figure(lines, "AP on the validation images", run)
     return render_page(
         "page.html",
         drawn,
@@ -120,7 +120,7 @@ def render_report(
         notes=(*run.ranking.notes, *notes),
         blocks=blocks,
         settings=data.settings_rows(run.settings.model_dump(mode="json")),
-        samples=[(sample.caption, _data_uri(sample.picture)) for sample in samples],
+        samples=[(sample.caption, _data_uri(sample.image)) for sample in samples],
     )
 
 
@@ -163,8 +163,8 @@ def _embedded_json(figure: go.Figure) -> Markup:
     return Markup(text.replace("<", "\\u003c"))
 
 
-def _data_uri(picture: Image.Image) -> str:
-    smaller = picture.convert("RGB")
+def _data_uri(image: Image.Image) -> str:
+    smaller = image.convert("RGB")
     smaller.thumbnail((_SAMPLE_SIDE, _SAMPLE_SIDE))
     buffer = io.BytesIO()
     smaller.save(buffer, "JPEG", quality=85)

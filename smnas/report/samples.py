@@ -1,4 +1,4 @@
-"""What the recommended detector finds on pictures that it was not trained on."""
+"""What the recommended detector finds on images that it was not trained on."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,18 +18,18 @@ _SCORE = 0.3
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture for the page, its boxes already drawn."""
+    """An image for the page, its boxes already drawn."""
 
     caption: str
-    picture: Image.Image
+    image: Image.Image
 
 
 def sample_detections(run: RunFolder, count: int = 6, data: Path | None = None) -> tuple[Sample, ...]:
-    """Draw the winner's detections on validation pictures, spread evenly over the split.
+    """Draw the winner's detections on validation images, spread evenly over the split.
 
     Args:
         run: Its recommended row names the exported file.
-        count: How many pictures at most.
+        count: How many images at most.
         data: The data set; by default where it was at the time of the search.
 
     Raises:

@@ -32,7 +32,7 @@ class ScoringProgress:
         epoch: Running epoch, from 1.
         epochs: How many there are.
         loss: Of the last step; ``None`` while evaluating.
-        images_per_s: Pictures a second.
+        images_per_s: Images a second.
         eta_s: Expected time until the phase ends; ``None`` where nothing is known.
     """
 

@@ -19,7 +19,7 @@ class EntropyScorer:
     """Scores a detector by its backbone's entropy. Nothing is trained, built or read.
 
     Args:
-        data: Not read: the score knows nothing of pictures.
+        data: Not read: the score knows nothing of images.
         recipe: Not used.
         device: Not used.
         name: One of :data:`~smnas.scoring.entropy.ENTROPY_FORMS`.

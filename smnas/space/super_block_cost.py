@@ -23,7 +23,7 @@ class PopulationCost:
     """What N backbones cost, an ``(N,)`` array each.
 
     Attributes:
-        multiply_adds: Of one picture, shortcuts included.
+        multiply_adds: Of one image, shortcuts included.
         parameters: Weights, and two numbers a channel for each norm.
         layers: Convolutions, shortcuts not counted.
     """

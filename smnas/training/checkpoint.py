@@ -64,7 +64,7 @@ class CheckpointInfo:
         stem: ``deep`` or ``imagenet``.
         recipe: How it is trained.
         seed: What every random number of the run comes from.
-        train_images: Pictures in the training split.
+        train_images: Images in the training split.
         pretrained: Digest of the weights that the backbone started from; None from scratch.
         epoch: Finished epochs.
         metrics: COCO numbers of the finished detector; empty before it is evaluated.

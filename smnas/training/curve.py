@@ -25,10 +25,10 @@ class EpochLog:
     Attributes:
         epoch: How many epochs are finished, from 1.
         epochs: How many the recipe asks for.
-        loss: Mean over the epoch's pictures of the summed losses.
+        loss: Mean over the epoch's images of the summed losses.
         losses: The same mean for each part of the loss.
         learning_rate: The last step's.
-        images_per_s: Training pictures a second, loading included.
+        images_per_s: Training images a second, loading included.
         seconds: Wall-clock time of this epoch.
         eta_s: Expected time until the last epoch is finished.
         memory_mb: Peak so far, in 2**20 bytes: allocated on a CUDA device, resident in the process on a CPU.
@@ -68,7 +68,7 @@ class StepLog:
         step: Steps finished in this epoch.
         steps: Steps in an epoch.
         loss: Summed losses of this step.
-        images_per_s: Pictures a second so far in this epoch.
+        images_per_s: Images a second so far in this epoch.
         eta_s: Expected time until the last epoch is finished.
     """
 

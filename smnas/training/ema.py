@@ -33,7 +33,7 @@ class WeightAverage:
     def __init__(self, detector: Detector, decay: float) -> None:
         self.detector = copy.deepcopy(detector).eval().requires_grad_(False)
         self._decay = decay
-        # what is not stored (anchors, the pictures' mean) never changes
+        # what is not stored (anchors, the images' mean) never changes
         self._changing = sorted(detector.state_dict().keys() & dict(detector.named_buffers()).keys())
 
     @torch.no_grad()

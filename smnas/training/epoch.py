@@ -1,4 +1,4 @@
-"""One pass over the training pictures."""
+"""One pass over the training images."""
 
 import math
 import time
@@ -26,7 +26,7 @@ __all__ = ["Batches", "TrainBatch", "train_epoch"]
 
 
 class TrainBatch(Protocol):
-    """Pictures on the canvas and their objects."""
+    """Images on the canvas and their objects."""
 
     @property
     def images(self) -> Tensor:
@@ -35,7 +35,7 @@ class TrainBatch(Protocol):
 
     @property
     def targets(self) -> list[Target]:
-        """One per picture."""
+        """One per image."""
         ...
 
 
@@ -73,8 +73,8 @@ def train_epoch(
 
     Args:
         detector: On ``device``.
-        loss_function: Of this detector, for pictures and targets; gives the parts to add up.
-        batches: Where the pictures come from: with replicas, this one's share of each batch.
+        loss_function: Of this detector, for images and targets; gives the parts to add up.
+        batches: Where the images come from: with replicas, this one's share of each batch.
         recipe: Schedule, clipping and precision.
         optimizer: Its learning rate is set at every step.
         scaler: Enabled for float16 only.

@@ -48,7 +48,7 @@ class FitResult:
     Attributes:
         epochs: Epochs trained, over all processes that took part.
         seconds: Time spent in them.
-        images_per_s: Training pictures a second over the whole run.
+        images_per_s: Training images a second over the whole run.
         history: One entry per epoch.
         checkpoint: The stored weights, or ``None`` without a folder.
         trained: Epochs that this call trained; fewer than ``epochs`` after a resume, 0 for a complete run.
@@ -83,7 +83,7 @@ def fit(
         detector: Freshly built; a checkpoint in ``out_dir`` replaces its weights.
         dataset: The training split, with the detector's classes.
         recipe: How to train.
-        seed: What the order of pictures, their augmentation and the samplers draw from.
+        seed: What the order of images, their augmentation and the samplers draw from.
         device: Where to train; the detector is moved there and left there, in evaluation mode, with the averaged
             weights where the recipe asks for an average.
         replicas: The processes that train it together, each calling this with the same arguments; a batch is shared
@@ -103,7 +103,7 @@ def fit(
         TrainingFailedError: out of memory, kept likewise.
     """
     if len(dataset) == 0:
-        raise UserError("training needs at least one picture, but the training split is empty")
+        raise UserError("training needs at least one image, but the training split is empty")
     if len(dataset.classes) != detector.num_classes:
         raise UserError(
             f"a detector for {detector.num_classes} classes needs a data set of as many, but got {len(dataset.classes)}"
@@ -111,7 +111,7 @@ def fit(
     if replicas.count > 1 and (recipe.batch_size % replicas.count or len(dataset) < recipe.batch_size):
         raise UserError(
             f"processes that train together share each batch equally, but got {replicas.count} processes for batches "
-            f"of {recipe.batch_size} out of {len(dataset)} pictures"
+            f"of {recipe.batch_size} out of {len(dataset)} images"
         )
     width, height = detector.input_size
     loader = TrainLoader(
@@ -166,7 +166,7 @@ def fit_batches(
     device = torch.device(device)
     recipe = info.recipe
     if len(batches) == 0:
-        raise UserError("training needs at least one picture, but the training split is empty")
+        raise UserError("training needs at least one image, but the training split is empty")
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     detector.to(device)
     detector.to(memory_format=layout)

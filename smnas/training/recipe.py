@@ -41,14 +41,14 @@ class Recipe(BaseModel):
 
     name: str = Field(min_length=1, description="What the recipe is called in reports and checkpoints.")
 
-    epochs: int = Field(ge=1, description="Passes over the training pictures.")
-    batch_size: int = Field(ge=1, description="Pictures in a step.")
+    epochs: int = Field(ge=1, description="Passes over the training images.")
+    batch_size: int = Field(ge=1, description="Images in a step.")
 
     optimizer: Literal["sgd", "adamw"] = Field(
         default="sgd", description="sgd: with momentum; adamw: Adam with decoupled weight decay."
     )
-    learning_rate: float = Field(gt=0, description="Peak learning rate for learning_rate_batch pictures a step.")
-    learning_rate_batch: int = Field(default=16, ge=1, description="Pictures a step that learning_rate is stated for.")
+    learning_rate: float = Field(gt=0, description="Peak learning rate for learning_rate_batch images a step.")
+    learning_rate_batch: int = Field(default=16, ge=1, description="Images a step that learning_rate is stated for.")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="sgd: momentum; adamw: its first beta.")
     weight_decay: float = Field(default=1e-4, ge=0, description="L2 penalty on weights, per step, scaled by the rate.")
     decay_norm_and_bias: bool = Field(
@@ -84,19 +84,19 @@ class Recipe(BaseModel):
         default=0, ge=0, description="Epochs between evaluations on the way, for the curve; 0: only at the end."
     )
 
-    flip: float = Field(default=0.5, ge=0, le=1, description="Probability that a picture is mirrored left to right.")
+    flip: float = Field(default=0.5, ge=0, le=1, description="Probability that an image is mirrored left to right.")
     scale_jitter: tuple[float, float] = Field(
-        default=(1.0, 1.0), description="A picture is resized by a factor drawn between these two; (1, 1) is off."
+        default=(1.0, 1.0), description="An image is resized by a factor drawn between these two; (1, 1) is off."
     )
 
     mosaic: float = Field(
-        default=0.0, ge=0, le=1, description="Probability that a picture shares its canvas with three others."
+        default=0.0, ge=0, le=1, description="Probability that an image shares its canvas with three others."
     )
     mosaic_scale: tuple[float, float] = Field(
-        default=(0.5, 1.0), description="Range of a mosaic's pictures' scale, as a share of a letterboxed picture's."
+        default=(0.5, 1.0), description="Range of a mosaic's images' scale, as a share of a letterboxed image's."
     )
     mosaic_until: float = Field(
-        default=0.8, ge=0, le=1, description="Share of the epochs with mosaics; the last ones show whole pictures."
+        default=0.8, ge=0, le=1, description="Share of the epochs with mosaics; the last ones show whole images."
     )
     color_jitter: float = Field(
         default=0.0, ge=0, le=1, description="Brightness, contrast and saturation vary by this share; 0 is off."
@@ -115,7 +115,7 @@ class Recipe(BaseModel):
         default="off", description="Mixed precision on a CUDA device; a CPU always trains in float32."
     )
     channels_last: bool = Field(
-        default=True, description="Keep pictures and filters in NHWC order: for GPUs; on a CPU it changes nothing."
+        default=True, description="Keep images and filters in NHWC order: for GPUs; on a CPU it changes nothing."
     )
 
     @model_validator(mode="after")
@@ -136,7 +136,7 @@ class Recipe(BaseModel):
 
     @property
     def augmentation(self) -> Augmentation:
-        """What happens to a training picture."""
+        """What happens to a training image."""
         return Augmentation(
             flip=self.flip,
             scale_jitter=self.scale_jitter,

@@ -99,7 +99,7 @@ class _Loss(nn.Module):
 def loss_of(detector: Detector, replicas: Replicas, options: LossOptions) -> LossFunction:
     """The detector's loss as a function; its gradients are means over the replicas.
 
-    Each replica starts from the weights of rank 0. A BatchNorm normalizes by its own replica's pictures.
+    Each replica starts from the weights of rank 0. A BatchNorm normalizes by its own replica's images.
     """
     alone = _Loss(detector, options)
     if replicas.count == 1:

@@ -23,7 +23,7 @@ CASES = {
     "mostly outside": (1, 3, 2, (4, 4), (3, 3), 1, 1, 1, 6.0),
     "one cell": (2, 3, 2, (1, 1), (3, 3), 1, 1, 1, 0.7),
     "one row": (1, 3, 2, (1, 6), (3, 3), 1, 1, 1, 0.7),
-    "no picture": (0, 3, 2, (4, 5), (3, 3), 1, 1, 1, 1.0),
+    "no image": (0, 3, 2, (4, 5), (3, 3), 1, 1, 1, 1.0),
 }
 
 
@@ -62,7 +62,7 @@ def test_without_offsets_it_is_a_convolution(name: str) -> None:
     torch.testing.assert_close(still, F.conv2d(x, weight, None, stride, padding, dilation))
 
 
-def test_whole_offsets_move_the_picture() -> None:
+def test_whole_offsets_move_the_image() -> None:
     (x, offset, weight), _ = draw("one tap")
     offset = torch.zeros_like(offset)
     offset[:, 0], offset[:, 1] = 1.0, -2.0

@@ -75,8 +75,8 @@ def make_checkpoint() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def pictures(aquarium_mini: Path) -> list[NDArray[np.uint8]]:
-    """16 real pictures."""
+def some_images(aquarium_mini: Path) -> list[NDArray[np.uint8]]:
+    """16 real images."""
     folder = CocoFolder(aquarium_mini)
     return [folder.split(name).image(index) for name in ("train", "val") for index in range(8)]
 
@@ -95,15 +95,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
 @pytest.fixture(scope="session")
 def exported(
-    tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[[str], Path], pictures: list[NDArray[np.uint8]]
+    tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[[str], Path], some_images: list[NDArray[np.uint8]]
 ) -> Callable[[str], ExportReport]:
-    """The export of one of ``ARCHITECTURES``, verified on the real pictures."""
+    """The export of one of ``ARCHITECTURES``, verified on the real images."""
     folder = tmp_path_factory.mktemp("exported")
     done: dict[str, ExportReport] = {}
 
     def find(name: str) -> ExportReport:
         if name not in done:
-            done[name] = export_detector(checkpoint(name), folder / f"{name}.onnx", verify_images=pictures)
+            done[name] = export_detector(checkpoint(name), folder / f"{name}.onnx", verify_images=some_images)
         return done[name]
 
     return find
@@ -154,19 +154,19 @@ def red_box() -> RedBox:
 
 
 @pytest.fixture(scope="session")
-def red_picture() -> Callable[..., Image.Image]:
-    """A gray picture with a red rectangle at ``(x1, y1, x2, y2)``: ``(width, height, box)``."""
+def red_image() -> Callable[..., Image.Image]:
+    """A gray image with a red rectangle at ``(x1, y1, x2, y2)``: ``(width, height, box)``."""
 
     def make(width: int = 480, height: int = 200, box: tuple[int, int, int, int] = (100, 40, 200, 160)) -> Image.Image:
-        picture = Image.new("RGB", (width, height), "gray")
-        picture.paste((255, 0, 0), box)
-        return picture
+        image = Image.new("RGB", (width, height), "gray")
+        image.paste((255, 0, 0), box)
+        return image
 
     return make
 
 
 @pytest.fixture(scope="session")
-def clip(tmp_path_factory: pytest.TempPathFactory, red_picture: Callable[..., Image.Image]) -> Path:
+def clip(tmp_path_factory: pytest.TempPathFactory, red_image: Callable[..., Image.Image]) -> Path:
     """A video of 12 frames in which a red square of 40 pixels moves 8 pixels a frame; a pause after frame 5."""
     path = tmp_path_factory.mktemp("video") / "clip.mp4"
     container = av.open(str(path), "w")
@@ -174,7 +174,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory, red_picture: Callable[..., Im
     stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 192, 128, "yuv420p", 4_000_000
     stream.codec_context.time_base = Fraction(1, 10)
     for index in range(12):
-        frame = av.VideoFrame.from_image(red_picture(192, 128, (8 + 8 * index, 40, 48 + 8 * index, 80)))
+        frame = av.VideoFrame.from_image(red_image(192, 128, (8 + 8 * index, 40, 48 + 8 * index, 80)))
         frame.pts, frame.time_base = index + (4 if index > 5 else 0), Fraction(1, 10)
         container.mux(stream.encode(frame))
     container.mux(stream.encode(None))

@@ -42,7 +42,7 @@ class Scripted:
                 raise UserError("the data set is gone")
             case "disk":
                 raise OSError(28, "No space left on device", str(out_dir / "checkpoint.pt"))
-            case "picture":
+            case "image":
                 raise OSError("image file is truncated")
             case "odd":
                 raise ZeroDivisionError("division\nby zero")

@@ -14,7 +14,7 @@ from smnas.training.recipe import load_recipe
 
 
 class Stub(nn.Module):
-    """Guesses each picture's box; the loss is a mean over pictures, so means over shares are means over batches."""
+    """Guesses each image's box; the loss is a mean over images, so means over shares are means over batches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class StubBatch(NamedTuple):
 
 
 class ShareOfBatches:
-    """Batches of 8 of 24 random pictures; rank r of n sees every n-th picture of each from the r-th on."""
+    """Batches of 8 of 24 random images; rank r of n sees every n-th image of each from the r-th on."""
 
     def __init__(self, rank: int = 0, count: int = 1, spoilt: bool = False) -> None:
         rng = np.random.default_rng(7)

@@ -46,7 +46,7 @@ DataOption = Annotated[
 ]
 DropBadBoxesOption = Annotated[
     bool,
-    typer.Option("--drop-bad-boxes", help="Leave out boxes without a size or outside their picture, as COCO's own."),
+    typer.Option("--drop-bad-boxes", help="Leave out boxes without a size or outside their image, as COCO's own."),
 ]
 DeviceOption = Annotated[
     str, typer.Option("--gpu", metavar="NAME", help="Device the latency is for: local, cpu, or a GPU as in v100, h200.")

@@ -134,11 +134,11 @@ class PhaseSteps:
 
 
 class TrainingSteps(PhaseSteps):
-    """A context in which one training is followed: its epochs, then the pictures it is evaluated on."""
+    """A context in which one training is followed: its epochs, then the images it is evaluated on."""
 
     def at(self, progress: "ScoringProgress") -> None:
         """Show how far it is."""
         loss = "" if progress.loss is None else f"loss {progress.loss:.3f}  "
         total = progress.epochs if progress.phase == "train" else 100
-        text = f"{loss}{progress.images_per_s:.0f} pictures/s"
+        text = f"{loss}{progress.images_per_s:.0f} images/s"
         self.step(_TITLES[progress.phase], progress.done * total, total, text)

@@ -70,7 +70,7 @@ class SearchDisplay:
             if now - self._last_line >= _SECONDS_BETWEEN_LINES:
                 self._last_line = now
                 epoch = f"epoch {progress.epoch}/{progress.epochs}"
-                self._output.note(f"training {number}: {epoch}, {doing}, {progress.images_per_s:.0f} pictures/s")
+                self._output.note(f"training {number}: {epoch}, {doing}, {progress.images_per_s:.0f} images/s")
             return
         if number not in self._trainings:
             return
@@ -78,7 +78,7 @@ class SearchDisplay:
             self._trainings[number],
             completed=int(progress.done * progress.epochs),
             total=progress.epochs,
-            text=f"{doing}  {progress.images_per_s:.0f} pictures/s",
+            text=f"{doing}  {progress.images_per_s:.0f} images/s",
         )
 
 

@@ -27,7 +27,7 @@ __all__ = [
 
 
 class Link(NamedTuple):
-    """One module of a backbone's chain; each reads what the one before it wrote, the first the pictures.
+    """One module of a backbone's chain; each reads what the one before it wrote, the first the images.
 
     Attributes:
         name: Where it sits, e.g. ``stage2.block1``.
@@ -65,7 +65,7 @@ class FeatureBackbone(nn.Module, ABC):
         return tuple(links)
 
     def forward(self, images: Tensor) -> dict[int, Tensor]:
-        """uint8 pictures ``(B, 3, H, W)`` to every level's map ``(B, channels[l], H/2^l, W/2^l)``."""
+        """uint8 images ``(B, 3, H, W)`` to every level's map ``(B, channels[l], H/2^l, W/2^l)``."""
         levels: dict[int, Tensor] = {}
         x = images
         for link in self.chain():

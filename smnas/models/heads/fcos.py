@@ -33,7 +33,7 @@ __all__ = [
 
 _LARGEST_LOG = 5.0  # distances end at 148 strides, so that exp of anything stays finite
 _RADIUS = 1.5  # strides between an object's centre and that of a cell which looks for it
-# Strides of the longer side from which on an object belongs to the next level. Generated pictures, one epoch: AP50 0.25
+# Strides of the longer side from which on an object belongs to the next level. Generated images, one epoch: AP50 0.25
 # with 8, 0.22 with 4, 0.10 with a task-aligned assignment; aquarium, 128 px, 4 epochs: 0.0050, 0.0016 (one seed each).
 _LARGEST_SIDE = 8.0
 _GAMMA = 2.0

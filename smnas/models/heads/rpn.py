@@ -22,7 +22,7 @@ NEGATIVE_OVERLAP = 0.3
 _ATSS_CELLS = 9
 _BETA = 1 / 9  # where the smooth L1 loss turns linear, as in torchvision
 # The box loss is divided by all sampled anchors, few of which hold a box; from scratch and in few steps that is too
-# little: with 5 a short training on 1,920 generated pictures went from AP 0.17 to 0.24.
+# little: with 5 a short training on 1,920 generated images went from AP 0.17 to 0.24.
 _BOX_WEIGHT = 5.0
 _CODER = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
 
@@ -164,7 +164,7 @@ def anchor_loss(
     """Objectness (binary cross-entropy) and box losses over a balanced sample of anchors.
 
     Args:
-        anchors: ``(B or 1, A, 4)`` ``xyxy`` in pixels, without gradient; 1 where all pictures share them.
+        anchors: ``(B or 1, A, 4)`` ``xyxy`` in pixels, without gradient; 1 where all images share them.
         matches: Which anchors are positive, and whose.
         logits: ``(B, A)``.
         deltas: ``(B, A, 4)``.

@@ -51,7 +51,7 @@ class DataFacts(_Strict):
     classes: tuple[str, ...] = Field(min_length=1)
     train_images: int = Field(ge=1)
     val_images: int = Field(ge=1)
-    drop_bad_boxes: bool = Field(default=False, description="boxes without a size or outside their picture left out")
+    drop_bad_boxes: bool = Field(default=False, description="boxes without a size or outside their image left out")
 
 
 class StageTrials(_Strict):

@@ -47,9 +47,9 @@ def by_torchvision(
     leaves = [feature.detach().double().requires_grad_() for feature in features]
     level = roi_levels(boxes, strides, canonical)
     rows = []
-    for picture, of_picture in enumerate(boxes.double()):
-        for box, own in zip(of_picture, level[picture].tolist(), strict=True):
-            one = leaves[own][picture : picture + 1]
+    for image, of_image in enumerate(boxes.double()):
+        for box, own in zip(of_image, level[image].tolist(), strict=True):
+            one = leaves[own][image : image + 1]
             rows.append(roi_align(one, [box[None]], size, 1 / strides[own], 2))
     channels = features[0].shape[1]
     pooled = torch.cat(rows) if rows else leaves[0].new_zeros(0, channels, size, size) + 0 * leaves[0].sum()

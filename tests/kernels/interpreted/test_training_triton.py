@@ -14,7 +14,7 @@ from smnas.space.architecture import Architecture
 STEPS = 25
 
 
-def pictures() -> tuple[Tensor, list[Target]]:
+def some_images() -> tuple[Tensor, list[Target]]:
     rng = np.random.default_rng(0)
     images, targets = [], []
     for _ in range(2):
@@ -33,7 +33,7 @@ def train(architecture: str, kernels: Choice, steps: int) -> tuple[list[float], 
     torch.manual_seed(0)
     detector = build_detector(Architecture.parse(architecture), 6)
     optimizer = torch.optim.SGD(detector.parameters(), lr=0.01, momentum=0.9)
-    images, targets = pictures()
+    images, targets = some_images()
     losses = []
     with use(kernels):
         for _ in range(steps):

@@ -24,8 +24,8 @@ class Mixed(nn.Module):
         super().__init__()
         self.linear = nn.Linear(4, 4)
 
-    def forward(self, picture: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        y = self.linear(x) + picture.float().mean()
+    def forward(self, image: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.linear(x) + image.float().mean()
         return y, y.argmax(dim=1)
 
 
@@ -38,21 +38,21 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_an_engine_computes_on_the_tensors_it_is_given(stub: Any) -> None:
     torch.manual_seed(0)
     module = Mixed().eval()
-    picture, x = torch.randint(0, 256, (1, 3, 5), dtype=torch.uint8), torch.randn(2, 4)
-    names = {"input_names": ["picture", "x"], "output_names": ["y", "best"]}
-    model = to_onnx(module, (picture, x), **names).SerializeToString()
+    image, x = torch.randint(0, 256, (1, 3, 5), dtype=torch.uint8), torch.randn(2, 4)
+    names = {"input_names": ["image", "x"], "output_names": ["y", "best"]}
+    model = to_onnx(module, (image, x), **names).SerializeToString()
     engine = Engine(stub, build_engine(stub, model, "fp32", ["8.9"]).content, device="cpu")
-    assert engine.inputs == {"picture": ((1, 3, 5), torch.uint8), "x": ((2, 4), torch.float32)}
+    assert engine.inputs == {"image": ((1, 3, 5), torch.uint8), "x": ((2, 4), torch.float32)}
     assert engine.outputs == {"y": ((2, 4), torch.float32), "best": ((2,), torch.int64)}
-    first = engine({"picture": picture, "x": x})
+    first = engine({"image": image, "x": x})
     strided = torch.randn(4, 2).mT  # an address alone does not tell strides
-    second = engine({"picture": picture + 1, "x": strided})
-    for found, expected in ((first, module(picture, x)), (second, module(picture + 1, strided))):
+    second = engine({"image": image + 1, "x": strided})
+    for found, expected in ((first, module(image, x)), (second, module(image + 1, strided))):
         torch.testing.assert_close(found["y"], expected[0])
         assert torch.equal(found["best"], expected[1])
     with pytest.raises(ValueError, match=r"reads x torch\.float32 \(2, 4\), but got"):
-        engine({"picture": picture, "x": x.double()})
-    with pytest.raises(ValueError, match="reads picture"):
+        engine({"image": image, "x": x.double()})
+    with pytest.raises(ValueError, match="reads image"):
         engine({"x": x})
 
 

@@ -26,7 +26,7 @@ class Two(nn.Module):
         return self.last(torch.relu(self.body(x)))  # type: ignore[no-any-return]
 
 
-def _pictures(count: int, seed: int) -> list[dict[str, NDArray[np.float32]]]:
+def _images(count: int, seed: int) -> list[dict[str, NDArray[np.float32]]]:
     generator = torch.Generator().manual_seed(seed)
     return [{"x": torch.rand(1, 3, 8, 8, generator=generator).numpy()} for _ in range(count)]
 
@@ -41,7 +41,7 @@ def model() -> onnx.ModelProto:
 
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_only_what_was_named_is_quantised_and_stays_close(model: onnx.ModelProto, symmetric: bool) -> None:
-    found = quantized_onnx(model, _pictures(8, 0), ["body/Conv_0"], symmetric=symmetric)
+    found = quantized_onnx(model, _images(8, 0), ["body/Conv_0"], symmetric=symmetric)
     onnx.checker.check_model(found, full_check=True)
     makers = {name: node for node in found.graph.node for name in node.output}
     readers = {node.name: node for node in found.graph.node if node.op_type == "Conv"}
@@ -64,14 +64,14 @@ def test_only_what_was_named_is_quantised_and_stays_close(model: onnx.ModelProto
         onnxruntime.InferenceSession(one.SerializeToString(), providers=["CPUExecutionProvider"])
         for one in (model, found)
     ]
-    for feeds in _pictures(4, 1):
+    for feeds in _images(4, 1):
         exact, rounded = (session.run(None, feeds)[0] for session in both)
         assert 0 < np.abs(exact - rounded).max() < 0.03 * np.abs(exact).max()
 
 
-def test_the_same_pictures_give_the_same_bytes(model: onnx.ModelProto) -> None:
+def test_the_same_images_give_the_same_bytes(model: onnx.ModelProto) -> None:
     one, other = (
-        quantized_onnx(model, _pictures(3, 0), ["body/Conv_0"], symmetric=False).SerializeToString(deterministic=True)
+        quantized_onnx(model, _images(3, 0), ["body/Conv_0"], symmetric=False).SerializeToString(deterministic=True)
         for _ in range(2)
     )
     assert one == other
@@ -79,6 +79,6 @@ def test_the_same_pictures_give_the_same_bytes(model: onnx.ModelProto) -> None:
 
 def test_what_can_not_be_quantised_is_said(model: onnx.ModelProto) -> None:
     with pytest.raises(ExportError, match="no convolution"):
-        quantized_onnx(model, _pictures(1, 0), ["nothing"], symmetric=False)
+        quantized_onnx(model, _images(1, 0), ["nothing"], symmetric=False)
     with pytest.raises(ExportError, match="was not quantised"):
         quantized_onnx(model, [], ["body/Conv_0"], symmetric=False)

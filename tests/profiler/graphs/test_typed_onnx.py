@@ -17,7 +17,7 @@ from profiler.graphs.typed_onnx import HALF_TYPES, dense_nodes, typed_onnx
 
 
 class Block(nn.Module):
-    """A picture to a map, through all that a residual block has."""
+    """An image to a map, through all that a residual block has."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -62,7 +62,7 @@ def corner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Corner:
     return detector
 
 
-def picture() -> Image.Image:
+def image() -> Image.Image:
     image = Image.new("RGB", (120, 80), "gray")
     image.paste((255, 0, 0), BOX)
     return image
@@ -73,7 +73,7 @@ def video(path: Path, frames: int) -> None:
         stream = container.add_stream("mpeg4", rate=5)
         stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 120, 80, "yuv420p", 2_000_000
         for _ in range(frames):
-            container.mux(stream.encode(av.VideoFrame.from_image(picture())))
+            container.mux(stream.encode(av.VideoFrame.from_image(image())))
         container.mux(stream.encode(None))
 
 
@@ -85,8 +85,8 @@ def detect(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str
     return code, captured.out, captured.err.splitlines()
 
 
-def test_pictures_and_a_video_for_people(corner: Corner, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    picture().save("one.png")
+def test_images_and_a_video_for_people(corner: Corner, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image().save("one.png")
     video(tmp_path / "clip.mp4", 4)
     code, out, err = detect(capsys, "one.png", "clip.mp4", "--out", "drawn")
     assert code == 0, err
@@ -101,12 +101,12 @@ def test_pictures_and_a_video_for_people(corner: Corner, tmp_path: Path, capsys:
 
 
 def test_one_json_document(corner: Corner, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    picture().save("one.png")
+    image().save("one.png")
     video(tmp_path / "clip.mp4", 4)
     code, out, err = detect(capsys, "one.png", "clip.mp4", "--json", "--quiet", "--batch", 3, "--frames", 3)
     assert (code, err) == (0, [])
     document = json.loads(out)
-    assert document["pictures"][0]["detections"][0]["box"] == list(BOX)
+    assert document["images"][0]["detections"][0]["box"] == list(BOX)
     (found,) = document["videos"]
     assert [frame["frame"] for frame in found["frames"]] == [0, 1, 2]
     assert [frame["time_s"] for frame in found["frames"]] == pytest.approx([0, 0.2, 0.4])
@@ -120,28 +120,28 @@ def test_hostile_files_are_a_line_each_and_the_others_go_on(
 ) -> None:
     folder = tmp_path / "files"
     folder.mkdir()
-    picture().save(folder / "good.jpg", quality=95)
+    image().save(folder / "good.jpg", quality=95)
     (folder / "text.jpg").write_text("text")
     (folder / "empty.jpg").write_bytes(b"")
     content = (folder / "good.jpg").read_bytes()
     (folder / "cut.jpg").write_bytes(content[: len(content) // 2])
     (folder / "video.mp4").write_bytes(b"\0\0\0\x20ftypisom" + bytes(500))
-    picture().save(folder / "anim.gif", save_all=True, append_images=[Image.new("RGB", (120, 80))])
+    image().save(folder / "anim.gif", save_all=True, append_images=[Image.new("RGB", (120, 80))])
     Image.new("L", (1, 1)).save(folder / "pixel.png")
     Image.new("L", (20_000, 8)).save(folder / "wide.png")
     code, out, err = detect(capsys, folder, "--json")
     assert code == 2
     document = json.loads(out)
-    found = {Path(entry["path"]).name: entry for entry in document["pictures"]}
+    found = {Path(entry["path"]).name: entry for entry in document["images"]}
     assert {name for name, entry in found.items() if entry["error"]} == {"text.jpg", "empty.jpg", "cut.jpg"}
     assert {name for name, entry in found.items() if entry["detections"]} == {"good.jpg", "anim.gif"}
     for name in ("text.jpg", "empty.jpg", "cut.jpg", "video.mp4"):
         assert sum(name in line for line in err[:-1] if "must be" in line) == 1, name
-    assert any("anim.gif holds 2 pictures" in line for line in err)
-    assert err[-1].startswith("error: every picture and video must be readable, but 4 of 8 are not: ")
+    assert any("anim.gif holds 2 images" in line for line in err)
+    assert err[-1].startswith("error: every image and video must be readable, but 4 of 8 are not: ")
 
 
-def test_a_disk_that_is_full_leaves_no_half_of_a_drawn_picture(
+def test_a_disk_that_is_full_leaves_no_half_of_a_drawn_image(
     corner: Corner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rng = np.random.default_rng(0)
@@ -150,8 +150,8 @@ def test_a_disk_that_is_full_leaves_no_half_of_a_drawn_picture(
     with full_after(4096):
         code, out, err = detect(capsys, "one.jpg", "two.png", "--out", "drawn", "--json", "--quiet")
     assert code == 2
-    assert err[-1].startswith("error: every picture and video must be readable, but 2 of 2 are not: one.jpg")
-    assert all("File too large" in entry["error"] for entry in json.loads(out)["pictures"])
+    assert err[-1].startswith("error: every image and video must be readable, but 2 of 2 are not: one.jpg")
+    assert all("File too large" in entry["error"] for entry in json.loads(out)["images"])
     assert list(Path("drawn").iterdir()) == []
 
 
@@ -160,11 +160,11 @@ def test_a_single_bad_file_is_one_line(corner: Corner, tmp_path: Path, capsys: p
     code, out, err = detect(capsys, "text.jpg", "--quiet")
     assert (code, out) == (2, "")
     assert len(err) == 1
-    assert err[0].startswith("error: a picture must be decodable, but text.jpg is not")
+    assert err[0].startswith("error: an image must be decodable, but text.jpg is not")
     code, out, _ = detect(capsys, "text.jpg", "--json")
     document = json.loads(out)
     assert (code, document["speed"]["images"]) == (2, 0)
-    assert [entry["error"] for entry in document["pictures"]] == [err[0].removeprefix("error: ")]
+    assert [entry["error"] for entry in document["images"]] == [err[0].removeprefix("error: ")]
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_a_single_bad_file_is_one_line(corner: Corner, tmp_path: Path, capsys: p
         (("--camera", 987), "no camera"),
         (("one.png", "--coco", "found.json"), "need each other"),
         (("one.png", "--annotations", "a.json"), "need each other"),
-        (("clip.mp4", "--coco", "found.json", "--annotations", "a.json"), "COCO results are of pictures"),
+        (("clip.mp4", "--coco", "found.json", "--annotations", "a.json"), "COCO results are of images"),
         (("one.png", "two.png", "--coco", "found.json", "--annotations", "a.json"), "two.png is not"),
         (("one.png", "--out", "."), "must not replace"),
         (("one.png", "--batch", 0), "--batch"),
@@ -185,8 +185,8 @@ def test_a_single_bad_file_is_one_line(corner: Corner, tmp_path: Path, capsys: p
 def test_mistakes_are_one_line(
     words: tuple[object, ...], says: str, corner: Corner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    picture().save("one.png")
-    picture().save("two.png")
+    image().save("one.png")
+    image().save("two.png")
     video(tmp_path / "clip.mp4", 2)
     annotation_file()
     code, out, err = detect(capsys, *words)
@@ -209,7 +209,7 @@ def annotation_file() -> None:
 def test_coco_results_are_what_pycocotools_loads(
     corner: Corner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    picture().save("one.png")
+    image().save("one.png")
     annotation_file()
     code, _, err = detect(capsys, "one.png", "--coco", "found.json", "--annotations", "a.json")
     assert code == 0, err
@@ -219,11 +219,11 @@ def test_coco_results_are_what_pycocotools_loads(
     assert entry["bbox"] == [20, 10, 40, 40]
 
 
-@pytest.mark.parametrize("kind", ["pictures", "video"])
+@pytest.mark.parametrize("kind", ["images", "video"])
 def test_ctrl_c_keeps_what_is_finished(
     kind: str, corner: Corner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A real signal to this process while the network is at its ninth picture."""
+    """A real signal to this process while the network is at its ninth image."""
     corner.after_run = lambda number: os.kill(os.getpid(), signal.SIGINT) if number == 9 else None
     if kind == "video":
         video(tmp_path / "clip.mp4", 40)
@@ -231,13 +231,13 @@ def test_ctrl_c_keeps_what_is_finished(
     else:
         words = [f"{index}.png" for index in range(20)]
         for word in words:
-            picture().save(word)
+            image().save(word)
     code, out, err = detect(capsys, *words, "--json", "--out", "drawn")
     assert code == 130
     assert err[-1] == "interrupted"
     document = json.loads(out)
     assert document["interrupted"]
-    done = document["pictures"] or document["videos"][0]["frames"]
+    done = document["images"] or document["videos"][0]["frames"]
     assert 3 <= len(done) <= 8
     assert all(one["detections"] for one in done)
     if kind == "video":
@@ -251,7 +251,7 @@ def test_ctrl_c_keeps_what_is_finished(
 def test_a_camera_is_looked_through_until_told(
     corner: Corner, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """FFmpeg's endless test picture in place of a camera."""
+    """FFmpeg's endless test image in place of a camera."""
     monkeypatch.setattr(video_module, "_camera", lambda index: ("color=red:size=120x80:rate=10", "lavfi"))
     code, out, err = detect(capsys, "--camera", 0, "--frames", 6)
     assert code == 0, err
@@ -259,7 +259,7 @@ def test_a_camera_is_looked_through_until_told(
 
 
 def test_a_model_file_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    picture().save(tmp_path / "one.png")
+    image().save(tmp_path / "one.png")
     info = oh.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 3])
     graph = oh.make_graph(
         [oh.make_node("Relu", ["x"], ["y"])], "other", [info], [oh.make_tensor_value_info("y", 1, [1, 3])]
@@ -280,8 +280,8 @@ def test_the_progress_of_something_endless_has_no_end(capsys: pytest.CaptureFixt
     with Output.open(as_json=False, quiet=False) as output, PhaseSteps(output) as steps:
         steps.step("frames of camera 0", 1, None, "2 objects")
         steps.step("frames of camera 0", 2, None, "2 objects")
-        steps.step("pictures", 1, 1)
-    assert capsys.readouterr().err.splitlines() == ["frames of camera 0 1  2 objects", "pictures 1/1"]
+        steps.step("images", 1, 1)
+    assert capsys.readouterr().err.splitlines() == ["frames of camera 0 1  2 objects", "images 1/1"]
 
 
 def test_the_folder_of_a_training_stands_for_its_checkpoint(tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ def test_the_folder_of_a_training_stands_for_its_checkpoint(tmp_path: Path) -> N
 def test_results_that_could_not_be_written_are_refused_before_anything_runs(
     corner: Corner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    picture().save("one.png")
+    image().save("one.png")
     Path("file").touch()
     code, out, err = detect(capsys, "one.png", "--coco", "file/found.json", "--annotations", "none.json")
     assert (code, out, len(err), corner.runs) == (2, "", 1, 0)

@@ -26,9 +26,9 @@ Case = Callable[[dict[str, Any]], None]
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A correct data set of a few pictures."""
-    root = tmp_path_factory.mktemp("data") / "pictures"
+def some_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A correct data set of a few images."""
+    root = tmp_path_factory.mktemp("data") / "images"
     generate_shapes(root, train=8, val=2, seed=0)
     return root
 
@@ -47,21 +47,21 @@ def _fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 @pytest.fixture
 def refusal(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    some_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., str]:
     """Runs a command in an empty folder; its DATA is a correct data set and its OUT a folder that is not there."""
     monkeypatch.chdir(tmp_path)
-    places = {"OUT": str(tmp_path / "out"), "DATA": str(pictures)}
+    places = {"OUT": str(tmp_path / "out"), "DATA": str(some_images)}
     return lambda *words: _fails(capsys, *(places.get(word, word) for word in words))
 
 
-def _broken(pictures: Path, root: Path, change: Case) -> Path:
+def _broken(some_images: Path, root: Path, change: Case) -> Path:
     """A copy of the data set whose training annotations are changed."""
     root.mkdir()
     (root / "annotations").mkdir()
     for split in ("train", "val"):
-        (root / split).symlink_to(pictures / split)
-        source = pictures / "annotations" / f"instances_{split}.json"
+        (root / split).symlink_to(some_images / split)
+        source = some_images / "annotations" / f"instances_{split}.json"
         document = json.loads(source.read_text())
         if split == "train":
             change(document)
@@ -97,9 +97,9 @@ def _unknown_category(document: dict[str, Any]) -> None:
     ],
 )
 def test_annotations_that_break_a_rule(
-    change: Case, phrase: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    change: Case, phrase: str, some_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = str(_broken(pictures, tmp_path / "broken", change))
+    data = str(_broken(some_images, tmp_path / "broken", change))
     out = tmp_path / "out"
     assert phrase in _fails(capsys, "train", "--arch", ARCH, "--data", data, "--out", str(out)).lower()
     assert phrase in _fails(capsys, "search", "--data", data, "--out", str(out)).lower()
@@ -107,20 +107,20 @@ def test_annotations_that_break_a_rule(
 
 
 def test_bad_boxes_are_left_out_where_that_is_asked_for(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    some_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = _broken(pictures, tmp_path / "broken", _set_box(5, 5, 20, 0))
+    data = _broken(some_images, tmp_path / "broken", _set_box(5, 5, 20, 0))
     words = ["--arch", ARCH, "--data", str(data), "--epochs", "1", "--out", str(tmp_path / "out")]
     assert "--drop-bad-boxes" in _fails(capsys, "train", *words)
     assert run(application("train"), "smnas-train", [*words, "--drop-bad-boxes"]) == 0
     assert f"left out 1 boxes of {data}" in capsys.readouterr().err
 
 
-def test_a_damaged_validation_picture_is_found_before_the_training(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_damaged_validation_image_is_found_before_the_training(
+    some_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
-    shutil.copytree(pictures, data)
+    shutil.copytree(some_images, data)
     last = sorted((data / "val").iterdir())[-1]
     last.write_bytes(last.read_bytes()[:-600])
     assert last.name in _fails(capsys, "train", "--quiet", "--arch", ARCH, "--data", str(data), "--out", str(out))
@@ -128,11 +128,11 @@ def test_a_damaged_validation_picture_is_found_before_the_training(
     assert not out.exists()
 
 
-def test_a_file_in_the_place_of_a_folder(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_in_the_place_of_a_folder(some_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = tmp_path / "file"
     place.touch()
     for out in (place, place / "inside"):
-        words = ("--quiet", "--data", str(pictures), "--out", str(out))
+        words = ("--quiet", "--data", str(some_images), "--out", str(out))
         assert str(place) in _fails(capsys, "train", "--arch", ARCH, *words)
         assert str(place) in _fails(capsys, "search", "--gpu", "cpu", *words)
 
@@ -157,7 +157,7 @@ def test_an_empty_place_is_not_the_current_folder(
 
 
 def test_a_search_that_is_refused_leaves_nothing_behind(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    some_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
     out = tmp_path / "out"
@@ -167,7 +167,7 @@ def test_a_search_that_is_refused_leaves_nothing_behind(
         (("--storage", "postgresql://me@127.0.0.1:1/studies"), "127.0.0.1"),
     ):
         assert phrase in _fails(
-            capsys, "search", "-q", "--data", str(pictures), "--gpu", "cpu", "--out", str(out), *words
+            capsys, "search", "-q", "--data", str(some_images), "--gpu", "cpu", "--out", str(out), *words
         )
         assert not out.exists()
 
@@ -179,9 +179,9 @@ def test_no_such_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "missing" in _fails(capsys, "report", missing)
     assert "missing" in _fails(capsys, "eval", "--model", missing, "--data", missing)
     assert "missing" in _fails(capsys, "export", "--model", missing, "--out", out)
-    picture = tmp_path / "picture.png"
-    picture.touch()
-    assert "missing" in _fails(capsys, "detect", "--model", missing, str(picture))
+    image = tmp_path / "image.png"
+    image.touch()
+    assert "missing" in _fails(capsys, "detect", "--model", missing, str(image))
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_no_such_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         (("search",), "--out"),
         (("train", "--arch", ARCH, "--data", "DATA", "--recipe", "magic", "--out", "OUT"), "nano"),
         (("train", "--arch", "x+y", "--data", "DATA", "--out", "OUT"), "backbone+neck+rpn+head+WIDTHxHEIGHT"),
-        (("train", "--arch", ARCH, "--data", "DATA", "--batch-size", "9", "--out", "OUT"), "pictures, 8, but"),
+        (("train", "--arch", ARCH, "--data", "DATA", "--batch-size", "9", "--out", "OUT"), "images, 8, but"),
         (
             ("train", "-q", "--arch", ARCH, "--data", "DATA", "--out", "/proc/out"),
             "but got /proc/out",
@@ -246,21 +246,21 @@ def test_a_table_that_is_not_sqlite(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert table.read_text().startswith("median_ms")
 
 
-def test_a_run_folder_of_another_version(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_folder_of_another_version(some_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "settings.json").write_text('{"format_version": 999}')
     assert "999" in _fails(capsys, "report", str(tmp_path))
-    assert "999" in _fails(capsys, "search", "--data", str(pictures), "--gpu", "cpu", "--out", str(tmp_path))
+    assert "999" in _fails(capsys, "search", "--data", str(some_images), "--gpu", "cpu", "--out", str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["model.pt", "model.onnx", "model.jpg"])
 def test_a_model_file_that_is_something_else(
-    name: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, some_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = tmp_path / name
     model.write_bytes(b"not a model")
-    picture = str(next((pictures / "val").iterdir()))
-    assert name in _fails(capsys, "eval", "--model", str(model), "--data", str(pictures))
-    assert name in _fails(capsys, "detect", "--model", str(model), picture)
+    image = str(next((some_images / "val").iterdir()))
+    assert name in _fails(capsys, "eval", "--model", str(model), "--data", str(some_images))
+    assert name in _fails(capsys, "detect", "--model", str(model), image)
     assert name in _fails(capsys, "export", "--model", str(model), "--out", str(tmp_path / "out.onnx"))
 
 
@@ -320,8 +320,8 @@ def test_interruption_names_the_subcommand_of_the_group(
     assert "the same command resumes" in capsys.readouterr().err
 
 
-def test_control_c_in_a_real_training(pictures: Path, tmp_path: Path) -> None:
-    words = ["train", "--arch", ARCH, "--data", str(pictures), "--epochs", "100000", "--out", str(tmp_path / "out")]
+def test_control_c_in_a_real_training(some_images: Path, tmp_path: Path) -> None:
+    words = ["train", "--arch", ARCH, "--data", str(some_images), "--epochs", "100000", "--out", str(tmp_path / "out")]
     process = subprocess.Popen(
         [sys.executable, "-m", "smnas.cli.main", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -360,11 +360,11 @@ def test_help_that_nobody_reads_on_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_messages_that_nobody_reads_end_a_command_as_control_c_does(pictures: Path, tmp_path: Path) -> None:
+def test_messages_that_nobody_reads_end_a_command_as_control_c_does(some_images: Path, tmp_path: Path) -> None:
     """``2>&1 | head -1``: nothing is done, so the exit code is not 0."""
     read, write = os.pipe()
     os.close(read)
-    words = ("train", "--arch", ARCH, "--data", str(pictures), "--epochs", "1", "--out", str(tmp_path / "out"))
+    words = ("train", "--arch", ARCH, "--data", str(some_images), "--epochs", "1", "--out", str(tmp_path / "out"))
     done = subprocess.run(_main(*words), stdout=write, stderr=write, timeout=60)
     os.close(write)
     assert done.returncode == 130

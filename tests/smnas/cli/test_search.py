@@ -1,4 +1,4 @@
-"""``smnas search`` end to end on a handful of pictures, and how it shows what is going on."""
+"""``smnas search`` end to end on a handful of images, and how it shows what is going on."""
 
 import io
 import json
@@ -111,10 +111,10 @@ def test_the_whole_chain_resumes_and_gives_files_that_run(
     assert "seed" in log
     assert len(log.splitlines()) == 1
 
-    picture = next((data / "val").iterdir())
-    detect = ["--model", str(out), "--score", "0", "--out", str(tmp_path / "drawn"), "--json", str(picture)]
+    image = next((data / "val").iterdir())
+    detect = ["--model", str(out), "--score", "0", "--out", str(tmp_path / "drawn"), "--json", str(image)]
     assert run(application("detect"), "smnas-detect", detect) == 0
-    (found,) = json.loads(capsys.readouterr().out)["pictures"]
+    (found,) = json.loads(capsys.readouterr().out)["images"]
     assert found["error"] is None
     assert Path(found["drawn"]).is_file()
     assert all(0 <= one["box"][0] < one["box"][2] <= found["width"] for one in found["detections"])

@@ -18,8 +18,8 @@ ARCH = "mobilenetv2_25+fpn_3-4_16+rpn+rcnn_16+64x64"
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return generate_shapes(tmp_path_factory.mktemp("data") / "pictures", train=4, val=2, seed=0)
+def some_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return generate_shapes(tmp_path_factory.mktemp("data") / "images", train=4, val=2, seed=0)
 
 
 def command(*words: str) -> int:
@@ -27,13 +27,13 @@ def command(*words: str) -> int:
 
 
 def test_training_starts_from_the_weights_and_the_checkpoint_knows_its_norm_and_stem(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    some_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(0)
     published = torchvision.models.mobilenet_v2(width_mult=0.25)
     torch.save(published.state_dict(), tmp_path / "weights.pth")
     out = tmp_path / "out"
-    words = ("--arch", ARCH, "--data", str(pictures), "--epochs", "1", "--out", str(out), "--json")
+    words = ("--arch", ARCH, "--data", str(some_images), "--epochs", "1", "--out", str(out), "--json")
     assert command(*words, "--pretrained", str(tmp_path / "weights.pth")) == 0
     assert "ap" in json.loads(capsys.readouterr().out)["metrics"]
     detector, info = load_detector_checkpoint(out / "checkpoint.pt")
@@ -62,10 +62,10 @@ def test_training_starts_from_the_weights_and_the_checkpoint_knows_its_norm_and_
     ],
 )
 def test_norm_and_stem_can_be_chosen_from_scratch(
-    words: tuple[str, ...], kinds: tuple[str, str], pictures: Path, tmp_path: Path
+    words: tuple[str, ...], kinds: tuple[str, str], some_images: Path, tmp_path: Path
 ) -> None:
     arch = "basicblock_8_1-2-2+fpn_2-4_16+norpn+retina_16_1+64x64"
-    common = ("--arch", arch, "--data", str(pictures), "--epochs", "1", "--out", str(tmp_path / "out"), "--quiet")
+    common = ("--arch", arch, "--data", str(some_images), "--epochs", "1", "--out", str(tmp_path / "out"), "--quiet")
     assert command(*common, *words) == 0
     detector, info = load_detector_checkpoint(tmp_path / "out" / "checkpoint.pt")
     assert (info.norm, info.stem) == kinds
@@ -75,10 +75,10 @@ def test_norm_and_stem_can_be_chosen_from_scratch(
 
 
 def test_norm_and_stem_are_refused_where_they_do_not_fit(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    some_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.save(torchvision.models.mobilenet_v2(width_mult=0.25).state_dict(), tmp_path / "weights.pth")
-    common = ("--arch", ARCH, "--data", str(pictures), "--out", str(tmp_path / "out"), "--quiet")
+    common = ("--arch", ARCH, "--data", str(some_images), "--out", str(tmp_path / "out"), "--quiet")
     for words, rule in (
         (("--norm", "ln"), "--norm must be one of gn-ws, bn, but got 'ln'"),
         (("--stem", "7x7"), "--stem must be one of deep, imagenet, but got '7x7'"),
@@ -106,7 +106,7 @@ def test_norm_and_stem_are_refused_where_they_do_not_fit(
     ],
 )
 def test_other_files_and_other_networks_are_refused_in_one_line(
-    content: object, arch: str, phrase: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    content: object, arch: str, phrase: str, some_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, out = tmp_path / "weights.pth", tmp_path / "out"
     match content:
@@ -117,7 +117,8 @@ def test_other_files_and_other_networks_are_refused_in_one_line(
         case list() | dict():
             torch.save(content, path)
     assert (
-        command("--arch", arch, "--data", str(pictures), "--out", str(out), "--pretrained", str(path), "--quiet") == 2
+        command("--arch", arch, "--data", str(some_images), "--out", str(out), "--pretrained", str(path), "--quiet")
+        == 2
     )
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -127,11 +128,11 @@ def test_other_files_and_other_networks_are_refused_in_one_line(
 
 
 def test_a_training_that_diverges_is_one_line_and_no_bug(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    some_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe, out = tmp_path / "wild.toml", tmp_path / "out"
     recipe.write_text("epochs = 2\nbatch_size = 2\nlearning_rate = 1e30\n")
-    words = ("--arch", ARCH, "--data", str(pictures), "--recipe", str(recipe), "--out", str(out), "--quiet")
+    words = ("--arch", ARCH, "--data", str(some_images), "--recipe", str(recipe), "--out", str(out), "--quiet")
     assert command(*words) == 1
     captured = capsys.readouterr()
     assert captured.out == ""

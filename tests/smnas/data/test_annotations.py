@@ -74,7 +74,7 @@ def beside(root: Path, val: str) -> Path:
 
 
 @pytest.mark.parametrize("val", ["valid", "val"])
-def test_annotations_beside_their_pictures_open(tmp_path: Path, val: str) -> None:
+def test_annotations_beside_their_images_open(tmp_path: Path, val: str) -> None:
     root = beside(tmp_path / "data", val)
     folder, other = CocoFolder(root), CocoFolder(write_folder(tmp_path / "coco", document()))
     assert folder.classes == ("animals", *other.classes)
@@ -86,7 +86,7 @@ def test_annotations_beside_their_pictures_open(tmp_path: Path, val: str) -> Non
             np.testing.assert_array_equal(ours.labels, theirs.labels + 1)
 
 
-def test_annotations_beside_their_pictures_break_the_same_rules(tmp_path: Path) -> None:
+def test_annotations_beside_their_images_break_the_same_rules(tmp_path: Path) -> None:
     root = beside(tmp_path / "data", "valid")
     (root / "valid" / "b.png").unlink()
     assert "names b.png" in refused(root)
@@ -110,7 +110,7 @@ def test_a_sample_has_its_own_boxes_zero_based_labels_and_crowd_flags(tmp_path: 
     assert (second.boxes.dtype, second.labels.dtype, second.crowd.dtype) == (np.float32, np.int64, np.bool_)
 
 
-def test_a_picture_without_boxes_is_kept(tmp_path: Path) -> None:
+def test_an_image_without_boxes_is_kept(tmp_path: Path) -> None:
     content = document()
     content["annotations"] = content["annotations"][2:]
     sample = CocoFolder(write_folder(tmp_path / "data", content)).split("train").sample(1)
@@ -128,7 +128,7 @@ def test_a_box_less_than_a_pixel_outside_is_clipped_for_training_and_kept_for_ev
 
 
 def test_what_exporters_write_and_leave_out_is_read(tmp_path: Path) -> None:
-    """Ids as decimals, no ``area`` or one of ``null``, crowds as true or ``null``, a picture under two ids, folders."""
+    """Ids as decimals, no ``area`` or one of ``null``, crowds as true or ``null``, an image under two ids, folders."""
     content = document()
     content["images"] += [{"id": 8.0, "file_name": "./a.png", "width": 40.0, "height": 30}]
     content["annotations"][0] |= {"image_id": 3.0, "area": None, "iscrowd": None}
@@ -239,7 +239,7 @@ def test_files_and_folders_that_are_not_there(tmp_path: Path) -> None:
     (root / "annotations" / "instances_val.json").rename(root / "annotations" / "moved.json")
     assert "instances_val.json" in refused(root)
     (root / "annotations" / "moved.json").rename(root / "annotations" / "instances_val.json")
-    (root / "val").rename(root / "pictures")
+    (root / "val").rename(root / "images")
     assert "folder val" in refused(root)
 
 

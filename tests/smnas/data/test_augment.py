@@ -1,4 +1,4 @@
-"""Augmentation: a box that is painted on the picture is found, on the canvas, where its box says it is."""
+"""Augmentation: a box that is painted on the image is found, on the canvas, where its box says it is."""
 
 from typing import Any
 
@@ -96,7 +96,7 @@ def test_no_boxes_stay_no_boxes() -> None:
     assert labels.shape == (0,)
 
 
-def test_a_smaller_picture_lies_anywhere_on_gray() -> None:
+def test_a_smaller_image_lies_anywhere_on_gray() -> None:
     corners = set()
     for seed in range(60):
         view = draw_view((100, 100), (40, 40), Augmentation(0.0, (0.5, 0.5)), np.random.default_rng(seed))
@@ -121,7 +121,7 @@ def test_tiles_cover_the_canvas_once(seed: int) -> None:
     assert (covered == 1).all()
 
 
-def test_a_tile_shows_its_picture_at_a_share_of_the_whole_canvas_scale() -> None:
+def test_a_tile_shows_its_image_at_a_share_of_the_whole_canvas_scale() -> None:
     augmentation = Augmentation(flip=0.0, mosaic=1.0, mosaic_scale=(0.5, 0.8))
     scales = [
         draw_view((200, 100), (30, 70), augmentation, np.random.default_rng(seed), mosaic_of=(100, 100)).scale
@@ -137,15 +137,15 @@ def test_colors_shift_as_pillows_enhancers_do() -> None:
     changed = image.copy()
     shift_colors(changed, 0.3, np.random.default_rng(9))
     brightness, contrast, saturation = 1 + 0.3 * (2 * np.random.default_rng(9).random(3) - 1)
-    picture = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
+    pil_image = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
     for enhancer, factor in (
         (ImageEnhance.Color, saturation),
         (ImageEnhance.Contrast, contrast),
         (ImageEnhance.Brightness, brightness),
     ):
-        picture = enhancer(picture).enhance(factor)
+        pil_image = enhancer(pil_image).enhance(factor)
     assert np.abs(changed.astype(int) - image).max() > 10
-    np.testing.assert_allclose(changed.transpose(1, 2, 0).astype(int), np.asarray(picture).astype(int), atol=3)
+    np.testing.assert_allclose(changed.transpose(1, 2, 0).astype(int), np.asarray(pil_image).astype(int), atol=3)
 
 
 def test_colors_stay_without_jitter_and_inside_a_byte_with_it() -> None:

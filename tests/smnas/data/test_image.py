@@ -1,4 +1,4 @@
-"""Any picture file becomes 8-bit RGB, the right way up, or an error that names it."""
+"""Any image file becomes 8-bit RGB, the right way up, or an error that names it."""
 
 from pathlib import Path
 
@@ -26,9 +26,9 @@ def test_rgb_is_returned_as_it_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA"])
 def test_other_modes_become_what_pillow_shows(tmp_path: Path, mode: str) -> None:
-    picture = Image.fromarray(gradient()).convert(mode)
-    picture.save(tmp_path / "p.png")
-    np.testing.assert_array_equal(load_rgb(tmp_path / "p.png"), np.array(picture.convert("RGB")))
+    image = Image.fromarray(gradient()).convert(mode)
+    image.save(tmp_path / "p.png")
+    np.testing.assert_array_equal(load_rgb(tmp_path / "p.png"), np.array(image.convert("RGB")))
 
 
 def test_cmyk_is_close_to_the_rgb_that_it_came_from(tmp_path: Path) -> None:
@@ -89,8 +89,8 @@ def test_a_truncated_file_is_named(tmp_path: Path, suffix: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "p.jpg").write_text("not a picture")
+def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "p.jpg").write_text("not an image")
     with pytest.raises(DataError, match="decodable"):
         load_rgb(tmp_path / "p.jpg")
     with pytest.raises(DataError, match="must exist"):
@@ -134,9 +134,9 @@ def test_a_large_jpeg_may_be_decoded_smaller(
     assert whole.reduction == 1
     assert reduced.reduction == expected
     assert reduced.size == whole.size == (size if orientation == 1 else size[::-1])
-    assert reduced.picture.width * expected == whole.picture.width
-    first, scale = letterbox(whole.picture, *canvas)
-    second, larger_scale = letterbox(reduced.picture, *canvas)
+    assert reduced.image.width * expected == whole.image.width
+    first, scale = letterbox(whole.image, *canvas)
+    second, larger_scale = letterbox(reduced.image, *canvas)
     assert larger_scale / expected == pytest.approx(scale)
     difference = np.abs(first.astype(int) - second)
     assert difference.mean() < 0.5
@@ -160,15 +160,15 @@ def test_an_orientation_that_is_no_number_is_none(tmp_path: Path) -> None:
     content = (tmp_path / "a.jpg").read_bytes()
     assert number in content
     (tmp_path / "a.jpg").write_bytes(content.replace(number, bytes_))
-    with Image.open(tmp_path / "a.jpg") as picture:
-        assert isinstance(picture.getexif()[ExifTags.Base.Orientation], bytes)
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert isinstance(image.getexif()[ExifTags.Base.Orientation], bytes)
     assert load_rgb(tmp_path / "a.jpg").shape == (20, 40, 3)
     assert decode(tmp_path / "a.jpg", canvas=(4, 4)).size == (40, 20)
 
 
 @pytest.mark.filterwarnings("ignore")  # of Pillow, about what is odd in a file
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM"])
-def test_damage_anywhere_is_one_line_or_a_picture(kind: str, tmp_path: Path) -> None:
+def test_damage_anywhere_is_one_line_or_an_image(kind: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     path = tmp_path / f"a.{kind.lower()}"
     exif = Image.Exif()

@@ -11,7 +11,7 @@ from smnas.data.letterbox import PAD_VALUE, letterbox, shrink, to_original
 
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 90), st.integers(1, 90))
 @settings(max_examples=150, deadline=None)
-def test_the_canvas_has_its_size_and_the_picture_fits(width: int, height: int, across: int, down: int) -> None:
+def test_the_canvas_has_its_size_and_the_image_fits(width: int, height: int, across: int, down: int) -> None:
     image = np.full((height, width, 3), 7, dtype=np.uint8)
     canvas, scale = letterbox(image, across, down)
     assert canvas.shape == (down, across, 3)
@@ -23,7 +23,7 @@ def test_the_canvas_has_its_size_and_the_picture_fits(width: int, height: int, a
     assert (canvas[~covered] == PAD_VALUE).all()
 
 
-def test_a_picture_of_the_canvas_size_is_not_touched() -> None:
+def test_an_image_of_the_canvas_size_is_not_touched() -> None:
     image = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
     canvas, scale = letterbox(image, 32, 24)
     assert scale == 1.0
@@ -43,7 +43,7 @@ def test_a_painted_box_is_found_where_the_scale_says(width: int, height: int) ->
     np.testing.assert_allclose(back[0], box, rtol=1e-5)
 
 
-def test_to_original_clips_to_the_picture() -> None:
+def test_to_original_clips_to_the_image() -> None:
     boxes = np.array([[-5, -5, 200, 60], [10, 20, 30, 40]], dtype=np.float32)
     back = to_original(boxes, 0.5, 100, 50)
     np.testing.assert_array_equal(back, [[0, 0, 100, 50], [20, 40, 60, 50]])
@@ -60,7 +60,7 @@ def test_shrinking_never_enlarges() -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), [(1601, 1203), (1200, 1607)])
-def test_a_large_picture_is_resized_as_in_one_step_but_for_rounding(width: int, height: int) -> None:
+def test_a_large_image_is_resized_as_in_one_step_but_for_rounding(width: int, height: int) -> None:
     rng = np.random.default_rng(0)
     image = np.full((height, width, 3), 90, dtype=np.uint8)
     for x, y, level in rng.integers(0, (width, height, 256), (200, 3)):

@@ -18,7 +18,7 @@ JITTER = Augmentation(flip=0.5, scale_jitter=(0.6, 1.6))
 
 
 def write(root: Path) -> Path:
-    """Eleven pictures of growing size; picture k has a red box, and a crowd box of the other class."""
+    """Eleven images of growing size; image k has a red box, and a crowd box of the other class."""
     rng = np.random.default_rng(0)
     (root / "annotations").mkdir(parents=True)
     images, annotations = [], []
@@ -115,8 +115,8 @@ def test_threads_and_history_change_nothing(root: Path, train: DetectionDataset,
     assert same(alone, list(threaded.epoch(2)))
 
 
-def test_a_mosaic_holds_the_objects_of_several_pictures(train: DetectionDataset) -> None:
-    """Every picture has one object, so more on a canvas are those of its neighbours."""
+def test_a_mosaic_holds_the_objects_of_several_images(train: DetectionDataset) -> None:
+    """Every image has one object, so more on a canvas are those of its neighbours."""
     batches = loader(train, augmentation=MOSAIC, mosaic_epochs=2)
     counts = [[len(t.labels) for batch in batches.epoch(epoch) for t in batch.targets] for epoch in range(3)]
     assert max(counts[0]) > 1
@@ -132,7 +132,7 @@ def test_epochs_and_seeds_differ(train: DetectionDataset) -> None:
     assert not same(first, list(loader(train, seed=4).epoch(0)))
 
 
-def test_the_batch_size_changes_the_grouping_and_not_the_pictures(train: DetectionDataset) -> None:
+def test_the_batch_size_changes_the_grouping_and_not_the_images(train: DetectionDataset) -> None:
     by_four = torch.cat([batch.images for batch in loader(train, 4).epoch(1)])
     by_one = torch.cat([batch.images for batch in loader(train, 1).epoch(1)])
     assert len(by_one) == COUNT
@@ -155,7 +155,7 @@ def test_an_epoch_may_be_left_half_way(train: DetectionDataset) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_damaged_picture_is_named(tmp_path: Path, workers: int) -> None:
+def test_a_damaged_image_is_named(tmp_path: Path, workers: int) -> None:
     root = write(tmp_path / "data")
     victim = root / "train" / "6.png"
     victim.write_bytes(victim.read_bytes()[:200])
@@ -179,7 +179,7 @@ def test_memory_holds_what_fits_and_makes_room_for_another_size(root: Path) -> N
     assert train.shrunk(0, 20, 30)[0] is not first[0]
 
 
-def test_evaluation_batches_are_letterboxed_pictures_in_file_order(train: DetectionDataset) -> None:
+def test_evaluation_batches_are_letterboxed_images_in_file_order(train: DetectionDataset) -> None:
     for _ in range(2):  # from disk, then from memory
         batches = list(eval_batches(train, 64, 100, 4))
         assert [len(batch.images) for batch in batches] == [4, 4, 3]
@@ -209,7 +209,7 @@ def test_settings_out_of_range_are_refused(train: DetectionDataset) -> None:
         next(eval_batches(train, 64, 64, 0))
 
 
-def test_real_pictures_come_in_batches(aquarium_mini: Path) -> None:
+def test_real_images_come_in_batches(aquarium_mini: Path) -> None:
     train = CocoFolder(aquarium_mini).split("train")
     batches = list(TrainLoader(train, 96, 96, 8, 0).epoch(0))
     assert [len(batch.targets) for batch in batches] == [8, 8, 8, 8]

@@ -42,9 +42,9 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(tmp_path: Path)
 def test_a_larger_data_set_begins_with_a_smaller_one(tmp_path: Path, shapes: Path) -> None:
     small = contents(generate_shapes(tmp_path / "data", train=4, val=3))
     large = contents(shapes)
-    pictures = [name for name in small if name.endswith(".jpg")]
-    assert len(pictures) == 7
-    assert all(small[name] == large[name] for name in pictures)
+    some_images = [name for name in small if name.endswith(".jpg")]
+    assert len(some_images) == 7
+    assert all(small[name] == large[name] for name in some_images)
     assert small["train/000000.jpg"] != small["val/000000.jpg"]
 
 
@@ -146,9 +146,9 @@ def test_boxes_are_the_extents_of_what_is_not_covered(seed: int) -> None:
 
 
 @pytest.mark.parametrize("label", range(len(CLASSES)), ids=CLASSES)
-def test_the_picture_shows_the_shape_where_its_box_is(label: int) -> None:
+def test_the_image_shows_the_shape_where_its_box_is(label: int) -> None:
     scene = Scene(160, 120, (Shape(label, 100.0, 50.0, 30.0, 0.4),))
-    # One generator state for both pictures: the ground is the same, the camera is not, so its noise is averaged away.
+    # One generator state for both images: the ground is the same, the camera is not, so its noise is averaged away.
     shown = np.mean([render(scene, np.random.default_rng(seed))[0].astype(float) for seed in range(30)], axis=0)
     empty = np.mean(
         [render(Scene(160, 120, ()), np.random.default_rng(seed))[0].astype(float) for seed in range(30)], axis=0

@@ -114,10 +114,10 @@ def test_identical_boxes_each_need_their_own_partner() -> None:
 def test_nothing_found_on_both_sides_agrees_and_says_that_nothing_was_compared() -> None:
     agreement = compare_detections(arrays(), arrays())
     assert agreement.differing == 0
-    assert str(agreement).startswith("0 detections on 1 pictures")
+    assert str(agreement).startswith("0 detections on 1 images")
 
 
-def test_other_pictures_are_refused() -> None:
+def test_other_images_are_refused() -> None:
     two = DetectionArrays(*(np.concatenate([a, a]) for a in arrays((A, 0.9, 0))))
-    with pytest.raises(ValueError, match="same pictures"):
+    with pytest.raises(ValueError, match="same images"):
         compare_detections(two, arrays((A, 0.9, 0)))

@@ -1,4 +1,4 @@
-"""Exported files against the checkpoints they came from, on real pictures."""
+"""Exported files against the checkpoints they came from, on real images."""
 
 import json
 from collections.abc import Callable
@@ -24,16 +24,16 @@ from smnas.training.checkpoint import load_checkpoint, save_checkpoint
 
 
 @pytest.mark.parametrize("name", ["rcnn", "retina", "fcos", "garpn", "cascade"])
-def test_every_head_finds_what_eager_finds_on_real_pictures(
+def test_every_head_finds_what_eager_finds_on_real_images(
     name: str,
     exported: Callable[[str], ExportReport],
     checkpoint: Callable[[str], Path],
-    pictures: list[NDArray[np.uint8]],
+    some_images: list[NDArray[np.uint8]],
 ) -> None:
     report = exported(name)
     assert report.agreement.compared > 500  # the check compared something
     model, eager = OnnxDetector(report.path, threads=1), EagerDetector(checkpoint(name))
-    batch = canvases(pictures, *model.input_size)
+    batch = canvases(some_images, *model.input_size)
     found, expected = model(batch), eager(batch)
     # One swap at most: of two boxes whose scores tie to the last bits, suppression keeps either by chance.
     assert report.agreement.differing <= 2
@@ -83,7 +83,7 @@ def test_the_graph_has_one_static_input_and_standard_operators(exported: Callabl
 def test_ap_of_the_file_is_ap_of_the_checkpoint(
     exported: Callable[[str], ExportReport], checkpoint: Callable[[str], Path], tmp_path: Path, aquarium_mini: Path
 ) -> None:
-    # The pictures' own boxes, but of the detector's three classes.
+    # The images' own boxes, but of the detector's three classes.
     root = tmp_path / "data"
     (root / "annotations").mkdir(parents=True)
     for split in ("train", "val"):
@@ -126,7 +126,7 @@ def test_a_file_that_finds_other_objects_is_not_left_behind(
     ("settings", "name", "says"),
     [
         ({"precision": "bf16"}, "m.onnx", "ONNX Runtime has no bfloat16 convolution on a CPU"),
-        ({"precision": "int8"}, "m.onnx", r"int8 needs pictures to calibrate on \(--data\)"),
+        ({"precision": "int8"}, "m.onnx", r"int8 needs images to calibrate on \(--data\)"),
         ({"precision": "fp8"}, "m.onnx", "one of fp32, fp16, bf16, int8, but got 'fp8'"),
         ({"file_format": "tflite"}, "m.onnx", "one of onnx, tensorrt-rtx, tensorrt, but got 'tflite'"),
         ({"capabilities": ["8.9"]}, "m.onnx", "for --format tensorrt-rtx"),

@@ -25,7 +25,7 @@ from smnas.training.checkpoint import load_detector_checkpoint
 
 @pytest.fixture(scope="session")
 def relabelled(aquarium_mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The real pictures with their boxes, of the test detectors' three classes."""
+    """The real images with their boxes, of the test detectors' three classes."""
     root = tmp_path_factory.mktemp("relabelled")
     (root / "annotations").mkdir()
     for split in ("train", "val"):
@@ -41,14 +41,14 @@ def relabelled(aquarium_mini: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="session")
 def half(
     checkpoint: Callable[[str], Path],
-    pictures: list[NDArray[np.uint8]],
+    some_images: list[NDArray[np.uint8]],
     relabelled: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> ExportReport:
     out = tmp_path_factory.mktemp("half") / "model.onnx"
     dataset = CocoFolder(relabelled).split("val")
     return export_detector(
-        checkpoint("rcnn"), out, precision="fp16", verify_images=pictures[:8], dataset=dataset, max_ap_drop=0.005
+        checkpoint("rcnn"), out, precision="fp16", verify_images=some_images[:8], dataset=dataset, max_ap_drop=0.005
     )
 
 
@@ -80,21 +80,21 @@ def test_its_ap_was_measured_on_the_file(half: ExportReport, relabelled: Path) -
     model = OnnxDetector(half.path, threads=1)
     dataset = CocoFolder(relabelled).split("val")
     again = evaluate(model, dataset, *model.input_size, 4)
-    assert half.accuracy.pictures == len(dataset)
+    assert half.accuracy.some_images == len(dataset)
     assert half.accuracy.ap == pytest.approx(again.ap)
     assert model.metadata.metrics["ap"] == pytest.approx(again.ap)
     assert half.notes == ()
 
 
 def test_eight_bits_are_in_the_network_alone(
-    checkpoint: Callable[[str], Path], pictures: list[NDArray[np.uint8]], tmp_path: Path
+    checkpoint: Callable[[str], Path], some_images: list[NDArray[np.uint8]], tmp_path: Path
 ) -> None:
     report = export_detector(
         checkpoint("retina"),
         tmp_path / "model.onnx",
         precision="int8",
-        verify_images=pictures[:4],
-        calibration_images=pictures[4:8],
+        verify_images=some_images[:4],
+        calibration_images=some_images[4:8],
     )
     model = onnx.load(report.path)
     makers = {name: node for node in model.graph.node for name in node.output}
@@ -146,4 +146,4 @@ def test_data_of_other_categories_is_refused(
 def test_a_loss_is_told_with_its_sign() -> None:
     better = Accuracy(48, 0.25, 0.5, 0.26, 0.51)
     assert better.drop == pytest.approx(-0.01)
-    assert str(better) == "AP 0.2600 (AP50 0.5100), fp32 checkpoint 0.2500 (0.5000), loss -0.0100 on 48 pictures"
+    assert str(better) == "AP 0.2600 (AP50 0.5100), fp32 checkpoint 0.2500 (0.5000), loss -0.0100 on 48 images"

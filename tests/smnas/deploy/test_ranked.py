@@ -275,16 +275,16 @@ def test_a_search_in_int8_ends_with_files_in_int8(
     )
 
 
-def test_int8_without_pictures_to_calibrate_on_is_noted(
+def test_int8_without_images_to_calibrate_on_is_noted(
     data: CocoFolder, dataset: DetectionDataset, make_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
     make_run(tmp_path, data, make_checkpoint, precision="int8")
     report = deploy_ranking(tmp_path, dataset, rounds=1)
     assert report.exported == ()
-    assert "int8 needs pictures to calibrate on" in dict(report.failed)[BEST]
+    assert "int8 needs images to calibrate on" in dict(report.failed)[BEST]
 
 
-def test_pictures_of_other_classes_are_refused(
+def test_images_of_other_classes_are_refused(
     deployed: tuple[Path, list[DeployEvent]], dataset: DetectionDataset, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"

@@ -1,4 +1,4 @@
-"""A detector over a split: what comes out is in the pictures' own pixels and the files' own category ids."""
+"""A detector over a split: what comes out is in the images' own pixels and the files' own category ids."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ CATEGORIES = (4, 9, 17)
 
 
 def write(root: Path) -> Path:
-    """Seven black pictures of different sizes, each with one painted box for each of the three classes."""
+    """Seven black images of different sizes, each with one painted box for each of the three classes."""
     rng = np.random.default_rng(1)
     (root / "annotations").mkdir(parents=True)
     for split in ("train", "val"):
@@ -86,7 +86,7 @@ def test_a_perfect_detector_is_found_perfect(val: DetectionDataset) -> None:
     assert metrics.ap75 == pytest.approx(1.0)
 
 
-def test_results_are_in_the_pictures_pixels_and_the_files_ids(val: DetectionDataset) -> None:
+def test_results_are_in_the_images_pixels_and_the_files_ids(val: DetectionDataset) -> None:
     seen: list[tuple[int, int]] = []
     results = collect_results(see_colours, val, 128, 96, 3, on_progress=lambda done, total: seen.append((done, total)))
     assert seen == [(3, 7), (6, 7), (7, 7)]
@@ -115,7 +115,7 @@ def test_a_silent_detector_scores_zero(val: DetectionDataset) -> None:
     assert evaluate(silent, val, 64, 64, 4).ap == 0
 
 
-def test_boxes_are_clipped_to_the_picture(val: DetectionDataset) -> None:
+def test_boxes_are_clipped_to_the_image(val: DetectionDataset) -> None:
     def everything(images: NDArray[np.uint8]) -> DetectionArrays:
         one = np.ones((len(images), 1))
         boxes = np.tile(np.array([[[-10, -10, 999, 999]]], dtype=np.float32), (len(images), 1, 1))

@@ -1,4 +1,4 @@
-"""Files of several pictures a run: every picture's boxes are those that it has alone."""
+"""Files of several images a run: every image's boxes are those that it has alone."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,10 +28,10 @@ BATCH = 4
 
 @pytest.fixture(scope="module")
 def of_four(
-    checkpoint: Callable[[str], Path], pictures: list[NDArray[np.uint8]], tmp_path_factory: pytest.TempPathFactory
+    checkpoint: Callable[[str], Path], some_images: list[NDArray[np.uint8]], tmp_path_factory: pytest.TempPathFactory
 ) -> OnnxDetector:
     path = tmp_path_factory.mktemp("batch") / "model.onnx"
-    report = export_detector(checkpoint("rcnn"), path, batch=BATCH, verify_images=pictures)
+    report = export_detector(checkpoint("rcnn"), path, batch=BATCH, verify_images=some_images)
     assert report.metadata.batch == BATCH
     return OnnxDetector(path, threads=1)
 
@@ -42,7 +42,7 @@ def test_every_head_finds_in_a_batch_what_it_finds_one_by_one(
     head: str,
     operators: Operators,
     make_checkpoint: Callable[..., Path],
-    pictures: list[NDArray[np.uint8]],
+    some_images: list[NDArray[np.uint8]],
     tmp_path: Path,
 ) -> None:
     checkpoint = make_checkpoint(tmp_path / "checkpoint.pt", f"basicblock_8_1-2+fpn_2-3_16+{head}+64x64")
@@ -52,7 +52,7 @@ def test_every_head_finds_in_a_batch_what_it_finds_one_by_one(
     assert {sizes[0].dim_value for sizes in values.values()} == {BATCH}
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     eager = EagerDetector(checkpoint)
-    images = canvases(pictures[: 2 * BATCH], *eager.input_size)
+    images = canvases(some_images[: 2 * BATCH], *eager.input_size)
     batches = [session.run(None, {"images": images[start : start + BATCH]}) for start in (0, BATCH)]
     found = DetectionArrays(*(np.concatenate(arrays) for arrays in zip(*batches, strict=True)))
     alone = [eager(images[row : row + 1]) for row in range(len(images))]
@@ -61,19 +61,19 @@ def test_every_head_finds_in_a_batch_what_it_finds_one_by_one(
     assert agreement.compared > 250
     assert agreement.differing <= 2
     shuffled = DetectionArrays(*(np.roll(array, 1, axis=0) for array in found))
-    assert compare_detections(expected, shuffled).differing > agreement.compared / 2  # the order of pictures counts
+    assert compare_detections(expected, shuffled).differing > agreement.compared / 2  # the order of images counts
 
 
-def test_the_last_run_is_filled_up_and_only_given_pictures_answer(
-    of_four: OnnxDetector, exported: Callable[[str], ExportReport], pictures: list[NDArray[np.uint8]]
+def test_the_last_run_is_filled_up_and_only_given_images_answer(
+    of_four: OnnxDetector, exported: Callable[[str], ExportReport], some_images: list[NDArray[np.uint8]]
 ) -> None:
-    images = canvases(pictures, *of_four.input_size)
+    images = canvases(some_images, *of_four.input_size)
     one = OnnxDetector(exported("rcnn").path, threads=1)
     for count in (1, 3, 4, 6):
         found = of_four(images[:count])
         assert [len(array) for array in found] == [count] * 4
         assert compare_detections(one(images[:count]), found).differing == 0
-    with pytest.raises(ValueError, match="at least one picture"):
+    with pytest.raises(ValueError, match="at least one image"):
         of_four(images[:0])
 
 
@@ -81,15 +81,15 @@ def test_any_folder_goes_through_any_batch(
     of_four: OnnxDetector, exported: Callable[[str], ExportReport], aquarium_mini: Path, tmp_path: Path
 ) -> None:
     paths = sorted((aquarium_mini / "val").glob("*.jpg"))[:6]
-    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "text.jpg").write_text("no image")
     paths.insert(2, tmp_path / "text.jpg")
     reference = detect_inputs(load_model(exported("rcnn").path, threads=1), Inputs(tuple(paths)), DetectOptions(0.05))
-    expected = [picture.detections for picture in reference.pictures if picture.error is None]
+    expected = [image.detections for image in reference.some_images if image.error is None]
     for batch in (None, 1, 3, 8):
         report = detect_inputs(of_four, Inputs(tuple(paths)), DetectOptions(0.05, batch))
-        assert [picture.error is not None for picture in report.pictures] == [path.name == "text.jpg" for path in paths]
+        assert [image.error is not None for image in report.some_images] == [path.name == "text.jpg" for path in paths]
         assert report.times.images == 6
-        _same(expected, [picture.detections for picture in report.pictures if picture.error is None])
+        _same(expected, [image.detections for image in report.some_images if image.error is None])
     detector = Detector(of_four.path, score=0.05, threads=1)
     assert detector.options.batch_for(detector.model) == BATCH
     _same(expected, detector(path for path in paths if path.name != "text.jpg"))
@@ -105,7 +105,7 @@ def _same(expected: Sequence[Sequence[Detection]], found: Sequence[Sequence[Dete
 
 
 def test_eight_bits_come_in_batches_too(
-    checkpoint: Callable[[str], Path], pictures: list[NDArray[np.uint8]], tmp_path: Path
+    checkpoint: Callable[[str], Path], some_images: list[NDArray[np.uint8]], tmp_path: Path
 ) -> None:
     path = tmp_path / "model.onnx"
     export_detector(
@@ -113,12 +113,12 @@ def test_eight_bits_come_in_batches_too(
         path,
         precision="int8",
         batch=3,
-        verify_images=pictures[:4],
-        calibration_images=pictures[:4],  # no whole number of batches
+        verify_images=some_images[:4],
+        calibration_images=some_images[:4],  # no whole number of batches
     )
     model = OnnxDetector(path, threads=1)
     assert (model.metadata.batch, model.metadata.precision) == (3, "int8")
-    assert len(model(canvases(pictures[:5], *model.input_size)).num) == 5
+    assert len(model(canvases(some_images[:5], *model.input_size)).num) == 5
 
 
 def test_the_batch_is_in_the_file_and_older_files_are_of_one(

@@ -16,11 +16,11 @@ from smnas.data.image import load_rgb
 from smnas.deploy.export import ExportReport
 from smnas.evaluation.coco_eval import evaluate_results
 from smnas.evaluation.predict import collect_results
-from smnas.inference.coco_results import ListedPictures, require_place
+from smnas.inference.coco_results import ListedImages, require_place
 from smnas.inference.detect import detect_inputs
 from smnas.inference.inputs import Inputs
 from smnas.inference.pipeline import DetectOptions
-from smnas.inference.results import PictureResult
+from smnas.inference.results import ImageResult
 from smnas.inference.runtime import load_model
 
 
@@ -44,9 +44,9 @@ def test_the_file_has_the_numbers_of_an_evaluation(
     model = load_model(checkpoint)
     paths = tuple(split.path(index) for index in range(len(split)))
     annotations = aquarium_mini / "annotations" / "instances_val.json"
-    listed = ListedPictures(annotations, paths, model)
+    listed = ListedImages(annotations, paths, model)
     report = detect_inputs(model, Inputs(paths[::-1]), DetectOptions(0.0, 4), sizes=listed.sizes)
-    listed.write(report.pictures, tmp_path / "results.json")
+    listed.write(report.some_images, tmp_path / "results.json")
     with quiet_pycocotools():
         loaded = COCO(str(annotations)).loadRes(str(tmp_path / "results.json"))
     assert set(loaded.getImgIds()) == set(split.image_ids)
@@ -57,14 +57,14 @@ def test_the_file_has_the_numbers_of_an_evaluation(
     assert metrics == pytest.approx(evaluate_results(split.ground_truth(), expected).as_dict(), abs=1e-6, nan_ok=True)
 
 
-def test_pictures_are_found_by_the_end_of_their_path(tmp_path: Path, red_box: Any) -> None:
+def test_images_are_found_by_the_end_of_their_path(tmp_path: Path, red_box: Any) -> None:
     file = annotation_file(
         tmp_path / "a.json", [(5, "train/1.jpg", 4, 3), (6, "val/1.jpg", 5, 3), (8, "2.jpg", 6, 3), (9, "3.jpg", 1, 1)]
     )
     paths = [tmp_path / "data" / name for name in ("val/1.jpg", "elsewhere/2.jpg", "train/1.jpg")]
-    listed = ListedPictures(file, paths, red_box)
+    listed = ListedImages(file, paths, red_box)
     assert [listed.sizes[path] for path in paths] == [(5, 3), (6, 3), (4, 3)]
-    assert listed.results([PictureResult(path) for path in paths]) == []
+    assert listed.results([ImageResult(path) for path in paths]) == []
 
 
 @pytest.mark.parametrize(
@@ -74,10 +74,10 @@ def test_pictures_are_found_by_the_end_of_their_path(tmp_path: Path, red_box: An
         (["one/1.jpg", "two/1.jpg"], r"can not be the same"),
     ],
 )
-def test_pictures_that_are_not_listed(tmp_path: Path, paths: list[str], says: str, red_box: Any) -> None:
+def test_images_that_are_not_listed(tmp_path: Path, paths: list[str], says: str, red_box: Any) -> None:
     file = annotation_file(tmp_path / "a.json", [(5, "1.jpg", 4, 3)])
     with pytest.raises(UserError, match=says):
-        ListedPictures(file, map(Path, paths), red_box)
+        ListedImages(file, map(Path, paths), red_box)
 
 
 @pytest.mark.parametrize(
@@ -91,32 +91,32 @@ def test_pictures_that_are_not_listed(tmp_path: Path, paths: list[str], says: st
 def test_annotations_of_something_else(tmp_path: Path, changes: dict[str, Any], says: str, red_box: Any) -> None:
     file = annotation_file(tmp_path / "a.json", [(5, "1.jpg", 4, 3)], **changes)
     with pytest.raises(UserError, match=says):
-        ListedPictures(file, [Path("1.jpg")], red_box)
+        ListedImages(file, [Path("1.jpg")], red_box)
     with pytest.raises(DataError, match="readable"):
-        ListedPictures(tmp_path / "gone.json", [], red_box)
+        ListedImages(tmp_path / "gone.json", [], red_box)
 
 
-def test_pictures_keep_the_pixels_that_they_were_annotated_on(
-    tmp_path: Path, red_box: Any, red_picture: Callable[..., Image.Image]
+def test_images_keep_the_pixels_that_they_were_annotated_on(
+    tmp_path: Path, red_box: Any, red_image: Callable[..., Image.Image]
 ) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
-    red_picture().save(tmp_path / "1.jpg", exif=exif)
+    red_image().save(tmp_path / "1.jpg", exif=exif)
     shutil.copy(tmp_path / "1.jpg", tmp_path / "2.jpg")
     file = annotation_file(tmp_path / "a.json", [(1, "1.jpg", 480, 200), (2, "2.jpg", 481, 200)])
     paths = (tmp_path / "1.jpg", tmp_path / "2.jpg")
-    listed = ListedPictures(file, paths, red_box)
+    listed = ListedImages(file, paths, red_box)
     report = detect_inputs(red_box, Inputs(paths), DetectOptions(0.6), sizes=listed.sizes)
-    (entry,) = listed.results(report.pictures)
+    (entry,) = listed.results(report.some_images)
     assert (entry["image_id"], entry["category_id"]) == (1, 7)
     assert entry["bbox"] == pytest.approx([100, 40, 100, 120], abs=6)
-    assert "481x200" in str(report.pictures[1].error)
+    assert "481x200" in str(report.some_images[1].error)
 
 
 def test_a_file_that_can_not_be_written(tmp_path: Path, red_box: Any) -> None:
     file = annotation_file(tmp_path / "a.json", [(5, "1.jpg", 4, 3)])
     with pytest.raises(UserError, match="can be written"):
-        ListedPictures(file, [], red_box).write([], tmp_path)
+        ListedImages(file, [], red_box).write([], tmp_path)
 
 
 def test_exported_files_give_results_too(
@@ -126,8 +126,8 @@ def test_exported_files_give_results_too(
     paths = tuple(sorted((aquarium_mini / "val").glob("*.jpg"))[:2])
     images = [(number, path.name, *load_rgb(path).shape[1::-1]) for number, path in enumerate(paths, start=40)]
     categories = [{"id": i, "name": name} for i, name in zip(model.category_ids, model.classes, strict=True)]
-    listed = ListedPictures(annotation_file(tmp_path / "a.json", images, categories=categories), paths, model)
-    results = listed.results(detect_inputs(model, Inputs(paths), DetectOptions(0.0)).pictures)
+    listed = ListedImages(annotation_file(tmp_path / "a.json", images, categories=categories), paths, model)
+    results = listed.results(detect_inputs(model, Inputs(paths), DetectOptions(0.0)).some_images)
     assert {entry["image_id"] for entry in results} == {40, 41}
     assert {entry["category_id"] for entry in results} <= set(model.category_ids)
 

@@ -34,7 +34,7 @@ class Recorded:
 
 @pytest.mark.parametrize("name", ["rcnn", "retina", "fcos", "garpn", "cascade"])
 def test_parts_compute_what_the_whole_does(
-    name: str, checkpoint: Callable[[str], Path], pictures: list[NDArray[np.uint8]]
+    name: str, checkpoint: Callable[[str], Path], some_images: list[NDArray[np.uint8]]
 ) -> None:
     loaded, _ = load_detector_checkpoint(checkpoint(name))
     detector = deployable(loaded)
@@ -46,7 +46,7 @@ def test_parts_compute_what_the_whole_does(
         return made[-1], made[-1].outputs
 
     graphed = GraphedDetector(detector, record)
-    images = torch.from_numpy(canvases(pictures[:6], *detector.input_size))
+    images = torch.from_numpy(canvases(some_images[:6], *detector.input_size))
     with torch.inference_mode():
         for batch in (images[:2], images[2:4], images[4:5], images[:2]):
             for found, expected in zip(graphed(batch), detector(batch), strict=True):
@@ -86,10 +86,10 @@ def test_where_there_can_be_no_graph_it_is_one_line(
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_recorded_detector_finds_what_it_finds_unrecorded(
-    checkpoint: Callable[[str], Path], pictures: list[NDArray[np.uint8]]
+    checkpoint: Callable[[str], Path], some_images: list[NDArray[np.uint8]]
 ) -> None:
     plain, graphed = (load_model(checkpoint("rcnn"), device="cuda", cuda_graph=graph) for graph in (False, True))
-    images = canvases(pictures[:4], *plain.input_size)
+    images = canvases(some_images[:4], *plain.input_size)
     for rows in (slice(0, 2), slice(2, 4), slice(0, 1)):
         for found, expected in zip(graphed(images[rows]), plain(images[rows]), strict=True):
             np.testing.assert_allclose(found, expected, atol=1e-3)

@@ -33,7 +33,7 @@ CAPABILITIES = ("7.5", "8.6", "8.9", "12.0")
 def test_every_head_becomes_an_engine_of_what_eager_finds(
     head: str,
     make_checkpoint: Callable[..., Path],
-    pictures: list[NDArray[np.uint8]],
+    some_images: list[NDArray[np.uint8]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -54,7 +54,7 @@ def test_every_head_becomes_an_engine_of_what_eager_finds(
         file_format="tensorrt-rtx",
         precision=precision,
         batch=batch,
-        verify_images=pictures[:8],
+        verify_images=some_images[:8],
         capabilities=CAPABILITIES,
     )
     assert report.agreement.compared > 250  # the plain graph, by the same check as the native one

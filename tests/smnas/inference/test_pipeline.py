@@ -77,30 +77,30 @@ def test_an_error_of_the_function_is_the_caller_s() -> None:
 @pytest.mark.parametrize(("batch", "expected"), [(1, [1] * 5), (2, [2, 2, 1]), (8, [5])])
 @pytest.mark.parametrize("workers", [0, 3])
 def test_batches_change_no_result(
-    batch: int, expected: list[int], workers: int, red_box: Any, red_picture: Callable[..., Image.Image]
+    batch: int, expected: list[int], workers: int, red_box: Any, red_image: Callable[..., Image.Image]
 ) -> None:
     boxes = [(20 * i, 10 * i, 100 + 20 * i, 60 + 10 * i) for i in range(5)]
     times = StageTimes()
     options = DetectOptions(0.6, batch, workers)
 
     def draw(box: tuple[int, int, int, int]) -> Decoded:
-        return Decoded(red_picture(box=box))
+        return Decoded(red_image(box=box))
 
-    found = find_objects(red_box, boxes, draw, options, times, keep_pictures=True)
+    found = find_objects(red_box, boxes, draw, options, times, keep_images=True)
     for one, box in zip(found, boxes, strict=True):
         assert one.source == box
         assert one.detections[0].box == pytest.approx(box, abs=6)
-        assert one.picture is not None
-        assert one.picture.size == one.size == (480, 200)
+        assert one.image is not None
+        assert one.image.size == one.size == (480, 200)
     assert red_box.batches == expected
     assert times.images == 5
     assert min(times.decode_s, times.preprocess_s, times.network_s, times.postprocess_s) > 0
     assert times.ms_per_image()["network"] == pytest.approx(200 * times.network_s)
 
 
-def test_the_network_gets_the_letterboxed_picture(red_box: Any) -> None:
+def test_the_network_gets_the_letterboxed_image(red_box: Any) -> None:
     rng = np.random.default_rng(0)
-    picture = Image.fromarray(rng.integers(0, 256, (50, 70, 3), dtype=np.uint8))
+    image = Image.fromarray(rng.integers(0, 256, (50, 70, 3), dtype=np.uint8))
     seen: list[NDArray[np.uint8]] = []
 
     class Spy(type(red_box)):  # type: ignore[misc]
@@ -109,14 +109,12 @@ def test_the_network_gets_the_letterboxed_picture(red_box: Any) -> None:
             answer: DetectionArrays = super().__call__(images)
             return answer
 
-    list(find_objects(Spy(), [picture, picture], Decoded, DetectOptions(batch=2), StageTimes()))
-    expected = letterbox(np.asarray(picture), 96, 64)[0].transpose(2, 0, 1)
+    list(find_objects(Spy(), [image, image], Decoded, DetectOptions(batch=2), StageTimes()))
+    expected = letterbox(np.asarray(image), 96, 64)[0].transpose(2, 0, 1)
     np.testing.assert_array_equal(seen[0], np.stack([expected, expected]))
 
 
-def test_the_next_picture_is_decoded_while_the_network_runs(
-    red_box: Any, red_picture: Callable[..., Image.Image]
-) -> None:
+def test_the_next_image_is_decoded_while_the_network_runs(red_box: Any, red_image: Callable[..., Image.Image]) -> None:
     decoding = [threading.Event() for _ in range(4)]
 
     class Waits(type(red_box)):  # type: ignore[misc]
@@ -128,19 +126,19 @@ def test_the_next_picture_is_decoded_while_the_network_runs(
 
     def decode(index: int) -> Decoded:
         decoding[index].set()
-        return Decoded(red_picture())
+        return Decoded(red_image())
 
     found = list(find_objects(Waits(), range(4), decode, DetectOptions(workers=1), StageTimes()))
     assert [one.error for one in found] == [None] * 4
 
 
-def test_a_picture_that_fails_leaves_the_others_of_its_batch(
-    red_box: Any, red_picture: Callable[..., Image.Image]
+def test_an_image_that_fails_leaves_the_others_of_its_batch(
+    red_box: Any, red_image: Callable[..., Image.Image]
 ) -> None:
     def decode(index: int) -> Decoded:
         if index in (1, 3):
             raise OSError(f"number {index}")
-        return Decoded(red_picture())
+        return Decoded(red_image())
 
     found = list(find_objects(red_box, range(5), decode, DetectOptions(0.6, 2), StageTimes()))
     assert [str(one.error) if one.error else None for one in found] == [None, "number 1", None, "number 3", None]

@@ -25,7 +25,7 @@ TIMES = [0, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5]
 
 
 def pixels_of(frame: VideoFrame) -> NDArray[np.uint8]:
-    return np.asarray(frame.decoded().picture)
+    return np.asarray(frame.decoded().image)
 
 
 def test_every_frame_has_its_index_and_time(clip: Path) -> None:
@@ -81,10 +81,10 @@ def test_frames_can_be_limited_and_need_not_be_kept(clip: Path, red_box: Any) ->
     assert (video.count, video.frames, dict(video.found)) == (5, (), {"red": 5})
 
 
-def test_a_size_with_odd_sides_is_written(tmp_path: Path, red_picture: Callable[..., Image.Image]) -> None:
+def test_a_size_with_odd_sides_is_written(tmp_path: Path, red_image: Callable[..., Image.Image]) -> None:
     with VideoWriter(tmp_path / "odd.mp4", 29.97) as writer:
         for index in range(3):
-            writer.write(red_picture(95, 61, (10, 10, 50, 50)), index / 29.97)
+            writer.write(red_image(95, 61, (10, 10, 50, 50)), index / 29.97)
     with open_video(tmp_path / "odd.mp4") as reader:
         pixels = [pixels_of(frame) for frame in reader]
     assert [one.shape for one in pixels] == [(62, 96, 3)] * 3
@@ -157,7 +157,7 @@ def test_a_camera_that_is_not_there() -> None:
 
 
 def test_a_camera_goes_on_until_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, red_box: Any) -> None:
-    """FFmpeg's endless test picture in place of a camera."""
+    """FFmpeg's endless test image in place of a camera."""
     monkeypatch.setattr(video_module, "_camera", lambda index: ("testsrc=size=160x120:rate=10", "lavfi"))
     report = detect_inputs(red_box, Inputs(camera=0), DetectOptions(0.0), max_frames=7, out_dir=tmp_path)
     (video,) = report.videos

@@ -1,4 +1,4 @@
-"""Batched box arithmetic against torchvision's per-picture parts."""
+"""Batched box arithmetic against torchvision's per-image parts."""
 
 import math
 import statistics
@@ -24,7 +24,7 @@ def random_targets(*counts: int) -> list[Target]:
     return [Target(random_boxes(n), torch.randint(0, 5, (n,))) for n in counts]
 
 
-def test_batched_iou_equals_torchvisions_per_picture():
+def test_batched_iou_equals_torchvisions_per_image():
     first, second = torch.stack([random_boxes(20), random_boxes(20)]), torch.stack([random_boxes(7), random_boxes(7)])
     expected = torch.stack([box_iou(a, b) for a, b in zip(first, second, strict=True)])
     torch.testing.assert_close(batched_iou(first, second), expected)
@@ -99,7 +99,7 @@ def test_adaptive_matching_gives_an_object_smaller_than_every_anchor_one_of_them
     assert match_adaptive(anchors[None], [len(anchors)], pad_targets([tiny], torch.device("cpu")), 9).positive.any()
 
 
-def test_a_picture_without_objects_has_only_negatives():
+def test_an_image_without_objects_has_only_negatives():
     targets = pad_targets([*random_targets(2), *random_targets(0)], torch.device("cpu"))
     matches = match(random_boxes(50)[None], targets, 0.7, 0.3, keep_best=True)
     assert not matches.positive[1].any()
@@ -138,7 +138,7 @@ def test_sampling_is_uniform_over_negatives():
 def test_anchors_equal_torchvisions_generator(width, height):
     rows, columns = grid_size(3, width, height)
     generator = AnchorGenerator(((20.0, 30.0),), ((0.5, 1.0, 2.0),))
-    # a picture of exactly rows * 8 by columns * 8 pixels gives torchvision the stride 8
+    # an image of exactly rows * 8 by columns * 8 pixels gives torchvision the stride 8
     images = ImageList(torch.zeros(1, 3, rows * 8, columns * 8), [(rows * 8, columns * 8)])
     expected = generator(images, [torch.zeros(1, 1, rows, columns)])[0]
     torch.testing.assert_close(level_anchors(3, width, height, (20.0, 30.0)), expected)

@@ -38,7 +38,7 @@ HEADS = {
 }
 
 
-def pictures(architecture: Architecture, count: int) -> tuple[torch.Tensor, list[Target]]:
+def some_images(architecture: Architecture, count: int) -> tuple[torch.Tensor, list[Target]]:
     generator = torch.Generator().manual_seed(0)
     shape = (count, 3, architecture.input_height, architecture.input_width)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
@@ -52,7 +52,7 @@ def test_one_training_step_reaches_every_parameter(name):
     torch.manual_seed(0)
     architecture = Architecture.parse(HEADS[name])
     detector = build_detector(architecture, 5)
-    losses = detector.loss(*pictures(architecture, 4))
+    losses = detector.loss(*some_images(architecture, 4))
     total = torch.stack(list(losses.values())).sum()
     total.backward()
     assert torch.isfinite(total)
@@ -77,9 +77,9 @@ def test_batch_norm_is_in_the_backbone_and_its_blocks_on_rois_only(name):
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_pictures_without_objects_train(name):
+def test_images_without_objects_train(name):
     architecture = Architecture.parse(HEADS[name])
-    images, _ = pictures(architecture, 2)
+    images, _ = some_images(architecture, 2)
     nothing = [Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))] * 2
     losses = build_detector(architecture, 5).loss(images, nothing)
     assert all(torch.isfinite(loss) for loss in losses.values())
@@ -91,7 +91,7 @@ def test_detections_are_well_formed_and_folding_keeps_them(name):
     torch.manual_seed(0)
     architecture = Architecture.parse(HEADS[name])
     detector = build_detector(architecture, 5).eval()
-    images, _ = pictures(architecture, 2)
+    images, _ = some_images(architecture, 2)
     with torch.inference_mode():
         found = detector(images)
         folded = deployable(detector)
@@ -113,11 +113,11 @@ def test_detections_are_well_formed_and_folding_keeps_them(name):
         assert (real[:, 1::2] <= architecture.input_height).all()
 
 
-def test_a_batch_detects_what_its_pictures_detect_alone():
+def test_a_batch_detects_what_its_images_detect_alone():
     torch.manual_seed(1)
     architecture = Architecture.parse(HEADS["cascade"])
     detector = deployable(build_detector(architecture, 3))
-    images, _ = pictures(architecture, 4)
+    images, _ = some_images(architecture, 4)
     together = detector(images)
     for index in range(4):
         alone = detector(images[index : index + 1])

@@ -1,4 +1,4 @@
-"""Whole detectors with ``norm="bn"`` against torchvision's own on ResNet-50-FPN: counts, and outputs on real pictures.
+"""Whole detectors with ``norm="bn"`` against torchvision's own on ResNet-50-FPN: counts, and outputs on real images.
 
 torchvision's models are built with random weights, which are copied into ours by name.
 """
@@ -152,7 +152,7 @@ def mapped(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def enliven(model: nn.Module, images: Tensor) -> None:
     """Give a fresh model outputs that are worth comparing.
 
-    Its BatchNorms get statistics near those of the pictures, without which maps vanish or explode on their way, and
+    Its BatchNorms get statistics near those of the images, without which maps vanish or explode on their way, and
     weights of their own; pyramid and heads get weights that keep the scale of maps (torchvision's shrink it to nothing
     before they are trained) and biases.
     """
@@ -181,7 +181,7 @@ def enliven(model: nn.Module, images: Tensor) -> None:
 
 
 def pair(name: str, canvases: Tensor) -> tuple[Any, Detector, ImageList]:
-    """torchvision's model and ours with its weights, in evaluation mode, and the pictures as torchvision has them."""
+    """torchvision's model and ours with its weights, in evaluation mode, and the images as torchvision has them."""
     torch.manual_seed(0)
     theirs = build_theirs(name, CLASSES).eval().requires_grad_(False)
     # as torchvision's models prepare a batch, but for resizing
@@ -194,14 +194,14 @@ def pair(name: str, canvases: Tensor) -> tuple[Any, Detector, ImageList]:
 
 @pytest.fixture(scope="module")
 def canvases(aquarium_mini: Path) -> Tensor:
-    """``(2, 3, SIDE, SIDE)`` uint8, of real pictures."""
+    """``(2, 3, SIDE, SIDE)`` uint8, of real images."""
     paths = sorted((aquarium_mini / "val").glob("*.jpg"))[:2]
-    pictures = [letterbox(load_rgb(path), SIDE, SIDE)[0] for path in paths]
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+    some_images = [letterbox(load_rgb(path), SIDE, SIDE)[0] for path in paths]
+    return torch.from_numpy(np.stack(some_images)).permute(0, 3, 1, 2).contiguous()
 
 
 def check(ours: Tensor, theirs: Tensor) -> None:
-    assert theirs.std(dim=0).mean() > 0.05, "pictures, or regions, must not look alike"
+    assert theirs.std(dim=0).mean() > 0.05, "images, or regions, must not look alike"
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 

@@ -100,7 +100,7 @@ def test_the_sample_covers_every_pair_that_fits_together() -> None:
     assert len(CASES) < 50
 
 
-def pictures(architecture: Architecture, count: int) -> torch.Tensor:
+def some_images(architecture: Architecture, count: int) -> torch.Tensor:
     shape = (count, 3, architecture.input_height, architecture.input_width)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -120,14 +120,14 @@ def targets(architecture: Architecture) -> list[Target]:
 
 
 def check_training_step(detector: Detector) -> None:
-    losses = detector.loss(pictures(detector.architecture, 3), targets(detector.architecture))
+    losses = detector.loss(some_images(detector.architecture, 3), targets(detector.architecture))
     total = torch.stack(list(losses.values())).sum()
     total.backward()
     assert torch.isfinite(total), losses
     for name, parameter in detector.named_parameters():
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
-    alone = detector.loss(pictures(detector.architecture, 2), [targets(detector.architecture)[0]] * 2)
+    alone = detector.loss(some_images(detector.architecture, 2), [targets(detector.architecture)[0]] * 2)
     assert all(torch.isfinite(loss) for loss in alone.values()), "no object at all"
 
 
@@ -147,7 +147,7 @@ def check_inference_and_export(detector: Detector) -> None:
     import onnxruntime
 
     ready = deployable(livelier(detector))
-    images = pictures(detector.architecture, 1)
+    images = some_images(detector.architecture, 1)
     with torch.inference_mode():
         found = ready(images)
     count = int(found.num[0])

@@ -125,10 +125,10 @@ def test_points_have_error_bars_both_ways(page: Reader, run_folder: Path) -> Non
     assert first["error_y"]["visible"] is False, "one seed has no spread"
 
 
-def test_pictures_are_embedded_small_enough_for_a_page(page: Reader) -> None:
-    picture = Image.open(io.BytesIO(base64.b64decode(page.addresses[0].split(",", 1)[1])))
-    assert picture.format == "JPEG"
-    assert max(picture.size) == 900
+def test_images_are_embedded_small_enough_for_a_page(page: Reader) -> None:
+    image = Image.open(io.BytesIO(base64.b64decode(page.addresses[0].split(",", 1)[1])))
+    assert image.format == "JPEG"
+    assert max(image.size) == 900
 
 
 def test_a_search_that_just_began_has_a_page(run_folder: Path, tmp_path: Path) -> None:

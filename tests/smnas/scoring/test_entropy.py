@@ -79,7 +79,7 @@ def test_the_weights_of_the_forms() -> None:
     deepmad = ENTROPY_FORMS["entropy-deepmad"]
     assert deepmad.by_resolution
     assert deepmad.weights == (1, 1, 1, 1, 8)
-    # a larger picture has more cells, and only that form sees it
+    # a larger image has more cells, and only that form sees it
     small, large = (
         [backbone_entropy(R50, form, size=(side, side)) for form in ENTROPY_FORMS.values()] for side in (240, 480)
     )

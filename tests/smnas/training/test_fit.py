@@ -31,7 +31,7 @@ ARCHITECTURE = "basicblock_16_11-21-21+fpn_2-4_32+rpn+rcnn_64+64x64"
 
 
 class StubDetector(nn.Module):
-    """Guesses each picture's first box; draws random numbers in its loss, as the samplers of a real one do."""
+    """Guesses each image's first box; draws random numbers in its loss, as the samplers of a real one do."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,12 +54,12 @@ class StubBatch(NamedTuple):
 
 
 class StubBatches:
-    """``pictures`` random pictures whose bright square is the box to find; order drawn from the epoch's number."""
+    """``images`` random images whose bright square is the box to find; order drawn from the epoch's number."""
 
-    def __init__(self, pictures: int = 24, size: int = 8) -> None:
+    def __init__(self, some_images: int = 24, size: int = 8) -> None:
         rng = np.random.default_rng(7)
-        self.images = rng.integers(0, 60, (pictures, 3, 32, 32), dtype=np.uint8)
-        self.boxes = np.zeros((pictures, 1, 4), np.float32)
+        self.images = rng.integers(0, 60, (some_images, 3, 32, 32), dtype=np.uint8)
+        self.boxes = np.zeros((some_images, 1, 4), np.float32)
         for image, box in zip(self.images, self.boxes, strict=True):
             x, y = rng.integers(0, 20, 2)
             image[:, y : y + 12, x : x + 12] = 220
@@ -170,7 +170,7 @@ def test_one_step_is_torchs_sgd_with_clipping() -> None:
     """The loop against the three calls that anyone would write by hand."""
     recipe = stub_recipe(clip_norm=0.5, weight_decay=0.1, channels_last=False, epochs=1)
     ours = stub_detector()
-    batches = StubBatches(pictures=8)
+    batches = StubBatches(some_images=8)
     fit_batches(ours, batches, stub_info(recipe))
 
     theirs = stub_detector()
@@ -401,8 +401,8 @@ def test_the_name_of_a_recipe_is_not_the_run(tmp_path: Path) -> None:
 
 
 def test_an_empty_training_split_is_the_users_mistake() -> None:
-    with pytest.raises(UserError, match="at least one picture"):
-        fit_batches(stub_detector(), StubBatches(pictures=0), stub_info())
+    with pytest.raises(UserError, match="at least one image"):
+        fit_batches(stub_detector(), StubBatches(some_images=0), stub_info())
 
 
 class FailingDetector(StubDetector):
@@ -456,7 +456,7 @@ def test_a_last_step_that_leaves_no_weights_is_no_finished_training(tmp_path: Pa
 
     recipe = stub_recipe(epochs=1).model_copy(update={"clip_norm": None})
     with pytest.raises(DivergedError, match="weights are not finite after epoch 1"):
-        fit_batches(Cusp(), StubBatches(pictures=8), stub_info(recipe), out_dir=tmp_path)
+        fit_batches(Cusp(), StubBatches(some_images=8), stub_info(recipe), out_dir=tmp_path)
     assert not (tmp_path / "checkpoint.pt").exists()
 
 

@@ -105,7 +105,7 @@ def test_the_learning_rate_is_proportional_to_the_batch(batch: int, stated: int)
         optimizer="sgd", batch_size=batch, learning_rate=0.1, learning_rate_batch=stated
     )
     assert recipe.peak_learning_rate / batch == pytest.approx(0.1 / stated)
-    # Adam divides by the gradient's size, which falls with the square root of the pictures that it is a mean of
+    # Adam divides by the gradient's size, which falls with the square root of the images that it is a mean of
     adam = recipe.with_(optimizer="adamw")
     assert adam.peak_learning_rate**2 / batch == pytest.approx(0.1**2 / stated)
 

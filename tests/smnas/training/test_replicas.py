@@ -89,7 +89,7 @@ def test_the_command_trains_in_two_processes(tmp_path: Path, batch: str, code: i
     )
     if code:
         assert done.returncode != 0
-        assert "share each batch equally, but got 2 processes for batches of 5 out of 12 pictures" in done.stderr
+        assert "share each batch equally, but got 2 processes for batches of 5 out of 12 images" in done.stderr
         return
     assert done.returncode == 0, done.stderr[-2000:]
     document = json.loads(done.stdout)
@@ -100,7 +100,7 @@ def test_the_command_trains_in_two_processes(tmp_path: Path, batch: str, code: i
     lines = [line for line in done.stderr.splitlines() if re.match(r"epoch \d/2:", line)]
     assert [line.split(":")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"], "one process speaks"
     for line, log in zip(lines, curve, strict=True):
-        for part in (f"loss {log.loss:.3f}", f"AP {log.ap:.3f}", f"{log.images_per_s:.0f} pictures/s", " MiB"):
+        for part in (f"loss {log.loss:.3f}", f"AP {log.ap:.3f}", f"{log.images_per_s:.0f} images/s", " MiB"):
             assert part in line
     assert " left" in lines[0]
     assert len(list((tmp_path / "out" / "tensorboard").iterdir())) == 1

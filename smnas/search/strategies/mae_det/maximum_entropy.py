@@ -34,7 +34,7 @@ class Budget:
     """What a backbone may cost; None is no limit.
 
     Attributes:
-        multiply_adds: Of one picture of the search's size.
+        multiply_adds: Of one image of the search's size.
         parameters: Of the backbone.
         layers: Its convolutions, shortcuts not counted.
         latency_ms: As the search's own prediction gives it.

@@ -234,14 +234,14 @@ def test_the_shape_is_learned_from_shapes_alone() -> None:
     detector = build_detector(FPN, 3)
     assert isinstance(detector, TwoStageDetector)
     assert isinstance(detector.rpn, GuidedRPNHead)
-    losses = detector.loss(torch.zeros(1, 3, 64, 96, dtype=torch.uint8), [a_picture(1)[1]])
+    losses = detector.loss(torch.zeros(1, 3, 64, 96, dtype=torch.uint8), [an_image(1)[1]])
     others = torch.stack([loss for name, loss in losses.items() if name != "rpn_shape"]).sum()
     others.backward()  # type: ignore[no-untyped-call]
     assert detector.rpn.conv[0].weight.grad is not None
     assert detector.rpn.shape.weight.grad is None
 
 
-def a_picture(objects: int) -> tuple[Tensor, Target]:
+def an_image(objects: int) -> tuple[Tensor, Target]:
     """Bright rectangles on noise, one class a colour."""
     generator = torch.Generator().manual_seed(objects)
     image = torch.randint(0, 60, (3, 64, 96), generator=generator).to(torch.uint8)
@@ -259,7 +259,7 @@ def a_picture(objects: int) -> tuple[Tensor, Target]:
 def test_it_overfits_a_batch_of_none_one_and_many_objects(architecture: Architecture) -> None:
     torch.manual_seed(0)
     detector = build_detector(architecture, 3)
-    images, targets = zip(*(a_picture(count) for count in (0, 1, 8)), strict=True)
+    images, targets = zip(*(an_image(count) for count in (0, 1, 8)), strict=True)
     batch = torch.stack(images)
     optimizer = torch.optim.Adam(detector.parameters(), lr=3e-3)
     for _ in range(250):

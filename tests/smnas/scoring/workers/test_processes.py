@@ -76,10 +76,10 @@ def test_what_is_not_the_architectures_fault_is_raised(tmp_path: Path, kind: str
         outcomes(disk, scripted.jobs(tmp_path, 1))
     assert caught.value.errno == 28
     assert caught.value.filename == str(tmp_path / "0" / "checkpoint.pt")
-    picture = pool({10: "picture"})
+    image = pool({10: "image"})
     with pytest.raises(OSError, match=r"^image file is truncated$"):
-        outcomes(picture, scripted.jobs(tmp_path, 1))
-    for one in (user, disk, picture):
+        outcomes(image, scripted.jobs(tmp_path, 1))
+    for one in (user, disk, image):
         if isinstance(one, Workers):
             one.close()
 
