@@ -2,7 +2,7 @@
 
 Trains the same architecture (Faster R-CNN on ResNet-18-FPN; ``--backbone resnet50``) on the same images, as many of
 them, from scratch: with this project's model and recipe, and with torchvision's model and the numbers of its reference
-training (``torchvision_reference.py``). AP of both by pycocotools through the same code; images a second measured in
+training (``torchvision_reference.py``). AP of both by pycocotools through the same code; images per second measured in
 turns, each in its own precision.
 
     python benchmarks/against_torchvision.py --data ../shared/data/aquarium --epochs 20 --out runs/torchvision
@@ -80,7 +80,7 @@ class Part:
 
 
 def trainings(contender: str, count: int, out: Path) -> tuple[list[Part], list[Part]]:
-    """The first ``count`` trainings of a contender that have not failed, and those before them that have."""
+    """The first ``count`` training runs of a contender that have not failed, and those before them that have."""
     good: list[Part] = []
     failed: list[Part] = []
     while len(good) < count:
@@ -221,7 +221,7 @@ def answer(out: Path, seeds: int, settings: Mapping[str, Any]) -> dict[str, Any]
 
 
 def every(asked: argparse.Namespace) -> list[Part]:
-    """All parts of the answer as far as it is known which trainings fail."""
+    """All parts of the answer as far as it is known which training runs fail."""
     of_both = [trainings(contender, asked.seeds, asked.out)[0] for contender in CONTENDERS]
     return [Part(SPEED), *(part for of_seed in zip(*of_both, strict=True) for part in of_seed)]
 
@@ -308,11 +308,11 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--evaluate-every", type=int, default=5, help="epochs between AP on the way; 0: none")
-    parser.add_argument("--seeds", type=int, default=2, help="trainings of each that the answer is made of")
+    parser.add_argument("--seeds", type=int, default=2, help="training runs of each that the answer is made of")
     parser.add_argument("--seed", type=int, help="train this seed only, if it is one of them")
     parser.add_argument("--only", choices=(SPEED, *CONTENDERS))
     parser.add_argument("--recipe", default="nano")
-    parser.add_argument("--batch-size", type=int, help="of our trainings; the recipe's without it")
+    parser.add_argument("--batch-size", type=int, help="of our training runs; the recipe's without it")
     parser.add_argument("--backbone", choices=tuple(ARCHITECTURES), default="resnet18")
     parser.add_argument("--steps", type=int, default=8, help="timed training steps of each")
     parser.add_argument("--out", type=Path, required=True)

@@ -59,7 +59,7 @@ QUESTIONS = (
              "operators.ask", "eager", "fp32", 40),
     Question("training_step", "How fast is a training step in each precision and memory layout, and how large?",
              "training_step.ask", "eager", "mixed", 100),
-    Question("against_torchvision", "How many images a second does training take in, beside torchvision's own?",
+    Question("against_torchvision", "How many images per second does training take in, beside torchvision's own?",
              "against_torchvision.ask", "eager", "mixed", 90),
     Question("kernels", "Are the kernels right on the device, and is each worth its place?",
              "kernel_speed.ask", "triton", "mixed", 120),

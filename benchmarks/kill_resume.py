@@ -3,7 +3,7 @@
 Runs the real ``smnas-search`` (real training, real latency table) twice with the same seed: once undisturbed, once
 ended by SIGKILL at random moments and started again each time. Afterwards: no finished trial lost or repeated, and the
 same front. Both runs read one latency table that is completed before, since a latency measured twice is two numbers.
-With the epochs of the default the default strategy stops trainings after three and lets some of them go on.
+With the epochs of the default the default strategy stops training runs after three and lets some of them go on.
 
     python benchmarks/kill_resume.py --out runs/kill-resume --kills 10 --keep
 """

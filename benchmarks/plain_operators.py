@@ -1,4 +1,4 @@
-"""How much slower are the plain forms of suppression and RoIAlign than the native operators, in ONNX Runtime on a CPU?
+"""How much slower are the plain forms of NMS and RoIAlign than the native operators, in ONNX Runtime on a CPU?
 
 Every pair is measured in turns, one thread, by processor time, and answered as the ratio plain to native of each round.
 
@@ -64,7 +64,7 @@ def cases() -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
     found: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {}
     for count in (300, 1000):
         scores = torch.rand(1, count, generator=generator)
-        found[f"suppression of {count} boxes"] = Suppress(), (boxes_in_groups(count, 512.0), scores)
+        found[f"NMS of {count} boxes"] = Suppress(), (boxes_in_groups(count, 512.0), scores)
     for channels, side, count in ((48, 128, 100), (256, 512, 300)):
         maps = [torch.randn(1, channels, side >> level, side >> level, generator=generator) for level in range(2, 6)]
         name = f"pooling of {count} boxes, {channels} channels, {side} pixels"

@@ -40,7 +40,7 @@ from smnas.space.preset import load_space
 SPACE = load_space("nano")
 ENCODING = Encoding(SPACE)
 STRATEGIES = ("sm-nas", "halving", "regularized-evolution")
-MADE = "trainings.txt"  # a line for every training that was finished, beside the study
+MADE = "training runs.txt"  # a line for every training that was finished, beside the study
 Snapshot = dict[int, tuple[object, ...]]
 
 
@@ -144,7 +144,7 @@ def trials(folder: Path) -> list[Candidate]:
 
 
 def completed(folder: Path) -> set[str]:
-    """The trainings of finished trials, as :class:`NotingScorer` writes them."""
+    """The training runs of finished trials, as :class:`NotingScorer` writes them."""
     return {f"{c.architecture} {c.seed} {c.epochs} {c.reached_epoch}" for c in trials(folder) if c.state == "complete"}
 
 

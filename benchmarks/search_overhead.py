@@ -1,7 +1,7 @@
 """How long does the search itself take for a trial, everything but training and measuring, up to thousands of trials?
 
 Runs searches in the small space through the real loop and study with a scorer and a latency that answer at once, and
-keeps CPU seconds and peak memory after every few hundred trials. Short trainings are trials as well, and pruned ones.
+keeps CPU seconds and peak memory after every few hundred trials. Short runs are trials as well, and pruned ones.
 With ``--begin`` a search is resumed that has so many trials already: random designs, trained to the end, written all at
 once.
 

@@ -60,7 +60,7 @@ def make(name: str, problem: Problem, trials: int) -> Strategy:
 
 
 def budgets(problem: Problem, asked: int) -> list[int]:
-    """Trainings to compare with: on a table a quarter and half of its rows, which random search then sees."""
+    """Training runs to compare with: on a table a quarter and half of its rows, which random search then sees."""
     if not isinstance(problem, TabulatedProblem):
         return [asked]
     return sorted({min(asked, len(problem) // 4), min(asked, len(problem) // 2)})
@@ -161,7 +161,7 @@ def answer_for(name: str, trials: int, seeds: int, workers: int) -> dict[str, An
 
 
 def show(answer: dict[str, Any]) -> None:
-    print(f"{answer['problem']}, {answer['trials']} trainings: rank correlations {answer['rank_correlations']}")
+    print(f"{answer['problem']}, {answer['trials']} training runs: rank correlations {answer['rank_correlations']}")
     if answer["foresight"] is not None:
         print(f"  who knows the table: {answer['foresight']}")
     for strategy, row in answer["strategies"].items():
@@ -180,7 +180,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", default="", help="names, joined by commas; all of them without it")
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--trials", type=int, default=60, help="whole trainings, baseline aside")
+    parser.add_argument("--trials", type=int, default=60, help="whole training runs, baseline aside")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--keep", action="store_true", help="keep an answer for each problem")
     asked = parser.parse_args()

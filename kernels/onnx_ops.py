@@ -2,7 +2,7 @@
 
 ``native``: operators of the same meaning (``NonMaxSuppression``, ``RoiAlign``), the fastest in ONNX Runtime on a CPU.
 
-``plain``: tensor operators of static shapes (``GridSample``, ``MatMul``, one ``Loop`` a suppression), which a backend
+``plain``: tensor operators of static shapes (``GridSample``, ``MatMul``, one ``Loop`` a NMS), which a backend
 without those operators builds too. What they compute is written in PyTorch beside each operator; the exporter is given
 that as the operator's decomposition.
 """

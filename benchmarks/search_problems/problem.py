@@ -56,7 +56,7 @@ class Played:
 
 
 def play(make: Callable[[Problem, int], Strategy], problem: Problem, trials: int, seed: int) -> Played:
-    """Spend ``trials`` whole trainings' epochs."""
+    """Spend ``trials`` whole training runs' epochs."""
     history = History()
     spent, asks, seconds = 0, 0, 0.0
     budget = trials * problem.epochs

@@ -6,7 +6,7 @@ compiled kernels, is asked by attribute. Not run yet: on a GPU. A test checks th
 attribute that is used here, and another runs this file on a module that reads and writes the same addresses.
 
 Inputs and outputs stay where they are between runs, so that a run can be a CUDA graph. An engine with a loop, as greedy
-suppression is in a plain graph, may be none that can be recorded: TensorRT-RTX says so when it is asked, ordinary
+NMS is in a plain graph, may be none that can be recorded: TensorRT-RTX says so when it is asked, ordinary
 TensorRT when it is tried.
 """
 

@@ -176,7 +176,7 @@ def _kernels_line(kernels: dict[str, Any]) -> str:
         case "triton":
             return f"ours on CUDA devices, PyTorch's operators elsewhere; {there}"
         case "measured" if kernels["available"]:
-            return f"suppression on CUDA devices by ours ({kernels['variable']}=triton chooses all of them); {there}"
+            return f"NMS on CUDA devices by ours ({kernels['variable']}=triton chooses all of them); {there}"
         case _:
             why = kernels["reason"] if kernels["chosen"] == "measured" else None
             return f"off, PyTorch's operators everywhere; {why or there}"

@@ -53,7 +53,7 @@ _PRECISIONS = ("fp32", "fp16", "int8")  # of the ONNX files that a search ends w
 _RECIPES = {"nano": "nano", "small": "small", "paper": "sm-nas"}
 _FINISHING = {"export": "exporting", "evaluate": "evaluating files", "time": "timing files"}
 _CALIBRATION_WHOLES = 3
-_CLUSTER_WORKERS = 8  # proposed at once, where nobody said how many trainings the cluster has room for
+_CLUSTER_WORKERS = 8  # proposed at once, where nobody said how many training runs the cluster has room for
 _CALIBRATION_STREAM = 1 << 32  # apart from the trials' own random numbers, which are seeded by [seed, trial number]
 
 EXAMPLES = examples(
@@ -122,7 +122,7 @@ def search(
     threads: ThreadsOption = 1,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Trainings at once, each in a process. Default: one a GPU, or two on a CPU."),
+        typer.Option(min=1, help="Training runs at once, each in a process. Default: one a GPU, or two on a CPU."),
     ] = None,
     ray: Annotated[
         str | None,
@@ -137,7 +137,7 @@ def search(
     budget: Annotated[
         str | None,
         typer.Option(
-            metavar="TIME", help="As 45m or 8h: stop proposing in time for the last trainings. Goes on if rerun."
+            metavar="TIME", help="As 45m or 8h: stop proposing in time for the last training runs. Goes on if rerun."
         ),
     ] = None,
     storage: Annotated[
@@ -146,7 +146,9 @@ def search(
     ] = None,
     warm_start: Annotated[
         list[Path] | None,
-        typer.Option(metavar="RUN", help="Begin with the trainings of this run folder; may be given several times."),
+        typer.Option(
+            metavar="RUN", help="Begin with the training runs of this run folder; may be given several times."
+        ),
     ] = None,
     drop_bad_boxes: DropBadBoxesOption = False,
     seed: SeedOption = 0,
@@ -197,7 +199,7 @@ def search(
         if prior is not None and prior not in ENTROPY_FORMS:
             raise UserError(f"--prior must be one of {', '.join(ENTROPY_FORMS)}, but got {prior!r}")
         if untrained and strategy in STOPPING:
-            raise UserError(f"--strategy {strategy} stops trainings, so --scorer must train, but got {scorer!r}")
+            raise UserError(f"--strategy {strategy} stops training runs, so --scorer must train, but got {scorer!r}")
         if untrained and final_epochs == 0:
             raise UserError(f"--final-epochs must be above 0 with --scorer {scorer}, which trains nothing, but got 0")
         runner = get_backend(backend, resolve_device(gpu), threads=threads)
@@ -289,7 +291,7 @@ def search(
 
 
 def _workers() -> int:
-    """One a GPU. On a CPU two, since two trainings of one thread each are faster than one after the other with two."""
+    """One a GPU. On a CPU two, since two runs of one thread each are faster than one after the other with two."""
     devices = training_devices()
     return min(2, cpu_cores()) if devices == ("cpu",) else len(devices)
 
@@ -302,7 +304,7 @@ def _trial_counts(text: str) -> tuple[int, int]:
 
 
 def _ema_decay(images: int, recipe: "Recipe") -> float:
-    """Averaging over about an epoch's steps, for trainings that are read before their learning rate has come down."""
+    """Averaging over about an epoch's steps, for runs that are read before their learning rate has come down."""
     steps = max(images // recipe.batch_size, 1)
     return min(max(1.0 - 1.0 / steps, 0.9), 0.999)
 
@@ -349,7 +351,7 @@ def _search(
 
     devices = training_devices()
     output.note(
-        f"searching {settings.preset} ({space.structural_size():,} structures), trainings at once: {workers}, each on "
+        f"searching {settings.preset} ({space.structural_size():,} structures), runs at once: {workers}, each on "
         f"{settings.training_threads} CPU threads{'' if devices == ('cpu',) else ' and ' + ' or '.join(devices)}, "
         f"latency on {backend.device.name} in {backend.name} {backend.version}"
     )

@@ -42,7 +42,7 @@ class Agreement:
     def holds(self) -> bool:
         """Whether both sides find the same, up to what two float32 programs can agree on.
 
-        Where two overlapping boxes tie to the last bits of their scores, which one the suppression keeps is chance, and
+        Where two overlapping boxes tie to the last bits of their scores, which one the NMS keeps is chance, and
         so is what that one suppresses. One such swap (a detection on each side), or 0.5% of many detections, is let
         pass; it stays visible in ``differing``.
         """

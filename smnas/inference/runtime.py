@@ -1,7 +1,7 @@
 """Detector files as functions of images: ONNX Runtime, TensorRT or PyTorch behind one interface.
 
 On a GPU a checkpoint, and an engine that allows it, can run as CUDA graphs. An ONNX file can not: ONNX Runtime records
-no graph in which a size depends on the data, as after suppression, nor one with a loop. Not run yet: any of them on a
+no graph in which a size depends on the data, as after NMS, nor one with a loop. Not run yet: any of them on a
 GPU.
 """
 

@@ -16,7 +16,7 @@ class Controls:
 
     Attributes:
         score: The entropy that the run used.
-        epochs: The budget of the trainings that it is held against.
+        epochs: The budget of the training runs that it is held against.
         groups: All detectors, and those of a narrow band.
     """
 

@@ -67,8 +67,8 @@ class Hypervolume:
     """Quality of the front after every finished training.
 
     Attributes:
-        trainings: 1, 2, ... in the order in which the trials were proposed.
-        epochs: Epochs spent so far, those of trainings that were stopped on the way included.
+        training runs: 1, 2, ... in the order in which the trials were proposed.
+        epochs: Epochs spent so far, those of training runs that were stopped on the way included.
         share: Area that the front so far dominates, as a share of the box AP 0..1 by 0..``reference_latency_ms``.
         reference_latency_ms: The slow border of the box.
     """
@@ -197,9 +197,9 @@ def hypervolume_by_training(run: RunFolder) -> Hypervolume | None:
 
 
 def training_curves(run: RunFolder, value: str, count: int = 8) -> tuple[CurveLine, ...]:
-    """The curves of the ``count`` best ranked architectures and the baseline, longest trainings only.
+    """The curves of the ``count`` best ranked architectures and the baseline, longest training runs only.
 
-    An architecture that was trained shortly in the search and longer at the end shows its long trainings. Without a
+    An architecture that was trained shortly in the search and longer at the end shows its long training runs. Without a
     ranking there is no best; the first ones by name are shown.
 
     Args:

@@ -135,8 +135,8 @@ def _mark(figure: go.Figure, row: RankingRow | None, name: str, symbol: str, col
 
 
 def hypervolume_figure(growth: Hypervolume) -> go.Figure:
-    """The dominated share of the box against finished trainings."""
-    figure = go.Figure(layout=layout("finished trainings", "dominated share of the box", 320))
+    """The dominated share of the box against finished training runs."""
+    figure = go.Figure(layout=layout("finished training runs", "dominated share of the box", 320))
     figure.update_yaxes(rangemode="tozero")
     figure.add_scatter(
         x=list(growth.trainings),

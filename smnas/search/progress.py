@@ -16,12 +16,12 @@ class SearchEvent:
     """The state of the search after a trial, or at the start of a training (``state`` is ``running``).
 
     Attributes:
-        trained: Trainings finished so far, of all stages; short ones count together, by their epochs.
-        total: Trainings planned, of all stages.
+        trained: Training runs finished so far, of all stages; short ones count together, by their epochs.
+        total: Training runs planned, of all stages.
         ap: The trial's own result, where it has one.
-        best_ap: Best AP so far among the trainings with the trial's budget, within the latency limit if there is one.
-        front: (AP, latency in ms) of the front of the search's trainings, fastest first.
-        seconds_left: Estimate from the mean time of an epoch so far and the trainings that run at once; None before the
+        best_ap: Best AP so far among the runs with the trial's budget, within the latency limit if there is one.
+        front: (AP, latency in ms) of the front of the search's training runs, fastest first.
+        seconds_left: Estimate from the mean time of an epoch so far and the runs that run at once; None before the
             first training ended.
         reason: Why the trial failed or was pruned.
         measure: What ``ap`` and ``best_ap`` are: ``AP``, or the name of a score without training.
@@ -44,7 +44,7 @@ class SearchEvent:
 
 
 def planned_trainings(settings: SearchSettings) -> tuple[int, int]:
-    """Trainings of the search with the baseline's, and of the final phase."""
+    """Training runs of the search with the baseline's, and of the final phase."""
     search = 1 + settings.trials.structural + settings.trials.modular
     final = (1 + settings.top) * settings.final_seeds if settings.final_epochs else 0
     return search, final
@@ -60,7 +60,7 @@ class SearchProgress:
 
     Args:
         settings: The search's.
-        at_once: Trainings that can run at the same time.
+        at_once: Training runs that can run at the same time.
         candidates: Trials of earlier runs.
     """
 

@@ -22,7 +22,7 @@ def why_beaten(
         architecture: The candidate.
         latency_ms: Its predicted latency.
         trained: Complete candidates of one budget.
-        margin: AP; a guard against the noise of short trainings.
+        margin: AP; a guard against the noise of short training runs.
     """
     faster = [c for c in trained if c.point[1] < latency_ms]
     if not faster:

@@ -175,7 +175,7 @@ class _Search:
         return self._finished_before() or self._write(finished=True)
 
     def _warm_up(self) -> None:
-        """Begin with the trainings of other runs; those of a killed process that are there already are not added.
+        """Begin with the training runs of other runs; those of a killed process that are there already are not added.
 
         Only before anything is proposed: a resumed search needs those runs no more, wherever they have gone, and what
         they have trained since does not change where it goes.

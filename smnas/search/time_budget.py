@@ -17,7 +17,7 @@ class Clock:
     Args:
         budget_s: Seconds that this run of the search may take.
         settings: The search's, for the final phase that is to come.
-        at_once: Trainings at the same time.
+        at_once: Training runs at the same time.
         now: Seconds that only go forward.
     """
 

@@ -28,7 +28,7 @@ class EpochLog:
         loss: Mean over the epoch's images of the summed losses.
         losses: The same mean for each part of the loss.
         learning_rate: The last step's.
-        images_per_s: Training images a second, loading included.
+        images_per_s: Training images per second, loading included.
         seconds: Wall-clock time of this epoch.
         eta_s: Expected time until the last epoch is finished.
         memory_mb: Peak so far, in 2**20 bytes: allocated on a CUDA device, resident in the process on a CPU.

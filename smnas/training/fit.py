@@ -48,7 +48,7 @@ class FitResult:
     Attributes:
         epochs: Epochs trained, over all processes that took part.
         seconds: Time spent in them.
-        images_per_s: Training images a second over the whole run.
+        images_per_s: Training images per second over the whole run.
         history: One entry per epoch.
         checkpoint: The stored weights, or ``None`` without a folder.
         trained: Epochs that this call trained; fewer than ``epochs`` after a resume, 0 for a complete run.

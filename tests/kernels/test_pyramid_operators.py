@@ -1,4 +1,4 @@
-"""RoIAlign and suppression by group: the operators' declarations, their PyTorch forms, compiling and exporting."""
+"""RoIAlign and NMS by group: the operators' declarations, their PyTorch forms, compiling and exporting."""
 
 from typing import Any
 

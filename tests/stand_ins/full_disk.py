@@ -1,4 +1,4 @@
-"""A disk that is full, in the place of a real one: files of this process may grow to a size and not beyond it."""
+"""A disk that is full, instead of a real one: files of this process may grow to a size and not beyond it."""
 
 import resource
 from collections.abc import Iterator

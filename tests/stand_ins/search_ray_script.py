@@ -1,4 +1,4 @@
-"""A search whose trainings run on a Ray cluster: run by ``test_search_ray.py``.
+"""A search whose training runs run on a Ray cluster: run by ``test_search_ray.py``.
 
 python search_ray_script.py FOLDER ADDRESS
 """

@@ -1,7 +1,7 @@
 """An anchor-free dense head: every cell scores classes and measures its distance to the four sides of an object.
 
 Sources: Tian et al., "FCOS", arXiv 1904.01355, for cells that measure distances; Li et al., "Generalized Focal Loss",
-arXiv 2006.04388, for a score that is the overlap expected of the box, in the place of FCOS's centerness; Rezatofighi et
+arXiv 2006.04388, for a score that is the overlap expected of the box, instead of FCOS's centerness; Rezatofighi et
 al., "Generalized Intersection over Union", arXiv 1902.09630.
 """
 

@@ -96,7 +96,7 @@ def outcome_of(scorer: Scorer, job: Job, on_progress: Callable[[ScoringProgress]
                 job.architecture, seed=job.seed, epochs=job.epochs, out_dir=job.out_dir, on_progress=on_progress
             )
         if not isinstance(scorer, StoppingScorer):
-            return UserError(f"trainings that stop and go on need a scorer that trains, but got {scorer.name!r}")
+            return UserError(f"training runs that stop and go on need a scorer that trains, but got {scorer.name!r}")
         return scorer.score_until(
             job.architecture,
             seed=job.seed,

@@ -27,7 +27,7 @@ def search_notes(
     Args:
         candidates: All trials.
         settings: The search's.
-        planned: Trainings of the whole budget that each stage was to make.
+        planned: Training runs of the whole budget that each stage was to make.
         finished: Whether nothing is left to do; else the first note says that the ranking is preliminary.
     """
     notes = [] if finished else [PRELIMINARY]
@@ -60,7 +60,7 @@ def search_notes(
         notes.append("Predicted latencies were not calibrated on whole detectors: their intervals are assumptions.")
     failed = [c for c in candidates if c.stage == "final" and c.state == "failed"]
     if failed:
-        notes.append(f"{len(failed)} trainings of the final phase failed, the first one with: {failed[0].reason}")
+        notes.append(f"{len(failed)} training runs of the final phase failed, the first one with: {failed[0].reason}")
     if finished and settings.partial_order:
         broken, pairs = broken_order([c for c in candidates if in_search(c)])
         if pairs:
@@ -80,7 +80,7 @@ def _halved(stage: StageName, trials: Sequence[Candidate], epochs: int, planned:
     left_out = "" if len(proposed) == designs else f"; {_looked_at(proposed)}"
     return (
         f"The {stage} stage began {designs} candidates and trained {whole} of them to the end, in {spent} epochs: "
-        f"{spent / epochs:.1f} trainings' worth of {planned} planned{left_out}."
+        f"{spent / epochs:.1f} training runs' worth of {planned} planned{left_out}."
     )
 
 

@@ -81,7 +81,7 @@ def rank(
         candidates: All trials of the study.
         latency_limit_ms: Latency that the recommended detector must keep; None: the baseline's.
         notes: What a reader of the ranking should know.
-        searched: Whether the search's own scores are APs; if not, only the final phase's trainings are ranked.
+        searched: Whether the search's own scores are APs; if not, only the final phase's training runs are ranked.
     """
     finals = [c for c in candidates if c.state == "complete" and c.stage == "final"]
     search_ap = {str(c.architecture): c.ap for c in candidates if searched and in_search(c)}
@@ -110,7 +110,7 @@ def _by_name(candidate: Candidate) -> str:
 
 
 def _row(trainings: Sequence[Candidate]) -> RankingRow:
-    """The row of one architecture, from all its trainings with one budget."""
+    """The row of one architecture, from all its training runs with one budget."""
     trainings = sorted(trainings, key=lambda c: c.number)
     first = trainings[0]
     aps = [c.point[0] for c in trainings]
@@ -172,7 +172,7 @@ def write_ranking(folder: Path, settings: SearchSettings, ranking: Ranking) -> R
 
 
 def same_trainings(a: Ranking, b: Ranking) -> bool:
-    """Whether two rankings rank the same trainings, whatever an export has filled in or ordered anew since."""
+    """Whether two rankings rank the same training runs, whatever an export has filled in or ordered anew since."""
 
     def trained(ranking: Ranking) -> set[tuple[object, ...]]:
         return {(row.architecture, row.stage, row.ap_per_seed, row.checkpoint) for row in ranking.rows}

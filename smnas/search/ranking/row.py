@@ -15,11 +15,11 @@ class RankingRow:
     Attributes:
         rank: 1 is the recommended one.
         role: The baseline, or a candidate of the search.
-        stage: The stage whose trainings the AP is from: ``final`` where it was trained again.
+        stage: The stage whose training runs the AP is from: ``final`` where it was trained again.
         on_front: Not dominated in (AP, predicted latency) by an architecture trained with the same budget.
         ap: Mean over the seeds, in 0..1.
         ap_std: Sample standard deviation over the seeds; None with one seed.
-        seeds: The trainings' seeds, as ``ap_per_seed`` is ordered.
+        seeds: The training runs' seeds, as ``ap_per_seed`` is ordered.
         predicted_latency_ms: From the latency table, with its interval.
         measured_latency_ms: Of the exported file, with its interval; None until it is exported.
         flops: Floating-point operations for one image.

@@ -24,7 +24,7 @@ class SearchStage(Protocol):
 
     @property
     def trials(self) -> int:
-        """How many trainings of the whole budget, or as many epochs in shorter ones, it may spend.
+        """How many training runs of the whole budget, or as many epochs in shorter ones, it may spend.
 
         Pruned and failed ones do not count.
         """

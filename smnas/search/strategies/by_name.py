@@ -70,7 +70,7 @@ STRATEGIES: dict[str, Callable[[Choices, SearchSettings, KnownLatency | None], S
 }
 
 STOPPING = frozenset({"halving"})
-"""Those that stop trainings and let them go on, for which a scorer must be able to."""
+"""Those that stop training runs and let them go on, for which a scorer must be able to."""
 
 
 def get_strategy(space: Space, settings: SearchSettings, latency: KnownLatency | None = None) -> Strategy:

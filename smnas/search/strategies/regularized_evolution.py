@@ -3,7 +3,7 @@
 The population is the most recently trained designs: the oldest dies, however good it is. A parent is chosen by a
 tournament, and its mutation is trained next; there is no crossover. The paper's tournament is won by the highest
 accuracy. Here it is won by a design that no other one of the tournament dominates in (AP, latency), drawn at random
-where there are several; sizes that follow the number of trainings are choices of this project, too.
+where there are several; sizes that follow the number of training runs are choices of this project, too.
 """
 
 from collections.abc import Sequence

@@ -3,7 +3,7 @@
 Stage 1 evolves combinations of modules; stage 2 starts from several of its Pareto points and evolves the depth, the
 widths and the stage layout inside the modules, each within its latency window. Mutation only, no crossover, and a
 share of random candidates in both. How many Pareto points stage 2 starts from, where their windows end, and that
-trainings are shared out evenly between them, are choices of this project.
+training runs are shared out evenly between them, are choices of this project.
 """
 
 import math
@@ -182,7 +182,7 @@ class ModularStage:
         return [_Family(root, inside[at], asked[at], trained[at]) for root, at in zip(roots, places, strict=True)]
 
     def _roots(self, known: list[Candidate]) -> tuple[Candidate, ...]:
-        """The parents that the trainings before this stage give; the last ones are kept, as those do not change."""
+        """The parents that the training runs before this stage give; the last ones are kept, as those do not change."""
         for before, roots in self._kept_roots:
             if before == known:
                 return roots

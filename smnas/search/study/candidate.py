@@ -110,5 +110,5 @@ def in_search(candidate: Candidate) -> bool:
 
 
 def will_count(candidate: Candidate) -> bool:
-    """Whether it is one of its stage's trainings: a finished one, or one that is still to be made."""
+    """Whether it is one of its stage's training runs: a finished one, or one that is still to be made."""
     return candidate.state in ("complete", "running") and candidate.stage != "final"

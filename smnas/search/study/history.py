@@ -25,7 +25,7 @@ class Tally:
     Attributes:
         trials: All of them.
         failed: Those that failed.
-        trainings: Those that are trained or will be (:func:`smnas.search.study.candidate.will_count`).
+        training runs: Those that are trained or will be (:func:`smnas.search.study.candidate.will_count`).
         random: Of these, the ones that were drawn at random.
         epochs: Of these, what they train themselves.
     """
@@ -96,12 +96,12 @@ class History(Sequence[Candidate]):
         self._enter(number, candidate)
 
     def finish(self, candidate: Candidate) -> None:
-        """Put a trial that has ended in the place of the running one with its number."""
+        """Put a trial that has ended instead of the running one with its number."""
         self._tallies[candidate.stage].count(self._candidates[candidate.number], -1)
         del self._running[candidate.number]
         self._candidates[candidate.number] = candidate
         if in_search(candidate):
-            insort(self._whole, candidate, key=lambda c: c.number)  # trainings end in any order
+            insort(self._whole, candidate, key=lambda c: c.number)  # training runs end in any order
         self._enter(candidate.number, candidate)
 
     def _enter(self, number: int, candidate: Candidate) -> None:

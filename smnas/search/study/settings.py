@@ -85,7 +85,9 @@ class SearchSettings(_Strict):
     max_parameters: int | None = Field(default=None, ge=1, description="larger detectors are not trained")
     storage: str | None = Field(default=None, description="URL of the study's database; None: study.db in the folder")
     study: str = Field(default=STUDY_NAME, min_length=1, description="the study's name in the database")
-    warm_start: tuple[str, ...] = Field(default=(), description="run folders whose trainings this search begins with")
+    warm_start: tuple[str, ...] = Field(
+        default=(), description="run folders whose training runs this search begins with"
+    )
     strategy: str = "sm-nas"
     scorer: str
     prior: str | None = Field(default=None, description="score without training that orders candidates before it")

@@ -1,4 +1,4 @@
-"""Trainings of other searches that a search begins with: what was trained under the same conditions is not again."""
+"""Runs of other searches that a search begins with: what was trained under the same conditions is not trained again."""
 
 import shutil
 from dataclasses import replace
@@ -17,7 +17,7 @@ _ALIKE = ("data", "recipe", "epochs", "scorer")
 
 
 def warm_candidates(settings: SearchSettings, space: Space) -> tuple[tuple[Candidate, Path], ...]:
-    """The whole trainings of the runs in ``settings.warm_start`` that this search could have made, each with its run.
+    """The whole runs of the runs in ``settings.warm_start`` that this search could have made, each with its run.
 
     They cost this search no epochs (``start_epoch`` is their end) and have no latency yet. Of an architecture that
     several runs have, the first one counts.

@@ -51,7 +51,7 @@ def test_who_computes_what_has_a_kernel(monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.delenv("SMNAS_KERNELS", raising=False)
     assert doctor.examine()["kernels"]["chosen"] == "measured"
     assert run(application("doctor"), "smnas-doctor", ["--quiet"]) == 0
-    assert "suppression on CUDA devices by ours (SMNAS_KERNELS=triton chooses all" in capsys.readouterr().out
+    assert "NMS on CUDA devices by ours (SMNAS_KERNELS=triton chooses all" in capsys.readouterr().out
     monkeypatch.setattr(dispatch, "can_build", lambda: False)
     assert run(application("doctor"), "smnas-doctor", ["--quiet"]) == 0
     assert "off, PyTorch's operators everywhere; Triton starts kernels by a C compiler" in capsys.readouterr().out

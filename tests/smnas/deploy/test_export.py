@@ -35,7 +35,7 @@ def test_every_head_finds_what_eager_finds_on_real_images(
     model, eager = OnnxDetector(report.path, threads=1), EagerDetector(checkpoint(name))
     batch = canvases(some_images, *model.input_size)
     found, expected = model(batch), eager(batch)
-    # One swap at most: of two boxes whose scores tie to the last bits, suppression keeps either by chance.
+    # One swap at most: of two boxes whose scores tie to the last bits, NMS keeps either by chance.
     assert report.agreement.differing <= 2
     # By rows, without the check's own matching.
     np.testing.assert_array_equal(found.num, expected.num)

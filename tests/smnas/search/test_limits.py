@@ -1,4 +1,4 @@
-"""Stopped trainings, limits and warm starts in the search's loop, on ``search_stub.py``'s stand-in."""
+"""Stopped training runs, limits and warm starts in the search's loop, on ``search_stub.py``'s stand-in."""
 
 import shutil
 import sys
@@ -96,13 +96,13 @@ def test_only_whole_trainings_are_ranked_and_all_epochs_are_counted(halved: Path
     assert growth is not None
     assert len(growth.trainings) == len(whole)
     assert growth.epochs[-1] <= sum(c.own_epochs for c in history if c.state == "complete")
-    assert growth.epochs[-1] > 9 * len(whole), "stopped trainings cost epochs, too"
+    assert growth.epochs[-1] > 9 * len(whole), "stopped training runs cost epochs, too"
     joint = [c for c in history if c.stage == "joint" and c.state == "complete"]
     began, spent = len({c.architecture for c in joint}), sum(c.own_epochs for c in joint)
     (note,) = (note for note in run.ranking.notes if note.startswith("The joint stage"))
     assert note.startswith(
         f"The joint stage began {began} candidates and trained {len(whole) - 1} of them to the end, in {spent} epochs: "
-        f"{spent / 9:.1f} trainings' worth of 6 planned"
+        f"{spent / 9:.1f} training runs' worth of 6 planned"
     )
 
 
@@ -111,7 +111,7 @@ def test_a_halving_search_in_which_everything_fails_says_so(tmp_path: Path) -> N
     assert ranking.recommendation is None
     failed = sum(c.stage == "joint" for c in trials(tmp_path))
     assert ranking.notes[1] == (
-        "The joint stage began 0 candidates and trained 0 of them to the end, in 0 epochs: 0.0 trainings' worth of 6 "
+        "The joint stage began 0 candidates and trained 0 of them to the end, in 0 epochs: 0.0 runs' worth of 6 "
         f"planned; {failed} were proposed ({failed} failed)."
     )
     page = render_report(read_run_folder(tmp_path))
@@ -164,7 +164,7 @@ def test_a_time_budget_stops_proposing_and_a_rerun_goes_on(tmp_path: Path) -> No
 
 def test_a_clock_keeps_time_for_a_training_and_the_final_phase_and_shares_the_rest() -> None:
     seconds = 0.0
-    settings = stub.settings(top=2, final_epochs=6, final_seeds=2)  # 6 trainings of 6 epochs to come
+    settings = stub.settings(top=2, final_epochs=6, final_seeds=2)  # 6 training runs of 6 epochs to come
     clock = Clock(100.0, settings, at_once=2, now=lambda: seconds)
     architecture = NANO.baseline_architecture
     done = Candidate(0, architecture, "baseline", "baseline", None, "complete", 0, 3, ap=0.3, seconds=6.0)
@@ -174,14 +174,14 @@ def test_a_clock_keeps_time_for_a_training_and_the_final_phase_and_shares_the_re
         found.append((clock.is_up(0.5, [done]), clock.is_up(1.0, [done])))
     assert found == [(False, False), (True, False), (True, False), (True, True)]
     assert Clock(100.0, settings, 2, now=lambda: 0.0).notes == ()
-    # More workers than trainings to come help no further: one after the other nothing, all at once 6 * 2 = 12 s.
+    # More workers than training runs to come help no further: one after the other nothing, all at once 6 * 2 = 12 s.
     seconds = 0.0
     many = Clock(100.0, settings, at_once=60, now=lambda: seconds)
     found = []
     for seconds in (81.0, 83.0):  # noqa: B007  the clock reads it
         found.append(many.is_up(1.0, [done]))
     assert found == [False, True]
-    # A generation of five on two workers is three trainings one after the other.
+    # A generation of five on two workers is three training runs one after the other.
     seconds = 0.0
     five = Clock(100.0, settings.model_copy(update={"generation": 5}), at_once=2, now=lambda: seconds)
     found = []

@@ -83,7 +83,7 @@ def test_events_are_counted_over_all_trials(
     front = [c.point for c, beaten in zip(whole, dominated, strict=True) if not beaten]
     assert sorted(event.front) == sorted(front)
     assert [latency for _, latency in event.front] == sorted(latency for _, latency in front)
-    # Two seconds an epoch, two trainings at once.
+    # Two seconds an epoch, two training runs at once.
     left = 0.0 if finals else max(9 - spent / EPOCHS, 0) * EPOCHS / 2
     left += max(4 - len(finals), 0) * 18 / 2
     assert (event.seconds_left is None) == (not complete)
@@ -98,4 +98,4 @@ def test_only_what_this_search_trained_tells_how_long_an_epoch_takes() -> None:
     progress = SearchProgress(SETTINGS, 2, [*scored, warm])
     assert progress.event(replace(candidate(6, "joint", "running", 0.0, 2.0, None), ap=None)).seconds_left is None
     event = progress.event(candidate(7, "final", "complete", 0.2, 2.0, None))
-    assert event.seconds_left == 2.0 * 18 * 3 / 2, "two seconds an epoch, three more trainings of the final phase"
+    assert event.seconds_left == 2.0 * 18 * 3 / 2, "two seconds an epoch, three more training runs of the final phase"

@@ -309,7 +309,7 @@ def test_events_tell_how_far_it_is(tmp_path: Path) -> None:
     assert {e.total for e in done} == {17}
     assert events[0].state == "running"
     assert events[0].seconds_left is None
-    # 10 trainings of 3 epochs and 6 of 6 are left after the baseline; the stub takes half a second an epoch.
+    # 10 training runs of 3 epochs and 6 of 6 are left after the baseline; the stub takes half a second an epoch.
     assert done[0].seconds_left == pytest.approx(10 * 1.5 + 6 * 3.0)
     assert done[-1].seconds_left == 0.0
     searched = [e for e in done if e.stage != "final"]

@@ -29,7 +29,7 @@ bases = st.integers(4, 256).map(lambda half: 2 * half)
 
 
 def with_doublings(code: str, most: int) -> str:
-    """The code with a 1 in the place of every 2 after the first ``most``."""
+    """The code with a 1 instead of every 2 after the first ``most``."""
     first = code.split("2")
     return "2".join(first[: most + 1]) + "".join("1" + rest for rest in first[most + 1 :])
 

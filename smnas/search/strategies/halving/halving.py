@@ -1,4 +1,4 @@
-"""Successive halving for a whole front: short trainings first, and the longer ones for the best of every latency band.
+"""Successive halving for a whole front: short runs first, and the longer ones for the best of every latency band.
 
 Latency is known before anything is trained, so designs compete with those that are as fast. A new design is trained to
 the first rung only (Jamieson & Talwalkar, 2016; asynchronously as Li et al., 2020). A stopped training may go on when
@@ -38,19 +38,19 @@ from smnas.space.preset import SpaceError
 
 __all__ = ["HalvingStage", "halving", "sampled_designs", "surrogate_search"]
 
-_FIRST_DESIGNS = 10  # random ones, before there is a model; in a small search half of its trainings, but not under
+_FIRST_DESIGNS = 10  # random ones, before there is a model; in a small search half of its training runs, but not under
 _LEAST_DESIGNS = 3
 _DRAWS = 64  # whose latency is asked for first
-_DRAWN_FROM = 40  # trainings: in a smaller search, measuring their blocks would take too large a part of the time
+_DRAWN_FROM = 40  # training runs: in a smaller search, measuring their blocks would take too large a part of the time
 _ROUNDS = 3
 _POOL = 40  # children in a round
-_MOST_COMPARED = 160  # stopped trainings
+_MOST_COMPARED = 160  # stopped training runs
 _BEST_CHILDREN = 8
 _RANDOM_SHARE = 0.2
 _CROSSED_SHARE = 0.2
 _BAND_MEMBERS = 6
 _MOST_BANDS = 5
-_LAST_SHARE = 0.15  # of the budget, for trainings that were begun
+_LAST_SHARE = 0.15  # of the budget, for training runs that were begun
 _CLARITY = 4.0  # a rung is worth its epochs where its variance is a quarter of the model's at most
 
 
@@ -65,7 +65,7 @@ def halving(
 
     Args:
         choices: Where to search.
-        trials: The budget, in trainings of ``epochs`` epochs; it is spent in more and shorter ones.
+        trials: The budget, in training runs of ``epochs`` epochs; it is spent in more and shorter ones.
         epochs: The longest training.
         latency_limit_ms: Slower designs gain nothing.
         latency: Where latency can be asked for before anything is trained.
@@ -80,18 +80,18 @@ def surrogate_search(
     latency_limit_ms: float | None = None,
     latency: KnownLatency | None = None,
 ) -> Strategy:
-    """The strategy ``surrogate``: :func:`halving` without short trainings, for scorers that know one budget only."""
+    """The strategy ``surrogate``: :func:`halving` without short runs, for scorers that know one budget only."""
     return Strategy("surrogate", (HalvingStage(choices, trials, (epochs,), latency_limit_ms, latency),))
 
 
 def sampled_designs(trials: int) -> int:
-    """Of how many random designs a search of so many trainings asks for the latency first."""
+    """Of how many random designs a search of so many training runs asks for the latency first."""
     return _DRAWS if trials >= _DRAWN_FROM else 0
 
 
 @dataclass(frozen=True)
 class _Known:
-    """The trainings that have shown an AP, ``n`` of them.
+    """The training runs that have shown an AP, ``n`` of them.
 
     Attributes:
         last: The last trial of each.
@@ -151,10 +151,10 @@ class _Fit:
 
 @dataclass(frozen=True)
 class _Model:
-    """What is known of AP and latency, running trainings included.
+    """What is known of AP and latency, running training runs included.
 
     Attributes:
-        front: The best points of the trainings so far and of what is expected of the running ones.
+        front: The best points of the training runs so far and of what is expected of the running ones.
         reference: Lowest AP and highest latency that count.
     """
 
@@ -175,8 +175,8 @@ class HalvingStage:
     """See the module.
 
     Attributes:
-        trials: Budget in trainings of the whole length.
-        rungs: Epochs where trainings stop, rising; the last one is the whole length.
+        trials: Budget in training runs of the whole length.
+        rungs: Epochs where training runs stop, rising; the last one is the whole length.
     """
 
     choices: Choices
@@ -192,7 +192,7 @@ class HalvingStage:
         """See :class:`smnas.search.strategies.base.SearchStage`."""
         trials = History.of(history)
         known = _Known.of(trials.trainings, self.rungs)
-        # What is left of the budget at the end is for trainings that were begun: an unfinished one is not ranked.
+        # What is left of the budget at the end is for training runs that were begun: an unfinished one is not ranked.
         ending = self._budget_left(trials) <= self._kept_for_the_end()
         to_end = np.flatnonzero(known.stopped) if ending else np.zeros(0, dtype=np.int64)
         if len(known.last) < min(max(self.trials // 2, _LEAST_DESIGNS), _FIRST_DESIGNS) and not len(to_end):
@@ -280,7 +280,7 @@ class HalvingStage:
         return _Model(fit, points[non_dominated(points)], (low_ap, high_ms))
 
     def _promotable(self, known: _Known) -> NDArray[np.int64]:
-        """Stopped trainings in the best third of their latency band on their rung, on the highest rung that has any.
+        """Stopped runs in the best third of their latency band on their rung, on the highest rung that has any.
 
         Bands move as designs come, so what is a third in each of them adds up to more in time; a third of all is the
         most that goes on from a rung.

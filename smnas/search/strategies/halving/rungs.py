@@ -1,6 +1,6 @@
-"""Short trainings on the way to long ones: the rungs, and what an AP on one of them says of the AP at the end.
+"""Short training runs on the way to long ones: the rungs, and what an AP on one of them says of the AP at the end.
 
-All trainings of a search follow the schedule of the whole budget; a rung only stops one for a while. What a rung's AP
+All runs of a search follow the schedule of the whole budget; a rung only stops one for a while. What a rung's AP
 is worth is learned from the designs that went on: a straight line from each rung to the next, with the variance around
 it.
 """
@@ -24,7 +24,7 @@ _PRIOR_PAIRS = 3.0  # how many pairs the assumption of a slope of 1 is worth
 
 
 def rung_epochs(epochs: int) -> tuple[int, ...]:
-    """Where trainings of ``epochs`` epochs stop: at a third, unless that is under three epochs, and at the end.
+    """Where training runs of ``epochs`` epochs stop: at a third, unless that is under three epochs, and at the end.
 
     After one epoch of nine, detectors of the nano space are in no order yet (Kendall's tau 0.10), after three they are
     (0.84): the kept answer ``rank-budget``. After three of 27 they hardly are (0.34), after nine they are (0.85), and
@@ -35,7 +35,7 @@ def rung_epochs(epochs: int) -> tuple[int, ...]:
 
 
 class Trainings:
-    """The trainings of a search, a row each in the order in which they began, without the final phase's.
+    """The training runs of a search, a row each in the order in which they began, without the final phase's.
 
     One design's training may be several trials, each of which goes on from where the one before it stopped.
 
@@ -122,11 +122,11 @@ def reached_rungs(ap: NDArray[np.float64]) -> NDArray[np.int64]:
 def expected_ends(ap: NDArray[np.float64]) -> tuple[NDArray[np.float64], tuple[Line, ...]]:
     """The AP to expect of every training at its end, and the line of every rung that says so.
 
-    A line is learned from the trainings that went on from its rung. A few pairs are stretched towards a slope of 1, and
+    A line is learned from the runs that went on from its rung. A few pairs are stretched towards a slope of 1, and
     where there are none yet, half of the rung's variance counts.
 
     Args:
-        ap: ``(N, rungs)`` of the trainings on the rungs, NaN where a training has none; the last rung is the end.
+        ap: ``(N, rungs)`` of the training runs on the rungs, NaN where a training has none; the last rung is the end.
 
     Returns:
         ``(N,)``, by the last rung of each (NaN without any), and a line for each rung.

@@ -217,7 +217,7 @@ def test_halving_trains_no_epoch_twice_and_promotes_the_best_of_their_band() -> 
         assert [c.start_epoch for c in row] == [0, *(c.reached_epoch for c in row[:-1])]
         assert [c.origin == "promotion" for c in row] == [False] + [True] * (len(row) - 1)
     stopped = [row for row in by_design.values() if row[0].stop_epoch == 3]
-    assert len(stopped) > 10, "more designs than whole trainings would allow"
+    assert len(stopped) > 10, "more designs than whole training runs would allow"
     whole = [row for row in by_design.values() if row[-1].stop_epoch is None]
     assert len(whole) >= 4
 
@@ -241,7 +241,7 @@ def test_halving_ends_some_trainings_of_the_smallest_budget(trials: int, epochs:
 def test_a_surrogate_search_trains_to_the_end_only() -> None:
     history = stages_played("surrogate", 25)
     assert {c.stop_epoch for c in history} == {None}
-    assert {c.origin for c in history[1:6]} == {"random"}, "half of 13 trainings, with the baseline"
+    assert {c.origin for c in history[1:6]} == {"random"}, "half of 13 training runs, with the baseline"
     assert "mutation" in {c.origin for c in history}
     trained_before = {str(c.architecture) for c in history}
     assert all(c.parent is None or c.parent in trained_before for c in history), "a parent is one that was trained"
