@@ -1,7 +1,7 @@
 """ZDT and DTLZ functions (through pymoo) as searches: the first objective is latency, the second one AP's loss.
 
 Ten variables on a grid of 24 levels. A structure sets every variable to one of three coarse levels, two variables a
-module; a variant moves inside. Training runs have learning curves: AP after some epochs is the end's, times a saturating
+module; a variant moves inside. Runs have learning curves: AP after some epochs is the end's, times a saturating
 curve whose speed is the design's own, plus noise that shrinks with the epochs. How well a short training ranks is part
 of the answer (``rank_correlations``).
 """

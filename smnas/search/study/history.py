@@ -25,7 +25,7 @@ class Tally:
     Attributes:
         trials: All of them.
         failed: Those that failed.
-        training runs: Those that are trained or will be (:func:`smnas.search.study.candidate.will_count`).
+        trainings: Those that are trained or will be (:func:`smnas.search.study.candidate.will_count`).
         random: Of these, the ones that were drawn at random.
         epochs: Of these, what they train themselves.
     """
