@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gpu_questions import record
+    from benchmarks.common import record
 
 OPTIONAL = ("pydantic", "pycocotools", "optuna", "onnx", "onnxscript", "onnxruntime", "PIL")
 """A question that lacks one of these is skipped, not failed."""
+ROOT = Path(__file__).resolve().parents[1]
 TOTAL_S = 540.0
 _GRACE_S = 8.0  # a question that ignores its own limit is killed this much later
 
@@ -40,7 +41,7 @@ class Question:
     Attributes:
         name: First part of its file's name.
         text: The question.
-        function: ``module.function`` in ``gpu_questions``.
+        function: ``topic.module.function`` in ``benchmarks``.
         backend: Second part of the file's name.
         precision: Third part.
         share: Of the time, relative to the others'.
@@ -56,29 +57,29 @@ class Question:
 
 QUESTIONS = (
     Question("operators", "Do the operators compute on the device what their references compute on a CPU?",
-             "operators.ask", "eager", "fp32", 40),
+             "kernels.operators.ask", "eager", "fp32", 40),
     Question("training_step", "How fast is a training step in each precision and memory layout, and how large?",
-             "training_step.ask", "eager", "mixed", 100),
+             "training.training_step.ask", "eager", "mixed", 100),
     Question("against_torchvision", "How many images per second does training take in, beside torchvision's own?",
-             "against_torchvision.ask", "eager", "mixed", 90),
+             "training.step_against_torchvision.ask", "eager", "mixed", 90),
     Question("kernels", "Are the kernels right on the device, and is each worth its place?",
-             "kernel_speed.ask", "triton", "mixed", 120),
+             "kernels.kernel_speed.ask", "triton", "mixed", 120),
     Question("profile", "Does the latency table predict whole detectors, and is it the same when profiled again?",
-             "profiling.ask", "eager", "fp32", 160),
+             "latency.profiling.ask", "eager", "fp32", 160),
     Question("trained_ap", "Does a detector trained on the GPU end where one trained on the CPU does?",
-             "trained.ask", "eager", "fp32", 130),
+             "training.trained.ask", "eager", "fp32", 130),
     Question("exported", "Does the exported file of a detector trained on the device find what it finds there?",
-             "exported.ask", "onnxruntime", "fp32", 40),
+             "deploy.exported.ask", "onnxruntime", "fp32", 40),
     Question("onnxruntime", "Does ONNX Runtime run on the device, compute the same, and how fast?",
-             "runtimes.ask_onnxruntime", "onnxruntime", "fp32", 60),
+             "deploy.runtimes.ask_onnxruntime", "onnxruntime", "fp32", 60),
     Question("clocks", "Do other clocks agree with ours, and what do other backends, cold caches and builds change?",
-             "clocks.ask", "eager", "fp32", 60),
+             "latency.clocks.ask", "eager", "fp32", 60),
     Question("tensorrt", "Can TensorRT-RTX or TensorRT be imported here, and does an engine of each run?",
-             "runtimes.ask_tensorrt", "tensorrt_rtx", "fp32", 30),
+             "deploy.runtimes.ask_tensorrt", "tensorrt_rtx", "fp32", 30),
     Question("engines", "Does a detector's engine find what the detector finds, how fast, and with what AP?",
-             "engines.ask", "tensorrt_rtx", "mixed", 90),
+             "deploy.engines.ask", "tensorrt_rtx", "mixed", 90),
     Question("commands", "Do the commands that people come for work on this GPU, one after the other?",
-             "commands.ask", "mixed", "mixed", 120),
+             "reliability.commands.ask", "mixed", "mixed", 120),
 )  # fmt: skip
 
 
@@ -146,12 +147,22 @@ def main(arguments: Sequence[str]) -> int:
 
 def ask_in_process(name: str, settings: argparse.Namespace, scratch: Path, limit_s: float) -> dict[str, Any]:
     """Run one question in a process of its own; its answer, or what is left of it and how the process ended."""
-    command = [sys.executable, __file__, "--ask", name, "--out", str(settings.out), "--scratch", str(scratch)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.gpu",
+        "--ask",
+        name,
+        "--out",
+        str(settings.out),
+        "--scratch",
+        str(scratch),
+    ]
     command += ["--device", settings.device, "--deadline", str(time.time() + limit_s)]
     command += ["--quick"] if settings.quick else []
     command += ["--data", str(settings.data.resolve())] if settings.data else []
     command += ["--commit", settings.commit] if settings.commit else []
-    environment = dict(os.environ)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
     if name == "kernels" and settings.device == "cpu":
         environment["TRITON_INTERPRET"] = "1"
     path, log = scratch / f"{name}.json", scratch / f"{name}.log"
@@ -159,7 +170,13 @@ def ask_in_process(name: str, settings: argparse.Namespace, scratch: Path, limit
     with log.open("w") as output:
         try:
             code = subprocess.run(
-                command, stdout=output, stderr=output, timeout=limit_s + _GRACE_S, env=environment, check=False
+                command,
+                stdout=output,
+                stderr=output,
+                timeout=limit_s + _GRACE_S,
+                cwd=ROOT,
+                env=environment,
+                check=False,
             )
             ending = f"the process ended with code {code.returncode}" if code.returncode else ""
         except subprocess.TimeoutExpired:
@@ -173,8 +190,7 @@ def ask_in_process(name: str, settings: argparse.Namespace, scratch: Path, limit
 
 def answer_one(settings: argparse.Namespace) -> int:
     """One question, in its own process: the answer goes to ``scratch/<name>.json``."""
-    from gpu_questions import record
-
+    from benchmarks.common import record
     from profiler.errors import UserError
 
     scratch = Path(settings.scratch)
@@ -202,13 +218,12 @@ def answer_one(settings: argparse.Namespace) -> int:
 
 def ask_caught(question: Question, setting: "record.Setting", answer: "record.Answer") -> None:
     """Ask, and write down whatever is raised."""
-    from gpu_questions.record import one_line
-
+    from benchmarks.common.record import one_line
     from profiler.errors import BackendUnavailableError, UserError
 
     try:
-        module, _, function = question.function.partition(".")
-        ask = getattr(importlib.import_module(f"gpu_questions.{module}"), function)
+        module, _, function = question.function.rpartition(".")
+        ask = getattr(importlib.import_module(f"benchmarks.{module}"), function)
         answer.put(summary=ask(setting, answer))
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
@@ -237,7 +252,8 @@ def as_text(record: dict[str, Any]) -> str:
 def describe_machine(device: Any, commit: str | None) -> dict[str, Any]:
     """What is the same for all answers, and the last two parts of their names."""
     import torch
-    from gpu_questions import record
+
+    from benchmarks.common import record
 
     torch_version = re.sub(r"[^A-Za-z0-9.]+", "_", str(torch.__version__))
     name = re.sub(r"[^a-z0-9]+", "_", device.name.lower()).strip("_")

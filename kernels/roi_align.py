@@ -147,7 +147,7 @@ class _Bags(torch.autograd.Function):
     """RoIAlign on a CPU, all levels at once: a bin of a pooled map is a weighted sum of 16 cells, a bag of embeddings.
 
     PyTorch sums bags in a fraction of the time that torchvision pools in. The gradient is sums of the same kind: a
-    cell's is a bag of the bins that read it, which sorting finds. ``benchmarks/pooling_on_cpu.py`` measures both.
+    cell's is a bag of the bins that read it, which sorting finds. ``benchmarks/kernels/pooling_on_cpu.py`` times both.
     """
 
     @staticmethod

@@ -10,7 +10,7 @@ They take turns on a few images at a time, so that a busy machine is as busy for
 A nano detector on the same images tells the stages apart where the network is small, and images of 12 megapixels
 where decoding is not.
 
-    python benchmarks/detect_speed.py --data ../shared/data/aquarium --threads 2
+    python -m benchmarks.deploy.detect_speed --data ../shared/data/aquarium --threads 2
 """
 
 import argparse
@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from answers import keep_answer
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
@@ -33,6 +32,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import box_iou
 from torchvision.transforms.functional import pil_to_tensor
 
+from benchmarks.common.answers import keep_answer
 from smnas.deploy.export import export_detector
 from smnas.inference.detect import detect_inputs
 from smnas.inference.inputs import Inputs

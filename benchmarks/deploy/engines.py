@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpu_questions.record import Answer, Setting, one_line
-from gpu_questions.trained import coco_folder, run_folder
+from benchmarks.common.record import Answer, Setting, one_line
+from benchmarks.training.trained import coco_folder, run_folder
 from profiler.errors import BackendUnavailableError, UserError
 from smnas.deploy.accuracy import evaluate_model
 from smnas.deploy.agreement import compare_detections

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from gpu_questions.record import Answer, Setting, one_line
-from gpu_questions.trained import coco_folder, run_folder
+from benchmarks.common.record import Answer, Setting, one_line
+from benchmarks.training.trained import coco_folder, run_folder
 from profiler.errors import UserError
 from smnas.deploy.agreement import compare_detections
 from smnas.deploy.export import canvases, export_detector

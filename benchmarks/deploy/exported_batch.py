@@ -3,8 +3,8 @@
 Of every checkpoint: the ONNX graph for 1, 4 and 8 images, and one whose first axis is open, run on as many. Processor
 time of an image, one thread, in turns, and whether the open graph finds what the fixed ones do on real images.
 
-    python benchmarks/overfit.py --data ../shared/data/aquarium-mini --out runs/overfit
-    python benchmarks/exported_batch.py --data ../shared/data/aquarium-mini runs/overfit/*/checkpoint.pt
+    python -m benchmarks.training.overfit --data ../shared/data/aquarium-mini --out runs/overfit
+    python -m benchmarks.deploy.exported_batch --data ../shared/data/aquarium-mini runs/overfit/*/checkpoint.pt
 """
 
 import argparse
@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from answers import keep_answer, processor_ms
 from numpy.typing import NDArray
 
+from benchmarks.common.answers import keep_answer, processor_ms
 from profiler.backends import get_backend
 from profiler.backends.onnxruntime import OnnxRuntimeSession
 from profiler.graphs.export import ExportError, to_onnx

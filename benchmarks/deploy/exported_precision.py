@@ -6,8 +6,8 @@ then TensorRT-RTX engines in fp16 and int8, each for four compute capabilities. 
 its graph: nothing here needs a GPU. The detectors of every head have learnt 16 of the 48 images by heart, so that
 there is an AP to lose.
 
-    python benchmarks/overfit.py --data ../shared/data/aquarium-mini --out runs/overfit
-    python benchmarks/exported_precision.py --data ../shared/data/aquarium-mini --out runs/exported \
+    python -m benchmarks.training.overfit --data ../shared/data/aquarium-mini --out runs/overfit
+    python -m benchmarks.deploy.exported_precision --data ../shared/data/aquarium-mini --out runs/exported \
         runs/overfit/*/checkpoint.pt        # --no-engines is several times as fast
 """
 
@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from answers import keep_answer, processor_ms
 from numpy.typing import NDArray
 
+from benchmarks.common.answers import keep_answer, processor_ms
 from profiler.backends import get_backend
 from profiler.backends.onnxruntime import OnnxRuntimeSession, session_options
 from profiler.graphs.quantized_onnx import float_layers

@@ -10,7 +10,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from gpu_questions.record import NANO_BASELINE, NUM_CLASSES, SMALL_BASELINE, Answer, Setting, largest_error, one_line
+from benchmarks.common.record import (
+    NANO_BASELINE,
+    NUM_CLASSES,
+    SMALL_BASELINE,
+    Answer,
+    Setting,
+    largest_error,
+    one_line,
+)
 from profiler.backends import Session, get_backend
 from profiler.backends.engine import Engine
 from profiler.backends.tensorrt import build_engine, compute_capabilities

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign, batched_nms
 
-from gpu_questions.kernel_cases import Case, chosen_by, relative_error
-from gpu_questions.record import random_boxes
+from benchmarks.common.record import random_boxes
+from benchmarks.kernels.kernel_cases import Case, chosen_by, relative_error
 from kernels.dispatch import use
 from kernels.nms import grouped_nms_mask, grouped_nms_mask_reference
 from kernels.roi_align import multi_level_roi_align, multi_level_roi_align_reference

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpu_questions.record import NANO_BASELINE, NUM_CLASSES, SMALL_BASELINE
+from benchmarks.common.record import NANO_BASELINE, NUM_CLASSES, SMALL_BASELINE
 from kernels.dispatch import use
 from kernels.group_norm import group_norm_relu, group_norm_relu_reference
 from kernels.weight_standardization import weight_standardize, weight_standardize_all, weight_standardize_reference

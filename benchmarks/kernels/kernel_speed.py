@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpu_questions.box_kernel_cases import pooling_cases, suppression_cases
-from gpu_questions.kernel_cases import PAPER_BASELINE, Case, norm_cases, standardization_cases
-from gpu_questions.record import NANO_BASELINE, Answer, Setting, one_line
-from gpu_questions.training_step import Trainer, interval, some_images
+from benchmarks.common.record import NANO_BASELINE, Answer, Setting, one_line
+from benchmarks.kernels.box_kernel_cases import pooling_cases, suppression_cases
+from benchmarks.kernels.kernel_cases import PAPER_BASELINE, Case, norm_cases, standardization_cases
+from benchmarks.training.training_step import Trainer, interval, some_images
 from kernels.dispatch import Choice
 from profiler.timing.measurement import CudaTimer, Timer, WallTimer
 from smnas.models.layers import NormKind

@@ -5,7 +5,7 @@ a kernel of its own, the calls of a real step are noted with their arguments and
 and backward, in turns with the whole step: the part's share of the step's processor time is the most that fusing it
 could save.
 
-    python benchmarks/operator_time.py
+    python -m benchmarks.kernels.operator_time
 """
 
 import argparse
@@ -16,12 +16,12 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple, Self
 
 import torch
-from answers import keep_answer, processor_ms
-from gpu_questions.record import NUM_CLASSES
-from gpu_questions.training_step import PreparedBatch, some_images
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.common.answers import keep_answer, processor_ms
+from benchmarks.common.record import NUM_CLASSES
+from benchmarks.training.training_step import PreparedBatch, some_images
 from smnas.models.build import build_detector
 from smnas.models.detector import Detector
 from smnas.models.losses import LossOptions

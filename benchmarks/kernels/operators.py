@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpu_questions.record import Answer, Setting, largest_error, one_line, random_boxes
+from benchmarks.common.record import Answer, Setting, largest_error, one_line, random_boxes
 from kernels.nms import nms_mask, nms_mask_reference
 from kernels.roi_align import multi_level_roi_align, multi_level_roi_align_reference, roi_levels
 from kernels.weight_standardization import weight_standardize, weight_standardize_reference

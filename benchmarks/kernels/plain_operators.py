@@ -2,7 +2,7 @@
 
 Every pair is measured in turns, one thread, by processor time, and answered as the ratio plain to native of each round.
 
-    python benchmarks/plain_operators.py
+    python -m benchmarks.kernels.plain_operators
 """
 
 import argparse
@@ -11,9 +11,9 @@ import statistics
 from typing import Any
 
 import torch
-from answers import keep_answer, processor_ms
 from torch import Tensor, nn
 
+from benchmarks.common.answers import keep_answer, processor_ms
 from kernels.nms import nms_mask
 from kernels.roi_align import multi_level_roi_align
 from profiler.backends import get_backend

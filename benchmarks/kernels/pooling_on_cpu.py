@@ -2,7 +2,7 @@
 
 One thread, in turns, by processor time, answered as the ratio torchvision's to ours of each round.
 
-    python benchmarks/pooling_on_cpu.py
+    python -m benchmarks.kernels.pooling_on_cpu
 """
 
 import argparse
@@ -11,12 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from answers import keep_answer, processor_ms
-from operator_time import Repeated
-from plain_operators import boxes_in_groups
 from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign
 
+from benchmarks.common.answers import keep_answer, processor_ms
+from benchmarks.kernels.operator_time import Repeated
+from benchmarks.kernels.plain_operators import boxes_in_groups
 from kernels.roi_align import multi_level_roi_align
 
 STRIDES = [4, 8, 16, 32]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpu_questions.record import NANO_BASELINE, NUM_CLASSES, Answer, Setting, largest_error, median_of, one_line
+from benchmarks.common.record import NANO_BASELINE, NUM_CLASSES, Answer, Setting, largest_error, median_of, one_line
 from profiler.backends import Backend, get_backend
 from profiler.errors import BackendUnavailableError, UserError
 from profiler.measuring.build_variance import build_variance

@@ -10,7 +10,7 @@ and what counts is the median over rounds of the ratios within a round, so that 
 whether ours or the loop comes first changes from round to round. On a quiet machine the first two are expected within
 2%. The profiler writes an event for every node, which costs time, so it is asked in the first rounds only.
 
-    OMP_NUM_THREADS=1 python benchmarks/independent_clock.py
+    OMP_NUM_THREADS=1 python -m benchmarks.latency.independent_clock
 """
 
 import argparse
@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from answers import keep_answer
 
+from benchmarks.common.answers import keep_answer
 from profiler.backends import get_backend
 from profiler.backends.base import typed_copy
 from profiler.backends.onnxruntime import OnnxRuntimeBackend, session_options

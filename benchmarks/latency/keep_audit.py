@@ -1,14 +1,14 @@
 """Keeps an audit of predicted latencies as one answer file: every detector's latency, accuracies, and where it differs.
 
 smnas profile --gpu cpu --preset nano --sample 1 --audit 100 --table latency.db --json > audit.json
-python benchmarks/keep_audit.py audit.json --question audit-nano --command "smnas profile ..."
+python -m benchmarks.latency.keep_audit audit.json --question audit-nano --command "smnas profile ..."
 """
 
 import argparse
 import json
 from pathlib import Path
 
-from answers import keep_answer
+from benchmarks.common.answers import keep_answer
 
 _FACTS = ("device", "backend", "backend_version", "precision", "batch", "threads")
 

@@ -5,7 +5,7 @@ matter here, so they are drawn, not measured), and predicts a population of a mi
 up in the table, summed, calibrated and given intervals, a detector that comes twice as if it were another. Asked
 several times, in one process and one thread.
 
-    OMP_NUM_THREADS=1 python benchmarks/predict_population.py
+    OMP_NUM_THREADS=1 python -m benchmarks.latency.predict_population
 """
 
 import argparse
@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from answers import keep_answer
 
+from benchmarks.common.answers import keep_answer
 from profiler.prediction.batch import LatencyArrays
 from profiler.prediction.predict import LatencyModel, sum_parts
 from profiler.table.latency_table import LatencyTable, Row, Target

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from gpu_questions.record import NANO_BASELINE, NUM_CLASSES, SMALL_BASELINE, Answer, Setting, median_of
+from benchmarks.common.record import NANO_BASELINE, NUM_CLASSES, SMALL_BASELINE, Answer, Setting, median_of
 from profiler.backends import get_backend
 from profiler.measuring.profile import measurement_target, profile_workloads
 from profiler.prediction.predict import LatencyModel, sum_parts

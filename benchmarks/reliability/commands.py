@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gpu_questions.record import Answer, Setting
+from benchmarks.common.record import Answer, Setting
 from profiler.backends import get_backend
 from profiler.errors import BackendUnavailableError, UserError
 from smnas.data.coco import CocoFolder

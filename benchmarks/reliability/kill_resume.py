@@ -5,7 +5,7 @@ ended by SIGKILL at random moments and started again each time. Afterwards: no f
 same front. Both runs read one latency table that is completed before, since a latency measured twice is two numbers.
 With the epochs of the default the default strategy stops training runs after three and lets some of them go on.
 
-    python benchmarks/kill_resume.py --out runs/kill-resume --kills 10 --keep
+    python -m benchmarks.reliability.kill_resume --out runs/kill-resume --kills 10 --keep
 """
 
 import argparse
@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 
 import optuna
-from answers import keep_answer
 
+from benchmarks.common.answers import keep_answer
 from smnas.data.shapes import generate_shapes
 
 QUESTION = "Does a search that is killed at random moments end as one that is not?"

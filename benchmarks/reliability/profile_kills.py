@@ -7,7 +7,7 @@ check and the table's own validation). When all are measured a new table is begu
 
 Each process is forked from one that has loaded torch and opened nothing, so that a hundred of them take minutes.
 
-    OMP_NUM_THREADS=1 python benchmarks/profile_kills.py --kills 100
+    OMP_NUM_THREADS=1 python -m benchmarks.reliability.profile_kills --kills 100
 """
 
 import argparse
@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from answers import keep_answer
 from torch import nn
 
+from benchmarks.common.answers import keep_answer
 from profiler.backends import get_backend
 from profiler.measuring.profile import Progress, profile_workloads
 from profiler.table.latency_table import LatencyTable, Row

@@ -7,7 +7,7 @@ the next strategy. After every kill: each trial that was finished before is in t
 and the same end. At the end of each search: no training that was finished was made again, and trials and front are
 those of the same search that nobody killed.
 
-    OMP_NUM_THREADS=1 python benchmarks/search_kills.py --kills 100
+    OMP_NUM_THREADS=1 python -m benchmarks.reliability.search_kills --kills 100
 """
 
 import argparse
@@ -23,9 +23,9 @@ from functools import partial
 from pathlib import Path
 
 import optuna
-from answers import keep_answer
-from search_overhead import InstantLatency, InstantScorer, instant_complexity, instant_settings
 
+from benchmarks.common.answers import keep_answer
+from benchmarks.search.search_overhead import InstantLatency, InstantScorer, instant_complexity, instant_settings
 from smnas.scoring.base import Score
 from smnas.scoring.workers.processes import InProcess
 from smnas.search.progress import SearchEvent

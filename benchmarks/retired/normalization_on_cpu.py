@@ -4,7 +4,7 @@ Two choices of ``kernels`` are held against what they replaced: filters standard
 batch normalization, and residuals added in place instead of into a map of their own. Forward and backward, one thread,
 processor time, in turns. Then the whole step of the nano baseline, and the shares of operators in it.
 
-    python benchmarks/normalization_on_cpu.py
+    python -m benchmarks.retired.normalization_on_cpu
 """
 
 import statistics
@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
-from answers import keep_answer
-from gpu_questions.record import NANO_BASELINE, NUM_CLASSES, SMALL_BASELINE
-from gpu_questions.training_step import some_images
 from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.common.answers import keep_answer
+from benchmarks.common.record import NANO_BASELINE, NUM_CLASSES, SMALL_BASELINE
+from benchmarks.training.training_step import some_images
 from kernels.group_norm import group_norm_relu
 from kernels.weight_standardization import weight_standardize
 from smnas.models import layers

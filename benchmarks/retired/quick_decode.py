@@ -10,8 +10,8 @@ noise: decoded whole and resized in one step, and otherwise.
 - As controls: a copy that was saved once more at quality 92, and canvases of which one value in ten or in a hundred is
   a gray level off.
 
-    python benchmarks/overfit.py --data ../shared/data/aquarium-mini --out runs/overfit
-    python benchmarks/quick_decode.py --model runs/overfit/rcnn/checkpoint.pt --data runs/overfit/data
+    python -m benchmarks.training.overfit --data ../shared/data/aquarium-mini --out runs/overfit
+    python -m benchmarks.retired.quick_decode --model runs/overfit/rcnn/checkpoint.pt --data runs/overfit/data
 """
 
 import argparse
@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from answers import keep_answer
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.common.answers import keep_answer
 from smnas.data import image as image_module
 from smnas.data import letterbox as letterbox_module
 from smnas.data.coco import CocoFolder, DetectionDataset

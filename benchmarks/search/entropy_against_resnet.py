@@ -4,7 +4,7 @@ Takes a detector with a ResNet-like backbone, searches super-blocks of the highe
 measured on this machine), takes the best one whose own blocks keep it, and trains both with the same recipe, epochs and
 seeds. Interrupted, the same command resumes.
 
-    python benchmarks/entropy_against_resnet.py --data aquarium --out runs/entropy-aquarium --epochs 20 --seeds 2
+    python -m benchmarks.search.entropy_against_resnet --data aquarium --out runs/entropy-aquarium --epochs 20 --seeds 2
 """
 
 import argparse
@@ -14,8 +14,8 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 
 import torch
-from answers import keep_answer, processor_ms
 
+from benchmarks.common.answers import keep_answer, processor_ms
 from profiler.backends import Backend, get_backend
 from profiler.devices import resolve_device
 from profiler.table.latency_table import LatencyTable

@@ -4,7 +4,7 @@ Counts candidates a minute, made and scored with their budgets, in one thread; t
 (ResNet-50's seed, 18.8 G multiply-adds at 480x480, 91 layers, 100,000 steps) with generations of several sizes, the
 published one child a step among them.
 
-    OMP_NUM_THREADS=1 python benchmarks/entropy_search.py
+    OMP_NUM_THREADS=1 python -m benchmarks.search.entropy_search
 """
 
 import argparse
@@ -12,8 +12,8 @@ import time
 from statistics import median
 
 import numpy as np
-from answers import keep_answer
 
+from benchmarks.common.answers import keep_answer
 from smnas.models.convolutions import backbone_convolutions, layers, multiply_adds
 from smnas.scoring.entropy import backbone_entropy
 from smnas.scoring.entropy_population import entropy_of

@@ -5,7 +5,7 @@ tables of trained_table.py, and prints Kendall's tau with AP for the entropy and
 budget and inside a narrow band of FLOPs and of latency. Detectors of different sources or budgets are never mixed:
 their APs do not compare.
 
-    python benchmarks/entropy_usefulness.py benchmarks/results/rank-budget-*.json runs/my-run --table latency.db
+    python -m benchmarks.search.entropy_usefulness benchmarks/results/rank-budget-*.json runs/my-run --table latency.db
 """
 
 import argparse
@@ -16,8 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from answers import keep_answer
-
+from benchmarks.common.answers import keep_answer
 from profiler.backends import get_backend
 from profiler.devices import resolve_device
 from profiler.table.latency_table import LatencyTable

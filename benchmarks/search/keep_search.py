@@ -1,6 +1,6 @@
 """Keeps a finished search as one answer file: ranking, training curves, settings, machine, commit and date.
 
-python benchmarks/keep_search.py runs/aquarium --question aquarium-nano --command "smnas-search --data ..."
+python -m benchmarks.search.keep_search runs/aquarium --question aquarium-nano --command "smnas-search --data ..."
 """
 
 import argparse
@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from answers import RESULTS, result_path
+from benchmarks.common.answers import RESULTS, result_path
 
 
 def curves(run: Path) -> dict[str, Any]:

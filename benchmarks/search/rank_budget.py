@@ -4,7 +4,7 @@ Trains the same architectures with several budgets and prints Kendall's tau betw
 AP of the longest, with a bootstrap interval over the architectures, and what each budget costs. Every training is a
 schedule of its own (a cosine that ends with its budget), as in a search. Interrupted, the same command resumes.
 
-    python benchmarks/rank_budget.py --out runs/rank-budget --epochs 1,2,4 --long 12 --count 14
+    python -m benchmarks.search.rank_budget --out runs/rank-budget --epochs 1,2,4 --long 12 --count 14
 """
 
 import argparse
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from answers import keep_answer
 from scipy.stats import kendalltau
 
+from benchmarks.common.answers import keep_answer
 from smnas.data.shapes import generate_shapes
 from smnas.scoring.base import Score
 from smnas.scoring.by_name import ScorerOnDevices

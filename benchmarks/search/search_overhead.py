@@ -5,8 +5,8 @@ keeps CPU seconds and peak memory after every few hundred trials. Short runs are
 With ``--begin`` a search is resumed that has so many trials already: random designs, trained to the end, written all at
 once.
 
-    python benchmarks/search_overhead.py --trials 5500 --keep
-    python benchmarks/search_overhead.py --begin 5000 --trials 5500 --every 100 --strategies halving,sm-nas --keep
+    python -m benchmarks.search.search_overhead --trials 5500 --keep
+    python -m benchmarks.search.search_overhead --begin 5000 --trials 5500 --strategies halving,sm-nas --keep
 """
 
 import argparse
@@ -25,9 +25,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from answers import keep_answer
 from optuna.distributions import distribution_to_json
 
+from benchmarks.common.answers import keep_answer
 from profiler.prediction.predict import Latency
 from smnas.scoring.base import Score
 from smnas.scoring.workers.processes import InProcess

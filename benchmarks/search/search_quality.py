@@ -5,7 +5,7 @@ detectors in ``data/`` (made by ``trained_table.py``). Counts epochs, not trials
 trained to the end, without noise, as a share of the best that is known. ZDT3 and DTLZ2 were looked at while the
 strategies were written, ZDT1 and DTLZ7 were not; all of them, and the tables, when the rung at a ninth was left out.
 
-    python benchmarks/search_quality.py --seeds 10 --trials 60 --keep
+    python -m benchmarks.search.search_quality --seeds 10 --trials 60 --keep
 """
 
 import argparse
@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from answers import keep_answer
 from scipy.stats import kendalltau
-from search_problems.analytic import NOISE, SPEED_SPREAD, AnalyticProblem
-from search_problems.problem import Played, Problem, play, stops
-from search_problems.tabulated import TabulatedProblem
 
+from benchmarks.common.answers import keep_answer
+from benchmarks.search.problems.analytic import NOISE, SPEED_SPREAD, AnalyticProblem
+from benchmarks.search.problems.problem import Played, Problem, play, stops
+from benchmarks.search.problems.tabulated import TabulatedProblem
 from smnas.search.strategies.base import Strategy
 from smnas.search.strategies.halving.halving import HalvingStage, halving, surrogate_search
 from smnas.search.strategies.nsga2 import nsga2

@@ -5,7 +5,7 @@ epochs on), a third and all of them on its averaged weights, and its latency is 
 search. Half of the rows are random structures, half random variants of them; the baseline is the first row.
 Failures stay with their reason. Interrupted, the same command goes on where it stopped; more ``--count`` adds rows.
 
-    python benchmarks/trained_table.py --out runs/trained-table --count 120 --epochs 9
+    python -m benchmarks.search.trained_table --out runs/trained-table --count 120 --epochs 9
 
 writes ``benchmarks/data/tabulated-nano.json`` (another place with ``--table``) after every ten rows.
 """
@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rank_budget import architectures
-from search_problems.problem import stops
 
+from benchmarks.search.problems.problem import stops
+from benchmarks.search.rank_budget import architectures
 from profiler.backends import get_backend
 from profiler.devices import resolve_device
 from profiler.table.latency_table import LatencyTable
@@ -79,7 +79,7 @@ def main() -> None:
     latencies(asked, rows, len(CocoFolder(data).classes))
     facts = {
         "question": "What would a search have found out about these detectors?",
-        "command": f"python benchmarks/trained_table.py --out {asked.out} --preset {asked.preset} "
+        "command": f"python -m benchmarks.search.trained_table --out {asked.out} --preset {asked.preset} "
         f"--recipe {asked.recipe} --count {asked.count} --epochs {asked.epochs} --seed {asked.seed}"
         + (f" --data {asked.data}" if asked.data else f" --images {asked.some_images}")
         + (f" --table {asked.table}" if asked.table else ""),

@@ -4,8 +4,8 @@ Trains one architecture with a recipe, and again with one setting of it changed,
 with its spread over the seeds. A change is written KEY=VALUE as in a recipe's file; several that belong together are
 joined by semicolons. Without any, the table has the changes of ``changes_of``.
 
-    python benchmarks/ablation.py --data ../shared/data/aquarium --out runs/ablation
-    python benchmarks/ablation.py --data ../shared/data/aquarium --out runs/ablation --only mosaic=0.5 --only flip=0
+    python -m benchmarks.training.ablation --data ../shared/data/aquarium --out runs/ablation
+    python -m benchmarks.training.ablation --data ../shared/data/aquarium --out runs/ablation --only flip=0
 
 Interrupted, the same command resumes: every training goes on at its last finished epoch, and what is finished is read
 back. ``--only`` does some rows; the answer is kept when all are there.
@@ -19,8 +19,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from answers import keep_answer
-
+from benchmarks.common.answers import keep_answer
 from smnas.scoring.base import Score
 from smnas.scoring.by_name import ScorerOnDevices
 from smnas.scoring.trained_ap import METRICS_FILE

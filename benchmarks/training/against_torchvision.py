@@ -5,7 +5,7 @@ them, from scratch: with this project's model and recipe, and with torchvision's
 training (``torchvision_reference.py``). AP of both by pycocotools through the same code; images per second measured in
 turns, each in its own precision.
 
-    python benchmarks/against_torchvision.py --data ../shared/data/aquarium --epochs 20 --out runs/torchvision
+    python -m benchmarks.training.against_torchvision --data ../shared/data/aquarium --epochs 20 --out runs/torchvision
 
 That is hours of both cores, so it comes in parts: the speed, and a training of each contender with each seed. A part
 goes on at its last finished epoch, stays in ``--out`` when it is done and is not done again; ``--only`` and ``--seed``
@@ -26,9 +26,15 @@ from typing import Any
 
 import torch
 import torchvision
-from answers import keep_answer
-from torchvision_reference import BATCH, reference_model, reference_optimizer, reference_step, train_reference
 
+from benchmarks.common.answers import keep_answer
+from benchmarks.training.torchvision_reference import (
+    BATCH,
+    reference_model,
+    reference_optimizer,
+    reference_step,
+    train_reference,
+)
 from profiler.errors import UserError
 from smnas.data.coco import CocoFolder
 from smnas.data.loader import Batch, TrainLoader

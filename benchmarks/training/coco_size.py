@@ -3,7 +3,7 @@
 Generates a file of 118,000 images and 860,000 boxes with a polygon each (about 300 MB), then opens it in a process of
 its own, beside pycocotools in another.
 
-    python benchmarks/coco_size.py --out runs/coco-size
+    python -m benchmarks.training.coco_size --out runs/coco-size
 """
 
 import argparse
@@ -79,7 +79,9 @@ def main() -> None:
             results.append(json.loads(done.stdout))
             print(which, results[-1], flush=True)
     found = {"images": IMAGES, "boxes": BOXES, "file_mib": file.stat().st_size / 2**20, "runs": runs}
-    from answers import keep_answer  # it brings torch, which must not count as memory of the processes measured above
+    from benchmarks.common.answers import (
+        keep_answer,  # it brings torch, which must not count as memory of the processes measured above
+    )
 
     keep_answer("coco-size", "What does opening an annotation file of COCO's size take, in time and memory?", found)
 

@@ -2,7 +2,7 @@
 
 Trains one detector of each head on the first 16 images of a data set and evaluates it on the same 16.
 
-    python benchmarks/overfit.py --data ../shared/data/aquarium-mini --epochs 150 --out runs/overfit
+    python -m benchmarks.training.overfit --data ../shared/data/aquarium-mini --epochs 150 --out runs/overfit
 """
 
 import argparse
@@ -12,8 +12,7 @@ import shutil
 import time
 from pathlib import Path
 
-from answers import keep_answer
-
+from benchmarks.common.answers import keep_answer
 from smnas.data.coco import CocoFolder
 from smnas.scoring.base import Score
 from smnas.scoring.by_name import ScorerOnDevices

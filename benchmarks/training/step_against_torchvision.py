@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torchvision_reference import reference_model, reference_optimizer, reference_step
 
-from gpu_questions.record import NUM_CLASSES, Answer, Setting, one_line
-from gpu_questions.training_step import Amp, PreparedBatch, Trainer, interval, some_images
+from benchmarks.common.record import NUM_CLASSES, Answer, Setting, one_line
+from benchmarks.training.torchvision_reference import reference_model, reference_optimizer, reference_step
+from benchmarks.training.training_step import Amp, PreparedBatch, Trainer, interval, some_images
 from kernels.dispatch import Choice
 from smnas.models.layers import NormKind
 from smnas.space.architecture import Architecture

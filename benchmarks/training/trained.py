@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 
-from gpu_questions.record import NANO_BASELINE, Answer, Setting, one_line
+from benchmarks.common.record import NANO_BASELINE, Answer, Setting, one_line
 from smnas.data.coco import CocoFolder
 from smnas.data.shapes import generate_shapes
 from smnas.evaluation.predict import eager_detect, evaluate

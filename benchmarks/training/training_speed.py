@@ -3,7 +3,7 @@
 Channels-last maps, ``torch.compile`` of everything up to the head, and decoded images that stay in memory. One
 thread, processor time, in turns.
 
-    python benchmarks/training_speed.py --data ../shared/data/aquarium
+    python -m benchmarks.training.training_speed --data ../shared/data/aquarium
 """
 
 import argparse
@@ -15,10 +15,10 @@ from statistics import median
 
 import numpy as np
 import torch
-from answers import keep_answer
-from gpu_questions.record import NANO_BASELINE, NUM_CLASSES, SMALL_BASELINE
-from gpu_questions.training_step import some_images
 
+from benchmarks.common.answers import keep_answer
+from benchmarks.common.record import NANO_BASELINE, NUM_CLASSES, SMALL_BASELINE
+from benchmarks.training.training_step import some_images
 from smnas.data.coco import DEFAULT_CACHE_BYTES, CocoFolder
 from smnas.data.loader import TrainLoader
 from smnas.models.build import build_detector

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gpu_questions.record import NANO_BASELINE, NUM_CLASSES, SMALL_BASELINE, Answer, Setting, one_line
+from benchmarks.common.record import NANO_BASELINE, NUM_CLASSES, SMALL_BASELINE, Answer, Setting, one_line
 from kernels.dispatch import Choice, use
 from profiler.timing.measurement import median_interval
 from smnas.data.scene import draw_scene, render

@@ -1,0 +1,1 @@
+"""Questions about speed, accuracy and reliability, with kept answers."""
