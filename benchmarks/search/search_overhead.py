@@ -38,9 +38,8 @@ from smnas.search.strategies.choices import DetectorChoices
 from smnas.search.study.candidate import Candidate, Complexity, StageName
 from smnas.search.study.optuna_study import Study, _attributes
 from smnas.search.study.parameters import DISTRIBUTIONS, parameters_of
-from smnas.search.study.run_folder import prepare_run_folder
-from smnas.search.study.settings import DataFacts, SearchSettings, StageTrials
-from smnas.search.study.storage import STUDY_FILE
+from smnas.search.study.run_folder import RunFolder
+from smnas.search.study.settings import DataFacts, SearchSettings, StageTrials, prepare_run_folder
 from smnas.space.architecture import Architecture
 from smnas.space.encoding import Encoding
 from smnas.space.preset import Space, load_space
@@ -161,7 +160,7 @@ def write_all(folder: Path, settings: SearchSettings, candidates: Sequence[Candi
     prepare_run_folder(folder, settings)
     Study(folder).close()
     now = datetime.now().isoformat(" ")
-    with closing(sqlite3.connect(folder / STUDY_FILE)) as database, database:
+    with closing(sqlite3.connect(RunFolder(folder).study)) as database, database:
         trials, parameters, attributes, values = [], [], [], []
         for c in candidates:
             trials.append((c.number + 1, c.number, 1, "COMPLETE", now, now))

@@ -32,6 +32,7 @@ from smnas.cli.terminal.options import (
 from smnas.cli.terminal.progress import Steps, seconds_of
 from smnas.cli.terminal.search_display import SearchDisplay, show_ranking
 from smnas.cli.training_device import cpu_cores, training_devices
+from smnas.search.study.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -180,13 +181,19 @@ def search(
         from smnas.scoring.entropy import ENTROPY_FORMS
         from smnas.search.strategies.by_name import STOPPING, STRATEGIES
         from smnas.search.strategies.mae_det.zero_shot import MAE_DET
-        from smnas.search.study.run_folder import prepare_run_folder
-        from smnas.search.study.settings import DataFacts, SearchSettings, StageTrials, read_settings
+        from smnas.search.study.settings import (
+            DataFacts,
+            SearchSettings,
+            StageTrials,
+            prepare_run_folder,
+            read_settings,
+        )
         from smnas.search.study.storage import open_storage, storage_url, study_name
         from smnas.search.study.warm_start import warm_candidates
         from smnas.space.preset import load_space
         from smnas.training.recipe import load_recipe
 
+        files = RunFolder(out)
         # What can be refused is refused before anything is written.
         space = load_space(preset)
         get_scorer(scorer)
@@ -210,7 +217,7 @@ def search(
         if storage is not None:
             storage_url(storage)
         workers = workers or (_CLUSTER_WORKERS if ray is not None else _workers())
-        before = read_settings(out) if (out / "settings.json").exists() else None
+        before = read_settings(out) if files.settings.exists() else None
         if generation is None:
             generation = max(2, workers) if before is None else before.generation
         training_threads = max(1, cpu_cores() // workers) if before is None else before.training_threads
@@ -220,7 +227,7 @@ def search(
             import_ray()
         if table is not None:
             LatencyTable(table).close()
-        root = data if data is not None else _generated(out / "data", output)
+        root = data if data is not None else _generated(files.data, output)
         folder = open_data(root, output, drop_bad_boxes=drop_bad_boxes)
         if before is None:
             check_images(folder, output)
@@ -271,7 +278,7 @@ def search(
             open_storage(out, storage).engine.dispose()
         if prepare_run_folder(out, settings):
             output.note(f"resuming {out}")
-        with LatencyTable(table or out / "latency.db") as rows:
+        with LatencyTable(table or files.table) as rows:
             _search(out, settings, space, folder, training, runner, rows, workers, ray, until_s, output)
         ranking, page = _finish(out, folder, runner, table, output)
         output.result(
@@ -441,5 +448,6 @@ def _finish(
 
 def _show(console: Console, out: Path, ranking: "Ranking") -> None:
     show_ranking(console, ranking)
-    for name in ("ranking.csv", "report.html", "models"):
-        console.print(f"{name:<12} {out / name}", soft_wrap=True, markup=False)
+    files = RunFolder(out)
+    for file in (files.csv, files.report, files.models):
+        console.print(f"{file.name:<12} {file}", soft_wrap=True, markup=False)

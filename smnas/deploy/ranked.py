@@ -20,13 +20,13 @@ from smnas.deploy.latency import DEFAULT_ROUNDS, measure_files
 from smnas.evaluation.predict import evaluate
 from smnas.inference.runtime import OnnxDetector
 from smnas.search.ranking.ranking import Ranking, RankingRow, complete_ranking, read_ranking
+from smnas.search.study.run_folder import RunFolder
 from smnas.search.study.settings import SearchSettings, read_settings
 
 __all__ = ["DeployEvent", "DeployReport", "deploy_ranking"]
 
 _IMAGES_COMPARED = 16
 _AP_TOLERANCE = 1e-3
-MODEL_FILE = "model.onnx"
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _deploy_row(
     try:
         if row.checkpoint is None:
             raise UserError("the ranking names no checkpoint")
-        relative = Path("models") / architecture / MODEL_FILE
+        relative = RunFolder("").model(architecture)
         export_detector(
             folder / row.checkpoint,
             folder / relative,

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from profiler.errors import UserError
+from smnas.search.study.run_folder import RunFolder
 
 __all__ = ["ModelOption", "model_file"]
 
@@ -38,7 +39,7 @@ def model_file(path: Path, prefer: Literal["model", "checkpoint"] = "model") -> 
         return path
     if (checkpoint := path / _CHECKPOINT).is_file():
         return checkpoint
-    if not (path / "ranking.json").is_file():
+    if not RunFolder(path).ranking.is_file():
         raise UserError(
             f"a model's folder is that of a finished search or of a training, but {path} holds neither ranking.json "
             f"nor {_CHECKPOINT}"

@@ -7,6 +7,7 @@ from profiler.table.latency_table import LatencyTable, Target
 from smnas.latency.workloads import detector_workloads
 from smnas.report.data import BlockLatency
 from smnas.report.run_folder import RunFolder
+from smnas.search.study.run_folder import RunFolder as RunFiles
 from smnas.search.study.settings import SearchSettings
 from smnas.space.architecture import Architecture
 
@@ -26,7 +27,7 @@ def block_latencies(run: RunFolder, architecture: str, table: Path | None = None
     """
     settings = run.settings
     parts = detector_workloads(Architecture.parse(architecture), len(settings.data.classes), settings.batch)
-    with LatencyTable(table or run.path / "latency.db", create=False) as rows:
+    with LatencyTable(table or RunFiles(run.path).table, create=False) as rows:
         target = _target(settings, rows)
         known = rows.current(target)
     blocks = []

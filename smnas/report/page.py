@@ -22,6 +22,7 @@ from smnas.report.run_folder import RunFolder, read_run_folder
 from smnas.report.samples import Sample, sample_detections
 from smnas.report.verdict import verdict
 from smnas.search.ranking.recommendation import band_limits
+from smnas.search.study.run_folder import RunFolder as RunFiles
 from smnas.search.study.settings import write_atomically
 
 __all__ = ["render_page", "render_report", "write_report"]
@@ -53,7 +54,7 @@ def write_report(
         UserError: ``out`` can not be written.
     """
     run = read_run_folder(run_folder)
-    target = out or run_folder / "report.html"
+    target = out or RunFiles(run_folder).report
     samples: tuple[Sample, ...] = ()
     blocks: tuple[data.BlockLatency, ...] = ()
     missing = []

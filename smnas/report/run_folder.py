@@ -17,8 +17,10 @@ from profiler.errors import first_line
 from smnas.scoring.entropy import ENTROPY_FORMS
 from smnas.search.ranking.notes import PRELIMINARY
 from smnas.search.ranking.ranking import Ranking, RankingRow, read_ranking
-from smnas.search.study.settings import RunFolderError, SearchSettings, read_settings
-from smnas.search.study.storage import STUDY_FILE, open_storage
+from smnas.search.study.run_folder import RunFolder as RunFiles
+from smnas.search.study.run_folder import RunFolderError
+from smnas.search.study.settings import SearchSettings, read_settings
+from smnas.search.study.storage import open_storage
 
 __all__ = ["Curve", "RunFolder", "Trial", "read_run_folder"]
 
@@ -124,16 +126,17 @@ def read_run_folder(path: Path) -> RunFolder:
     if not path.is_dir():
         raise RunFolderError(f"a run folder must exist, but got {path}")
     settings = read_settings(path)
-    ranking = read_ranking(path) if (path / "ranking.json").is_file() else Ranking((), None)
+    files = RunFiles(path)
+    ranking = read_ranking(path) if files.ranking.is_file() else Ranking((), None)
     trials = _read_trials(path, settings)
     if settings.scorer in ENTROPY_FORMS:
         trials = tuple(trial if trial.stage == "final" else replace(trial, ap=None, score=trial.ap) for trial in trials)
-    return RunFolder(path, settings, trials, _read_curves(path / "models"), ranking)
+    return RunFolder(path, settings, trials, _read_curves(files.models), ranking)
 
 
 def _read_trials(path: Path, settings: SearchSettings) -> tuple[Trial, ...]:
     # optuna would create an empty database in place of a missing one.
-    if settings.storage is None and not (path / STUDY_FILE).is_file():
+    if settings.storage is None and not RunFiles(path).study.is_file():
         return ()
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -25,20 +25,20 @@ from smnas.search.progress import SearchEvent, SearchProgress
 from smnas.search.pruning import why_beaten
 from smnas.search.ranking.finalists import finalists
 from smnas.search.ranking.notes import OVER_LIMIT, PRELIMINARY, TOO_LARGE, search_notes
-from smnas.search.ranking.ranking import RANKING_FILE, Ranking, rank, read_ranking, same_trainings, write_ranking
+from smnas.search.ranking.ranking import Ranking, rank, read_ranking, same_trainings, write_ranking
 from smnas.search.strategies.base import SearchStage, Strategy
 from smnas.search.strategies.by_name import get_strategy
 from smnas.search.strategies.prior import with_prior
 from smnas.search.study.candidate import Candidate, Complexity, Proposal, StageName
 from smnas.search.study.optuna_study import Study
-from smnas.search.study.run_folder import prepare_run_folder
-from smnas.search.study.settings import SearchSettings
+from smnas.search.study.run_folder import RunFolder
+from smnas.search.study.settings import SearchSettings, prepare_run_folder
 from smnas.search.study.warm_start import copy_training, warm_candidates
 from smnas.search.time_budget import Clock
 from smnas.space.architecture import Architecture
 from smnas.space.preset import Space
 
-__all__ = ["LatencyPredictor", "run_search", "training_folder"]
+__all__ = ["LatencyPredictor", "run_search"]
 
 # A stage whose proposals all fail or are over the latency limit must end: after this many proposals, and after this
 # many failures, for each training that it was to make.
@@ -66,11 +66,6 @@ def _known_ms(latency: LatencyPredictor, until: float, architecture: Architectur
         return latency.predict(architecture).ms
     except LatencyFailedError:
         return None
-
-
-def training_folder(architecture: Architecture, seed: int, epochs: int) -> Path:
-    """Where a training's files are, relative to the run folder."""
-    return Path("models") / str(architecture) / f"seed-{seed}-epochs-{epochs}"
 
 
 def run_search(
@@ -189,13 +184,13 @@ class _Search:
             measured = self._measured(replace(source, number=len(self.study.candidates), state="running"))
             if measured.state != "running":
                 continue  # it has no latency on this device
-            training = training_folder(source.architecture, source.seed, source.epochs)
-            copy_training(folder / training, self.folder / training)
+            training = (source.architecture, source.seed, source.epochs)
+            copy_training(RunFolder(folder).training(*training), RunFolder(self.folder).training(*training))
             self._tell(self.study.add(replace(measured, state="complete")))
 
     def _finished_before(self) -> Ranking | None:
         """The ranking of an earlier, finished run, if nothing was trained since: the export may have worked on it."""
-        if not (self.folder / RANKING_FILE).exists():
+        if not RunFolder(self.folder).ranking.exists():
             return None
         before = read_ranking(self.folder)
         fresh = rank(self.study.candidates, self.settings.latency_ms, searched=self._ranks_search)
@@ -334,7 +329,7 @@ class _Search:
                 c.architecture,
                 c.seed,
                 c.epochs,
-                self.folder / training_folder(c.architecture, c.seed, c.epochs),
+                RunFolder(self.folder).training(c.architecture, c.seed, c.epochs),
                 c.stop_epoch,
             )
             for c in self.study.interrupted()

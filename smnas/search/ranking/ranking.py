@@ -16,10 +16,10 @@ from smnas.search.ranking.correlation import Correlation, rank_correlations
 from smnas.search.ranking.recommendation import BandRecommendation, Recommendation, band_recommendations, recommend
 from smnas.search.ranking.row import RankingRow
 from smnas.search.study.candidate import Candidate, in_search
-from smnas.search.study.settings import FORMAT_VERSION, RunFolderError, SearchSettings, write_atomically
+from smnas.search.study.run_folder import RunFolder, RunFolderError
+from smnas.search.study.settings import FORMAT_VERSION, SearchSettings, write_atomically
 
 __all__ = [
-    "RANKING_FILE",
     "Ranking",
     "RankingRow",
     "complete_ranking",
@@ -28,8 +28,6 @@ __all__ = [
     "same_trainings",
     "write_ranking",
 ]
-
-RANKING_FILE = "ranking.json"
 
 # The front and the two layers behind it are "near the front".
 _LAYERS = 3
@@ -153,7 +151,9 @@ def write_ranking(folder: Path, settings: SearchSettings, ranking: Ranking) -> R
     Returns:
         The ranking as written.
     """
-    exported = {row.architecture: row for row in read_ranking(folder).rows} if _file(folder).exists() else {}
+    exported = (
+        {row.architecture: row for row in read_ranking(folder).rows} if RunFolder(folder).ranking.exists() else {}
+    )
     rows = [_carry(row, exported.get(row.architecture)) for row in ranking.rows]
     ranking = _ordered(rows, settings.latency_ms, ranking.notes)
     document = {
@@ -166,8 +166,8 @@ def write_ranking(folder: Path, settings: SearchSettings, ranking: Ranking) -> R
         "notes": list(ranking.notes),
     }
     # allow_nan=False: a file that only Python can read is not JSON. The rows hold no NaN by construction.
-    write_atomically(_file(folder), json.dumps(document, indent=2, allow_nan=False) + "\n")
-    write_atomically(folder / "ranking.csv", _csv(ranking.rows))
+    write_atomically(RunFolder(folder).ranking, json.dumps(document, indent=2, allow_nan=False) + "\n")
+    write_atomically(RunFolder(folder).csv, _csv(ranking.rows))
     return ranking
 
 
@@ -218,7 +218,7 @@ def read_ranking(folder: Path) -> Ranking:
     Raises:
         RunFolderError: there is none, it is of another format version or can not be read.
     """
-    file = _file(folder)
+    file = RunFolder(folder).ranking
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
         if document["format_version"] != FORMAT_VERSION:
@@ -239,13 +239,9 @@ def read_ranking(folder: Path) -> Ranking:
             tuple(Correlation(**correlation) for correlation in document.get("correlations", ())),
         )
     except FileNotFoundError as error:
-        raise RunFolderError(f"a run folder with a ranking holds ranking.json, but {folder} has none") from error
+        raise RunFolderError(f"a run folder with a ranking holds {file.name}, but {folder} has none") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunFolderError(f"{file} must hold a ranking, but reading it failed: {error!r}") from error
-
-
-def _file(folder: Path) -> Path:
-    return folder / RANKING_FILE
 
 
 def _csv(rows: Sequence[RankingRow]) -> str:

@@ -22,9 +22,9 @@ from profiler.errors import first_line
 from smnas.search.study.candidate import Candidate, State
 from smnas.search.study.history import History
 from smnas.search.study.parameters import DISTRIBUTIONS, parameters_of
-from smnas.search.study.run_folder import folder_lock
+from smnas.search.study.run_folder import RunFolder, folder_lock
 from smnas.search.study.settings import STUDY_NAME, RunFolderError, SearchSettings
-from smnas.search.study.storage import STUDY_FILE, open_storage, study_lock
+from smnas.search.study.storage import open_storage, study_lock
 from smnas.space.architecture import Architecture, ArchitectureError
 
 __all__ = ["Study", "read_candidates"]
@@ -154,8 +154,8 @@ def read_candidates(folder: Path, settings: SearchSettings) -> tuple[Candidate, 
     Raises:
         RunFolderError: there is no study, or it can not be read.
     """
-    if settings.storage is None and not (folder / STUDY_FILE).is_file():
-        raise RunFolderError(f"a run folder with a study holds {STUDY_FILE}, but {folder} has none")
+    if settings.storage is None and not (file := RunFolder(folder).study).is_file():
+        raise RunFolderError(f"a run folder with a study holds {file.name}, but {folder} has none")
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = open_storage(folder, settings.storage)

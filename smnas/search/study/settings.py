@@ -1,22 +1,23 @@
 """What a search is run with, as the run folder's ``settings.json`` keeps it."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from profiler.errors import UserError
+from smnas.search.study.run_folder import RunFolder, RunFolderError, folder_lock
 from smnas.training.atomic import write_atomically as write_bytes
 
 __all__ = [
     "FORMAT_VERSION",
-    "SETTINGS_FILE",
     "STUDY_NAME",
     "DataFacts",
     "RunFolderError",
     "SearchSettings",
     "StageTrials",
+    "prepare_run_folder",
     "read_settings",
     "write_atomically",
 ]
@@ -27,17 +28,14 @@ FORMAT_VERSION = 1
 STUDY_NAME = "smnas"
 """What a study is called in a database of its own."""
 
-SETTINGS_FILE = "settings.json"
-
 _GONE = frozenset({"final_recipe"})
 """Settings that earlier versions wrote and that decided nothing."""
 
+# Facts about who wrote the folder; a resumed search may run with newer software.
+_MAY_DIFFER = frozenset({"smnas", "versions"})
+
 # Strict JSON has neither NaN nor infinities, and a setting that is one is a mistake.
 _Share = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class RunFolderError(UserError):
-    """A run folder of another version, of other settings, in use, or one that can not be read."""
 
 
 class _Strict(BaseModel):
@@ -115,11 +113,11 @@ def read_settings(path: Path) -> SearchSettings:
     Raises:
         RunFolderError: there are none, they are not JSON, or of another format version.
     """
-    file = path / SETTINGS_FILE
+    file = RunFolder(path).settings
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise RunFolderError(f"a run folder holds {SETTINGS_FILE}, but {path} has none") from error
+        raise RunFolderError(f"a run folder holds {file.name}, but {path} has none") from error
     except (OSError, ValueError) as error:
         raise RunFolderError(f"{file} must be a JSON document, but reading it failed: {error}") from error
     version = document.get("format_version") if isinstance(document, dict) else None
@@ -134,6 +132,54 @@ def read_settings(path: Path) -> SearchSettings:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise RunFolderError(f"{file}: {where}: {first['msg']}") from error
+
+
+def prepare_run_folder(path: Path, settings: SearchSettings) -> bool:
+    """Make ``path`` a run folder of these settings, or check that it already is one.
+
+    Returns:
+        Whether an earlier run is resumed.
+
+    Raises:
+        RunFolderError: another process holds the folder, or it is of another format version or was begun with other
+            settings; one line that names the first difference.
+    """
+    if path.exists() and not path.is_dir():
+        raise RunFolderError(f"a run folder must be a folder, but got the file {path}")
+    folder = RunFolder(path)
+    file = folder.settings
+    if settings.storage is None and folder.study.exists() and not file.exists():
+        raise RunFolderError(
+            f"a run folder with {folder.study.name} must have {file.name} as well, but {path} has none"
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with folder_lock(path):  # of two searches that begin here at the same instant one writes its settings
+            if not file.exists():
+                write_atomically(file, json.dumps(settings.model_dump(mode="json"), indent=2) + "\n")
+                return False
+            _compare(read_settings(path), settings, path)
+            return True
+    except OSError as error:
+        raise RunFolderError(f"a run folder must be writable, but got {path}: {error.strerror}") from error
+
+
+def _compare(old: SearchSettings, new: SearchSettings, path: Path) -> None:
+    before, now = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    # What was typed comes before what follows from it: another strategy may change the recipe.
+    for name in sorted(dict.fromkeys((*before, *now)), key=lambda name: "." in name):
+        if name.split(".")[0] not in _MAY_DIFFER and before.get(name) != now.get(name):
+            raise RunFolderError(
+                f"a search is resumed with the settings it was begun with ({name} = {before.get(name)!r} in {path}), "
+                f"but got {now.get(name)!r}; give another --out"
+            )
+
+
+def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in document.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
 
 
 def write_atomically(file: Path, text: str) -> None:

@@ -17,11 +17,10 @@ from sqlalchemy import URL, event, make_url, text
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from profiler.errors import first_line
-from smnas.search.study.settings import STUDY_NAME, RunFolderError
+from smnas.search.study.run_folder import RunFolder, RunFolderError
+from smnas.search.study.settings import STUDY_NAME
 
-__all__ = ["STUDY_FILE", "open_storage", "storage_url", "study_lock", "study_name"]
-
-STUDY_FILE = "study.db"
+__all__ = ["open_storage", "storage_url", "study_lock", "study_name"]
 
 # A server notices within milliseconds that a killed process is gone, and needs longer only for a lost machine.
 _LOCK_TIMEOUT_S = 5.0
@@ -68,7 +67,7 @@ def open_storage(folder: Path, url: str | None, *, to_write: bool = False) -> RD
     """
     if url is not None:
         return _open_database(_with_driver(storage_url(url)))
-    file = folder / STUDY_FILE
+    file = RunFolder(folder).study
     try:
         storage = RDBStorage(f"sqlite:///{file}", engine_kwargs={"connect_args": {"timeout": 60}})
         if to_write:

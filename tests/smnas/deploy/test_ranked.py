@@ -25,8 +25,7 @@ from smnas.report.run_folder import read_run_folder
 from smnas.report.samples import sample_detections
 from smnas.search.ranking.notes import search_notes
 from smnas.search.ranking.ranking import Ranking, RankingRow, read_ranking, write_ranking
-from smnas.search.study.run_folder import prepare_run_folder
-from smnas.search.study.settings import DataFacts, SearchSettings, StageTrials
+from smnas.search.study.settings import DataFacts, SearchSettings, StageTrials, prepare_run_folder
 from smnas.space.architecture import Architecture
 
 BASELINE = "basicblock_8_1-1-2+fpn_3-4_16+rpn+rcnn_16+96x64"

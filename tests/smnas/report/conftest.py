@@ -14,8 +14,7 @@ import optuna
 import pytest
 
 from smnas.search.ranking.ranking import Ranking, RankingRow, write_ranking
-from smnas.search.study.run_folder import prepare_run_folder
-from smnas.search.study.settings import DataFacts, SearchSettings, StageTrials
+from smnas.search.study.settings import DataFacts, SearchSettings, StageTrials, prepare_run_folder
 from smnas.space.architecture import Architecture
 
 PARENTS = (

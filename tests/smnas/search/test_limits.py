@@ -20,9 +20,10 @@ from smnas.scoring.base import Score
 from smnas.scoring.workers.processes import InProcess
 from smnas.search.progress import SearchEvent
 from smnas.search.ranking.ranking import Ranking
-from smnas.search.run import run_search, training_folder
+from smnas.search.run import run_search
 from smnas.search.study.candidate import Candidate
 from smnas.search.study.optuna_study import Study, read_candidates
+from smnas.search.study.run_folder import RunFolder
 from smnas.search.study.settings import RunFolderError, SearchSettings, StageTrials, read_settings
 from smnas.search.study.storage import storage_url, study_name
 from smnas.search.study.warm_start import warm_candidates
@@ -62,7 +63,9 @@ def test_halving_trains_every_epoch_once_and_spends_its_budget(halved: Path) -> 
     for architecture in {c.architecture for c in history}:
         row = [c for c in history if c.architecture == architecture and c.state == "complete"]
         assert [c.start_epoch for c in row] == [0, *(c.reached_epoch for c in row[:-1])]
-        assert len({training_folder(c.architecture, c.seed, c.epochs) for c in row}) == 1, "one folder to go on in"
+        assert len({RunFolder("").training(c.architecture, c.seed, c.epochs) for c in row}) == 1, (
+            "one folder to go on in"
+        )
     joint = [c for c in history if c.stage == "joint"]
     assert 6 * 9 <= sum(c.own_epochs for c in joint if c.state == "complete") < 8 * 9
     assert len({c.architecture for c in joint}) > 7

@@ -16,9 +16,10 @@ import pytest
 from smnas.scoring.base import Score, ScoringFailedError
 from smnas.scoring.workers.processes import InProcess, Job, ScorerPool
 from smnas.search.progress import SearchEvent
-from smnas.search.run import run_search, training_folder
+from smnas.search.run import run_search
 from smnas.search.study.candidate import Candidate
 from smnas.search.study.optuna_study import read_candidates
+from smnas.search.study.run_folder import RunFolder
 from smnas.search.study.settings import RunFolderError, read_settings
 from smnas.space.architecture import Architecture
 from smnas.space.preset import load_space
@@ -125,7 +126,7 @@ def check_trainings(folder: Path, at_most_again: int) -> None:
     trained = [c for c in trials(folder) if c.state == "complete"]
     assert len(trained) == 41
     assert set(Counter((c.architecture, c.seed, c.epochs) for c in trained).values()) == {1}
-    files = [folder / training_folder(c.architecture, c.seed, c.epochs) / "ended" for c in trained]
+    files = [RunFolder(folder).training(c.architecture, c.seed, c.epochs) / "ended" for c in trained]
     assert sum(len(file.read_text().split()) for file in files) <= len(trained) + at_most_again
 
 

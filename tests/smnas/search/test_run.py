@@ -19,11 +19,12 @@ from smnas.scoring.workers.processes import InProcess, Workers
 from smnas.search.pareto import as_points, non_dominated
 from smnas.search.progress import SearchEvent
 from smnas.search.ranking.ranking import Ranking, complete_ranking, read_ranking
-from smnas.search.run import run_search, training_folder
+from smnas.search.run import run_search
 from smnas.search.strategies.by_name import STRATEGIES, get_strategy
 from smnas.search.strategies.prior import PriorStage
 from smnas.search.study.candidate import Candidate, Proposal, in_search
 from smnas.search.study.optuna_study import Study
+from smnas.search.study.run_folder import RunFolder
 from smnas.search.study.settings import RunFolderError, SearchSettings, StageTrials
 from smnas.space.architecture import Architecture
 from smnas.space.partial_order import not_larger
@@ -63,7 +64,7 @@ def test_a_search_trains_what_it_promises(tmp_path: Path) -> None:
     for c in history:
         assert c.parameters == stub.complexity(c.architecture).parameters
         if c.state == "complete":
-            folder = training_folder(c.architecture, c.seed, c.epochs)
+            folder = RunFolder("").training(c.architecture, c.seed, c.epochs)
             assert c.checkpoint == str(folder / "checkpoint.pt")
             assert (tmp_path / "run" / c.checkpoint).exists()
     assert [row.role for row in ranking.rows].count("baseline") == 1

@@ -27,16 +27,16 @@ from smnas.search.strategies.base import Strategy
 from smnas.search.strategies.mae_det.maximum_entropy import Budget, EntropySearch, Found, maximum_entropy_search
 from smnas.search.study.candidate import Candidate, Proposal
 from smnas.search.study.history import History
-from smnas.search.study.settings import RunFolderError, SearchSettings, write_atomically
+from smnas.search.study.run_folder import RunFolder, RunFolderError
+from smnas.search.study.settings import SearchSettings, write_atomically
 from smnas.space.architecture import Architecture, Backbone, ResNetSpec, SuperBlockSpec
 from smnas.space.preset import Space, SpaceError
 from smnas.space.super_block_cost import population_cost
 from smnas.space.super_blocks import MoveBounds, SuperBlockPopulation, mutate_super_blocks, seed_like
 
-__all__ = ["MAE_DET", "ZERO_SHOT_FILE", "ZeroShotCandidate", "ZeroShotResult", "mae_det", "seed_of", "zero_shot_search"]
+__all__ = ["MAE_DET", "ZeroShotCandidate", "ZeroShotResult", "mae_det", "seed_of", "zero_shot_search"]
 
 MAE_DET = "mae-det"
-ZERO_SHOT_FILE = "zero-shot.json"
 
 _STREAM = 1 << 33  # apart from the trials' own random numbers, which are seeded by [seed, trial number]
 _STEPS = 100_000
@@ -118,7 +118,7 @@ def mae_det(
     Raises:
         RunFolderError: ``zero-shot.json`` can not be read.
     """
-    file = folder / ZERO_SHOT_FILE
+    file = RunFolder(folder).zero_shot
     if not file.exists():
         result = zero_shot_search(
             space.baseline_architecture,

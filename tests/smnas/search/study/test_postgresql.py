@@ -17,10 +17,11 @@ import pytest
 
 from smnas.report.run_folder import read_run_folder
 from smnas.scoring.workers.processes import InProcess
-from smnas.search.run import run_search, training_folder
+from smnas.search.run import run_search
 from smnas.search.study import storage
 from smnas.search.study.candidate import Candidate
 from smnas.search.study.optuna_study import Study, read_candidates
+from smnas.search.study.run_folder import RunFolder
 from smnas.search.study.settings import RunFolderError, SearchSettings, StageTrials, read_settings
 from smnas.space.preset import load_space
 
@@ -153,7 +154,7 @@ def test_four_workers_and_two_hundred_trials_lose_and_repeat_none(
     search(tmp_path / "alone", script.settings(None), stub)
     assert found == trials(tmp_path / "alone"), "one process and a file find the same"
 
-    folders = [tmp_path / "run" / training_folder(c.architecture, c.seed, c.epochs) for c in trained]
+    folders = [RunFolder(tmp_path / "run").training(c.architecture, c.seed, c.epochs) for c in trained]
     ended = [(folder / "ended").read_text().split() for folder in folders]
     began = [(folder / "began").read_text().split() for folder in folders]
     assert len({process for row in ended for process in row}) >= 8, "four workers before the kill, four after it"

@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from smnas.search.study import run_folder
-from smnas.search.study.run_folder import prepare_run_folder
 from smnas.search.study.settings import (
     DataFacts,
     RunFolderError,
     SearchSettings,
     StageTrials,
+    prepare_run_folder,
     read_settings,
     write_atomically,
 )
@@ -71,7 +70,7 @@ def test_of_two_searches_that_begin_at_once_the_first_keeps_its_settings(
         second.append(str(caught.value))
         write_atomically(file, text)
 
-    monkeypatch.setattr(run_folder, "write_atomically", write)
+    monkeypatch.setattr("smnas.search.study.settings.write_atomically", write)
     assert prepare_run_folder(folder, settings()) is False
     assert len(second) == 1
     assert read_settings(folder) == settings()

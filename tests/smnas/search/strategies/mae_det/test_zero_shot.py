@@ -13,7 +13,7 @@ from smnas.latency.detector_latency import MeasuredPart
 from smnas.models.convolutions import backbone_convolutions, layers, multiply_adds, parameters
 from smnas.scoring.entropy import detector_entropy
 from smnas.search.pareto import as_points, non_dominated
-from smnas.search.strategies.mae_det.zero_shot import ZERO_SHOT_FILE, ZeroShotStage, mae_det, seed_of, zero_shot_search
+from smnas.search.strategies.mae_det.zero_shot import ZeroShotStage, mae_det, seed_of, zero_shot_search
 from smnas.search.study.candidate import Candidate
 from smnas.search.study.settings import DataFacts, RunFolderError, SearchSettings, StageTrials
 from smnas.space.architecture import Architecture, SuperBlockSpec, parse_backbone
@@ -135,9 +135,9 @@ def test_a_run_keeps_its_candidates(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (strategy.name, stage.name, stage.trials) == ("mae-det", "modular", 3)
     again = mae_det(tmp_path, NANO, settings(), None)  # type: ignore[arg-type]
     assert again == strategy, "read back, not searched again"
-    document = json.loads((tmp_path / ZERO_SHOT_FILE).read_text())
+    document = json.loads((tmp_path / "zero-shot.json").read_text())
     document["colour"] = "blue"
-    (tmp_path / ZERO_SHOT_FILE).write_text(json.dumps(document))
+    (tmp_path / "zero-shot.json").write_text(json.dumps(document))
     with pytest.raises(RunFolderError, match="must hold a zero-shot search's result"):
         mae_det(tmp_path, NANO, settings(), None)  # type: ignore[arg-type]
 
