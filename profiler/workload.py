@@ -155,7 +155,7 @@ def meta_outputs(module: nn.Module, inputs: Sequence[TensorSpec]) -> tuple[Tenso
     return tuple(leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor))
 
 
-def random_inputs(inputs: Sequence[TensorSpec], seed: int) -> tuple[Tensor, ...]:
+def random_inputs(inputs: Sequence[TensorSpec], seed: int = 0) -> tuple[Tensor, ...]:
     """Draw all inputs on the CPU; the same seed gives the same numbers."""
     generator = torch.Generator().manual_seed(seed)
     return tuple(spec.sample(generator) for spec in inputs)

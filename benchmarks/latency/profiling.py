@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.common.record import NANO_BASELINE, NUM_CLASSES, SMALL_BASELINE, Answer, Setting, median_of
 from profiler.backends import get_backend
-from profiler.measuring.profile import measurement_target, profile_workloads
+from profiler.measuring.profile import ProfileSettings, measurement_target, profile_workloads
 from profiler.prediction.predict import LatencyModel, sum_parts
 from profiler.table.latency_table import LatencyTable, Row
 from profiler.timing.measurement import TimingSettings
@@ -60,7 +60,8 @@ def ask(setting: Setting, answer: Answer) -> str:
         with LatencyTable(path) as table:
             rng = np.random.default_rng(number)
             for kind, workloads, timing in jobs:
-                report = profile_workloads(workloads, table, backend, rng=rng, kind=kind, timing=timing)
+                settings = ProfileSettings(kind=kind, timing=timing)
+                report = profile_workloads(workloads, table, backend, rng=rng, settings=settings)
                 answer.add(
                     "profiles",
                     {

@@ -24,7 +24,7 @@ from torch import nn
 
 from benchmarks.common.answers import keep_answer
 from profiler.backends import get_backend
-from profiler.measuring.profile import Progress, profile_workloads
+from profiler.measuring.profile import ProfileSettings, Progress, profile_workloads
 from profiler.table.latency_table import LatencyTable, Row
 from profiler.table.validate import validate
 from profiler.timing.measurement import TimingSettings
@@ -117,9 +117,8 @@ def profile(path: Path, count: int, writing: int) -> None:
     workloads = [Workload(str(n), str(n), nn.Linear(n, n), (TensorSpec((1, n)),)) for n in range(1, count + 1)]
     rng = np.random.default_rng(os.getpid())
     with LatencyTable(path) as table:
-        profile_workloads(
-            workloads, table, get_backend("eager"), rng=rng, timing=_TIMING, reference_every=0, on_progress=announce
-        )
+        settings = ProfileSettings(timing=_TIMING, reference_every=0)
+        profile_workloads(workloads, table, get_backend("eager"), rng=rng, settings=settings, on_progress=announce)
 
 
 if __name__ == "__main__":

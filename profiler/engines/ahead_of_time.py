@@ -31,7 +31,6 @@ __all__ = ["AheadReport", "build_ahead"]
 
 _GROUP = 16
 """Workloads exported together, which takes a fraction of the time."""
-_INPUT_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,7 @@ def _graphs(
     convolutions = {capability: needs_convolutions(precision, capability) for capability in capabilities}
     rest = iter(workloads)
     while group := list(islice(rest, _GROUP)):
-        items = [(workload.module, random_inputs(workload.inputs, _INPUT_SEED)) for workload in group]
+        items = [(workload.module, random_inputs(workload.inputs)) for workload in group]
         made = {form: engine_graphs(items, precision, convolutions=form) for form in set(convolutions.values())}
         for number, workload in enumerate(group):
             for capability, form in convolutions.items():

@@ -15,7 +15,6 @@ from profiler.workload import Workload, random_inputs
 
 __all__ = ["BuildVariance", "build_variance", "rounds_for"]
 
-_INPUT_SEED = 0
 _FALSE_ALARMS = 0.05
 """How often equal builds may be said to differ, at most."""
 
@@ -69,7 +68,7 @@ def build_variance(
     """
     if builds < 2:
         raise ValueError(f"builds >= 2 must hold, but got {builds}")
-    inputs = random_inputs(workload.inputs, _INPUT_SEED)
+    inputs = random_inputs(workload.inputs)
     sessions = [backend.prepare(workload.module, inputs, precision) for _ in range(builds)]
     rounds = [[_measured(session, timing) for session in sessions] for _ in range(rounds_for(builds))]
     of_build = [tuple(found[index].median_ms for found in rounds) for index in range(builds)]

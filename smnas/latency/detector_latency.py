@@ -15,7 +15,15 @@ import torch
 from profiler.backends.base import Backend, check_precision
 from profiler.devices import Device
 from profiler.errors import UserError
-from profiler.measuring.profile import Caches, ProfileReport, Progress, measurement_target, missing, profile_workloads
+from profiler.measuring.plan import missing
+from profiler.measuring.profile import (
+    Caches,
+    ProfileReport,
+    ProfileSettings,
+    Progress,
+    measurement_target,
+    profile_workloads,
+)
 from profiler.prediction.batch import LatencyArrays
 from profiler.prediction.interpolate import FewRowsError, Guess, Interpolation, value_of_measuring
 from profiler.prediction.predict import (
@@ -376,13 +384,15 @@ class DetectorLatency:
             self._table,
             self._backend,
             rng=self._rng,
-            precision=self.precision,
-            batch=self.batch,
-            kind="whole" if whole else "part",
-            caches=caches,
-            timing=self.timing,
+            settings=ProfileSettings(
+                precision=self.precision,
+                batch=self.batch,
+                kind="whole" if whole else "part",
+                caches=caches,
+                timing=self.timing or TimingSettings(),
+                time_limit_s=budget_s,
+            ),
             value=value,
-            budget_s=budget_s,
             on_progress=self._on_progress,
         )
 

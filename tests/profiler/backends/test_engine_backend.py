@@ -16,7 +16,7 @@ from profiler.devices import Device, gpu_sheets
 from profiler.engines.ahead_of_time import build_ahead
 from profiler.engines.store import EngineStore
 from profiler.errors import BackendUnavailableError
-from profiler.measuring.profile import measurement_target, profile_workloads
+from profiler.measuring.profile import ProfileSettings, measurement_target, profile_workloads
 from profiler.table.latency_table import LatencyTable
 from profiler.timing.measurement import TimingSettings
 from profiler.workload import TensorSpec, Workload
@@ -117,7 +117,9 @@ def test_a_table_is_filled_and_what_can_not_be_built_is_a_row_with_its_reason(ma
     backend = make(L4)
     blocks = [workload("good", Block()), workload("unread", Block(torch.sin)), workload("unbuilt", Block(torch.tanh))]
     with LatencyTable(tmp_path / "latency.db") as table:
-        report = profile_workloads(blocks, table, backend, rng=np.random.default_rng(0), timing=FAST)
+        report = profile_workloads(
+            blocks, table, backend, rng=np.random.default_rng(0), settings=ProfileSettings(timing=FAST)
+        )
         rows = {row.name: row for row in table.current(measurement_target(backend)).values()}
     assert report.measured == 3
     assert {name for name, row in rows.items() if row.status == "failed"} == {"unread", "unbuilt"}

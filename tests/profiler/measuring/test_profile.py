@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import numpy as np
 import pytest
@@ -20,14 +20,15 @@ from torch import Tensor, nn
 from profiler.backends import get_backend
 from profiler.devices import Device, cpu_device
 from profiler.errors import UserError
+from profiler.measuring.drift import reference_workload
+from profiler.measuring.plan import Failure, missing
 from profiler.measuring.profile import (
-    Failure,
+    Caches,
     ProfileReport,
+    ProfileSettings,
     Progress,
     measurement_target,
-    missing,
     profile_workloads,
-    reference_workload,
 )
 from profiler.table.latency_table import LatencyTable, Target
 from profiler.timing.cold import cache_bytes, cold_key
@@ -118,7 +119,9 @@ def table(tmp_path: Path) -> Any:
 def profile(
     workloads: Sequence[Workload], table: LatencyTable, backend: PretendBackend, seed: int = 0, **options: Any
 ) -> ProfileReport:
-    return profile_workloads(workloads, table, backend, rng=np.random.default_rng(seed), **options)
+    others = {name: options.pop(name) for name in ("value", "reference", "on_progress") if name in options}
+    settings = ProfileSettings(**options)
+    return profile_workloads(workloads, table, backend, rng=np.random.default_rng(seed), settings=settings, **others)
 
 
 def latencies(table: LatencyTable) -> dict[str, float | None]:
@@ -324,13 +327,8 @@ def test_real_convolutions_cost_more_the_bigger_they_are(name: str, table: Laten
         for c in (8, 64)
     )
     wrong = Workload("wrong", "wrong", nn.Conv2d(8, 8, 3), (TensorSpec((1, 4, 32, 32)),))
-    report = profile_workloads(
-        [small, large, wrong],
-        table,
-        backend,
-        rng=np.random.default_rng(0),
-        timing=TimingSettings(time_limit_s=0.3),
-    )
+    settings = ProfileSettings(timing=TimingSettings(time_limit_s=0.3))
+    report = profile_workloads([small, large, wrong], table, backend, rng=np.random.default_rng(0), settings=settings)
     assert report.measured == 3
     assert [failure.key for failure in report.failed] == ["wrong"]
     assert "channels" in report.failed[0].reason
@@ -349,14 +347,14 @@ import sys, time
 import numpy as np
 from torch import nn
 from profiler.backends import get_backend
-from profiler.measuring.profile import profile_workloads
+from profiler.measuring.profile import ProfileSettings, profile_workloads
 from profiler.table.latency_table import LatencyTable
 from profiler.timing.measurement import TimingSettings
 from profiler.workload import TensorSpec, Workload
 workloads = [Workload(str(n), str(n), nn.Linear(n, n), (TensorSpec((1, n)),)) for n in range(1, 61)]
 with LatencyTable(sys.argv[1]) as table:
     report = profile_workloads(workloads, table, get_backend("eager"), rng=np.random.default_rng(0),
-        timing=TimingSettings(time_limit_s=0.02, warmup_s=0.005),
+        settings=ProfileSettings(timing=TimingSettings(time_limit_s=0.02, warmup_s=0.005)),
         on_progress=lambda p: print(p.name or "start", flush=True))
 print("cached", report.cached, "measured", report.measured)
 """
@@ -388,7 +386,7 @@ def test_a_killed_run_continues_where_it_stopped(tmp_path: Path) -> None:
 def test_the_most_valuable_come_first(table: LatencyTable, backend: PretendBackend) -> None:
     workloads = [workload(n) for n in range(1, 6)]
     value = {workloads[3].key: 5.0, workloads[1].key: 2.0}
-    profile_workloads(workloads, table, backend, rng=np.random.default_rng(0), value=value, reference_every=0)
+    profile(workloads, table, backend, value=value, reference_every=0)
     names = [row.name for row in table.rows()]
     assert names[:2] == [workloads[3].name, workloads[1].name]
     assert sorted(names) == sorted(one.name for one in workloads)
@@ -400,8 +398,8 @@ def test_a_budget_keeps_what_was_measured_and_names_the_rest(
     moments = iter(range(1000))
     monkeypatch.setattr("profiler.measuring.profile.time.monotonic", lambda: float(next(moments)))
     workloads = [workload(n) for n in range(1, 9)]
-    run = partial(profile_workloads, workloads, table, backend, rng=np.random.default_rng(0), reference_every=0)
-    first = run(budget_s=4.0)
+    run = partial(profile, workloads, table, backend, reference_every=0)
+    first = run(time_limit_s=4.0)
     assert 0 < first.measured < 8
     assert len(first.left) == 8 - first.measured
     assert {row.name for row in table.rows()} | set(first.left) == {one.name for one in workloads}
@@ -418,9 +416,7 @@ def test_a_budget_that_ends_among_failures_names_what_is_left(
         Workload(f"huge {n}", f"huge|{n}", Lasting(1_000_000), (TensorSpec((2**50, 1)),)) if n % 2 else workload(n)
         for n in range(1, 9)
     ]
-    report = profile_workloads(
-        huge, table, backend, rng=np.random.default_rng(0), budget_s=4.0, reference_every=0, value={"block|8": 1.0}
-    )
+    report = profile(huge, table, backend, time_limit_s=4.0, reference_every=0, value={"block|8": 1.0})
     assert 0 < report.measured < 8
     assert {row.name for row in table.rows()} | set(report.left) == {one.name for one in huge}
     assert next(table.rows()).name == "block 8", "what is worth most comes first, also where others can not run"
@@ -436,14 +432,8 @@ def test_the_reference_is_read_last_also_where_a_budget_ends_the_run(
         if progress.done:
             backend.slowdown = 1.5
 
-    report = profile_workloads(
-        [workload(n) for n in range(1, 9)],
-        table,
-        backend,
-        rng=np.random.default_rng(0),
-        budget_s=4.0,
-        on_progress=throttle,
-    )
+    workloads = [workload(n) for n in range(1, 9)]
+    report = profile(workloads, table, backend, time_limit_s=4.0, on_progress=throttle)
     assert report.left
     assert report.drift == pytest.approx(0.5)
 
@@ -452,10 +442,9 @@ def test_cold_rows_stand_beside_the_hot_ones(table: LatencyTable) -> None:
     one = Workload("conv", "conv|1x3x8x8", nn.Conv2d(3, 4, 3), (TensorSpec((1, 3, 8, 8)),))
     quick = TimingSettings(time_limit_s=0.2, max_samples=20, warmup_s=0.0)
     backend = get_backend("eager")
-    for caches in ("hot", "cold"):
-        report = profile_workloads(
-            [one], table, backend, rng=np.random.default_rng(0), timing=quick, caches=caches, reference_every=0
-        )
+    for caches in get_args(Caches):
+        settings = ProfileSettings(timing=quick, caches=caches, reference_every=0)
+        report = profile_workloads([one], table, backend, rng=np.random.default_rng(0), settings=settings)
         assert report.measured == 1
     hot, cold = table.rows()
     assert (hot.key, cold.key) == (one.key, cold_key(one.key))

@@ -10,7 +10,7 @@ from scipy.stats import norm
 from torch import nn
 
 from profiler.backends import get_backend
-from profiler.measuring.profile import profile_workloads
+from profiler.measuring.profile import ProfileSettings, profile_workloads
 from profiler.prediction.audit import spearman
 from profiler.prediction.interpolate import FewRowsError, Interpolation, value_of_measuring
 from profiler.table.latency_table import LatencyTable
@@ -115,9 +115,9 @@ def test_real_rows_are_guessed_from_each_other(tmp_path: Path) -> None:
     workloads = [
         Workload(f"{c}x{s}", f"{c}x{s}", nn.Conv2d(c, c, 3, padding=1), (TensorSpec((1, c, s, s)),)) for c, s in sizes
     ]
-    quick = TimingSettings(time_limit_s=0.05, warmup_s=0.005)
+    quick = ProfileSettings(timing=TimingSettings(time_limit_s=0.05, warmup_s=0.005))
     with LatencyTable(tmp_path / "latency.db") as table:
-        profile_workloads(workloads, table, get_backend("eager"), rng=np.random.default_rng(0), timing=quick)
+        profile_workloads(workloads, table, get_backend("eager"), rng=np.random.default_rng(0), settings=quick)
         rows = list(table.rows())
     works = [work for row in rows if (work := Work.from_dict(row.conditions["work"])) is not None]
     assert len(works) == len(sizes)

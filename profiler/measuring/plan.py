@@ -1,0 +1,101 @@
+"""Plan of a profiling run: what is cached, what failed before, and what to measure, in which order.
+
+Pure functions of values: nothing is measured or written here.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from profiler.table.latency_table import LatencyTable, Row, Target
+from profiler.workload import Workload
+
+__all__ = ["Failure", "Plan", "missing", "plan_profile"]
+
+WorkloadT = TypeVar("WorkloadT", bound=Workload)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A workload without a latency, and why."""
+
+    key: str
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Plan of a profiling run.
+
+    Attributes:
+        schedule: workloads to measure, in this order.
+        cached: number of workloads that the table holds, remembered failures included.
+        failed: remembered failures that are not measured again.
+    """
+
+    schedule: tuple[Workload, ...]
+    cached: int
+    failed: tuple[Failure, ...]
+
+
+def plan_profile(
+    workloads: Sequence[Workload],
+    known: Mapping[str, Row],
+    *,
+    rng: np.random.Generator,
+    value: Mapping[str, float] | None = None,
+    retry_failed: bool = False,
+) -> Plan:
+    """Decide what to measure and in which order: the most valuable first, random order among equals.
+
+    Args:
+        workloads: any number under one key; those that are missing need real weights.
+        known: current rows of the target, by key.
+        rng: draws the order, which keeps slow drift from falling on one kind of block.
+        value: of knowing each workload's latency, by key; 0 where absent.
+        retry_failed: measure remembered failures again.
+
+    Raises:
+        ValueError: a workload to measure is on ``meta``.
+    """
+    to_measure = _missing(workloads, known, retry_failed)
+    weightless = next((workload.name for workload in to_measure if workload.is_meta), None)
+    if weightless is not None:
+        raise ValueError(f"a workload must have real weights to be measured, but {weightless} is on meta")
+    schedule = [to_measure[int(index)] for index in rng.permutation(len(to_measure))]
+    schedule.sort(key=lambda workload: -(value or {}).get(workload.key, 0.0))
+    measured = {workload.key for workload in to_measure}
+    cached = {workload.key for workload in workloads} - measured
+    failed = [
+        Failure(key, row.name, row.reason) for key, row in known.items() if row.status == "failed" and key in cached
+    ]
+    return Plan(tuple(schedule), len(cached), tuple(failed))
+
+
+def missing(
+    workloads: Iterable[WorkloadT], table: LatencyTable, target: Target, *, retry_failed: bool = False
+) -> tuple[WorkloadT, ...]:
+    """Find the workloads that a table does not hold for a target, one per key, in the given order.
+
+    Only keys are compared, so the workloads may still be on the ``meta`` device: give real weights to what is returned
+    and pass it to :func:`profiler.measuring.profile.profile_workloads`.
+
+    Args:
+        workloads: any number under one key.
+        table: where to look.
+        target: what the latencies must hold for.
+        retry_failed: count remembered failures as missing.
+    """
+    return _missing(workloads, table.current(target), retry_failed)
+
+
+def _missing(workloads: Iterable[WorkloadT], known: Mapping[str, Row], retry_failed: bool) -> tuple[WorkloadT, ...]:
+    unknown: dict[str, WorkloadT] = {}
+    for workload in workloads:
+        row = known.get(workload.key)
+        if row is None or (retry_failed and row.status == "failed"):
+            unknown.setdefault(workload.key, workload)
+    return tuple(unknown.values())
