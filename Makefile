@@ -10,7 +10,7 @@ OTHER := $(if $(filter gpu,$(EXTRA)),cpu,gpu)
 INSTALLED := $(VENV)/installed-$(EXTRA)
 RUN ?= quickstart
 
-.PHONY: help quickstart test lint types contract format clean
+.PHONY: help quickstart test lint types contract docs format clean
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -27,7 +27,7 @@ quickstart: $(INSTALLED) ## search on generated images, then detect with the win
 	@echo
 	@echo "ranking    $(RUN)/ranking.csv"
 	@echo "report     $(RUN)/report.html   (open it in a browser)"
-	@echo "images   $(RUN)/images      (what the recommended detector found)"
+	@echo "images     $(RUN)/images        (what the recommended detector found)"
 
 test: $(INSTALLED) ## the test suite
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
@@ -42,10 +42,13 @@ types: $(INSTALLED) ## mypy, strict
 contract: $(INSTALLED) ## who may import whom
 	$(BIN)/lint-imports
 
+docs: $(INSTALLED) ## the documentation as a site in ./site; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 format: $(INSTALLED) ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean: ## remove the environment, caches and the quickstart's result
-	rm -rf $(VENV) quickstart build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) quickstart site build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

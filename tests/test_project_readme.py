@@ -1,5 +1,6 @@
-"""The documentation says what is there: commands, folders, and code that runs."""
+"""The documentation says what is there: commands, folders, figures, links, and code that runs."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -17,22 +18,28 @@ from smnas.data.scene import draw_scene, render
 from smnas.deploy.export import export_detector
 from smnas.inference.video import VideoWriter
 from smnas.models.build import build_detector
+from smnas.search.strategies.by_name import STRATEGIES
 from smnas.space.architecture import Architecture
 from smnas.space.preset import preset_names
 from smnas.training.checkpoint import Checkpoint, CheckpointInfo, save_checkpoint
-from smnas.training.recipe import load_recipe
+from smnas.training.recipe import load_recipe, recipe_names
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
+PAGES = {path: path.read_text(encoding="utf-8") for path in sorted((REPOSITORY / "docs").rglob("*.md"))}
+DOCUMENTS = {REPOSITORY / "README.md": README, REPOSITORY / "CONTRIBUTING.md": CONTRIBUTING, **PAGES}
+EVERYTHING = "\n".join(DOCUMENTS.values())
+COMMAND_TABLE = re.compile(r"^\| `smnas (\w+)` \| .*$", re.MULTILINE)
 
 
-def _blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def _blocks(language: str, text: str = EVERYTHING) -> list[str]:
+    return list(dict.fromkeys(re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)))
 
 
 def _commands() -> list[list[str]]:
-    """Every ``smnas ...`` line of the README's shell examples, as the words behind ``smnas``."""
-    found = []
+    """Every ``smnas ...`` line of the shell examples, as the words after ``smnas``."""
+    found: dict[str, list[str]] = {}
     for block in _blocks("bash"):
         for line in block.splitlines():
             words = shlex.split(line, comments=True)
@@ -40,15 +47,20 @@ def _commands() -> list[list[str]]:
                 continue
             program = words[0].rsplit("/", 1)[-1]
             if program == "smnas":
-                found.append(words[1:])
+                found[line] = words[1:]
             elif program.startswith("smnas-"):
-                found.append([program.removeprefix("smnas-"), *words[1:]])
-    return found
+                found[line] = [program.removeprefix("smnas-"), *words[1:]]
+    return list(found.values())
+
+
+def test_the_readme_is_one_read() -> None:
+    assert len(README.splitlines()) <= 150
 
 
 def test_every_command_is_in_the_table_and_has_an_example() -> None:
-    table = re.findall(r"^\| `smnas (\w+)` \|", README, re.MULTILINE)
-    assert table == list(COMMANDS)
+    assert COMMAND_TABLE.findall(README) == list(COMMANDS)
+    table = [match[0] for match in COMMAND_TABLE.finditer(README)]
+    assert [match[0] for match in COMMAND_TABLE.finditer(PAGES[REPOSITORY / "docs" / "commands.md"])] == table
     assert {words[0] for words in _commands()} == set(COMMANDS)
 
 
@@ -56,6 +68,18 @@ def test_every_command_is_in_the_table_and_has_an_example() -> None:
 def test_every_example_parses(words: list[str]) -> None:
     name, *arguments = words
     typer.main.get_command(application(name)).make_context(name, arguments)
+
+
+@pytest.mark.parametrize("option", sorted(set(re.findall(r"`(--[a-z][a-z-]+)", EVERYTHING))))
+def test_every_option_that_is_named_exists(option: str) -> None:
+    foreign = {"--extra-index-url", "--standalone", "--nproc-per-node", "--help"}
+    known = {
+        spelling
+        for name in COMMANDS
+        for parameter in typer.main.get_command(application(name)).params
+        for spelling in [*parameter.opts, *parameter.secondary_opts]
+    }
+    assert option in known | foreign
 
 
 @pytest.fixture(scope="session")
@@ -89,27 +113,86 @@ def test_code_runs(code: str, files: Path) -> None:
 
 
 def test_architecture_strings_are_canonical() -> None:
-    strings = re.findall(r"\b(?:basicblock|bottleneck|mobilenetv2|resnext)_\S+?\+\d+x\d+", README)
-    assert len(set(strings)) >= 3
+    strings = set(re.findall(r"\b(?:basicblock|bottleneck|inverted|mobilenetv2|resnext)_\S+?\+\d+x\d+", EVERYTHING))
+    assert len(strings) >= 6
     for text in strings:
         assert str(Architecture.parse(text)) == text
 
 
-def test_every_preset_is_named() -> None:
-    assert [name for name in preset_names() if f"`{name}`" not in README] == []
+def test_every_preset_recipe_and_strategy_is_named() -> None:
+    pages = {name: PAGES[REPOSITORY / "docs" / f"{name}.md"] for name in ("architectures", "training", "search")}
+    assert [name for name in preset_names() if f"`{name}`" not in README + pages["architectures"]] == []
+    assert [name for name in recipe_names() if f"`{name}`" not in pages["training"]] == []
+    assert [name for name in STRATEGIES if f"`{name}`" not in pages["search"]] == []
 
 
 def test_every_folder_is_explained() -> None:
-    tops = ["kernels", "profiler", "smnas", "tests", "benchmarks"]
+    tops = ["kernels", "profiler", "smnas", "tests", "docs", "benchmarks"]
     inner = [f"smnas/{path.name}" for path in (REPOSITORY / "smnas").iterdir() if (path / "__init__.py").is_file()]
-    assert [name for name in [*tops, *inner] if f"| `{name}/` |" not in README] == []
+    assert [name for name in [*tops, *inner] if f"| `{name}/` |" not in CONTRIBUTING] == []
+
+
+def test_links_lead_to_files_and_headings() -> None:
+    for document, text in DOCUMENTS.items():
+        for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
+            target, _, heading = link.partition("#")
+            path = document if not target else document.parent / target
+            assert path.is_file(), f"{document.name}: {link}"
+            headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE) if heading else []
+            slugs = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in headings]
+            assert not heading or heading in slugs, f"{document.name}: {link}"
+
+
+def _kept(question: str) -> Path:
+    name = re.compile(rf"{question}-[a-z_]+-[a-z0-9]+-\d[^/]*\.json")
+    (path,) = (path for path in (REPOSITORY / "benchmarks" / "results").rglob("*.json") if name.fullmatch(path.name))
+    return path
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/latency.md"])
+def test_figures_of_predictions_are_the_kept_ones(document: str) -> None:
+    rows = re.findall(r"^\| .*(?=`audit-).*$", (REPOSITORY / document).read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(rows) == 3
+    for row in rows:
+        (question,) = re.findall(r"`(audit-[a-z0-9-]+)`", row)
+        accuracy = json.loads(_kept(question).read_text(encoding="utf-8"))["audit"]["accuracy"]
+        cells = [cell.strip() for cell in row.strip("|").split("|")][1:-1]
+        own = accuracy["prediction"]
+        expected = [str(own["count"]), f"{own['mape']:.1%}", f"{own['within_5']:.0%}", f"{own['within_10']:.0%}"]
+        assert cells[:4] == expected
+        assert float(cells[4]) == pytest.approx(own["spearman"], abs=6e-4)
+        assert cells[-1] == f"{accuracy['FLOPs']['mape']:.1%}"
+
+
+def test_figures_of_searches_are_the_kept_ones() -> None:
+    lines = README.splitlines()
+    for number, line in enumerate(lines):
+        if not (found := re.search(r"\| baseline \| (.*?) \| (.*?) ms \| `([a-z0-9-]+)` \|", line)):
+            continue
+        answer = json.loads(_kept(found[3]).read_text(encoding="utf-8"))
+        ranking = {row["architecture"]: row for row in answer["ranking"]}
+        (baseline,) = (row for row in answer["ranking"] if row["role"] == "baseline")
+        recommended = ranking[answer["recommendation"]["architecture"]]
+        assert f"`{recommended['architecture']}`" in lines[number + 1]
+        for text, row in ((line, baseline), (lines[number + 1], recommended)):
+            ap, milliseconds = (cell.strip() for cell in text.replace("**", "").split("|")[3:5])
+            assert float(ap.split(" ± ")[0]) == pytest.approx(row["ap"], abs=5e-4)
+            if " ± " in ap:
+                assert float(ap.split(" ± ")[1]) == pytest.approx(row["ap_std"], abs=5e-4)
+            assert float(milliseconds.removesuffix(" ms")) == pytest.approx(row["measured_latency_ms"], rel=0.01)
+
+
+def test_every_kept_answer_that_is_named_exists() -> None:
+    known = {path.name for path in (REPOSITORY / "benchmarks" / "results").rglob("*.json")}
+    cells = re.findall(r"\| `([a-z]+-[a-z0-9-]+)` \|$", EVERYTHING, re.MULTILINE)
+    assert len(cells) >= 6
+    assert [name for name in cells if not any(file.startswith(f"{name}-") for file in known)] == []
 
 
 def test_every_make_target_that_the_documents_name_exists() -> None:
-    contributing = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    named = set(re.findall(r"(?:^|`)make ([a-z]+)", README + contributing, re.MULTILINE))
+    named = set(re.findall(r"(?:^|`)make ([a-z]+)", EVERYTHING, re.MULTILINE))
     assert named <= targets
-    assert {"quickstart", "test", "lint", "types", "contract", "clean"} <= targets
+    assert {"quickstart", "test", "lint", "types", "contract", "docs", "clean"} <= targets
     gate = (REPOSITORY / ".ci" / "run").read_text(encoding="utf-8")
-    assert set(re.findall(r"^make ([a-z]+)", gate, re.MULTILINE)) == {"test", "lint", "types", "contract"}
+    assert {"test", "lint", "types", "contract", "docs"} <= set(re.findall(r"^make ([a-z]+)", gate, re.MULTILINE))
