@@ -17,8 +17,7 @@ from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
-
-from profiler.prediction.predict import student_quantile
+from scipy.special import ndtri, stdtrit  # quantiles; scipy.stats takes a second to import
 
 __all__ = ["FewRowsError", "Guess", "Interpolation", "WorkFigures", "value_of_measuring"]
 
@@ -217,7 +216,7 @@ class Interpolation:
             mean, covariance = law.predict(features[rows])
             ms = np.exp(mean)
             # Left-out rows say by how much the law's own standard deviation is off.
-            factor = (law.widen / _normal_quantile(self.level)) ** 2
+            factor = (law.widen / float(ndtri((1 + self.level) / 2))) ** 2
             joint[np.ix_(rows, rows)] = factor * covariance * np.outer(ms, ms)
             noise[rows] = factor * (law.noise * ms) ** 2
         return joint, noise
@@ -272,8 +271,4 @@ def _widening(left_out: Array, level: float) -> float:
     if n >= _MIN_FOR_QUANTILE and (rank := math.ceil((n + 1) * level)) <= n:
         return float(np.sort(np.abs(left_out))[rank - 1])
     spread = math.sqrt(float(left_out @ left_out) / n)
-    return student_quantile((1 + level) / 2, n - 1) * max(spread, 1.0)
-
-
-def _normal_quantile(level: float) -> float:
-    return student_quantile((1 + level) / 2, 10_000)
+    return float(stdtrit(n - 1, (1 + level) / 2)) * max(spread, 1.0)

@@ -14,6 +14,7 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import stdtrit  # Student's quantile; scipy.stats takes a second to import
 
 from profiler.table.latency_table import Row
 
@@ -25,7 +26,6 @@ __all__ = [
     "MissingPartsError",
     "PartsSum",
     "fit_relative",
-    "student_quantile",
     "sum_parts",
 ]
 
@@ -211,42 +211,6 @@ class LatencyModel:
         return Latencies(ms, np.maximum(ms - half, 0.0), ms + half, self.calibrated)
 
 
-def student_quantile(probability: float, degrees: int) -> float:
-    """Quantile of Student's t distribution, by bisection of its exact distribution function.
-
-    Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
-
-    Args:
-        probability: in (0, 1).
-        degrees: of freedom, at least 1.
-    """
-    if not 0 < probability < 1 or degrees < 1:
-        raise ValueError(f"0 < probability < 1 and degrees >= 1 must hold, but got {probability} and {degrees}")
-    if probability < 0.5:
-        return -student_quantile(1 - probability, degrees)
-    low, high = 0.0, 1.0
-    while _student_cdf(high, degrees) < probability:
-        low, high = high, 2 * high
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _student_cdf(middle, degrees) < probability else (low, middle)
-    return (low + high) / 2
-
-
-def _student_cdf(t: float, degrees: int) -> float:
-    theta = math.atan2(t, math.sqrt(degrees))
-    cos_squared = math.cos(theta) ** 2
-    term = 1.0 if degrees % 2 == 0 else math.cos(theta)
-    series = term if degrees > 1 else 0.0
-    for index in range(2 if degrees % 2 == 0 else 3, degrees - 1, 2):
-        term *= cos_squared * (index - 1) / index
-        series += term
-    inside = math.sin(theta) * series
-    if degrees % 2 == 1:
-        inside = 2 / math.pi * (theta + inside)
-    return 0.5 + inside / 2
-
-
 def fit_relative(sums: Array, counts: Array, wholes: Array, per_part: bool) -> tuple[float, float]:
     """Least squares of the relative error over ``scale >= 0`` and ``per_part_ms >= 0``, in closed form.
 
@@ -288,4 +252,4 @@ def _half_width(residuals: Array, degrees: int, level: float) -> float:
         # The conformal rank: of n + 1 exchangeable residuals the new one is among the smallest `rank` that often.
         return float(np.sort(np.abs(residuals))[rank - 1])
     spread = math.sqrt(float(residuals @ residuals) / n)
-    return student_quantile((1 + level) / 2, degrees) * spread
+    return float(stdtrit(degrees, (1 + level) / 2)) * spread

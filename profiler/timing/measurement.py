@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
+import numpy as np
+from scipy.special import bdtr
+
 __all__ = [
     "CudaTimer",
     "Measurement",
@@ -244,15 +247,8 @@ def median_interval(samples: Sequence[float], confidence: float = 0.95) -> tuple
         raise ValueError("median_interval needs at least one sample, but got none")
     ordered = sorted(samples)
     n = len(ordered)
-    rank = 1
-    tail = 0.0  # P(Binomial(n, 1/2) < rank + 1), summed in logarithms' scale so that 2**-n can not underflow
-    for successes in range(n // 2 + 1):
-        tail += math.exp(
-            math.lgamma(n + 1) - math.lgamma(successes + 1) - math.lgamma(n - successes + 1) - n * math.log(2)
-        )
-        if 1 - 2 * tail < confidence:
-            break
-        rank = successes + 1
+    tails = bdtr(np.arange(n // 2 + 1), n, 0.5)  # P(Binomial(n, 1/2) <= k)
+    rank = max(1, int(np.searchsorted(tails, (1 - confidence) / 2, side="right")))
     return ordered[rank - 1], ordered[n - rank]
 
 

@@ -17,7 +17,6 @@ from profiler.prediction.predict import (
     LatencyModel,
     MissingPartsError,
     PartsSum,
-    student_quantile,
     sum_parts,
 )
 from profiler.table.latency_table import Row, Target
@@ -168,13 +167,6 @@ def test_latencies_inside_each_others_intervals_tie() -> None:
     assert not c.ties(a)
 
 
-@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 5, 10, 18, 57])
-def test_students_quantiles_are_scipys(degrees: int) -> None:
-    for probability in (0.05, 0.5, 0.7, 0.95, 0.975, 0.995):
-        expected = stats.t.ppf(probability, degrees)
-        assert student_quantile(probability, degrees) == pytest.approx(expected, rel=1e-8, abs=1e-8)
-
-
 @pytest.mark.parametrize(
     ("parts", "wholes", "level", "message"),
     [
@@ -187,12 +179,6 @@ def test_students_quantiles_are_scipys(degrees: int) -> None:
 def test_wrong_arguments_are_refused(parts: list[PartsSum], wholes: list[float], level: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LatencyModel.fit(parts, wholes, level=level)
-
-
-def test_quantiles_outside_their_range_are_refused() -> None:
-    for probability, degrees in ((0.0, 3), (1.0, 3), (0.5, 0)):
-        with pytest.raises(ValueError, match="must hold"):
-            student_quantile(probability, degrees)
 
 
 def test_prediction_loads_no_torch() -> None:
