@@ -1,37 +1,86 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all: killed at any moment, a writer leaves the old file or the new one.
 
+As with ``open``, a new file's mode follows the umask, an existing one keeps its mode, a link keeps pointing to its
+target, and what is no regular file (``/dev/stdout``, a pipe) is written to.
+"""
+
+import io
 import os
 import secrets
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
-__all__ = ["write_whole"]
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+__all__ = ["replace_whole", "write_whole"]
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Replace the file at ``path``, making its folder; killed at any moment, the old one or the new one is there.
-
-    As with ``open``, a new file's mode follows the umask, an existing one keeps its mode, a link keeps pointing to its
-    target, and what is no regular file (``/dev/stdout``, a pipe) is written to.
-    """
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Replace the file at ``path`` by bytes, or by text in UTF-8; makes its folder. Several may write it at once."""
+    data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
+    # short: the file's own name may be as long as allowed
+    _replace(path, f".{secrets.token_hex(8)}.part", lambda file: file.write(data))
+
+
+def replace_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let ``write`` fill the new file, for large files with one writer at a time.
+
+    The temporary file's name is fixed, so that what a killed process left there is overwritten by the next one.
+
+    Raises:
+        OSError: the disk is full, say, also where ``write`` makes another error of that.
+    """
+    _replace(path, f".{path.name}.tmp", write)
+
+
+def _replace(path: Path, temporary_name: str, write: Callable[[BinaryIO], object]) -> None:
     path = Path(os.path.realpath(path))
     mode = path.stat().st_mode if path.exists() else None
     if mode is not None and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        path.write_bytes(content)
+        with path.open("wb") as file:
+            write(file)
         return
-    temporary = path.with_name(f".{secrets.token_hex(8)}.part")  # short: the file's own name may be as long as allowed
+    temporary = path.with_name(temporary_name)
     try:
         # the system applies umask and the folder's default ACL, as tempfile would not
-        with temporary.open("xb") as stream:
+        with temporary.open("wb", buffering=0) as raw:
             if mode is not None:
-                os.fchmod(stream.fileno(), stat.S_IMODE(mode))
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
+                os.fchmod(raw.fileno(), stat.S_IMODE(mode))
+            watched = _Watched(raw)
+            with io.BufferedWriter(watched) as file:
+                try:
+                    write(file)
+                except Exception:
+                    if watched.failure is not None:
+                        raise watched.failure from None
+                    raise
+                file.flush()
+                os.fsync(raw.fileno())
         temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.errno is not None:
             error.filename = str(path)  # a full disk names no file, others name the temporary one
         raise
+
+
+class _Watched(io.RawIOBase):
+    """A file that remembers why it could not be written: torch raises a ``RuntimeError`` that does not say so."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self._file = file
+        self.failure: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: "ReadableBuffer", /) -> int:
+        try:
+            return self._file.write(content)
+        except OSError as error:
+            self.failure = error
+            raise

@@ -35,6 +35,7 @@ from benchmarks.training.torchvision_reference import (
     reference_step,
     train_reference,
 )
+from profiler.atomic import write_whole
 from profiler.errors import UserError
 from smnas.data.coco import CocoFolder
 from smnas.data.loader import Batch, TrainLoader
@@ -46,7 +47,6 @@ from smnas.scoring.trained_ap import METRICS_FILE, TrainedAP, write_metrics
 from smnas.search.study.run_folder import folder_lock
 from smnas.search.study.settings import RunFolderError
 from smnas.space.architecture import Architecture
-from smnas.training.atomic import write_atomically
 from smnas.training.curve import CURVE_FILE, EpochLog, read_curve
 from smnas.training.errors import TrainingFailedError
 from smnas.training.optimizer import build_optimizer
@@ -258,18 +258,18 @@ def do(
             if file.exists():
                 print(f"{part}: is there", flush=True)
                 return
-            write_atomically(folder / SETTINGS_FILE, (json.dumps(settings, indent=1) + "\n").encode())
+            write_whole(folder / SETTINGS_FILE, json.dumps(settings, indent=1) + "\n")
             if part.name == SPEED:
                 seconds = seconds_a_step(data, architecture, asked.backbone, recipe, asked.steps, torch.device(device))
                 found = {"threads": torch.get_num_threads(), "seconds": seconds}
-                write_atomically(file, (json.dumps(found) + "\n").encode())
+                write_whole(file, json.dumps(found) + "\n")
             else:
                 write_metrics(file, train(part, folder, data, architecture, asked.backbone, recipe, device))
             print(f"{part}: {file.read_text()}", flush=True)
     except RunFolderError:
         print(f"{part}: another process is at it", flush=True)
     except (ScoringFailedError, TrainingFailedError) as error:
-        write_atomically(folder / FAILURE_FILE, (json.dumps({"reason": error.reason}) + "\n").encode())
+        write_whole(folder / FAILURE_FILE, json.dumps({"reason": error.reason}) + "\n")
         print(f"{part}: failed: {error.reason}", flush=True)
 
 

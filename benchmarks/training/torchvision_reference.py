@@ -20,12 +20,12 @@ from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
+from profiler.atomic import replace_whole
 from smnas.data.augment import Augmentation
 from smnas.data.coco import DetectionDataset
 from smnas.data.loader import TrainLoader
 from smnas.evaluation.predict import DetectFunction, DetectionArrays
 from smnas.models.options import DetectorOptions
-from smnas.training.atomic import replace_atomically
 from smnas.training.curve import CURVE_FILE, EpochLog, append_curve, memory_in_use_mb, write_curve
 from smnas.training.epoch import TrainBatch
 from smnas.training.errors import DivergedError
@@ -200,7 +200,7 @@ def _store(folder: Path, model: FasterRCNN, optimizer: torch.optim.SGD, history:
         "optimizer": optimizer.state_dict(),
         "history": [log.to_dict() for log in history],
     }
-    replace_atomically(folder / CHECKPOINT_FILE, lambda file: torch.save(values, file))
+    replace_whole(folder / CHECKPOINT_FILE, lambda file: torch.save(values, file))
     append_curve(folder / CURVE_FILE, history[-1])
 
 

@@ -166,8 +166,8 @@ def build_engine(
     if precision == "fp32" and NO_FP32_PRODUCTS in capabilities:
         model = products_as_convolutions(onnx.load_from_string(model)).SerializeToString()
     if not parser.parse(model):
-        errors = [str(parser.get_error(index).desc()) for index in range(parser.num_errors)]
-        raise EngineBuildError(f"the graph can not be read: {_one_line(errors)}")
+        logger.errors[:0] = [str(parser.get_error(index).desc()) for index in range(parser.num_errors)]
+        raise EngineBuildError(f"the graph can not be read: {logger.one_line()}")
     dense = _dense_layers(trt, network, precision)
     if precision == "int8" and not _quantises(trt, network):
         dense = 0  # a stem, or the last layers of a head: they stay float32
@@ -249,11 +249,6 @@ def logger_of(trt: Any) -> Any:
 
         def one_line(self) -> str:
             """The first error; the rest follow from it."""
-            return _one_line(self.errors)
+            return " ".join(self.errors[0].split()) if self.errors else "no reason was given"
 
     return Logger()
-
-
-def _one_line(messages: Sequence[str]) -> str:
-    """The first error; the rest follow from it."""
-    return " ".join(messages[0].split()) if messages else "no reason was given"

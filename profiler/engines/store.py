@@ -153,7 +153,7 @@ class EngineStore:
 
     def _write_manifest(self, manifest: Manifest) -> None:
         text = json.dumps({"format": _FORMAT, **asdict(manifest)}, indent=2, sort_keys=True)
-        write_whole(self.manifest_path(manifest.request), f"{text}\n".encode())
+        write_whole(self.manifest_path(manifest.request), f"{text}\n")
 
 
 def _parse(path: Path) -> Manifest:

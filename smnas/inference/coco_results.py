@@ -70,7 +70,7 @@ class ListedImages:
             UserError: It can not be written.
         """
         try:
-            write_whole(path, (json.dumps(self.results(images)) + "\n").encode())
+            write_whole(path, json.dumps(self.results(images)) + "\n")
         except OSError as error:
             raise _no_place(path, error.strerror) from None
 

@@ -56,7 +56,7 @@ def write_engine(path: Path, content: bytes, manifest: EngineManifest) -> None:
         "detector": {name: json.loads(value) for name, value in properties.items()},
     }
     write_whole(path, content)
-    write_whole(manifest_path(path), f"{json.dumps(document, indent=2, sort_keys=True)}\n".encode())
+    write_whole(manifest_path(path), f"{json.dumps(document, indent=2, sort_keys=True)}\n")
 
 
 def read_engine(path: Path) -> tuple[bytes, EngineManifest]:

@@ -29,7 +29,7 @@ def write_audit(table: Path, target: Target, audit: Mapping[str, Any]) -> None:
     path = _audit_file(table)
     kept = _read(path)
     kept[_name(target)] = dict(audit)
-    write_whole(path, (json.dumps(kept, indent=1) + "\n").encode())
+    write_whole(path, json.dumps(kept, indent=1) + "\n")
 
 
 def read_audit(table: Path, target: Target) -> tuple[AuditPoint, ...]:

@@ -45,7 +45,7 @@ def write_latency_page(table: Path, out: Path, *, architectures: Sequence[str] =
         }
     page = render_latency_page(table.name, view, read_audit(table, target), detectors)
     try:
-        write_whole(out, page.encode())
+        write_whole(out, page)
     except OSError as error:
         raise UserError(f"the report must be a file that can be written, but got {out} ({error.strerror})") from None
     return view

@@ -13,6 +13,7 @@ from markupsafe import Markup, escape
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
+from profiler.atomic import write_whole
 from profiler.errors import UserError
 from smnas.report import data, figures
 from smnas.report.blocks import block_latencies
@@ -23,7 +24,6 @@ from smnas.report.samples import Sample, sample_detections
 from smnas.report.verdict import verdict
 from smnas.search.ranking.recommendation import band_limits
 from smnas.search.study.run_folder import RunFolder as RunFiles
-from smnas.search.study.settings import write_atomically
 
 __all__ = ["render_page", "render_report", "write_report"]
 
@@ -69,7 +69,7 @@ def write_report(
             missing.append(f"The latency of the recommended detector's parts is left out: {error}.")
     page = render_report(run, samples=samples, blocks=blocks, notes=missing)
     try:
-        write_atomically(target, page)
+        write_whole(target, page)
     except OSError as error:
         raise UserError(f"the report must be a file that can be written, but got {target} ({error.strerror})") from None
     return target

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from profiler.atomic import write_whole
 from profiler.errors import UserError, named_line
 from smnas.data.coco import CocoFolder
 from smnas.evaluation.predict import eager_detect, evaluate
@@ -20,7 +21,6 @@ from smnas.models.layers import NormKind
 from smnas.models.pretrained import load_pretrained
 from smnas.scoring.base import Score, ScoringFailedError, ScoringProgress
 from smnas.space.architecture import Architecture
-from smnas.training.atomic import write_atomically
 from smnas.training.checkpoint import CHECKPOINT_FILE, load_checkpoint, record_metrics
 from smnas.training.curve import EpochLog, StepLog
 from smnas.training.errors import TrainingFailedError
@@ -244,7 +244,7 @@ class _Evaluations:
 def write_metrics(path: Path, metrics: Mapping[str, float]) -> None:
     """Write metrics as one JSON object, atomically; what is undefined (NaN) becomes ``null``."""
     plain = {name: None if math.isnan(value) else value for name, value in metrics.items()}
-    write_atomically(path, (json.dumps(plain, indent=2) + "\n").encode())
+    write_whole(path, json.dumps(plain, indent=2) + "\n")
 
 
 def read_metrics(path: Path) -> dict[str, float]:

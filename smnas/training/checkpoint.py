@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from profiler.atomic import replace_whole
 from profiler.errors import UserError, first_line
 from smnas import __version__
 from smnas.models.backbones.backbone import StemKind
@@ -23,7 +24,6 @@ from smnas.models.build import build_detector
 from smnas.models.detector import Detector
 from smnas.models.layers import NormKind
 from smnas.space.architecture import Architecture
-from smnas.training.atomic import replace_atomically
 from smnas.training.curve import EpochLog
 from smnas.training.recipe import Recipe
 
@@ -146,7 +146,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "scaler": checkpoint.scaler,
         "history": [log.to_dict() for log in checkpoint.history],
     }
-    replace_atomically(path, lambda file: torch.save(values, file))
+    replace_whole(path, lambda file: torch.save(values, file))
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

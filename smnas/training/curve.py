@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from profiler.atomic import write_whole
 from profiler.errors import UserError
-from smnas.training.atomic import write_atomically
 
 __all__ = ["CURVE_FILE", "EpochLog", "StepLog", "append_curve", "memory_in_use_mb", "read_curve", "write_curve"]
 
@@ -88,7 +88,7 @@ class StepLog:
 
 def write_curve(path: Path, history: Sequence[EpochLog]) -> None:
     """Replace the file by exactly these epochs, so that a resumed run never shows an epoch twice."""
-    write_atomically(path, "".join(_line(log) for log in history).encode())
+    write_whole(path, "".join(_line(log) for log in history))
 
 
 def append_curve(path: Path, log: EpochLog) -> None:

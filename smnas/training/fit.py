@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
+from profiler.atomic import write_whole
 from profiler.errors import UserError
 from smnas.data.coco import DetectionDataset
 from smnas.data.loader import TrainLoader
 from smnas.models.detector import Detector
-from smnas.training.atomic import write_atomically
 from smnas.training.checkpoint import (
     CHECKPOINT_FILE,
     Checkpoint,
@@ -297,4 +297,4 @@ def _record_failure(out_dir: Path, error: TrainingFailedError, epochs: int) -> N
         "step": error.step,
         "finished_epochs": epochs,
     }
-    write_atomically(out_dir / FAILURE_FILE, (json.dumps(record) + "\n").encode())
+    write_whole(out_dir / FAILURE_FILE, json.dumps(record) + "\n")

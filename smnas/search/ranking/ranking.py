@@ -11,13 +11,14 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from profiler.atomic import write_whole
 from smnas.search.pareto import as_points, front_layers
 from smnas.search.ranking.correlation import Correlation, rank_correlations
 from smnas.search.ranking.recommendation import BandRecommendation, Recommendation, band_recommendations, recommend
 from smnas.search.ranking.row import RankingRow
 from smnas.search.study.candidate import Candidate, in_search
 from smnas.search.study.run_folder import RunFolder, RunFolderError
-from smnas.search.study.settings import FORMAT_VERSION, SearchSettings, write_atomically
+from smnas.search.study.settings import FORMAT_VERSION, SearchSettings
 
 __all__ = [
     "Ranking",
@@ -166,8 +167,8 @@ def write_ranking(folder: Path, settings: SearchSettings, ranking: Ranking) -> R
         "notes": list(ranking.notes),
     }
     # allow_nan=False: a file that only Python can read is not JSON. The rows hold no NaN by construction.
-    write_atomically(RunFolder(folder).ranking, json.dumps(document, indent=2, allow_nan=False) + "\n")
-    write_atomically(RunFolder(folder).csv, _csv(ranking.rows))
+    write_whole(RunFolder(folder).ranking, json.dumps(document, indent=2, allow_nan=False) + "\n")
+    write_whole(RunFolder(folder).csv, _csv(ranking.rows))
     return ranking
 
 

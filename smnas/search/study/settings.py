@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from profiler.atomic import write_whole
 from smnas.search.study.run_folder import RunFolder, RunFolderError, folder_lock
-from smnas.training.atomic import write_atomically as write_bytes
 
 __all__ = [
     "FORMAT_VERSION",
@@ -19,7 +19,6 @@ __all__ = [
     "StageTrials",
     "prepare_run_folder",
     "read_settings",
-    "write_atomically",
 ]
 
 FORMAT_VERSION = 1
@@ -156,7 +155,7 @@ def prepare_run_folder(path: Path, settings: SearchSettings) -> bool:
         path.mkdir(parents=True, exist_ok=True)
         with folder_lock(path):  # of two searches that begin here at the same instant one writes its settings
             if not file.exists():
-                write_atomically(file, json.dumps(settings.model_dump(mode="json"), indent=2) + "\n")
+                write_whole(file, json.dumps(settings.model_dump(mode="json"), indent=2) + "\n")
                 return False
             _compare(read_settings(path), settings, path)
             return True
@@ -180,8 +179,3 @@ def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in document.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
-
-
-def write_atomically(file: Path, text: str) -> None:
-    """Replace ``file`` so that a reader, or a crash, finds the old text or the new one and never half of it."""
-    write_bytes(file, text.encode())

@@ -195,8 +195,9 @@ def test_a_prior_is_held_against_its_controls(run_folder: Path) -> None:
 
 
 def test_a_page_that_can_not_be_written_is_the_users_mistake(run_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
     with pytest.raises(UserError, match="can be written"):
-        write_report(run_folder, tmp_path / "no" / "such" / "folder.html")
+        write_report(run_folder, tmp_path / "file" / "report.html")
 
 
 def test_a_slower_winner_is_said_plainly(run_folder: Path) -> None:

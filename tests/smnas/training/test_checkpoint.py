@@ -13,8 +13,8 @@ from full_disk import full_after
 from hypothesis import given
 from hypothesis import strategies as st
 
+from profiler.atomic import replace_whole, write_whole
 from profiler.errors import UserError
-from smnas.training.atomic import replace_atomically, write_atomically
 from smnas.training.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -180,17 +180,17 @@ def test_another_format_version_is_named(tmp_path: Path, checkpoint: Checkpoint)
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    write_atomically(path, b"old")
+    write_whole(path, b"old")
 
     def write(file: Any) -> None:
         file.write(b"half of the new")
         raise OSError("no space left")
 
     with pytest.raises(OSError, match="no space left"):
-        replace_atomically(path, write)
+        replace_whole(path, write)
     assert path.read_bytes() == b"old"
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
-    write_atomically(path, b"new")
+    write_whole(path, b"new")
     assert path.read_bytes() == b"new"
 
 

@@ -18,6 +18,7 @@ from typing import Literal
 
 import numpy as np
 
+from profiler.atomic import write_whole
 from smnas.latency.detector_latency import DetectorLatency
 from smnas.latency.super_blocks import fit_super_block_latency
 from smnas.models.backbones.backbone import stage_channels, stage_depth, stem_channels
@@ -28,7 +29,7 @@ from smnas.search.strategies.mae_det.maximum_entropy import Budget, EntropySearc
 from smnas.search.study.candidate import Candidate, Proposal
 from smnas.search.study.history import History
 from smnas.search.study.run_folder import RunFolder, RunFolderError
-from smnas.search.study.settings import SearchSettings, write_atomically
+from smnas.search.study.settings import SearchSettings
 from smnas.space.architecture import Architecture, Backbone, ResNetSpec, SuperBlockSpec
 from smnas.space.preset import Space, SpaceError
 from smnas.space.super_block_cost import population_cost
@@ -130,7 +131,7 @@ def mae_det(
             steps=_STEPS,
             on_step=on_step,
         )
-        write_atomically(file, json.dumps(asdict(result), indent=1) + "\n")
+        write_whole(file, json.dumps(asdict(result), indent=1) + "\n")
     found = _read(file)
     candidates = tuple(Architecture.parse(candidate.architecture) for candidate in found.candidates)
     return Strategy(MAE_DET, (ZeroShotStage(candidates, settings.trials.modular),))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from profiler.atomic import write_whole
 from smnas.search.study.settings import (
     DataFacts,
     RunFolderError,
@@ -13,7 +14,6 @@ from smnas.search.study.settings import (
     StageTrials,
     prepare_run_folder,
     read_settings,
-    write_atomically,
 )
 
 
@@ -68,9 +68,9 @@ def test_of_two_searches_that_begin_at_once_the_first_keeps_its_settings(
         with pytest.raises(RunFolderError, match="another process holds") as caught:
             prepare_run_folder(folder, settings(seed=1))
         second.append(str(caught.value))
-        write_atomically(file, text)
+        write_whole(file, text)
 
-    monkeypatch.setattr("smnas.search.study.settings.write_atomically", write)
+    monkeypatch.setattr("smnas.search.study.settings.write_whole", write)
     assert prepare_run_folder(folder, settings()) is False
     assert len(second) == 1
     assert read_settings(folder) == settings()
