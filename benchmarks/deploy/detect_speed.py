@@ -13,12 +13,12 @@ where decoding is not.
     python -m benchmarks.deploy.detect_speed --data ../shared/data/aquarium --threads 2
 """
 
-import argparse
 import os
 import re
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,13 +32,16 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import box_iou
 from torchvision.transforms.functional import pil_to_tensor
 
-from benchmarks.common.answers import keep_answer
+from benchmarks.common.answers import argument_parser, keep_answer
+from benchmarks.common.turns import ratios, take_turns
 from smnas.deploy.export import export_detector
 from smnas.inference.detect import detect_inputs
 from smnas.inference.inputs import Inputs
 from smnas.inference.pipeline import DetectOptions, StageTimes
 from smnas.inference.runtime import Model, load_model
+from smnas.models.blocks import StemKind
 from smnas.models.build import build_detector
+from smnas.models.layers import NormKind
 from smnas.space.architecture import Architecture
 from smnas.space.preset import load_space
 from smnas.training.checkpoint import Checkpoint, CheckpointInfo, save_checkpoint
@@ -65,7 +68,7 @@ NAMES = {
 }
 
 
-def reference(some_images: Sequence[Path]) -> FasterRCNN:
+def reference(paths: Sequence[Path]) -> FasterRCNN:
     """Torchvision's model with weights that keep the scale of maps, and statistics of the images."""
     torch.manual_seed(0)
     backbone = resnet_fpn_backbone(
@@ -75,7 +78,7 @@ def reference(some_images: Sequence[Path]) -> FasterRCNN:
     norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 1.0
-    images = torch.stack([_tensor(path) for path in some_images[:4]])
+    images = torch.stack([_tensor(path) for path in paths[:4]])
     backbone.train()(model.transform.normalize(images))
     for name, module in model.named_modules():
         if name.endswith("bn2"):  # branches weaker than shortcuts, or rounding errors grow on the way
@@ -89,7 +92,8 @@ def reference(some_images: Sequence[Path]) -> FasterRCNN:
 
 def _tensor(path: Path) -> Tensor:
     with Image.open(path) as image:
-        return pil_to_tensor(image.convert("RGB")).float() / 255
+        pixels: Tensor = pil_to_tensor(image.convert("RGB"))
+    return pixels.float() / 255
 
 
 def under_our_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -104,15 +108,14 @@ def under_our_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def exported(folder: Path, architecture: Architecture, state: dict[str, Tensor] | None, threads: int) -> Model:
     """The file of a detector: with these weights, of torchvision's kind; without, a fresh one of ours."""
-    norm, stem = ("gn-ws", "deep") if state is None else ("bn", "imagenet")
+    norm: NormKind = "gn-ws" if state is None else "bn"
+    stem: StemKind = "deep" if state is None else "imagenet"
     torch.manual_seed(0)
     detector = build_detector(architecture, CLASSES, norm=norm, stem=stem)
     if state is not None:
         detector.load_state_dict(state)
-    names = tuple(f"class{number}" for number in range(CLASSES))
-    info = CheckpointInfo(
-        str(architecture), names, tuple(range(1, CLASSES + 1)), norm, stem, load_recipe("nano"), 0, 1, 1
-    )
+    names, ids = tuple(f"class{number}" for number in range(CLASSES)), tuple(range(1, CLASSES + 1))
+    info = CheckpointInfo(str(architecture), names, ids, norm, stem, load_recipe("nano"), 0, 1)
     save_checkpoint(folder / "checkpoint.pt", Checkpoint(info, detector.state_dict()))
     export_detector(folder / "checkpoint.pt", folder / "model.onnx")
     return load_model(folder / "model.onnx", threads=threads)
@@ -136,7 +139,7 @@ def ours(model: Model, workers: int, quick_decode: bool = False) -> Callable[[Se
 
     def run(paths: Sequence[Path]) -> Result:
         report = detect_inputs(model, Inputs(tuple(paths)), options)
-        return report.times.wall_s, [len(image.detections) for image in report.some_images], report.times
+        return report.times.wall_s, [len(image.detections) for image in report.images], report.times
 
     return run
 
@@ -146,7 +149,7 @@ def shared(model: FasterRCNN, file: Model, paths: Sequence[Path]) -> float:
     """The share of torchvision's detections that the file finds too: of that class, with an IoU above 0.9."""
     report = detect_inputs(file, Inputs(tuple(paths)), DetectOptions(SCORE, 1, 0))
     matched = total = 0
-    for path, image in zip(paths, report.some_images, strict=True):
+    for path, image in zip(paths, report.images, strict=True):
         found = model([_tensor(path)])[0]
         labels = torch.tensor([one.label + 1 for one in image.detections])
         overlap = box_iou(found["boxes"], torch.tensor([one.box for one in image.detections]))
@@ -161,10 +164,8 @@ def in_turns(
     """Images a second of each, by the median turn, and the share of each stage in the wall time of all turns."""
     for run in contenders.values():
         run(groups[0][:1])
-    turns: dict[str, list[Result]] = {name: [] for name in contenders}
-    for group in groups:
-        for name, run in contenders.items():
-            turns[name].append(run(group))
+    rounds = [take_turns({name: partial(run, group) for name, run in contenders.items()}, 1) for group in groups]
+    turns = {name: [one[name][0] for one in rounds] for name in contenders}
     answer: dict[str, dict[str, Any]] = {}
     for name, results in turns.items():
         seconds = [wall / len(found) for wall, found, _ in results]
@@ -185,13 +186,12 @@ def in_turns(
 
 def ratio(found: dict[str, dict[str, Any]], fast: str, slow: str) -> dict[str, float]:
     """How many times as fast, by the median of the turns' ratios, with the smallest and the largest."""
-    pairs = zip(found[slow]["seconds_per_image_by_turn"], found[fast]["seconds_per_image_by_turn"], strict=True)
-    ratios = [a / b for a, b in pairs]
-    return {"median": median(ratios), "least": min(ratios), "most": max(ratios)}
+    times = ratios(found[slow]["seconds_per_image_by_turn"], found[fast]["seconds_per_image_by_turn"])
+    return {"median": median(times), "least": min(times), "most": max(times)}
 
 
 def portraits(data: Path, count: int) -> list[Path]:
-    """Images of the canvas's shape."""
+    """Images of the canvas's aspect ratio."""
     found = []
     for path in sorted((data / "val").glob("*.jpg")):
         with Image.open(path) as image:
@@ -201,44 +201,44 @@ def portraits(data: Path, count: int) -> list[Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--turns", type=int, default=8)
     parser.add_argument("--images", type=int, default=3, help="of one turn")
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
-    paths = portraits(asked.data, asked.turns * asked.some_images)
-    groups = [paths[turn * asked.some_images :][: asked.some_images] for turn in range(asked.turns)]
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    paths = portraits(args.data, args.turns * args.images)
+    groups = [paths[turn * args.images :][: args.images] for turn in range(args.turns)]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = reference(paths)
-        resnet = exported(folder, Architecture.parse(RESNET18), under_our_names(model.state_dict()), asked.threads)
+        resnet = exported(folder, Architecture.parse(RESNET18), under_our_names(model.state_dict()), args.threads)
         large = in_turns({"torchvision": theirs(model), "in turn": ours(resnet, 0), "beside": ours(resnet, 2)}, groups)
         print({name: (one["images_per_s"], one["detections_per_image"]) for name, one in large.items()}, flush=True)
         small = load_space("nano").baseline_architecture
-        nano = exported(folder, small, None, asked.threads)
+        nano = exported(folder, small, None, args.threads)
         # a turn of the small network is repeated, or it would be over before the clock can tell
         little = in_turns({"in turn": ours(nano, 0), "beside": ours(nano, 2)}, [group * 8 for group in groups])
         photos = []
-        for path in paths[: asked.some_images]:
+        for path in paths[: args.images]:
             photos.append(folder / path.name)
             with Image.open(path) as image:
                 image.resize((3024, 4032), Image.Resampling.LANCZOS).save(photos[-1], quality=90)
         photographs = {
             kind: in_turns(
                 {"in turn": ours(file, 0), "beside": ours(file, 2), "beside, quick decode": ours(file, 2, True)},
-                [photos] * (asked.turns // 2),
+                [photos] * (args.turns // 2),
             )
             for kind, file in (("resnet18", resnet), ("nano", nano))
         }
         same = shared(model, resnet, paths[:2])
     keep_answer(
-        f"detect-speed-{asked.threads}-threads",
-        "Is `smnas detect` faster than torchvision's eager Faster R-CNN, and where does its time go?",
+        f"detect-speed-{args.threads}-threads",
+        __doc__,
         {
-            "threads": asked.threads,
-            "images": f"{len(paths)} JPEG files of 384x512, {asked.some_images} a turn",
+            "threads": args.threads,
+            "images": f"{len(paths)} JPEG files of 384x512, {args.images} a turn",
             "resnet18": {
                 "architecture": RESNET18,
                 "share_of_torchvisions_detections_found": same,

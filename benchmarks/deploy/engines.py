@@ -3,12 +3,16 @@
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from benchmarks.common.record import Answer, Setting, one_line
+from benchmarks.common.gpu_question import Answer, Setting
+from benchmarks.common.machine import one_line
+from benchmarks.common.turns import ratios, take_turns
 from benchmarks.training.trained import coco_folder, run_folder
 from profiler.errors import BackendUnavailableError, UserError
 from smnas.deploy.accuracy import evaluate_model
@@ -23,7 +27,7 @@ _RUNS = 50
 _BATCH = 8
 
 
-def ask(setting: Setting, answer: Answer) -> str:
+def run(setting: Setting, answer: Answer) -> str:
     """Engines in fp32, fp16 and int8, and one of eight images, beside eager and ONNX Runtime's CUDA provider.
 
     Eager PyTorch and the engine in fp16 run as CUDA graphs too.
@@ -39,11 +43,11 @@ def ask(setting: Setting, answer: Answer) -> str:
         raise UserError("a detector trained on the device is needed, but the question trained_ap left none")
     folder = coco_folder(setting)
     val = folder.split("val")
-    some_images = [val.image(index) for index in range(min(len(val), 8 if setting.quick else _IMAGES))]
+    originals = [val.image(index) for index in range(min(len(val), 8 if setting.quick else _IMAGES))]
     train = folder.split("train")
     calibration = [train.image(index) for index in range(min(len(train), 8 if setting.quick else _IMAGES))]
     models: dict[str, Model] = {"eager": EagerDetector(checkpoint, device=setting.place)}
-    file = export_detector(checkpoint, setting.scratch / "engines.onnx", verify_images=some_images)
+    file = export_detector(checkpoint, setting.scratch / "engines.onnx", verify_images=originals)
     models["onnxruntime"] = OnnxDetector(file.path)
     for precision, batch in (("fp32", 1), ("fp16", 1), ("int8", 1), ("fp16", _BATCH)):
         out = setting.scratch / f"{precision}-{batch}.engine"
@@ -55,14 +59,14 @@ def ask(setting: Setting, answer: Answer) -> str:
                 file_format="tensorrt-rtx",
                 precision=precision,
                 batch=batch,
-                verify_images=some_images,
+                verify_images=originals,
                 calibration_images=calibration if precision == "int8" else (),
             )
             models[f"engine {precision}" + (f" of {batch}" if batch > 1 else "")] = EngineDetector(out)
             answer.add("engines", {**row, **(vars(report.manifest) if report.manifest else {})})
         except Exception as error:  # noqa: BLE001 - an engine that does not run is its own answer
             answer.add("engines", {**row, "failed": one_line(error)})
-    images = canvases(some_images, *models["eager"].input_size)
+    images = canvases(originals, *models["eager"].input_size)
     graphed: dict[str, Callable[[], Model]] = {
         "eager, CUDA graphs": lambda: EagerDetector(checkpoint, device=setting.place, cuda_graph=True),
         "engine fp16, CUDA graph": lambda: EngineDetector(setting.scratch / "fp16-1.engine", cuda_graph=True),
@@ -81,28 +85,23 @@ def ask(setting: Setting, answer: Answer) -> str:
         ap = evaluate_model(model, val).ap
         answer.add("models", {"model": name, "ap": ap, **vars(agreement), "holds": agreement.holds})
         texts.append(f"{name} AP {ap:.3f}, {agreement.differing} of {agreement.compared} differ")
-    rounds = _take_turns(models, images[:1], 2 if setting.quick else _ROUNDS)
+    count = 2 if setting.quick else _ROUNDS
+    rounds = take_turns({name: partial(_call_ms, model, images[:1]) for name, model in models.items()}, count)
     answer.put(rounds_ms=rounds)
-    answer.put(rounds_ms_of_a_batch=_take_turns(models, images[:_BATCH], 2 if setting.quick else _ROUNDS))
+    of_batch = {name: partial(_call_ms, model, images[:_BATCH]) for name, model in models.items()}
+    answer.put(rounds_ms_of_a_batch=take_turns(of_batch, count))
     base = rounds["eager"]
     for name in models:
-        ratio = statistics.median(a / b for a, b in zip(base, rounds[name], strict=True))
+        ratio = statistics.median(ratios(base, rounds[name]))
         texts.append(f"{name} {ratio:.2f} times eager's speed")
     return "; ".join(texts)
 
 
-def _take_turns(models: dict[str, Model], image: Any, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of a call from host memory to detections in host memory, in turns and in random order."""
-    rng = np.random.default_rng(0)
-    names = list(models)
-    found: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(rounds):
-        for index in rng.permutation(len(names)).tolist():
-            model = models[names[index]]
-            model(image)
-            torch.cuda.synchronize()
-            began = time.perf_counter()
-            for _ in range(_RUNS):
-                model(image)
-            found[names[index]].append((time.perf_counter() - began) / _RUNS * 1e3)
-    return found
+def _call_ms(model: Model, images: NDArray[np.uint8]) -> float:
+    """Milliseconds of a call from host memory to detections in host memory."""
+    model(images)
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(_RUNS):
+        model(images)
+    return (time.perf_counter() - began) / _RUNS * 1e3

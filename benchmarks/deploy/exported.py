@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.common.record import Answer, Setting, one_line
+from benchmarks.common.gpu_question import Answer, Setting
+from benchmarks.common.machine import one_line
 from benchmarks.training.trained import coco_folder, run_folder
 from profiler.errors import UserError
 from smnas.deploy.agreement import compare_detections
@@ -19,7 +20,7 @@ from smnas.training.checkpoint import CHECKPOINT_FILE, load_detector_checkpoint
 _IMAGES = 32
 
 
-def ask(setting: Setting, answer: Answer) -> str:
+def run(setting: Setting, answer: Answer) -> str:
     """Export the checkpoint that the question before left, then compare file, CPU and device on validation images.
 
     Raises:
@@ -29,14 +30,14 @@ def ask(setting: Setting, answer: Answer) -> str:
     if not checkpoint.is_file():
         raise UserError("a detector trained on the device is needed, but the question trained_ap left none")
     val = coco_folder(setting).split("val")
-    some_images = [val.image(index) for index in range(min(len(val), 8 if setting.quick else _IMAGES))]
-    report = export_detector(checkpoint, setting.scratch / "exported.onnx", verify_images=some_images)
+    originals = [val.image(index) for index in range(min(len(val), 8 if setting.quick else _IMAGES))]
+    report = export_detector(checkpoint, setting.scratch / "exported.onnx", verify_images=originals)
     answer.put(size_bytes=report.size_bytes, eager_cpu_against_onnxruntime_cpu=vars(report.agreement))
 
     detector, info = load_detector_checkpoint(checkpoint)
-    answer.put(architecture=info.architecture, epochs=info.epoch, some_images=len(some_images))
+    answer.put(architecture=info.architecture, epochs=info.epoch, images=len(originals))
     width, height = detector.input_size
-    images = canvases(some_images, width, height)
+    images = canvases(originals, width, height)
     folded = deployable(detector)
 
     def eager(place: torch.device, *, tf32: bool) -> DetectionArrays:

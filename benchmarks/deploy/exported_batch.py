@@ -7,7 +7,6 @@ time of an image, one thread, in turns, and whether the open graph finds what th
     python -m benchmarks.deploy.exported_batch --data ../shared/data/aquarium-mini runs/overfit/*/checkpoint.pt
 """
 
-import argparse
 import importlib
 import statistics
 from pathlib import Path
@@ -18,7 +17,8 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.common.answers import keep_answer, processor_ms
+from benchmarks.common.answers import argument_parser, keep_answer
+from benchmarks.common.turns import processor_ms
 from profiler.backends import get_backend
 from profiler.backends.onnxruntime import OnnxRuntimeSession
 from profiler.graphs.export import ExportError, to_onnx
@@ -47,10 +47,10 @@ def open_graph(detector: Detector) -> onnx.ModelProto:
     )
 
 
-def ask(checkpoint: Path, some_images: list[NDArray[np.uint8]], rounds: int) -> dict[str, Any]:
+def ask(checkpoint: Path, originals: list[NDArray[np.uint8]], rounds: int) -> dict[str, Any]:
     """Both kinds of graph of one checkpoint."""
     detector, info = load_detector_checkpoint(checkpoint)
-    images = canvases(some_images, *detector.input_size)
+    images = canvases(originals, *detector.input_size)
     backend: Any = get_backend("onnxruntime")
     runtime = importlib.import_module("onnxruntime")
 
@@ -71,23 +71,24 @@ def ask(checkpoint: Path, some_images: list[NDArray[np.uint8]], rounds: int) -> 
     times = processor_ms(sessions, rounds)
     row["processor_ms_of_a_run"] = times
     medians = {name: statistics.median(values) / int(name.split()[1]) for name, values in times.items()}
-    row["processor_ms_of_a_image"] = medians
+    row["processor_ms_of_an_image"] = medians
     row["time_to_fixed_1"] = {name: value / medians["fixed 1"] for name, value in medians.items()}
     print(info.architecture, row["time_to_fixed_1"], row["open"], sep="\n  ", flush=True)
     return row
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("checkpoints", type=Path, nargs="+")
-    parser.add_argument("--data", type=Path, required=True, help="COCO folder; the first images of val are looked at")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="COCO folder; the first images of its val split are used"
+    )
     parser.add_argument("--rounds", type=int, default=7)
-    asked = parser.parse_args()
-    val = CocoFolder(asked.data).split("val")
-    some_images = [val.image(index) for index in range(max(BATCHES))]
-    rows = [ask(checkpoint, some_images, asked.rounds) for checkpoint in asked.checkpoints]
-    question = " ".join((__doc__ or "").split("\n\n")[0].split())
-    keep_answer("exported-batch", question, {"detectors": rows}, backend="onnxruntime")
+    args = parser.parse_args()
+    val = CocoFolder(args.data).split("val")
+    originals = [val.image(index) for index in range(max(BATCHES))]
+    rows = [ask(checkpoint, originals, args.rounds) for checkpoint in args.checkpoints]
+    keep_answer("exported-batch", __doc__, {"detectors": rows}, backend="onnxruntime")
 
 
 if __name__ == "__main__":

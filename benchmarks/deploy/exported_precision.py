@@ -3,7 +3,7 @@
 Of every checkpoint: the graph that an ONNX file holds in fp32, fp16 and int8, and the one of int8 engines, with AP on
 all images of a data set, how many detections differ from PyTorch's, and the processor time in ONNX Runtime in turns;
 then TensorRT-RTX engines in fp16 and int8, each for four compute capabilities. The figures of an engine are of
-its graph: nothing here needs a GPU. The detectors of every head have learnt 16 of the 48 images by heart, so that
+its graph: nothing here needs a GPU. The detectors of every head are overfitted to 16 of the 48 images, so that
 there is an AP to lose.
 
     python -m benchmarks.training.overfit --data ../shared/data/aquarium-mini --out runs/overfit
@@ -11,7 +11,6 @@ there is an AP to lose.
         runs/overfit/*/checkpoint.pt        # --no-engines is several times as fast
 """
 
-import argparse
 import importlib
 import json
 import multiprocessing
@@ -19,13 +18,15 @@ import shutil
 import statistics
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.common.answers import keep_answer, processor_ms
+from benchmarks.common.answers import argument_parser, keep_answer
+from benchmarks.common.turns import processor_ms
 from profiler.backends import get_backend
 from profiler.backends.onnxruntime import OnnxRuntimeSession, session_options
 from profiler.graphs.quantized_onnx import float_layers
@@ -68,7 +69,7 @@ def replayed(found: DetectionArrays) -> Callable[[NDArray[np.uint8]], DetectionA
 
     def detect(canvas: NDArray[np.uint8]) -> DetectionArrays:
         row = next(rows)
-        return DetectionArrays(*(array[row : row + len(canvas)] for array in found))
+        return DetectionArrays._make(array[row : row + len(canvas)] for array in found)
 
     return detect
 
@@ -76,20 +77,25 @@ def replayed(found: DetectionArrays) -> Callable[[NDArray[np.uint8]], DetectionA
 def one_by_one(
     run: Callable[[NDArray[np.uint8]], Sequence[NDArray[Any]]], images: NDArray[np.uint8]
 ) -> DetectionArrays:
-    """Detections of every image, which is looked at alone."""
+    """Detections of every image, in batches of one."""
     found = [run(images[row : row + 1]) for row in range(len(images))]
-    return DetectionArrays(*(np.concatenate(arrays) for arrays in zip(*found, strict=True)))
+    return DetectionArrays._make(np.concatenate(arrays) for arrays in zip(*found, strict=True))
+
+
+def run_session(session: Any, canvas: NDArray[np.uint8]) -> Sequence[NDArray[Any]]:
+    found: Sequence[NDArray[Any]] = session.run(OUTPUT_NAMES, {INPUT_NAME: canvas})
+    return found
 
 
 def ask(checkpoint: Path, data: Path, out: Path, rounds: int, engines: bool) -> dict[str, Any]:
     """Every precision of one checkpoint, in the graphs that an export writes."""
     folder = CocoFolder(data)
     val, train = folder.split("val"), folder.split("train")
-    some_images = [val.image(index) for index in range(len(val))]
+    originals = [val.image(index) for index in range(len(val))]
     calibrating = [train.image(index) for index in range(min(len(train), CALIBRATED))]
     detector, info = load_detector_checkpoint(checkpoint)
     size = detector.input_size
-    images, calibration = canvases(some_images, *size), canvases(calibrating, *size)
+    images, calibration = canvases(originals, *size), canvases(calibrating, *size)
 
     def ap(found: DetectionArrays) -> dict[str, float]:
         metrics = evaluate(replayed(found), val, *size, 1)
@@ -112,7 +118,7 @@ def ask(checkpoint: Path, data: Path, out: Path, rounds: int, engines: bool) -> 
     for name, one in graphs.items():
         content = one.SerializeToString()
         session = runtime.InferenceSession(content, session_options(runtime, 1), providers=["CPUExecutionProvider"])
-        found = one_by_one(lambda canvas, session=session: session.run(OUTPUT_NAMES, {INPUT_NAME: canvas}), images)
+        found = one_by_one(partial(run_session, session), images)
         agreement = compare_detections(expected, found)
         row[name] = {"size_bytes": len(content), **ap(found), **vars(agreement), "holds": agreement.holds}
         row[name]["drop"] = row["checkpoint"]["ap"] - row[name]["ap"]
@@ -129,7 +135,7 @@ def ask(checkpoint: Path, data: Path, out: Path, rounds: int, engines: bool) -> 
             out / f"{precision}.engine",
             file_format="tensorrt-rtx",
             precision=precision,
-            verify_images=some_images,
+            verify_images=originals,
             calibration_images=calibrating if precision == "int8" else (),
             dataset=val,
             max_ap_drop=1.0,
@@ -146,31 +152,30 @@ def ask(checkpoint: Path, data: Path, out: Path, rounds: int, engines: bool) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("checkpoints", type=Path, nargs="+")
     parser.add_argument("--data", type=Path, required=True, help="COCO folder; both splits are evaluated")
     parser.add_argument("--out", type=Path, required=True, help="folder for the exported files")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=1, help="checkpoints at a time")
     parser.add_argument("--no-engines", action="store_true", help="ONNX files only")
-    asked = parser.parse_args()
-    data = all_in_val(asked.data, asked.out / "data")
+    args = parser.parse_args()
+    data = all_in_val(args.data, args.out / "data")
     val = CocoFolder(data).split("val")
     found: dict[str, Any] = {
         "images": len(val),
         "objects": sum(len(val.boxes(index)[0]) for index in range(len(val))),
-        "workers": asked.workers,
+        "workers": args.workers,
         "detectors": [],
     }
-    question = " ".join((__doc__ or "").split("\n\n")[0].split())
-    with ProcessPoolExecutor(asked.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(args.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         jobs = [
-            pool.submit(ask, checkpoint, data, asked.out / str(number), asked.rounds, not asked.no_engines)
-            for number, checkpoint in enumerate(asked.checkpoints)
+            pool.submit(ask, checkpoint, data, args.out / str(number), args.rounds, not args.no_engines)
+            for number, checkpoint in enumerate(args.checkpoints)
         ]
         for job in jobs:
             found["detectors"].append(job.result())
-            keep_answer("exported-precision-by-heart", question, found, backend="onnxruntime", precision="mixed")
+            keep_answer("exported-precision-by-heart", __doc__, found, backend="onnxruntime", precision="mixed")
 
 
 if __name__ == "__main__":

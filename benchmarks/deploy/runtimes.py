@@ -4,21 +4,17 @@ import importlib
 import json
 import statistics
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.common.record import (
-    NANO_BASELINE,
-    NUM_CLASSES,
-    SMALL_BASELINE,
-    Answer,
-    Setting,
-    largest_error,
-    one_line,
-)
+from benchmarks.common.detectors import NANO_BASELINE, NUM_CLASSES, SMALL_BASELINE
+from benchmarks.common.gpu_question import Answer, Setting
+from benchmarks.common.machine import one_line
+from benchmarks.common.turns import largest_error, ratios, take_turns
 from profiler.backends import Session, get_backend
 from profiler.backends.engine import Engine
 from profiler.backends.tensorrt import build_engine, compute_capabilities
@@ -33,7 +29,7 @@ _ROUNDS = 9
 _ROUND = TimingSettings(relative_half_width=0.02, min_samples=8, max_samples=200, time_limit_s=0.4)
 
 
-def ask_onnxruntime(setting: Setting, answer: Answer) -> str:
+def run_onnxruntime(setting: Setting, answer: Answer) -> str:
     """Every step's outputs against eager on the same device, the wholes' latencies, and where the nodes ran.
 
     Raises:
@@ -63,8 +59,10 @@ def ask_onnxruntime(setting: Setting, answer: Answer) -> str:
         whole = whole_workload(detector)
         inputs = random_inputs(whole.inputs, 0)
         sessions = {"onnxruntime": onnxruntime.prepare(whole.module, inputs), "eager": eager.prepare(detector, inputs)}
-        rounds = _take_turns(sessions, 3 if setting.quick else _ROUNDS)
-        ratio = statistics.median(a / b for a, b in zip(rounds["eager"], rounds["onnxruntime"], strict=True))
+        rounds = take_turns(
+            {kind: partial(_session_ms, session) for kind, session in sessions.items()}, 3 if setting.quick else _ROUNDS
+        )
+        ratio = statistics.median(ratios(rounds["eager"], rounds["onnxruntime"]))
         described = {kind: session.describe() for kind, session in sessions.items()}
         answer.add("wholes", {"architecture": name, "rounds_ms": rounds, "speed_against_eager": ratio, **described})
         answer.add("node_runs", {"architecture": name, "by_provider": _node_runs(setting, whole, onnxruntime)})
@@ -75,7 +73,7 @@ def ask_onnxruntime(setting: Setting, answer: Answer) -> str:
     return "; ".join(texts)
 
 
-def ask_tensorrt(setting: Setting, answer: Answer) -> str:
+def run_tensorrt(setting: Setting, answer: Answer) -> str:
     """Whether the packages can be imported, and whether each builds and runs a convolution here.
 
     The engine's outputs are compared with PyTorch's on the same numbers.
@@ -132,17 +130,9 @@ def _difference(ours: Session, reference: Session) -> dict[str, float]:
     return {"max_abs_error": error, "largest_reference": largest, "relative_error": error / max(largest, 1e-12)}
 
 
-def _take_turns(sessions: dict[str, Session], rounds: int) -> dict[str, list[float]]:
-    """Medians in milliseconds, every session once a round in random order."""
-    rng = np.random.default_rng(0)
-    names = list(sessions)
-    medians: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(rounds):
-        for index in rng.permutation(len(names)).tolist():
-            with sessions[names[index]] as session:
-                found = measure(session.run, timer=session.timer, settings=_ROUND)
-            medians[names[index]].append(found.median_ms)
-    return medians
+def _session_ms(session: Session) -> float:
+    with session:
+        return measure(session.run, timer=session.timer, settings=_ROUND).median_ms
 
 
 def _node_runs(setting: Setting, whole: Workload, backend: Any) -> dict[str, dict[str, int]]:

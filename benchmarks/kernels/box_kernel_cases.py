@@ -1,4 +1,4 @@
-"""What is measured of the kernels for boxes: RoIAlign of a pyramid, and suppression by group."""
+"""Cases of the box kernels: RoIAlign of a pyramid, and NMS by group."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign, batched_nms
 
-from benchmarks.common.record import random_boxes
+from benchmarks.common.detectors import random_boxes
 from benchmarks.kernels.kernel_cases import Case, chosen_by, relative_error
 from kernels.dispatch import use
 from kernels.nms import grouped_nms_mask, grouped_nms_mask_reference
@@ -118,15 +118,15 @@ def _pooling_case(
     )
 
 
-def suppression_cases(place: torch.device, *, quick: bool) -> Iterator[Case]:
+def nms_cases(place: torch.device, *, quick: bool) -> Iterator[Case]:
     """Proposals by level in a training step, and detections by class."""
     # batch, boxes, groups, side, threshold
     sizes = [(4, 5000, 5, 800, 0.7), (16, 5000, 5, 512, 0.7), (8, 800, 4, 128, 0.7), (1, 1000, 80, 800, 0.5)]
     for batch, count, groups, side, threshold in [(2, 60, 3, 64, 0.5)] if quick else sizes:
-        yield _suppression_case(place, batch, count, groups, float(side), threshold)
+        yield _nms_case(place, batch, count, groups, float(side), threshold)
 
 
-def _suppression_case(place: torch.device, batch: int, count: int, groups: int, side: float, threshold: float) -> Case:
+def _nms_case(place: torch.device, batch: int, count: int, groups: int, side: float, threshold: float) -> Case:
     generator = torch.Generator().manual_seed(0)
     boxes = random_boxes(batch, count, side, 2)
     scores = torch.rand(batch, count, generator=generator) + 0.01
@@ -141,7 +141,7 @@ def _suppression_case(place: torch.device, batch: int, count: int, groups: int, 
 
     def compare() -> dict[str, float]:
         with use("triton"):
-            found = grouped_nms_mask(*(one[:1] for one in there), threshold, side).cpu()
+            found = grouped_nms_mask(there[0][:1], there[1][:1], there[2][:1], threshold, side).cpu()
         expected = grouped_nms_mask_reference(boxes[:1], scores[:1], group[:1], threshold)
         return {"boxes of the first image kept or dropped otherwise": float((found != expected).sum())}
 

@@ -1,13 +1,15 @@
-"""What is measured of a kernel: one operator on one shape, by several ways, against its reference in float64."""
+"""Cases of the kernels: one operator on one shape, computed in several ways, against its reference in float64."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common.record import NANO_BASELINE, NUM_CLASSES, SMALL_BASELINE
+from benchmarks.common.detectors import NANO_BASELINE, NUM_CLASSES, RESNET50, SMALL_BASELINE, TINY_DENSE
 from kernels.dispatch import use
 from kernels.group_norm import group_norm_relu, group_norm_relu_reference
 from kernels.weight_standardization import weight_standardize, weight_standardize_all, weight_standardize_reference
@@ -15,7 +17,7 @@ from smnas.models.build import build_detector
 from smnas.models.layers import GroupNorm, WSConv2d
 from smnas.space.architecture import Architecture
 
-PAPER_BASELINE = "bottleneck_64_111-2111-211111-211+fpn_2-6_256+rpn+rcnn_1024+800x800"
+PAPER_BASELINE = f"{RESNET50}+800x800"
 """ResNet-50-FPN, the whole step that is timed."""
 
 
@@ -42,12 +44,9 @@ class Case:
 
 @dataclass(frozen=True)
 class NormShape:
-    """What one GroupNorm of a detector reads."""
+    """The ``(B, C, H, W)`` input of one GroupNorm of a detector."""
 
-    batch: int
-    channels: int
-    height: int
-    width: int
+    size: tuple[int, ...]
     groups: int
     residual: bool
     relu: bool
@@ -61,19 +60,19 @@ def norm_shapes(architecture: str, batch: int) -> list[NormShape]:
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...], _: Any) -> None:
         if isinstance(module, GroupNorm):
-            found.add(NormShape(*inputs[0].shape, module.num_groups, len(inputs) == 2, module.relu))
+            found.add(NormShape(tuple(inputs[0].shape), module.num_groups, len(inputs) == 2, module.relu))
 
     for module in detector.modules():
         module.register_forward_hook(note)
     with torch.no_grad():
         detector.features(torch.empty((batch, 3, parsed.input_height, parsed.input_width), device="meta"))
-    return sorted(found, key=lambda one: (-one.channels * one.height * one.width, str(one)))
+    return sorted(found, key=lambda one: (-math.prod(one.size[1:]), str(one)))
 
 
 def norm_cases(place: torch.device, *, quick: bool) -> Iterator[Case]:
     """GroupNorm with addition and ReLU: the shapes of the nano, the small and the paper's ResNet-50 detector."""
     if quick:
-        tiny = norm_shapes("basicblock_8_1-2+fpn_2-3_8+norpn+retina_8_1+64x64", 2)
+        tiny = norm_shapes(TINY_DENSE, 2)
         shapes = [next(one for one in tiny if one.residual), next(one for one in tiny if not one.relu)]
         dtypes, layouts = [torch.float32], [torch.contiguous_format, torch.channels_last]
     else:
@@ -101,14 +100,14 @@ def _norm_case(
     compiled: bool,
 ) -> Case:
     generator = torch.Generator(place).manual_seed(0)
-    size = (shape.batch, shape.channels, shape.height, shape.width)
+    size, channels = shape.size, shape.size[1]
 
     def draw() -> Tensor:
         return torch.randn(size, generator=generator, device=place).to(dtype).contiguous(memory_format=layout)
 
     there = {"x": draw(), "residual": draw(), "upstream": draw()}
-    there["weight"] = torch.randn(shape.channels, generator=generator, device=place)
-    there["bias"] = torch.zeros(shape.channels, device=place)
+    there["weight"] = torch.randn(channels, generator=generator, device=place)
+    there["bias"] = torch.zeros(channels, device=place)
     there = {name: tensor.requires_grad_(name != "upstream") for name, tensor in there.items()}
 
     def value(at: dict[str, Tensor], function: Callable[..., Tensor]) -> Tensor:
@@ -127,7 +126,7 @@ def _norm_case(
         return torch.autograd.grad(value(there | cast, function), leaves(there), there["upstream"])
 
     torchs = _eager_norm
-    by_inductor: Any = torch.compile(lambda: step(torchs), dynamic=False) if compiled else None
+    by_inductor: Any = torch.compile(partial(step, torchs), dynamic=False) if compiled else None
     runs: dict[str, Callable[[], object]] = {"kernel": chosen_by("triton", lambda: step(group_norm_relu))}
     runs["eager"] = lambda: step(torchs)
     if compiled:
@@ -166,8 +165,7 @@ def _eager_norm(
 
 def standardization_cases(place: torch.device, *, quick: bool) -> Iterator[Case]:
     """All filters of a detector."""
-    nano = "basicblock_8_1-2+fpn_2-3_8+norpn+retina_8_1+64x64"
-    for architecture in [nano] if quick else [NANO_BASELINE, SMALL_BASELINE, PAPER_BASELINE]:
+    for architecture in [TINY_DENSE] if quick else [NANO_BASELINE, SMALL_BASELINE, PAPER_BASELINE]:
         detector = build_detector(Architecture.parse(architecture), NUM_CLASSES)
         convs = [module for module in detector.modules() if isinstance(module, WSConv2d)]
         weights = [conv.weight.detach().to(place).requires_grad_() for conv in convs]

@@ -8,15 +8,19 @@ that was timed in the same turns.
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.common.record import NANO_BASELINE, Answer, Setting, one_line
-from benchmarks.kernels.box_kernel_cases import pooling_cases, suppression_cases
+from benchmarks.common.detectors import NANO_BASELINE, prepared_batch
+from benchmarks.common.gpu_question import Answer, Setting
+from benchmarks.common.machine import one_line
+from benchmarks.common.turns import interval, ratios, take_turns
+from benchmarks.kernels.box_kernel_cases import nms_cases, pooling_cases
 from benchmarks.kernels.kernel_cases import PAPER_BASELINE, Case, norm_cases, standardization_cases
-from benchmarks.training.training_step import Trainer, interval, some_images
+from benchmarks.training.training_step import Trainer
 from kernels.dispatch import Choice
 from profiler.timing.measurement import CudaTimer, Timer, WallTimer
 from smnas.models.layers import NormKind
@@ -24,7 +28,7 @@ from smnas.space.architecture import Architecture
 
 CASES: tuple[Callable[..., Iterator[Case]], ...] = (
     # the many last: should the time end, some of every operator have been measured
-    suppression_cases,
+    nms_cases,
     standardization_cases,
     pooling_cases,
     norm_cases,
@@ -34,15 +38,15 @@ AIMS = {
     "share of bandwidth": 0.7,
     "training step against eager": 1.3,
     "RoIAlign against torchvision": 3.0,
-    "suppression against torchvision": 2.0,
+    "NMS against torchvision": 2.0,
 }
 """What a kernel must reach to become the default."""
 _SPAN_MS = 2.0  # runs of one turn together, so that the clock's own cost does not count
 _ROUNDS = 9
-_QUICK_MODEL = "basicblock_8_1-2+fpn_2-3_8+norpn+retina_8_1+64x64"
+TINY = "basicblock_8_1-2+fpn_2-3_8+norpn+retina_8_1+64x64"
 
 
-def ask(setting: Setting, answer: Answer) -> str:
+def run(setting: Setting, answer: Answer) -> str:
     """Check and time every case, then whole training steps, then whether training ends the same."""
     answer.put(aims=AIMS, interpreted=setting.device.kind == "cpu")
     deadline = setting.deadline - 0.45 * setting.left_s
@@ -88,14 +92,11 @@ def _in_turns(runs: dict[str, Callable[[], object]], timer: Timer, rounds: int) 
     for name, run in runs.items():
         run()  # compiles
         counts[name] = max(1, round(_SPAN_MS * 1e6 / max(timer.elapsed_ns(_quiet(run), 1), 1)))
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    rng = np.random.default_rng(0)
-    names = list(runs)
-    for _ in range(rounds):
-        for index in rng.permutation(len(names)).tolist():
-            name = names[index]
-            times[name].append(timer.elapsed_ns(_quiet(runs[name]), counts[name]) / counts[name] / 1e6)
-    return times
+
+    def timed(name: str) -> float:
+        return timer.elapsed_ns(_quiet(runs[name]), counts[name]) / counts[name] / 1e6
+
+    return take_turns({name: partial(timed, name) for name in runs}, rounds)
 
 
 def _quiet(run: Callable[[], object]) -> Callable[[], None]:
@@ -109,9 +110,7 @@ def _figures(case: Case, times: dict[str, list[float]], copied_bytes: int) -> di
     kernel = times["kernel"]
     found: dict[str, Any] = {"ms": {name: statistics.median(each) for name, each in times.items()}, "raw_ms": times}
     found["kernel_against"] = {
-        name: interval([slow / fast for slow, fast in zip(each, kernel, strict=True)])
-        for name, each in times.items()
-        if name not in ("kernel", "copy")
+        name: interval(ratios(each, kernel)) for name, each in times.items() if name not in ("kernel", "copy")
     }
     if case.least_bytes:
         # of the bytes a second that the copy moved in the same turn
@@ -124,9 +123,9 @@ def _figures(case: Case, times: dict[str, list[float]], copied_bytes: int) -> di
 
 def _time_steps(setting: Setting, answer: Answer, deadline: float) -> str:
     """Whole training steps: with kernels, without, and of the same detector with BatchNorm."""
-    architecture, batch_size, steps = (_QUICK_MODEL, 1, 1) if setting.quick else (PAPER_BASELINE, 4, 2)
+    architecture, batch_size, steps = (TINY, 1, 1) if setting.quick else (PAPER_BASELINE, 4, 2)
     parsed = Architecture.parse(architecture)
-    batch = some_images(parsed, batch_size)
+    batch = prepared_batch(parsed, batch_size)
     variants: dict[str, tuple[Choice, NormKind]] = {
         "eager": ("torch", "gn-ws"),
         "kernels": ("triton", "gn-ws"),
@@ -152,20 +151,12 @@ def _time_steps(setting: Setting, answer: Answer, deadline: float) -> str:
                 )
                 for name, (kernels, norm) in variants.items()
             }
-            seconds: dict[str, list[float]] = {name: [] for name in trainers}
-            rng = np.random.default_rng(0)
             until = time.monotonic() + (deadline - time.monotonic()) / (2 if last else 1)
-            for done in range(2 if setting.quick else 40):
-                if done >= 2 and time.monotonic() > until:
-                    break
-                for index in rng.permutation(len(trainers)).tolist():
-                    name = list(trainers)[index]
-                    seconds[name].append(trainers[name].round()[0])
+            runs = {name: trainer.round for name, trainer in trainers.items()}
+            turns = take_turns(runs, 2 if setting.quick else 40, least=2, until=until)
+            seconds = {name: [took for took, _ in turn] for name, turn in turns.items()}
             row["seconds"] = seconds
-            row["eager_against"] = {
-                name: interval([slow / fast for slow, fast in zip(seconds["eager"], each, strict=True)])
-                for name, each in seconds.items()
-            }
+            row["eager_against"] = {name: interval(ratios(seconds["eager"], each)) for name, each in seconds.items()}
             ratios = ", ".join(f"{name} {row['eager_against'][name]['median']:.2f}" for name in variants)
             parts.append(f"a step's speed against eager's, {layout}: {ratios}")
             del trainers
@@ -180,9 +171,9 @@ def _time_steps(setting: Setting, answer: Answer, deadline: float) -> str:
 
 def _train_alike(setting: Setting, answer: Answer) -> str:
     """Losses of one training with and without kernels, beside those of the same training twice without."""
-    architecture, batch_size, steps = (_QUICK_MODEL, 1, 3) if setting.quick else (NANO_BASELINE, 8, 200)
+    architecture, batch_size, steps = (TINY, 1, 3) if setting.quick else (NANO_BASELINE, 8, 200)
     parsed = Architecture.parse(architecture)
-    batch = some_images(parsed, batch_size)
+    batch = prepared_batch(parsed, batch_size)
     variants: dict[str, Choice] = {"without": "torch", "with": "triton", "without again": "torch"}
     trainers = {
         name: Trainer(

@@ -1,33 +1,31 @@
 """Where does a training step and an inference on a CPU spend its time, and what could fusing an operator save?
 
 One thread. ``torch.profiler`` says which of PyTorch's operators a step's time is in. For each part that might be worth
-a kernel of its own, the calls of a real step are noted with their arguments and then done again by themselves, forward
-and backward, in turns with the whole step: the part's share of the step's processor time is the most that fusing it
-could save.
+a kernel of its own, the calls of a real step are recorded with their arguments and then repeated alone, forward and
+backward, in turns with the whole step: the part's share of the step's processor time is the most that fusing it could
+save.
 
     python -m benchmarks.kernels.operator_time
 """
 
-import argparse
 import importlib
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple, Self
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.common.answers import keep_answer, processor_ms
-from benchmarks.common.record import NUM_CLASSES
-from benchmarks.training.training_step import PreparedBatch, some_images
+from benchmarks.common.answers import argument_parser, keep_answer
+from benchmarks.common.detectors import NUM_CLASSES, prepared_batch, training_step
+from benchmarks.common.turns import processor_ms, ratios
 from smnas.models.build import build_detector
 from smnas.models.detector import Detector
 from smnas.models.losses import LossOptions
 from smnas.space.architecture import Architecture
-from smnas.training.optimizer import build_optimizer
-from smnas.training.recipe import load_recipe
 
 DETECTORS = {
     "rcnn": "basicblock_16_11-21-21-21+fpn_2-5_64+rpn+rcnn_256+128x128",
@@ -37,11 +35,11 @@ DETECTORS = {
 """The nano baseline, and the same backbone under dense heads."""
 PARTS = {
     "RoIAlign": [("smnas.models.heads.roi_heads", "multi_level_roi_align")],
-    "suppression": [
+    "NMS": [
         ("smnas.models.heads.rpn", "grouped_nms_mask"),
         ("smnas.models.heads.roi_heads", "grouped_nms_mask"),
     ],
-    "proposals with suppression": [("smnas.models.heads.rpn", "best_proposals")],
+    "proposals with NMS": [("smnas.models.heads.rpn", "best_proposals")],
     "focal loss with sigmoid": [("smnas.models.heads.retina", "sigmoid_focal_loss")],
     "overlap loss": [
         ("smnas.models.heads.rpn", "overlap_loss"),
@@ -56,7 +54,7 @@ PARTS = {
         ("smnas.models.heads.fcos", "assign_centres"),
     ],
     "sampling": [("smnas.models.heads.rpn", "sample_balanced"), ("smnas.models.heads.roi_heads", "sample_balanced")],
-    "detections with suppression": [("smnas.models.heads.roi_heads", "select_detections")],
+    "detections with NMS": [("smnas.models.heads.roi_heads", "select_detections")],
 }
 """By name, the functions that do a part, where they are called from."""
 _OPERATORS = 14
@@ -70,26 +68,9 @@ class Call(NamedTuple):
     named: dict[str, Any]
 
 
-class Repeated:
-    """Something that :func:`answers.processor_ms` runs again and again."""
-
-    def __init__(self, run: Callable[[], object]) -> None:
-        self._run = run
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def run(self) -> None:
-        """Once."""
-        self._run()
-
-
 @contextmanager
-def noted(parts: dict[str, list[Call]]) -> Iterator[None]:
-    """Note the calls of every part."""
+def recorded(parts: dict[str, list[Call]]) -> Iterator[None]:
+    """Record the calls of every part."""
 
     def patched(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*arguments: Any, **named: Any) -> Any:
@@ -148,51 +129,34 @@ def operators(run: Callable[[], object], times: int) -> list[dict[str, Any]]:
     ]
 
 
-def training_step(detector: Detector, batch: PreparedBatch, losses: LossOptions) -> Callable[[], object]:
-    """A step of the ``nano`` recipe; its learning rate is so small that the boxes stay what they are."""
-    recipe = load_recipe("nano").with_(learning_rate=1e-7)
-    optimizer = build_optimizer(detector, recipe)
-
-    def step() -> None:
-        loss = torch.stack(list(detector.loss(batch.images, batch.targets, losses).values())).sum()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(detector.parameters(), recipe.clip_norm)
-        optimizer.step()
-
-    return step
-
-
 def shares(whole: Callable[[], object], rounds: int) -> dict[str, Any]:
     """Processor time of the whole, and of each part as a share of it."""
     parts: dict[str, list[Call]] = {}
-    with noted(parts):
+    with recorded(parts):
         whole()
-    sessions: dict[str, Any] = {"whole": Repeated(whole)}
+    runs: dict[str, Callable[[], object]] = {"whole": whole}
     for name, calls in parts.items():
-        runs = [repeat(call) for call in calls]
-        sessions[name] = Repeated(lambda runs=runs: [run() for run in runs])
-    found = processor_ms(sessions, rounds)
+        repeated = [repeat(call) for call in calls]
+        runs[name] = partial(lambda all_: [run() for run in all_], repeated)
+    found = processor_ms(runs, rounds)
     return {
         "processor_ms": found,
         "share": {
-            name: statistics.median(part / all_ for part, all_ in zip(each, found["whole"], strict=True))
-            for name, each in found.items()
-            if name != "whole"
+            name: statistics.median(ratios(each, found["whole"])) for name, each in found.items() if name != "whole"
         },
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch", type=int, default=4)
-    asked = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
     cases: list[dict[str, Any]] = []
     for name, text in DETECTORS.items():
         architecture = Architecture.parse(text)
-        batch = some_images(architecture, asked.batch)
+        batch = prepared_batch(architecture, args.batch)
         for box_loss in ("smooth-l1", "ciou") if name != "fcos" else ("giou",):
             torch.manual_seed(0)
             detector = build_detector(architecture, NUM_CLASSES)
@@ -200,9 +164,7 @@ def main() -> None:
             for _ in range(3):
                 step()
             what = f"training step, {box_loss}"
-            cases.append(
-                {"detector": name, "what": what, **shares(step, asked.rounds), "operators": operators(step, 5)}
-            )
+            cases.append({"detector": name, "what": what, **shares(step, args.rounds), "operators": operators(step, 5)})
         detector.eval()
 
         def infer(detector: Detector = detector, images: Tensor = batch.images[:1]) -> object:
@@ -210,7 +172,7 @@ def main() -> None:
                 return detector(images)
 
         cases.append(
-            {"detector": name, "what": "inference", **shares(infer, asked.rounds), "operators": operators(infer, 20)}
+            {"detector": name, "what": "inference", **shares(infer, args.rounds), "operators": operators(infer, 20)}
         )
     for case in cases:
         whole = statistics.median(case["processor_ms"]["whole"])
@@ -221,8 +183,8 @@ def main() -> None:
         )
     keep_answer(
         "operator-time",
-        " ".join((__doc__ or "").split("\n\n")[0].split()),
-        {"architectures": DETECTORS, "batch": asked.batch, "threads": 1, "cases": cases},
+        __doc__,
+        {"architectures": DETECTORS, "batch": args.batch, "threads": 1, "cases": cases},
     )
 
 

@@ -7,7 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.common.record import Answer, Setting, largest_error, one_line, random_boxes
+from benchmarks.common.detectors import random_boxes
+from benchmarks.common.gpu_question import Answer, Setting
+from benchmarks.common.machine import one_line
+from benchmarks.common.turns import largest_error
 from kernels.nms import nms_mask, nms_mask_reference
 from kernels.roi_align import multi_level_roi_align, multi_level_roi_align_reference, roi_levels
 from kernels.weight_standardization import weight_standardize, weight_standardize_reference
@@ -33,7 +36,7 @@ class Case:
     run: Callable[[torch.device], list[Pair]]
 
 
-def ask(setting: Setting, answer: Answer) -> str:
+def run(setting: Setting, answer: Answer) -> str:
     """Compare every case; one that raises is a row with its reason."""
     failed = 0
     largest: dict[str, float] = {}

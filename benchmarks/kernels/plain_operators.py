@@ -1,11 +1,10 @@
 """How much slower are the plain forms of NMS and RoIAlign than the native operators, in ONNX Runtime on a CPU?
 
-Every pair is measured in turns, one thread, by processor time, and answered as the ratio plain to native of each round.
+In turns, one thread, by processor time, as the ratio of plain to native in each round.
 
     python -m benchmarks.kernels.plain_operators
 """
 
-import argparse
 import importlib
 import statistics
 from typing import Any
@@ -13,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common.answers import keep_answer, processor_ms
+from benchmarks.common.answers import argument_parser, keep_answer
+from benchmarks.common.detectors import crowded_boxes
+from benchmarks.common.turns import processor_ms, ratios
 from kernels.nms import nms_mask
 from kernels.roi_align import multi_level_roi_align
 from profiler.backends import get_backend
@@ -33,42 +34,33 @@ DETECTORS = (
 
 
 class Suppress(nn.Module):
-    """Suppression within an image."""
+    """NMS within an image."""
 
     def forward(self, boxes: Tensor, scores: Tensor) -> Tensor:
         """``(B, N, 4)`` boxes and ``(B, N)`` scores to ``(B, N)`` bool."""
-        return nms_mask(boxes, scores, 0.5)
+        kept: Tensor = nms_mask(boxes, scores, 0.5)
+        return kept
 
 
 class Pool(nn.Module):
     """Pooling from four levels."""
 
     def forward(self, boxes: Tensor, *features: Tensor) -> Tensor:
-        """``(B, R, 4)`` boxes and a map a level to ``(B * R, C, 7, 7)``."""
+        """``(B, R, 4)`` boxes and a feature map per level to ``(B * R, C, 7, 7)``."""
         return multi_level_roi_align(list(features), boxes, [4, 8, 16, 32], 7, 224.0)
 
 
-def boxes_in_groups(count: int, side: float) -> Tensor:
-    """Boxes that crowd around a tenth as many objects, as a detector's candidates do: ``(1, count, 4)``."""
-    generator = torch.Generator().manual_seed(count)
-    objects = torch.rand(max(1, count // 10), 2, generator=generator) * side * 0.8
-    chosen = objects[torch.randint(len(objects), (count,), generator=generator)]
-    corner = chosen + torch.randn(count, 2, generator=generator) * side / 100
-    size = side / 8 * (0.5 + torch.rand(count, 2, generator=generator))
-    return torch.cat([corner, corner + size], dim=1).clamp(0, side)[None]
-
-
 def cases() -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
-    """What is measured, by name."""
+    """Modules and inputs by name."""
     generator = torch.Generator().manual_seed(0)
     found: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {}
     for count in (300, 1000):
         scores = torch.rand(1, count, generator=generator)
-        found[f"NMS of {count} boxes"] = Suppress(), (boxes_in_groups(count, 512.0), scores)
+        found[f"NMS of {count} boxes"] = Suppress(), (crowded_boxes(count, 512.0), scores)
     for channels, side, count in ((48, 128, 100), (256, 512, 300)):
         maps = [torch.randn(1, channels, side >> level, side >> level, generator=generator) for level in range(2, 6)]
         name = f"pooling of {count} boxes, {channels} channels, {side} pixels"
-        found[name] = Pool(), (boxes_in_groups(count, float(side)), *maps)
+        found[name] = Pool(), (crowded_boxes(count, float(side)), *maps)
     for text in DETECTORS:
         torch.manual_seed(0)
         whole = whole_workload(deployable(build_detector(Architecture.parse(text), CLASSES)))
@@ -77,9 +69,9 @@ def cases() -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=9)
-    asked = parser.parse_args()
+    args = parser.parse_args()
     backend: Any = get_backend("onnxruntime")
     runtime = importlib.import_module("onnxruntime")
     rows = []
@@ -95,15 +87,13 @@ def main() -> None:
             )
             for form in ("native", "plain")
         }
-        found = processor_ms(sessions, asked.rounds)
-        ratios = [plain / native for plain, native in zip(found["plain"], found["native"], strict=True)]
+        found = processor_ms(sessions, args.rounds)
+        times = ratios(found["plain"], found["native"])
         native_ms = statistics.median(found["native"])
-        row = {"case": name, "plain_to_native": statistics.median(ratios), "ratios": ratios, "processor_ms": found}
+        row = {"case": name, "plain_to_native": statistics.median(times), "ratios": times, "processor_ms": found}
         rows.append(row)
         print(f"{name}: {row['plain_to_native']:.2f} times native's {native_ms:.3f} ms", flush=True)
-    keep_answer(
-        "plain-operators", " ".join((__doc__ or "").split("\n\n")[0].split()), {"cases": rows}, backend="onnxruntime"
-    )
+    keep_answer("plain-operators", __doc__, {"cases": rows}, backend="onnxruntime")
 
 
 if __name__ == "__main__":

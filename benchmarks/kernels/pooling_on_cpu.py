@@ -1,11 +1,10 @@
 """How fast is RoIAlign of a pyramid on a CPU beside torchvision's ``MultiScaleRoIAlign``?
 
-One thread, in turns, by processor time, answered as the ratio torchvision's to ours of each round.
+One thread, in turns, by processor time, as the ratio of torchvision's to ours in each round.
 
     python -m benchmarks.kernels.pooling_on_cpu
 """
 
-import argparse
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -14,9 +13,9 @@ import torch
 from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign
 
-from benchmarks.common.answers import keep_answer, processor_ms
-from benchmarks.kernels.operator_time import Repeated
-from benchmarks.kernels.plain_operators import boxes_in_groups
+from benchmarks.common.answers import argument_parser, keep_answer
+from benchmarks.common.detectors import crowded_boxes
+from benchmarks.common.turns import processor_ms, ratios
 from kernels.roi_align import multi_level_roi_align
 
 STRIDES = [4, 8, 16, 32]
@@ -35,7 +34,7 @@ def forms(channels: int, side: int, batch: int, count: int, *, train: bool) -> d
     generator = torch.Generator().manual_seed(0)
     maps = [torch.randn(batch, channels, side // one, side // one, generator=generator) for one in STRIDES]
     maps = [one.requires_grad_(train) for one in maps]
-    boxes = boxes_in_groups(count, float(side)).expand(batch, -1, -1).contiguous()
+    boxes = crowded_boxes(count, float(side)).expand(batch, -1, -1).contiguous()
     upstream = torch.randn(batch * count, channels, 7, 7, generator=generator)
     names = [str(stride) for stride in STRIDES]
     canonical = 224 if side >= 400 else 112
@@ -56,25 +55,23 @@ def forms(channels: int, side: int, batch: int, count: int, *, train: bool) -> d
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    asked = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     for name, (channels, side, batch, count, train) in CASES.items():
-        sessions: dict[str, Any] = {
-            form: Repeated(run) for form, run in forms(channels, side, batch, count, train=train).items()
-        }
-        found = processor_ms(sessions, asked.rounds)
-        ratios = [theirs / ours for theirs, ours in zip(found["torchvision"], found["ours"], strict=True)]
+        runs = forms(channels, side, batch, count, train=train)
+        found = processor_ms(runs, args.rounds)
+        speed = ratios(found["torchvision"], found["ours"])
         rows.append(
-            {"case": name, "torchvision_to_ours": statistics.median(ratios), "ratios": ratios, "processor_ms": found}
+            {"case": name, "torchvision_to_ours": statistics.median(speed), "ratios": speed, "processor_ms": found}
         )
         print(
-            f"{name}: {statistics.median(ratios):.2f} times as fast, {statistics.median(found['ours']):.2f} ms",
+            f"{name}: {statistics.median(speed):.2f} times as fast, {statistics.median(found['ours']):.2f} ms",
             flush=True,
         )
-    keep_answer("pooling-on-cpu", " ".join((__doc__ or "").split("\n\n")[0].split()), {"cases": rows})
+    keep_answer("pooling-on-cpu", __doc__, {"cases": rows})
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
 """Do other clocks agree with ours on this GPU, and what do other backends, cold caches and new builds change?"""
 
 import importlib
+import statistics
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.common.record import NANO_BASELINE, NUM_CLASSES, Answer, Setting, largest_error, median_of, one_line
+from benchmarks.common.detectors import NANO_BASELINE, NUM_CLASSES
+from benchmarks.common.gpu_question import Answer, Setting
+from benchmarks.common.machine import one_line
+from benchmarks.common.turns import largest_error
 from profiler.backends import Backend, get_backend
 from profiler.errors import BackendUnavailableError, UserError
 from profiler.measuring.build_variance import build_variance
@@ -21,7 +25,7 @@ _TIMING = TimingSettings(relative_half_width=0.005, time_limit_s=0.5, max_sample
 _OTHERS = ("compile", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt_rtx", "tensorrt")
 
 
-def ask(setting: Setting, answer: Answer) -> str:
+def run(setting: Setting, answer: Answer) -> str:
     """Ten workloads by three clocks; then, of a few, cold runs, builds anew and the backends beside eager."""
     torch.manual_seed(0)
     detector = deployable(build_detector(Architecture.parse(NANO_BASELINE), NUM_CLASSES))
@@ -73,12 +77,12 @@ def _by_clock(setting: Setting, eager: Backend, workload: Workload) -> dict[str,
             do_bench = None
         if do_bench is not None:
             found["triton do_bench (flushes L2)"] = [float(do_bench(session.run, return_mode="median"))]
-    middle = median_of(ours)
+    middle = statistics.median(ours)
     return {
         "workload": workload.name,
         "ours_ms": ours,
         "others_ms": found,
-        "against_ours": {name: (median_of(times) or 0.0) / (middle or 1.0) - 1 for name, times in found.items()},
+        "against_ours": {name: statistics.median(times) / middle - 1 for name, times in found.items()},
     }
 
 

@@ -1,4 +1,4 @@
-"""Does our median agree with clocks that are not ours?
+"""Does our median agree with a plain loop and with ONNX Runtime's own profiler?
 
 Ten detectors of a preset in ONNX Runtime on the CPU, one thread. Each is timed in turns by
 
@@ -8,12 +8,11 @@ Ten detectors of a preset in ONNX Runtime on the CPU, one thread. Each is timed 
 
 and what counts is the median over rounds of the ratios within a round, so that a drift of the machine meets all alike;
 whether ours or the loop comes first changes from round to round. On a quiet machine the first two are expected within
-2%. The profiler writes an event for every node, which costs time, so it is asked in the first rounds only.
+2%. The profiler writes an event for every node, which costs time, so it runs in the first rounds only.
 
     OMP_NUM_THREADS=1 python -m benchmarks.latency.independent_clock
 """
 
-import argparse
 import importlib
 import json
 import os
@@ -27,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common.answers import keep_answer
+from benchmarks.common.answers import argument_parser, keep_answer
 from profiler.backends import get_backend
 from profiler.backends.base import typed_copy
 from profiler.backends.onnxruntime import OnnxRuntimeBackend, session_options
@@ -46,7 +45,7 @@ _QUIET_LOAD = 0.7
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--preset", default="nano")
     parser.add_argument("--models", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=15)
@@ -67,7 +66,7 @@ def main() -> int:
     if quiet:
         keep_answer(
             "independent-clock",
-            "Does our median agree with a plain loop and with ONNX Runtime's own profiler?",
+            __doc__,
             {"load": loads, "rounds": settings.rounds, "models": models},
             backend="onnxruntime",
         )

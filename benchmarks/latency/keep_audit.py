@@ -1,26 +1,27 @@
-"""Keeps an audit of predicted latencies as one answer file: every detector's latency, accuracies, and where it differs.
+"""How far are predicted latencies from measured ones, on detectors that the prediction has not seen?
 
-smnas profile --gpu cpu --preset nano --sample 1 --audit 100 --table latency.db --json > audit.json
-python -m benchmarks.latency.keep_audit audit.json --question audit-nano --command "smnas profile ..."
+Keeps an audit as one answer: every detector's latency, accuracies, and where they differ.
+
+    smnas profile --gpu cpu --preset nano --sample 1 --audit 100 --table latency.db --json > audit.json
+    python -m benchmarks.latency.keep_audit audit.json --question audit-nano --command "smnas profile ..."
 """
 
-import argparse
 import json
 from pathlib import Path
 
-from benchmarks.common.answers import keep_answer
+from benchmarks.common.answers import argument_parser, keep_answer
 
 _FACTS = ("device", "backend", "backend_version", "precision", "batch", "threads")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("audit", type=Path, help="what smnas profile --audit --json wrote")
     parser.add_argument("--question", required=True)
     parser.add_argument("--command", required=True)
     parser.add_argument("--remark", default="", help="conditions that a reader must know")
-    asked = parser.parse_args()
-    document = json.loads(asked.audit.read_text())
+    args = parser.parse_args()
+    document = json.loads(args.audit.read_text())
     audit = document.pop("audit")
     disturbed = sum(bool(row["disturbances"]) for row in audit["detectors"])
     for name, found in audit["accuracy"].items():
@@ -30,11 +31,11 @@ def main() -> None:
         )
     print(f"{audit['inside_interval']:.0%} inside intervals of {audit['level']:.0%}, {disturbed} disturbed")
     keep_answer(
-        asked.question,
-        "How far are predicted latencies from measured ones, on detectors that the prediction has not seen?",
+        args.question,
+        __doc__,
         {
-            "profile_command": asked.command,
-            "remark": asked.remark,
+            "profile_command": args.command,
+            "remark": args.remark,
             "disturbed": disturbed,
             **{name: document[name] for name in _FACTS},
             "audit": audit,

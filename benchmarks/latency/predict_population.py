@@ -8,7 +8,6 @@ several times, in one process and one thread.
     OMP_NUM_THREADS=1 python -m benchmarks.latency.predict_population
 """
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common.answers import keep_answer
+from benchmarks.common.answers import argument_parser, keep_answer
 from profiler.prediction.batch import LatencyArrays
 from profiler.prediction.predict import LatencyModel, sum_parts
 from profiler.table.latency_table import LatencyTable, Row, Target
@@ -28,7 +27,7 @@ MODEL = LatencyModel(0.93, 0.004, 0.03, calibrated=True)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--preset", default="nano")
     parser.add_argument("--detectors", type=int, default=64, help="different ones that the population is drawn from")
     parser.add_argument("--population", type=int, default=1_000_000)
@@ -66,7 +65,7 @@ def main() -> int:
     ]
     keep_answer(
         f"predict-population-{settings.preset}",
-        "How many predictions of whole detectors does a core make in a minute, and do they equal the one-by-one path?",
+        __doc__,
         {
             "population": len(population),
             "different_detectors": len(chosen),

@@ -1,12 +1,14 @@
 """Does the latency table predict whole detectors on a GPU, and does profiling twice give the same table?"""
 
+import statistics
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from benchmarks.common.record import NANO_BASELINE, NUM_CLASSES, SMALL_BASELINE, Answer, Setting, median_of
+from benchmarks.common.detectors import NANO_BASELINE, NUM_CLASSES, SMALL_BASELINE
+from benchmarks.common.gpu_question import Answer, Setting
 from profiler.backends import get_backend
 from profiler.measuring.profile import ProfileSettings, measurement_target, profile_workloads
 from profiler.prediction.predict import LatencyModel, sum_parts
@@ -28,7 +30,7 @@ NANO_CANDIDATES = (
 """The first six draws of ``sample_structural(load_space("nano"), np.random.default_rng(0))``, written out."""
 
 
-def ask(setting: Setting, answer: Answer) -> str:
+def run(setting: Setting, answer: Answer) -> str:
     """Profile parts and wholes twice, predict each whole from a fit on the others, compare the two tables."""
     names: tuple[str, ...] = (*NANO_CANDIDATES, SMALL_BASELINE)
     if setting.quick:
@@ -136,7 +138,11 @@ def _predict(
                 "relative_error": error,
             },
         )
-    answer.put(median_abs_relative_error=median_of(errors), inside_their_interval=inside, predicted=len(usable))
+    answer.put(
+        median_abs_relative_error=statistics.median(errors) if errors else None,
+        inside_their_interval=inside,
+        predicted=len(usable),
+    )
     worst = f", at most {max(errors):.1%}" if errors else ""
     middle = f"{np.median(errors):.1%}" if errors else "none"
     return f"{len(usable)} wholes predicted, median error {middle}{worst}, {inside} inside their intervals"
@@ -160,8 +166,8 @@ def _compare(answer: Answer, first: dict[str, Row], second: dict[str, Row]) -> s
             {
                 "kind": kind,
                 "rows": len(changes),
-                "median_change": median_of(changes),
-                "median_abs_change": median_of(sizes),
+                "median_change": statistics.median(changes) if changes else None,
+                "median_abs_change": statistics.median(sizes) if sizes else None,
                 "largest_abs_change": max(sizes, default=None),
                 "within_2_percent": sum(size <= 0.02 for size in sizes),
             },

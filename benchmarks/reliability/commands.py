@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.record import Answer, Setting
+from benchmarks.common.gpu_question import Answer, Setting
 from profiler.backends import get_backend
 from profiler.errors import BackendUnavailableError, UserError
 from smnas.data.coco import CocoFolder
@@ -18,7 +18,7 @@ _BACKENDS = ("tensorrt_rtx", "onnxruntime-cuda", "eager")
 _TAIL = 400
 
 
-def ask(setting: Setting, answer: Answer) -> str:
+def run(setting: Setting, answer: Answer) -> str:
     """Doctor, a search, its detector evaluated and detecting as a file and as an engine, and a profile with an audit.
 
     The backend is the first of those in :data:`_BACKENDS` that runs here; the search is as short as one can be.

@@ -4,36 +4,32 @@ Short searches over the nano space, through the real loop and study, with a scor
 process of its own is ended by SIGKILL at a random moment: every fourth time counted from its start, else from one of
 its first events. It is started again until the search is done, and then the next search begins, with another seed and
 the next strategy. After every kill: each trial that was finished before is in the study as it was, with the same values
-and the same end. At the end of each search: no training that was finished was made again, and trials and front are
-those of the same search that nobody killed.
+and the same end. At the end of each search: no finished training run was made again, and trials and front are
+those of the same search left alone.
 
     OMP_NUM_THREADS=1 python -m benchmarks.reliability.search_kills --kills 100
 """
 
-import argparse
 import os
 import random
-import signal
-import sqlite3
 import tempfile
 import time
 from collections import Counter
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import optuna
 
-from benchmarks.common.answers import keep_answer
+from benchmarks.common.answers import argument_parser, keep_answer
+from benchmarks.common.kills import Survival, finished_trials, killed_process
+from benchmarks.reliability.kill_resume import candidates
 from benchmarks.search.search_overhead import InstantLatency, InstantScorer, instant_complexity, instant_settings
 from smnas.scoring.base import Score
 from smnas.scoring.workers.processes import InProcess
 from smnas.search.progress import SearchEvent
 from smnas.search.ranking.ranking import read_ranking
 from smnas.search.run import run_search
-from smnas.search.study.candidate import Candidate
-from smnas.search.study.optuna_study import read_candidates
-from smnas.search.study.settings import StageTrials, read_settings
+from smnas.search.study.settings import StageTrials
 from smnas.space.encoding import Encoding
 from smnas.space.preset import load_space
 
@@ -41,11 +37,10 @@ SPACE = load_space("nano")
 ENCODING = Encoding(SPACE)
 STRATEGIES = ("sm-nas", "halving", "regularized-evolution")
 MADE = "training runs.txt"  # a line for every training that was finished, beside the study
-Snapshot = dict[int, tuple[object, ...]]
 
 
 class NotingScorer(InstantScorer):
-    """Notes what it finishes, as a training leaves its checkpoint: before the study knows of it."""
+    """Notes what it finishes, as a training run leaves its checkpoint: before the study has the trial."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(ENCODING)
@@ -65,12 +60,12 @@ class NotingScorer(InstantScorer):
         return score
 
 
-def search(folder: Path, strategy: str, seed: int, began: int | None = None) -> None:
-    """Run a search to its end, telling the file descriptor ``began`` of every event."""
+def search(folder: Path, strategy: str, seed: int, writing: int | None = None) -> None:
+    """Run a search to its end, with a line to the file descriptor for every event."""
 
-    def tell(_event: SearchEvent) -> None:
-        if began is not None:
-            os.write(began, b".")
+    def announce(_event: SearchEvent) -> None:
+        if writing is not None:
+            os.write(writing, b"event\n")
 
     settings = instant_settings(
         "nano",
@@ -91,61 +86,17 @@ def search(folder: Path, strategy: str, seed: int, began: int | None = None) -> 
         scorers=InProcess(scorer),
         latency=InstantLatency(ENCODING),
         complexity=partial(instant_complexity, ENCODING),
-        on_event=tell,
+        on_event=announce,
     )
-
-
-def killed_search(folder: Path, strategy: str, seed: int, events: int, delay_s: float) -> bool:
-    """Search in a process of its own, killed ``delay_s`` after its ``events``-th event; whether it was still there."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            os.close(reading)
-            search(folder, strategy, seed, writing)
-            code = 0
-        finally:
-            os._exit(code)  # nothing that the parent has begun is finished here
-    os.close(writing)
-    for _ in range(events):
-        os.read(reading, 1)  # empty, and at once, when the child has ended
-    time.sleep(delay_s)
-    os.kill(child, signal.SIGKILL)  # a child that has ended still waits to be asked how
-    _, status = os.waitpid(child, 0)
-    os.close(reading)
-    if not os.WIFSIGNALED(status) and os.waitstatus_to_exitcode(status) != 0:
-        raise RuntimeError(f"the search ended with exit code {os.waitstatus_to_exitcode(status)}")
-    return os.WIFSIGNALED(status)
-
-
-def finished(folder: Path) -> Snapshot:
-    """Every finished trial with its state, end and values, by SQL of this script's own."""
-    file = folder / "run" / "study.db"
-    if not file.exists():
-        return {}
-    connection = sqlite3.connect(file)
-    try:
-        rows = connection.execute(
-            "select number, state, datetime_complete, (select group_concat(value, ' ') from trial_values v"
-            " where v.trial_id = t.trial_id) from trials t where state in ('COMPLETE', 'FAIL', 'PRUNED')"
-        ).fetchall()
-    except sqlite3.OperationalError:
-        return {}  # killed before the tables were made
-    finally:
-        connection.close()
-    return {number: tuple(facts) for number, *facts in rows}
-
-
-def trials(folder: Path) -> list[Candidate]:
-    """All trials, without the seconds, which are no result."""
-    run = folder / "run"
-    return [replace(candidate, seconds=None) for candidate in read_candidates(run, read_settings(run))]
 
 
 def completed(folder: Path) -> set[str]:
     """The training runs of finished trials, as :class:`NotingScorer` writes them."""
-    return {f"{c.architecture} {c.seed} {c.epochs} {c.reached_epoch}" for c in trials(folder) if c.state == "complete"}
+    return {
+        f"{c.architecture} {c.seed} {c.epochs} {c.reached_epoch}"
+        for c in candidates(folder / "run")
+        if c.state == "complete"
+    }
 
 
 def trainings(folder: Path) -> Counter[str]:
@@ -154,41 +105,39 @@ def trainings(folder: Path) -> Counter[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
+    args = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    rng = random.Random(asked.seed)
-    lost = changed = repeated = between = other_trials = other_fronts = searches = rounds = 0
+    rng = random.Random(args.seed)
+    repeated = between = other_trials = other_fronts = searches = rounds = 0
     finished_at_kill: list[int] = []
+    trials = Survival()
     with tempfile.TemporaryDirectory() as root:
-        while len(finished_at_kill) < asked.kills:
+        while len(finished_at_kill) < args.kills:
             strategy, seed = STRATEGIES[searches % len(STRATEGIES)], 1 + searches
             folder, whole = Path(root) / f"killed-{searches}", Path(root) / f"whole-{searches}"
-            known: Snapshot = {}
-            settled: dict[str, int] = {}  # how often the training of a finished trial was made by then
+            trials.known = {}
+            settled: dict[str, int] = {}  # how often the training run of a finished trial was made by then
             while True:
                 rounds += 1
-                at_start = rounds % 4 == 0
-                events, longest_s = (0, 0.3) if at_start else (rng.randint(1, 12), 0.03)
-                killed = killed_search(folder, strategy, seed, events, rng.uniform(0.0, longest_s))
-                now = finished(folder)
-                lost += sum(number not in now for number in known)
-                changed += sum(now[number] != facts for number, facts in known.items() if number in now)
-                known = now
+                events, longest_s = (0, 0.3) if rounds % 4 == 0 else (rng.randint(1, 12), 0.03)
+                work = partial(search, folder, strategy, seed)
+                _, killed = killed_process(work, events, rng.uniform(0.0, longest_s))
+                trials.check(finished_trials(folder / "run"))
                 if not killed:
                     break
-                if now:
+                if trials.known:
                     settled = {key: settled.get(key, trainings(folder)[key]) for key in completed(folder)}
-                finished_at_kill.append(len(now))
+                finished_at_kill.append(len(trials.known))
             search(whole, strategy, seed)
             made = trainings(folder)
             repeated += sum(made[key] != count for key, count in settled.items())
-            # What a kill hits between the end of a training and that of its trial is made again here; a real training
-            # finds its checkpoint then.
+            # What a kill hits between the end of a training run and that of its trial is made again here; real
+            # training finds its checkpoint then.
             between += sum(made.values()) - len(made)
-            other_trials += trials(folder) != trials(whole)
+            other_trials += candidates(folder / "run") != candidates(whole / "run")
             other_fronts += read_ranking(folder / "run") != read_ranking(whole / "run")
             searches += 1
             print(f"{searches} searches, {len(finished_at_kill)} kills", flush=True)
@@ -197,16 +146,16 @@ def main() -> int:
         "searches": searches,
         "strategies": STRATEGIES,
         "finished_trials_at_each_kill": finished_at_kill,
-        "finished_trials_lost": lost,
-        "finished_trials_changed": changed,
+        "finished_trials_lost": trials.lost,
+        "finished_trials_changed": trials.changed,
         "finished_trials_trained_again": repeated,
         "trainings_killed_between_their_end_and_their_trials": between,
         "searches_with_other_trials_than_unkilled": other_trials,
         "searches_with_another_ranking_than_unkilled": other_fronts,
     }
     print(found)
-    keep_answer("search-kills", "Does a search that is killed a hundred times end as one that is not?", found)
-    return 0 if not (lost or changed or repeated or other_trials or other_fronts) else 1
+    keep_answer("search-kills", __doc__, found)
+    return 0 if not (trials.lost or trials.changed or repeated or other_trials or other_fronts) else 1
 
 
 if __name__ == "__main__":

@@ -7,15 +7,15 @@ seeds. Interrupted, the same command resumes.
     python -m benchmarks.search.entropy_against_resnet --data aquarium --out runs/entropy-aquarium --epochs 20 --seeds 2
 """
 
-import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, median, stdev
 
 import torch
 
-from benchmarks.common.answers import keep_answer, processor_ms
+from benchmarks.common.answers import argument_parser, keep_answer
+from benchmarks.common.training_runs import training_workers
+from benchmarks.common.turns import processor_ms
 from profiler.backends import Backend, get_backend
 from profiler.devices import resolve_device
 from profiler.table.latency_table import LatencyTable
@@ -26,9 +26,8 @@ from smnas.latency.workloads import detector_workloads, whole_workload
 from smnas.models.build import build_detector, deployable
 from smnas.models.convolutions import backbone_convolutions, layers
 from smnas.scoring.base import Score
-from smnas.scoring.by_name import ScorerOnDevices
 from smnas.scoring.entropy import detector_entropy
-from smnas.scoring.workers.processes import Job, Workers
+from smnas.scoring.workers.processes import Job
 from smnas.search.strategies.mae_det.zero_shot import zero_shot_search
 from smnas.space.architecture import Architecture
 from smnas.training.recipe import load_recipe
@@ -38,7 +37,7 @@ TOLERANCE = 1.02
 
 
 def in_turns(architectures: Sequence[Architecture], classes: int, runner: Backend) -> dict[str, float]:
-    """Median processor time of whole detectors, run in turns: a busy machine makes neither look slower."""
+    """Median end-to-end processor time, in turns: a busy machine makes neither look slower."""
     sessions = {}
     for architecture in architectures:
         torch.manual_seed(0)
@@ -48,7 +47,7 @@ def in_turns(architectures: Sequence[Architecture], classes: int, runner: Backen
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--frame", default=FRAME, help="the ResNet-like detector")
@@ -58,28 +57,27 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--keep", action="store_true", help="keep the answer")
-    asked = parser.parse_args()
-    asked.out.mkdir(parents=True, exist_ok=True)
-    folder = CocoFolder(asked.data)
-    frame = Architecture.parse(asked.frame)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    folder = CocoFolder(args.data)
+    frame = Architecture.parse(args.frame)
     runner = get_backend("onnxruntime", resolve_device("cpu"), threads=1)
-    with LatencyTable(asked.out / "latency.db") as table:
+    with LatencyTable(args.out / "latency.db") as table:
         latency = DetectorLatency(len(folder.classes), runner, table)
         latency.calibrate([frame])
         limit_ms = latency.predict(frame).ms
-        found = zero_shot_search(frame, latency, layers=asked.layers, on_step=print)
+        found = zero_shot_search(frame, latency, layers=args.layers, on_step=print)
         listed = [Architecture.parse(candidate.architecture) for candidate in found.candidates]
         by_entropy = sorted(listed, key=detector_entropy, reverse=True)
         winner = next(a for a in by_entropy if latency.predict(a).ms <= limit_ms * TOLERANCE)
         predicted = {str(a): latency.predict(a).ms for a in (frame, winner)}
         measured = in_turns((frame, winner), len(folder.classes), runner)
     jobs = [
-        Job(number, architecture, seed, asked.epochs, asked.out / str(architecture) / str(seed))
-        for number, (seed, architecture) in enumerate((s, a) for s in range(asked.seeds) for a in (frame, winner))
+        Job(number, architecture, seed, args.epochs, args.out / str(architecture) / str(seed))
+        for number, (seed, architecture) in enumerate((s, a) for s in range(args.seeds) for a in (frame, winner))
     ]
     aps: dict[str, list[float]] = {str(frame): [], str(winner): []}
-    make = ScorerOnDevices("ap", asked.data.resolve(), load_recipe(asked.recipe), ("cpu",))
-    with Workers(make, asked.workers, max(1, (os.cpu_count() or 1) // asked.workers)) as pool:
+    with training_workers(args.data, load_recipe(args.recipe), args.workers) as pool:
         for job, outcome in pool.score_all(jobs):
             if isinstance(outcome, Score):
                 aps[str(job.architecture)].append(outcome.value)
@@ -104,11 +102,11 @@ def main() -> None:
             }
         )
         print(rows[-1])
-    if asked.keep and all(row["ap"] for row in rows):
-        remark = {"data": asked.data.name, "epochs": asked.epochs, "seeds": asked.seeds, "recipe": asked.recipe}
+    if args.keep and all(row["ap"] for row in rows):
+        remark = {"data": args.data.name, "epochs": args.epochs, "seeds": args.seeds, "recipe": args.recipe}
         keep_answer(
             "entropy-against-resnet",
-            "Does a backbone found by entropy beat a ResNet-like one of equal latency, trained under the same budget?",
+            __doc__,
             {**remark, "steps": found.steps, "fit_relative_error": found.relative_error, "detectors": rows},
         )
 

@@ -1,4 +1,4 @@
-"""Is the zero-shot search as fast and as good as it claims?
+"""How many candidates a minute does the zero-shot search make and score, and what does it find?
 
 Counts candidates a minute, made and scored with their budgets, in one thread; then runs the published search
 (ResNet-50's seed, 18.8 G multiply-adds at 480x480, 91 layers, 100,000 steps) with generations of several sizes, the
@@ -7,13 +7,12 @@ published one child a step among them.
     OMP_NUM_THREADS=1 python -m benchmarks.search.entropy_search
 """
 
-import argparse
 import time
 from statistics import median
 
 import numpy as np
 
-from benchmarks.common.answers import keep_answer
+from benchmarks.common.answers import argument_parser, keep_answer
 from smnas.models.convolutions import backbone_convolutions, layers, multiply_adds
 from smnas.scoring.entropy import backbone_entropy
 from smnas.scoring.entropy_population import entropy_of
@@ -73,26 +72,26 @@ def search(generation: int, steps: int, seeds: int) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
         "--single", type=int, default=1, help="seeds of the published loop of one child a step; 0: none"
     )
-    asked = parser.parse_args()
+    args = parser.parse_args()
     rates = [candidates_a_minute(200_000, 1000) for _ in range(5)]
     print(
         f"{median(rates):,.0f} candidates a minute made and scored on one core ({min(rates):,.0f} to {max(rates):,.0f})"
     )
     searches = []
-    for generation, seeds in ((1, asked.single), (64, asked.seeds), (256, asked.seeds), (1024, asked.seeds)):
+    for generation, seeds in ((1, args.single), (64, args.seeds), (256, args.seeds), (1024, args.seeds)):
         if seeds:
-            searches.append(search(generation, asked.steps, seeds))
+            searches.append(search(generation, args.steps, seeds))
             row = searches[-1]
             print(f"generation {generation:5d}: best {row['best']}, {max(row['cpu_seconds']):.2f} s")  # type: ignore[call-overload]
     keep_answer(
         "entropy-search",
-        "How many candidates a minute does the zero-shot search make and score, and what does it find?",
+        __doc__,
         {"seed": R50, "candidates_a_minute": rates, "searches": searches},
     )
 

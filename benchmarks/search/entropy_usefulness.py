@@ -5,10 +5,9 @@ tables of trained_table.py, and prints Kendall's tau with AP for the entropy and
 budget and inside a narrow band of FLOPs and of latency. Detectors of different sources or budgets are never mixed:
 their APs do not compare.
 
-    python -m benchmarks.search.entropy_usefulness benchmarks/results/rank-budget-*.json runs/my-run --table latency.db
+    python -m benchmarks.search.entropy_usefulness benchmarks/results/search/rank-*.json runs/my-run --table latency.db
 """
 
-import argparse
 import json
 import math
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.answers import keep_answer
+from benchmarks.common.answers import argument_parser, keep_answer
 from profiler.backends import get_backend
 from profiler.devices import resolve_device
 from profiler.table.latency_table import LatencyTable
@@ -46,13 +45,18 @@ def of_search(document: Mapping[str, Any]) -> Budgets:
     return budgets
 
 
+def costs(architecture: Architecture, classes: int) -> tuple[int, int]:
+    """FLOPs and parameters."""
+    parts = detector_workloads(architecture, classes)
+    return sum(part.flops for part in parts), sum(part.parameters for part in parts)
+
+
 def of_rank_budget(document: Mapping[str, Any], classes: int, latency: DetectorLatency | None) -> Budgets:
     """An answer of rank_budget.py, which holds APs: costs are counted here, latencies are those of a table."""
     budgets: Budgets = {}
     for name, by_epochs in document["ap"].items():
         architecture = Architecture.parse(name)
-        parts = detector_workloads(architecture, classes)
-        flops, parameters = sum(part.flops for part in parts), sum(part.parameters for part in parts)
+        flops, parameters = costs(architecture, classes)
         latency_ms = math.nan if latency is None else latency.predict(architecture).ms
         for epochs, ap in by_epochs.items():
             detector = TrainedDetector(architecture, ap, flops, parameters, latency_ms)
@@ -67,8 +71,7 @@ def of_table(document: Mapping[str, Any], classes: int) -> Budgets:
         if row["reason"] is not None:
             continue
         architecture = Architecture.parse(row["architecture"])
-        parts = detector_workloads(architecture, classes)
-        flops, parameters = sum(part.flops for part in parts), sum(part.parameters for part in parts)
+        flops, parameters = costs(architecture, classes)
         for epochs, ap in row["ap"].items():
             detector = TrainedDetector(architecture, ap, flops, parameters, row["latency_ms"])
             budgets.setdefault(int(epochs), []).append(detector)
@@ -89,25 +92,25 @@ def read(source: Path, classes: int, latency: DetectorLatency | None) -> Budgets
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("sources", type=Path, nargs="+", help="run folders and answers")
     parser.add_argument("--form", choices=ENTROPY_FORMS, default="entropy")
     parser.add_argument("--least", type=int, default=8, help="fewer detectors of one budget are left out")
     parser.add_argument("--classes", type=int, default=3, help="of the detectors in answers and tables")
     parser.add_argument("--table", type=Path, help="latency table for those; what it lacks is measured")
     parser.add_argument("--keep", action="store_true", help="keep the answer")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     latency = None
-    if asked.table is not None:
+    if args.table is not None:
         runner = get_backend("onnxruntime", resolve_device("local"), threads=1)
-        latency = DetectorLatency(asked.classes, runner, LatencyTable(asked.table))
+        latency = DetectorLatency(args.classes, runner, LatencyTable(args.table))
     answers = []
-    for source in asked.sources:
-        for epochs, detectors in sorted(read(source, asked.classes, latency).items()):
-            if len(detectors) < asked.least:
+    for source in args.sources:
+        for epochs, detectors in sorted(read(source, args.classes, latency).items()):
+            if len(detectors) < args.least:
                 print(f"{source.name}, {epochs} epochs: {len(detectors)} detectors are too few, left out")
                 continue
-            groups = control_table(detectors, ENTROPY_FORMS[asked.form], score=asked.form)
+            groups = control_table(detectors, ENTROPY_FORMS[args.form], score=args.form)
             answers.append({"source": source.name, "epochs": epochs, "groups": [asdict(group) for group in groups]})
             print(f"\n{source.name}, {epochs} epochs: Kendall's tau with AP")
             print(f"{'':18}" + "".join(f"{f'{group.name} ({group.detectors})':>26}" for group in groups))
@@ -115,10 +118,8 @@ def main() -> None:
                 cells = [group.rows[place] for group in groups]
                 text = [f"{cell.tau:+.2f} ({cell.low:+.2f} to {cell.high:+.2f})" for cell in cells]
                 print(f"{row.name:18}" + "".join(f"{cell:>26}" for cell in text))
-    if asked.keep and answers:
-        # JSON has no NaN
-        clean = json.loads(json.dumps(answers), parse_constant=lambda _: None)
-        keep_answer(f"{asked.form}-usefulness", "Does the entropy order trained detectors?", {"tables": clean})
+    if args.keep and answers:
+        keep_answer(f"{args.form}-usefulness", __doc__, {"tables": answers})
 
 
 if __name__ == "__main__":

@@ -1,26 +1,23 @@
-"""How well does a short training rank architectures, compared with a long one?
+"""How well does a short training run rank architectures, compared with a long one?
 
 Trains the same architectures with several budgets and prints Kendall's tau between the AP of each short budget and the
-AP of the longest, with a bootstrap interval over the architectures, and what each budget costs. Every training is a
-schedule of its own (a cosine that ends with its budget), as in a search. Interrupted, the same command resumes.
+AP of the longest, with a bootstrap interval over the architectures, and what each budget costs. Every training run
+has a schedule of its own (a cosine that ends with its budget), as in a search. Interrupted, the same command resumes.
 
     python -m benchmarks.search.rank_budget --out runs/rank-budget --epochs 1,2,4 --long 12 --count 14
 """
 
-import argparse
-import os
 import time
 from pathlib import Path
 
 import numpy as np
-import torch
 from scipy.stats import kendalltau
 
-from benchmarks.common.answers import keep_answer
+from benchmarks.common.answers import argument_parser, keep_answer
+from benchmarks.common.training_runs import training_workers
 from smnas.data.shapes import generate_shapes
 from smnas.scoring.base import Score
-from smnas.scoring.by_name import ScorerOnDevices
-from smnas.scoring.workers.processes import Job, Workers
+from smnas.scoring.workers.processes import Job
 from smnas.space.architecture import Architecture
 from smnas.space.preset import load_space
 from smnas.space.sampling import sample_modular, sample_structural
@@ -56,30 +53,28 @@ def tau_with_interval(short: np.ndarray, long: np.ndarray, seed: int = 0) -> tup
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", type=Path, help="COCO-format folder; generated images without it")
     parser.add_argument("--preset", default="nano")
     parser.add_argument("--recipe", default="nano")
     parser.add_argument("--count", type=int, default=14, help="architectures")
     parser.add_argument("--epochs", default="1,2,4", help="short budgets")
-    parser.add_argument("--long", type=int, default=12, help="the budget that is taken for the truth")
+    parser.add_argument("--long", type=int, default=12, help="the budget that counts as the truth")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
-    asked = parser.parse_args()
-    data = asked.data or generate_shapes(asked.out / "data")
-    budgets = [*map(int, asked.epochs.split(",")), asked.long]
-    candidates = architectures(asked.preset, asked.count, asked.seed)
-    # The long budget has a seed of its own: a short training that is the long one's beginning would flatter itself.
+    args = parser.parse_args()
+    data = args.data or generate_shapes(args.out / "data")
+    budgets = [*map(int, args.epochs.split(",")), args.long]
+    candidates = architectures(args.preset, args.count, args.seed)
+    # The long budget has a seed of its own: a short run that is the beginning of the long one would flatter itself.
     jobs = [
-        Job(number, candidate, asked.seed + (budget == asked.long), budget, asked.out / str(candidate) / str(budget))
+        Job(number, candidate, args.seed + (budget == args.long), budget, args.out / str(candidate) / str(budget))
         for number, (budget, candidate) in enumerate((b, c) for b in budgets for c in candidates)
     ]
     scores: dict[tuple[str, int], Score] = {}
-    devices = tuple(f"cuda:{i}" for i in range(torch.cuda.device_count())) or ("cpu",)
-    make = ScorerOnDevices("ap", data.resolve(), load_recipe(asked.recipe), devices)
     began = time.monotonic()
-    with Workers(make, asked.workers, max(1, (os.cpu_count() or 1) // asked.workers)) as pool:
+    with training_workers(data, load_recipe(args.recipe), args.workers) as pool:
         for done, (job, outcome) in enumerate(pool.score_all(jobs), start=1):
             what = f"{job.epochs} epochs of {job.architecture}"
             minutes = (time.monotonic() - began) / 60
@@ -89,7 +84,7 @@ def main() -> None:
             else:
                 print(f"{done}/{len(jobs)} failed: {outcome.reason}  {what}", flush=True)
     whole = [str(c) for c in candidates if all((str(c), budget) in scores for budget in budgets)]
-    truth = np.array([scores[name, asked.long].value for name in whole])
+    truth = np.array([scores[name, args.long].value for name in whole])
     rows = []
     for budget in budgets[:-1]:
         short = np.array([scores[name, budget].value for name in whole])
@@ -102,17 +97,17 @@ def main() -> None:
                 "kendall_tau": tau,
                 "interval_95": [low, high],
                 "seconds_a_training": seconds,
-                "ap_long_of_the_best": scores[best, asked.long].value,
+                "ap_long_of_the_best": scores[best, args.long].value,
             }
         )
-        print(f"{budget:3d} epochs: tau {tau:.2f} ({low:.2f} to {high:.2f}), {seconds:.0f} s a training")
+        print(f"{budget:3d} epochs: tau {tau:.2f} ({low:.2f} to {high:.2f}), {seconds:.0f} s a run")
     found = {
-        "long_epochs": asked.long,
+        "long_epochs": args.long,
         "best_ap_of_all": float(truth.max()),
         "budgets": rows,
         "ap": {name: {budget: scores[name, budget].value for budget in budgets} for name in whole},
     }
-    keep_answer("rank-budget", "How well does a short training rank architectures, compared with a long one?", found)
+    keep_answer("rank-budget", __doc__, found)
 
 
 if __name__ == "__main__":

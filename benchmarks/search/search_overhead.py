@@ -2,8 +2,7 @@
 
 Runs searches in the small space through the real loop and study with a scorer and a latency that answer at once, and
 keeps CPU seconds and peak memory after every few hundred trials. Short runs are trials as well, and pruned ones.
-With ``--begin`` a search is resumed that has so many trials already: random designs, trained to the end, written all at
-once.
+``--begin`` resumes a search that has that many trials already: random designs, trained to the end, written all at once.
 
     python -m benchmarks.search.search_overhead --trials 5500 --keep
     python -m benchmarks.search.search_overhead --begin 5000 --trials 5500 --strategies halving,sm-nas --keep
@@ -27,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from optuna.distributions import distribution_to_json
 
-from benchmarks.common.answers import keep_answer
+from benchmarks.common.answers import argument_parser, keep_answer
 from profiler.prediction.predict import Latency
 from smnas.scoring.base import Score
 from smnas.scoring.workers.processes import InProcess
@@ -44,8 +43,6 @@ from smnas.space.architecture import Architecture
 from smnas.space.encoding import Encoding
 from smnas.space.preset import Space, load_space
 
-QUESTION = "How long does the search itself take for a trial, up to thousands of trials?"
-
 
 def luck(*key: object) -> float:
     """A number in 0..1 that only the key decides."""
@@ -54,7 +51,7 @@ def luck(*key: object) -> float:
 
 
 class EnoughTrialsError(Exception):
-    """The search has been followed as far as was asked."""
+    """The search has made ``--trials`` trials."""
 
 
 class InstantScorer:
@@ -177,8 +174,8 @@ def write_all(folder: Path, settings: SearchSettings, candidates: Sequence[Candi
         database.executemany(put.format("trial_values", "NULL, ?, ?, ?, ?"), values)
 
 
-def measure(strategy: str, asked: argparse.Namespace, on_row: Callable[[list[dict[str, float]]], None]) -> None:
-    """CPU milliseconds a trial and peak memory, for each ``every`` trials; the rows so far are told after each."""
+def measure(strategy: str, args: argparse.Namespace, on_row: Callable[[list[dict[str, float]]], None]) -> None:
+    """CPU milliseconds a trial and peak memory, for each ``every`` trials; ``on_row`` gets the rows so far."""
     rows: list[dict[str, float]] = []
     last: tuple[int, float] | None = None
 
@@ -188,7 +185,7 @@ def measure(strategy: str, asked: argparse.Namespace, on_row: Callable[[list[dic
             return
         if last is None:  # what it takes to open a study is not a trial's
             last = (event.number, time.process_time())
-        if event.number % asked.every == 0 and event.number > last[0]:
+        if event.number % args.every == 0 and event.number > last[0]:
             now = time.process_time()
             rows.append(
                 {
@@ -200,17 +197,17 @@ def measure(strategy: str, asked: argparse.Namespace, on_row: Callable[[list[dic
             print(f"{strategy:22s} {rows[-1]}", flush=True)
             on_row(rows)
             last = (event.number, time.process_time())
-            if event.number >= asked.trials:
+            if event.number >= args.trials:
                 raise EnoughTrialsError
 
     space = load_space("small")
     encoding = Encoding(space)
     # A search that has a begin has its first stage behind it.
-    stages = StageTrials(structural=(asked.begin or asked.trials) // 2 - bool(asked.begin), modular=asked.trials)
-    settings = instant_settings(space.name, strategy, stages, generation=asked.generation)
+    stages = StageTrials(structural=(args.begin or args.trials) // 2 - bool(args.begin), modular=args.trials)
+    settings = instant_settings(space.name, strategy, stages, generation=args.generation)
     with tempfile.TemporaryDirectory() as folder, suppress(EnoughTrialsError):
-        if asked.begin:
-            write_all(Path(folder) / "run", settings, earlier(settings, space, encoding, asked.begin))
+        if args.begin:
+            write_all(Path(folder) / "run", settings, earlier(settings, space, encoding, args.begin))
         run_search(
             Path(folder) / "run",
             settings,
@@ -223,32 +220,32 @@ def measure(strategy: str, asked: argparse.Namespace, on_row: Callable[[list[dic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--trials", type=int, default=5500, help="a multiple of --every")
     parser.add_argument("--every", type=int, default=500)
     parser.add_argument("--begin", type=int, default=0, help="trials that are there already")
     parser.add_argument("--generation", type=int, default=2, help="candidates proposed at once; 2 is the command's own")
     parser.add_argument("--strategies", default=",".join(STRATEGIES))
     parser.add_argument("--keep", action="store_true", help="keep the answer")
-    asked = parser.parse_args()
-    for name in asked.strategies.split(","):
+    args = parser.parse_args()
+    for name in args.strategies.split(","):
 
         def keep(rows: list[dict[str, float]], name: str = name) -> None:
             worst = float(np.max([row["cpu_ms_a_trial"] for row in rows]))
             print(f"{name}: {worst} ms a trial at most, so far")
-            if asked.keep:
+            if args.keep:
                 found = {
                     "strategy": name,
-                    "begin": asked.begin,
-                    "generation": asked.generation,
+                    "begin": args.begin,
+                    "generation": args.generation,
                     "load": os.getloadavg()[0],
                     "worst_cpu_ms": worst,
                     "rows": rows,
                 }
-                question = f"search-overhead-{name}" + (f"-from-{asked.begin}" if asked.begin else "")
-                keep_answer(question, QUESTION, found)
+                question = f"search-overhead-{name}" + (f"-from-{args.begin}" if args.begin else "")
+                keep_answer(question, __doc__, found)
 
-        measure(name, asked, keep)
+        measure(name, args, keep)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,21 @@
 """How much hypervolume does each strategy reach with how many epochs?
 
-Plays every strategy on problems that need no training: pymoo's functions (``pip install pymoo``) and tables of trained
-detectors in ``data/`` (made by ``trained_table.py``). Counts epochs, not trials, and measures hypervolume of what was
-trained to the end, without noise, as a share of the best that is known. ZDT3 and DTLZ2 were looked at while the
-strategies were written, ZDT1 and DTLZ7 were not; all of them, and the tables, when the rung at a ninth was left out.
+Plays every strategy on problems that need no training: pymoo's functions and tables of trained detectors in ``data/``
+(made by ``trained_table.py``). Counts epochs, not trials, and measures the noise-free hypervolume of completed runs as
+a fraction of the best known one. ZDT3 and DTLZ2 were used while the strategies were written, ZDT1 and DTLZ7 were not;
+all of them, and the tables, when the rung at a ninth was left out.
 
     python -m benchmarks.search.search_quality --seeds 10 --trials 60 --keep
 """
 
-import argparse
 from concurrent.futures import ProcessPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import kendalltau
 
-from benchmarks.common.answers import keep_answer
+from benchmarks.common.answers import argument_parser, keep_answer
 from benchmarks.search.problems.analytic import NOISE, SPEED_SPREAD, AnalyticProblem
 from benchmarks.search.problems.problem import Played, Problem, play, stops
 from benchmarks.search.problems.tabulated import TabulatedProblem
@@ -28,7 +26,6 @@ from smnas.search.strategies.random_search import random_search
 from smnas.search.strategies.regularized_evolution import regularized_evolution
 from smnas.search.strategies.sm_nas import sm_nas
 
-QUESTION = "How much hypervolume does each strategy reach with how many epochs?"
 FUNCTIONS = ("zdt3", "dtlz2", "zdt1", "dtlz7")
 LONG = "-27-epochs"
 ANALYTIC = (*FUNCTIONS, *(name + LONG for name in FUNCTIONS))
@@ -59,11 +56,11 @@ def make(name: str, problem: Problem, trials: int) -> Strategy:
             return halving(choices, trials, problem.epochs, latency=problem.latency_ms)
 
 
-def budgets(problem: Problem, asked: int) -> list[int]:
-    """Training runs to compare with: on a table a quarter and half of its rows, which random search then sees."""
+def budgets(problem: Problem, trials: int) -> list[int]:
+    """Trial budgets to compare at: on a table a quarter and half of its rows, which random search then sees."""
     if not isinstance(problem, TabulatedProblem):
-        return [asked]
-    return sorted({min(asked, len(problem) // 4), min(asked, len(problem) // 2)})
+        return [trials]
+    return sorted({min(trials, len(problem) // 4), min(trials, len(problem) // 2)})
 
 
 def load(name: str) -> Problem:
@@ -119,7 +116,7 @@ def _finite(value: float) -> float | None:
 
 
 def foresight(problem: Problem, strategies: dict[str, Any], trials: int) -> dict[str, float] | None:
-    """The part of the budget that nobody can do without: who knows a table reaches the others' ends with it."""
+    """The part of the budget that an oracle needs to reach the final hypervolume of the others."""
     if not isinstance(problem, TabulatedProblem):
         return None
     shares = problem.with_foresight()
@@ -149,7 +146,6 @@ def answer_for(name: str, trials: int, seeds: int, workers: int) -> dict[str, An
     strategies = compare(runs, trials * problem.epochs)
     return {
         "problem": name,
-        "versions": {package: version(package) for package in ("numpy", "optuna", "moocore", "pymoo")},
         "trials": trials,
         "epochs_a_training": problem.epochs,
         "seeds": seeds,
@@ -163,7 +159,7 @@ def answer_for(name: str, trials: int, seeds: int, workers: int) -> dict[str, An
 def show(answer: dict[str, Any]) -> None:
     print(f"{answer['problem']}, {answer['trials']} training runs: rank correlations {answer['rank_correlations']}")
     if answer["foresight"] is not None:
-        print(f"  who knows the table: {answer['foresight']}")
+        print(f"  an oracle needs {answer['foresight']}")
     for strategy, row in answer["strategies"].items():
         mean, low, high = list(row["share_of_best_by_epochs"].values())[-1]
         halves = list(row["share_of_best_by_epochs"].values())[9][0]
@@ -177,19 +173,19 @@ def show(answer: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--problems", default="", help="names, joined by commas; all of them without it")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--trials", type=int, default=60, help="whole training runs, baseline aside")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--keep", action="store_true", help="keep an answer for each problem")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     tables = sorted(path.stem for path in DATA.glob("*.json"))
-    for name in asked.problems.split(",") if asked.problems else (*ANALYTIC, *tables):
-        for trials in budgets(load(name), asked.trials):
-            answer = answer_for(name, trials, asked.seeds, asked.workers)
-            if asked.keep:
-                keep_answer(f"search-quality-{name}" + (f"-{trials}" if name in tables else ""), QUESTION, answer)
+    for name in args.problems.split(",") if args.problems else (*ANALYTIC, *tables):
+        for trials in budgets(load(name), args.trials):
+            answer = answer_for(name, trials, args.seeds, args.workers)
+            if args.keep:
+                keep_answer(f"search-quality-{name}" + (f"-{trials}" if name in tables else ""), __doc__, answer)
             show(answer)
 
 

@@ -1,27 +1,22 @@
-"""Train many detectors once, so that searches can be compared without training: a table of AP and latency.
+"""What would a search have found out about these detectors? A table of AP and latency, to compare searches with.
 
 Every detector is trained from scratch under one schedule of ``--epochs`` epochs, is evaluated after a ninth (from 27
 epochs on), a third and all of them on its averaged weights, and its latency is predicted from a latency table as in a
 search. Half of the rows are random structures, half random variants of them; the baseline is the first row.
-Failures stay with their reason. Interrupted, the same command goes on where it stopped; more ``--count`` adds rows.
+Failures stay with their reason. Interrupted, the same command resumes; more ``--count`` adds rows.
 
     python -m benchmarks.search.trained_table --out runs/trained-table --count 120 --epochs 9
 
-writes ``benchmarks/data/tabulated-nano.json`` (another place with ``--table``) after every ten rows.
+writes ``benchmarks/search/data/tabulated-nano.json`` (another place with ``--table``) after every ten rows.
 """
 
 import argparse
-import json
-import os
-import platform
-import subprocess
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from benchmarks.common.answers import argument_parser, keep_answer
+from benchmarks.common.training_runs import training_workers
 from benchmarks.search.problems.problem import stops
 from benchmarks.search.rank_budget import architectures
 from profiler.backends import get_backend
@@ -31,8 +26,7 @@ from smnas.data.coco import CocoFolder
 from smnas.data.shapes import generate_shapes
 from smnas.latency.detector_latency import DetectorLatency, LatencyFailedError
 from smnas.scoring.base import Score
-from smnas.scoring.by_name import ScorerOnDevices
-from smnas.scoring.workers.processes import Job, Workers
+from smnas.scoring.workers.processes import Job
 from smnas.space.architecture import Architecture
 from smnas.training.recipe import load_recipe
 
@@ -40,9 +34,9 @@ CALIBRATION_WHOLES = 3
 GROUP = 10  # detectors that go through the rungs together; workers wait for each other at the end of every rung
 
 
-def latencies(asked: argparse.Namespace, rows: list[dict[str, Any]], classes: int) -> None:
-    """Predict every row's latency; what can not be measured keeps the reason."""
-    with LatencyTable(asked.out / "latency.db") as table:
+def latencies(args: argparse.Namespace, rows: list[dict[str, Any]], classes: int) -> None:
+    """Predict every row's latency; a failure is stored with its reason."""
+    with LatencyTable(args.out / "latency.db") as table:
         latency = DetectorLatency(classes, get_backend("onnxruntime", resolve_device("local"), threads=1), table)
         latency.calibrate([Architecture.parse(row["architecture"]) for row in rows[: 1 + CALIBRATION_WHOLES]])
         for row in rows:
@@ -55,7 +49,7 @@ def latencies(asked: argparse.Namespace, rows: list[dict[str, Any]], classes: in
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="checkpoints and the latency table")
     parser.add_argument("--table", type=Path, help="the file to write")
     parser.add_argument("--data", type=Path, help="COCO-format folder; generated images without it")
@@ -67,45 +61,33 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=9)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
-    asked = parser.parse_args()
-    data = asked.data or generate_shapes(asked.out / "data", train=asked.some_images, val=asked.some_images // 4)
-    file = asked.table or Path(__file__).parent / "data" / f"tabulated-{asked.preset}.json"
-    rungs = stops(asked.epochs)
-    recipe = load_recipe(asked.recipe).with_(epochs=asked.epochs, ema_decay=asked.ema_decay)
-    candidates = architectures(asked.preset, asked.count, asked.seed)
+    args = parser.parse_args()
+    data = args.data or generate_shapes(args.out / "data", train=args.images, val=args.images // 4)
+    file = args.table or Path(__file__).parent / "data" / f"tabulated-{args.preset}.json"
+    rungs = stops(args.epochs)
+    recipe = load_recipe(args.recipe).with_(epochs=args.epochs, ema_decay=args.ema_decay)
+    candidates = architectures(args.preset, args.count, args.seed)
     rows: list[dict[str, Any]] = [
         {"architecture": str(c), "ap": {}, "seconds": None, "latency_ms": None, "reason": None} for c in candidates
     ]
-    latencies(asked, rows, len(CocoFolder(data).classes))
+    latencies(args, rows, len(CocoFolder(data).classes))
     facts = {
-        "question": "What would a search have found out about these detectors?",
-        "command": f"python -m benchmarks.search.trained_table --out {asked.out} --preset {asked.preset} "
-        f"--recipe {asked.recipe} --count {asked.count} --epochs {asked.epochs} --seed {asked.seed}"
-        + (f" --data {asked.data}" if asked.data else f" --images {asked.some_images}")
-        + (f" --table {asked.table}" if asked.table else ""),
-        "commit": subprocess.run(
-            ["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True
-        ).stdout.strip(),
-        "machine": {"device": resolve_device("local").name, "cores": os.cpu_count(), "system": platform.system()},
-        "torch": torch.__version__,
-        "preset": asked.preset,
+        "preset": args.preset,
         "recipe": recipe.model_dump(mode="json"),
-        "epochs": asked.epochs,
+        "epochs": args.epochs,
         "rungs": rungs,
-        "seed": asked.seed,
+        "seed": args.seed,
     }
-    devices = tuple(f"cuda:{i}" for i in range(torch.cuda.device_count())) or ("cpu",)
-    make = ScorerOnDevices("ap", data.resolve(), recipe, devices)
     trainable = [number for number, row in enumerate(rows) if row["reason"] is None]
     began = time.monotonic()
-    with Workers(make, asked.workers, max(1, (os.cpu_count() or 1) // asked.workers)) as pool:
+    with training_workers(data, recipe, args.workers) as pool:
         # A few detectors at a time, each through all its rungs, so that an interrupted table has whole rows.
         for start in range(0, len(trainable), GROUP):
             numbers = trainable[start : start + GROUP]
             for rung in rungs:
-                stop = None if rung == asked.epochs else rung
+                stop = None if rung == args.epochs else rung
                 jobs = [
-                    Job(n, candidates[n], asked.seed, asked.epochs, asked.out / "models" / str(candidates[n]), stop)
+                    Job(n, candidates[n], args.seed, args.epochs, args.out / "models" / str(candidates[n]), stop)
                     for n in numbers
                     if rows[n]["reason"] is None
                 ]
@@ -117,9 +99,7 @@ def main() -> None:
                     else:
                         row["reason"] = outcome.reason
             done = [row for row in rows if row["reason"] is not None or len(row["ap"]) == len(rungs)]
-            file.parent.mkdir(parents=True, exist_ok=True)
-            document = facts | {"date": datetime.now(UTC).date().isoformat(), "rows": done}
-            file.write_text(json.dumps(document, indent=1) + "\n")
+            keep_answer(file.stem, __doc__, facts | {"rows": done}, out=file)
             minutes = (time.monotonic() - began) / 60
             for n in numbers:
                 found = rows[n]["ap"] or rows[n]["reason"]

@@ -7,23 +7,21 @@ joined by semicolons. Without any, the table has the changes of ``changes_of``.
     python -m benchmarks.training.ablation --data ../shared/data/aquarium --out runs/ablation
     python -m benchmarks.training.ablation --data ../shared/data/aquarium --out runs/ablation --only flip=0
 
-Interrupted, the same command resumes: every training goes on at its last finished epoch, and what is finished is read
-back. ``--only`` does some rows; the answer is kept when all are there.
+Interrupted, the same command resumes every training run at its last finished epoch and reads finished ones back.
+``--only`` does some rows; the answer is kept when all are there.
 """
 
-import argparse
-import os
 import time
 import tomllib
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from benchmarks.common.answers import keep_answer
+from benchmarks.common.answers import argument_parser, keep_answer
+from benchmarks.common.training_runs import training_workers
 from smnas.scoring.base import Score
-from smnas.scoring.by_name import ScorerOnDevices
 from smnas.scoring.trained_ap import METRICS_FILE
-from smnas.scoring.workers.processes import Job, Workers
+from smnas.scoring.workers.processes import Job
 from smnas.space.architecture import Architecture
 from smnas.training.recipe import Recipe, load_recipe
 
@@ -32,7 +30,7 @@ AS_IT_IS = "as it is"
 
 
 def changes_of(epochs: int) -> tuple[str, ...]:
-    """What the table asks unless it is told otherwise, the last row with twice the epochs."""
+    """The default rows, the last with twice the epochs."""
     return (
         'optimizer="sgd";learning_rate=0.05;weight_decay=1e-4',
         "batch_size=8",
@@ -53,11 +51,10 @@ def changed(recipe: Recipe, change: str) -> Recipe:
 
 
 def train(data: Path, recipe: Recipe, architecture: Architecture, seeds: int, workers: int, out: Path) -> list[Score]:
-    """One training for each seed, ``workers`` at a time, in the order of the seeds."""
+    """One training run for each seed, ``workers`` at a time, in the order of the seeds."""
     jobs = [Job(seed, architecture, seed, recipe.epochs, out / str(seed)) for seed in range(seeds)]
     scores: dict[int, Score] = {}
-    make = ScorerOnDevices("ap", data.resolve(), recipe, ("cpu",))
-    with Workers(make, workers, max(1, (os.cpu_count() or 1) // workers)) as pool:
+    with training_workers(data, recipe, workers) as pool:
         for job, outcome in pool.score_all(jobs):
             if isinstance(outcome, Exception):
                 raise SystemExit(f"seed {job.number} failed: {outcome}")
@@ -70,7 +67,7 @@ def finished(folder: Path, seeds: int) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("changes", nargs="*", metavar="KEY=VALUE[;KEY=VALUE]", help="a row of the table each")
     parser.add_argument("--only", action="append", metavar="CHANGE", help=f"train this row ({AS_IT_IS!r}: the first)")
     parser.add_argument("--data", type=Path, required=True)
@@ -81,23 +78,23 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--name", default="ablation", help="of the kept answer")
     parser.add_argument("--out", type=Path, required=True)
-    asked = parser.parse_args()
-    base = load_recipe(asked.recipe).with_(epochs=asked.epochs)
-    architecture = Architecture.parse(asked.arch)
-    changes = asked.changes or changes_of(asked.epochs)
+    args = parser.parse_args()
+    base = load_recipe(args.recipe).with_(epochs=args.epochs)
+    architecture = Architecture.parse(args.arch)
+    changes = args.changes or changes_of(args.epochs)
     recipes = {AS_IT_IS: base} | {change: changed(base, change) for change in changes}
-    if unknown := set(asked.only or ()) - recipes.keys():
+    if unknown := set(args.only or ()) - recipes.keys():
         parser.error(f"a row is one of {', '.join(recipes)}, but got {', '.join(unknown)}")
     began = time.monotonic()
     rows: list[dict[str, Any]] = []
     missing: list[str] = []
     for number, (change, recipe) in enumerate(recipes.items(), start=1):
-        folder = asked.out / (change.replace("/", "_") if change != AS_IT_IS else "base")
-        if asked.only and change not in asked.only and not finished(folder, asked.seeds):
+        folder = args.out / (change.replace("/", "_") if change != AS_IT_IS else "base")
+        if args.only and change not in args.only and not finished(folder, args.seeds):
             missing.append(change)
             continue
         # what is finished is read back by the scorer, which refuses a folder that was trained otherwise
-        scores = train(asked.data, recipe, architecture, asked.seeds, asked.workers, folder)
+        scores = train(args.data, recipe, architecture, args.seeds, args.workers, folder)
         ap, ap50 = ([score.metrics[key] for score in scores] for key in ("ap", "ap50"))
         rows.append(
             {
@@ -118,7 +115,7 @@ def main() -> None:
         print(f"no answer yet, missing: {', '.join(missing)}")
         return
     found = {"architecture": str(architecture), "recipe": base.model_dump(mode="json"), "rows": rows}
-    keep_answer(asked.name, "What does each part of the recipe bring, one part changed at a time?", found)
+    keep_answer(args.name, __doc__, found)
 
 
 if __name__ == "__main__":

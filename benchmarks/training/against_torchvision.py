@@ -16,9 +16,9 @@ kept; until then the missing ones are named.
 
 import argparse
 import json
+import math
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
@@ -27,21 +27,22 @@ from typing import Any
 import torch
 import torchvision
 
-from benchmarks.common.answers import keep_answer
+from benchmarks.common.answers import argument_parser, keep_answer
+from benchmarks.common.detectors import RESNET18, RESNET50, PreparedBatch
+from benchmarks.common.gpu_question import Setting
+from benchmarks.common.turns import ratios, take_turns
+from benchmarks.training.step_against_torchvision import ReferenceTrainer
 from benchmarks.training.torchvision_reference import (
     BATCH,
-    reference_model,
-    reference_optimizer,
-    reference_step,
     train_reference,
 )
+from benchmarks.training.training_step import Amp, Trainer
 from profiler.atomic import write_whole
+from profiler.devices import resolve_device
 from profiler.errors import UserError
 from smnas.data.coco import CocoFolder
-from smnas.data.loader import Batch, TrainLoader
+from smnas.data.loader import TrainLoader
 from smnas.evaluation.predict import DetectFunction, evaluate
-from smnas.models.build import build_detector
-from smnas.models.detector import Detector
 from smnas.scoring.base import ScoringFailedError
 from smnas.scoring.trained_ap import METRICS_FILE, TrainedAP, write_metrics
 from smnas.search.study.run_folder import folder_lock
@@ -49,13 +50,9 @@ from smnas.search.study.settings import RunFolderError
 from smnas.space.architecture import Architecture
 from smnas.training.curve import CURVE_FILE, EpochLog, read_curve
 from smnas.training.errors import TrainingFailedError
-from smnas.training.optimizer import build_optimizer
 from smnas.training.recipe import Recipe, load_recipe
 
-ARCHITECTURES = {
-    "resnet18": "basicblock_64_11-21-21-21+fpn_2-6_256+rpn+rcnn_1024+{size}x{size}",
-    "resnet50": "bottleneck_64_111-2111-211111-211+fpn_2-6_256+rpn+rcnn_1024+{size}x{size}",
-}
+ARCHITECTURES = {"resnet18": RESNET18, "resnet50": RESNET50}
 SPEED = "speed"
 CONTENDERS = ("smnas", "torchvision")
 SETTINGS_FILE = "settings.json"
@@ -95,48 +92,18 @@ def trainings(contender: str, count: int, out: Path) -> tuple[list[Part], list[P
     return good, failed
 
 
-def our_step(
-    detector: Detector, optimizer: torch.optim.Optimizer, recipe: Recipe, device: torch.device
-) -> Callable[[Batch], None]:
-    def step(batch: Batch) -> None:
-        images = batch.images.to(device).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda" and recipe.amp == "bf16"):
-            loss = torch.stack(list(detector.loss(images, batch.targets, recipe.losses).values())).sum()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(detector.parameters(), recipe.clip_norm or 1e9)
-        optimizer.step()
-
-    return step
-
-
 def seconds_a_step(
-    data: CocoFolder, architecture: Architecture, backbone: str, recipe: Recipe, steps: int, device: torch.device
+    data: CocoFolder, architecture: Architecture, backbone: str, recipe: str, amp: Amp, steps: int
 ) -> dict[str, list[float]]:
     """Training steps of both in turns on the same prepared batch, so that a busy machine is as busy for either."""
-    size = architecture.input_width
-    batch = next(iter(TrainLoader(data.split("train"), size, size, BATCH, 0).epoch(0)))
-    torch.manual_seed(0)
-    detector = build_detector(architecture, len(data.classes)).to(device).train()
-    detector = detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    model = reference_model(len(data.classes), size, backbone).to(device).train()
-    optimizer, our_optimizer = reference_optimizer(model), build_optimizer(detector, recipe)
-    for group in (*optimizer.param_groups, *our_optimizer.param_groups):
-        group["lr"] = 1e-5  # without a warm-up the peak rate would break the weights, and with them the proposals
-    contenders: dict[str, Callable[[Batch], object]] = {
-        "smnas": our_step(detector, our_optimizer, recipe, device),
-        "torchvision": lambda b: reference_step(model, optimizer, device, b),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(steps + 2):
-        for name, step in contenders.items():
-            began = time.perf_counter()
-            step(batch)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if turn >= 2:
-                seconds[name].append(time.perf_counter() - began)
-    return seconds
+    size, classes = architecture.input_width, len(data.classes)
+    images, targets = next(iter(TrainLoader(data.split("train"), size, size, BATCH, 0).epoch(0)))
+    batch = PreparedBatch(images, targets)
+    setting = Setting(resolve_device("local"), False, data.root, data.root, math.inf)
+    ours = Trainer(setting, architecture, recipe, BATCH, amp, channels_last=True, batch=batch, steps=1, classes=classes)
+    theirs = ReferenceTrainer(setting, batch, "off", 1, backbone, classes)
+    turns = take_turns({"smnas": ours.round, "torchvision": theirs.round}, steps + 2)
+    return {name: [seconds for seconds, _ in turn[2:]] for name, turn in turns.items()}
 
 
 def train(
@@ -148,14 +115,14 @@ def train(
     recipe: Recipe,
     device: str,
 ) -> dict[str, float]:
-    """Train a contender with a seed, telling how far it is after every epoch; its COCO numbers.
+    """Train a contender with a seed, with a line after every epoch; its COCO numbers.
 
     Raises:
         ScoringFailedError, TrainingFailedError: it diverges or does not fit in memory.
     """
     size, seed = architecture.input_width, part.seed or 0
 
-    def told(log: EpochLog) -> None:
+    def show(log: EpochLog) -> None:
         ap = "" if log.ap is None else f", AP {log.ap:.4f}"
         print(
             f"{part}: epoch {log.epoch}/{log.epochs}, loss {log.loss:.3f}{ap}, {log.images_per_s:.2f} images/s, "
@@ -167,7 +134,7 @@ def train(
         return evaluate(detect, data.split("val"), size, size, recipe.batch_size).as_dict()
 
     if part.name == "smnas":
-        score = TrainedAP(data, recipe, device, on_epoch=told).score(
+        score = TrainedAP(data, recipe, device, on_epoch=show).score(
             architecture, seed=seed, epochs=recipe.epochs, out_dir=folder
         )
         return dict(score.metrics)
@@ -181,7 +148,7 @@ def train(
         backbone=backbone,
         evaluate_every=recipe.evaluate_every,
         evaluate=metrics,
-        on_epoch=told,
+        on_epoch=show,
     )
     return metrics(detect)
 
@@ -216,7 +183,7 @@ def answer(out: Path, seeds: int, settings: Mapping[str, Any]) -> dict[str, Any]
         "threads_of_the_speed": speed["threads"],
         "seconds_a_step": seconds,
         "images_per_second": {name: BATCH / median(times) for name, times in seconds.items()},
-        "times_as_fast": median(t / s for s, t in zip(seconds["smnas"], seconds["torchvision"], strict=True)),
+        "times_as_fast": median(ratios(seconds["torchvision"], seconds["smnas"])),
         "ap": {c: mean_and_spread([one["ap"] for one in found]) for c, found in metrics.items()},
         "ap50": {c: mean_and_spread([one["ap50"] for one in found]) for c, found in metrics.items()},
         "seeds": {c: [part.seed for part in of_both] for c, of_both in parts.items()},
@@ -226,24 +193,24 @@ def answer(out: Path, seeds: int, settings: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def every(asked: argparse.Namespace) -> list[Part]:
+def every(args: argparse.Namespace) -> list[Part]:
     """All parts of the answer as far as it is known which training runs fail."""
-    of_both = [trainings(contender, asked.seeds, asked.out)[0] for contender in CONTENDERS]
+    of_both = [trainings(contender, args.seeds, args.out)[0] for contender in CONTENDERS]
     return [Part(SPEED), *(part for of_seed in zip(*of_both, strict=True) for part in of_seed)]
 
 
-def wanted(asked: argparse.Namespace) -> Iterator[Part]:
-    """The parts that were asked for, each once; a training that fails on the way brings another one."""
+def wanted(args: argparse.Namespace) -> Iterator[Part]:
+    """The parts selected by ``--only`` and ``--seed``, each once; a failed run is followed by one of the next seed."""
     seen: set[Part] = set()
-    while new := [part for part in every(asked) if part not in seen]:
+    while new := [part for part in every(args) if part not in seen]:
         seen.add(part := new[0])
-        if asked.only in (None, part.name) and (asked.seed is None or part.seed in (None, asked.seed)):
+        if args.only in (None, part.name) and (args.seed is None or part.seed in (None, args.seed)):
             yield part
 
 
 def do(
     part: Part,
-    asked: argparse.Namespace,
+    args: argparse.Namespace,
     settings: Mapping[str, Any],
     data: CocoFolder,
     architecture: Architecture,
@@ -251,7 +218,7 @@ def do(
     device: str,
 ) -> None:
     """Do one part, unless it is there or another process is at it, and keep what came out."""
-    folder, file = part.folder(asked.out), part.file(asked.out)
+    folder, file = part.folder(args.out), part.file(args.out)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with folder_lock(folder):
@@ -260,11 +227,11 @@ def do(
                 return
             write_whole(folder / SETTINGS_FILE, json.dumps(settings, indent=1) + "\n")
             if part.name == SPEED:
-                seconds = seconds_a_step(data, architecture, asked.backbone, recipe, asked.steps, torch.device(device))
+                seconds = seconds_a_step(data, architecture, args.backbone, args.recipe, recipe.amp, args.steps)
                 found = {"threads": torch.get_num_threads(), "seconds": seconds}
                 write_whole(file, json.dumps(found) + "\n")
             else:
-                write_metrics(file, train(part, folder, data, architecture, asked.backbone, recipe, device))
+                write_metrics(file, train(part, folder, data, architecture, args.backbone, recipe, device))
             print(f"{part}: {file.read_text()}", flush=True)
     except RunFolderError:
         print(f"{part}: another process is at it", flush=True)
@@ -277,39 +244,39 @@ def mean_and_spread(values: Sequence[float]) -> dict[str, float | None]:
     return {"mean": fmean(values), "std": stdev(values) if len(values) > 1 else None}
 
 
-def run(asked: argparse.Namespace) -> None:
-    data = CocoFolder(asked.data)
+def run(args: argparse.Namespace) -> None:
+    data = CocoFolder(args.data)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    architecture = Architecture.parse(ARCHITECTURES[asked.backbone].format(size=asked.size))
-    recipe = load_recipe(asked.recipe).with_(epochs=asked.epochs, evaluate_every=asked.evaluate_every)
-    if asked.batch_size is not None:
-        recipe = recipe.with_(batch_size=asked.batch_size)
+    architecture = Architecture.parse(f"{ARCHITECTURES[args.backbone]}+{args.size}x{args.size}")
+    recipe = load_recipe(args.recipe).with_(epochs=args.epochs, evaluate_every=args.evaluate_every)
+    if args.batch_size is not None:
+        recipe = recipe.with_(batch_size=args.batch_size)
     settings = {
-        "data": asked.data.resolve().name,
+        "data": args.data.resolve().name,
         "images": [len(data.split("train")), len(data.split("val"))],
         "architecture": str(architecture),
-        "epochs": asked.epochs,
+        "epochs": args.epochs,
         "recipe": recipe.model_dump(mode="json"),
         "torchvision": torchvision.__version__,
         "device": device,
     }
-    require_same_settings(asked.out, settings)
-    for part in wanted(asked):
-        do(part, asked, settings, data, architecture, recipe, device)
-    if missing := [str(part) for part in every(asked) if not part.file(asked.out).exists()]:
+    require_same_settings(args.out, settings)
+    for part in wanted(args):
+        do(part, args, settings, data, architecture, recipe, device)
+    if missing := [str(part) for part in every(args) if not part.file(args.out).exists()]:
         print(f"no answer yet, missing: {', '.join(missing)}")
         return
-    found = answer(asked.out, asked.seeds, settings)
+    found = answer(args.out, args.seeds, settings)
     print(json.dumps({name: found[name] for name in ("images_per_second", "times_as_fast", "ap", "ap50")}, indent=1))
     keep_answer(
-        f"against-torchvision-{asked.backbone}-{asked.size}px",
-        "Is this project's recipe worth choosing over torchvision's reference?",
+        f"against-torchvision-{args.backbone}-{args.size}px",
+        __doc__,
         found,
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=20)

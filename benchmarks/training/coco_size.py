@@ -6,7 +6,6 @@ its own, beside pycocotools in another.
     python -m benchmarks.training.coco_size --out runs/coco-size
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -15,6 +14,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+
+from benchmarks.common.answers import argument_parser, keep_answer
 
 IMAGES, BOXES, CATEGORIES, CORNERS = 118_000, 860_000, 80, 12
 
@@ -61,29 +62,35 @@ def open_with(which: str, file: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--open-with", choices=["smnas", "pycocotools"], help="only open; used by the script itself")
-    asked = parser.parse_args()
-    file = asked.out / "annotations" / "instances_train.json"
-    if asked.open_with:
-        open_with(asked.open_with, file)
+    parser.add_argument(
+        "--open-with", choices=["smnas", "pycocotools"], help="only open the file, as the processes of this script do"
+    )
+    args = parser.parse_args()
+    file = args.out / "annotations" / "instances_train.json"
+    if args.open_with:
+        open_with(args.open_with, file)
         return
     if not file.exists():
         generate(file)
     runs: dict[str, list[dict[str, float]]] = {"smnas": [], "pycocotools": []}
-    for _ in range(3):  # in turns, so that another program's load hits both
+    for _ in range(3):  # in turns, so that the load of other programs hits both
         for which, results in runs.items():
-            command = [sys.executable, __file__, "--out", str(asked.out), "--open-with", which]
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.training.coco_size",
+                "--out",
+                str(args.out),
+                "--open-with",
+                which,
+            ]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             results.append(json.loads(done.stdout))
             print(which, results[-1], flush=True)
     found = {"images": IMAGES, "boxes": BOXES, "file_mib": file.stat().st_size / 2**20, "runs": runs}
-    from benchmarks.common.answers import (
-        keep_answer,  # it brings torch, which must not count as memory of the processes measured above
-    )
-
-    keep_answer("coco-size", "What does opening an annotation file of COCO's size take, in time and memory?", found)
+    keep_answer("coco-size", __doc__, found)
 
 
 if __name__ == "__main__":

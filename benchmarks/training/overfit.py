@@ -1,22 +1,20 @@
-"""Does every kind of head learn? 16 real images by heart, from scratch, on a CPU.
+"""Does every kind of head overfit 16 real images, from scratch, on a CPU?
 
 Trains one detector of each head on the first 16 images of a data set and evaluates it on the same 16.
 
     python -m benchmarks.training.overfit --data ../shared/data/aquarium-mini --epochs 150 --out runs/overfit
 """
 
-import argparse
 import json
-import os
 import shutil
 import time
 from pathlib import Path
 
-from benchmarks.common.answers import keep_answer
+from benchmarks.common.answers import argument_parser, keep_answer
+from benchmarks.common.training_runs import training_workers
 from smnas.data.coco import CocoFolder
 from smnas.scoring.base import Score
-from smnas.scoring.by_name import ScorerOnDevices
-from smnas.scoring.workers.processes import Job, Workers
+from smnas.scoring.workers.processes import Job
 from smnas.space.architecture import Architecture
 from smnas.training.recipe import load_recipe
 
@@ -50,23 +48,23 @@ def first_images(source: Path, out: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--size", type=int, default=160)
     parser.add_argument("--epochs", type=int, default=150)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
-    asked = parser.parse_args()
-    shutil.rmtree(asked.out, ignore_errors=True)
-    data = first_images(asked.data, asked.out / "data")
+    args = parser.parse_args()
+    shutil.rmtree(args.out, ignore_errors=True)
+    data = first_images(args.data, args.out / "data")
     recipe = load_recipe("nano").with_(flip=0.0, mosaic=0.0, batch_size=4)
     jobs = [
         Job(
             number,
-            Architecture.parse(f"{BODY}+{head}+{asked.size}x{asked.size}"),
+            Architecture.parse(f"{BODY}+{head}+{args.size}x{args.size}"),
             0,
-            asked.epochs,
-            asked.out / name.replace(" ", "-"),
+            args.epochs,
+            args.out / name.replace(" ", "-"),
         )
         for number, (name, head) in enumerate(HEADS.items())
     ]
@@ -74,8 +72,7 @@ def main() -> None:
     answers = {}
     boxes = sum(len(CocoFolder(data).split("train").boxes(i)[0]) for i in range(IMAGES))
     began = time.monotonic()
-    make = ScorerOnDevices("ap", data.resolve(), recipe, ("cpu",))
-    with Workers(make, asked.workers, max(1, (os.cpu_count() or 1) // asked.workers)) as pool:
+    with training_workers(data, recipe, args.workers) as pool:
         for job, outcome in pool.score_all(jobs):
             if isinstance(outcome, Score):
                 answers[names[job.number]] = {
@@ -93,7 +90,7 @@ def main() -> None:
         "recipe": recipe.model_dump(mode="json"),
         "heads": answers,
     }
-    keep_answer("overfit", "Does every kind of head learn 16 real images by heart, from scratch, on a CPU?", found)
+    keep_answer("overfit", __doc__, found)
 
 
 if __name__ == "__main__":

@@ -11,18 +11,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
-from benchmarks.common.record import NUM_CLASSES, Answer, Setting, one_line
+from benchmarks.common.detectors import NUM_CLASSES, RESNET50, TINY, PreparedBatch, prepared_batch
+from benchmarks.common.gpu_question import Answer, Setting
+from benchmarks.common.machine import one_line
+from benchmarks.common.turns import interval, ratios, take_turns
 from benchmarks.training.torchvision_reference import reference_model, reference_optimizer, reference_step
-from benchmarks.training.training_step import Amp, PreparedBatch, Trainer, interval, some_images
+from benchmarks.training.training_step import Amp, Trainer
 from kernels.dispatch import Choice
 from smnas.models.layers import NormKind
 from smnas.space.architecture import Architecture
 
-RESNET_50 = "bottleneck_64_111-2111-211111-211+fpn_2-6_256+rpn+rcnn_1024+512x512"
-_QUICK_MODEL = "basicblock_8_1-2+fpn_2-3_8+rpn+rcnn_32+64x64"
 _BATCH = 16  # torchvision's reference: 2 images on each of 8 GPUs
 _STEPS = 2  # a turn
 _MIN_ROUNDS, _MAX_ROUNDS = 5, 30
@@ -73,10 +73,12 @@ VARIANTS = {
 class ReferenceTrainer:
     """Torchvision's model and step, in turns of :data:`_STEPS` as :class:`Trainer` takes them."""
 
-    def __init__(self, setting: Setting, batch: PreparedBatch, amp: Amp, steps: int, backbone: str) -> None:
+    def __init__(
+        self, setting: Setting, batch: PreparedBatch, amp: Amp, steps: int, backbone: str, classes: int = NUM_CLASSES
+    ) -> None:
         torch.manual_seed(0)
         size = batch.images.shape[-1]
-        self._model = reference_model(NUM_CLASSES, size, backbone).to(setting.place).train()
+        self._model = reference_model(classes, size, backbone).to(setting.place).train()
         self._optimizer = reference_optimizer(self._model)
         for group in self._optimizer.param_groups:
             group["lr"] = 1e-5  # without a warm-up the peak rate would break the weights, and with them the proposals
@@ -97,11 +99,11 @@ class ReferenceTrainer:
         return seconds, torch.cuda.max_memory_allocated(self._setting.place) / 2**20 if cuda else 0.0
 
 
-def ask(setting: Setting, answer: Answer) -> str:
+def run(setting: Setting, answer: Answer) -> str:
     """Time the variants in turns; then where the time of our step goes."""
-    architecture = Architecture.parse(_QUICK_MODEL if setting.quick and setting.device.kind == "cpu" else RESNET_50)
+    architecture = Architecture.parse(TINY if setting.quick and setting.device.kind == "cpu" else f"{RESNET50}+512x512")
     backbone = "resnet18" if setting.quick and setting.device.kind == "cpu" else "resnet50"
-    batch = some_images(architecture, 2 if setting.device.kind == "cpu" else 2 * _BATCH)
+    batch = prepared_batch(architecture, 2 if setting.device.kind == "cpu" else 2 * _BATCH)
     variants = dict(VARIANTS)
     if setting.device.kind == "cpu":
         variants = {name: variants[name] for name in (REFERENCE, "smnas, fp32")}
@@ -120,7 +122,10 @@ def ask(setting: Setting, answer: Answer) -> str:
         except Exception as error:  # noqa: BLE001 - a variant that does not train is its own answer
             answer.add("rows", {"variant": name, "failed": one_line(error)})
     answer.put(architecture=str(architecture), steps_a_round=_STEPS)
-    seconds, peaks = _in_turns(setting, trainers)
+    least, most = (2, 2) if setting.quick else (_MIN_ROUNDS, _MAX_ROUNDS)
+    runs = {name: trainer.round for name, trainer in trainers.items()}
+    turns = take_turns(runs, most, least=least, until=time.monotonic() + 0.6 * setting.left_s)
+    seconds = {name: [took for took, _ in turn] for name, turn in turns.items()}
     speeds = {name: [shown[name] / took for took in each] for name, each in seconds.items()}
     texts = []
     for name, each in speeds.items():
@@ -130,17 +135,17 @@ def ask(setting: Setting, answer: Answer) -> str:
             "batch": shown[name] // _STEPS,
             "seconds": seconds[name],
             "images_per_s": interval(each),
-            "peak_memory_mb": peaks[name],
+            "peak_memory_mb": max(peak for _, peak in turns[name]),
         }
         if REFERENCE in speeds:
-            row["speed_against_torchvision"] = interval([a / b for a, b in zip(each, speeds[REFERENCE], strict=True)])
+            row["speed_against_torchvision"] = interval(ratios(each, speeds[REFERENCE]))
         answer.add("rows", row)
         texts.append(f"{name} {row['images_per_s']['median']:.4g}/s")
     for ours, norm in ((OURS, BATCH_NORM), (KERNELS, KERNELS_BATCH_NORM), (TWICE, TWICE_BATCH_NORM)):
         if ours in seconds and norm in seconds:
-            ratios = [a / b for a, b in zip(seconds[ours], seconds[norm], strict=True)]
-            answer.add("cost_of_group_norm", {"variant": ours, "times_batch_norm": interval(ratios)})
-            texts.append(f"{ours} takes {statistics.median(ratios):.3f} times batch norm's time")
+            cost = ratios(seconds[ours], seconds[norm])
+            answer.add("cost_of_group_norm", {"variant": ours, "times_batch_norm": interval(cost)})
+            texts.append(f"{ours} takes {statistics.median(cost):.3f} times batch norm's time")
     for name in (KERNELS, GRAPH):
         if setting.device.kind == "cuda" and name in trainers:
             answer.put(**{f"profile_of_{name}": _profile(trainers[name].round)})
@@ -169,25 +174,6 @@ def _trainer(
     return trainer
 
 
-def _in_turns(
-    setting: Setting, trainers: dict[str, Trainer | ReferenceTrainer]
-) -> tuple[dict[str, list[float]], dict[str, float]]:
-    seconds: dict[str, list[float]] = {name: [] for name in trainers}
-    peaks = dict.fromkeys(trainers, 0.0)
-    rng = np.random.default_rng(0)
-    until = time.monotonic() + 0.6 * setting.left_s
-    least, most = (2, 2) if setting.quick else (_MIN_ROUNDS, _MAX_ROUNDS)
-    for done in range(most):
-        if done >= least and time.monotonic() > until:
-            break
-        for index in rng.permutation(len(trainers)).tolist():
-            name = list(trainers)[index]
-            took, peak = trainers[name].round()
-            seconds[name].append(took)
-            peaks[name] = max(peaks[name], peak)
-    return seconds, peaks
-
-
 def _profile(run: Callable[[], object]) -> list[dict[str, Any]]:
     """The operators and kernels that take most of a turn, each by itself, in milliseconds."""
     from torch.profiler import ProfilerActivity, profile
@@ -201,7 +187,7 @@ def _profile(run: Callable[[], object]) -> list[dict[str, Any]]:
             "count": event.count,
             "gpu_ms": event.self_device_time_total / 1e3,
             "cpu_ms": event.self_cpu_time_total / 1e3,
-            "kernel": event.device_type == torch.autograd.DeviceType.CUDA and "#" not in event.key,
+            "kernel": event.device_type.name == "CUDA" and "#" not in event.key,
         }
         for event in found.key_averages()
     ]

@@ -77,7 +77,7 @@ def reference_step(
     if not math.isfinite(loss.item()):
         raise FloatingPointError("the loss is not finite")
     optimizer.zero_grad()
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return {name: value.item() for name, value in losses.items()}
 

@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 import torch
 
-from benchmarks.common.record import NANO_BASELINE, Answer, Setting, one_line
+from benchmarks.common.detectors import NANO_BASELINE
+from benchmarks.common.gpu_question import Answer, Setting
+from benchmarks.common.machine import one_line
 from smnas.data.coco import CocoFolder
 from smnas.data.shapes import generate_shapes
 from smnas.evaluation.predict import eager_detect, evaluate
@@ -40,7 +42,7 @@ def run_folder(setting: Setting) -> Path:
     return setting.scratch / f"trained-{setting.device.kind}-off-0"
 
 
-def ask(setting: Setting, answer: Answer) -> str:
+def run(setting: Setting, answer: Answer) -> str:
     """Train the nano baseline with one recipe on the device and on the CPU, then by mixed precision and other seeds."""
     folder = coco_folder(setting)
     train = folder.split("train")

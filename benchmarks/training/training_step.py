@@ -4,23 +4,21 @@ The steps are the project's own (:func:`smnas.training.epoch.train_epoch`, copie
 images; variants take turns in random order, so a ratio is of neighbours in time.
 """
 
-import statistics
 import time
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common.record import NANO_BASELINE, NUM_CLASSES, SMALL_BASELINE, Answer, Setting, one_line
+from benchmarks.common.detectors import NANO_BASELINE, NUM_CLASSES, SMALL_BASELINE, PreparedBatch, prepared_batch
+from benchmarks.common.gpu_question import Answer, Setting
+from benchmarks.common.machine import one_line
+from benchmarks.common.turns import interval, ratios, take_turns
 from kernels.dispatch import Choice, use
-from profiler.timing.measurement import median_interval
-from smnas.data.scene import draw_scene, render
 from smnas.models.build import build_detector
 from smnas.models.detector import Detector
 from smnas.models.layers import NormKind, WSConv2d
-from smnas.models.target import Target
 from smnas.space.architecture import Architecture
 from smnas.training.curve import EpochLog
 from smnas.training.epoch import train_epoch
@@ -32,13 +30,6 @@ Amp = Literal["off", "bf16", "fp16"]
 _WARMUP_STEPS = 3
 _MIN_ROUNDS = 5
 _MAX_ROUNDS = 40
-
-
-class PreparedBatch(NamedTuple):
-    """Images and their objects."""
-
-    images: Tensor
-    targets: list[Target]
 
 
 class _Prepared:
@@ -96,6 +87,7 @@ class Trainer:
         norm: NormKind = "gn-ws",
         kernels: Choice = "torch",
         learning_rate: float = 1e-5,
+        classes: int = NUM_CLASSES,
     ) -> None:
         self._setting = setting
         self._kernels: Choice = kernels
@@ -105,7 +97,7 @@ class Trainer:
         )
         before = self._allocated()
         torch.manual_seed(0)
-        self._detector = build_detector(architecture, NUM_CLASSES, norm=norm).to(setting.place)
+        self._detector = build_detector(architecture, classes, norm=norm).to(setting.place)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self._detector.to(memory_format=layout)
         self._loss = loss_of(self._detector, ALONE, self._recipe.losses)
@@ -127,7 +119,7 @@ class Trainer:
             "cuda", torch.bfloat16 if amp == "bf16" else torch.float16, enabled=amp != "off", cache_enabled=False
         )
         with half, use(self._kernels):
-            recorded = torch.cuda.make_graphed_callables(dense, (images,))
+            recorded: Any = torch.cuda.make_graphed_callables(dense, (images,))
 
         def features(images: Tensor) -> tuple[Tensor, ...]:
             return tuple(recorded(images))
@@ -136,7 +128,7 @@ class Trainer:
         self._detector.features = features  # type: ignore[method-assign]
 
     def losses(self, count: int) -> list[float]:
-        """Take so many rounds; the mean loss of each."""
+        """Take ``count`` rounds; the mean loss of each."""
         return [self._epoch().loss for _ in range(count)]
 
     def _epoch(self) -> EpochLog:
@@ -176,7 +168,7 @@ class Trainer:
         return torch.cuda.memory_allocated(self._setting.place) if self._setting.device.kind == "cuda" else 0
 
 
-def ask(setting: Setting, answer: Answer) -> str:
+def run(setting: Setting, answer: Answer) -> str:
     """Time the variants of both baselines, one detector after the other."""
     jobs = [("nano", NANO_BASELINE, 8, 10), ("small", SMALL_BASELINE, 16, 3)]
     if setting.quick:
@@ -207,7 +199,7 @@ def _time_variants(
 ) -> str:
     started = time.monotonic()
     parsed = Architecture.parse(architecture)
-    batch = some_images(parsed, batch_size)
+    batch = prepared_batch(parsed, batch_size)
     trainers: dict[str, Trainer] = {}
     failed: dict[str, str] = {}
     kinds: dict[str, tuple[Amp, bool]] = {
@@ -222,24 +214,10 @@ def _time_variants(
             )
         except Exception as error:  # noqa: BLE001 - a variant that does not train is its own answer
             failed[name] = one_line(error)
-    seconds: dict[str, list[float]] = {name: [] for name in trainers}
-    peaks: dict[str, list[float]] = {name: [] for name in trainers}
-    rng = np.random.default_rng(0)
     least, most = (2, 2) if setting.quick else (_MIN_ROUNDS, _MAX_ROUNDS)
-    for done in range(most):
-        if done >= least and time.monotonic() - started > 0.9 * budget_s:
-            break
-        for index in rng.permutation(len(kinds)).tolist():
-            name = list(kinds)[index]
-            if name in failed:
-                continue
-            try:
-                took, peak = trainers[name].round()
-            except Exception as error:  # noqa: BLE001 - as above
-                failed[name] = one_line(error)
-                continue
-            seconds[name].append(took)
-            peaks[name].append(peak)
+    runs = {name: trainer.round for name, trainer in trainers.items()}
+    turns = take_turns(runs, most, least=least, until=started + 0.9 * budget_s)
+    seconds = {name: [took for took, _ in turn] for name, turn in turns.items()}
     base = "fp32, contiguous"
     parts = []
     for name, (amp, last) in kinds.items():
@@ -252,30 +230,9 @@ def _time_variants(
         row: dict[str, Any] = {**head, "batch": batch_size, "steps_a_round": steps, "seconds": seconds[name]}
         row |= {"images_per_s": interval([shown / took for took in seconds[name]])}
         if base not in failed:
-            pairs = zip(seconds[base], seconds[name], strict=True)
-            row["speed_against_fp32_contiguous"] = interval([slow / fast for slow, fast in pairs])
+            row["speed_against_fp32_contiguous"] = interval(ratios(seconds[base], seconds[name]))
         if setting.device.kind == "cuda":
-            row["peak_memory_mb"] = max(peaks[name])
+            row["peak_memory_mb"] = max(peak for _, peak in turns[name])
         answer.add("rows", row)
         parts.append(f"{name} {row['images_per_s']['median']:.3g}/s")
     return f"{recipe_name}: {', '.join(parts)}"
-
-
-def interval(values: list[float]) -> dict[str, float]:
-    low, high = median_interval(values)
-    return {"median": statistics.median(values), "low": low, "high": high}
-
-
-def some_images(architecture: Architecture, count: int) -> PreparedBatch:
-    """Generated images of the detector's own size with their objects."""
-    rng = np.random.default_rng(0)
-    images, targets = [], []
-    for _ in range(count):
-        scene = draw_scene(architecture.input_width, architecture.input_height, rng)
-        pixels, boxes = render(scene, rng)
-        corners = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
-        corners[:, 2:] += corners[:, :2]
-        images.append(torch.from_numpy(pixels.transpose(2, 0, 1).copy()))
-        labels = torch.tensor([shape.label for shape in scene.shapes], dtype=torch.int64)
-        targets.append(Target(torch.from_numpy(corners), labels))
-    return PreparedBatch(torch.stack(images), targets)

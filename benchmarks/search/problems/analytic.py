@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from pymoo.problems import get_problem
+from pymoo.problems import get_problem  # type: ignore[import-untyped]
 
 from smnas.search.pareto import hypervolume
 from smnas.search.study.candidate import Candidate

@@ -9,7 +9,6 @@ import numpy as np
 
 from smnas.search.pareto import as_points, hypervolume
 from smnas.search.strategies.base import Strategy
-from smnas.search.strategies.choices import Choices
 from smnas.search.study.candidate import Candidate, Proposal
 from smnas.search.study.history import History
 
@@ -20,7 +19,7 @@ class Problem(Protocol):
     """Designs with a latency and with an AP after every number of epochs."""
 
     name: str
-    choices: Choices
+    choices: Any
     epochs: int
     baseline: Any
     reference: tuple[float, float]

@@ -37,7 +37,8 @@ class TableChoices:
     def _nearest(self, architecture: Architecture, but: Architecture | None = None) -> Architecture:
         distances = (((self._vectors - self.vector(architecture)) / self._scale) ** 2).sum(axis=1)
         order = np.argsort(distances, kind="stable")
-        return next(self._rows[i] for i in order if self._rows[i] != but)
+        found: Architecture = next(self._rows[i] for i in order if self._rows[i] != but)
+        return found
 
     def random_structure(self, rng: np.random.Generator) -> Architecture:
         return self.structures[int(rng.integers(len(self.structures)))]
@@ -76,9 +77,9 @@ class TabulatedProblem:
         return len(self._rows)
 
     def with_foresight(self) -> np.ndarray:
-        """Share of the best hypervolume after each training of who knows the table.
+        """Fraction of the best hypervolume after each run of an oracle.
 
-        That is the baseline's first, as in any search, and then always the one that adds most.
+        It trains the baseline first, as any search does, and then always the detector that adds most.
         """
         points = as_points([(self.true_ap(a), self.latency_ms(a)) for a in self._rows])
         taken = [list(self._rows).index(self.baseline)]
@@ -96,7 +97,7 @@ class TabulatedProblem:
         return float(self._rows[design]["ap"][str(self.epochs)])
 
     def ap(self, design: Architecture, epoch: int, seed: int) -> float:
-        return float(self._rows[design]["ap"][str(epoch)])  # one training each: the table's noise is everybody's
+        return float(self._rows[design]["ap"][str(epoch)])  # one run each: all strategies see the same noise
 
     def may_skip(self, design: Any, latency_ms: float, trained: Sequence[Candidate]) -> bool:
         return why_beaten(design, latency_ms, trained, MARGIN) is not None
