@@ -17,7 +17,7 @@ from benchmarks.common.machine import one_line
 from benchmarks.common.turns import largest_error, ratios, take_turns
 from profiler.backends import Session, get_backend
 from profiler.backends.engine import Engine
-from profiler.backends.tensorrt import build_engine, compute_capabilities
+from profiler.engines.tensorrt import build_engine, compute_capabilities
 from profiler.graphs.export import to_onnx
 from profiler.timing.measurement import TimingSettings, measure
 from profiler.workload import Workload, random_inputs

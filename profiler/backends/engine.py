@@ -23,8 +23,8 @@ from torch import Tensor
 
 from profiler.atomic import write_whole
 from profiler.backends.cuda_graph import Replayed, record
-from profiler.backends.tensorrt import logger_of
 from profiler.engines.store import EngineRefusedError
+from profiler.engines.tensorrt import logger_of
 from profiler.errors import first_line
 
 __all__ = ["Engine"]
@@ -52,7 +52,7 @@ class Engine:
     """An engine with static shapes, ready to run.
 
     Args:
-        trt: the module that built it, as :func:`profiler.backends.tensorrt.import_tensorrt` returns it.
+        trt: the module that built it, as :func:`profiler.engines.tensorrt.import_tensorrt` returns it.
         content: the engine's bytes.
         device: where its tensors live.
         cuda_graph: record a run and replay it, instead of starting its kernels one by one.

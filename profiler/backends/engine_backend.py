@@ -16,16 +16,16 @@ from torch import Tensor, nn
 
 from profiler.backends.base import PRECISIONS, Session, check_precision, typed_copy
 from profiler.backends.engine import Engine
-from profiler.backends.tensorrt import (
+from profiler.devices import Device
+from profiler.engines.engine_graph import engine_graphs
+from profiler.engines.store import EngineRequest, EngineStore, Manifest, default_folder
+from profiler.engines.tensorrt import (
     EngineBuildError,
     build_engine,
     compute_capabilities,
     import_tensorrt,
     needs_convolutions,
 )
-from profiler.devices import Device
-from profiler.engines.engine_graph import engine_graphs
-from profiler.engines.store import EngineRequest, EngineStore, Manifest, default_folder
 from profiler.errors import BackendUnavailableError
 from profiler.timing.measurement import CudaTimer, Timer, WallTimer
 

@@ -14,16 +14,16 @@ from itertools import islice
 from typing import NamedTuple
 
 from profiler.backends.base import PRECISIONS
-from profiler.backends.tensorrt import (
+from profiler.child_process import end_with_parent
+from profiler.engines.engine_graph import engine_graphs
+from profiler.engines.store import EngineRequest, EngineStore, Manifest
+from profiler.engines.tensorrt import (
     BuiltEngine,
     build_engine,
     compute_capabilities,
     import_tensorrt,
     needs_convolutions,
 )
-from profiler.child_process import end_with_parent
-from profiler.engines.engine_graph import engine_graphs
-from profiler.engines.store import EngineRequest, EngineStore, Manifest
 from profiler.errors import UserError, named_line
 from profiler.workload import Workload, random_inputs
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.console import Console
 
-from profiler.backends.tensorrt import compute_capabilities, import_tensorrt
 from profiler.devices import gpu_sheets, named_sheet
 from profiler.engines.ahead_of_time import build_ahead
 from profiler.engines.store import EngineStore, Manifest
+from profiler.engines.tensorrt import compute_capabilities, import_tensorrt
 from profiler.errors import UserError
 from profiler.workload import Workload
 from smnas.cli.terminal.console import show_facts

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from kernels.onnx_ops import Operators
 from profiler.atomic import write_whole
-from profiler.backends.tensorrt import build_engine, compute_capabilities, import_tensorrt, needs_convolutions
+from profiler.engines.tensorrt import build_engine, compute_capabilities, import_tensorrt, needs_convolutions
 from profiler.errors import BackendUnavailableError, UserError
 from profiler.graphs.matmuls import products_as_convolutions
 from profiler.graphs.quantized_onnx import float_layers

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from profiler.backends.engine import Engine
 from profiler.backends.onnxruntime import session_options
-from profiler.backends.tensorrt import import_tensorrt
 from profiler.engines.store import EngineRefusedError
+from profiler.engines.tensorrt import import_tensorrt
 from profiler.errors import BackendUnavailableError
 from smnas.data.letterbox import PAD_VALUE
 from smnas.evaluation.predict import DetectionArrays, eager_detect, host_arrays

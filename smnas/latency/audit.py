@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from profiler.backends.onnxruntime import OnnxRuntimeBackend
-from profiler.graphs.onnx_profile import Residual, operator_times, residual
+from profiler.measuring.onnx_profile import Residual, operator_times, residual
 from profiler.prediction.audit import Accuracy, Coverage, accuracy, coverage_over_splits, fitted_line
 from profiler.prediction.estimate import Roof, float_bytes
 from profiler.prediction.predict import Latency

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from profiler.backends import tensorrt
 from profiler.backends.engine import Engine
-from profiler.backends.tensorrt import build_engine
+from profiler.engines import tensorrt
 from profiler.engines.store import EngineRefusedError
+from profiler.engines.tensorrt import build_engine
 from profiler.graphs.export import to_onnx
 
 STAND_INS = next(folder for folder in Path(__file__).parents if folder.name == "tests") / "stand_ins"

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from profiler.backends.engine_backend import EngineBackend
-from profiler.backends.tensorrt import EngineBuildError
 from profiler.devices import Device, gpu_sheets
 from profiler.engines.ahead_of_time import build_ahead
 from profiler.engines.store import EngineStore
+from profiler.engines.tensorrt import EngineBuildError
 from profiler.errors import BackendUnavailableError
 from profiler.measuring.profile import ProfileSettings, measurement_target, profile_workloads
 from profiler.table.latency_table import LatencyTable

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from kernels.nms import nms_mask
-from profiler.backends import tensorrt
-from profiler.backends.tensorrt import EngineBuildError, build_engine, compute_capabilities
+from profiler.engines import tensorrt
 from profiler.engines.ahead_of_time import build_ahead
 from profiler.engines.store import EngineStore, Manifest
+from profiler.engines.tensorrt import EngineBuildError, build_engine, compute_capabilities
 from profiler.errors import BackendUnavailableError, UserError
 from profiler.graphs.export import to_onnx
 from profiler.graphs.typed_onnx import typed_onnx

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from profiler.backends.tensorrt import installed_version
 from profiler.engines.store import EngineRefusedError, EngineStore
+from profiler.engines.tensorrt import installed_version
 from smnas.cli.engines import real_workloads
 from smnas.cli.main import application
 from smnas.cli.terminal.exit_codes import run

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from kernels.onnx_ops import Operators
-from profiler.backends import tensorrt
+from profiler.engines import tensorrt
 from profiler.errors import UserError
 from smnas.deploy import export as export_module
 from smnas.deploy.export import export_detector

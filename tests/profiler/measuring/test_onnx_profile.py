@@ -8,7 +8,7 @@ pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu or gpu)
 
 from profiler.backends.onnxruntime import OnnxRuntimeBackend
 from profiler.devices import cpu_device
-from profiler.graphs.onnx_profile import OperatorTimes, operator_times, read_events, residual
+from profiler.measuring.onnx_profile import OperatorTimes, operator_times, read_events, residual
 
 
 class _Block(nn.Module):
