@@ -28,9 +28,9 @@ import torch
 
 from benchmarks.common.answers import argument_parser, keep_answer
 from profiler.backends import get_backend
-from profiler.backends.base import typed_copy
 from profiler.backends.onnxruntime import OnnxRuntimeBackend, session_options
 from profiler.graphs.export import to_onnx
+from profiler.precision import typed_copy
 from profiler.timing.measurement import TimingSettings, measure
 from profiler.workload import random_inputs
 from smnas.latency.workloads import whole_workload

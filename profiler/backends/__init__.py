@@ -1,4 +1,4 @@
-"""How a workload runs: one small protocol, one file a backend, found by name."""
+"""Backends: one protocol, one file per backend, lookup by name."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,22 +11,23 @@ __all__ = ["BACKENDS", "Backend", "Session", "get_backend"]
 
 
 def get_backend(name: str, device: Device | None = None, *, threads: int = 1) -> Backend:
-    """The backend of a name, ready for a device.
+    """Create a backend for a device.
 
     Args:
-        name: one of :data:`BACKENDS`.
-        device: where workloads run; this machine's CPU when not given.
+        name: one of :data:`BACKENDS`; ``_`` is accepted for ``-``.
+        device: where workloads run; this machine's CPU if ``None``.
         threads: CPU threads that a workload may use.
 
     Raises:
-        UserError: nobody knows the name, or ``threads`` is less than 1.
-        BackendUnavailableError: it is known but can not run here; the message says what to do.
+        UserError: unknown name, or ``threads`` is less than 1.
+        BackendUnavailableError: the backend can not run here; the message says what to do.
     """
     if threads < 1:
         raise UserError(f"threads >= 1 must hold, but got {threads}")
-    if name not in BACKENDS:
+    make = BACKENDS.get(name.replace("_", "-"))
+    if make is None:
         raise UserError(f"a backend is one of {', '.join(BACKENDS)}, but got {name!r}")
-    return BACKENDS[name](device or cpu_device(), threads)
+    return make(device or cpu_device(), threads)
 
 
 def _eager(device: Device, threads: int) -> Backend:
@@ -60,6 +61,9 @@ BACKENDS: dict[str, Callable[[Device, int], Backend]] = {
     "onnxruntime-cuda": partial(_onnxruntime, name="onnxruntime-cuda"),
     "onnxruntime-tensorrt": partial(_onnxruntime, name="onnxruntime-tensorrt"),
     "tensorrt": partial(_engine, name="tensorrt"),
-    "tensorrt_rtx": partial(_engine, name="tensorrt_rtx"),
+    "tensorrt-rtx": partial(_engine, name="tensorrt_rtx"),
 }
-"""Where names meet backends. Each is imported when it is asked for: a backend's packages are optional."""
+"""Backends by name. Each is imported on use, since its packages are optional.
+
+Tables and manifests store TensorRT-RTX under the name of its module, ``tensorrt_rtx``.
+"""

@@ -1,11 +1,9 @@
-"""What every backend offers: prepare a module once, then run it as often as it takes."""
+"""Protocol of a backend: prepare a module once, then run it any number of times."""
 
-import copy
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -13,18 +11,7 @@ from profiler.devices import Device
 from profiler.errors import UserError
 from profiler.timing.measurement import Timer
 
-__all__ = ["PRECISIONS", "Backend", "Session", "check_precision", "typed_copy"]
-
-PRECISIONS: dict[str, torch.dtype] = {
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-    "int8": torch.float32,
-}
-"""Type of weights and floating-point inputs by the precision's name that users type.
-
-In ``int8`` they are float32 and the graph quantises inside, see :mod:`profiler.graphs.quantized_onnx`.
-"""
+__all__ = ["Backend", "Session", "check_precision"]
 
 
 class Session(Protocol):
@@ -102,14 +89,3 @@ def check_precision(backend: Backend, precision: str) -> None:
         raise UserError(
             f"{backend.name} on {backend.device.name} runs {', '.join(backend.precisions)}, but got {precision!r}"
         )
-
-
-def typed_copy(
-    module: nn.Module, inputs: Sequence[Tensor], precision: str, device: str
-) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """A copy of a module in evaluation mode and its inputs, both on a device and in a precision."""
-    dtype = PRECISIONS[precision]
-    moved = copy.deepcopy(module).to(device=device, dtype=dtype).eval().requires_grad_(False)
-    return moved, tuple(
-        tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else tensor.dtype) for tensor in inputs
-    )

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from profiler.backends.base import check_precision, typed_copy
+from profiler.backends.base import check_precision
 from profiler.backends.eager import EagerBackend, EagerSession, torch_version
 from profiler.devices import Device
 from profiler.errors import BackendUnavailableError
+from profiler.precision import typed_copy
 
 __all__ = ["CompiledBackend", "CompiledSession"]
 

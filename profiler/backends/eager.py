@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from kernels.dispatch import can_build, choice
-from profiler.backends.base import Session, check_precision, typed_copy
+from profiler.backends.base import Session, check_precision
 from profiler.devices import Device
+from profiler.precision import typed_copy
 from profiler.timing.measurement import CudaTimer, Timer, WallTimer
 
 __all__ = ["EagerBackend", "EagerSession", "torch_version"]

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from profiler.backends.base import PRECISIONS, Session, check_precision, typed_copy
+from profiler.backends.base import Session, check_precision
 from profiler.backends.engine import Engine
 from profiler.devices import Device
 from profiler.engines.engine_graph import engine_graphs
@@ -27,6 +27,7 @@ from profiler.engines.tensorrt import (
     needs_convolutions,
 )
 from profiler.errors import BackendUnavailableError
+from profiler.precision import PRECISIONS, typed_copy
 from profiler.timing.measurement import CudaTimer, Timer, WallTimer
 
 __all__ = ["EngineBackend", "EngineSession"]

@@ -13,12 +13,13 @@ import onnx
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from profiler.backends.base import Session, check_precision, typed_copy
+from profiler.backends.base import Session, check_precision
 from profiler.devices import Device
 from profiler.errors import BackendUnavailableError, PrecisionNotMetError
 from profiler.graphs.export import to_onnx, to_onnx_many
 from profiler.graphs.quantized_onnx import quantized_block
 from profiler.graphs.typed_onnx import dense_nodes
+from profiler.precision import typed_copy
 from profiler.timing.measurement import Timer, WallTimer
 
 __all__ = ["OnnxRuntimeBackend", "OnnxRuntimeSession", "session_options"]

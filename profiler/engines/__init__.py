@@ -1,1 +1,1 @@
-"""Engines on disk, and building them ahead of time."""
+"""TensorRT engines: build them, ahead of time too, and store them."""

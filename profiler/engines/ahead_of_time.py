@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
-from profiler.backends.base import PRECISIONS
 from profiler.child_process import end_with_parent
 from profiler.engines.engine_graph import engine_graphs
 from profiler.engines.store import EngineRequest, EngineStore, Manifest
@@ -25,6 +24,7 @@ from profiler.engines.tensorrt import (
     needs_convolutions,
 )
 from profiler.errors import UserError, named_line
+from profiler.precision import PRECISIONS
 from profiler.workload import Workload, random_inputs
 
 __all__ = ["AheadReport", "build_ahead"]

@@ -1,1 +1,1 @@
-"""ONNX graphs: export, precisions, profiles."""
+"""ONNX graphs: export, half precision, 8-bit quantisation."""

@@ -11,9 +11,9 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from profiler.backends.base import PRECISIONS
 from profiler.errors import UserError, first_line
 from profiler.graphs.export import ExportError, captured_names, in_modules
+from profiler.precision import PRECISIONS
 
 __all__ = ["HALF_TYPES", "dense_nodes", "typed_onnx"]
 

@@ -1,1 +1,1 @@
-"""Filling a latency table."""
+"""Fill a latency table: plan, measure, watch for drift; explain where time goes."""

@@ -18,10 +18,10 @@ from typing import Any
 import onnx
 from torch import Tensor, nn
 
-from profiler.backends.base import typed_copy
 from profiler.backends.onnxruntime import OnnxRuntimeBackend, session_options
 from profiler.graphs.export import to_onnx_many
 from profiler.graphs.quantized_onnx import quantized_block
+from profiler.precision import typed_copy
 
 __all__ = ["OperatorDifference", "OperatorTimes", "Residual", "operator_times", "residual"]
 

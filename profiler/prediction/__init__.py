@@ -1,1 +1,1 @@
-"""From block latencies to whole-network latency."""
+"""Prediction of end-to-end latency from block latencies."""

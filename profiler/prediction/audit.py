@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from profiler.prediction.predict import LatencyModel, PartsSum, fit_relative
+from profiler.prediction.predict import Array, LatencyModel, PartsSum, fit_relative
 
 __all__ = ["Accuracy", "Coverage", "accuracy", "coverage_over_splits", "fitted_line", "kendall", "spearman"]
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiler.prediction.interpolate import Guess
-from profiler.prediction.predict import MissingPartsError
+from profiler.prediction.predict import Array, MissingPartsError
 from profiler.table.latency_table import Row
 
 __all__ = ["LatencyArrays", "Networks", "PartsSums"]
 
-Array = NDArray[np.float64]
 Places = NDArray[np.int64]
 
 

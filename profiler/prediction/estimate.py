@@ -35,7 +35,9 @@ _LAUNCH_MS = 0.005
 """What starting a kernel costs on current GPUs, about; each workload is charged for one."""
 _WORST_UTILISATION = 0.1
 """The share of the roofline that a poor kernel is assumed to reach: the upper end of the interval."""
-_BYTES = {"fp32": 4, "fp16": 2}
+_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+_ESTIMATED = ("fp32", "fp16")
+"""Precisions whose peak every data sheet states."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,8 @@ class Roof:
         Raises:
             UserError: the precision is not one that can be estimated.
         """
-        if precision not in _BYTES:
-            raise UserError(f"an estimate is for one of {', '.join(_BYTES)}, but got {precision!r}")
+        if precision not in _ESTIMATED:
+            raise UserError(f"an estimate is for one of {', '.join(_ESTIMATED)}, but got {precision!r}")
         peak = sheet.fp32_tflops if precision == "fp32" else sheet.fp16_tflops
         return cls(peak * 1e12, sheet.memory_gb_s * 1e9, _BYTES[precision])
 
@@ -114,7 +116,7 @@ def estimate_errors(table: LatencyTable) -> list[EstimateError]:
     found = []
     for target in table.targets():
         sheet = next((sheet for sheet in gpu_sheets().values() if sheet.is_called(target.device)), None)
-        if sheet is None or target.backend == ESTIMATE_BACKEND or target.precision not in _BYTES:
+        if sheet is None or target.backend == ESTIMATE_BACKEND or target.precision not in _ESTIMATED:
             continue
         roof = Roof.of_sheet(sheet, target.precision)
         bounds, measured = [], []
@@ -133,8 +135,8 @@ def estimate_errors(table: LatencyTable) -> list[EstimateError]:
 
 
 def float_bytes(precision: str) -> int:
-    """Size of a number of a map in a precision, by its name."""
-    return {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}[precision]
+    """Bytes of an element of a feature map in a precision."""
+    return _BYTES[precision]
 
 
 def estimate_workloads(

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri, stdtrit  # quantiles; scipy.stats takes a second to import
 
-__all__ = ["FewRowsError", "Guess", "Interpolation", "WorkFigures", "value_of_measuring"]
+from profiler.prediction.predict import Array
 
-Array = NDArray[np.float64]
+__all__ = ["FewRowsError", "Guess", "Interpolation", "WorkFigures", "value_of_measuring"]
 
 _MIN_ROWS = 6
 """Rows from which a family gets a law of its own; with fewer it shares one with all others."""

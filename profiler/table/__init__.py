@@ -1,1 +1,1 @@
-"""The latency table."""
+"""The latency table: schema, rows, merge, comparison, validation, export."""

@@ -1,1 +1,1 @@
-"""Timing a callable, and the conditions it was timed under."""
+"""Time a callable, and record the conditions it was timed under."""

@@ -8,10 +8,10 @@ import torch
 from numpy.typing import NDArray
 
 from kernels.onnx_ops import Operators
-from profiler.backends.base import PRECISIONS
 from profiler.graphs.export import in_modules, to_onnx
 from profiler.graphs.quantized_onnx import quantized_onnx
 from profiler.graphs.typed_onnx import dense_nodes, typed_onnx
+from profiler.precision import PRECISIONS
 from smnas.inference.signature import INPUT_NAME, OUTPUT_NAMES
 from smnas.models.build import deployable
 from smnas.models.detector import Detector

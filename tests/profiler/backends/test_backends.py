@@ -202,23 +202,24 @@ def test_a_precision_that_does_not_run_here_is_refused(name: str, precision: str
 def test_an_unknown_backend_lists_the_known_ones() -> None:
     with pytest.raises(
         UserError,
-        match=r"eager, compile, onnxruntime, .*, onnxruntime-tensorrt, tensorrt, tensorrt_rtx, but got 'openvino'",
+        match=r"eager, compile, onnxruntime, .*, onnxruntime-tensorrt, tensorrt, tensorrt-rtx, but got 'openvino'",
     ):
         get_backend("openvino")
     with pytest.raises(UserError, match="threads >= 1"):
         get_backend("eager", threads=0)
 
 
-@pytest.mark.parametrize("name", ["tensorrt", "tensorrt_rtx"])
-def test_tensorrt_says_what_it_needs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("typed", ["tensorrt", "tensorrt_rtx", "tensorrt-rtx"])
+def test_tensorrt_says_what_it_needs(typed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = typed.replace("-", "_")
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(BackendUnavailableError, match=rf"{name} is not installed .*pip install 'smnas\[tensorrt"):
-        get_backend(name)
+        get_backend(typed)
     installed = ModuleType(name)
     installed.__version__ = "10.9"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, name, installed)
     with pytest.raises(BackendUnavailableError, match=r"runs on a CUDA device, but got .*onnxruntime"):
-        get_backend(name)
+        get_backend(typed)
 
 
 def test_onnxruntime_without_the_package_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,31 @@
+"""Precisions by the names that users type."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["PRECISIONS", "typed_copy"]
+
+PRECISIONS: dict[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "int8": torch.float32,
+}
+"""Type of weights and floating-point inputs by precision.
+
+In ``int8`` they are float32 and the graph quantises inside, see :mod:`profiler.graphs.quantized_onnx`.
+"""
+
+
+def typed_copy(
+    module: nn.Module, inputs: Sequence[Tensor], precision: str, device: str
+) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """Copy a module in evaluation mode and its inputs to a device, in a precision."""
+    dtype = PRECISIONS[precision]
+    moved = copy.deepcopy(module).to(device=device, dtype=dtype).eval().requires_grad_(False)
+    return moved, tuple(
+        tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else tensor.dtype) for tensor in inputs
+    )
