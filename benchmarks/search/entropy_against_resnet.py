@@ -24,12 +24,12 @@ from smnas.data.coco import CocoFolder
 from smnas.latency.detector_latency import DetectorLatency
 from smnas.latency.workloads import detector_workloads, whole_workload
 from smnas.models.build import build_detector, deployable
-from smnas.models.convolutions import backbone_convolutions, layers
 from smnas.scoring.base import Score
 from smnas.scoring.entropy import detector_entropy
 from smnas.scoring.workers.processes import Job
 from smnas.search.strategies.mae_det.zero_shot import zero_shot_search
 from smnas.space.architecture import Architecture
+from smnas.space.convolutions import backbone_convolutions, layers
 from smnas.training.recipe import load_recipe
 
 FRAME = "basicblock_16_11-21-21-21+fpn_2-5_32+norpn+fcos_32_1+160x160"

@@ -13,13 +13,13 @@ from statistics import median
 import numpy as np
 
 from benchmarks.common.answers import argument_parser, keep_answer
-from smnas.models.convolutions import backbone_convolutions, layers, multiply_adds
 from smnas.scoring.entropy import backbone_entropy
 from smnas.scoring.entropy_population import entropy_of
 from smnas.search.strategies.mae_det.maximum_entropy import Budget, EntropySearch, maximum_entropy_search
 from smnas.space.architecture import SuperBlockSpec, parse_backbone
+from smnas.space.convolutions import backbone_convolutions, layers, multiply_adds
+from smnas.space.families.super_blocks import MoveBounds, SuperBlockPopulation, mutate_super_blocks
 from smnas.space.super_block_cost import population_cost
-from smnas.space.super_blocks import MoveBounds, SuperBlockPopulation, mutate_super_blocks
 
 R50 = "k1kxk1_64_256b64k3r3-512b128k3r4-1024b256k3r6-2048b512k3r3"
 BUDGET = Budget(multiply_adds=18.8e9, layers=91)

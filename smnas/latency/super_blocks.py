@@ -19,8 +19,8 @@ from profiler.errors import UserError
 from profiler.prediction.predict import LatencyModel
 from smnas.latency.detector_latency import DetectorLatency, MeasuredPart
 from smnas.space.architecture import Architecture, FPNSpec, SuperBlockSpec
+from smnas.space.families.super_blocks import SuperBlockPopulation, block_halvings, block_levels
 from smnas.space.super_block_cost import unit_weights
-from smnas.space.super_blocks import SuperBlockPopulation, block_halvings, block_levels
 
 __all__ = ["SuperBlockLatency", "fit_super_block_latency", "non_negative_least_squares"]
 

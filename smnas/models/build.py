@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from profiler.errors import UserError
-from smnas.models.backbones.backbone import FeatureBackbone, StemKind, backbone_stage, build_backbone, stage_channels
+from smnas.models.backbones.base import FeatureBackbone, StemKind, backbone_stage, build_backbone, stage_channels
 from smnas.models.detector import Detector, OneStageDetector, TwoStageDetector
 from smnas.models.heads.fcos import FCOSHead, FCOSPostprocess
 from smnas.models.heads.guided import GuidedProposalLayer, GuidedRPNHead

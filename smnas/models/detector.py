@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from smnas.models.backbones.backbone import FeatureBackbone
+from smnas.models.backbones.base import FeatureBackbone
 from smnas.models.boxes import PaddedTargets, pad_targets
 from smnas.models.heads.fcos import FCOSHead, FCOSPostprocess, fcos_loss
 from smnas.models.heads.guided import GuidedProposalLayer, GuidedRPNHead, guided_rpn_loss

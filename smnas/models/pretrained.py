@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from profiler.errors import UserError
-from smnas.models.backbones.backbone import FeatureBackbone, MobileNetV2Backbone, SuperBlockBackbone, stage_depth
+from smnas.models.backbones.base import FeatureBackbone, MobileNetV2Backbone, SuperBlockBackbone, stage_depth
 from smnas.models.detector import Detector, TwoStageDetector
 from smnas.space.architecture import Backbone, MobileNetV2Spec
 

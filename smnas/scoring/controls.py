@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from smnas.models.convolutions import backbone_convolutions, layers
 from smnas.scoring.entropy import PUBLISHED, EntropyForm, detector_entropy
 from smnas.space.architecture import Architecture
+from smnas.space.convolutions import backbone_convolutions, layers
 
 __all__ = ["ControlGroup", "ControlTau", "TrainedDetector", "control_table"]
 

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from smnas.models.blocks import StemKind
-from smnas.models.convolutions import Convolution, backbone_convolutions
 from smnas.space.architecture import Architecture, Backbone
+from smnas.space.convolutions import Convolution, backbone_convolutions
 
 __all__ = ["ENTROPY_FORMS", "EntropyForm", "backbone_entropy", "detector_entropy", "weighted_entropy"]
 

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smnas.scoring.entropy import PUBLISHED, EntropyForm
-from smnas.space.super_blocks import SuperBlockPopulation
+from smnas.space.families.super_blocks import SuperBlockPopulation
 
 __all__ = ["entropy_of"]
 

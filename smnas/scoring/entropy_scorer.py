@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 
 from smnas.data.coco import CocoFolder
-from smnas.models.convolutions import backbone_convolutions, layers
 from smnas.scoring.base import Score, ScoringProgress
 from smnas.scoring.entropy import ENTROPY_FORMS, detector_entropy
 from smnas.space.architecture import Architecture
+from smnas.space.convolutions import backbone_convolutions, layers
 from smnas.training.recipe import Recipe
 
 __all__ = ["EntropyScorer"]

@@ -14,7 +14,7 @@ from profiler.atomic import write_whole
 from profiler.errors import UserError, named_line
 from smnas.data.coco import CocoFolder
 from smnas.evaluation.predict import eager_detect, evaluate
-from smnas.models.backbones.backbone import StemKind
+from smnas.models.backbones.base import StemKind
 from smnas.models.build import build_detector
 from smnas.models.detector import Detector
 from smnas.models.layers import NormKind

@@ -10,8 +10,8 @@ from dataclasses import replace
 import numpy as np
 
 from smnas.space.architecture import Architecture, FPNSpec, MobileNetV2Spec, ResNetSpec, SuperBlockSpec
+from smnas.space.families.super_blocks import SuperBlockPopulation, mutate_super_blocks
 from smnas.space.preset import ModularBounds, Space, SpaceError, parts
-from smnas.space.super_blocks import SuperBlockPopulation, mutate_super_blocks
 
 __all__ = ["NoMoveError", "move_super_blocks", "mutate_code", "mutate_modular", "mutate_structural"]
 

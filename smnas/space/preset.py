@@ -39,7 +39,7 @@ from smnas.space.architecture import (
     parse_head,
     parse_neck,
 )
-from smnas.space.super_blocks import MoveBounds
+from smnas.space.families.super_blocks import MoveBounds
 
 __all__ = [
     "HeadWidths",

@@ -1,6 +1,6 @@
 """Multiply-adds, parameters and layers of thousands of super-block backbones at once.
 
-The same numbers as :mod:`smnas.models.convolutions` gives for one backbone, as arrays. A shortcut has a projection
+The same numbers as :mod:`smnas.space.convolutions` gives for one backbone, as arrays. A shortcut has a projection
 where the resolution or the channels change.
 """
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from smnas.space.super_blocks import SuperBlockPopulation, block_halvings, block_levels
+from smnas.space.families.super_blocks import SuperBlockPopulation, block_halvings, block_levels
 
 __all__ = ["PopulationCost", "population_cost", "unit_weights"]
 

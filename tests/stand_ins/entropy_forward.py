@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smnas.models.backbones.backbone import build_backbone
+from smnas.models.backbones.base import build_backbone
 from smnas.models.blocks import StemKind
 from smnas.scoring.entropy import PUBLISHED, EntropyForm, weighted_entropy
 from smnas.space.architecture import Backbone

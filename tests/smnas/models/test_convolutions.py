@@ -7,9 +7,9 @@ import torchvision
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from smnas.models.backbones.backbone import build_backbone
-from smnas.models.convolutions import backbone_convolutions, layers, multiply_adds, parameters
+from smnas.models.backbones.base import build_backbone
 from smnas.space.architecture import Backbone, parse_backbone
+from smnas.space.convolutions import backbone_convolutions, layers, multiply_adds, parameters
 from smnas.space.preset import load_space
 from smnas.space.sampling import sample_modular, sample_structural
 

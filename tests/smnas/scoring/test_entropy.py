@@ -11,16 +11,16 @@ from scipy.stats import spearmanr
 from torch import nn
 from torch.nn import functional as F
 
-from smnas.models.backbones.backbone import build_backbone
-from smnas.models.convolutions import backbone_convolutions, layers, multiply_adds, parameters
+from smnas.models.backbones.base import build_backbone
 from smnas.scoring.by_name import get_scorer
 from smnas.scoring.entropy import ENTROPY_FORMS, EntropyForm, backbone_entropy, detector_entropy
 from smnas.scoring.entropy_population import entropy_of
 from smnas.space.architecture import Architecture, Backbone, SuperBlockSpec, parse_backbone
+from smnas.space.convolutions import backbone_convolutions, layers, multiply_adds, parameters
+from smnas.space.families.super_blocks import MoveBounds, SuperBlockPopulation, mutate_super_blocks
 from smnas.space.preset import load_space
 from smnas.space.sampling import sample_modular, sample_structural
 from smnas.space.super_block_cost import population_cost
-from smnas.space.super_blocks import MoveBounds, SuperBlockPopulation, mutate_super_blocks
 
 R50 = parse_backbone("k1kxk1_64_256b64k3r3-512b128k3r4-1024b256k3r6-2048b512k3r3")
 SIX = parse_backbone("k1kxk1_64_256b64k3r1-512b64k5r2-768b128k3r1.1024b128k3r3-2048b256k5r1")

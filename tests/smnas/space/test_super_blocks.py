@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smnas.space.architecture import Architecture, SuperBlock, SuperBlockSpec, parse_backbone
+from smnas.space.families.super_blocks import MoveBounds, SuperBlockPopulation, mutate_super_blocks, seed_like
 from smnas.space.mutation import mutate_modular
 from smnas.space.preset import load_space
 from smnas.space.sampling import sample_modular
-from smnas.space.super_blocks import MoveBounds, SuperBlockPopulation, mutate_super_blocks, seed_like
 
 R50 = parse_backbone("k1kxk1_64_256b64k3r3-512b128k3r4-1024b256k3r6-2048b512k3r3")
 SIX = parse_backbone("k1kxk1_64_256b64k3r1-512b64k3r1-768b128k3r1.1024b128k3r1-2048b256k3r1")

@@ -21,7 +21,7 @@ import numpy as np
 from profiler.atomic import write_whole
 from smnas.latency.detector_latency import DetectorLatency
 from smnas.latency.super_blocks import fit_super_block_latency
-from smnas.models.backbones.backbone import stage_channels, stage_depth, stem_channels
+from smnas.models.backbones.base import stage_channels, stage_depth, stem_channels
 from smnas.scoring.entropy import ENTROPY_FORMS, PUBLISHED, EntropyForm
 from smnas.search.pareto import as_points, front_layers, spread
 from smnas.search.strategies.base import Strategy
@@ -31,9 +31,9 @@ from smnas.search.study.history import History
 from smnas.search.study.run_folder import RunFolder, RunFolderError
 from smnas.search.study.settings import SearchSettings
 from smnas.space.architecture import Architecture, Backbone, ResNetSpec, SuperBlockSpec
+from smnas.space.families.super_blocks import MoveBounds, SuperBlockPopulation, mutate_super_blocks, seed_like
 from smnas.space.preset import Space, SpaceError
 from smnas.space.super_block_cost import population_cost
-from smnas.space.super_blocks import MoveBounds, SuperBlockPopulation, mutate_super_blocks, seed_like
 
 __all__ = ["MAE_DET", "ZeroShotCandidate", "ZeroShotResult", "mae_det", "seed_of", "zero_shot_search"]
 

@@ -10,7 +10,7 @@ from torchvision.models.mobilenetv2 import InvertedResidual as PublishedInverted
 from kernels.weight_standardization import weight_standardize
 from profiler.errors import UserError
 from profiler.graphs.export import export_onnx
-from smnas.models.backbones.backbone import MobileNetV2Backbone, ResNetBackbone, build_backbone
+from smnas.models.backbones.base import MobileNetV2Backbone, ResNetBackbone, build_backbone
 from smnas.models.blocks import InvertedResidual
 from smnas.models.build import build_detector
 from smnas.models.detector import TwoStageDetector

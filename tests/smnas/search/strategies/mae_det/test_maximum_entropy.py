@@ -5,14 +5,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from smnas.models.backbones.backbone import build_backbone
-from smnas.models.convolutions import backbone_convolutions, layers, multiply_adds, parameters
+from smnas.models.backbones.base import build_backbone
 from smnas.scoring.entropy import backbone_entropy
 from smnas.search.pareto import non_dominated
 from smnas.search.strategies.mae_det.maximum_entropy import Budget, EntropySearch, maximum_entropy_search
 from smnas.space.architecture import SuperBlockSpec, parse_backbone
+from smnas.space.convolutions import backbone_convolutions, layers, multiply_adds, parameters
+from smnas.space.families.super_blocks import SuperBlockPopulation
 from smnas.space.preset import SpaceError
-from smnas.space.super_blocks import SuperBlockPopulation
 
 R50 = parse_backbone("k1kxk1_64_256b64k3r3-512b128k3r4-1024b256k3r6-2048b512k3r3")
 assert isinstance(R50, SuperBlockSpec)

@@ -10,13 +10,13 @@ import pytest
 from profiler.errors import UserError
 from profiler.prediction.predict import Latency, LatencyModel
 from smnas.latency.detector_latency import MeasuredPart
-from smnas.models.convolutions import backbone_convolutions, layers, multiply_adds, parameters
 from smnas.scoring.entropy import detector_entropy
 from smnas.search.pareto import as_points, non_dominated
 from smnas.search.strategies.mae_det.zero_shot import ZeroShotStage, mae_det, seed_of, zero_shot_search
 from smnas.search.study.candidate import Candidate
 from smnas.search.study.settings import DataFacts, RunFolderError, SearchSettings, StageTrials
 from smnas.space.architecture import Architecture, SuperBlockSpec, parse_backbone
+from smnas.space.convolutions import backbone_convolutions, layers, multiply_adds, parameters
 from smnas.space.preset import SpaceError, load_space
 
 NANO = load_space("nano")

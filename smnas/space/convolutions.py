@@ -7,7 +7,7 @@ backbone.
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from smnas.models.backbones.backbone import mobilenet_units, stem_channels
+from smnas.models.backbones.base import mobilenet_units, stem_channels
 from smnas.models.blocks import StemKind, bottleneck_inner
 from smnas.space.architecture import Backbone, MobileNetV2Spec, ResNetSpec, SuperBlockSpec
 
