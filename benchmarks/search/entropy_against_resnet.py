@@ -29,7 +29,7 @@ from smnas.scoring.entropy import detector_entropy
 from smnas.scoring.workers.processes import Job
 from smnas.search.strategies.mae_det.zero_shot import zero_shot_search
 from smnas.space.architecture import Architecture
-from smnas.space.convolutions import backbone_convolutions, layers
+from smnas.space.convolutions import layers
 from smnas.training.recipe import load_recipe
 
 FRAME = "basicblock_16_11-21-21-21+fpn_2-5_32+norpn+fcos_32_1+160x160"
@@ -91,7 +91,7 @@ def main() -> None:
                 "name": name,
                 "architecture": str(architecture),
                 "entropy": detector_entropy(architecture),
-                "layers": layers(backbone_convolutions(architecture.backbone)),
+                "layers": layers(architecture.backbone.convolutions()),
                 "flops": sum(part.flops for part in parts),
                 "parameters": sum(part.parameters for part in parts),
                 "predicted_ms": predicted[str(architecture)],

@@ -16,9 +16,9 @@ from benchmarks.common.answers import argument_parser, keep_answer
 from smnas.scoring.entropy import backbone_entropy
 from smnas.scoring.entropy_population import entropy_of
 from smnas.search.strategies.mae_det.maximum_entropy import Budget, EntropySearch, maximum_entropy_search
-from smnas.space.architecture import SuperBlockSpec, parse_backbone
-from smnas.space.convolutions import backbone_convolutions, layers, multiply_adds
-from smnas.space.families.super_blocks import MoveBounds, SuperBlockPopulation, mutate_super_blocks
+from smnas.space.architecture import parse_backbone
+from smnas.space.convolutions import layers, multiply_adds
+from smnas.space.families.super_blocks import MoveBounds, SuperBlockPopulation, SuperBlockSpec, mutate_super_blocks
 from smnas.space.super_block_cost import population_cost
 
 R50 = "k1kxk1_64_256b64k3r3-512b128k3r4-1024b256k3r6-2048b512k3r3"
@@ -53,7 +53,7 @@ def search(generation: int, steps: int, seeds: int) -> dict[str, object]:
             seed(), EntropySearch(BUDGET, steps=steps, generation=generation), np.random.default_rng(number)
         )
         seconds.append(time.process_time() - began)
-        chain = backbone_convolutions(found.spec())
+        chain = found.spec().convolutions()
         if abs(backbone_entropy(found.spec()) - found.entropy[0]) > 1e-9 or multiply_adds(chain, *SIZE) > 18.8e9:
             raise AssertionError("the search and the closed form of one backbone do not agree")
         best.append(float(found.entropy[0]))

@@ -94,10 +94,10 @@ def train(
         architecture = Architecture.parse(arch)
         settings = load_recipe(recipe).with_(epochs=epochs, batch_size=batch_size, evaluate_every=evaluate_every)
 
-        from smnas.models.backbones.base import StemKind
         from smnas.models.layers import NormKind
         from smnas.models.pretrained import read_weights
         from smnas.scoring.trained_ap import TrainedAP
+        from smnas.space.convolutions import StemKind
         from smnas.training.board import Board
         from smnas.training.replicas import replicas_from_environment
 

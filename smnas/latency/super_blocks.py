@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from profiler.errors import UserError
 from profiler.prediction.predict import LatencyModel
 from smnas.latency.detector_latency import DetectorLatency, MeasuredPart
-from smnas.space.architecture import Architecture, FPNSpec, SuperBlockSpec
+from smnas.space.architecture import Architecture, FPNSpec
 from smnas.space.families.super_blocks import SuperBlockPopulation, block_halvings, block_levels
 from smnas.space.super_block_cost import unit_weights
 
@@ -119,14 +119,11 @@ class _Sample:
 
 
 def _sample(detector: Architecture, parts: Sequence[MeasuredPart]) -> _Sample:
-    spec = detector.backbone
-    if not isinstance(spec, SuperBlockSpec):
-        raise ValueError(f"a backbone of super-blocks is needed, but got {spec}")
     units = [part.ms for part in parts if part.name.startswith("backbone.stage")]
     stem = sum(part.ms for part in parts if part.name == "backbone.stem")
     neck = sum(part.ms for part in parts if part.name == "neck")
     others = [part.ms for part in parts if not part.name.startswith("backbone.") and part.name != "neck"]
-    population = SuperBlockPopulation.of([spec])
+    population = SuperBlockPopulation.of([detector.backbone])
     return _Sample(population, np.array(units), stem, neck, sum(others), len(others))
 
 

@@ -4,13 +4,13 @@ A block's inner names (``conv1``, ``bn1``, ``downsample.0``; ``conv.0.0`` in an 
 that ImageNet weights map by name (:mod:`smnas.models.pretrained`).
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smnas.models.layers import NormKind, conv2d, norm2d
+from smnas.space.convolutions import StemKind
+from smnas.space.families.resnet import bottleneck_inner
 
 __all__ = [
     "K1KXK1",
@@ -18,12 +18,8 @@ __all__ = [
     "Bottleneck",
     "InvertedResidual",
     "StemConv",
-    "StemKind",
     "StemReduce",
-    "bottleneck_inner",
 ]
-
-StemKind = Literal["deep", "imagenet"]
 
 # ImageNet's mean and standard deviation of RGB values in 0..255, as torchvision normalizes
 _MEAN = (123.675, 116.28, 103.53)
@@ -163,11 +159,6 @@ class Bottleneck(K1KXK1):
     ) -> None:
         inner = bottleneck_inner(width, cardinality, path_width)
         super().__init__(norm, in_channels, inner, width * self.expansion, stride, groups, cardinality=cardinality)
-
-
-def bottleneck_inner(width: int, cardinality: int = 1, path_width: int = 64) -> int:
-    """Channels inside a bottleneck; a plain one is one path, 64 channels at width 64 and ``width`` exactly at any."""
-    return max(1, width * path_width // 64) * cardinality
 
 
 def _shortcut(norm: NormKind, in_channels: int, out_channels: int, stride: int, groups: int) -> nn.Sequential | None:

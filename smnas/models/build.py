@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from profiler.errors import UserError
-from smnas.models.backbones.base import FeatureBackbone, StemKind, backbone_stage, build_backbone, stage_channels
+from smnas.models.backbones.base import FeatureBackbone
+from smnas.models.backbones.by_family import build_backbone
 from smnas.models.detector import Detector, OneStageDetector, TwoStageDetector
 from smnas.models.heads.fcos import FCOSHead, FCOSPostprocess
 from smnas.models.heads.guided import GuidedProposalLayer, GuidedRPNHead
@@ -25,6 +26,7 @@ from smnas.space.architecture import (
     RetinaSpec,
     RPNKind,
 )
+from smnas.space.convolutions import StemKind
 
 __all__ = ["build_detector", "deployable"]
 
@@ -116,11 +118,11 @@ def _two_stage(
     spec = backbone.spec
     behind = range(_C4_LEVEL - 1, spec.top_level - 1) if neck is None else range(0)
     pooled_size = 14 if len(behind) else 7
-    head_channels = stage_channels(spec, behind[-1]) if len(behind) else channels
+    head_channels = spec.stage_channels(behind[-1]) if len(behind) else channels
     stages = []
     for index in range(count):
         # every cascade stage has blocks of its own, so that no parameter is shared between steps
-        blocks = nn.Sequential(*(block for stage in behind for block in backbone_stage(spec, stage, options.norm)))
+        blocks = nn.Sequential(*(block for stage in behind for block in backbone.build_stage(stage, options.norm)))
         cells = 1 if len(behind) else 7
         agnostic = isinstance(head, CascadeSpec)
         box_head = BoxHead(head_channels, cells, head.width, num_classes, class_agnostic=agnostic, norm=options.norm)

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, replace
 
-from smnas.models.blocks import StemKind
 from smnas.models.layers import NormKind
 from smnas.space.architecture import Architecture, RPNKind
+from smnas.space.convolutions import StemKind
 
 __all__ = ["DetectorOptions"]
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from profiler.errors import UserError
-from smnas.models.backbones.base import FeatureBackbone, MobileNetV2Backbone, SuperBlockBackbone, stage_depth
+from smnas.models.backbones.base import FeatureBackbone
 from smnas.models.detector import Detector, TwoStageDetector
-from smnas.space.architecture import Backbone, MobileNetV2Spec
+from smnas.space.families.base import Backbone
 
 __all__ = ["load_pretrained", "load_torchvision_weights", "read_weights", "torchvision_names"]
 
@@ -50,14 +50,9 @@ def torchvision_names(backbone: FeatureBackbone) -> dict[str, str]:
     Raises:
         UserError: no published network has such a backbone.
     """
-    if isinstance(backbone, SuperBlockBackbone):
-        raise UserError(
-            f"ImageNet weights are those of a torchvision network, which super-blocks are not, but got {backbone.spec}"
-        )
-    if isinstance(backbone, MobileNetV2Backbone):
-        stem = {"conv": "features.0.0", "norm": "features.0.1"}
-    else:
-        stem = {"conv": "conv1", "norm": "bn1"}
+    stem = backbone.TORCHVISION_STEM
+    if stem is None:
+        raise UserError(f"ImageNet weights are those of a torchvision network, which none is of {backbone.spec}")
     names = {}
     for name in backbone.state_dict():
         first, _, rest = name.partition(".")
@@ -68,17 +63,8 @@ def torchvision_names(backbone: FeatureBackbone) -> dict[str, str]:
             names[name] = name  # the deep stem's second convolution, which no published network has
         else:
             position, _, leaf = rest.partition(".")
-            names[name] = f"{_block(backbone.spec, int(first.removeprefix('stage')), int(position))}.{leaf}"
+            names[name] = f"{backbone.torchvision_block(int(first.removeprefix('stage')), int(position))}.{leaf}"
     return names
-
-
-def _block(spec: Backbone, stage: int, position: int) -> str:
-    """The name of block ``position`` (from 0) of stage ``stage`` (from 1; MobileNetV2's first is 0)."""
-    if not isinstance(spec, MobileNetV2Spec):
-        return f"layer{stage}.{position}"
-    # torchvision counts through, from the stem, which is features.0
-    before = sum(stage_depth(spec, index) for index in range(-1, stage - 1))
-    return f"features.{1 + before + position}"
 
 
 def load_torchvision_weights(backbone: FeatureBackbone, state: Mapping[str, Tensor]) -> None:
@@ -114,7 +100,7 @@ def load_pretrained(detector: Detector, state: Mapping[str, Tensor]) -> None:
             behind = {}
             for name in roi_stage.blocks.state_dict():
                 position, _, leaf = name.partition(".")
-                behind[name] = f"{_block(backbone.spec, stage, int(position))}.{leaf}"
+                behind[name] = f"{backbone.torchvision_block(stage, int(position))}.{leaf}"
             _load(roi_stage.blocks, behind, state, backbone.spec)
             used |= set(behind.values())
     if extra := _first(name for name in state if name not in used and not name.startswith(_CLASSIFIER)):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from smnas.scoring.entropy import PUBLISHED, EntropyForm, detector_entropy
 from smnas.space.architecture import Architecture
-from smnas.space.convolutions import backbone_convolutions, layers
+from smnas.space.convolutions import layers
 
 __all__ = ["ControlGroup", "ControlTau", "TrainedDetector", "control_table"]
 
@@ -88,7 +88,7 @@ def control_table(
     ap = np.array([detector.ap for detector in detectors])
     latency_ms = np.array([detector.latency_ms for detector in detectors])
     flops = np.array([detector.flops for detector in detectors])
-    convolutions = [backbone_convolutions(detector.architecture.backbone) for detector in detectors]
+    convolutions = [detector.architecture.backbone.convolutions() for detector in detectors]
     predictors = {
         score: np.array([detector_entropy(detector.architecture, form) for detector in detectors]),
         "layers": np.array([float(layers(chain)) for chain in convolutions]),

@@ -12,9 +12,8 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from smnas.models.blocks import StemKind
 from smnas.space.architecture import Architecture, Backbone
-from smnas.space.convolutions import Convolution, backbone_convolutions
+from smnas.space.convolutions import Convolution, StemKind
 
 __all__ = ["ENTROPY_FORMS", "EntropyForm", "backbone_entropy", "detector_entropy", "weighted_entropy"]
 
@@ -55,7 +54,7 @@ def backbone_entropy(
         size: Input (width, height) in pixels, which only a form ``by_resolution`` reads.
     """
     deviations, channels = {}, {}
-    for level, convolutions in _by_level(backbone_convolutions(spec, stem)).items():
+    for level, convolutions in _by_level(spec.convolutions(stem)).items():
         deviations[level] = sum(map(_log_deviation, convolutions))
         channels[level] = convolutions[-1].out_channels
     return weighted_entropy(deviations, channels, form, size)

@@ -9,7 +9,7 @@ from smnas.data.coco import CocoFolder
 from smnas.scoring.base import Score, ScoringProgress
 from smnas.scoring.entropy import ENTROPY_FORMS, detector_entropy
 from smnas.space.architecture import Architecture
-from smnas.space.convolutions import backbone_convolutions, layers
+from smnas.space.convolutions import layers
 from smnas.training.recipe import Recipe
 
 __all__ = ["EntropyScorer"]
@@ -42,6 +42,6 @@ class EntropyScorer:
     ) -> Score:
         """The entropy of ``architecture``; seed, epochs and folder are not used."""
         value = detector_entropy(architecture, self._form)
-        depth = layers(backbone_convolutions(architecture.backbone))
+        depth = layers(architecture.backbone.convolutions())
         metrics = {"entropy": value, "layers": float(depth)}
         return Score(value=value, metrics=metrics, seconds=0.0, epochs=0, checkpoint=None)

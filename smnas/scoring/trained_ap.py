@@ -14,13 +14,13 @@ from profiler.atomic import write_whole
 from profiler.errors import UserError, named_line
 from smnas.data.coco import CocoFolder
 from smnas.evaluation.predict import eager_detect, evaluate
-from smnas.models.backbones.base import StemKind
 from smnas.models.build import build_detector
 from smnas.models.detector import Detector
 from smnas.models.layers import NormKind
 from smnas.models.pretrained import load_pretrained
 from smnas.scoring.base import Score, ScoringFailedError, ScoringProgress
 from smnas.space.architecture import Architecture
+from smnas.space.convolutions import StemKind
 from smnas.training.checkpoint import CHECKPOINT_FILE, load_checkpoint, record_metrics
 from smnas.training.curve import EpochLog, StepLog
 from smnas.training.errors import TrainingFailedError

@@ -16,15 +16,15 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Literal
 
-from profiler.errors import UserError
+from smnas.space.families.base import ArchitectureError, Backbone, require
+from smnas.space.families.by_name import parse_backbone
 
 __all__ = [
     "Architecture",
     "ArchitectureError",
     "Backbone",
-    "BlockKind",
     "C4Spec",
     "CascadeSpec",
     "DenseSpec",
@@ -32,224 +32,19 @@ __all__ = [
     "FCOSSpec",
     "FPNSpec",
     "Head",
-    "MobileNetV2Spec",
     "Neck",
     "RCNNSpec",
     "RPNKind",
-    "ResNetSpec",
     "RetinaSpec",
-    "SuperBlock",
-    "SuperBlockSpec",
     "parse_backbone",
     "parse_head",
     "parse_neck",
 ]
 
-BlockKind = Literal["basicblock", "bottleneck", "resnext", "inverted"]
 ExtraLevels = Literal["head", "pool", "conv"]
 
-_EXPANSION: dict[str, int] = {"basicblock": 1, "bottleneck": 4, "resnext": 4, "inverted": 1}
-_KNOWN_BLOCKS = f"the block must be one of {', '.join(_EXPANSION)}"
-_RESNEXT_PATHS = (32, 4)  # 32x4d, the cardinality and path width that the word `resnext` alone stands for
 _EXTRA_LETTERS: dict[ExtraLevels, str] = {"head": "", "pool": "p", "conv": "c"}
 _DEFAULT_DENSE_DEPTH = 4
-
-
-class ArchitectureError(UserError):
-    """A string that is not an architecture, or a combination of modules that does not fit together."""
-
-
-def _require(holds: bool, rule: str, *got: object) -> None:
-    """Raise unless ``holds``. What was got is joined by ``+``, and only then: a search makes millions of designs."""
-    if not holds:
-        raise ArchitectureError(f"{rule}, but got {'+'.join(map(str, got))}")
-
-
-@dataclass(frozen=True, order=True)
-class ResNetSpec:
-    """A residual backbone ``{block}_{base}_{code}``.
-
-    Attributes:
-        block: ``basicblock``, ``bottleneck``, ``resnext`` or ``inverted``.
-        base: Width of the first block before any doubling (64 for the published ResNets).
-        code: Blocks per stage, e.g. ``11-21-21-21`` for ResNet-18.
-        paths: ResNeXt's cardinality and the channels of one path at width 64, written ``resnext64x4_64_...``;
-            ``resnext_`` alone is 32x4d. Other blocks have no paths and keep the default.
-    """
-
-    block: BlockKind
-    base: int
-    code: str
-    paths: tuple[int, int] = _RESNEXT_PATHS
-
-    def __post_init__(self) -> None:
-        _require(self.block in _EXPANSION, _KNOWN_BLOCKS, self.block)
-        _require(
-            8 <= self.base <= 512 and self.base % 2 == 0, "the base width must be even and between 8 and 512", self.base
-        )
-        _require(
-            re.fullmatch(r"[12]+(-[12]+){0,3}", self.code) is not None,
-            "a backbone code is one to four stages of the digits 1 and 2 joined by '-', as in 11-21-21-21",
-            repr(self.code),
-        )
-        # more fits into no file name and no memory
-        _require(self.depth <= 100, "a backbone code has 100 blocks at most", self.depth)
-        width = self.base << self.doublings
-        _require(width <= 8192, "a backbone's width must stay within 8192 channels", width)
-        _require(
-            self.block == "resnext" or self.paths == _RESNEXT_PATHS,
-            "only resnext has a cardinality and a path width",
-            f"{self.block} with {self.paths}",
-        )
-        _require(
-            2 <= self.paths[0] <= 256 and 1 <= self.paths[1] <= 256,
-            "a ResNeXt has 2 to 256 paths of 1 to 256 channels",
-            f"{self.paths[0]}x{self.paths[1]}",
-        )
-
-    def __str__(self) -> str:
-        paths = "" if self.paths == _RESNEXT_PATHS else "{}x{}".format(*self.paths)
-        return f"{self.block}{paths}_{self.base}_{self.code}"
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """The code of every stage, top to bottom."""
-        return tuple(self.code.split("-"))
-
-    @property
-    def depth(self) -> int:
-        """Number of residual blocks."""
-        return sum(map(len, self.stages))
-
-    @property
-    def doublings(self) -> int:
-        """How often the width doubles along the backbone."""
-        return self.code.count("2")
-
-    @property
-    def top_level(self) -> int:
-        """The coarsest pyramid level: C2 is the first stage (stride 4), so four stages end at C5 (stride 32)."""
-        return 1 + len(self.stages)
-
-    @property
-    def expansion(self) -> int:
-        """Output channels of a block divided by its width."""
-        return _EXPANSION[self.block]
-
-    def stage_widths(self) -> tuple[tuple[int, ...], ...]:
-        """Width (channels before expansion) of every block, by stage."""
-        width = self.base
-        widths = []
-        for stage in self.stages:
-            row = []
-            for digit in stage:
-                width *= int(digit)
-                row.append(width)
-            widths.append(tuple(row))
-        return tuple(widths)
-
-
-@dataclass(frozen=True, order=True)
-class MobileNetV2Spec:
-    """MobileNetV2 with a width multiplier in percent: ``mobilenetv2_100``."""
-
-    width_percent: int
-
-    def __post_init__(self) -> None:
-        _require(
-            10 <= self.width_percent <= 400, "a MobileNetV2 width is between 10 and 400 percent", self.width_percent
-        )
-
-    def __str__(self) -> str:
-        return f"mobilenetv2_{self.width_percent}"
-
-    @property
-    def top_level(self) -> int:
-        """MobileNetV2 ends at stride 32."""
-        return 5
-
-
-@dataclass(frozen=True, order=True)
-class SuperBlock:
-    """A K1KXK1 super-block of MAE-DET (Sun et al., arXiv 2111.13336), ``256b64k3r3``: bottlenecks in a row.
-
-    Each one is a 1x1 convolution to ``width``, a ``kernel`` x ``kernel`` one and a 1x1 one to ``out``, with a shortcut.
-
-    Attributes:
-        out: Channels that it writes.
-        width: Channels inside, between the 1x1 convolutions.
-        kernel: Side of the middle convolution, 3 or 5.
-        repeats: How many bottlenecks.
-    """
-
-    out: int
-    width: int
-    kernel: int
-    repeats: int
-
-    def __post_init__(self) -> None:
-        for what, channels in (("output", self.out), ("width", self.width)):
-            _require(
-                8 <= channels <= 4096 and channels % 8 == 0,
-                f"a super-block's {what} is a multiple of 8 from 8 to 4096",
-                channels,
-            )
-        _require(self.kernel in (3, 5), "a super-block's kernel is 3 or 5", self.kernel)
-        _require(1 <= self.repeats <= 99, "a super-block repeats its bottleneck 1 to 99 times", self.repeats)
-
-    def __str__(self) -> str:
-        return f"{self.out}b{self.width}k{self.kernel}r{self.repeats}"
-
-
-@dataclass(frozen=True, order=True)
-class SuperBlockSpec:
-    """A backbone of K1KXK1 super-blocks, ``k1kxk1_{stem}_{stages}``.
-
-    Stages are joined by ``-`` and the super-blocks of a stage by ``.``; every stage halves the resolution at its first
-    bottleneck, the first stage that of the stem (C1), so that there is no second stem convolution and no pooling.
-
-    Attributes:
-        stem: Channels of the stem.
-        stages: Super-blocks by stage, one to four stages; stage k ends at C_(k+1).
-    """
-
-    stem: int
-    stages: tuple[tuple[SuperBlock, ...], ...]
-
-    def __post_init__(self) -> None:
-        _require(
-            8 <= self.stem <= 512 and self.stem % 8 == 0,
-            "the stem of super-blocks is a multiple of 8 from 8 to 512 channels",
-            self.stem,
-        )
-        _require(1 <= len(self.stages) <= 4, "a backbone of super-blocks has one to four stages", len(self.stages))
-        sizes = list(map(len, self.stages))
-        _require(
-            min(sizes) >= 1 and sum(sizes) <= 8,
-            "a stage has one super-block or more and a backbone has 8 at most",
-            "-".join(map(str, sizes)),
-        )
-
-    def __str__(self) -> str:
-        return f"k1kxk1_{self.stem}_" + "-".join(".".join(map(str, stage)) for stage in self.stages)
-
-    @property
-    def super_blocks(self) -> tuple[SuperBlock, ...]:
-        """All super-blocks, top to bottom."""
-        return tuple(block for stage in self.stages for block in stage)
-
-    @property
-    def depth(self) -> int:
-        """Number of bottlenecks."""
-        return sum(block.repeats for block in self.super_blocks)
-
-    @property
-    def top_level(self) -> int:
-        """The coarsest pyramid level: C2 is the first stage (stride 4), so four stages end at C5 (stride 32)."""
-        return 1 + len(self.stages)
-
-
-Backbone = ResNetSpec | MobileNetV2Spec | SuperBlockSpec
 
 
 @dataclass(frozen=True, order=True)
@@ -283,12 +78,12 @@ class FPNSpec:
     extra: ExtraLevels = "head"
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             1 <= self.low <= self.high <= 7,
             "pyramid levels must satisfy 1 <= low <= high <= 7",
             f"{self.low}-{self.high}",
         )
-        _require(
+        require(
             8 <= self.width <= 1024 and self.width % 8 == 0,
             "a pyramid width is a multiple of 8 from 8 to 1024",
             self.width,
@@ -310,7 +105,7 @@ class RPNKind(StrEnum):
 
 
 def _require_head_width(width: int) -> None:
-    _require(8 <= width <= 4096 and width % 8 == 0, "a head width is a multiple of 8 from 8 to 4096", width)
+    require(8 <= width <= 4096 and width % 8 == 0, "a head width is a multiple of 8 from 8 to 4096", width)
 
 
 @dataclass(frozen=True, order=True)
@@ -334,7 +129,7 @@ class CascadeSpec:
     width: int
 
     def __post_init__(self) -> None:
-        _require(2 <= self.stages <= 4, "a cascade has 2, 3 or 4 stages", self.stages)
+        require(2 <= self.stages <= 4, "a cascade has 2, 3 or 4 stages", self.stages)
         _require_head_width(self.width)
 
     def __str__(self) -> str:
@@ -350,7 +145,7 @@ class RetinaSpec:
 
     def __post_init__(self) -> None:
         _require_head_width(self.width)
-        _require(1 <= self.depth <= 8, "a RetinaNet head has 1 to 8 convolutions in each branch", self.depth)
+        require(1 <= self.depth <= 8, "a RetinaNet head has 1 to 8 convolutions in each branch", self.depth)
 
     def __str__(self) -> str:
         suffix = "" if self.depth == _DEFAULT_DENSE_DEPTH else f"_{self.depth}"
@@ -366,7 +161,7 @@ class FCOSSpec:
 
     def __post_init__(self) -> None:
         _require_head_width(self.width)
-        _require(1 <= self.depth <= 8, "an FCOS head has 1 to 8 convolutions in each branch", self.depth)
+        require(1 <= self.depth <= 8, "an FCOS head has 1 to 8 convolutions in each branch", self.depth)
 
     def __str__(self) -> str:
         suffix = "" if self.depth == _DEFAULT_DENSE_DEPTH else f"_{self.depth}"
@@ -394,7 +189,7 @@ class Architecture:
 
     def __post_init__(self) -> None:
         one_stage = isinstance(self.head, DenseSpec)
-        _require(
+        require(
             one_stage == (self.rpn is RPNKind.NONE),
             "a RetinaNet or FCOS head goes with norpn, an RCNN or cascade head with rpn or garpn",
             self.rpn,
@@ -402,21 +197,21 @@ class Architecture:
         )
         top = self.backbone.top_level
         if isinstance(self.neck, C4Spec):
-            _require(not one_stage, "a RetinaNet or FCOS head needs a feature pyramid", self.neck, self.head)
-            _require(top >= 4, "the c4 neck needs a backbone that reaches C4 (three stages or more)", self.backbone)
+            require(not one_stage, "a RetinaNet or FCOS head needs a feature pyramid", self.neck, self.head)
+            require(top >= 4, "the c4 neck needs a backbone that reaches C4 (three stages or more)", self.backbone)
         else:
-            _require(
+            require(
                 self.neck.low <= top,
                 f"the pyramid's finest level must exist in the backbone, whose coarsest is C{top}",
                 self.neck,
             )
             # one network, one string: a letter that changes nothing is refused
-            _require(
+            require(
                 self.neck.extra == "head" or self.neck.high > top,
                 f"a pyramid names its extra levels' kind only where it reaches above C{top}",
                 self.neck,
             )
-            _require(
+            require(
                 self.neck.extra != ("conv" if one_stage else "pool"),
                 "a pyramid's extra levels come by convolutions under a dense head and by pooling under another, and a "
                 "letter is written only for the other way",
@@ -424,7 +219,7 @@ class Architecture:
                 self.head,
             )
         for name, size in (("width", self.input_width), ("height", self.input_height)):
-            _require(32 <= size <= 4096, f"the input {name} must be between 32 and 4096 pixels", size)
+            require(32 <= size <= 4096, f"the input {name} must be between 32 and 4096 pixels", size)
 
     @cached_property
     def _text(self) -> str:
@@ -450,59 +245,17 @@ class Architecture:
             ArchitectureError: ``text`` is not an architecture.
         """
         parts = text.split("+")
-        _require(len(parts) == 5, "an architecture is backbone+neck+rpn+head+WIDTHxHEIGHT", repr(text))
+        require(len(parts) == 5, "an architecture is backbone+neck+rpn+head+WIDTHxHEIGHT", repr(text))
         backbone, neck, rpn, head, size = parts
-        _require(rpn in list(RPNKind), f"the proposal part must be one of {', '.join(RPNKind)}", repr(rpn))
+        require(rpn in list(RPNKind), f"the proposal part must be one of {', '.join(RPNKind)}", repr(rpn))
         match = re.fullmatch(r"(\d{1,4})x(\d{1,4})", size)
         if match is None:
             raise ArchitectureError(f"an input size is WIDTHxHEIGHT in pixels, but got {size!r}")
         parsed = cls(
             parse_backbone(backbone), parse_neck(neck), RPNKind(rpn), parse_head(head), int(match[1]), int(match[2])
         )
-        _require(str(parsed) == text, f"an architecture is written canonically ({parsed})", repr(text))
+        require(str(parsed) == text, f"an architecture is written canonically ({parsed})", repr(text))
         return parsed
-
-
-def parse_backbone(text: str) -> Backbone:
-    """Read ``{block}_{base}_{code}``, ``resnext{C}x{W}_..``, ``mobilenetv2_{percent}`` or ``k1kxk1_{stem}_{stages}``.
-
-    Raises:
-        ArchitectureError: ``text`` is not a backbone.
-    """
-    if match := re.fullmatch(r"mobilenetv2_(\d{1,4})", text):
-        return MobileNetV2Spec(int(match[1]))
-    for block in get_args(BlockKind):
-        if match := re.fullmatch(rf"{block}_(\d{{1,4}})_([0-9-]+)", text):
-            return ResNetSpec(block, int(match[1]), match[2])
-    if match := re.fullmatch(r"resnext(\d{1,3})x(\d{1,3})_(\d{1,4})_([0-9-]+)", text):
-        return ResNetSpec("resnext", int(match[3]), match[4], (int(match[1]), int(match[2])))
-    if text.startswith("k1kxk1_"):
-        return _parse_super_blocks(text)
-    raise ArchitectureError(
-        f"a backbone is {{{'|'.join(get_args(BlockKind))}}}_BASE_CODE, resnext{{PATHS}}x{{WIDTH}}_BASE_CODE, "
-        f"mobilenetv2_PERCENT or k1kxk1_STEM_STAGES, but got {text!r}"
-    )
-
-
-def _parse_super_blocks(text: str) -> SuperBlockSpec:
-    match = re.fullmatch(r"k1kxk1_(\d{1,4})_([0-9bkr.-]+)", text)
-    if match is None:
-        raise ArchitectureError(
-            "super-blocks are k1kxk1_STEM_STAGES, stages joined by '-' and super-blocks within one by '.', "
-            f"but got {text!r}"
-        )
-    stages = tuple(tuple(map(_parse_super_block, stage.split("."))) for stage in match[2].split("-"))
-    return SuperBlockSpec(int(match[1]), stages)
-
-
-def _parse_super_block(text: str) -> SuperBlock:
-    match = re.fullmatch(r"(\d{1,4})b(\d{1,4})k(\d{1,2})r(\d{1,2})", text)
-    if match is None:
-        raise ArchitectureError(
-            f"a super-block is {{OUT}}b{{WIDTH}}k{{KERNEL}}r{{REPEATS}}, as in 256b64k3r3, but got {text!r}"
-        )
-    out, width, kernel, repeats = map(int, match.groups())
-    return SuperBlock(out, width, kernel, repeats)
 
 
 def parse_neck(text: str) -> Neck:

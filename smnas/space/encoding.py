@@ -1,63 +1,33 @@
 """A space as a fixed row of genes: every architecture of both stages as a tuple of small integers, and back.
 
 Crossover and models over architectures need designs of one length. The genes are families first (kind of block with its
-cardinality and number of stages, pyramid levels, proposals, kind of head), then what stage 2 varies inside them (base,
-blocks of every stage, places of the doublings, widths), then the input. A gene without a meaning for a family (the
-blocks of a MobileNetV2) is carried along and ignored.
+cardinality and number of stages, pyramid levels, proposals, kind of head), then the input and what stage 2 varies
+inside the families. A gene without a meaning for a family (the blocks of a MobileNetV2) is carried along and ignored.
 
-Decoding repairs what crossover breaks, by the space's own rules:
-
-- Families that do not fit together become the fitting row that differs in the fewest of them; of equals the one that
-  the sum of all genes picks, so that none is favoured.
-- Stages give up blocks, the longest first, while there are more than the bounds allow, and get some, the shortest
-  first, while there are fewer.
-- A doubling behind the last block, or where one is already, does not count. Missing ones fall on the first blocks of
-  the later stages, then on the first blocks that are free.
+Decoding repairs what crossover breaks. Families that do not fit together become the fitting row that differs in the
+fewest of them; of equals the one that the sum of all genes picks, so that none is favoured. A backbone's own genes are
+repaired by its family (:class:`smnas.space.families.base.Genes`).
 
 What is refused even so (a predicate of :meth:`Space.restricted`) decodes to None.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from smnas.space.architecture import (
-    Architecture,
-    Backbone,
-    BlockKind,
-    C4Spec,
-    FPNSpec,
-    Head,
-    MobileNetV2Spec,
-    Neck,
-    ResNetSpec,
-    SuperBlockSpec,
-)
+from smnas.space.architecture import Architecture, Backbone, C4Spec, FPNSpec, Head, Neck
+from smnas.space.families.base import Gene
+from smnas.space.families.by_name import FAMILIES
 from smnas.space.preset import Space, SpaceError, compatible
 
 __all__ = ["Encoding", "Gene"]
 
 _FAMILIES = 4
 _REMEMBERED = 1 << 14
-
-
-@dataclass(frozen=True)
-class Gene:
-    """One place of an encoding.
-
-    Attributes:
-        name: What it decides.
-        size: Its values are 0, 1, ..., size - 1.
-        ordered: Whether near values are similar; else they are names only.
-    """
-
-    name: str
-    size: int
-    ordered: bool
 
 
 class Encoding:
@@ -79,21 +49,23 @@ class Encoding:
         self.vector = lru_cache(maxsize=_REMEMBERED)(self._vector)
         self._backbone_family = lru_cache(maxsize=_REMEMBERED)(self._find_backbone_family)
         bounds = space.modular
-        self._backbones = tuple(dict.fromkeys(self._backbone_family(b) for b in space.backbones))
         self._necks = tuple(dict.fromkeys(_neck_family(n) for n in space.necks))
         self._heads = tuple(dict.fromkeys(_head_family(h) for h in space.heads))
         self._inputs = tuple(sorted(space.inputs, key=lambda size: size[0] * size[1]))
         listed = {n.width for n in space.necks if isinstance(n, FPNSpec)}
         self._fpn_widths = tuple(sorted(listed | set(bounds.fpn_widths)))
         self._head_widths = {family: self._widths_of(family) for family in self._heads}
-        self._percents = tuple(
-            sorted(
-                {b.width_percent for b in space.backbones if isinstance(b, MobileNetV2Spec)}
-                | set(bounds.mobilenetv2_percents)
-            )
-        )
-        self._most_stages = max(bounds.stages)
-        most_in_a_stage = bounds.max_blocks - min(bounds.stages) + 1
+        families = {family: family.genes(bounds, space.backbones) for family in FAMILIES}
+        self._family_genes = {family: genes for family, genes in families.items() if genes is not None}
+        # every family's width first, then the rest of each
+        places = [(family, at) for family, own in self._family_genes.items() for at in range(len(own.genes))]
+        self._places = sorted(places, key=lambda place: place[1] > 0)
+        self._neutral = [self._family_genes[family].neutral[at] for family, at in self._places]
+        self._at = {
+            family: [place for place, (owner, _) in enumerate(self._places) if owner is family]
+            for family in self._family_genes
+        }
+        self._backbones = tuple(dict.fromkeys(self._backbone_family(b) for b in space.backbones))
         self.genes: tuple[Gene, ...] = (
             Gene("backbone", len(self._backbones), False),
             Gene("neck", len(self._necks), False),
@@ -102,10 +74,7 @@ class Encoding:
             Gene("input", len(self._inputs), True),
             Gene("fpn_width", max(len(self._fpn_widths), 1), True),
             Gene("head_width", max(map(len, self._head_widths.values())), True),
-            Gene("base", len(bounds.bases), True),
-            Gene("width_percent", max(len(self._percents), 1), True),
-            *(Gene(f"stage{i}_blocks", most_in_a_stage, True) for i in range(1, self._most_stages + 1)),
-            *(Gene(f"doubling{i}", bounds.max_blocks + 1, True) for i in range(1, bounds.max_doublings + 1)),
+            *(self._family_genes[family].genes[at] for family, at in self._places),
         )
         self._fitting = np.array(
             sorted({self.encode(structure)[:_FAMILIES] for structure in space.structures}), dtype=np.int64
@@ -121,30 +90,23 @@ class Encoding:
         Raises:
             ValueError: a part of it is none of the space's.
         """
-        a, bounds = architecture, self._space.modular
+        a = architecture
         head = _head_family(a.head)
-        base, percent, blocks, doublings = 0, 0, [0] * self._most_stages, [bounds.max_blocks] * bounds.max_doublings
-        family = self._backbone_family(a.backbone)
-        if isinstance(a.backbone, MobileNetV2Spec):
-            percent = self._percents.index(a.backbone.width_percent)
-        elif isinstance(a.backbone, ResNetSpec) and family[1]:
-            base = bounds.bases.index(a.backbone.base)
-            lengths = [len(stage) for stage in a.backbone.stages]
-            blocks[: len(lengths)] = [length - 1 for length in lengths]
-            places = [i for i, digit in enumerate(a.backbone.code.replace("-", "")) if digit == "2"]
-            doublings[: len(places)] = places
+        family, evolved = self._backbone_family(a.backbone)
+        own = list(self._neutral)
+        if evolved:
+            kind = type(a.backbone)
+            for place, value in zip(self._at[kind], self._family_genes[kind].encode(a.backbone), strict=True):
+                own[place] = value
         return (
-            self._backbones.index(family),
+            self._backbones.index((family, evolved)),
             self._necks.index(_neck_family(a.neck)),
             self._space.rpns.index(a.rpn),
             self._heads.index(head),
             self._inputs.index((a.input_width, a.input_height)),
             0 if isinstance(a.neck, C4Spec) else self._fpn_widths.index(a.neck.width),
             self._head_widths[head].index(a.head.width),
-            base,
-            percent,
-            *blocks,
-            *doublings,
+            *own,
         )
 
     def decode(self, genes: Sequence[int]) -> Architecture | None:
@@ -153,16 +115,12 @@ class Encoding:
         Args:
             genes: As many as :attr:`genes`, each inside its size.
         """
-        bounds = self._space.modular
         backbone_at, neck_at, rpn_at, head_at = self._families(genes)
-        size, fpn_width, head_width, base, percent = genes[_FAMILIES : _FAMILIES + 5]
-        rest = genes[_FAMILIES + 5 :]
+        size, fpn_width, head_width, *own = genes[_FAMILIES:]
         backbone, evolved = self._backbones[backbone_at]
-        if isinstance(backbone, MobileNetV2Spec):
-            backbone = MobileNetV2Spec(self._percents[percent])
-        elif isinstance(backbone, ResNetSpec) and evolved:
-            code = self._code(len(backbone.stages), rest[: self._most_stages], rest[self._most_stages :])
-            backbone = replace(backbone, base=bounds.bases[base], code=code)
+        if evolved:
+            kind = type(backbone)
+            backbone = self._family_genes[kind].decode(backbone, [own[place] for place in self._at[kind]])
         neck = self._necks[neck_at]
         if isinstance(neck, FPNSpec):
             neck = replace(neck, width=self._fpn_widths[fpn_width])
@@ -188,13 +146,11 @@ class Encoding:
     def _find_backbone_family(self, backbone: Backbone) -> tuple[Backbone, bool]:
         """One backbone for all that stage 2 turns into each other, and whether it does; else the backbone itself.
 
-        Backbones of super-blocks have no genes: one that the space lists is a family of its own.
+        Families without genes: each backbone that the space lists is a family of its own.
         """
-        if isinstance(backbone, MobileNetV2Spec):
-            return MobileNetV2Spec(100), True
-        if isinstance(backbone, ResNetSpec) and self._space.modular.contains_backbone(backbone):
-            return _resnet_family(backbone.block, backbone.paths, len(backbone.stages)), True
-        return backbone, False
+        genes = self._family_genes.get(type(backbone))
+        family = None if genes is None else genes.family(backbone)
+        return (backbone, False) if family is None else (family, True)
 
     def _families(self, genes: Sequence[int]) -> tuple[int, ...]:
         wanted = np.array(genes[:_FAMILIES])
@@ -202,30 +158,8 @@ class Encoding:
         nearest = np.flatnonzero(different == different.min())
         return tuple(self._fitting[nearest[sum(genes) % len(nearest)]].tolist())
 
-    def _code(self, stages: int, blocks: Sequence[int], doublings: Sequence[int]) -> str:
-        bounds = self._space.modular
-        lengths = [1 + more for more in blocks[:stages]]
-        while sum(lengths) > bounds.max_blocks:
-            lengths[lengths.index(max(lengths))] -= 1
-        while sum(lengths) < bounds.min_blocks:
-            lengths[lengths.index(min(lengths))] += 1
-        total = sum(lengths)
-        firsts = [sum(lengths[:stage]) for stage in range(1, stages)]
-        doubled = {place for place in doublings if place < total}
-        for place in (*firsts, *range(total)):
-            if len(doubled) >= bounds.min_doublings:
-                break
-            doubled.add(place)
-        digits = "".join("2" if place in doubled else "1" for place in range(total))
-        return "-".join(digits[begin : begin + length] for begin, length in zip((0, *firsts), lengths, strict=True))
-
 
 # Millions of designs share a few families: making one checks it, and that takes longer than the rest of an encoding.
-
-
-@lru_cache(maxsize=_REMEMBERED)
-def _resnet_family(block: BlockKind, paths: tuple[int, int], stages: int) -> ResNetSpec:
-    return ResNetSpec(block, 8, "-".join("1" * stages), paths)
 
 
 @lru_cache(maxsize=_REMEMBERED)
@@ -241,19 +175,6 @@ def _head_family(head: Head) -> Head:
 def _log_costs(a: Architecture) -> tuple[float, ...]:
     """Logarithms of: pixels, multiply-adds and width of the backbone, of the neck, width of the head; and the depth."""
     pixels = a.input_width * a.input_height
-    if isinstance(a.backbone, MobileNetV2Spec):
-        cost, last, depth = 3e8 * (a.backbone.width_percent / 100) ** 2 * pixels / 224**2, 320.0, 17
-    elif isinstance(a.backbone, SuperBlockSpec):
-        cost, depth = 0.0, a.backbone.depth
-        for level, stage in enumerate(a.backbone.stages):
-            weights = sum(b.repeats * b.width * (2 * b.out + b.kernel**2 * b.width) for b in stage)
-            cost += weights * pixels / 16 / 4**level
-        last = float(a.backbone.super_blocks[-1].out)
-    else:
-        cost, depth = 0.0, a.backbone.depth
-        for level, widths in enumerate(a.backbone.stage_widths()):
-            per_pixel = 17.0 if a.backbone.block in ("bottleneck", "inverted") else 18.0
-            cost += per_pixel * sum(width * width for width in widths) * pixels / 16 / 4**level
-        last = float(a.backbone.stage_widths()[-1][-1] * a.backbone.expansion)
+    cost, last, depth = a.backbone.rough_cost(pixels)
     neck = 8.0 if isinstance(a.neck, C4Spec) else 9.0 * a.neck.width**2 * pixels / 4**a.neck.low
     return tuple(map(math.log, (pixels, cost, last, max(neck, 1.0), a.head.width, depth)))

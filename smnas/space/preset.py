@@ -10,36 +10,31 @@ from dataclasses import replace
 from functools import cached_property
 from importlib import resources
 from itertools import product
-from math import comb
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
-from profiler.errors import UserError
 from smnas.space.architecture import (
     Architecture,
     ArchitectureError,
     Backbone,
-    BlockKind,
     C4Spec,
     CascadeSpec,
     FCOSSpec,
     FPNSpec,
     Head,
-    MobileNetV2Spec,
     Neck,
     RCNNSpec,
-    ResNetSpec,
     RetinaSpec,
     RPNKind,
-    SuperBlockSpec,
     parse_backbone,
     parse_head,
     parse_neck,
 )
-from smnas.space.families.super_blocks import MoveBounds
+from smnas.space.families.base import Bounds, SpaceError, ascending
+from smnas.space.families.by_name import FAMILIES, BackboneBounds
 
 __all__ = [
     "HeadWidths",
@@ -55,15 +50,7 @@ __all__ = [
 ]
 
 
-class SpaceError(UserError):
-    """An unknown preset, a preset file that breaks a rule, or a space in which nothing is left to choose."""
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class StructuralChoices(_Strict):
+class StructuralChoices(Bounds):
     """What stage 1 chooses from, as the parts are written in an architecture string."""
 
     backbones: tuple[str, ...] = Field(min_length=1)
@@ -80,13 +67,7 @@ class StructuralChoices(_Strict):
         return choices
 
 
-def _ascending(values: tuple[int, ...]) -> tuple[int, ...]:
-    if list(values) != sorted(set(values)):
-        raise ValueError("the values must ascend without repetition")
-    return values
-
-
-class HeadWidths(_Strict):
+class HeadWidths(Bounds):
     """Widths that stage 2 may give to a head, by kind of head. An empty list keeps the parent's width."""
 
     rcnn: tuple[int, ...] = ()
@@ -94,7 +75,7 @@ class HeadWidths(_Strict):
     retina: tuple[int, ...] = ()
     fcos: tuple[int, ...] = ()
 
-    _check = field_validator("*")(_ascending)
+    _check = field_validator("*")(ascending)
 
     def for_head(self, head: Head) -> tuple[int, ...]:
         """The widths for heads of the kind of ``head``, ascending."""
@@ -109,83 +90,20 @@ class HeadWidths(_Strict):
                 return self.fcos
 
 
-_ANY_IMAGE = (4096, 4096)
-
-
-class ModularBounds(_Strict):
+class ModularBounds(BackboneBounds):
     """What stage 2 may change inside the modules that stage 1 chose. The kind of block and the stages stay."""
 
-    blocks: tuple[BlockKind, ...] = Field(min_length=1, description="kinds of blocks whose backbones are evolved")
-    bases: tuple[int, ...] = Field(min_length=1, description="base widths, ascending")
-    stages: tuple[int, ...] = Field(min_length=1, description="numbers of backbone stages that are evolved")
-    min_blocks: int = Field(ge=1)
-    max_blocks: int = Field(ge=1)
-    min_doublings: int = Field(ge=0)
-    max_doublings: int = Field(ge=0)
-    mobilenetv2_percents: tuple[int, ...] = Field(
-        default=(), description="MobileNetV2's widths in percent, ascending; empty keeps the parent's"
-    )
-    super_block_layers: int = Field(
-        default=0, ge=0, description="convolutions of a backbone of K1KXK1 super-blocks at most; 0 evolves none"
-    )
     fpn_widths: tuple[int, ...] = Field(default=(), description="pyramid widths, ascending; empty keeps the parent's")
     head_widths: HeadWidths = HeadWidths()
 
-    _check = field_validator("bases", "stages", "mobilenetv2_percents", "fpn_widths")(_ascending)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.min_blocks > self.max_blocks or self.min_doublings > self.max_doublings:
-            raise ValueError("a lower bound must not exceed its upper bound")
-        if self.max_blocks < max(self.stages):
-            raise ValueError("max_blocks must give every stage a block")
-        if self.min_doublings > self.max_blocks:
-            raise ValueError("min_doublings must not exceed max_blocks")
-        return self
-
-    def contains_code(self, code: str) -> bool:
-        """Whether ``code`` keeps the bounds on stages, blocks and doublings, with no empty stage."""
-        stages = code.split("-")
-        return (
-            all(stages)
-            and len(stages) in self.stages
-            and self.min_blocks <= sum(map(len, stages)) <= self.max_blocks
-            and self.min_doublings <= code.count("2") <= self.max_doublings
-        )
-
-    def contains_backbone(self, backbone: Backbone) -> bool:
-        """Whether ``backbone`` is of an evolved kind, with a listed base or width and a code inside the bounds."""
-        if isinstance(backbone, MobileNetV2Spec):
-            return backbone.width_percent in self.mobilenetv2_percents
-        if isinstance(backbone, SuperBlockSpec):
-            return len(backbone.stages) in self.stages and self.super_block_bounds.contains(backbone)
-        return backbone.block in self.blocks and backbone.base in self.bases and self.contains_code(backbone.code)
-
-    @property
-    def super_block_bounds(self) -> MoveBounds:
-        """What moves of super-blocks keep; every kernel is allowed at every size of input."""
-        return MoveBounds(layers=self.super_block_layers, image=_ANY_IMAGE)
-
-    def code_count(self, stages: int) -> int:
-        """How many codes of ``stages`` stages are inside the bounds.
-
-        ``n`` blocks split into ``s`` stages that are not empty in C(n - 1, s - 1) ways, and ``d`` doublings fall on
-        them in C(n, d) ways.
-        """
-        if stages not in self.stages:
-            return 0
-        return sum(
-            comb(blocks - 1, stages - 1) * comb(blocks, doublings)
-            for blocks in range(max(self.min_blocks, stages), self.max_blocks + 1)
-            for doublings in range(self.min_doublings, self.max_doublings + 1)
-        )
+    _check = field_validator("fpn_widths")(ascending)
 
 
 def _everything(_: Architecture) -> bool:
     return True
 
 
-class Space(_Strict):
+class Space(Bounds):
     """A named search space. Frozen; :meth:`restricted` makes a smaller one.
 
     Attributes:
@@ -296,43 +214,11 @@ class Space(_Strict):
         """
         bounds = self.modular
         if parent is None:
-            codes = len(self._evolved_kinds) * sum(bounds.code_count(stages) for stages in bounds.stages)
-            backbones = codes * len(bounds.bases) + len(bounds.mobilenetv2_percents)
+            backbones = sum(family.count(bounds, self.backbones) for family in FAMILIES)
             return backbones * max(len(bounds.fpn_widths), 1) * max(len(bounds.head_widths.rcnn), 1)
-        backbones = 1
-        if isinstance(parent.backbone, MobileNetV2Spec):
-            backbones = max(len(bounds.mobilenetv2_percents), 1)
-        elif isinstance(parent.backbone, SuperBlockSpec):
-            evolved = len(parent.backbone.stages) in bounds.stages
-            layout = tuple(map(len, parent.backbone.stages))
-            backbones = max(bounds.super_block_bounds.count(layout), 1) if evolved else 1
-        elif parent.backbone.block in bounds.blocks:
-            backbones = max(bounds.code_count(len(parent.backbone.stages)) * len(bounds.bases), 1)
         necks = max(len(bounds.fpn_widths), 1) if isinstance(parent.neck, FPNSpec) else 1
-        return backbones * necks * max(len(bounds.head_widths.for_head(parent.head)), 1)
-
-    @property
-    def _evolved_kinds(self) -> set[tuple[BlockKind, tuple[int, int]]]:
-        """Block and paths of the coded backbones that stage 2 evolves.
-
-        Each block as its word alone means it, and every cardinality that stage 1 chooses from.
-        """
-        blocks = self.modular.blocks
-        plain = {(block, ResNetSpec.paths) for block in blocks}
-        return plain | {(b.block, b.paths) for b in self.backbones if isinstance(b, ResNetSpec) and b.block in blocks}
-
-    def _evolves_into(self, backbone: Backbone) -> bool:
-        """Whether stage 2 makes ``backbone``: inside the bounds, and a MobileNetV2 only where stage 1 has one.
-
-        Super-blocks are evolved from whatever backbone of super-blocks a search begins with.
-        """
-        if isinstance(backbone, MobileNetV2Spec):
-            known = any(isinstance(choice, MobileNetV2Spec) for choice in self.backbones)
-        elif isinstance(backbone, SuperBlockSpec):
-            known = self.modular.super_block_layers > 0
-        else:
-            known = (backbone.block, backbone.paths) in self._evolved_kinds
-        return known and self.modular.contains_backbone(backbone)
+        heads = max(len(bounds.head_widths.for_head(parent.head)), 1)
+        return parent.backbone.variants(bounds) * necks * heads
 
     def contains_structural(self, architecture: Architecture) -> bool:
         """Whether every part of ``architecture`` is a structural choice and the whole is permitted."""
@@ -351,7 +237,7 @@ class Space(_Strict):
         neck, head = architecture.neck, architecture.head
         widths = bounds.head_widths.for_head(head)
         return (
-            (self._evolves_into(architecture.backbone) or architecture.backbone in self.backbones)
+            (architecture.backbone.evolves(bounds, self.backbones) or architecture.backbone in self.backbones)
             and any(_same_neck(neck, choice) for choice in self.necks)
             and (isinstance(neck, C4Spec) or neck in self.necks or neck.width in bounds.fpn_widths)
             and any(_same_head(head, choice) for choice in self.heads)

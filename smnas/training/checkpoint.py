@@ -19,11 +19,11 @@ from torch import Tensor
 from profiler.atomic import replace_whole
 from profiler.errors import UserError, first_line
 from smnas import __version__
-from smnas.models.backbones.base import StemKind
 from smnas.models.build import build_detector
 from smnas.models.detector import Detector
 from smnas.models.layers import NormKind
 from smnas.space.architecture import Architecture
+from smnas.space.convolutions import StemKind
 from smnas.training.curve import EpochLog
 from smnas.training.recipe import Recipe
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smnas.models.backbones.base import build_backbone
-from smnas.models.blocks import StemKind
+from smnas.models.backbones.by_family import build_backbone
 from smnas.scoring.entropy import PUBLISHED, EntropyForm, weighted_entropy
 from smnas.space.architecture import Backbone
+from smnas.space.convolutions import StemKind
 
 __all__ = ["forward_entropy"]
 

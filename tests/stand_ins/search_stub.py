@@ -15,7 +15,9 @@ from profiler.prediction.predict import Latency
 from smnas.scoring.base import Score, ScoringFailedError
 from smnas.search.study.candidate import Complexity
 from smnas.search.study.settings import DataFacts, SearchSettings, StageTrials
-from smnas.space.architecture import Architecture, C4Spec, MobileNetV2Spec, SuperBlockSpec
+from smnas.space.architecture import Architecture, C4Spec
+from smnas.space.families.mobilenetv2 import MobileNetV2Spec
+from smnas.space.families.super_blocks import SuperBlockSpec
 
 
 def noise(*key: object) -> float:

@@ -1,30 +1,38 @@
-"""Backbones of K1KXK1 super-blocks as arrays: thousands of them at once, and MAE-DET's moves between them.
+"""Backbones of K1KXK1 super-blocks (MAE-DET, Sun et al., arXiv 2111.13336): one, or thousands of them as arrays.
 
-The moves and bounds are MAE-DET's (Sun et al., arXiv 2111.13336): channels times 1.5, 1.25, 0.8, 0.6 or 0.5,
-rounded to multiples of 8; one or two bottlenecks more or fewer; the other kernel. Of this project are: that one of a
-super-block's four numbers is drawn for each move, each equally likely; that a super-block whose neighbour has moved is
-brought back inside the bounds instead of the child being thrown away; and that no kernel shrinks below 3.
+The moves and bounds are MAE-DET's: channels times 1.5, 1.25, 0.8, 0.6 or 0.5, rounded to multiples of 8; one or two
+bottlenecks more or fewer; the other kernel. Of this project are: that one of a super-block's four numbers is drawn for
+each move, each equally likely; that a super-block whose neighbour has moved is brought back inside the bounds instead
+of the child being thrown away; and that no kernel shrinks below 3.
 
-Pure array functions of a population and a generator; no torch.
+Moves are pure array functions of a population and a generator; no torch.
 """
 
 import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
-from smnas.space.architecture import SuperBlock, SuperBlockSpec
+from smnas.space.convolutions import Convolution, StemKind, bottleneck
+from smnas.space.families.base import ArchitectureError, Backbone, StageBounds, require
 
 __all__ = [
     "MoveBounds",
+    "SuperBlock",
+    "SuperBlockBounds",
     "SuperBlockPopulation",
+    "SuperBlockSpec",
     "block_halvings",
     "block_levels",
     "mutate_super_blocks",
     "seed_like",
+    "seed_of",
     "super_block_layers",
 ]
 
@@ -37,6 +45,212 @@ _KERNELS = (3, 5)
 _MOST_FIRST_REPEATS = 3
 _WIDEST_STEM = 512  # as the language of architectures allows
 _STEM = 0  # the block number of the stem in a move
+_ANY_IMAGE = (4096, 4096)
+_SAMPLE_MOVES = 20  # pairs of moves after which little of a parent's super-blocks is left
+
+
+class SuperBlockBounds(StageBounds):
+    """What stage 2 may change in a backbone of super-blocks."""
+
+    super_block_layers: int = Field(
+        default=0, ge=0, description="convolutions of a backbone of K1KXK1 super-blocks at most; 0 evolves none"
+    )
+
+    @property
+    def super_block_bounds(self) -> "MoveBounds":
+        """What moves of super-blocks keep; every kernel is allowed at every size of input."""
+        return MoveBounds(layers=self.super_block_layers, image=_ANY_IMAGE)
+
+
+@dataclass(frozen=True, order=True)
+class SuperBlock:
+    """A K1KXK1 super-block of MAE-DET (Sun et al., arXiv 2111.13336), ``256b64k3r3``: bottlenecks in a row.
+
+    Each one is a 1x1 convolution to ``width``, a ``kernel`` x ``kernel`` one and a 1x1 one to ``out``, with a shortcut.
+
+    Attributes:
+        out: Channels that it writes.
+        width: Channels inside, between the 1x1 convolutions.
+        kernel: Side of the middle convolution, 3 or 5.
+        repeats: How many bottlenecks.
+    """
+
+    out: int
+    width: int
+    kernel: int
+    repeats: int
+
+    def __post_init__(self) -> None:
+        for what, channels in (("output", self.out), ("width", self.width)):
+            require(
+                8 <= channels <= 4096 and channels % 8 == 0,
+                f"a super-block's {what} is a multiple of 8 from 8 to 4096",
+                channels,
+            )
+        require(self.kernel in (3, 5), "a super-block's kernel is 3 or 5", self.kernel)
+        require(1 <= self.repeats <= 99, "a super-block repeats its bottleneck 1 to 99 times", self.repeats)
+
+    def __str__(self) -> str:
+        return f"{self.out}b{self.width}k{self.kernel}r{self.repeats}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read the canonical string; raises :class:`ArchitectureError`."""
+        match = re.fullmatch(r"(\d{1,4})b(\d{1,4})k(\d{1,2})r(\d{1,2})", text)
+        if match is None:
+            raise ArchitectureError(
+                f"a super-block is {{OUT}}b{{WIDTH}}k{{KERNEL}}r{{REPEATS}}, as in 256b64k3r3, but got {text!r}"
+            )
+        return cls(*map(int, match.groups()))
+
+    def not_larger(self, other: "SuperBlock") -> bool:
+        """Whether no number of it is larger than ``other``'s: a larger kernel holds a smaller one."""
+        return (
+            self.out <= other.out
+            and self.width <= other.width
+            and self.kernel <= other.kernel
+            and self.repeats <= other.repeats
+        )
+
+
+@dataclass(frozen=True, order=True)
+class SuperBlockSpec(Backbone):
+    """A backbone of K1KXK1 super-blocks, ``k1kxk1_{stem}_{stages}``.
+
+    Stages are joined by ``-`` and the super-blocks of a stage by ``.``; every stage halves the resolution at its first
+    bottleneck, the first stage that of the stem (C1), so that there is no second stem convolution and no pooling.
+
+    Attributes:
+        stem: Channels of the stem.
+        stages: Super-blocks by stage, one to four stages; stage k ends at C_(k+1).
+    """
+
+    GRAMMAR: ClassVar = "k1kxk1_STEM_STAGES"
+    PARAMETERS: ClassVar = {"super_blocks": (1, 8), "stem": (8, 512), "stages": (1, 4), "blocks": (1, 1000)}
+
+    stem: int
+    stages: tuple[tuple[SuperBlock, ...], ...]
+
+    def __post_init__(self) -> None:
+        require(
+            8 <= self.stem <= 512 and self.stem % 8 == 0,
+            "the stem of super-blocks is a multiple of 8 from 8 to 512 channels",
+            self.stem,
+        )
+        require(1 <= len(self.stages) <= 4, "a backbone of super-blocks has one to four stages", len(self.stages))
+        sizes = list(map(len, self.stages))
+        require(
+            min(sizes) >= 1 and sum(sizes) <= 8,
+            "a stage has one super-block or more and a backbone has 8 at most",
+            "-".join(map(str, sizes)),
+        )
+
+    def __str__(self) -> str:
+        return f"k1kxk1_{self.stem}_" + "-".join(".".join(map(str, stage)) for stage in self.stages)
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """See :class:`Backbone`, also for the other methods without a docstring."""
+        if not text.startswith("k1kxk1_"):
+            return None
+        match = re.fullmatch(r"k1kxk1_(\d{1,4})_([0-9bkr.-]+)", text)
+        if match is None:
+            raise ArchitectureError(
+                "super-blocks are k1kxk1_STEM_STAGES, stages joined by '-' and super-blocks within one by '.', "
+                f"but got {text!r}"
+            )
+        stages = tuple(tuple(map(SuperBlock.parse, stage.split("."))) for stage in match[2].split("-"))
+        return cls(int(match[1]), stages)
+
+    @property
+    def super_blocks(self) -> tuple[SuperBlock, ...]:
+        """All super-blocks, top to bottom."""
+        return tuple(block for stage in self.stages for block in stage)
+
+    @property
+    def layout(self) -> tuple[int, ...]:
+        """Super-blocks by stage."""
+        return tuple(map(len, self.stages))
+
+    @property
+    def depth(self) -> int:
+        """Number of bottlenecks."""
+        return sum(block.repeats for block in self.super_blocks)
+
+    @property
+    def top_level(self) -> int:
+        return 1 + len(self.stages)
+
+    @property
+    def stem_channels(self) -> int:
+        return self.stem
+
+    def stage_channels(self, index: int) -> int:
+        return self.stages[index][-1].out
+
+    def stage_depth(self, index: int) -> int:
+        return sum(block.repeats for block in self.stages[index])
+
+    def _convolutions(self, stem: StemKind) -> Iterator[Convolution]:
+        yield Convolution(3, self.stem, 7 if stem == "imagenet" else 3, 1, 1, 1)
+        read = self.stem
+        for level, stage in enumerate(self.stages, start=2):
+            stride = 2
+            for block in stage:
+                for _ in range(block.repeats):
+                    yield from bottleneck(read, block.width, block.out, block.kernel, 1, level, stride)
+                    read, stride = block.out, 1
+
+    def not_larger(self, other: Self) -> bool:
+        """Super-blocks are compared one by one, their kernels too."""
+        return (
+            self.stem <= other.stem
+            and self.layout == other.layout
+            and all(a.not_larger(b) for a, b in zip(self.super_blocks, other.super_blocks, strict=True))
+        )
+
+    def inside(self, bounds: SuperBlockBounds) -> bool:
+        return len(self.stages) in bounds.stages and bounds.super_block_bounds.contains(self)
+
+    def evolves(self, bounds: SuperBlockBounds, listed: Sequence[Backbone]) -> bool:
+        """They are evolved from whichever super-blocks a search begins with, listed or not."""
+        return bounds.super_block_layers > 0 and self.inside(bounds)
+
+    def variants(self, bounds: SuperBlockBounds) -> int:
+        evolved = len(self.stages) in bounds.stages
+        return max(bounds.super_block_bounds.count(self.layout), 1) if evolved else 1
+
+    def mutated(self, bounds: SuperBlockBounds, rng: np.random.Generator) -> "SuperBlockSpec | None":
+        """Two of MAE-DET's moves in a row."""
+        if not bounds.super_block_layers or len(self.stages) not in bounds.stages:
+            return self
+        children, _ = mutate_super_blocks(SuperBlockPopulation.copies(self, 1), bounds.super_block_bounds, rng)
+        child = children.spec(0)
+        return child if child.inside(bounds) else None
+
+    def sampled(self, bounds: SuperBlockBounds, rng: np.random.Generator) -> "SuperBlockSpec":
+        """A row of moves, without those that break the bounds."""
+        drawn = self
+        if bounds.super_block_layers and len(self.stages) in bounds.stages:
+            for _ in range(_SAMPLE_MOVES):
+                drawn = drawn.mutated(bounds, rng) or drawn
+        return drawn
+
+    def rough_cost(self, pixels: int) -> tuple[float, float, int]:
+        cost = 0.0
+        for level, stage in enumerate(self.stages):
+            weights = sum(b.repeats * b.width * (2 * b.out + b.kernel**2 * b.width) for b in stage)
+            cost += weights * pixels / 16 / 4**level
+        return cost, float(self.stage_channels(-1)), self.depth
+
+    def parameters(self) -> dict[str, str | int]:
+        return {
+            "super_blocks": len(self.super_blocks),
+            "stem": self.stem,
+            "stages": len(self.stages),
+            "blocks": self.depth,
+            **{f"stage{index + 1}_blocks": self.stage_depth(index) for index in range(len(self.stages))},
+        }
 
 
 @dataclass(frozen=True)
@@ -62,15 +276,20 @@ class SuperBlockPopulation:
         blocks = spec.super_blocks
         rows = [[getattr(block, name) for block in blocks] for name in ("out", "width", "kernel", "repeats")]
         columns = [np.tile(np.array(row, dtype=np.int64), (count, 1)) for row in rows]
-        return cls(tuple(map(len, spec.stages)), np.full(count, spec.stem, dtype=np.int64), *columns)
+        return cls(spec.layout, np.full(count, spec.stem, dtype=np.int64), *columns)
 
     @classmethod
-    def of(cls, specs: "list[SuperBlockSpec]") -> Self:
-        """The population of these backbones, at least one, which have the same stages."""
-        first, *others = [cls.copies(spec, 1) for spec in specs]
-        for other in others:
-            first = first.joined(other)
-        return first
+    def of(cls, specs: Iterable[Backbone]) -> Self:
+        """The population of these super-block backbones, at least one, which have the same stages."""
+        population: Self | None = None
+        for spec in specs:
+            if not isinstance(spec, SuperBlockSpec):
+                raise ValueError(f"a backbone of super-blocks is needed, but got {spec}")
+            one = cls.copies(spec, 1)
+            population = one if population is None else population.joined(one)
+        if population is None:
+            raise ValueError("a population has one backbone at least")
+        return population
 
     def __len__(self) -> int:
         return len(self.stem)
@@ -263,3 +482,13 @@ def seed_like(stem: int, out: tuple[int, ...], width: tuple[int, ...], repeats: 
 
     rows = zip(out, width, repeats, strict=True)
     return SuperBlockSpec(rounded(stem), tuple((SuperBlock(rounded(o), rounded(w), 3, r),) for o, w, r in rows))
+
+
+def seed_of(backbone: Backbone) -> SuperBlockSpec:
+    """A backbone of super-blocks with the stem, the depths and the channels of ``backbone``'s stages."""
+    if isinstance(backbone, SuperBlockSpec):
+        return backbone
+    stages = range(backbone.top_level - 1)
+    out = tuple(map(backbone.stage_channels, stages))
+    width = tuple(channels // backbone.narrowing for channels in out)
+    return seed_like(backbone.stem_channels, out, width, tuple(map(backbone.stage_depth, stages)))

@@ -15,8 +15,8 @@ from profiler.table.latency_table import LatencyTable, Row
 from smnas.latency.detector_latency import DetectorLatency
 from smnas.latency.super_blocks import fit_super_block_latency, non_negative_least_squares
 from smnas.latency.workloads import detector_workloads
-from smnas.space.architecture import Architecture, SuperBlockSpec
-from smnas.space.families.super_blocks import MoveBounds, SuperBlockPopulation, mutate_super_blocks
+from smnas.space.architecture import Architecture
+from smnas.space.families.super_blocks import MoveBounds, SuperBlockPopulation, SuperBlockSpec, mutate_super_blocks
 
 FRAME = Architecture.parse("k1kxk1_16_32b16k3r1-64b16k5r2-64b32k3r1+fpn_2-4_16+norpn+fcos_16_1+96x64")
 CLASSES = 3

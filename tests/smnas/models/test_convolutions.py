@@ -7,9 +7,9 @@ import torchvision
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from smnas.models.backbones.base import build_backbone
+from smnas.models.backbones.by_family import build_backbone
 from smnas.space.architecture import Backbone, parse_backbone
-from smnas.space.convolutions import backbone_convolutions, layers, multiply_adds, parameters
+from smnas.space.convolutions import layers, multiply_adds, parameters
 from smnas.space.preset import load_space
 from smnas.space.sampling import sample_modular, sample_structural
 
@@ -28,7 +28,7 @@ def test_resnet50_costs_what_torchs_counter_says_of_torchvisions(size: tuple[int
     with torch.device("meta"):
         published = torchvision.models.resnet50()
     published.fc = nn.Identity()
-    convolutions = backbone_convolutions(parse_backbone(R50), "imagenet")
+    convolutions = parse_backbone(R50).convolutions("imagenet")
     assert 2 * multiply_adds(convolutions, *size) == counted(published, *size, dtype=torch.float32)
     assert parameters(convolutions) == sum(p.numel() for p in published.parameters()) == 23_508_032
     assert layers(convolutions) == 49
@@ -40,11 +40,11 @@ def test_super_blocks_like_resnet50_cost_what_torchs_counter_says(size: tuple[in
     spec = parse_backbone(R50_LIKE)
     with torch.device("meta"):
         backbone = build_backbone(spec, "gn-ws", stem)  # type: ignore[arg-type]
-    convolutions = backbone_convolutions(spec, stem)  # type: ignore[arg-type]
+    convolutions = spec.convolutions(stem)  # type: ignore[arg-type]
     assert 2 * multiply_adds(convolutions, *size) == counted(backbone, *size)
     assert parameters(convolutions) == sum(p.numel() for p in backbone.parameters())
     # all of the same channels as ResNet-50: only the resolution of the first 1x1 convolution differs
-    assert parameters(backbone_convolutions(spec, "imagenet")) == 23_508_032
+    assert parameters(spec.convolutions("imagenet")) == 23_508_032
 
 
 def random_backbones() -> list[Backbone]:
@@ -62,7 +62,7 @@ def random_backbones() -> list[Backbone]:
 def test_every_backbone_costs_what_its_modules_cost(spec: Backbone, stem: str) -> None:
     with torch.device("meta"):
         backbone = build_backbone(spec, "gn-ws", stem)  # type: ignore[arg-type]
-    convolutions = backbone_convolutions(spec, stem)  # type: ignore[arg-type]
+    convolutions = spec.convolutions(stem)  # type: ignore[arg-type]
     assert 2 * multiply_adds(convolutions, 250, 130) == counted(backbone, 250, 130)
     assert parameters(convolutions) == sum(p.numel() for p in backbone.parameters())
     built = [

@@ -11,13 +11,13 @@ from scipy.stats import spearmanr
 from torch import nn
 from torch.nn import functional as F
 
-from smnas.models.backbones.base import build_backbone
+from smnas.models.backbones.by_family import build_backbone
 from smnas.scoring.by_name import get_scorer
 from smnas.scoring.entropy import ENTROPY_FORMS, EntropyForm, backbone_entropy, detector_entropy
 from smnas.scoring.entropy_population import entropy_of
-from smnas.space.architecture import Architecture, Backbone, SuperBlockSpec, parse_backbone
-from smnas.space.convolutions import backbone_convolutions, layers, multiply_adds, parameters
-from smnas.space.families.super_blocks import MoveBounds, SuperBlockPopulation, mutate_super_blocks
+from smnas.space.architecture import Architecture, Backbone, parse_backbone
+from smnas.space.convolutions import layers, multiply_adds, parameters
+from smnas.space.families.super_blocks import MoveBounds, SuperBlockPopulation, SuperBlockSpec, mutate_super_blocks
 from smnas.space.preset import load_space
 from smnas.space.sampling import sample_modular, sample_structural
 from smnas.space.super_block_cost import population_cost
@@ -144,7 +144,7 @@ def test_a_population_has_the_numbers_of_its_members(form: EntropyForm, stem: st
     cost = population_cost(population, size, stem_kernel=kernel)
     for row in range(len(population)):
         spec = population.spec(row)
-        convolutions = backbone_convolutions(spec, stem)  # type: ignore[arg-type]
+        convolutions = spec.convolutions(stem)  # type: ignore[arg-type]
         assert entropy[row] == pytest.approx(backbone_entropy(spec, form, stem=stem, size=size), abs=1e-9)  # type: ignore[arg-type]
         assert cost.multiply_adds[row] == multiply_adds(convolutions, *size)
         assert cost.parameters[row] == parameters(convolutions)

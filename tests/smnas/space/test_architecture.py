@@ -10,20 +10,18 @@ from profiler.errors import UserError
 from smnas.space.architecture import (
     Architecture,
     ArchitectureError,
-    BlockKind,
     C4Spec,
     CascadeSpec,
     ExtraLevels,
     FCOSSpec,
     FPNSpec,
-    MobileNetV2Spec,
     RCNNSpec,
-    ResNetSpec,
     RetinaSpec,
     RPNKind,
-    SuperBlock,
-    SuperBlockSpec,
 )
+from smnas.space.families.mobilenetv2 import MobileNetV2Spec
+from smnas.space.families.resnet import BlockKind, ResNetSpec
+from smnas.space.families.super_blocks import SuperBlock, SuperBlockSpec
 
 bases = st.integers(4, 256).map(lambda half: 2 * half)
 

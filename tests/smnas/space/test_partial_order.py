@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smnas.space.architecture import Architecture, FPNSpec, RCNNSpec, ResNetSpec, RPNKind
+from smnas.space.architecture import Architecture, FPNSpec, RCNNSpec, RPNKind
+from smnas.space.families.resnet import ResNetSpec
 from smnas.space.mutation import mutate_modular
 from smnas.space.partial_order import not_larger
 from smnas.space.preset import load_space

@@ -6,16 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from profiler.errors import UserError
-from smnas.space.architecture import (
-    Architecture,
-    ArchitectureError,
-    C4Spec,
-    FCOSSpec,
-    FPNSpec,
-    ResNetSpec,
-    RetinaSpec,
-    RPNKind,
-)
+from smnas.space.architecture import Architecture, ArchitectureError, C4Spec, FCOSSpec, FPNSpec, RetinaSpec, RPNKind
+from smnas.space.families.resnet import ResNetSpec
 from smnas.space.preset import HeadWidths, ModularBounds, Space, SpaceError, load_space, parse_space, preset_names
 
 PRESETS = ("nano", "small", "paper")

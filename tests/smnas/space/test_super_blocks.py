@@ -7,8 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smnas.space.architecture import Architecture, SuperBlock, SuperBlockSpec, parse_backbone
-from smnas.space.families.super_blocks import MoveBounds, SuperBlockPopulation, mutate_super_blocks, seed_like
+from smnas.space.architecture import Architecture, parse_backbone
+from smnas.space.families.super_blocks import (
+    MoveBounds,
+    SuperBlock,
+    SuperBlockPopulation,
+    SuperBlockSpec,
+    mutate_super_blocks,
+    seed_like,
+)
 from smnas.space.mutation import mutate_modular
 from smnas.space.preset import load_space
 from smnas.space.sampling import sample_modular

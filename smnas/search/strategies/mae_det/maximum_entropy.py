@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from smnas.scoring.entropy import PUBLISHED, EntropyForm
 from smnas.scoring.entropy_population import entropy_of
-from smnas.space.architecture import SuperBlockSpec
-from smnas.space.families.super_blocks import MoveBounds, SuperBlockPopulation, mutate_super_blocks
+from smnas.space.families.super_blocks import MoveBounds, SuperBlockPopulation, SuperBlockSpec, mutate_super_blocks
 from smnas.space.preset import SpaceError
 from smnas.space.super_block_cost import PopulationCost, population_cost
 

@@ -21,7 +21,6 @@ import numpy as np
 from profiler.atomic import write_whole
 from smnas.latency.detector_latency import DetectorLatency
 from smnas.latency.super_blocks import fit_super_block_latency
-from smnas.models.backbones.base import stage_channels, stage_depth, stem_channels
 from smnas.scoring.entropy import ENTROPY_FORMS, PUBLISHED, EntropyForm
 from smnas.search.pareto import as_points, front_layers, spread
 from smnas.search.strategies.base import Strategy
@@ -30,12 +29,18 @@ from smnas.search.study.candidate import Candidate, Proposal
 from smnas.search.study.history import History
 from smnas.search.study.run_folder import RunFolder, RunFolderError
 from smnas.search.study.settings import SearchSettings
-from smnas.space.architecture import Architecture, Backbone, ResNetSpec, SuperBlockSpec
-from smnas.space.families.super_blocks import MoveBounds, SuperBlockPopulation, mutate_super_blocks, seed_like
+from smnas.space.architecture import Architecture
+from smnas.space.families.super_blocks import (
+    MoveBounds,
+    SuperBlockPopulation,
+    SuperBlockSpec,
+    mutate_super_blocks,
+    seed_of,
+)
 from smnas.space.preset import Space, SpaceError
 from smnas.space.super_block_cost import population_cost
 
-__all__ = ["MAE_DET", "ZeroShotCandidate", "ZeroShotResult", "mae_det", "seed_of", "zero_shot_search"]
+__all__ = ["MAE_DET", "ZeroShotCandidate", "ZeroShotResult", "mae_det", "zero_shot_search"]
 
 MAE_DET = "mae-det"
 
@@ -195,24 +200,6 @@ def zero_shot_search(
         f"{fitted.relative_error:.1%} (root mean square, detectors left out)"
     )
     return ZeroShotResult(candidates, limit, 2 * search.steps, searched_s, fitted.relative_error)
-
-
-def seed_of(backbone: Backbone) -> SuperBlockSpec:
-    """A backbone of super-blocks with the stem, the depths and the channels of ``backbone``'s stages.
-
-    The bottlenecks are half as wide inside as outside, or as a coded bottleneck's are, a quarter.
-    """
-    if isinstance(backbone, SuperBlockSpec):
-        return backbone
-    inner = 4 if isinstance(backbone, ResNetSpec) and backbone.expansion == 4 else 2
-    stages = range(backbone.top_level - 1)
-    out = tuple(stage_channels(backbone, index) for index in stages)
-    return seed_like(
-        stem_channels(backbone),
-        out,
-        tuple(channels // inner for channels in out),
-        tuple(stage_depth(backbone, index) for index in stages),
-    )
 
 
 def _random_detectors(

@@ -10,14 +10,18 @@ from torchvision.models.mobilenetv2 import InvertedResidual as PublishedInverted
 from kernels.weight_standardization import weight_standardize
 from profiler.errors import UserError
 from profiler.graphs.export import export_onnx
-from smnas.models.backbones.base import MobileNetV2Backbone, ResNetBackbone, build_backbone
+from smnas.models.backbones.by_family import build_backbone
+from smnas.models.backbones.mobilenetv2 import MobileNetV2Backbone
+from smnas.models.backbones.resnet import ResNetBackbone
 from smnas.models.blocks import InvertedResidual
 from smnas.models.build import build_detector
 from smnas.models.detector import TwoStageDetector
 from smnas.models.layers import ConvNorm, WSConv2d, fold_weight_standardization, group_norm
 from smnas.models.neck import FPN
 from smnas.models.pretrained import load_pretrained, load_torchvision_weights
-from smnas.space.architecture import Architecture, FPNSpec, MobileNetV2Spec, ResNetSpec, parse_backbone
+from smnas.space.architecture import Architecture, FPNSpec, parse_backbone
+from smnas.space.families.mobilenetv2 import MobileNetV2Spec
+from smnas.space.families.resnet import ResNetSpec
 
 PUBLISHED = {
     "resnet18": ResNetSpec("basicblock", 64, "11-21-21-21"),

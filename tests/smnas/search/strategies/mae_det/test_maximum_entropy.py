@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from smnas.models.backbones.base import build_backbone
+from smnas.models.backbones.by_family import build_backbone
 from smnas.scoring.entropy import backbone_entropy
 from smnas.search.pareto import non_dominated
 from smnas.search.strategies.mae_det.maximum_entropy import Budget, EntropySearch, maximum_entropy_search
-from smnas.space.architecture import SuperBlockSpec, parse_backbone
-from smnas.space.convolutions import backbone_convolutions, layers, multiply_adds, parameters
-from smnas.space.families.super_blocks import SuperBlockPopulation
+from smnas.space.architecture import parse_backbone
+from smnas.space.convolutions import layers, multiply_adds, parameters
+from smnas.space.families.super_blocks import SuperBlockPopulation, SuperBlockSpec
 from smnas.space.preset import SpaceError
 
 R50 = parse_backbone("k1kxk1_64_256b64k3r3-512b128k3r4-1024b256k3r6-2048b512k3r3")
@@ -28,7 +28,7 @@ def test_the_published_budgets_give_the_published_score_or_more(found) -> None: 
     winner = found.spec()
     assert found.entropy[0] >= 1760
     # the values that the search kept are those of the backbone by other means
-    convolutions = backbone_convolutions(winner)
+    convolutions = winner.convolutions()
     assert backbone_entropy(winner) == pytest.approx(found.entropy[0], abs=1e-9)
     assert multiply_adds(convolutions, 480, 480) == found.cost.multiply_adds[0] <= 18.8e9
     assert layers(convolutions) == found.cost.layers[0] <= 91

@@ -12,11 +12,12 @@ from profiler.prediction.predict import Latency, LatencyModel
 from smnas.latency.detector_latency import MeasuredPart
 from smnas.scoring.entropy import detector_entropy
 from smnas.search.pareto import as_points, non_dominated
-from smnas.search.strategies.mae_det.zero_shot import ZeroShotStage, mae_det, seed_of, zero_shot_search
+from smnas.search.strategies.mae_det.zero_shot import ZeroShotStage, mae_det, zero_shot_search
 from smnas.search.study.candidate import Candidate
 from smnas.search.study.settings import DataFacts, RunFolderError, SearchSettings, StageTrials
-from smnas.space.architecture import Architecture, SuperBlockSpec, parse_backbone
-from smnas.space.convolutions import backbone_convolutions, layers, multiply_adds, parameters
+from smnas.space.architecture import Architecture, parse_backbone
+from smnas.space.convolutions import layers, multiply_adds, parameters
+from smnas.space.families.super_blocks import SuperBlockSpec, seed_of
 from smnas.space.preset import SpaceError, load_space
 
 NANO = load_space("nano")
@@ -36,7 +37,7 @@ class LawfulLatency:
 
     def measured_parts(self, architecture: Architecture) -> tuple[MeasuredPart, ...]:
         width, height = architecture.input_width, architecture.input_height
-        chain = [c for c in backbone_convolutions(architecture.backbone) if c.level > 1]
+        chain = [c for c in architecture.backbone.convolutions() if c.level > 1]
         units, unit = [], []
         for index, conv in enumerate(chain):
             unit.append(conv)
@@ -63,7 +64,7 @@ def test_what_is_found_keeps_the_limit_by_other_means(found) -> None:  # type: i
     assert len(found.candidates) == len({c.architecture for c in found.candidates}) > 10
     for candidate in found.candidates:
         architecture = Architecture.parse(candidate.architecture)
-        chain = backbone_convolutions(architecture.backbone)
+        chain = architecture.backbone.convolutions()
         assert latency.predict(architecture).ms == pytest.approx(candidate.latency_ms, rel=1e-6)
         assert candidate.latency_ms <= 3.25
         assert candidate.layers == layers(chain) <= 31

@@ -1,0 +1,30 @@
+"""From a backbone's spec to its modules: a line for each family."""
+
+from collections.abc import Callable
+from typing import Any
+
+from smnas.models.backbones.base import FeatureBackbone
+from smnas.models.backbones.mobilenetv2 import MobileNetV2Backbone
+from smnas.models.backbones.resnet import ResNetBackbone
+from smnas.models.backbones.super_blocks import SuperBlockBackbone
+from smnas.models.layers import NormKind
+from smnas.space.convolutions import StemKind
+from smnas.space.families.base import Backbone
+from smnas.space.families.mobilenetv2 import MobileNetV2Spec
+from smnas.space.families.resnet import ResNetSpec
+from smnas.space.families.super_blocks import SuperBlockSpec
+
+__all__ = ["build_backbone"]
+
+_BUILDERS: dict[type[Backbone], Callable[[Any, NormKind, StemKind, int | None], FeatureBackbone]] = {
+    ResNetSpec: ResNetBackbone,
+    MobileNetV2Spec: MobileNetV2Backbone,
+    SuperBlockSpec: SuperBlockBackbone,
+}
+
+
+def build_backbone(
+    spec: Backbone, norm: NormKind = "gn-ws", stem: StemKind = "deep", top_level: int | None = None
+) -> FeatureBackbone:
+    """The backbone of any spec up to ``top_level``, by default its own; a family may have one stem for both kinds."""
+    return _BUILDERS[type(spec)](spec, norm, stem, top_level)
