@@ -1,4 +1,4 @@
-"""The 12 numbers of COCO's detection challenge, by pycocotools.
+"""The 12 numbers of COCO's detection challenge, computed by pycocotools.
 
 Source: Lin et al. 2014, "Microsoft COCO: Common Objects in Context"; https://cocodataset.org/#detection-eval.
 """
@@ -20,10 +20,10 @@ class CocoResult(TypedDict):
     """One detection in COCO's results format.
 
     Attributes:
-        image_id: as in the annotation file.
-        category_id: as in the annotation file.
+        image_id: Id in the annotation file.
+        category_id: Id in the annotation file.
         bbox: ``[x, y, width, height]`` in pixels of the image.
-        score: higher is surer.
+        score: Confidence; higher is more certain.
     """
 
     image_id: int
@@ -34,12 +34,12 @@ class CocoResult(TypedDict):
 
 @dataclass(frozen=True)
 class CocoMetrics:
-    """Average precision and average recall, each in 0..1, over 10 IoU thresholds from 0.50 to 0.95 unless named.
+    """Average precision and recall, each in 0..1, averaged over 10 IoU thresholds from 0.50 to 0.95 unless stated.
 
-    A number is NaN where it is undefined: no ground-truth box is in its range of sizes.
+    A number is NaN if no ground-truth box is in its range of sizes.
 
     Attributes:
-        ap: average precision; the challenge's metric.
+        ap: average precision, the challenge's metric.
         ap50: at IoU 0.50.
         ap75: at IoU 0.75.
         ap_small: of boxes with an area under 32 x 32 pixels.
@@ -72,14 +72,14 @@ class CocoMetrics:
 
 
 def evaluate_results(ground_truth: COCO, results: Sequence[CocoResult]) -> CocoMetrics:
-    """Compare detections with the ground truth.
+    """Evaluate detections against the ground truth.
 
     Args:
-        ground_truth: see :meth:`smnas.data.coco.DetectionDataset.ground_truth`.
-        results: detections of any number of its images, in any order; none at all is an AP of 0.
+        ground_truth: See :meth:`smnas.data.coco.DetectionDataset.ground_truth`.
+        results: Detections of any of its images, in any order; an empty list has AP 0.
 
     Raises:
-        ValueError: a result names an image that is not in the ground truth, or holds a number that is not finite.
+        ValueError: a result has an unknown image id or a number that is not finite.
     """
     known = set(ground_truth.getImgIds())
     for result in results:
@@ -89,7 +89,7 @@ def evaluate_results(ground_truth: COCO, results: Sequence[CocoResult]) -> CocoM
             raise ValueError(f"a result must hold finite numbers, but got {result}")
     with quiet_pycocotools():
         if results:
-            # pycocotools writes ids and areas into the entries it is given.
+            # pycocotools writes ids and areas into its input, hence copies
             detections = ground_truth.loadRes([dict(result) for result in results])
         else:
             detections = COCO()

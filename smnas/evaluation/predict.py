@@ -1,7 +1,7 @@
-"""A detector over a whole split: canvases in, COCO results in pixels of the images out.
+"""Runs a detector on a whole split and gives COCO results in pixels of the original images.
 
-What is evaluated is a function of ``uint8`` NumPy batches, so that an ``nn.Module``, an ONNX file and an engine go the
-same way and their numbers can be compared.
+The detector is a function of ``uint8`` NumPy batches, so that an ``nn.Module``, an ONNX file and an engine take the
+same path and their numbers are comparable.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,10 +21,10 @@ __all__ = ["DetectFunction", "DetectionArrays", "collect_results", "eager_detect
 
 
 class DetectionArrays(NamedTuple):
-    """Detections of a batch, padded to K rows an image.
+    """Detections of a batch, padded to K rows per image.
 
     Attributes:
-        num: ``(B,)`` int64, how many rows of each image are real.
+        num: ``(B,)`` int64, number of valid rows of each image.
         boxes: ``(B, K, 4)`` float32, ``xyxy`` in pixels of the canvas.
         scores: ``(B, K)`` float32.
         labels: ``(B, K)`` int64, 0-based.
@@ -37,13 +37,13 @@ class DetectionArrays(NamedTuple):
 
 
 DetectFunction = Callable[[NDArray[np.uint8]], DetectionArrays]
-"""Images ``(B, 3, H, W)`` ``uint8`` RGB on canvases, to detections."""
+"""Maps ``(B, 3, H, W)`` ``uint8`` RGB images on the canvas to detections."""
 
 
 def eager_detect(detector: nn.Module, device: torch.device | str) -> DetectFunction:
-    """A detector as a function of arrays, run by PyTorch on ``device`` in evaluation mode.
+    """Wrap a detector as a function of arrays that runs in PyTorch on ``device`` in evaluation mode.
 
-    The detector is moved to the device. Whether it was training is restored after each call.
+    The detector is moved to the device. Its training mode is restored after each call.
     """
     target = torch.device(device)
     detector.to(target)
@@ -53,7 +53,7 @@ def eager_detect(detector: nn.Module, device: torch.device | str) -> DetectFunct
         detector.eval()
         try:
             with torch.inference_mode():
-                # Not waiting helps from page-locked memory; from other memory it is an ordinary copy.
+                # asynchronous from page-locked memory, an ordinary copy from other memory
                 found = detector(torch.from_numpy(images).to(target, non_blocking=True))
         finally:
             detector.train(was_training)
@@ -63,7 +63,7 @@ def eager_detect(detector: nn.Module, device: torch.device | str) -> DetectFunct
 
 
 def host_arrays(tensors: Sequence[Tensor]) -> list[NDArray[Any]]:
-    """Tensors of one device as arrays; from a GPU all copies are under way before the first is waited for."""
+    """Copy tensors of one device to arrays; all copies from a GPU are started before one synchronization."""
     copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
     if tensors[0].is_cuda:
         torch.cuda.current_stream(tensors[0].device).synchronize()
@@ -79,21 +79,21 @@ def collect_results(
     *,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[CocoResult]:
-    """Run a detector over all images of a split.
+    """Run a detector on all images of a split.
 
     Args:
-        detect: the detector.
-        dataset: the images.
-        width: of the detector's canvas in pixels.
-        height: of the detector's canvas in pixels.
-        batch_size: images in a batch.
-        on_progress: told how many images are done, and of how many.
+        detect: The detector.
+        dataset: The images.
+        width: Width of the detector's canvas in pixels.
+        height: Height of the detector's canvas in pixels.
+        batch_size: Images per batch.
+        on_progress: Called with the number of finished images and the total.
 
     Returns:
         Every detection in COCO's results format: boxes in pixels of the image, clipped to it, unrounded.
 
     Raises:
-        DataError: an image can not be decoded.
+        DataError: an image cannot be decoded.
     """
     results: list[CocoResult] = []
     done = 0
@@ -114,7 +114,7 @@ def evaluate(
     *,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> CocoMetrics:
-    """The 12 COCO numbers of a detector on a split; arguments and errors of :func:`collect_results`."""
+    """Compute the 12 COCO numbers of a detector on a split; arguments and errors as in :func:`collect_results`."""
     results = collect_results(detect, dataset, width, height, batch_size, on_progress=on_progress)
     return evaluate_results(dataset.ground_truth(), results)
 

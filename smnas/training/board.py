@@ -1,4 +1,4 @@
-"""A training's curve as TensorBoard reads it."""
+"""The curve of a training run as TensorBoard event files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +12,11 @@ __all__ = ["Board"]
 class Board:
     """TensorBoard event files of one run. Use it as a context manager.
 
-    A resumed run writes them anew from its curve, so that no epoch is there twice.
+    A resumed run rewrites them from its curve, so that no epoch appears twice.
 
     Args:
-        folder: Where the event files go; earlier ones are replaced.
-        history: Epochs that are finished already.
+        folder: Folder of the event files; earlier ones are replaced.
+        history: Epochs finished so far.
 
     Raises:
         UserError: TensorBoard is not installed.

@@ -1,8 +1,8 @@
-"""A training run on disk: what it trains, how far it is, and all that resuming needs.
+"""Checkpoints: the weights and settings of a training run, and the state needed to resume it.
 
-One file, ``checkpoint.pt``, replaced as a whole after every epoch. While the run goes on it holds the optimizer's
-state too; when training is complete only the weights stay, and the file is what ``eval``, ``export`` and ``detect``
-read. Files are read with ``weights_only=True``: tensors and plain values, never code.
+The file ``checkpoint.pt`` is replaced atomically after every epoch. During training it includes the optimizer's state;
+a complete run keeps only the weights, which ``eval``, ``export`` and ``detect`` read. Files are loaded with
+``weights_only=True``: tensors and plain values, never code.
 """
 
 import pickle
@@ -45,7 +45,7 @@ _FORMAT_VERSION = 2
 
 
 class CheckpointError(UserError):
-    """A file that is not a checkpoint of this version, or one of another run."""
+    """The file is not a checkpoint of this version, or belongs to another run."""
 
 
 def _versions() -> dict[str, str]:
@@ -54,21 +54,21 @@ def _versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """What a checkpoint's weights are.
+    """Architecture, classes and training settings of a checkpoint's weights.
 
     Attributes:
-        architecture: The canonical string.
-        classes: Names, in the order of the detector's 0-based labels.
-        category_ids: The data set's id of each class.
+        architecture: Canonical architecture string.
+        classes: Class names in the order of the detector's 0-based labels.
+        category_ids: Category id of each class in the data set.
         norm: ``gn-ws`` or ``bn``.
         stem: ``deep`` or ``imagenet``.
-        recipe: How it is trained.
-        seed: What every random number of the run comes from.
-        train_images: Images in the training split.
-        pretrained: Digest of the weights that the backbone started from; None from scratch.
-        epoch: Finished epochs.
+        recipe: Training recipe.
+        seed: Random seed of the run.
+        train_images: Number of images in the training split.
+        pretrained: Digest of the backbone's initial weights; ``None`` from scratch.
+        epoch: Number of finished epochs.
         metrics: COCO numbers of the finished detector; empty before it is evaluated.
-        versions: Of the software that wrote the file.
+        versions: Versions of the software that wrote the file.
     """
 
     architecture: str
@@ -91,7 +91,7 @@ class CheckpointInfo:
 
     @property
     def complete(self) -> bool:
-        """Whether every epoch is finished."""
+        """Whether all epochs are finished."""
         return self.epoch >= self.recipe.epochs
 
     def to_dict(self) -> dict[str, Any]:
@@ -113,16 +113,16 @@ class CheckpointInfo:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything in a checkpoint file.
+    """The content of a checkpoint file.
 
-    Random numbers need no place in it: every epoch draws its own from the run's seed and the epoch's number.
+    No generator state is stored: each epoch is seeded by the run's seed and the epoch's number.
 
     Attributes:
-        info: What the weights are.
-        model: The detector's ``state_dict``; of a complete run with a moving average, the average's.
-        average: The moving average's ``state_dict``, ``None`` without one and once training is complete.
-        optimizer: The optimizer's, ``None`` once training is complete.
-        scaler: The gradient scaler's, ``None`` without float16 and once training is complete.
+        info: Architecture, classes and training settings.
+        model: ``state_dict`` of the detector; in a complete run with a moving average, the averaged weights.
+        average: ``state_dict`` of the moving average; ``None`` without one and once training is complete.
+        optimizer: ``state_dict`` of the optimizer; ``None`` once training is complete.
+        scaler: ``state_dict`` of the gradient scaler; ``None`` without float16 and once training is complete.
         history: The finished epochs.
     """
 
@@ -135,7 +135,7 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Replace the file at ``path``; killed at any moment, either the old or the new one is there."""
+    """Replace the file at ``path`` atomically: a killed process leaves the old file or the new one."""
     values = {
         "format": _FORMAT,
         "format_version": _FORMAT_VERSION,
@@ -153,7 +153,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint file onto the CPU.
 
     Raises:
-        CheckpointError: no such file, a truncated or damaged one, not a checkpoint, or one of another format version.
+        CheckpointError: the file is missing, truncated, damaged, no checkpoint, or of another format version.
     """
     rule = "a checkpoint is a .pt file that training wrote"
     if not path.is_file():
@@ -171,7 +171,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         ValueError,
         LookupError,
     ) as error:
-        # torch's own words about unpickling advise to load code as well
+        # torch's own message on unpickling advises loading code as well
         reason = "no tensors" if isinstance(error, pickle.UnpicklingError) else first_line(error)
         raise CheckpointError(f"{rule}, but {path} is damaged or something else ({reason})") from None
     if not isinstance(values, dict) or values.get("format") != _FORMAT:
@@ -215,7 +215,7 @@ def load_detector_checkpoint(path: Path) -> tuple[Detector, CheckpointInfo]:
 
 
 def record_metrics(path: Path, metrics: Mapping[str, float]) -> None:
-    """Store a finished detector's metrics in its checkpoint.
+    """Store the metrics of a finished detector in its checkpoint.
 
     Raises:
         CheckpointError: as :func:`load_checkpoint`.
@@ -225,7 +225,7 @@ def record_metrics(path: Path, metrics: Mapping[str, float]) -> None:
 
 
 def require_same_run(found: CheckpointInfo, wanted: CheckpointInfo, path: Path) -> None:
-    """Refuse to go on with a checkpoint of another run.
+    """Refuse to resume from a checkpoint of another run.
 
     Raises:
         CheckpointError: the first setting that differs, with both values.

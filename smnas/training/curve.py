@@ -1,4 +1,4 @@
-"""How a run went: a line per epoch, kept as JSON lines in ``curve.jsonl``."""
+"""The training curve: one JSON line per epoch in ``curve.jsonl``."""
 
 import json
 import resource
@@ -23,17 +23,17 @@ class EpochLog:
     """One finished epoch.
 
     Attributes:
-        epoch: How many epochs are finished, from 1.
-        epochs: How many the recipe asks for.
+        epoch: Number of this epoch, from 1.
+        epochs: Epochs of the recipe.
         loss: Mean over the epoch's images of the summed losses.
         losses: The same mean for each part of the loss.
-        learning_rate: The last step's.
+        learning_rate: Learning rate of the last step.
         images_per_s: Training images per second, loading included.
         seconds: Wall-clock time of this epoch.
-        eta_s: Expected time until the last epoch is finished.
+        eta_s: Expected time to the end of the run.
         memory_mb: Peak so far, in 2**20 bytes: allocated on a CUDA device, resident in the process on a CPU.
-        ap: COCO AP on the validation split after this epoch, where it was evaluated.
-        ap50: The same at an overlap of 0.5.
+        ap: COCO AP on the validation split after this epoch, if it was evaluated.
+        ap50: AP at IoU 0.5.
     """
 
     epoch: int
@@ -63,13 +63,13 @@ class StepLog:
     """One finished step, for a progress bar.
 
     Attributes:
-        epoch: The running epoch, from 1.
-        epochs: How many the recipe asks for.
+        epoch: Number of the current epoch, from 1.
+        epochs: Epochs of the recipe.
         step: Steps finished in this epoch.
         steps: Steps in an epoch.
         loss: Summed losses of this step.
-        images_per_s: Images a second so far in this epoch.
-        eta_s: Expected time until the last epoch is finished.
+        images_per_s: Images per second so far in this epoch.
+        eta_s: Expected time to the end of the run.
     """
 
     epoch: int
@@ -82,23 +82,23 @@ class StepLog:
 
     @property
     def share_done(self) -> float:
-        """How much of the whole run is behind, 0 to 1."""
+        """Finished fraction of the whole run, 0 to 1."""
         return ((self.epoch - 1) * self.steps + self.step) / (self.epochs * self.steps)
 
 
 def write_curve(path: Path, history: Sequence[EpochLog]) -> None:
-    """Replace the file by exactly these epochs, so that a resumed run never shows an epoch twice."""
+    """Write exactly these epochs, so that a resumed run never shows an epoch twice."""
     write_whole(path, "".join(_line(log) for log in history))
 
 
 def append_curve(path: Path, log: EpochLog) -> None:
-    """Add one epoch."""
+    """Append one epoch."""
     with path.open("a", encoding="utf-8") as file:
         file.write(_line(log))
 
 
 def read_curve(path: Path) -> list[EpochLog]:
-    """Read a curve back; a last line that a killed process left unfinished is skipped.
+    """Read a curve; an unfinished last line, as left by a killed process, is skipped.
 
     Raises:
         UserError: no such file, or a line that is not an epoch.

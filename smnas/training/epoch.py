@@ -40,10 +40,10 @@ class TrainBatch(Protocol):
 
 
 class Batches(Protocol):
-    """Training batches; an epoch's are a pure function of its number."""
+    """Training batches; those of an epoch are a pure function of its number."""
 
     def __len__(self) -> int:
-        """Steps in an epoch."""
+        """Number of steps in an epoch."""
         ...
 
     def epoch(self, epoch: int) -> Iterable[TrainBatch]:
@@ -68,21 +68,21 @@ def train_epoch(
 ) -> EpochLog:
     """Train one epoch in place.
 
-    Every random number that the model draws comes from ``(seed, epoch, rank)``, so the epoch is the same after a
-    resume. The caller guards torch's global generator (:func:`torch.random.fork_rng`).
+    All random numbers of the model are seeded by ``(seed, epoch, rank)``, so the epoch is the same after a resume. The
+    caller protects torch's global generator (:func:`torch.random.fork_rng`).
 
     Args:
         detector: On ``device``.
-        loss_function: Of this detector, for images and targets; gives the parts to add up.
-        batches: Where the images come from: with replicas, this one's share of each batch.
+        loss_function: This detector's loss of images and targets, as parts that are summed.
+        batches: Training batches; with several DDP ranks, this rank's part of each.
         recipe: Schedule, clipping and precision.
         optimizer: Its learning rate is set at every step.
         scaler: Enabled for float16 only.
-        average: Takes every step's weights in.
+        average: Moving average, updated after every step.
         epoch: Number of this epoch, from 0.
-        seed: The run's.
-        device: Where the detector is.
-        replicas: The processes that train it together.
+        seed: Random seed of the run.
+        device: Device of the detector.
+        replicas: The DDP ranks.
         on_step: Called after every step.
 
     Raises:
@@ -160,13 +160,13 @@ def _step(
 ) -> dict[str, float]:
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     images = batch.images.to(device, non_blocking=True).contiguous(memory_format=layout)
-    # among several processes each weight's gradient is sent as soon as it is there, which one common launch would delay
+    # DDP sends each gradient as soon as it is ready, which standardizing all weights in one launch would delay
     together = standardized_together(detector) if replicas.count == 1 else nullcontext()
     with _precision(recipe, device), together:
         losses = loss_function(images, batch.targets)
         loss = torch.stack(list(losses.values())).sum()
-    # the mean over the replicas lets all of them see one's infinity, so that they stop together and none waits for
-    # gradients that do not come
+    # the mean over the ranks shows an infinity of one rank to all, so that they stop together and none waits for
+    # gradients that never come
     facts = [replicas.mean(torch.stack([part.detach().float() for part in losses.values()]))]
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(scaler.scale(loss))
@@ -176,8 +176,8 @@ def _step(
         facts.append(norm.detach().float().reshape(1))
     scaler.step(optimizer)
     scaler.update()
-    # Read once and last: on a GPU every number that the host asks for waits for the queue, which would then run empty
-    # before the host has filled it again. What the numbers condemn ends here, so that it took a step does no harm.
+    # Read once and last: on a GPU every read synchronizes and drains the queue of kernels. A step with bad numbers has
+    # been applied by then, which is harmless, since the run ends here.
     numbers = torch.cat(facts).tolist()
     values = dict(zip(losses, numbers, strict=False))
     if not all(map(np.isfinite, values.values())):
@@ -190,7 +190,7 @@ def _step(
 
 
 def _finite(detector: Detector) -> bool:
-    """Whether all weights are numbers: where gradients are not clipped, no later loss tells of a run's last step."""
+    """Whether all weights are finite: without gradient clipping, no later loss reveals a bad last step."""
     return bool(torch.nn.utils.get_total_norm(list(detector.parameters()), norm_type=math.inf).isfinite())
 
 

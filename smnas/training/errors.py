@@ -1,14 +1,14 @@
-"""How a training run fails without anybody's mistake: a candidate's stored reason, never the end of a search."""
+"""Failures of a training run that are nobody's mistake: in a search they fail one candidate, never the search."""
 
 __all__ = ["DivergedError", "TrainingFailedError"]
 
 
 class TrainingFailedError(RuntimeError):
-    """The run can not go on, as when it does not fit in memory.
+    """The run cannot continue, for example because it is out of memory.
 
     Attributes:
         reason: One line.
-        step: Steps taken over the whole run when it happened.
+        step: Steps of the whole run taken before the failure.
     """
 
     def __init__(self, reason: str, step: int) -> None:

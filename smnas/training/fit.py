@@ -1,9 +1,9 @@
 """Train a detector from scratch, resumably.
 
-With a folder, a run leaves ``checkpoint.pt`` and ``curve.jsonl`` after every epoch and goes on from there when it is
-asked for again. With the same seed and number of threads, a run killed at any moment and resumed gives the same
-weights, bit by bit, as one that was left alone (on a CPU; some of CUDA's gradients add up in no fixed order). A
-complete run is returned as it is stored.
+With a folder, a run writes ``checkpoint.pt`` and ``curve.jsonl`` after every epoch, and the same call resumes from
+there. With the same seed and number of threads, a run killed at any moment and resumed ends with the same weights, bit
+for bit, as an uninterrupted one (on a CPU; some CUDA gradients are summed in no fixed order). A complete run is
+returned as stored.
 """
 
 import json
@@ -43,15 +43,15 @@ Evaluate = Callable[[Detector], tuple[float, float]]
 
 @dataclass(frozen=True)
 class FitResult:
-    """A finished training.
+    """A finished training run.
 
     Attributes:
-        epochs: Epochs trained, over all processes that took part.
+        epochs: Epochs trained so far, earlier calls included.
         seconds: Time spent in them.
         images_per_s: Training images per second over the whole run.
         history: One entry per epoch.
         checkpoint: The stored weights, or ``None`` without a folder.
-        trained: Epochs that this call trained; fewer than ``epochs`` after a resume, 0 for a complete run.
+        trained: Epochs trained by this call: fewer than ``epochs`` after a resume, 0 for a complete run.
     """
 
     epochs: int
@@ -83,30 +83,28 @@ def fit(
         detector: Freshly built; a checkpoint in ``out_dir`` replaces its weights.
         dataset: The training split, with the detector's classes.
         recipe: How to train.
-        seed: What the order of images, their augmentation and the samplers draw from.
-        device: Where to train; the detector is moved there and left there, in evaluation mode, with the averaged
-            weights where the recipe asks for an average.
-        replicas: The processes that train it together, each calling this with the same arguments; a batch is shared
-            out among them.
-        out_dir: Where to keep checkpoint and curve; ``None`` keeps nothing.
-        pretrained: Digest of the weights that the detector comes with, if it is not new; part of what a run is.
-        stop_epoch: Stop after so many epochs of the recipe's schedule, with the averaged weights as at the end; asked
-            again, the run goes on from its checkpoint. None trains them all.
-        evaluate: AP and AP50 of the detector as it is, for the curve, as often as the recipe says; asked by the first
-            replica only.
-        on_epoch: Called after every epoch that this call trains, when it is safely stored.
+        seed: Random seed for the order of images, augmentation and samplers.
+        device: Device to train on. The detector ends there, in evaluation mode, with the averaged weights if the recipe
+            averages them.
+        replicas: The DDP ranks, each calling this function with the same arguments; every batch is split among them.
+        out_dir: Folder for checkpoint and curve; ``None`` keeps nothing.
+        pretrained: Digest of the initial weights if they are pretrained; part of the run's identity.
+        stop_epoch: Stop after this many epochs of the recipe's schedule, with the averaged weights as at the end; a
+            later call resumes from the checkpoint. ``None`` trains all epochs.
+        evaluate: Returns AP and AP50 of a detector, for the curve; called by rank 0 as often as the recipe says.
+        on_epoch: Called after every epoch of this call, once it is stored.
         on_step: Called after every step.
 
     Raises:
         UserError: ``out_dir`` holds another run or a damaged checkpoint; the data set is empty or of other classes.
         DivergedError: the loss or the gradients are not finite. The reason is kept in ``failure.json``.
-        TrainingFailedError: out of memory, kept likewise.
+        TrainingFailedError: out of memory; the reason is kept too.
     """
     if len(dataset) == 0:
         raise UserError("training needs at least one image, but the training split is empty")
     if len(dataset.classes) != detector.num_classes:
         raise UserError(
-            f"a detector for {detector.num_classes} classes needs a data set of as many, but got {len(dataset.classes)}"
+            f"a detector must have the data set's {len(dataset.classes)} classes, but got {detector.num_classes}"
         )
     if replicas.count > 1 and (recipe.batch_size % replicas.count or len(dataset) < recipe.batch_size):
         raise UserError(
@@ -162,7 +160,7 @@ def fit_batches(
     on_epoch: Callable[[EpochLog], None] | None = None,
     on_step: Callable[[StepLog], None] | None = None,
 ) -> FitResult:
-    """:func:`fit` with any source of batches; ``info`` says what is trained, and how."""
+    """Train as :func:`fit` does, from any source of batches; ``info`` describes the run."""
     device = torch.device(device)
     recipe = info.recipe
     if len(batches) == 0:
@@ -170,14 +168,14 @@ def fit_batches(
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     detector.to(device)
     detector.to(memory_format=layout)
-    loss_function = loss_of(detector, replicas, recipe.losses)  # from here on the replicas' weights are equal
+    loss_function = loss_of(detector, replicas, recipe.losses)  # from here on all ranks have equal weights
     optimizer = build_optimizer(detector, recipe)
     scaler = torch.amp.GradScaler("cuda", enabled=device.type == "cuda" and recipe.amp == "fp16")
     average = WeightAverage(detector, recipe.ema_decay) if recipe.ema_decay else None
     history: list[EpochLog] = []
     if out_dir is not None:
         history += _resume(out_dir, info, detector, average, optimizer, scaler, replicas)
-    replicas.wait()  # a file that the first is going to write must have been read by all
+    replicas.wait()  # rank 0 overwrites files that the others must have read
     finished = len(history)
     last = recipe.epochs if stop_epoch is None else min(stop_epoch, recipe.epochs)
     cuda = [device] if device.type == "cuda" else []
@@ -213,7 +211,7 @@ def fit_batches(
             _record_failure(out_dir, error, epochs=len(history))
         raise
     if average is not None and len(history) < recipe.epochs:
-        detector.load_state_dict(average.detector.state_dict())  # the file keeps both, to go on from
+        detector.load_state_dict(average.detector.state_dict())  # the checkpoint keeps both, to resume from
     detector.eval()
     seconds = sum(log.seconds for log in history)
     return FitResult(
@@ -240,7 +238,7 @@ def _resume(
     scaler: torch.amp.GradScaler,
     replicas: Replicas,
 ) -> tuple[EpochLog, ...]:
-    """Load what the folder holds of this run; the finished epochs."""
+    """Load this run's state from its folder; returns the finished epochs."""
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:

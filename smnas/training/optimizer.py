@@ -1,4 +1,4 @@
-"""The optimizer of a recipe, and which parameters it decays."""
+"""Builds the optimizer of a recipe with its weight-decay groups."""
 
 import torch
 from torch import nn
@@ -9,10 +9,10 @@ __all__ = ["build_optimizer"]
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The optimizer of a run; its learning rate is set before every step, so it starts at the peak.
+    """Build the optimizer of a run, at the peak learning rate; the rate is set before every step.
 
-    Parameters of fewer than two dimensions are the norms' scales and shifts, biases and learned scalars: weight decay
-    pulls on them only where the recipe says so. Frozen parameters are left out.
+    Parameters with fewer than two dimensions (scales and shifts of norms, biases, learned scalars) are decayed only if
+    ``decay_norm_and_bias`` is set. Frozen parameters are left out.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     weights = [parameter for parameter in trained if parameter.ndim >= 2]

@@ -1,7 +1,7 @@
-"""What a training run is: every number that decides its result, apart from the data, the architecture and the seed.
+"""Training recipes: every setting that affects the result, apart from data, architecture and seed.
 
-Recipes are data, one TOML file each in ``recipes/``; :func:`load_recipe` reads one by name and :meth:`Recipe.with_`
-gives a changed copy. Unknown keys are refused, so that a misspelt setting never trains a different model in silence.
+Recipes are TOML files in ``recipes/``; :func:`load_recipe` reads one by name and :meth:`Recipe.with_` returns a changed
+copy. Unknown keys are refused, so that a misspelt setting never silently trains a different model.
 """
 
 import math
@@ -26,12 +26,11 @@ class RecipeError(UserError):
 
 
 class Recipe(BaseModel):
-    """One training run's settings.
+    """The settings of a training run.
 
-    **The learning rate's scale rule**: ``learning_rate`` is stated for ``learning_rate_batch`` images a step, and
-    :attr:`peak_learning_rate`, the rate that trains, follows the images in a step: in proportion for SGD (Goyal et al.
-    2017, arXiv 1706.02677), with their square root for AdamW (Malladi et al. 2022, arXiv 2205.10287). Changing
-    ``batch_size`` alone therefore keeps the recipe balanced.
+    **Scaling rule**: ``learning_rate`` is stated for ``learning_rate_batch`` images per step. The rate in use,
+    :attr:`peak_learning_rate`, scales with the batch size: linearly for SGD (Goyal et al. 2017, arXiv 1706.02677), with
+    the square root for AdamW (Malladi et al. 2022, arXiv 2205.10287). So ``batch_size`` can be changed alone.
 
     Raises:
         RecipeError: from :meth:`with_` and :meth:`parse`; one line that names the key, its rule and the value.
@@ -39,20 +38,20 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    name: str = Field(min_length=1, description="What the recipe is called in reports and checkpoints.")
+    name: str = Field(min_length=1, description="Name of the recipe in reports and checkpoints.")
 
     epochs: int = Field(ge=1, description="Passes over the training images.")
-    batch_size: int = Field(ge=1, description="Images in a step.")
+    batch_size: int = Field(ge=1, description="Images per step.")
 
     optimizer: Literal["sgd", "adamw"] = Field(
         default="sgd", description="sgd: with momentum; adamw: Adam with decoupled weight decay."
     )
-    learning_rate: float = Field(gt=0, description="Peak learning rate for learning_rate_batch images a step.")
-    learning_rate_batch: int = Field(default=16, ge=1, description="Images a step that learning_rate is stated for.")
+    learning_rate: float = Field(gt=0, description="Peak learning rate for learning_rate_batch images per step.")
+    learning_rate_batch: int = Field(default=16, ge=1, description="Images per step for which learning_rate is stated.")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="sgd: momentum; adamw: its first beta.")
     weight_decay: float = Field(default=1e-4, ge=0, description="L2 penalty on weights, per step, scaled by the rate.")
     decay_norm_and_bias: bool = Field(
-        default=False, description="Whether weight_decay also pulls on norm parameters and biases (one-dimensional)."
+        default=False, description="Whether weight_decay also applies to norm parameters and biases (one-dimensional)."
     )
 
     schedule: Literal["cosine", "step"] = Field(
@@ -60,28 +59,29 @@ class Recipe(BaseModel):
     )
     final_factor: float = Field(default=0.0, ge=0, le=1, description="cosine: last learning rate / peak.")
     step_at: tuple[float, ...] = Field(
-        default=(2 / 3, 11 / 12), description="step: when to drop, as shares of the whole run, rising, inside (0, 1)."
+        default=(2 / 3, 11 / 12),
+        description="step: when to drop, as fractions of the whole run, rising, inside (0, 1).",
     )
-    step_factor: float = Field(default=0.1, gt=0, le=1, description="step: what each drop multiplies the rate by.")
+    step_factor: float = Field(default=0.1, gt=0, le=1, description="step: factor of each drop.")
     warmup_iterations: int = Field(default=0, ge=0, description="Steps of the linear warm-up.")
-    warmup_start: float = Field(default=0.1, gt=0, le=1, description="First learning rate / what the schedule says.")
+    warmup_start: float = Field(default=0.1, gt=0, le=1, description="First learning rate / that of the schedule.")
     warmup_limit: float = Field(
-        default=0.25, ge=0, le=1, description="The warm-up takes at most this share of the run, however short it is."
+        default=0.25, ge=0, le=1, description="The warm-up takes at most this fraction of the run, however short it is."
     )
 
     clip_norm: float | None = Field(
-        default=None, gt=0, description="Gradients are scaled to at most this L2 norm over all parameters."
+        default=None, gt=0, description="Largest L2 norm of all gradients together; larger ones are scaled down."
     )
 
     ema_decay: float = Field(
         default=0.0,
         ge=0,
         lt=1,
-        description="Decay of the moving average of the weights that is kept; 0: none.",
+        description="Decay of the moving average of the weights; 0: none.",
     )
 
     evaluate_every: int = Field(
-        default=0, ge=0, description="Epochs between evaluations on the way, for the curve; 0: only at the end."
+        default=0, ge=0, description="Epochs between evaluations during training; 0: only at the end."
     )
 
     flip: float = Field(default=0.5, ge=0, le=1, description="Probability that an image is mirrored left to right.")
@@ -93,35 +93,35 @@ class Recipe(BaseModel):
         default=0.0, ge=0, le=1, description="Probability that an image shares its canvas with three others."
     )
     mosaic_scale: tuple[float, float] = Field(
-        default=(0.5, 1.0), description="Range of a mosaic's images' scale, as a share of a letterboxed image's."
+        default=(0.5, 1.0), description="Range of the scale of a mosaic's images, relative to a letterboxed image."
     )
     mosaic_until: float = Field(
-        default=0.8, ge=0, le=1, description="Share of the epochs with mosaics; the last ones show whole images."
+        default=0.8, ge=0, le=1, description="Fraction of the epochs with mosaics; the last ones show whole images."
     )
     color_jitter: float = Field(
-        default=0.0, ge=0, le=1, description="Brightness, contrast and saturation vary by this share; 0 is off."
+        default=0.0, ge=0, le=1, description="Brightness, contrast and saturation vary by this fraction; 0 is off."
     )
 
     box_loss: BoxLoss = Field(
         default="smooth-l1",
-        description="Of anchors and regions: smooth-l1 on their coded offsets, giou or ciou on the boxes themselves.",
+        description="Box loss of anchors and regions: smooth-l1 on the coded offsets, giou or ciou on the boxes.",
     )
     assignment: Assignment = Field(
         default="overlap",
-        description="Which anchors are positive: overlap, above a threshold; atss, above one adapted to each object.",
+        description="Positive anchors: overlap, IoU above a threshold; atss, above one adapted to each object.",
     )
 
     amp: Literal["off", "bf16", "fp16"] = Field(
         default="off", description="Mixed precision on a CUDA device; a CPU always trains in float32."
     )
     channels_last: bool = Field(
-        default=True, description="Keep images and filters in NHWC order: for GPUs; on a CPU it changes nothing."
+        default=True, description="Keep images and filters in NHWC order, for GPUs; no effect on speed on a CPU."
     )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         rising = all(a < b for a, b in zip(self.step_at, self.step_at[1:], strict=False))
-        if not rising or any(not 0 < share < 1 for share in self.step_at):
+        if not rising or any(not 0 < fraction < 1 for fraction in self.step_at):
             raise ValueError("step_at must rise strictly inside (0, 1)")
         for name, (low, high) in (("scale_jitter", self.scale_jitter), ("mosaic_scale", self.mosaic_scale)):
             if not 0.1 <= low <= high <= 4:
@@ -130,13 +130,13 @@ class Recipe(BaseModel):
 
     @property
     def peak_learning_rate(self) -> float:
-        """The learning rate between warm-up and decay, by the scale rule."""
+        """The learning rate between warm-up and decay, by the scaling rule."""
         ratio = self.batch_size / self.learning_rate_batch
         return self.learning_rate * (math.sqrt(ratio) if self.optimizer == "adamw" else ratio)
 
     @property
     def augmentation(self) -> Augmentation:
-        """What happens to a training image."""
+        """The augmentation of training images."""
         return Augmentation(
             flip=self.flip,
             scale_jitter=self.scale_jitter,
@@ -147,17 +147,17 @@ class Recipe(BaseModel):
 
     @property
     def losses(self) -> LossOptions:
-        """Which losses are minimised."""
+        """The losses that are minimized."""
         return LossOptions(box=self.box_loss, assignment=self.assignment)
 
     @property
     def mosaic_epochs(self) -> int:
-        """Epochs with mosaics, from the first on."""
+        """Number of epochs with mosaics, from the first."""
         return round(self.mosaic_until * self.epochs)
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> "Recipe":
-        """Check plain values, as read from TOML or JSON.
+        """Validate plain values, as read from TOML or JSON.
 
         Raises:
             RecipeError: an unknown key or a value out of its bounds.
@@ -168,7 +168,7 @@ class Recipe(BaseModel):
             raise RecipeError(_one_line(error)) from None
 
     def with_(self, **changes: Any) -> "Recipe":
-        """A copy with some settings changed, checked like a new one; ``None`` values leave a setting as it is.
+        """Return a validated copy with some settings changed; a value of ``None`` leaves a setting unchanged.
 
         Raises:
             RecipeError: an unknown key or a value out of its bounds.
@@ -187,20 +187,20 @@ def _one_line(error: ValidationError) -> str:
 
 
 def recipe_names() -> tuple[str, ...]:
-    """The recipes that come with the project, sorted."""
+    """Names of the built-in recipes, sorted."""
     return tuple(
         sorted(entry.name.removesuffix(".toml") for entry in _FOLDER.iterdir() if entry.name.endswith(".toml"))
     )
 
 
 def load_recipe(name: str) -> Recipe:
-    """Read a recipe that comes with the project, or a TOML file of one's own.
+    """Read a built-in recipe by name, or a TOML file.
 
     Args:
-        name: A known name, or the path of a file that ends in ``.toml``; such a recipe is called as the file is.
+        name: Built-in name, or a path that ends in ``.toml``; such a recipe is named after the file.
 
     Raises:
-        RecipeError: no such recipe or file, or one that breaks a rule; the message lists the known names.
+        RecipeError: unknown name (the message lists the known ones), missing file, or a setting that breaks a rule.
     """
     if name.endswith(".toml"):
         return _read(Path(name))

@@ -1,4 +1,4 @@
-"""Training in several processes at once, each with its share of every batch (``torchrun``)."""
+"""Distributed data-parallel training under ``torchrun``: each rank trains on its part of every batch."""
 
 import os
 import re
@@ -20,18 +20,18 @@ from smnas.models.target import Target
 __all__ = ["ALONE", "LossFunction", "Replicas", "loss_of", "replicas_from_environment"]
 
 _LONGEST_WAIT = timedelta(hours=12)
-"""For the first process, which evaluates and writes alone; torchrun ends the others at once when one is lost."""
+"""Timeout of collectives, long enough for rank 0 to evaluate alone; torchrun ends all ranks when one is lost."""
 _OF_A_PROCESS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 LossFunction = Callable[[Tensor, list[Target]], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class Replicas:
-    """Which of how many equal processes this one is.
+    """The rank of this process among the DDP ranks.
 
     Attributes:
-        rank: From 0; the process of rank 0 writes files and reports.
-        count: How many there are.
+        rank: From 0; rank 0 writes files and reports.
+        count: Number of ranks (the world size).
     """
 
     rank: int = 0
@@ -39,18 +39,18 @@ class Replicas:
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that writes."""
+        """Whether this is rank 0, which writes."""
         return self.rank == 0
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over the processes, the same in each; every one of them must ask."""
+        """The mean over all ranks, in place; a collective, so every rank must call it."""
         if self.count > 1:
             dist.all_reduce(values)
             values /= self.count
         return values
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait until every rank is here."""
         if self.count > 1:
             dist.barrier()
 
@@ -60,12 +60,12 @@ ALONE = Replicas()
 
 @contextmanager
 def replicas_from_environment() -> Iterator[tuple[Replicas, torch.device]]:
-    """Join the processes that ``torchrun`` started, and the device of this one; alone where it did not start any.
+    """Join the process group that ``torchrun`` started; yields the ranks and this rank's device.
 
-    The processes talk by NCCL on GPUs and by gloo on a CPU.
+    Without ``torchrun`` this is a single process. The backend is NCCL on GPUs and gloo on a CPU.
 
     Raises:
-        UserError: the environment speaks of several processes, but not as ``torchrun`` does.
+        UserError: ``WORLD_SIZE`` is set without the other variables of ``torchrun``.
     """
     cuda = torch.cuda.is_available()
     count = os.environ.get("WORLD_SIZE", "1")
@@ -97,9 +97,9 @@ class _Loss(nn.Module):
 
 
 def loss_of(detector: Detector, replicas: Replicas, options: LossOptions) -> LossFunction:
-    """The detector's loss as a function; its gradients are means over the replicas.
+    """Wrap the detector's loss in a function whose gradients are averaged over the ranks.
 
-    Each replica starts from the weights of rank 0. A BatchNorm normalizes by its own replica's images.
+    Each rank starts from the weights of rank 0. BatchNorm uses the statistics of its own rank's images.
     """
     alone = _Loss(detector, options)
     if replicas.count == 1:

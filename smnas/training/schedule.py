@@ -1,4 +1,4 @@
-"""The learning rate of every step, as a pure function: nothing to save, nothing to resume."""
+"""The learning rate of every step as a pure function, so a resumed run has no scheduler state to restore."""
 
 import math
 
@@ -21,11 +21,12 @@ def learning_rate_at(iteration: int, total: int, recipe: Recipe) -> float:
     Args:
         iteration: Steps already taken, ``0 <= iteration < total``.
         total: Steps in the whole run.
-        recipe: What gives the peak, the shape and the warm-up.
+        recipe: Gives peak, schedule and warm-up.
 
     Returns:
-        The rate for this step. Step drops happen at ``round(share * total)``; the cosine would reach ``final_factor``
-        at ``iteration == total``; the linear warm-up ends, at factor 1, at ``iteration == warmup_length(...)``.
+        The rate for this step. Step drops happen at ``round(fraction * total)``; the cosine would reach
+        ``final_factor`` at ``iteration == total``; the linear warm-up ends, at factor 1, at
+        ``iteration == warmup_length(...)``.
 
     Raises:
         ValueError: ``iteration`` lies outside the run.
@@ -36,7 +37,7 @@ def learning_rate_at(iteration: int, total: int, recipe: Recipe) -> float:
         half_cosine = 0.5 * (1 + math.cos(math.pi * iteration / total))
         factor = recipe.final_factor + (1 - recipe.final_factor) * half_cosine
     else:
-        drops = sum(iteration >= round(share * total) for share in recipe.step_at)
+        drops = sum(iteration >= round(fraction * total) for fraction in recipe.step_at)
         factor = recipe.step_factor**drops
     warmup = warmup_length(recipe, total)
     if iteration < warmup:
