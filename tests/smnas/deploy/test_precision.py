@@ -80,7 +80,7 @@ def test_its_ap_was_measured_on_the_file(half: ExportReport, relabelled: Path) -
     model = OnnxDetector(half.path, threads=1)
     dataset = CocoFolder(relabelled).split("val")
     again = evaluate(model, dataset, *model.input_size, 4)
-    assert half.accuracy.some_images == len(dataset)
+    assert half.accuracy.images == len(dataset)
     assert half.accuracy.ap == pytest.approx(again.ap)
     assert model.metadata.metrics["ap"] == pytest.approx(again.ap)
     assert half.notes == ()

@@ -84,12 +84,12 @@ def test_any_folder_goes_through_any_batch(
     (tmp_path / "text.jpg").write_text("no image")
     paths.insert(2, tmp_path / "text.jpg")
     reference = detect_inputs(load_model(exported("rcnn").path, threads=1), Inputs(tuple(paths)), DetectOptions(0.05))
-    expected = [image.detections for image in reference.some_images if image.error is None]
+    expected = [image.detections for image in reference.images if image.error is None]
     for batch in (None, 1, 3, 8):
         report = detect_inputs(of_four, Inputs(tuple(paths)), DetectOptions(0.05, batch))
-        assert [image.error is not None for image in report.some_images] == [path.name == "text.jpg" for path in paths]
+        assert [image.error is not None for image in report.images] == [path.name == "text.jpg" for path in paths]
         assert report.times.images == 6
-        _same(expected, [image.detections for image in report.some_images if image.error is None])
+        _same(expected, [image.detections for image in report.images if image.error is None])
     detector = Detector(of_four.path, score=0.05, threads=1)
     assert detector.options.batch_for(detector.model) == BATCH
     _same(expected, detector(path for path in paths if path.name != "text.jpg"))

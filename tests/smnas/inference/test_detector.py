@@ -72,7 +72,7 @@ def test_the_class_and_the_command_agree_in_batches(
     detector = Detector(file, score=0.05, threads=1, batch=batch)
     found = detector(paths)
     assert detector.times.images == 5
-    for image, objects in zip(report.some_images, found, strict=True):
+    for image, objects in zip(report.images, found, strict=True):
         assert [one.name for one in objects] == [one.name for one in image.detections]
         for one, expected in zip(objects, image.detections, strict=True):
             assert one.score == pytest.approx(expected.score, abs=1e-4)
@@ -140,8 +140,8 @@ def test_large_images_decoded_quickly_give_nearly_the_same(
     assert matched >= 0.8 * total  # random weights are more easily moved than trained ones
     model, inputs, options = load_model(file, threads=1), Inputs(tuple(paths)), DetectOptions(0.2, quick_decode=True)
     report = detect_inputs(model, inputs, options)
-    assert [list(image.detections) for image in report.some_images] == quick
+    assert [list(image.detections) for image in report.images] == quick
     drawn = detect_inputs(model, inputs, options, out_dir=tmp_path / "out")
-    assert [list(image.detections) for image in drawn.some_images] == whole
+    assert [list(image.detections) for image in drawn.images] == whole
     with Image.open(tmp_path / "out" / paths[0].name) as image:
         assert image.size == (1152, 1536)
