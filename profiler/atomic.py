@@ -8,14 +8,39 @@ import io
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from profiler.errors import UserError
+
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-__all__ = ["replace_whole", "write_whole"]
+__all__ = ["replace_whole", "require_room", "write_whole"]
+
+_ROOM_BYTES = 1 << 16
+
+
+def require_room(folder: Path, what: str) -> None:
+    """Make a folder and try it with a temporary file of 64 KiB, before minutes of work are for nothing.
+
+    Args:
+        folder: Where something will be written.
+        what: For the message, as in ``drawn copies``.
+
+    Raises:
+        UserError: It can not be made or written to, or its disk is full.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(_ROOM_BYTES))
+            probe.flush()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"{what} need a folder that can be written to, but got {folder} ({reason})") from None
 
 
 def write_whole(path: Path, content: bytes | str) -> None:

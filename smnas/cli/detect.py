@@ -122,9 +122,8 @@ def detect(
         if listed is not None and coco is not None:
             listed.write(report.images, coco)
         errors = report.errors
-        for image in report.images:
-            if image.remark is not None:
-                output.note(image.remark)
+        for remark in report.remarks:
+            output.note(remark)
         if report.times.images or as_json:  # a program reads the document, also where nothing could be read
             output.result(report.to_dict(), lambda console: _show(console, report, lowest))
         for line in errors if len(errors) > 1 else ():

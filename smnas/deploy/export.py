@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from kernels.onnx_ops import Operators
-from profiler.atomic import write_whole
+from profiler.atomic import require_room, write_whole
 from profiler.engines.tensorrt import build_engine, compute_capabilities, import_tensorrt, needs_convolutions
 from profiler.errors import BackendUnavailableError, UserError
 from profiler.graphs.matmuls import products_as_convolutions
@@ -146,7 +146,7 @@ def export_detector(
     if batch < 1:
         raise UserError(f"`batch >= 1` must hold, but got batch={batch}")
     detector, info = load_detector_checkpoint(checkpoint)
-    _make_folder(out)
+    require_room(out.parent, "exported files")
     width, height = detector.input_size
     versions = {"smnas": __version__} | {name: version(name) for name in _VERSIONED}
     metadata = ModelMetadata.of_checkpoint(
@@ -212,14 +212,6 @@ def _require_format(name: str, out: Path) -> FileFormat:
     if out.is_dir():
         raise UserError(f"an exported file can not replace a folder, but got {out}")
     return kind
-
-
-def _make_folder(out: Path) -> None:
-    """The file's folder, before minutes of work are for nothing."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"an exported file needs a folder that can be made, but got {out} ({error.strerror})") from None
 
 
 def _require_target(kind: FileFormat, capabilities: Sequence[str]) -> tuple[str, ...]:

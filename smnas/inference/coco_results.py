@@ -1,13 +1,12 @@
 """Detections as a COCO results file, with the image ids of an annotation file."""
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from profiler.atomic import write_whole
+from profiler.atomic import require_room, write_whole
 from profiler.errors import UserError
 from smnas.data.annotations import ImageList, read_image_list
 from smnas.inference.results import ImageResult
@@ -76,19 +75,15 @@ class ListedImages:
 
 
 def require_place(path: Path) -> None:
-    """Refuse, before anything is looked at, a file that could not be written afterwards; make its folder.
+    """Refuse, before the first image, a file that could not be written afterwards; make its folder.
 
     Raises:
-        UserError: The folder can not be made or written to, or the file is a folder.
+        UserError: The folder can not be made or written to, its disk is full, or the file is a folder.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _no_place(path, error.strerror) from None
     if path.is_dir():
         raise _no_place(path, "a folder")
-    if not os.access(path.parent, os.W_OK):
-        raise _no_place(path, "its folder is not for writing")
+    if not path.exists() or path.is_file():  # not /dev/stdout
+        require_room(path.parent, "COCO results")
 
 
 def _no_place(path: Path, reason: str | None) -> UserError:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from profiler.atomic import require_room
 from profiler.errors import UserError
 from smnas.data.image import Decoded, decode
 from smnas.inference.draw import draw_detections
@@ -21,6 +22,8 @@ from smnas.inference.runtime import Model
 from smnas.inference.video import VideoFrame, VideoReader, VideoWriter, open_camera, open_video
 
 __all__ = ["detect_inputs"]
+
+_JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
 
 OnImage = Callable[[ImageResult, int, int], None]
 OnFrame = Callable[[FrameResult, str, int | None], None]
@@ -97,7 +100,7 @@ def _images(
     def read(path: Path) -> Decoded:
         decoded = decode(path, sizes.get(path), canvas=canvas)
         if decoded.frames > 1:
-            remarks[path] = f"{path} holds {decoded.frames} images, of which the first was looked at"
+            remarks[path] = f"{path} holds {decoded.frames} images, of which the first counts"
         return decoded
 
     def finish(found: Found[Path]) -> tuple[ImageResult, float]:
@@ -155,11 +158,18 @@ def _video(
             result = replace(result, frames_per_s=reader.rate)
             total = _smaller(reader.frames, max_frames)
             with closing(_frames(model, reader, options, times, drawn, max_frames)) as frames:
-                for frame, size in frames:
+                for frame in frames:
+                    if not result.count:
+                        result = replace(result, width=frame.width, height=frame.height, drawn=drawn)
+                    elif result.remark is None and (frame.width, frame.height) != (result.width, result.height):
+                        remark = f"from frame {frame.frame} on {name} has frames of {frame.width}x{frame.height} pixels"
+                        result = replace(result, remark=f"{remark}, before of {result.width}x{result.height}")
                     result.found.update(one.name for one in frame.detections)
-                    result = replace(result, width=size[0], height=size[1], count=result.count + 1, drawn=drawn)
+                    result = replace(result, count=result.count + 1)
                     if keep_frames:
                         kept.append(frame)
+                    if total is not None and result.count > total:
+                        total = max_frames  # the header's number was an estimate, or that of the first part
                     if on_frame is not None:
                         on_frame(frame, name, total)
             result = replace(result, error=reader.problem)
@@ -168,7 +178,8 @@ def _video(
     except KeyboardInterrupt:
         interrupted = True
     except (UserError, OSError, MemoryError) as error:
-        result = replace(result, error=_reason(name, error))
+        gone = isinstance(error, OSError)  # the drawn copy could not be written
+        result = replace(result, error=_reason(name, error), drawn=None if gone else result.drawn)
     return replace(result, frames=tuple(kept)), interrupted
 
 
@@ -179,8 +190,8 @@ def _frames(
     times: StageTimes,
     drawn: Path | None,
     max_frames: int | None,
-) -> Generator[tuple[FrameResult, tuple[int, int]], None, None]:
-    """Every frame's detections and size; with ``drawn`` the file is whole when this ends, however it ends."""
+) -> Generator[FrameResult, None, None]:
+    """Every frame's detections; with ``drawn`` the file is whole when this ends, however it ends."""
     batch = options.batch_for(model)
     with ExitStack() as stack:
         # Closed in turn, last stage first, so that no thread is still at work when the file behind it is closed.
@@ -205,7 +216,7 @@ def _frames(
                 raise one.error
             times.decode_s += one.source.read_s
             times.draw_s += seconds
-            yield FrameResult(one.source.index, one.source.time_s, one.detections), one.size
+            yield FrameResult(one.source.index, one.source.time_s, one.detections, *one.size)
 
 
 def _smaller(stated: int | None, limit: int | None) -> int | None:
@@ -224,12 +235,9 @@ def _drawn_files(inputs: Inputs, out_dir: Path | None) -> dict[Path | int, Path]
     """A file for every drawn copy: JPEG for JPEG, MP4 for videos, else PNG; where two have one name it is numbered."""
     if out_dir is None:
         return {}
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"the output must be a folder that can be made, but got {out_dir} ({error.strerror})") from None
+    require_room(out_dir, "drawn copies")
     wanted: list[tuple[Path | int, str, str]] = [
-        (path, path.stem, ".jpg" if path.suffix.lower() in (".jpg", ".jpeg") else ".png") for path in inputs.images
+        (path, path.stem, ".jpg" if path.suffix.lower() in _JPEG_SUFFIXES else ".png") for path in inputs.images
     ]
     wanted += [(path, path.stem, ".mp4") for path in inputs.videos]
     if inputs.camera is not None:

@@ -46,11 +46,15 @@ class FrameResult:
         frame: Its index, from 0.
         time_s: Since the start of the video, in seconds.
         detections: Best first.
+        width: In pixels; the frames of a joined stream may differ.
+        height: In pixels.
     """
 
     frame: int
     time_s: float
     detections: tuple[Detection, ...]
+    width: int
+    height: int
 
 
 @dataclass(frozen=True)
@@ -59,14 +63,15 @@ class VideoResult:
 
     Attributes:
         source: The file, or ``camera`` and its number.
-        width: In pixels; 0 when it could not be opened.
-        height: In pixels; 0 when it could not be opened.
+        width: Of the first frame, in pixels; 0 when it could not be opened.
+        height: Of the first frame, in pixels; 0 when it could not be opened.
         frames_per_s: On average.
         count: Frames that are done.
         found: How many detections of each class they have.
         frames: Each of them, unless they were not to be kept.
         drawn: The copy with boxes, if one was asked for.
         error: What went wrong, one line; frames may be done all the same.
+        remark: What is unusual about it, one line: frames of several sizes.
     """
 
     source: str
@@ -78,6 +83,7 @@ class VideoResult:
     frames: tuple[FrameResult, ...] = ()
     drawn: Path | None = None
     error: str | None = None
+    remark: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values for JSON."""
@@ -94,7 +100,7 @@ class DetectReport:
 
     Attributes:
         images: In the order in which they were given.
-        videos: Likewise, a camera last.
+        videos: In the order in which they were given, a camera last.
         times: Where the time went.
         interrupted: It was stopped from the keyboard: what was finished by then is here.
     """
@@ -108,7 +114,13 @@ class DetectReport:
     def errors(self) -> tuple[str, ...]:
         """A line for every image and video with a problem."""
         errors = [image.error for image in self.images] + [video.error for video in self.videos]
-        return tuple(error for error in errors if error is not None)
+        return tuple(filter(None, errors))
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """A line for every image and video that is unusual."""
+        remarks = [image.remark for image in self.images] + [video.remark for video in self.videos]
+        return tuple(filter(None, remarks))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values for JSON."""

@@ -1,17 +1,20 @@
 """Video files and cameras as frames, and frames as a video file, through PyAV."""
 
 import importlib
+import secrets
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from profiler.errors import BackendUnavailableError, UserError
 from smnas.data.image import Decoded
@@ -27,11 +30,18 @@ __all__ = [
     "video_version",
 ]
 
-VIDEO_SUFFIXES = frozenset(
-    {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".3gp"}
-)
+# FFmpeg's containers, then its raw streams of images
+_SUFFIXES = """
+.3g2 .3gp .3gp2 .3gpp .amv .asf .avi .dav .dif .divx .dv .dvr-ms .f4v .flv .gxf .insv .ismv .lrv .m1v .m2p .m2t .m2ts
+.m2v .m4v .mj2 .mk3d .mkv .mod .mov .mp4 .mp4v .mpe .mpeg .mpg .mpv .mts .mxf .nsv .nut .ogm .ogv .ogx .psp .qt .rm
+.rmvb .rv .tod .tp .trp .ts .vob .vro .webm .wm .wmv .wtv .xvid
+.264 .265 .266 .av1 .avc .cavs .drc .h261 .h263 .h264 .h265 .h266 .h26l .hevc .ivf .mjpeg .mjpg .obu .vc1 .vvc .y4m
+"""
+VIDEO_SUFFIXES = frozenset(_SUFFIXES.split())
 _TICKS_PER_S = 90_000  # the clock of MPEG: every usual frame rate is a whole number of ticks
 _USUAL_RATE = 30
+_RESTART_FRAMES = 2  # a clock that goes back further is a new one, by less it jitters
+_NEIGHBOURS = 3  # packets; a container notices a seam up to so many of them early
 # H.264 plays everywhere; a build of FFmpeg without its encoder has that of MPEG-4.
 _ENCODERS = ("libx264", "mpeg4")
 
@@ -46,7 +56,8 @@ class VideoFrame:
 
     Attributes:
         index: From 0.
-        time_s: Since the start of the video, in seconds; by the frame rate where the frames carry no time.
+        time_s: Since the start of the video, in seconds, never decreasing; by the frame rate where the frames carry no
+            time. Where the clock of a joined or cut stream starts over, it continues one frame later.
         read_s: What reading and decoding it took.
         content: PyAV's frame.
     """
@@ -68,7 +79,7 @@ class VideoFrame:
 class VideoReader:
     """The frames of an open video or camera, once, in order.
 
-    What can not be decoded is left out, and the frames go on behind it; :attr:`problem` says so afterwards.
+    What can not be decoded is left out, and the frames resume behind it; :attr:`problem` says so afterwards.
 
     Args:
         container: As PyAV opened it.
@@ -76,7 +87,8 @@ class VideoReader:
 
     Attributes:
         name: For messages.
-        frames: How many frames there are, as the file states or as its length suggests; ``None`` where nobody knows.
+        frames: How many frames there are, as the file states or as its length suggests, which of a joined stream is
+            that of one part; ``None`` where neither does.
         rate: Frames a second, on average.
 
     Raises:
@@ -93,7 +105,7 @@ class VideoReader:
         self._stream.thread_type = "AUTO"
         self.rate = float(self._stream.average_rate or _USUAL_RATE)
         self.frames = self._stated_frames()
-        self._damaged = 0
+        self._damaged: list[int] = []  # positions of packets
         self._broke_off: str | None = None
 
     def __enter__(self) -> Self:
@@ -110,22 +122,28 @@ class VideoReader:
         rule = f"a video must be whole, but {self.name}"
         if self._broke_off is not None:
             return f"{rule} breaks off ({self._broke_off})"
-        return f"{rule} is damaged (packets left out: {self._damaged})" if self._damaged else None
+        return f"{rule} is damaged (packets left out: {len(self._damaged)})" if self._damaged else None
 
     def __iter__(self) -> Iterator[VideoFrame]:
         """The frames; where reading fails, as when a camera is unplugged, they end."""
         first: float | None = None
+        part, shift, last = 0, 0.0, 0.0
         began = time.perf_counter()
-        for index, frame in enumerate(self._decoded()):
+        for index, (number, frame) in enumerate(self._decoded()):
             now = index / self.rate if frame.time is None else float(frame.time)
+            if number != part:
+                part, first, shift = number, None, last + 1 / self.rate
             first = now if first is None else first
-            yield VideoFrame(index, now - first, time.perf_counter() - began, frame)
+            last = max(last, shift + now - first)
+            yield VideoFrame(index, last, time.perf_counter() - began, frame)
             began = time.perf_counter()
 
-    def _decoded(self) -> Iterator[Any]:
+    def _decoded(self) -> Iterator[tuple[int, Any]]:
+        """Each frame, behind the number of the part that it is in: one for each time that the clock starts over."""
         errors = _av().error
         packets = self._container.demux(self._stream)
-        while True:
+        part, last_dts = 0, None
+        for position in count():
             try:
                 packet = next(packets, None)
             except errors.FFmpegError as error:
@@ -133,13 +151,37 @@ class VideoReader:
                 return
             if packet is None:
                 return
-            self._damaged += packet.is_corrupt
+            if packet.dts is not None:
+                back = 0 if last_dts is None else float((last_dts - packet.dts) * packet.time_base)
+                last_dts = packet.dts
+                if back > _RESTART_FRAMES / self.rate:
+                    for frame in self._drained():
+                        yield part, frame
+                    part += 1
+                    # where two recordings meet, a packet's number is not its predecessor's next: nothing is damaged
+                    self._damaged = [one for one in self._damaged if one < position - _NEIGHBOURS]
+            if packet.is_corrupt:
+                self._damaged.append(position)
             try:
                 frames = packet.decode()
             except errors.FFmpegError:
-                self._damaged += not packet.is_corrupt
+                if not packet.is_corrupt:
+                    self._damaged.append(position)
                 continue
-            yield from frames
+            for frame in frames:
+                yield part, frame
+
+    def _drained(self) -> list[Any]:
+        """What is still in the decoder; it begins anew, as the next part may have frames of another size."""
+        context = self._stream.codec_context
+        try:
+            frames: list[Any] = context.decode(None)
+        except _av().error.FFmpegError:
+            frames = []
+        for frame in frames:
+            frame.time_base = self._stream.time_base
+        context.flush_buffers()
+        return frames
 
     def _stated_frames(self) -> int | None:
         if self._stream.frames:
@@ -157,7 +199,7 @@ def open_video(path: Path) -> VideoReader:
     """
     if not path.is_file():
         raise VideoError(f"a video must be an existing file, but got {path}")
-    return _open(str(path), str(path), None)
+    return _open(f"file:{path}", str(path), None)
 
 
 def open_camera(index: int) -> VideoReader:
@@ -174,7 +216,7 @@ def open_camera(index: int) -> VideoReader:
 class VideoWriter:
     """Writes RGB images as an ``.mp4`` file without sound, each shown from its time on.
 
-    The file is made with the first image and whole once the writer is closed.
+    The file appears when the writer is closed, whole; where it can not be written there is none.
 
     Args:
         path: The file; an older one is replaced.
@@ -184,7 +226,9 @@ class VideoWriter:
     def __init__(self, path: Path, rate: float) -> None:
         self.path = path
         self._rate = Fraction(rate).limit_denominator(1001)
+        self._unfinished = path.with_name(f".{secrets.token_hex(8)}.part")
         self._container: Any = None
+        self._size = (0, 0)
         self._last_tick = -1
 
     def __enter__(self) -> Self:
@@ -196,35 +240,56 @@ class VideoWriter:
         self.close()
 
     def write(self, image: Image.Image, time_s: float) -> None:
-        """Add an image. All have the first one's size.
+        """Add an image; one of another size than the first is fitted into that, on black.
 
         Raises:
-            OSError: The file can not be written.
+            OSError: The file can not be written; what was written is gone.
         """
         av = _av()
-        try:
+        with self._written():
             if self._container is None:
                 self._open(av, *image.size)
+                self._size = image.size
+            if image.size != self._size:
+                image = ImageOps.pad(image, self._size)
             frame = av.VideoFrame.from_ndarray(_even(np.asarray(image)), format="rgb24")
             self._last_tick = max(self._last_tick + 1, round(time_s * _TICKS_PER_S))
             frame.pts, frame.time_base = self._last_tick, Fraction(1, _TICKS_PER_S)
             self._container.mux(self._stream.encode(frame))
-        except av.error.FFmpegError as error:
-            raise OSError(f"{self.path} can not be written: {error}") from None
 
     def close(self) -> None:
-        """Write what is still in the encoder and finish the file; nothing was written, no file."""
+        """Write what is still in the encoder and finish the file; nothing was written, no file.
+
+        Raises:
+            OSError: As :meth:`write`.
+        """
         if self._container is None:
             return
-        container, self._container = self._container, None
+        with self._written():
+            self._container.mux(self._stream.encode(None))
+            self._container.close()
+            self._container = None
+            if self.path.exists():
+                self._unfinished.chmod(self.path.stat().st_mode & 0o7777)
+            self._unfinished.replace(self.path)
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        """Leave nothing behind of a file that can not be written."""
         try:
-            container.mux(self._stream.encode(None))
-        finally:
-            container.close()
+            yield
+        except (_av().error.FFmpegError, OSError) as error:
+            container, self._container = self._container, None
+            if container is not None:
+                with suppress(_av().error.FFmpegError, OSError):
+                    container.close()
+            self._unfinished.unlink(missing_ok=True)
+            raise OSError(f"{self.path} can not be written: {_reason(error)}") from None
 
     def _open(self, av: Any, width: int, height: int) -> None:
         encoder = next(name for name in _ENCODERS if name in av.codecs_available)
-        self._container = av.open(str(self.path), "w", format="mp4", options={"movflags": "faststart"})
+        file = f"file:{self._unfinished}"
+        self._container = av.open(file, "w", format="mp4", options={"movflags": "faststart"})
         self._stream = self._container.add_stream(encoder, rate=self._rate)
         self._stream.width, self._stream.height = width + width % 2, height + height % 2
         self._stream.pix_fmt = "yuv420p"
@@ -264,7 +329,8 @@ def _camera(index: int) -> tuple[str, str]:
 def _open(file: str, name: str, kind: str | None) -> VideoReader:
     av = _av()
     try:
-        container = av.open(file, format=kind)
+        # a clock that starts over shall not be taken for one that has run over, 26.5 hours later
+        container = av.open(file, format=kind, options={"correct_ts_overflow": "0"})
     except (av.error.FFmpegError, OSError) as error:
         raise VideoError(f"a video must be readable, but {name} is not: {_reason(error)}") from None
     return VideoReader(container, name)

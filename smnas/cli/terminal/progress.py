@@ -95,7 +95,8 @@ class Steps:
         if left is not None:
             text = f"{duration(left)} left  {text}"
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=total, text=text)
+            self._bar.tasks[0].total = total  # `update` keeps an estimate that proved too small
+            self._bar.update(self._task, completed=done, text=text)
         elif (total is not None and done >= total) or now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
             of = "" if total is None else f"/{math.floor(total)}"

@@ -146,8 +146,8 @@ def test_a_disk_that_is_full_leaves_no_half_of_a_drawn_image(
 ) -> None:
     rng = np.random.default_rng(0)
     for name in ("one.jpg", "two.png"):
-        Image.fromarray(rng.integers(0, 256, (80, 120, 3), dtype=np.uint8)).save(name)
-    with full_after(4096):
+        Image.fromarray(rng.integers(0, 256, (400, 600, 3), dtype=np.uint8)).save(name)
+    with full_after(1 << 16):
         code, out, err = detect(capsys, "one.jpg", "two.png", "--out", "drawn", "--json", "--quiet")
     assert code == 2
     assert err[-1].startswith("error: every image and video must be readable, but 2 of 2 are not: one.jpg")
@@ -298,4 +298,4 @@ def test_results_that_could_not_be_written_are_refused_before_anything_runs(
     Path("file").touch()
     code, out, err = detect(capsys, "one.png", "--coco", "file/found.json", "--annotations", "none.json")
     assert (code, out, len(err), corner.runs) == (2, "", 1, 0)
-    assert "COCO results must go to a file that can be written" in err[0]
+    assert "COCO results need a folder that can be written to" in err[0]

@@ -46,7 +46,7 @@ def test_the_file_has_the_numbers_of_an_evaluation(
     annotations = aquarium_mini / "annotations" / "instances_val.json"
     listed = ListedImages(annotations, paths, model)
     report = detect_inputs(model, Inputs(paths[::-1]), DetectOptions(0.0, 4), sizes=listed.sizes)
-    listed.write(report.some_images, tmp_path / "results.json")
+    listed.write(report.images, tmp_path / "results.json")
     with quiet_pycocotools():
         loaded = COCO(str(annotations)).loadRes(str(tmp_path / "results.json"))
     assert set(loaded.getImgIds()) == set(split.image_ids)
@@ -107,10 +107,10 @@ def test_images_keep_the_pixels_that_they_were_annotated_on(
     paths = (tmp_path / "1.jpg", tmp_path / "2.jpg")
     listed = ListedImages(file, paths, red_box)
     report = detect_inputs(red_box, Inputs(paths), DetectOptions(0.6), sizes=listed.sizes)
-    (entry,) = listed.results(report.some_images)
+    (entry,) = listed.results(report.images)
     assert (entry["image_id"], entry["category_id"]) == (1, 7)
     assert entry["bbox"] == pytest.approx([100, 40, 100, 120], abs=6)
-    assert "481x200" in str(report.some_images[1].error)
+    assert "481x200" in str(report.images[1].error)
 
 
 def test_a_file_that_can_not_be_written(tmp_path: Path, red_box: Any) -> None:
@@ -127,7 +127,7 @@ def test_exported_files_give_results_too(
     images = [(number, path.name, *load_rgb(path).shape[1::-1]) for number, path in enumerate(paths, start=40)]
     categories = [{"id": i, "name": name} for i, name in zip(model.category_ids, model.classes, strict=True)]
     listed = ListedImages(annotation_file(tmp_path / "a.json", images, categories=categories), paths, model)
-    results = listed.results(detect_inputs(model, Inputs(paths), DetectOptions(0.0)).some_images)
+    results = listed.results(detect_inputs(model, Inputs(paths), DetectOptions(0.0)).images)
     assert {entry["image_id"] for entry in results} == {40, 41}
     assert {entry["category_id"] for entry in results} <= set(model.category_ids)
 
@@ -135,7 +135,7 @@ def test_exported_files_give_results_too(
 def test_a_place_that_can_not_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path, tmp_path / "file" / "results.json"):
-        with pytest.raises(UserError, match="must go to a file that can be written"):
+        with pytest.raises(UserError, match=r"COCO results (must go to a file|need a folder) that can be written"):
             require_place(path)
     require_place(tmp_path / "new" / "results.json")
     assert (tmp_path / "new").is_dir()

@@ -20,13 +20,13 @@ BOX = (100, 40, 200, 160)
 def test_boxes_are_in_pixels_of_the_image(tmp_path: Path, red_box: Any, red_image: Callable[..., Image.Image]) -> None:
     red_image().save(tmp_path / "one.png")
     report = detect_inputs(red_box, Inputs((tmp_path / "one.png",)))
-    (result,) = report.some_images
+    (result,) = report.images
     assert (result.width, result.height) == (480, 200)
     red, everything = result.detections
     assert (red.name, red.label, red.category_id) == ("red", 0, 7)
     assert red.box == pytest.approx(BOX, abs=5)  # a pixel of the canvas is five of the image
     assert everything.box == (0, 0, 480, 200)  # clipped to the image
-    (surer,) = detect_inputs(red_box, Inputs((tmp_path / "one.png",)), DetectOptions(0.6)).some_images
+    (surer,) = detect_inputs(red_box, Inputs((tmp_path / "one.png",)), DetectOptions(0.6)).images
     assert [one.name for one in surer.detections] == ["red"]
 
 
@@ -66,7 +66,7 @@ def test_one_bad_file_stops_nothing(hostile: Path, tmp_path: Path, batch: int, w
         out_dir=tmp_path / "drawn",
         on_image=lambda result, done, total: seen.append((result.path.name, done, total)),
     )
-    by_name = {result.path.name: result for result in report.some_images}
+    by_name = {result.path.name: result for result in report.images}
     assert [name for name, *_ in seen] == sorted(by_name)
     assert seen[-1][1:] == (12, 12)
     failed = {name: result.error for name, result in by_name.items() if result.error is not None}
@@ -126,15 +126,15 @@ def test_drawn_copies_of_one_name_do_not_overwrite_each_other(
         paths.append(tmp_path / folder / "same.png")
         red_image().save(paths[-1])
     report = detect_inputs(red_box, Inputs(tuple(paths)), out_dir=tmp_path / "drawn")
-    assert [r.drawn.name for r in report.some_images if r.drawn] == ["same.png", "same-2.png"]
-    assert all(r.drawn is not None and r.drawn.is_file() for r in report.some_images)
+    assert [r.drawn.name for r in report.images if r.drawn] == ["same.png", "same-2.png"]
+    assert all(r.drawn is not None and r.drawn.is_file() for r in report.images)
 
 
 def test_an_output_that_can_not_be_is_refused(
     tmp_path: Path, red_box: Any, red_image: Callable[..., Image.Image]
 ) -> None:
     (tmp_path / "drawn").write_text("")
-    with pytest.raises(UserError, match="folder that can be made"):
+    with pytest.raises(UserError, match="folder that can be written to"):
         detect_inputs(red_box, Inputs(), out_dir=tmp_path / "drawn")
     red_image().save(tmp_path / "one.png")
     before = (tmp_path / "one.png").read_bytes()
@@ -157,6 +157,6 @@ def test_an_interruption_keeps_what_is_finished(
         red_box, find_inputs([tmp_path]), DetectOptions(0.6), out_dir=tmp_path / "drawn", on_image=stop
     )
     assert report.interrupted
-    assert [image.path.name for image in report.some_images] == ["0.png", "1.png", "2.png"]
-    assert all(len(image.detections) == 1 and image.drawn for image in report.some_images)
+    assert [image.path.name for image in report.images] == ["0.png", "1.png", "2.png"]
+    assert all(len(image.detections) == 1 and image.drawn for image in report.images)
     assert report.to_dict()["interrupted"] is True

@@ -11,6 +11,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from full_disk import full_after
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -156,8 +157,8 @@ def test_a_camera_that_is_not_there() -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_camera_goes_on_until_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, red_box: Any) -> None:
-    """FFmpeg's endless test image in place of a camera."""
+def test_a_camera_runs_until_it_is_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, red_box: Any) -> None:
+    """FFmpeg's endless test image instead of a camera."""
     monkeypatch.setattr(video_module, "_camera", lambda index: ("testsrc=size=160x120:rate=10", "lavfi"))
     report = detect_inputs(red_box, Inputs(camera=0), DetectOptions(0.0), max_frames=7, out_dir=tmp_path)
     (video,) = report.videos
@@ -194,3 +195,156 @@ def test_a_drawn_video_never_replaces_the_original(clip: Path, red_box: Any) -> 
     with pytest.raises(UserError, match="must not replace"):
         detect_inputs(red_box, Inputs(videos=(clip,)), out_dir=clip.parent)
     assert clip.read_bytes() == before
+
+
+def stream(
+    path: Path, count: int = 12, size: tuple[int, int] = (192, 128), codec: str = "mpeg2video", start: int = 0
+) -> Path:
+    """A stream at 25 frames a second without a header that would count its frames; its clock begins at ``start``."""
+    with av.open(f"file:{path}", "w") as container:
+        track = container.add_stream(codec, rate=25)
+        track.width, track.height = size
+        track.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        for index in range(count):
+            frame = av.VideoFrame.from_image(Image.new("RGB", size, (255, 0, 0) if index % 2 else (128, 128, 128)))
+            frame.pts, frame.time_base = start + index, Fraction(1, 25)
+            container.mux(track.encode(frame))
+        container.mux(track.encode(None))
+    return path
+
+
+def joined(path: Path, *parts: Path) -> Path:
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".ts", ".mpg"])
+@pytest.mark.parametrize("starts", [(0, 0), (25_000, 0), (1_000_000, 100, 0)])
+def test_the_times_of_a_joined_stream_continue(
+    tmp_path: Path, red_box: Any, suffix: str, starts: tuple[int, ...]
+) -> None:
+    parts = [stream(tmp_path / f"{start}-{index}{suffix}", start=start) for index, start in enumerate(starts)]
+    with open_video(joined(tmp_path / f"joined{suffix}", *parts)) as reader:
+        times = [frame.time_s for frame in reader]
+        assert reader.problem is None
+    count = 12 * len(starts)
+    assert times == pytest.approx([index / 25 for index in range(count)], abs=0.05)
+    assert times == sorted(times)
+    report = detect_inputs(red_box, Inputs(videos=(tmp_path / f"joined{suffix}",)), out_dir=tmp_path / "drawn")
+    assert report.errors == ()
+    drawn = report.videos[0].drawn
+    assert drawn is not None
+    with open_video(drawn) as reader:
+        assert [frame.time_s for frame in reader] == pytest.approx(times, abs=1e-3)
+
+
+def test_real_damage_of_a_joined_stream_is_still_told_apart(tmp_path: Path) -> None:
+    whole = stream(tmp_path / "whole.ts", 100)
+    content = bytearray(stream(tmp_path / "damaged.ts", 100).read_bytes())
+    del content[188 * 30 : 188 * 32]  # packets lost on the way
+    (tmp_path / "damaged.ts").write_bytes(content)
+    with open_video(joined(tmp_path / "joined.ts", tmp_path / "damaged.ts", whole)) as reader:
+        assert len(list(reader)) > 150
+        assert "damaged" in str(reader.problem)
+
+
+def test_a_pause_between_frames_is_no_new_clock(clip: Path) -> None:
+    with open_video(clip) as reader:
+        assert [frame.time_s for frame in reader] == pytest.approx(TIMES)
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [(".ts", "mpeg2video"), (".mjpeg", "mjpeg")])
+@pytest.mark.parametrize("sizes", [((192, 128), (96, 128)), ((64, 64), (160, 32), (64, 64))])
+def test_frames_of_several_sizes(
+    tmp_path: Path, red_box: Any, suffix: str, codec: str, sizes: tuple[tuple[int, int], ...]
+) -> None:
+    parts = [stream(tmp_path / f"{index}{suffix}", 6, size, codec) for index, size in enumerate(sizes)]
+    path = joined(tmp_path / f"joined{suffix}", *parts)
+    report = detect_inputs(red_box, Inputs(videos=(path,)), DetectOptions(0.6), out_dir=tmp_path / "drawn")
+    (video,) = report.videos
+    assert (video.error, video.count) == (None, 6 * len(sizes))
+    assert [(frame.width, frame.height) for frame in video.frames] == [size for size in sizes for _ in range(6)]
+    for frame, (width, height) in ((one, (one.width, one.height)) for one in video.frames if one.detections):
+        assert frame.detections[0].box == pytest.approx((0, 0, width, height), abs=2)
+    assert (video.width, video.height) == sizes[0]
+    assert all(f"{one[0]}x{one[1]}" in str(video.remark) for one in sizes[:2])
+    assert report.to_dict()["videos"][0]["frames"][-1]["width"] == sizes[-1][0]
+    assert video.drawn is not None
+    with open_video(video.drawn) as reader:
+        copies = [pixels_of(frame) for frame in reader]
+    assert {one.shape[:2] for one in copies} == {sizes[0][::-1]}
+    other = copies[7]
+    middle = other[other.shape[0] // 2, other.shape[1] // 2]
+    assert middle[0] > 100  # the image in the middle
+    assert (other[2, 2] < 40).all()  # fitted into the first size, with black around it
+
+
+def test_progress_beyond_an_estimate_names_no_total(tmp_path: Path, red_box: Any) -> None:
+    part = stream(tmp_path / "part.ts")
+    totals: list[tuple[int, int | None]] = []
+    for limit in (None, 20):
+        totals.clear()
+        detect_inputs(
+            red_box,
+            Inputs(videos=(joined(tmp_path / "joined.ts", part, part),)),
+            max_frames=limit,
+            on_frame=lambda frame, source, total: totals.append((frame.frame + 1, total)),
+        )
+        assert len(totals) == (limit or 24)
+        assert all(total is None or done <= total for done, total in totals)
+        assert totals[-1][1] == limit
+
+
+NAMES = [
+    "2024-11-02T14:03:05.mp4",
+    "cam:1:2.mp4",
+    "pipe:0.mp4",
+    "x%03d.mp4",
+    "a?b#c&d.mp4",
+    " spaces and 'quotes'.mp4",
+    "-i.mp4",
+    "файл é 鱼.mp4",
+    "line\nbreak.mp4",
+    "[1].mp4",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_file_name_is_read_and_drawn(
+    clip: Path, tmp_path: Path, red_box: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).write_bytes(clip.read_bytes())
+    (tmp_path / "out:1").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path / name, Path(name)):
+        report = detect_inputs(red_box, Inputs(videos=(path,)), DetectOptions(0.6), out_dir=tmp_path / "out:1")
+        assert (report.errors, report.videos[0].count) == ((), 12)
+    assert [path.name for path in (tmp_path / "out:1").iterdir()] == [name]
+    with open_video(tmp_path / "out:1" / name) as reader:
+        assert len(list(reader)) == 12
+
+
+@pytest.mark.parametrize("room", [100, 5_000, 40_000])
+def test_a_full_disk_leaves_no_half_video_and_names_the_file(tmp_path: Path, room: int) -> None:
+    """Whether the disk is full at the first frame, in the middle or at the end."""
+    path = tmp_path / "drawn.mp4"
+    noise = np.random.default_rng(0).integers(0, 255, (40, 128, 128, 3), dtype=np.uint8)
+
+    def write() -> None:
+        with full_after(room), VideoWriter(path, 25) as writer:
+            for index, pixels in enumerate(noise):
+                writer.write(Image.fromarray(pixels), index / 25)
+
+    for before in (None, b"an older copy"):
+        if before:
+            path.write_bytes(before)
+        with pytest.raises(OSError, match=r"drawn\.mp4 can not be written"):
+            write()
+        assert [one.name for one in tmp_path.iterdir()] == (["drawn.mp4"] if before else [])
+        assert not before or path.read_bytes() == before
+
+
+def test_a_full_disk_is_named_before_the_work(clip: Path, tmp_path: Path, red_box: Any) -> None:
+    with full_after(1000), pytest.raises(UserError, match=r"drawn copies need a folder.*out"):
+        detect_inputs(red_box, Inputs(videos=(clip,)), out_dir=tmp_path / "out")
+    assert red_box.batches == []
