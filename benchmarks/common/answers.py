@@ -145,5 +145,5 @@ def _numbers(value: Any) -> Iterator[float]:
     if isinstance(value, dict | list):
         for item in value.values() if isinstance(value, dict) else value:
             yield from _numbers(item)
-    elif isinstance(value, float):
+    elif isinstance(value, int | float) and not isinstance(value, bool):
         yield value
