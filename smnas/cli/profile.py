@@ -53,7 +53,7 @@ def profile(
     context: typer.Context,
     gpu: DeviceOption = "local",
     preset: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Cover this space: nano (default), small or paper.")
+        str | None, typer.Option(metavar="NAME", help="Cover this space: nano (default), small, paper or a .toml file.")
     ] = None,
     arch: Annotated[
         list[str] | None, typer.Option("--arch", metavar="ARCH", help="Cover this architecture; may be repeated.")

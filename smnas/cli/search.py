@@ -51,7 +51,6 @@ if TYPE_CHECKING:
 __all__ = ["EXAMPLES", "NothingTrainedError", "search"]
 
 _PRECISIONS = ("fp32", "fp16", "int8")  # of the ONNX files that a search ends with
-_RECIPES = {"nano": "nano", "small": "small", "paper": "sm-nas"}
 _FINISHING = {"export": "exporting", "evaluate": "evaluating files", "time": "timing files"}
 _CALIBRATION_WHOLES = 3
 _CLUSTER_WORKERS = 8  # proposed at once, where nobody said how many training runs the cluster has room for
@@ -187,15 +186,17 @@ def search(
             StageTrials,
             prepare_run_folder,
             read_settings,
+            space_of_run,
+            space_settings,
         )
         from smnas.search.study.storage import open_storage, storage_url, study_name
         from smnas.search.study.warm_start import warm_candidates
-        from smnas.space.preset import load_space
         from smnas.training.recipe import load_recipe
 
         files = RunFolder(out)
         # What can be refused is refused before anything is written.
-        space = load_space(preset)
+        before = read_settings(out) if files.settings.exists() else None
+        space = space_of_run(preset, before)
         get_scorer(scorer)
         untrained = scorer in ENTROPY_FORMS
         # a prior chooses among proposals, and halving's model has chosen already
@@ -213,11 +214,10 @@ def search(
         check_precision(runner, precision)
         if precision not in _PRECISIONS:
             raise UserError(f"--precision of a search must be one of {', '.join(_PRECISIONS)}, but got {precision!r}")
-        training = load_recipe(recipe or _RECIPES[preset])
+        training = load_recipe(recipe or space.recipe)
         if storage is not None:
             storage_url(storage)
         workers = workers or (_CLUSTER_WORKERS if ray is not None else _workers())
-        before = read_settings(out) if files.settings.exists() else None
         if generation is None:
             generation = max(2, workers) if before is None else before.generation
         training_threads = max(1, cpu_cores() // workers) if before is None else before.training_threads
@@ -236,7 +236,7 @@ def search(
             training = training.with_(ema_decay=_ema_decay(len(folder.split("train")), training))
         settings = SearchSettings(
             smnas=__version__,
-            preset=preset,
+            **space_settings(preset, space),
             data=DataFacts(
                 root=str(folder.root.resolve()),
                 classes=folder.classes,

@@ -17,6 +17,7 @@ __all__ = ["EXAMPLES", "space"]
 EXAMPLES = examples(
     "smnas space --preset paper",
     "smnas space --preset nano --sample 5 --seed 1",
+    "smnas space --preset nano --toml",
     "smnas space --describe bottleneck_64_111-2111-211111-211+fpn_2-6_256+rpn+rcnn_1024+1333x800 --classes 80",
 )
 
@@ -29,14 +30,16 @@ def space(
         str | None, typer.Option(metavar="ARCH", help="Parameters, FLOPs, layers and workloads of one architecture.")
     ] = None,
     classes: Annotated[int, typer.Option(min=1, help="Object classes of the described detector.")] = 80,
+    toml: Annotated[bool, typer.Option(help="Print the space as TOML, to edit and give to --preset.")] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Look into a search space.
 
     Without further options: how many architectures a preset holds and what there is to choose from. With --sample:
-    random architectures of its structural space, as strings that every other command takes. With --describe: what one
-    architecture consists of, counted on the detector itself.
+    random architectures of its structural space, as strings that every other command takes. With --toml: the space as a
+    file, which --preset takes once it is edited. With --describe: what one architecture consists of, counted on the
+    detector itself.
     """
     if describe is not None and sample:
         raise UserError("--sample and --describe exclude each other, but got both")
@@ -45,9 +48,13 @@ def space(
             document = _describe(describe, classes)
             output.result(document, lambda console: _show_description(console, document))
             return
-        from smnas.space.preset import load_space
+        from smnas.space.preset import load_space, space_toml
 
         loaded = load_space(preset)
+        if toml:
+            text = space_toml(loaded)
+            output.result({"toml": text}, lambda console: console.print(text, end="", soft_wrap=True, markup=False))
+            return
         if sample:
             names = _sample(loaded, sample, seed)
             output.result(

@@ -142,7 +142,7 @@ def measure_preset(
 ) -> dict[str, Any]:
     """As :func:`measure` for what covers a preset; done at once where the record beside the table says so."""
     target = make(None).target
-    made_with = fingerprint(name, classes, target)
+    made_with = fingerprint(name, *map(str, architectures), classes, target)
     known = table.current(target)
     recorded = read_record(table.path, made_with)
     if recorded is not None and recorded <= known.keys():

@@ -4,13 +4,15 @@ A preset is one TOML file in ``presets/``. The structural space (stage 1 of SM-N
 its choices; the modular space (stage 2) is every backbone code and every width inside its bounds, for one structure.
 """
 
+import json
 import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from importlib import resources
 from itertools import product
-from typing import Self
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +49,7 @@ __all__ = [
     "parse_space",
     "parts",
     "preset_names",
+    "space_toml",
 ]
 
 
@@ -109,6 +112,7 @@ class Space(Bounds):
     Attributes:
         name: The preset's name.
         description: One sentence for ``smnas space``.
+        recipe: The training recipe of a search in it by default.
         baseline: The architecture that every search trains beside its candidates.
         structural: Stage 1's choices.
         modular: Stage 2's bounds.
@@ -116,6 +120,7 @@ class Space(Bounds):
 
     name: str
     description: str
+    recipe: str = "small"
     baseline: str
     structural: StructuralChoices
     modular: ModularBounds
@@ -299,19 +304,27 @@ def preset_names() -> tuple[str, ...]:
 
 
 def load_space(name: str) -> Space:
-    """Load a preset by name.
+    """Load a preset by name, or a space from a TOML file.
+
+    Args:
+        name: A known name, or the path of a file that ends in ``.toml``.
 
     Raises:
-        SpaceError: no preset has this name, or its file breaks a rule.
+        SpaceError: no such preset or file, or one that breaks a rule; the message lists the known names.
     """
+    if name.endswith(".toml"):
+        try:
+            return parse_space(Path(name).read_text(encoding="utf-8"), source=name)
+        except (OSError, UnicodeDecodeError) as error:
+            raise SpaceError(f"a space's file is readable TOML, but got {name}: {error}") from None
     if name not in preset_names():
-        raise SpaceError(f"a preset must be one of {', '.join(preset_names())}, but got {name!r}")
+        raise SpaceError(f"a preset must be one of {', '.join(preset_names())} or a .toml file, but got {name!r}")
     text = (resources.files("smnas.space") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
     return parse_space(text, source=f"{name}.toml")
 
 
 def parse_space(text: str, source: str) -> Space:
-    """Read a preset's TOML text; ``source`` names it in errors.
+    """Read a space's TOML text; ``source`` names it in errors.
 
     Raises:
         SpaceError: the text is not TOML, has an unknown key or breaks a rule.
@@ -322,5 +335,20 @@ def parse_space(text: str, source: str) -> Space:
         raise SpaceError(f"a preset must be TOML, but {source} is not: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join((source, *map(str, first["loc"])))
-        raise SpaceError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from error
+        where = ".".join(map(str, first["loc"]))
+        message = first["msg"].removeprefix("Value error, ")
+        raise SpaceError(f"{source}: {where}: {message}" if where else f"{source}: {message}") from error
+
+
+def space_toml(space: Space) -> str:
+    """The TOML text of a space, without restrictions by predicate; :func:`parse_space` reads an equal one."""
+    tables: list[tuple[str, dict[str, Any]]] = [("", space.model_dump(mode="json"))]
+    lines = []
+    for name, table in tables:  # grows as tables within tables are found
+        lines += [f"\n[{name}]"] if name else []
+        for key, value in table.items():
+            if isinstance(value, dict):
+                tables.append((f"{name}.{key}" if name else key, value))
+            else:
+                lines.append(f"{key} = {json.dumps(value)}")  # such strings, numbers and lists are TOML, too
+    return "\n".join(lines) + "\n"

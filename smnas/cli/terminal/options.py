@@ -40,7 +40,7 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only the resul
 ArchOption = Annotated[
     str, typer.Option("--arch", metavar="ARCH", help="Architecture string, see `smnas space --sample 3`.")
 ]
-PresetOption = Annotated[str, typer.Option(metavar="NAME", help="Search space: nano, small or paper.")]
+PresetOption = Annotated[str, typer.Option(metavar="NAME", help="Search space: nano, small, paper or a .toml file.")]
 DataOption = Annotated[
     Path, typer.Option("--data", metavar="DIR", help="COCO-format folder: train/, val/, annotations/instances_*.json.")
 ]

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from profiler.atomic import write_whole
 from smnas.search.study.run_folder import RunFolder, RunFolderError, folder_lock
+from smnas.space.preset import Space, load_space
 
 __all__ = [
     "FORMAT_VERSION",
@@ -19,6 +20,8 @@ __all__ = [
     "StageTrials",
     "prepare_run_folder",
     "read_settings",
+    "space_of_run",
+    "space_settings",
 ]
 
 FORMAT_VERSION = 1
@@ -63,7 +66,8 @@ class SearchSettings(_Strict):
 
     format_version: int = FORMAT_VERSION
     smnas: str = Field(description="version of this software that began the run")
-    preset: str
+    preset: str = Field(description="the space's preset, or the name of its file")
+    space: dict[str, Any] | None = Field(default=None, description="the space itself, where it came from a file")
     data: DataFacts
     device: str
     backend: str
@@ -104,6 +108,27 @@ class SearchSettings(_Strict):
     top: int = Field(default=3, ge=1, description="candidates that the final phase trains again")
     final_epochs: int = Field(default=0, ge=0, description="epochs of the final phase; 0 leaves it out")
     final_seeds: int = Field(default=1, ge=1, description="seeds of the final phase")
+
+
+def space_settings(preset: str, space: Space) -> dict[str, Any]:
+    """The settings ``preset`` and ``space`` of a search in ``space``, which :func:`space_of_run` reads."""
+    own = preset.endswith(".toml")
+    return {
+        "preset": Path(preset).name if own else preset,
+        "space": space.model_dump(mode="json", exclude_defaults=True) if own else None,
+    }
+
+
+def space_of_run(preset: str, before: SearchSettings | None) -> Space:
+    """The space of ``preset``, or the one that a run was begun with, where that came from a file which is gone.
+
+    Raises:
+        SpaceError: no such preset or file, or one that breaks a rule.
+    """
+    file = Path(preset)
+    if before is not None and before.space is not None and file.name == before.preset and not file.exists():
+        return Space.model_validate(before.space)
+    return load_space(preset)
 
 
 def read_settings(path: Path) -> SearchSettings:

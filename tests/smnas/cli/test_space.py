@@ -1,6 +1,7 @@
 """``smnas space``: counts, samples that every command takes, and descriptions that add up."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +29,16 @@ def test_overview_holds_the_preset(preset: str, capsys: pytest.CaptureFixture[st
     text = _space(capsys, "--preset", preset)
     assert f"{document['structural_size']:,} architectures" in text
     assert space.baseline in text
+
+
+def test_a_preset_as_toml_is_a_file_that_every_command_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "my-space.toml"
+    file.write_text(_space(capsys, "--preset", "small", "--toml"), encoding="utf-8")
+    assert load_space(str(file)) == load_space("small")
+    overview = json.loads(_space(capsys, "--preset", str(file), "--json"))
+    assert overview == json.loads(_space(capsys, "--preset", "small", "--json"))
 
 
 def test_samples_are_architectures_of_the_space_and_depend_on_the_seed_alone(

@@ -1,6 +1,7 @@
 """Presets against counts made by hand and by brute force."""
 
 from itertools import combinations, pairwise, product
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -8,7 +9,16 @@ from pydantic import ValidationError
 from profiler.errors import UserError
 from smnas.space.architecture import Architecture, ArchitectureError, C4Spec, FCOSSpec, FPNSpec, RetinaSpec, RPNKind
 from smnas.space.families.resnet import ResNetSpec
-from smnas.space.preset import HeadWidths, ModularBounds, Space, SpaceError, load_space, parse_space, preset_names
+from smnas.space.preset import (
+    HeadWidths,
+    ModularBounds,
+    Space,
+    SpaceError,
+    load_space,
+    parse_space,
+    preset_names,
+    space_toml,
+)
 
 PRESETS = ("nano", "small", "paper")
 
@@ -62,7 +72,7 @@ def test_every_preset_loads_and_its_baseline_is_a_structural_choice(name: str) -
 
 
 def test_an_unknown_preset_lists_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"one of nano, small, paper, but got 'huge'"):
+    with pytest.raises(UserError, match=r"one of nano, small, paper or a \.toml file, but got 'huge'"):
         load_space("huge")
 
 
@@ -224,6 +234,33 @@ def test_a_wrong_preset_is_one_line_with_the_rule(old: str, new: str, message: s
     with pytest.raises(SpaceError, match=message) as caught:
         parse_space(MINIMAL.replace(old, new), "tiny.toml")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_space_written_as_toml_is_read_as_the_same_space(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "my-space.toml"
+    file.write_text(space_toml(load_space(name)), encoding="utf-8")
+    assert load_space(str(file)) == load_space(name)
+
+
+def test_a_space_of_ones_own_is_read_from_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "tiny.toml"
+    file.write_text(MINIMAL, encoding="utf-8")
+    space = load_space(str(file))
+    assert space == parse_space(MINIMAL, "tiny.toml")
+    assert space.recipe == "small"
+    file.write_text(MINIMAL.replace("max_blocks = 5", "depth = 5"), encoding="utf-8")
+    with pytest.raises(SpaceError) as caught:
+        load_space(str(file))
+    assert str(caught.value) == f"{file}: modular.max_blocks: Field required"
+
+
+@pytest.mark.parametrize("name", ["missing.toml", "folder.toml", "binary.toml"])
+def test_a_file_that_can_not_be_read_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / "folder.toml").mkdir()
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(SpaceError, match=rf"readable TOML, but got .*{name}"):
+        load_space(str(tmp_path / name))
 
 
 def test_a_space_is_frozen() -> None:

@@ -14,7 +14,10 @@ from smnas.search.study.settings import (
     StageTrials,
     prepare_run_folder,
     read_settings,
+    space_of_run,
+    space_settings,
 )
+from smnas.space.preset import SpaceError, load_space, space_toml
 
 
 def settings(**changes: object) -> SearchSettings:
@@ -56,6 +59,24 @@ def test_a_setting_that_is_gone_holds_nobody_up(tmp_path: Path) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), "final_recipe": {}}))
     assert prepare_run_folder(tmp_path, settings()) is True
     assert read_settings(tmp_path) == settings()
+
+
+def test_a_space_from_a_file_outlives_it_and_a_changed_one_is_refused(tmp_path: Path) -> None:
+    file, folder = tmp_path / "mine.toml", tmp_path / "run"
+    file.write_text(space_toml(load_space("nano")))
+    prepare_run_folder(folder, settings(**space_settings(str(file), load_space(str(file)))))
+    before = read_settings(folder)
+    assert before.preset == "mine.toml"
+    file.write_text(file.read_text().replace("max_blocks = 10", "max_blocks = 9"))
+    changed = settings(**space_settings(str(file), space_of_run(str(file), before)))
+    with pytest.raises(RunFolderError, match=r"\(space\.modular\.max_blocks = 10 in .*, but got 9"):
+        prepare_run_folder(folder, changed)
+    file.unlink()
+    space = space_of_run(str(file), before)
+    assert space == load_space("nano")
+    assert prepare_run_folder(folder, settings(**space_settings(str(file), space))) is True
+    with pytest.raises(SpaceError, match=r"readable TOML, but got other\.toml"):
+        space_of_run("other.toml", before)
 
 
 def test_of_two_searches_that_begin_at_once_the_first_keeps_its_settings(
