@@ -14,7 +14,7 @@ from PIL import Image
 from profiler.atomic import require_room
 from profiler.errors import UserError
 from smnas.data.image import Decoded, decode
-from smnas.inference.draw import draw_detections
+from smnas.inference.draw import draw_detections, legend
 from smnas.inference.inputs import Inputs
 from smnas.inference.pipeline import DetectOptions, Found, StageTimes, find_objects, map_ahead, read_ahead
 from smnas.inference.results import DetectReport, FrameResult, ImageResult, VideoResult
@@ -83,7 +83,8 @@ def detect_inputs(
     except KeyboardInterrupt:
         interrupted = True
     times.wall_s = time.perf_counter() - began
-    return DetectReport(tuple(images), tuple(videos), times, interrupted)
+    numbers = legend(model.classes, model.category_ids) if drawn else None
+    return DetectReport(tuple(images), tuple(videos), times, interrupted, numbers)
 
 
 def _images(

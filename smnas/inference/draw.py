@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from smnas.inference.detections import Detection
+from smnas.inference.fonts import font_for
 
-__all__ = ["class_colour", "draw_detections"]
+__all__ = ["class_colour", "draw_detections", "drawn_name", "legend"]
 
 _GOLDEN_RATIO = 0.618034
 _SMALLEST_FONT_PX = 11
@@ -20,6 +21,26 @@ def class_colour(label: int) -> tuple[int, int, int]:
     hue = (0.58 + label * _GOLDEN_RATIO) % 1.0
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.72, 0.92)
     return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def drawn_name(name: str, category_id: int) -> str:
+    """A class as it is drawn: by its name, or by its category id where no font here has the letters."""
+    return f"#{category_id}" if font_for(name, _SMALLEST_FONT_PX) is None else name
+
+
+def legend(classes: Sequence[str], category_ids: Sequence[int]) -> str | None:
+    """Which numbers stand for which names, one line; ``None`` where every name can be drawn."""
+    numbered = [
+        f"{drawn} {name}"
+        for name, number in zip(classes, category_ids, strict=True)
+        if (drawn := drawn_name(name, number)) != name
+    ]
+    if not numbered:
+        return None
+    return (
+        "no font here has the letters of some classes, which are drawn as numbers (pip install 'smnas[fonts]', or "
+        f"install a font of the system that has them): {', '.join(numbered)}"
+    )
 
 
 def draw_detections(image: NDArray[np.uint8] | Image.Image, detections: Sequence[Detection]) -> Image.Image:
@@ -33,12 +54,12 @@ def draw_detections(image: NDArray[np.uint8] | Image.Image, detections: Sequence
     pen = ImageDraw.Draw(pil_image)
     longer = max(pil_image.size)
     line = max(1, round(longer / 400))
-    font = ImageFont.load_default(size=max(_SMALLEST_FONT_PX, round(longer / 55)))
+    size = max(_SMALLEST_FONT_PX, round(longer / 55))
     for detection in sorted(detections, key=lambda one: one.score):
         colour = class_colour(detection.label)
         pen.rectangle(_inside(detection.box, pil_image), outline=colour, width=line)
     for detection in sorted(detections, key=lambda one: one.score):
-        _label(pen, pil_image, detection, font, line)
+        _label(pen, pil_image, detection, size, line)
     return pil_image
 
 
@@ -52,10 +73,11 @@ def _label(
     pen: ImageDraw.ImageDraw,
     pil_image: Image.Image,
     detection: Detection,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    size: int,
     line: int,
 ) -> None:
-    text = f"{detection.name} {detection.score:.2f}"
+    text = f"{drawn_name(detection.name, detection.category_id)} {detection.score:.2f}"
+    font = font_for(detection.name, size) or ImageFont.load_default(size)
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     width, height = right - left + 6, bottom - top + 4
     x1, y1, *_ = _inside(detection.box, pil_image)

@@ -103,12 +103,14 @@ class DetectReport:
         videos: In the order in which they were given, a camera last.
         times: Where the time went.
         interrupted: It was stopped from the keyboard: what was finished by then is here.
+        legend: Numbers that stand for class names in drawn copies, where no font has the letters.
     """
 
     images: tuple[ImageResult, ...] = ()
     videos: tuple[VideoResult, ...] = ()
     times: StageTimes = field(default_factory=StageTimes)
     interrupted: bool = False
+    legend: str | None = None
 
     @property
     def errors(self) -> tuple[str, ...]:
@@ -118,9 +120,9 @@ class DetectReport:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """A line for every image and video that is unusual."""
+        """A line for the legend and for every image and video that is unusual."""
         remarks = [image.remark for image in self.images] + [video.remark for video in self.videos]
-        return tuple(filter(None, remarks))
+        return tuple(filter(None, [self.legend, *remarks]))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values for JSON."""

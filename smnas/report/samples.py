@@ -7,8 +7,8 @@ from PIL import Image
 
 from profiler.errors import UserError
 from smnas.data.coco import CocoFolder
-from smnas.inference.detector import Detector
-from smnas.inference.draw import draw_detections
+from smnas.inference.detector import Detection, Detector
+from smnas.inference.draw import draw_detections, drawn_name
 from smnas.report.run_folder import RunFolder
 
 __all__ = ["Sample", "sample_detections"]
@@ -46,6 +46,12 @@ def sample_detections(run: RunFolder, count: int = 6, data: Path | None = None) 
     for index in (number * len(dataset) // shown for number in range(shown)):
         pixels = dataset.image(index)
         (found,) = detector([pixels])
-        names = ", ".join(dict.fromkeys(f"{one.name}" for one in found)) or f"nothing with a score of {_SCORE} or more"
+        names = ", ".join(dict.fromkeys(_named(one) for one in found)) or f"nothing with a score of {_SCORE} or more"
         samples.append(Sample(f"{dataset.path(index).name}: {names}", draw_detections(pixels, found)))
     return tuple(samples)
+
+
+def _named(found: Detection) -> str:
+    """A class's name, behind its number where no font has the letters for the image."""
+    drawn = drawn_name(found.name, found.category_id)
+    return found.name if drawn == found.name else f"{drawn} {found.name}"
