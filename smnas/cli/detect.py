@@ -93,6 +93,8 @@ def detect(
         from smnas.inference.runtime import load_model
 
         inputs = find_inputs(images or (), camera=camera)
+        if inputs.remark is not None:
+            output.note(inputs.remark)
         if coco is not None and (inputs.videos or camera is not None):
             raise UserError("COCO results are of images, but got a video or camera beside --coco")
         if coco is not None:

@@ -1,5 +1,6 @@
 """Image files to ``uint8`` RGB arrays, whatever their mode."""
 
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -13,7 +14,13 @@ from profiler.errors import one_line
 from smnas.data.errors import DataError
 from smnas.data.letterbox import fit_scale
 
-__all__ = ["Decoded", "decode", "load_rgb", "upright_rgb"]
+__all__ = ["CONVERT_HEIC", "HEIC_SUFFIXES", "Decoded", "decode", "load_rgb", "upright_rgb"]
+
+HEIC_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
+CONVERT_HEIC = "HEIC needs to be converted first, as by `magick photo.heic photo.jpg` or `heif-convert`"
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_LARGE_IMAGES = "SMNAS_LARGE_IMAGES"
+"""Environment variable: with ``1`` images beyond Pillow's limit against decompression bombs are decoded."""
 
 # What Pillow's decoders raise on damaged files, beside OSError (which covers UnidentifiedImageError and truncation).
 _DECODE_ERRORS = (
@@ -28,13 +35,13 @@ _DECODE_ERRORS = (
     EOFError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
 )
 # Orientations 5 to 8 swap width and height.
 _FIRST_SWAPPING_ORIENTATION = 5
 # The further images in a camera's MPO file are previews and other views of the first.
 _ONE_IMAGE_FORMATS = frozenset({"MPO"})
 
+_LARGEST_OF_12_BITS = 4095
 _REDUCIBLE_FORMATS = frozenset({"JPEG", "MPO"})
 # Pixels a side that a reduced image keeps for one of the canvas.
 _MARGIN = 4
@@ -63,9 +70,10 @@ class Decoded(NamedTuple):
 def load_rgb(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
     """Decode an image.
 
-    Grayscale, palette, CMYK and other colour modes become RGB; 16-bit images are scaled to 8 bits; an alpha channel
-    is dropped. The EXIF orientation is applied, as every viewer does, unless ``size`` says that the boxes were drawn on
-    the stored pixels.
+    Grayscale, palette, CMYK and other colour modes become RGB; 16-bit images are scaled to 8 bits, those whose values
+    all fit in 12 bits, as many cameras write them, from there; an alpha channel is dropped. The
+    EXIF orientation is applied, as every viewer does, unless ``size`` says that the boxes were drawn on the stored
+    pixels.
 
     Args:
         path: the image file.
@@ -94,6 +102,8 @@ def decode(path: Path, size: tuple[int, int] | None = None, *, canvas: tuple[int
     Raises:
         DataError: the file is missing, can not be decoded, or is not of the stated size.
     """
+    if os.environ.get(_LARGE_IMAGES) == "1":
+        Image.MAX_IMAGE_PIXELS = None
     try:
         with Image.open(path) as image:
             frames = 1 if image.format in _ONE_IMAGE_FORMATS else getattr(image, "n_frames", 1)
@@ -103,8 +113,14 @@ def decode(path: Path, size: tuple[int, int] | None = None, *, canvas: tuple[int
             decoded = Decoded(upright_rgb(image, str(path), stated), frames, reduction)
     except FileNotFoundError:
         raise DataError(f"an image must exist, but there is no file {path}") from None
+    except Image.DecompressionBombError:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise DataError(
+            f"an image must have at most {limit:,} pixels, but {path} has more; {_LARGE_IMAGES}=1 decodes it"
+        ) from None
     except _DECODE_ERRORS as error:
-        raise DataError(f"an image must be decodable, but {path} is not: {one_line(error)}") from None
+        reason = CONVERT_HEIC if _is_heic(path) else one_line(error)
+        raise DataError(f"an image must be decodable, but {path} is not: {reason}") from None
     if size is not None and decoded.size != size:
         raise DataError(
             f"an image must have the size that its annotations state, but {path} is "
@@ -157,6 +173,16 @@ def _upright(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
     return ImageOps.exif_transpose(image)
 
 
+def _is_heic(path: Path) -> bool:
+    """By its first bytes, as phones' images may be named ``.jpg``."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(12)
+    except OSError:
+        return False
+    return start[4:8] == b"ftyp" and start[8:] in _HEIC_BRANDS
+
+
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "RGB":
         return image
@@ -165,7 +191,8 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I"):
         # Pillow clips 16-bit values at 255 instead of scaling them.
         deep = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray((deep // 257).astype(np.uint8)).convert("RGB")
+        largest = _LARGEST_OF_12_BITS if deep.max(initial=0) <= _LARGEST_OF_12_BITS else 65535
+        return Image.fromarray((deep * 255 // largest).astype(np.uint8)).convert("RGB")
     if image.mode in ("P", "PA"):
         # Straight to RGB warns where the palette has transparency.
         return image.convert("RGBA").convert("RGB")

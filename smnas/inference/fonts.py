@@ -31,7 +31,7 @@ _WITHOUT_GLYPH = frozenset({"Zs", "Zl", "Zp", "Cc", "Cf"})
 
 @lru_cache(maxsize=4096)
 def font_for(text: str, size: int) -> Font | None:
-    """The first font with the letters of a text and of a score: Pillow's own, one of the extra ``fonts``, an installed one.
+    """The first font with a text's letters and a score's: Pillow's own, one of the extra ``fonts``, an installed one.
 
     Args:
         text: A class name.

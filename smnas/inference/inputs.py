@@ -1,16 +1,22 @@
 """What detection runs on: files, folders and patterns as image and video files."""
 
 import glob
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
+from PIL import Image
+
 from profiler.errors import UserError
+from smnas.data.image import CONVERT_HEIC, HEIC_SUFFIXES
 from smnas.inference.video import VIDEO_SUFFIXES
 
-__all__ = ["IMAGE_SUFFIXES", "Inputs", "find_inputs"]
+__all__ = ["Inputs", "find_inputs", "image_suffixes"]
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+# Pillow knows these formats by name and leaves decoding to programs that are not here.
+_STUBS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
 
 
 @dataclass(frozen=True)
@@ -19,17 +25,35 @@ class Inputs:
 
     Attributes:
         images: In the order in which they were given.
-        videos: Likewise.
+        videos: In the order in which they were given.
         camera: The number of a camera.
+        skipped: How many files of folders are neither, by suffix; hidden ones under ``hidden``.
     """
 
     images: tuple[Path, ...] = ()
     videos: tuple[Path, ...] = ()
     camera: int | None = None
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def remark(self) -> str | None:
+        """What was skipped, one line; ``None`` where nothing was."""
+        if not self.skipped:
+            return None
+        heic = f"; {CONVERT_HEIC}" if HEIC_SUFFIXES & self.skipped.keys() else ""
+        return f"skipped {self.skipped.total()} files that are no images or videos: {_counted(self.skipped)}{heic}"
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Every suffix that Pillow registers for what it decodes, but for those of videos."""
+    Image.init()
+    decoded = {suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN.keys() - _STUBS}
+    return frozenset((decoded | {".mpo"}) - VIDEO_SUFFIXES)
 
 
 def find_inputs(arguments: Iterable[str | Path], *, camera: int | None = None) -> Inputs:
-    """Files, folders (what lies in them by suffix, not in folders inside) and glob patterns, as files.
+    """Files, folders (what lies in them by suffix, neither hidden nor in folders inside) and glob patterns, as files.
 
     A file that is named is taken whatever its suffix, and once even if it is named twice. The suffix says which files
     are videos; all others are images.
@@ -42,13 +66,18 @@ def find_inputs(arguments: Iterable[str | Path], *, camera: int | None = None) -
         UserError: Nothing is there under a name, a folder without images and videos, a pattern without matches.
     """
     found: dict[Path, None] = {}
+    skipped: Counter[str] = Counter()
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            inside = [one for one in sorted(path.iterdir()) if _is_media(one) and one.is_file()]
+            files = [one for one in sorted(path.iterdir()) if one.is_file()]
+            inside = [one for one in files if _is_media(one)]
+            others = Inputs(skipped=Counter(_kind(one) for one in files if not _is_media(one)))
             if not inside:
-                raise UserError(f"a folder must hold at least one image or video, but {path} holds none")
+                why = f" ({others.remark})" if others.skipped else ""
+                raise UserError(f"a folder must hold at least one image or video, but {path} holds none{why}")
             found.update(dict.fromkeys(inside))
+            skipped += others.skipped
         elif path.exists():
             found[path] = None
         else:
@@ -58,8 +87,17 @@ def find_inputs(arguments: Iterable[str | Path], *, camera: int | None = None) -
                 raise UserError(f"an image or video must be an existing file, folder or pattern, but got {argument}")
             found.update(dict.fromkeys(matches))
     videos = tuple(path for path in found if path.suffix.lower() in VIDEO_SUFFIXES)
-    return Inputs(tuple(path for path in found if path not in videos), videos, camera)
+    return Inputs(tuple(path for path in found if path not in videos), videos, camera, skipped)
 
 
 def _is_media(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
+    """Whether it is an image or video; ``._1.jpg`` beside ``1.jpg`` is what macOS knows about that."""
+    return not path.name.startswith(".") and path.suffix.lower() in image_suffixes() | VIDEO_SUFFIXES
+
+
+def _kind(path: Path) -> str:
+    return "hidden" if path.name.startswith(".") else path.suffix.lower() or "without a suffix"
+
+
+def _counted(kinds: Counter[str]) -> str:
+    return ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())

@@ -45,6 +45,32 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
     np.testing.assert_allclose(loaded[:, :, 0], deep / 257, atol=1)
 
 
+@pytest.mark.parametrize(("largest", "shown"), [(4095, 255), (4000, 249), (2048, 127), (4096, 15), (65535, 255)])
+def test_twelve_bits_in_sixteen_are_scaled_from_there(tmp_path: Path, largest: int, shown: int) -> None:
+    deep = np.linspace(0, largest, 96).reshape(8, 12).astype(np.uint16)
+    for suffix in ("png", "tiff"):
+        Image.fromarray(deep).save(tmp_path / f"p.{suffix}")
+        loaded = load_rgb(tmp_path / f"p.{suffix}")
+        assert (loaded.min(), loaded.max()) == (0, shown)
+
+
+@pytest.mark.parametrize("name", ["photo.heic", "photo.jpg"])
+@pytest.mark.parametrize("brand", [b"heic", b"heix", b"mif1"])
+def test_heic_says_how_to_convert_it(tmp_path: Path, name: str, brand: bytes) -> None:
+    (tmp_path / name).write_bytes(b"\0\0\0\x18ftyp" + brand + bytes(100))
+    with pytest.raises(DataError, match=f"{name}.*magick photo.heic photo.jpg"):
+        load_rgb(tmp_path / name)
+
+
+def test_an_image_beyond_pillows_limit_names_the_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (40, 30)).save(tmp_path / "p.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with pytest.raises(DataError, match=r"at most 1,000 pixels.*p\.png.*SMNAS_LARGE_IMAGES=1"):
+        load_rgb(tmp_path / "p.png")
+    monkeypatch.setenv("SMNAS_LARGE_IMAGES", "1")
+    assert load_rgb(tmp_path / "p.png").shape == (30, 40, 3)
+
+
 def test_a_palette_with_transparency_gives_no_warning(tmp_path: Path) -> None:
     Image.fromarray(gradient()).convert("P").save(tmp_path / "p.png", transparency=bytes(range(0, 250)))
     assert load_rgb(tmp_path / "p.png").shape == (8, 12, 3)
