@@ -12,10 +12,6 @@ from smnas.cli.terminal.options import DropBadBoxesOption, JsonOption, QuietOpti
 from smnas.inference.model_file import ModelOption, model_file
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from smnas.data.coco import DetectionDataset
     from smnas.deploy.export import ExportReport
 
 __all__ = ["EXAMPLES", "export"]
@@ -65,7 +61,8 @@ def export(
     ONNX Runtime and compared with the checkpoint's own outputs; a difference fails the export.
 
     With --data, AP of the exported graph is measured on the validation images beside the checkpoint's; a loss above
-    --max-ap-drop fails the export and leaves no file. int8 takes its ranges from training images of the data.
+    --max-ap-drop fails the export and leaves no file. int8 takes its ranges from 64 training images of all
+    over the file.
 
     With --batch the file takes that many images a run; smnas eval, smnas detect and Detector fill up the last run.
 
@@ -86,8 +83,8 @@ def export(
                 file_format=file_format,
                 precision=precision,
                 batch=batch,
-                verify_images=_some_images(dataset, max(_IMAGES_COMPARED, batch)),
-                calibration_images=_some_images(calibrated, IMAGES_CALIBRATED),
+                verify_images=[] if dataset is None else dataset.spread(max(_IMAGES_COMPARED, batch)),
+                calibration_images=[] if calibrated is None else calibrated.spread(IMAGES_CALIBRATED),
                 dataset=dataset,
                 max_ap_drop=max_ap_drop,
                 capabilities=compute_capability or (),
@@ -122,7 +119,3 @@ def _facts(report: "ExportReport") -> Sequence[tuple[str, object]]:
         *([] if report.accuracy is None else [("accuracy", report.accuracy)]),
         *(("note", note) for note in report.notes),
     ]
-
-
-def _some_images(dataset: "DetectionDataset | None", count: int) -> "list[NDArray[np.uint8]]":
-    return [] if dataset is None else [dataset.image(index) for index in range(min(len(dataset), count))]

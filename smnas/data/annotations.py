@@ -23,6 +23,8 @@ __all__ = ["BOX_TOLERANCE_PX", "AnnotationFile", "ImageList", "read_annotations"
 BOX_TOLERANCE_PX = 1.0
 """How far a box may stand out of its image, in pixels; rounding in annotation tools reaches this."""
 _LARGEST_SIDE = 1 << 31
+_NO_BOX = (float("nan"),) * 4
+_DROPPABLE = "--drop-bad-boxes leaves such boxes out"
 _HALF_CHARACTERS = re.compile("[\ud800-\udfff]")
 
 
@@ -124,7 +126,7 @@ def _read(path: Path, drop_bad_boxes: bool) -> AnnotationFile:
     document = _load(path, ("images", "annotations", "categories"))
     classes, category_ids = _read_categories(document["categories"], path)
     image_ids, file_names, sizes = _read_images(document["images"], path)
-    rows = _read_boxes(document["annotations"], path, image_ids, category_ids)
+    rows = _read_boxes(document["annotations"], path, image_ids, category_ids, drop_bad_boxes)
     problems = _box_problems(rows.boxes, sizes[rows.image_index])
     bad = np.zeros(len(rows.ids), dtype=bool)
     for rule, broken in problems:
@@ -134,7 +136,7 @@ def _read(path: Path, drop_bad_boxes: bool) -> AnnotationFile:
             box = ", ".join(f"{value:g}" for value in rows.boxes[first])
             raise DataError(
                 f"{rule}, but annotation {rows.ids[first]} of image {image_ids[image]}"
-                f" ({sizes[image, 0]}x{sizes[image, 1]}) in {path} has [{box}]; --drop-bad-boxes leaves such boxes out"
+                f" ({sizes[image, 0]}x{sizes[image, 1]}) in {path} has [{box}]; {_DROPPABLE}"
             )
         bad |= broken
     kept = np.flatnonzero(~bad)
@@ -160,7 +162,7 @@ def _read(path: Path, drop_bad_boxes: bool) -> AnnotationFile:
 class _Rows:
     """Annotations in file order, one array a column."""
 
-    ids: list[int]
+    ids: list[Any]
     image_index: NDArray[np.int64]
     boxes: NDArray[np.float64]
     labels: NDArray[np.int64]
@@ -231,17 +233,23 @@ def _read_images(entries: list[Any], path: Path) -> tuple[NDArray[np.int64], tup
     return _int_array(ids, "image", path), tuple(names), np.array(sizes, dtype=np.int64)
 
 
-def _read_boxes(entries: list[Any], path: Path, image_ids: NDArray[np.int64], category_ids: tuple[int, ...]) -> _Rows:
+def _read_boxes(
+    entries: list[Any],
+    path: Path,
+    image_ids: NDArray[np.int64],
+    category_ids: tuple[int, ...],
+    drop_bad_boxes: bool,
+) -> _Rows:
     image_of = {int(image): index for index, image in enumerate(image_ids)}
     label_of = {category: label for label, category in enumerate(category_ids)}
-    ids: list[int] = []
+    ids: list[Any] = []
     images: list[int] = []
     labels: list[int] = []
     crowd: list[bool] = []
     boxes: list[tuple[float, ...]] = []
     areas: list[float] = []
     for position, entry in enumerate(entries):
-        annotation = _whole(entry, "id", f"annotation at position {position}", path)
+        annotation = entry.get("id", f"at position {position}")  # for messages only: it may be missing or not unique
         image = _whole(entry, "image_id", f"annotation {annotation}", path)
         category = _whole(entry, "category_id", f"annotation {annotation}", path)
         if image not in image_of:
@@ -254,7 +262,14 @@ def _read_boxes(entries: list[Any], path: Path, image_ids: NDArray[np.int64], ca
                 f"an annotation must name a category of its file, but annotation {annotation} of image {image}"
                 f" in {path} names category {category}; known: {list(category_ids)}"
             )
-        box = _box(_get(entry, "bbox", f"annotation {annotation}", path), annotation, image, path)
+        box = _box(entry.get("bbox"))
+        if box is None:
+            if not drop_bad_boxes:
+                raise DataError(
+                    f"a box must be [x, y, width, height] in finite numbers, but annotation {annotation} of image "
+                    f"{image} in {path} has {entry.get('bbox', 'none')!r}; {_DROPPABLE}"
+                )
+            box = _NO_BOX
         area = entry.get("area")
         ids.append(annotation)
         images.append(image_of[image])
@@ -262,7 +277,6 @@ def _read_boxes(entries: list[Any], path: Path, image_ids: NDArray[np.int64], ca
         crowd.append(_crowd(entry.get("iscrowd"), annotation, image, path))
         boxes.append(box)
         areas.append(_number(area) if type(area) in (int, float) else float("nan"))
-    _refuse_duplicates(ids, "annotation", path)
     box_array = np.array(boxes, dtype=np.float64).reshape(-1, 4)
     area_array = np.array(areas, dtype=np.float64)
     stated = np.isfinite(area_array) & (area_array >= 0)
@@ -311,15 +325,10 @@ def _whole(entry: Mapping[str, Any], key: str, owner: str, path: Path) -> int:
     raise DataError(f"'{key}' must be a whole number, but {owner} in {path} has {value!r}")
 
 
-def _box(value: Any, annotation: int, image: int, path: Path) -> tuple[float, ...]:
-    if not isinstance(value, list) or len(value) != 4:
-        raise DataError(
-            f"a box must be [x, y, width, height], but annotation {annotation} of image {image} in {path} has {value!r}"
-        )
-    if not all(type(number) in (int, float) for number in value):
-        raise DataError(
-            f"a box must hold finite numbers, but annotation {annotation} of image {image} in {path} has {value!r}"
-        )
+def _box(value: Any) -> tuple[float, ...] | None:
+    """Four numbers, which may still break a rule; ``None`` for anything else."""
+    if not isinstance(value, list) or len(value) != 4 or not all(type(number) in (int, float) for number in value):
+        return None
     return tuple(_number(number) for number in value)
 
 

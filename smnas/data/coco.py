@@ -112,6 +112,19 @@ class DetectionDataset:
         """
         return load_rgb(self.path(index), self.size(index))
 
+    def spread(self, count: int, seed: int = 0) -> list[NDArray[np.uint8]]:
+        """Decode images from all over the file, which may be sorted by class or by day.
+
+        Args:
+            count: how many; all of them where the split has fewer.
+            seed: of the draw, one from each of ``count`` equal parts of the file.
+
+        Raises:
+            DataError: as :meth:`image`.
+        """
+        edges = np.linspace(0, len(self), min(count, len(self)) + 1).astype(int)
+        return [self.image(index) for index in np.random.default_rng(seed).integers(edges[:-1], edges[1:]).tolist()]
+
     def require_decodable(self, on_progress: Callable[[int, int], None] | None = None) -> None:
         """Decode every image once, so that a damaged one is found before hours of work and not after.
 

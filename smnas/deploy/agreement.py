@@ -10,6 +10,7 @@ from smnas.evaluation.predict import DetectionArrays
 __all__ = ["Agreement", "box_iou", "compare_detections"]
 
 LEAST_IOU = 0.999
+LEAST_ROUNDED_IOU = 0.5
 LARGEST_SCORE_DIFFERENCE = 1e-3
 _SAME_CORNERS_PX = 0.01
 """Boxes whose corners are this close are the same: a sliver of 0.02 pixels loses a hundredth of its IoU by rounding."""
@@ -30,6 +31,7 @@ class Agreement:
             within 0.001.
         least_iou: Smallest IoU of two partners, 1 without any; boxes whose corners lie within 0.01 pixels count as 1.
         largest_score_difference: Largest absolute difference of two partners' scores; 0 without any.
+        rounded: One side's numbers are rounded, so that partners need an IoU above 0.5 only, and any score.
     """
 
     images: int
@@ -37,6 +39,7 @@ class Agreement:
     differing: int
     least_iou: float
     largest_score_difference: float
+    rounded: bool = False
 
     @property
     def holds(self) -> bool:
@@ -49,6 +52,11 @@ class Agreement:
         return self.differing <= max(_CHANCE, _CHANCE_SHARE * self.compared)
 
     def __str__(self) -> str:
+        if self.rounded:
+            return (
+                f"{self.compared - self.differing} of {self.compared} detections on {self.images} images are found on "
+                f"both sides (IoU above {LEAST_ROUNDED_IOU}); what rounding costs is the loss of AP"
+            )
         return (
             f"{self.compared} detections on {self.images} images, {self.differing} differing; of the others the "
             f"least IoU is {self.least_iou:.6f}, the largest score difference {self.largest_score_difference:.1e}"
@@ -76,7 +84,9 @@ def box_iou(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[
     return result
 
 
-def compare_detections(reference: DetectionArrays, other: DetectionArrays, *, min_score: float = 0.05) -> Agreement:
+def compare_detections(
+    reference: DetectionArrays, other: DetectionArrays, *, min_score: float = 0.05, rounded: bool = False
+) -> Agreement:
     """Match the detections of two detectors on the same images.
 
     Every detection above ``min_score`` on either side needs a partner among **all** detections of the other side, so
@@ -89,7 +99,9 @@ def compare_detections(reference: DetectionArrays, other: DetectionArrays, *, mi
         reference: Of B images.
         other: Of the same images in the same order.
         min_score: Detections below it need no partner.
+        rounded: See :class:`Agreement`.
     """
+    wanted, difference_allowed = (LEAST_ROUNDED_IOU, 1.0) if rounded else (LEAST_IOU, LARGEST_SCORE_DIFFERENCE)
     if len(reference.num) != len(other.num):
         raise ValueError(f"both sides must have the same images, but got {len(reference.num)} and {len(other.num)}")
     compared = differing = 0
@@ -97,7 +109,7 @@ def compare_detections(reference: DetectionArrays, other: DetectionArrays, *, mi
     for row in range(len(reference.num)):
         for ours, theirs in ((reference, other), (other, reference)):
             n, m = int(ours.num[row]), int(theirs.num[row])
-            closeness = _closeness(ours, theirs, row)
+            closeness = _closeness(ours, theirs, row, difference_allowed)
             full = m == theirs.scores.shape[1] > 0
             least = max(min_score, float(theirs.scores[row, m - 1]) + _TIE) if full else min_score
             for index in np.argsort(-ours.scores[row, :n], kind="stable"):
@@ -105,23 +117,25 @@ def compare_detections(reference: DetectionArrays, other: DetectionArrays, *, mi
                     break
                 compared += 1
                 partner = int(closeness[index].argmax()) if m else -1
-                if partner < 0 or closeness[index, partner] <= LEAST_IOU:
+                if partner < 0 or closeness[index, partner] <= wanted:
                     differing += 1
                     continue
                 least_iou = min(least_iou, float(closeness[index, partner]))
                 difference = abs(float(ours.scores[row, index]) - float(theirs.scores[row, partner]))
                 largest_difference = max(largest_difference, difference)
                 closeness[:, partner] = -1
-    return Agreement(len(reference.num), compared, differing, least_iou, largest_difference)
+    return Agreement(len(reference.num), compared, differing, least_iou, largest_difference, rounded)
 
 
-def _closeness(ours: DetectionArrays, theirs: DetectionArrays, row: int) -> NDArray[np.float64]:
+def _closeness(
+    ours: DetectionArrays, theirs: DetectionArrays, row: int, difference_allowed: float
+) -> NDArray[np.float64]:
     """``(N, M)`` IoU of the pairs that may be partners, -1 for those of other classes or other scores."""
     n, m = int(ours.num[row]), int(theirs.num[row])
     closeness = box_iou(ours.boxes[row, :n], theirs.boxes[row, :m])
     if n and m:
         apart = np.abs(ours.boxes[row, :n, None] - theirs.boxes[row, None, :m]).max(-1)
         closeness[apart <= _SAME_CORNERS_PX] = 1.0
-    other_score = np.abs(ours.scores[row, :n, None] - theirs.scores[row, None, :m]) > LARGEST_SCORE_DIFFERENCE
+    other_score = np.abs(ours.scores[row, :n, None] - theirs.scores[row, None, :m]) > difference_allowed
     closeness[other_score | (ours.labels[row, :n, None] != theirs.labels[row, None, :m])] = -1
     return closeness

@@ -178,7 +178,7 @@ def export_detector(
     elif precision != "fp32" or dataset is not None:
         with _unverified(out, graph, metadata) as file:
             if precision != "fp32":
-                rounding = compare_detections(expected, file(images))
+                rounding = compare_detections(expected, file(images), rounded=True)
             if dataset is not None:
                 accuracy, measured = measure_accuracy(reference, file, dataset)
                 if not accuracy.drop <= max_ap_drop:  # an AP that is not a number is no proof

@@ -141,12 +141,13 @@ def _deploy_row(
         if row.checkpoint is None:
             raise UserError("the ranking names no checkpoint")
         relative = RunFolder("").model(architecture)
+        int8 = settings.precision == "int8"
         export_detector(
             folder / row.checkpoint,
             folder / relative,
             precision=settings.precision,
-            verify_images=_images(dataset, _IMAGES_COMPARED),
-            calibration_images=_images(calibration, IMAGES_CALIBRATED) if settings.precision == "int8" else (),
+            verify_images=dataset.spread(_IMAGES_COMPARED),
+            calibration_images=calibration.spread(IMAGES_CALIBRATED) if calibration and int8 else (),
         )
         model = OnnxDetector(folder / relative)
         metrics = evaluate(
@@ -165,10 +166,6 @@ def _deploy_row(
     values = {"model": str(relative), "exported_ap": metrics.ap, "exported_ap50": metrics.ap50}
     complete_ranking(folder, settings, {architecture: values}, notes)
     progress.exported.append(architecture)
-
-
-def _images(dataset: DetectionDataset | None, most: int) -> list[NDArray[np.uint8]]:
-    return [] if dataset is None else [dataset.image(index) for index in range(min(len(dataset), most))]
 
 
 def _ap_notes(row: RankingRow, exported_ap: float) -> list[str]:

@@ -185,14 +185,12 @@ CASES: dict[str, tuple[Callable[[Document], Any], list[str]]] = {
     "nan": (set_box(1, math.nan, 5, 5), ["finite", "annotation 11", "nan"]),
     "infinite": (set_box(1, 1, math.inf, 5), ["finite", "inf"]),
     "null in a box": (lambda c: c["annotations"][0].update(bbox=[1, None, 2, 3]), ["finite", "annotation 11", "None"]),
-    "text in a box": (lambda c: c["annotations"][0].update(bbox=[1, "2", 2, 3]), ["finite", "'2'"]),
+    "text in a box": (lambda c: c["annotations"][0].update(bbox=[1, "2", 2, 3]), ["finite", "'2'", "--drop-bad-boxes"]),
     "a huge number": (lambda c: c["annotations"][0].update(bbox=[1, 10**400, 2, 3]), ["finite", "inf"]),
     "three numbers": (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), ["[x, y, width, height]", "annotation 11"]),
-    "no box": (lambda c: c["annotations"][0].pop("bbox"), ["every annotation", "'bbox'", "annotation 11"]),
+    "no box": (lambda c: c["annotations"][0].pop("bbox"), ["[x, y, width, height]", "annotation 11", "none"]),
     "no image id": (lambda c: c["annotations"][0].pop("image_id"), ["'image_id'", "annotation 11"]),
-    "no annotation id": (lambda c: c["annotations"][2].pop("id"), ["'id'", "annotation at position 2"]),
     "text id": (lambda c: c["images"][0].update(id="seven"), ["whole number", "'seven'"]),
-    "annotation twice": (lambda c: c["annotations"][1].update(id=11), ["unique", "annotation 11 twice"]),
     "image twice": (lambda c: c["images"][1].update(id=7), ["unique", "image 7 twice"]),
     "category twice": (lambda c: c["categories"][1].update(id=9), ["unique", "category 9 twice"]),
     "no name": (lambda c: c["categories"][1].pop("name"), ["'name'", "category 4"]),
@@ -263,6 +261,62 @@ def test_bad_boxes_can_be_left_out_instead(tmp_path: Path) -> None:
     assert len(train.sample(0).boxes) == 0
     assert len(train.sample(1).boxes) == 1
     assert folder.split("val").dropped == 0
+
+
+NO_BOXES: list[Any] = [
+    [], [1], [1, 2, 3], [1, 2, 3, 4, 5], None, {}, {"x": 1}, "1, 2, 3, 4", 5, True, ["1", "2", "3", "4"],
+    [[1, 2, 3, 4]], [1, 2, None, 4], [1, 2, True, 4], [1, 2, math.nan, 4], [1, 2, math.inf, 4], [1, 2, 0, 4],
+    [1, 2, 3, -4], [1, 2, 10**400, 4], [100, 2, 3, 4],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [*NO_BOXES, "missing"], ids=repr)
+def test_whatever_is_no_box_can_be_left_out(tmp_path: Path, value: Any) -> None:
+    content = document()
+    if value == "missing":
+        content["annotations"][0].pop("bbox")
+    else:
+        content["annotations"][0]["bbox"] = value
+    content["annotations"][2]["bbox"] = [2, 3, 4, 5]
+    root = write_folder(tmp_path / "data", content)
+    message = refused(root)
+    assert "annotation 11 of image 3" in message
+    assert "--drop-bad-boxes" in message
+    train = CocoFolder(root, drop_bad_boxes=True).split("train")
+    assert train.dropped == 1
+    np.testing.assert_array_equal(train.sample(0).boxes, np.array([[2, 3, 6, 8]], dtype=np.float32))
+    assert len(train.sample(1).boxes) == 1
+
+
+@pytest.mark.parametrize("ids", [(1, 2, 1), (1, 1, 1), (None, None, None), ("a", "b", "a"), (-1, 2.5, 2**80)])
+def test_annotation_ids_may_be_anything(tmp_path: Path, ids: tuple[Any, ...]) -> None:
+    """As CVAT numbers them, anew in every image: nothing depends on them."""
+    content = document()
+    for entry, number in zip(content["annotations"], ids, strict=True):
+        entry["id"] = number
+    del content["annotations"][0]["id"]
+    train = CocoFolder(write_folder(tmp_path / "data", content)).split("train")
+    assert [len(train.sample(index).boxes) for index in range(2)] == [1, 2]
+    assert sorted(entry["id"] for entry in train.ground_truth().dataset["annotations"]) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("images", "count"), [(1, 64), (10, 10), (100, 64), (1000, 64), (65, 64)])
+def test_images_are_drawn_from_all_over_the_file(
+    tmp_path: Path, images: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = document()
+    content["images"] = [{"id": number, "file_name": "a.png", "width": 40, "height": 30} for number in range(images)]
+    content["annotations"] = [{"id": 1, "image_id": 0, "category_id": 4, "bbox": [1, 2, 3, 4]}]
+    train = CocoFolder(write_folder(tmp_path / "data", content)).split("train")
+    monkeypatch.setattr(type(train), "image", lambda self, index: index)
+    drawn = train.spread(count)
+    assert drawn == sorted(set(drawn))
+    assert len(drawn) == min(images, count)
+    for number, index in enumerate(drawn):  # one from each part
+        assert number * images / len(drawn) - 1 < index < (number + 1) * images / len(drawn)
+    assert drawn == train.spread(count)
+    if images > 2 * count:
+        assert drawn != train.spread(count, seed=1)
 
 
 def test_real_annotations_add_up_to_what_their_readme_says(aquarium_mini: Path) -> None:

@@ -121,3 +121,21 @@ def test_other_images_are_refused() -> None:
     two = DetectionArrays(*(np.concatenate([a, a]) for a in arrays((A, 0.9, 0))))
     with pytest.raises(ValueError, match="same images"):
         compare_detections(two, arrays((A, 0.9, 0)))
+
+
+def test_rounded_detections_are_partners_while_they_overlap() -> None:
+    """What 8 bits move is no alarm: 3 pixels of 100 and a score by 0.2; another place or class is."""
+
+    def found(*rows: tuple[float, float, int]) -> DetectionArrays:
+        boxes = np.array([[[x, 0, x + 100, 100] for x, _, _ in rows]], np.float32)
+        scores = np.array([[score for _, score, _ in rows]], np.float32)
+        return DetectionArrays(np.array([len(rows) - 1]), boxes, scores, np.array([[label for *_, label in rows]]))
+
+    before = found((0, 0.9, 0), (500, 0.8, 1), (900, 0.7, 0), (0, 0, 0))
+    after = found((3, 0.7, 0), (497, 0.69, 1), (700, 0.6, 0), (0, 0, 0))
+    strict, loose = compare_detections(before, after), compare_detections(before, after, rounded=True)
+    assert (strict.compared, strict.differing) == (6, 6)
+    assert (loose.compared, loose.differing) == (6, 2)
+    assert str(loose).startswith("4 of 6 detections on 1 images are found on both sides")
+    assert "differing" not in str(loose)
+    assert "loss of AP" in str(loose)
