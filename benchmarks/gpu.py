@@ -60,10 +60,10 @@ class Question:
 
 QUESTIONS = (
     Question("operators", "Do the operators compute on the device what their references compute on a CPU?",
-             "kernels.operators.run", "eager", "fp32", 40),
+             "kernels.kernel_speed.run_operators", "eager", "fp32", 40),
     Question("training_step", "How fast is a training step in each precision and memory layout, and how large?",
              "training.training_step.run", "eager", "mixed", 100),
-    Question("against_torchvision", "How many images per second does training take in, beside torchvision's own?",
+    Question("against_torchvision", "How many images per second does a training step process, beside torchvision's?",
              "training.step_against_torchvision.run", "eager", "mixed", 90),
     Question("kernels", "Are the kernels right on the device, and is each worth its place?",
              "kernels.kernel_speed.run", "triton", "mixed", 120),
@@ -95,7 +95,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> Namespace:
     parser.add_argument("--quick", action="store_true", help="only check that everything runs; not for figures")
     parser.add_argument("--seconds", type=float, default=TOTAL_S, help=f"for all of it (default: {TOTAL_S:.0f})")
     parser.add_argument("--only", nargs="+", choices=[question.name for question in QUESTIONS], help="these questions")
-    parser.add_argument("--commit", help="of the source, where git can not tell")
+    parser.add_argument("--commit", help="of the source, where there is no git")
     for hidden in ("--answer", "--scratch", "--deadline"):
         parser.add_argument(hidden, help=SUPPRESS)
     return parser.parse_args(arguments)

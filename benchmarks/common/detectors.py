@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from smnas.data.scene import draw_scene, render
+from smnas.models.build import build_detector, deployable
 from smnas.models.detector import Detector
 from smnas.models.losses import LossOptions
 from smnas.models.target import Target
@@ -25,6 +26,12 @@ TINY_DENSE = "basicblock_8_1-2+fpn_2-3_8+norpn+retina_8_1+64x64"
 TINY = "basicblock_8_1-2+fpn_2-3_8+rpn+rcnn_32+64x64"
 NUM_CLASSES = 6
 """Of the generated shapes."""
+
+
+def deployed(text: str, classes: int = NUM_CLASSES) -> Detector:
+    """A detector with its first random weights, as it is deployed."""
+    torch.manual_seed(0)
+    return deployable(build_detector(Architecture.parse(text), classes))
 
 
 class PreparedBatch(NamedTuple):

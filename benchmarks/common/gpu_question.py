@@ -1,4 +1,4 @@
-"""A question of ``gpu.py``: how it is asked, and its answer while it grows."""
+"""A question of ``gpu.py``: its settings, and its answer while it grows."""
 
 import json
 import signal
@@ -22,7 +22,7 @@ class OutOfTimeError(BaseException):
 
 @dataclass(frozen=True)
 class Setting:
-    """How a question is asked.
+    """Settings of a question.
 
     Attributes:
         device: Where its work runs.

@@ -33,14 +33,14 @@ class Survival:
 
 
 def killed_process(work: Callable[[int], None], lines: int, delay_s: float) -> tuple[list[str], bool]:
-    """Work in a forked process, and kill it ``delay_s`` after it has written so many lines.
+    """Work in a forked process, and kill it ``delay_s`` after it has written ``lines`` lines.
 
     Counted in lines, because on a busy machine a time would often be over before anything has happened.
 
     Args:
         work: Writes to the file descriptor that it is given.
-        lines: After which the delay begins; 0: at the start.
-        delay_s: In seconds.
+        lines: Number of lines after which the delay begins; 0: at the start.
+        delay_s: Delay in seconds.
 
     Returns:
         All lines that it wrote, and whether it was killed before it ended.

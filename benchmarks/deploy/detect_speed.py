@@ -7,8 +7,8 @@ shape is the canvas's, so that neither pads. torchvision reads with Pillow and r
 file in ONNX Runtime, as the command runs it: in turn (`workers=0`) and with threads beside the network (`workers=2`).
 They take turns on a few images at a time, so that a busy machine is as busy for each.
 
-A nano detector on the same images tells the stages apart where the network is small, and images of 12 megapixels
-where decoding is not.
+A nano detector on the same images shows the stages where the network is small, and images of 12 megapixels where
+decoding is large.
 
     python -m benchmarks.deploy.detect_speed --data ../shared/data/aquarium --threads 2
 """
@@ -39,18 +39,18 @@ from smnas.inference.detect import detect_inputs
 from smnas.inference.inputs import Inputs
 from smnas.inference.pipeline import DetectOptions, StageTimes
 from smnas.inference.runtime import Model, load_model
-from smnas.models.blocks import StemKind
 from smnas.models.build import build_detector
 from smnas.models.layers import NormKind
 from smnas.space.architecture import Architecture
+from smnas.space.convolutions import StemKind
 from smnas.space.preset import load_space
 from smnas.training.checkpoint import Checkpoint, CheckpointInfo, save_checkpoint
 from smnas.training.recipe import load_recipe
 
-WIDTH, HEIGHT = 576, 768  # whole cells on every level, and the images' shape
+WIDTH, HEIGHT = 576, 768  # a whole number of positions on every level, and the images' shape
 RESNET18 = f"basicblock_64_11-21-21-21+fpn_2-6_256+rpn+rcnn_1024+{WIDTH}x{HEIGHT}"
 CLASSES = 7
-SCORE = 0.01  # what the exported file keeps, and torchvision is told to
+SCORE = 0.01  # the threshold of the exported file, and of torchvision here
 # torchvision's names to ours, as regular expressions of a name's beginning
 NAMES = {
     r"backbone\.body\.conv1\.": "backbone.stem.conv.",
@@ -69,7 +69,7 @@ NAMES = {
 
 
 def reference(paths: Sequence[Path]) -> FasterRCNN:
-    """Torchvision's model with weights that keep the scale of maps, and statistics of the images."""
+    """Torchvision's model with weights that keep the scale of feature maps, and statistics of the images."""
     torch.manual_seed(0)
     backbone = resnet_fpn_backbone(
         backbone_name="resnet18", weights=None, norm_layer=nn.BatchNorm2d, trainable_layers=5
@@ -146,7 +146,7 @@ def ours(model: Model, workers: int, quick_decode: bool = False) -> Callable[[Se
 
 @torch.inference_mode()
 def shared(model: FasterRCNN, file: Model, paths: Sequence[Path]) -> float:
-    """The share of torchvision's detections that the file finds too: of that class, with an IoU above 0.9."""
+    """The fraction of torchvision's detections that the file finds too: of that class, with an IoU above 0.9."""
     report = detect_inputs(file, Inputs(tuple(paths)), DetectOptions(SCORE, 1, 0))
     matched = total = 0
     for path, image in zip(paths, report.images, strict=True):
@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--turns", type=int, default=8)
-    parser.add_argument("--images", type=int, default=3, help="of one turn")
+    parser.add_argument("--images", type=int, default=3, help="per turn")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     paths = portraits(args.data, args.turns * args.images)
@@ -218,7 +218,7 @@ def main() -> None:
         print({name: (one["images_per_s"], one["detections_per_image"]) for name, one in large.items()}, flush=True)
         small = load_space("nano").baseline_architecture
         nano = exported(folder, small, None, args.threads)
-        # a turn of the small network is repeated, or it would be over before the clock can tell
+        # a turn of the small network is repeated, or it would be too short to time
         little = in_turns({"in turn": ours(nano, 0), "beside": ours(nano, 2)}, [group * 8 for group in groups])
         photos = []
         for path in paths[: args.images]:

@@ -13,15 +13,13 @@ from numpy.typing import NDArray
 from benchmarks.common.gpu_question import Answer, Setting
 from benchmarks.common.machine import one_line
 from benchmarks.common.turns import ratios, take_turns
-from benchmarks.training.trained import coco_folder, run_folder
-from profiler.errors import BackendUnavailableError, UserError
+from benchmarks.training.trained import coco_folder, originals_of, trained_checkpoint
+from profiler.errors import BackendUnavailableError
 from smnas.deploy.accuracy import evaluate_model
 from smnas.deploy.agreement import compare_detections
 from smnas.deploy.export import canvases, export_detector
 from smnas.inference.runtime import EagerDetector, EngineDetector, Model, OnnxDetector
-from smnas.training.checkpoint import CHECKPOINT_FILE
 
-_IMAGES = 32
 _ROUNDS = 9
 _RUNS = 50
 _BATCH = 8
@@ -38,14 +36,11 @@ def run(setting: Setting, answer: Answer) -> str:
     """
     if setting.device.kind != "cuda":
         raise BackendUnavailableError("an engine needs a GPU, but the device is the CPU")
-    checkpoint = run_folder(setting) / CHECKPOINT_FILE
-    if not checkpoint.is_file():
-        raise UserError("a detector trained on the device is needed, but the question trained_ap left none")
+    checkpoint = trained_checkpoint(setting)
     folder = coco_folder(setting)
     val = folder.split("val")
-    originals = [val.image(index) for index in range(min(len(val), 8 if setting.quick else _IMAGES))]
-    train = folder.split("train")
-    calibration = [train.image(index) for index in range(min(len(train), 8 if setting.quick else _IMAGES))]
+    originals = originals_of(val, setting)
+    calibration = originals_of(folder.split("train"), setting)
     models: dict[str, Model] = {"eager": EagerDetector(checkpoint, device=setting.place)}
     file = export_detector(checkpoint, setting.scratch / "engines.onnx", verify_images=originals)
     models["onnxruntime"] = OnnxDetector(file.path)

@@ -8,16 +8,14 @@ import torch
 
 from benchmarks.common.gpu_question import Answer, Setting
 from benchmarks.common.machine import one_line
-from benchmarks.training.trained import coco_folder, run_folder
+from benchmarks.training.trained import coco_folder, originals_of, trained_checkpoint
 from profiler.errors import UserError
 from smnas.deploy.agreement import compare_detections
 from smnas.deploy.export import canvases, export_detector
 from smnas.evaluation.predict import DetectionArrays, eager_detect
 from smnas.inference.runtime import OnnxDetector
 from smnas.models.build import deployable
-from smnas.training.checkpoint import CHECKPOINT_FILE, load_detector_checkpoint
-
-_IMAGES = 32
+from smnas.training.checkpoint import load_detector_checkpoint
 
 
 def run(setting: Setting, answer: Answer) -> str:
@@ -26,11 +24,9 @@ def run(setting: Setting, answer: Answer) -> str:
     Raises:
         UserError: there is no such checkpoint.
     """
-    checkpoint = run_folder(setting) / CHECKPOINT_FILE
-    if not checkpoint.is_file():
-        raise UserError("a detector trained on the device is needed, but the question trained_ap left none")
+    checkpoint = trained_checkpoint(setting)
     val = coco_folder(setting).split("val")
-    originals = [val.image(index) for index in range(min(len(val), 8 if setting.quick else _IMAGES))]
+    originals = originals_of(val, setting)
     report = export_detector(checkpoint, setting.scratch / "exported.onnx", verify_images=originals)
     answer.put(size_bytes=report.size_bytes, eager_cpu_against_onnxruntime_cpu=vars(report.agreement))
 

@@ -1,7 +1,8 @@
 """What does a batch bring in ONNX Runtime on a CPU, and what would an open batch axis cost?
 
-Of every checkpoint: the ONNX graph for 1, 4 and 8 images, and one whose first axis is open, run on as many. Processor
-time of an image, one thread, in turns, and whether the open graph finds what the fixed ones do on real images.
+Of every checkpoint: the ONNX graph for 1, 4 and 8 images, and one whose first axis is open, run on the same batches.
+Processor time of an image, one thread, in turns, and whether the open graph finds what the fixed ones do on real
+images.
 
     python -m benchmarks.training.overfit --data ../shared/data/aquarium-mini --out runs/overfit
     python -m benchmarks.deploy.exported_batch --data ../shared/data/aquarium-mini runs/overfit/*/checkpoint.pt
@@ -47,7 +48,7 @@ def open_graph(detector: Detector) -> onnx.ModelProto:
     )
 
 
-def ask(checkpoint: Path, originals: list[NDArray[np.uint8]], rounds: int) -> dict[str, Any]:
+def compare_graphs(checkpoint: Path, originals: list[NDArray[np.uint8]], rounds: int) -> dict[str, Any]:
     """Both kinds of graph of one checkpoint."""
     detector, info = load_detector_checkpoint(checkpoint)
     images = canvases(originals, *detector.input_size)
@@ -87,7 +88,7 @@ def main() -> None:
     args = parser.parse_args()
     val = CocoFolder(args.data).split("val")
     originals = [val.image(index) for index in range(max(BATCHES))]
-    rows = [ask(checkpoint, originals, args.rounds) for checkpoint in args.checkpoints]
+    rows = [compare_graphs(checkpoint, originals, args.rounds) for checkpoint in args.checkpoints]
     keep_answer("exported-batch", __doc__, {"detectors": rows}, backend="onnxruntime")
 
 

@@ -87,7 +87,7 @@ def run_session(session: Any, canvas: NDArray[np.uint8]) -> Sequence[NDArray[Any
     return found
 
 
-def ask(checkpoint: Path, data: Path, out: Path, rounds: int, engines: bool) -> dict[str, Any]:
+def compare_graphs(checkpoint: Path, data: Path, out: Path, rounds: int, engines: bool) -> dict[str, Any]:
     """Every precision of one checkpoint, in the graphs that an export writes."""
     folder = CocoFolder(data)
     val, train = folder.split("val"), folder.split("train")
@@ -170,7 +170,7 @@ def main() -> None:
     }
     with ProcessPoolExecutor(args.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         jobs = [
-            pool.submit(ask, checkpoint, data, args.out / str(number), args.rounds, not args.no_engines)
+            pool.submit(compare_graphs, checkpoint, data, args.out / str(number), args.rounds, not args.no_engines)
             for number, checkpoint in enumerate(args.checkpoints)
         ]
         for job in jobs:

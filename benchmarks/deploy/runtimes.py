@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.common.detectors import NANO_BASELINE, NUM_CLASSES, SMALL_BASELINE
+from benchmarks.common.detectors import NANO_BASELINE, SMALL_BASELINE, deployed
 from benchmarks.common.gpu_question import Answer, Setting
 from benchmarks.common.machine import one_line
 from benchmarks.common.turns import largest_error, ratios, take_turns
@@ -22,15 +22,13 @@ from profiler.graphs.export import to_onnx
 from profiler.timing.measurement import TimingSettings, measure
 from profiler.workload import Workload, random_inputs
 from smnas.latency.workloads import inference_workloads, whole_workload
-from smnas.models.build import build_detector, deployable
-from smnas.space.architecture import Architecture
 
 _ROUNDS = 9
 _ROUND = TimingSettings(relative_half_width=0.02, min_samples=8, max_samples=200, time_limit_s=0.4)
 
 
 def run_onnxruntime(setting: Setting, answer: Answer) -> str:
-    """Every step's outputs against eager on the same device, the wholes' latencies, and where the nodes ran.
+    """Every step's outputs against eager on the same device, end-to-end latencies, and where the nodes ran.
 
     Raises:
         BackendUnavailableError: ONNX Runtime, or its provider for the device, is not there.
@@ -42,8 +40,7 @@ def run_onnxruntime(setting: Setting, answer: Answer) -> str:
     if setting.quick:
         answer.skip("the small baseline", "--quick looks at the nano baseline only")
     for name in names:
-        torch.manual_seed(0)
-        detector = deployable(build_detector(Architecture.parse(name), NUM_CLASSES))
+        detector = deployed(name)
         steps = inference_workloads(detector)
         openers = onnxruntime.prepare_many([(step.module, random_inputs(step.inputs, 0)) for step in steps])
         failed, largest = 0, 0.0
@@ -68,7 +65,7 @@ def run_onnxruntime(setting: Setting, answer: Answer) -> str:
         answer.add("node_runs", {"architecture": name, "by_provider": _node_runs(setting, whole, onnxruntime)})
         texts.append(
             f"{len(steps) - failed} of {len(steps)} steps run, largest relative error {largest:.1e}, "
-            f"whole {ratio:.2f} times eager's speed"
+            f"end to end {ratio:.2f} times eager's speed"
         )
     return "; ".join(texts)
 

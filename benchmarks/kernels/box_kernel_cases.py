@@ -9,7 +9,7 @@ from torchvision.ops import MultiScaleRoIAlign, batched_nms
 
 from benchmarks.common.detectors import random_boxes
 from benchmarks.kernels.kernel_cases import Case, chosen_by, relative_error
-from kernels.dispatch import use
+from kernels.dispatch import Choice, use
 from kernels.nms import grouped_nms_mask, grouped_nms_mask_reference
 from kernels.roi_align import multi_level_roi_align, multi_level_roi_align_reference
 
@@ -18,7 +18,7 @@ _BINS = 7
 
 @dataclass(frozen=True)
 class PoolShape:
-    """What an RCNN head reads in a training step: maps of strides 4, 8, 16 and 32, and boxes of every image."""
+    """Inputs of an RCNN head in a training step: feature maps of strides 4, 8, 16 and 32, and boxes of every image."""
 
     batch: int
     channels: int
@@ -64,15 +64,15 @@ def _pooling_case(
     boxes_there, upstream_there = boxes.to(place), upstream.to(place)
     names = [str(stride) for stride in strides]
     theirs = MultiScaleRoIAlign(names, _BINS, 2, canonical_scale=int(shape.canonical_size))
-    some_images = [(shape.side, shape.side)] * shape.batch
+    sizes_of_images = [(shape.side, shape.side)] * shape.batch
 
     def ours() -> Tensor:
         return multi_level_roi_align(there, boxes_there, strides, _BINS, shape.canonical_size)
 
     def torchvisions() -> Tensor:
-        # it takes boxes of the maps' type, and halves are too coarse for them: in float32, as a user has to
+        # it takes boxes of the feature maps' type, and half precision is too coarse for them: in float32, as users do
         maps = {name: feature.float() for name, feature in zip(names, there, strict=True)}
-        pooled: Tensor = theirs(maps, list(boxes_there), some_images)
+        pooled: Tensor = theirs(maps, list(boxes_there), sizes_of_images)
         return pooled.to(dtype)
 
     def step(function: Callable[[], Tensor]) -> Callable[[], object]:
@@ -84,14 +84,14 @@ def _pooling_case(
 
         return run
 
-    def compare() -> dict[str, float]:
+    def compare(kernels: Choice) -> dict[str, float]:
         """Of the first image: the reference pools every box on every level, in float64."""
         exact = [feature[:1].double().requires_grad_() for feature in host]
         expected = multi_level_roi_align_reference(exact, boxes[:1].double(), strides, _BINS, shape.canonical_size)
         up = upstream[: shape.boxes]
         gradients = torch.autograd.grad(expected, exact, up.double())
         one = [feature[:1].to(place).contiguous(memory_format=layout).requires_grad_() for feature in host]
-        with use("triton"):
+        with use(kernels):
             found = multi_level_roi_align(one, boxes_there[:1], strides, _BINS, shape.canonical_size)
             computed = torch.autograd.grad(found, one, up.to(place))
         errors = {"value": relative_error(found, expected)}
@@ -101,7 +101,7 @@ def _pooling_case(
         }
 
     place_of = "channels-last" if layout is torch.channels_last else "contiguous"
-    # forward it depends on the boxes how much of the maps is read: the pooled maps are written in any case
+    # how much of the feature maps the forward pass reads depends on the boxes; it writes the pooled ones in any case
     elements = upstream.numel() * (2 if backward else 1)
     elements += sum(feature.numel() for feature in host) if backward else 0
     return Case(
@@ -139,8 +139,8 @@ def _nms_case(place: torch.device, batch: int, count: int, groups: int, side: fl
     def torchvisions() -> object:
         return [batched_nms(*one, threshold) for one in zip(*there, strict=True)]
 
-    def compare() -> dict[str, float]:
-        with use("triton"):
+    def compare(kernels: Choice) -> dict[str, float]:
+        with use(kernels):
             found = grouped_nms_mask(there[0][:1], there[1][:1], there[2][:1], threshold, side).cpu()
         expected = grouped_nms_mask_reference(boxes[:1], scores[:1], group[:1], threshold)
         return {"boxes of the first image kept or dropped otherwise": float((found != expected).sum())}

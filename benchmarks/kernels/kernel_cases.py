@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common.detectors import NANO_BASELINE, NUM_CLASSES, RESNET50, SMALL_BASELINE, TINY_DENSE
-from kernels.dispatch import use
+from kernels.dispatch import Choice, use
 from kernels.group_norm import group_norm_relu, group_norm_relu_reference
 from kernels.weight_standardization import weight_standardize, weight_standardize_all, weight_standardize_reference
 from smnas.models.build import build_detector
@@ -30,8 +30,9 @@ class Case:
         shape: Of its inputs, as text.
         dtype: Of its inputs.
         runs: By name what does the same work once: ``kernel``, ``eager``, others.
-        least_bytes: What has to be read and written, each map once; 0 where no such bound makes sense.
-        compare: The largest error of the kernel's values and gradients, relative to the largest value, by name.
+        least_bytes: Bytes to read and write, each feature map once; 0 where no such bound makes sense.
+        compare: By name, the largest error of values and gradients relative to the largest value, for a choice of
+            kernels.
     """
 
     operator: str
@@ -39,7 +40,7 @@ class Case:
     dtype: str
     runs: dict[str, Callable[[], object]]
     least_bytes: int
-    compare: Callable[[], dict[str, float]]
+    compare: Callable[[Choice], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,13 @@ def norm_cases(place: torch.device, *, quick: bool) -> Iterator[Case]:
     else:
         paper, small = norm_shapes(PAPER_BASELINE, 4), norm_shapes(SMALL_BASELINE, 16)
         nano = norm_shapes(NANO_BASELINE, 8)
-        # every kind of cut: maps of hundreds of megabytes, of a few, and so small that launching is what takes time
+        # feature maps of hundreds of megabytes, of a few, and so small that launching takes the time
         shapes = [*paper[:3], *paper[len(paper) // 2 :: 4], *small[:2], small[-1], nano[0], nano[-1]]
         dtypes, layouts = [torch.bfloat16, torch.float32], [torch.channels_last, torch.contiguous_format]
     for dtype in dtypes:
         for layout in layouts:
             for number, shape in enumerate(shapes):
-                # compiling takes seconds a shape: the largest ones in bf16 tell
+                # compiling takes seconds a shape: the largest ones in bf16 are enough
                 compiled = number < (1 if quick else 3) and dtype is dtypes[0] and layout is layouts[0]
                 for backward in (False, True):
                     yield _norm_case(place, shape, dtype, layout, backward=backward, compiled=compiled)
@@ -118,7 +119,7 @@ def _norm_case(
         return [at[name] for name in ("x", "weight", "bias", *(("residual",) if shape.residual else ()))]
 
     def step(function: Callable[..., Tensor]) -> object:
-        # PyTorch's GroupNorm takes weights of the maps' type on a GPU
+        # PyTorch's GroupNorm takes weights of the feature maps' type on a GPU
         cast = {"weight": there["weight"].to(dtype), "bias": there["bias"].to(dtype)} if function is torchs else {}
         if not backward:
             with torch.no_grad():
@@ -135,11 +136,11 @@ def _norm_case(
     kind = f"{'+add' if shape.residual else ''}{'+relu' if shape.relu else ''}"
     place_of = "channels-last" if layout is torch.channels_last else "contiguous"
 
-    def compare() -> dict[str, float]:
+    def compare(kernels: Choice) -> dict[str, float]:
         exact = {name: tensor.detach().double().requires_grad_(name != "upstream") for name, tensor in there.items()}
         expected = value(exact, group_norm_relu_reference)
         gradients = torch.autograd.grad(expected, leaves(exact), exact["upstream"])
-        with use("triton"):
+        with use(kernels):
             found = value(there, group_norm_relu)
             theirs = torch.autograd.grad(found, leaves(there), there["upstream"])
         names = ["value", *(f"gradient of {name}" for name in ("x", "weight", "bias", "residual"))]
@@ -180,11 +181,11 @@ def _standardization_case(architecture: str, weights: list[Tensor], upstream: li
     def singly() -> object:
         return torch.autograd.grad([weight_standardize(weight) for weight in weights], weights, upstream)
 
-    def compare() -> dict[str, float]:
+    def compare(kernels: Choice) -> dict[str, float]:
         exact = [weight.detach().double().requires_grad_() for weight in weights]
         expected = [weight_standardize_reference(weight) for weight in exact]
         gradients = torch.autograd.grad(expected, exact, [one.double() for one in upstream])
-        with use("triton"):
+        with use(kernels):
             found = weight_standardize_all(weights)
             theirs = torch.autograd.grad(found, weights, upstream)
         return {
@@ -203,7 +204,7 @@ def _standardization_case(architecture: str, weights: list[Tensor], upstream: li
     )
 
 
-def chosen_by(kernels: Any, run: Callable[[], object]) -> Callable[[], object]:
+def chosen_by(kernels: Choice, run: Callable[[], object]) -> Callable[[], object]:
     def chosen() -> object:
         with use(kernels):
             return run()

@@ -9,12 +9,13 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.common.detectors import NANO_BASELINE, prepared_batch
+from benchmarks.common.detectors import NANO_BASELINE, TINY_DENSE, prepared_batch
 from benchmarks.common.gpu_question import Answer, Setting
 from benchmarks.common.machine import one_line
 from benchmarks.common.turns import interval, ratios, take_turns
@@ -26,13 +27,6 @@ from profiler.timing.measurement import CudaTimer, Timer, WallTimer
 from smnas.models.layers import NormKind
 from smnas.space.architecture import Architecture
 
-CASES: tuple[Callable[..., Iterator[Case]], ...] = (
-    # the many last: should the time end, some of every operator have been measured
-    nms_cases,
-    standardization_cases,
-    pooling_cases,
-    norm_cases,
-)
 AIMS = {
     "kernel against eager": 2.0,
     "share of bandwidth": 0.7,
@@ -43,7 +37,6 @@ AIMS = {
 """What a kernel must reach to become the default."""
 _SPAN_MS = 2.0  # runs of one turn together, so that the clock's own cost does not count
 _ROUNDS = 9
-TINY = "basicblock_8_1-2+fpn_2-3_8+norpn+retina_8_1+64x64"
 
 
 def run(setting: Setting, answer: Answer) -> str:
@@ -56,20 +49,51 @@ def run(setting: Setting, answer: Answer) -> str:
     return "; ".join(parts)
 
 
+def run_operators(setting: Setting, answer: Answer) -> str:
+    """The same cases with the default choice of kernels: are values and gradients those of the references?"""
+    largest: dict[str, float] = {}
+    failed = 0
+    for case in _cases(setting, answer, setting.deadline):
+        row: dict[str, Any] = {"operator": case.operator, "shape": case.shape, "dtype": case.dtype}
+        try:
+            row["relative_error"] = case.compare("measured")
+            if case.dtype == "float32":
+                largest[case.operator] = max(largest.get(case.operator, 0.0), *row["relative_error"].values())
+        except Exception as error:  # noqa: BLE001 - an operator that does not run is this case's answer
+            failed += 1
+            row["failed"] = one_line(error)
+        answer.add("rows", row)
+    errors = ", ".join(f"{operator} {error:.1e}" for operator, error in largest.items())
+    return f"largest float32 errors: {errors}; {failed} cases failed"
+
+
+def _cases(setting: Setting, answer: Answer, deadline: float) -> Iterator[Case]:
+    """One case of every operator, then the next ones, until the deadline."""
+    kinds = [
+        cases(setting.place, quick=setting.quick)
+        for cases in (nms_cases, standardization_cases, pooling_cases, norm_cases)
+    ]
+    left = 0
+    for case in (case for of_each in zip_longest(*kinds) for case in of_each if case is not None):
+        if time.monotonic() < deadline:
+            yield case
+        else:
+            left += 1
+    if left:
+        answer.skip(f"{left} cases", "the time was over")
+
+
 def _time_cases(setting: Setting, answer: Answer, deadline: float) -> str:
     timer: Timer = CudaTimer(setting.device.index) if setting.device.kind == "cuda" else WallTimer()
     source = torch.empty((1 if setting.quick else 256) * 2**20 // 4, device=setting.place)
     target = torch.empty_like(source)
     reached: dict[str, list[float]] = {}
-    failed = left = 0
+    failed = 0
     worst = 0.0
-    for case in (case for cases in CASES for case in cases(setting.place, quick=setting.quick)):
-        if time.monotonic() > deadline:
-            left += 1
-            continue
+    for case in _cases(setting, answer, deadline):
         row: dict[str, Any] = {"operator": case.operator, "shape": case.shape, "dtype": case.dtype}
         try:
-            row["relative_error"] = case.compare()
+            row["relative_error"] = case.compare("triton")
             runs = {**case.runs, "copy": lambda: target.copy_(source)}
             times = _in_turns(runs, timer, rounds=2 if setting.quick else _ROUNDS)
             row |= _figures(case, times, 2 * source.numel() * 4)
@@ -80,8 +104,6 @@ def _time_cases(setting: Setting, answer: Answer, deadline: float) -> str:
             failed += 1
             row["failed"] = one_line(error)
         answer.add("rows", row)
-    if left:
-        answer.skip(f"{left} cases", "the time was over")
     speeds = ", ".join(f"{operator} {min(found):.2f} to {max(found):.2f}" for operator, found in reached.items())
     return f"times eager's speed: {speeds}; largest float32 error {worst:.1e}; {failed} cases failed"
 
@@ -123,7 +145,7 @@ def _figures(case: Case, times: dict[str, list[float]], copied_bytes: int) -> di
 
 def _time_steps(setting: Setting, answer: Answer, deadline: float) -> str:
     """Whole training steps: with kernels, without, and of the same detector with BatchNorm."""
-    architecture, batch_size, steps = (TINY, 1, 1) if setting.quick else (PAPER_BASELINE, 4, 2)
+    architecture, batch_size, steps = (TINY_DENSE, 1, 1) if setting.quick else (PAPER_BASELINE, 4, 2)
     parsed = Architecture.parse(architecture)
     batch = prepared_batch(parsed, batch_size)
     variants: dict[str, tuple[Choice, NormKind]] = {
@@ -171,7 +193,7 @@ def _time_steps(setting: Setting, answer: Answer, deadline: float) -> str:
 
 def _train_alike(setting: Setting, answer: Answer) -> str:
     """Losses of one training with and without kernels, beside those of the same training twice without."""
-    architecture, batch_size, steps = (TINY, 1, 3) if setting.quick else (NANO_BASELINE, 8, 200)
+    architecture, batch_size, steps = (TINY_DENSE, 1, 3) if setting.quick else (NANO_BASELINE, 8, 200)
     parsed = Architecture.parse(architecture)
     batch = prepared_batch(parsed, batch_size)
     variants: dict[str, Choice] = {"without": "torch", "with": "triton", "without again": "torch"}

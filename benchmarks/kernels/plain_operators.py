@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common.answers import argument_parser, keep_answer
-from benchmarks.common.detectors import crowded_boxes
+from benchmarks.common.detectors import crowded_boxes, deployed
 from benchmarks.common.turns import processor_ms, ratios
 from kernels.nms import nms_mask
 from kernels.roi_align import multi_level_roi_align
@@ -22,10 +22,7 @@ from profiler.backends.onnxruntime import OnnxRuntimeSession
 from profiler.graphs.export import to_onnx
 from profiler.workload import random_inputs
 from smnas.latency.workloads import whole_workload
-from smnas.models.build import build_detector, deployable
-from smnas.space.architecture import Architecture
 
-CLASSES = 3
 DETECTORS = (
     "basicblock_16_11-21-21+fpn_2-4_48+rpn+rcnn_128+128x128",
     "basicblock_16_11-21-21+fpn_2-4_48+rpn+cascade_3_128+128x128",
@@ -62,8 +59,7 @@ def cases() -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
         name = f"pooling of {count} boxes, {channels} channels, {side} pixels"
         found[name] = Pool(), (crowded_boxes(count, float(side)), *maps)
     for text in DETECTORS:
-        torch.manual_seed(0)
-        whole = whole_workload(deployable(build_detector(Architecture.parse(text), CLASSES)))
+        whole = whole_workload(deployed(text))
         found[text] = whole.module, random_inputs(whole.inputs, 0)
     return found
 

@@ -5,9 +5,8 @@ import statistics
 from typing import Any
 
 import numpy as np
-import torch
 
-from benchmarks.common.detectors import NANO_BASELINE, NUM_CLASSES
+from benchmarks.common.detectors import NANO_BASELINE, deployed
 from benchmarks.common.gpu_question import Answer, Setting
 from benchmarks.common.machine import one_line
 from benchmarks.common.turns import largest_error
@@ -18,8 +17,6 @@ from profiler.timing.cold import flusher
 from profiler.timing.measurement import TimingSettings, measure
 from profiler.workload import Workload, random_inputs
 from smnas.latency.workloads import inference_workloads, whole_workload
-from smnas.models.build import build_detector, deployable
-from smnas.space.architecture import Architecture
 
 _TIMING = TimingSettings(relative_half_width=0.005, time_limit_s=0.5, max_samples=600)
 _OTHERS = ("compile", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt_rtx", "tensorrt")
@@ -27,8 +24,7 @@ _OTHERS = ("compile", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt_rtx"
 
 def run(setting: Setting, answer: Answer) -> str:
     """Ten workloads by three clocks; then, of a few, cold runs, builds anew and the backends beside eager."""
-    torch.manual_seed(0)
-    detector = deployable(build_detector(Architecture.parse(NANO_BASELINE), NUM_CLASSES))
+    detector = deployed(NANO_BASELINE)
     workloads = [whole_workload(detector), *inference_workloads(detector)][: 3 if setting.quick else 10]
     eager = get_backend("eager", setting.device)
     differences: dict[str, list[float]] = {}

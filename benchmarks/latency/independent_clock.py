@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks.common.answers import argument_parser, keep_answer
+from benchmarks.common.detectors import deployed
 from profiler.backends import get_backend
 from profiler.backends.onnxruntime import OnnxRuntimeBackend, session_options
 from profiler.graphs.export import to_onnx
@@ -34,7 +34,6 @@ from profiler.precision import typed_copy
 from profiler.timing.measurement import TimingSettings, measure
 from profiler.workload import random_inputs
 from smnas.latency.workloads import whole_workload
-from smnas.models.build import build_detector, deployable
 from smnas.space.architecture import Architecture
 from smnas.space.preset import load_space
 
@@ -79,8 +78,7 @@ def compare(architecture: Architecture, rounds: int) -> dict[str, Any]:
     backend = get_backend("onnxruntime")
     if not isinstance(backend, OnnxRuntimeBackend):
         raise TypeError(f"the onnxruntime backend is an OnnxRuntimeBackend, but got {type(backend).__name__}")
-    torch.manual_seed(0)
-    whole = whole_workload(deployable(build_detector(architecture, 80)))
+    whole = whole_workload(deployed(str(architecture), 80))
     inputs = random_inputs(whole.inputs, 0)
     ours = backend.prepare(whole.module, inputs)
     copied, typed = typed_copy(whole.module, inputs, "fp32", "cpu")
@@ -123,7 +121,7 @@ def compare(architecture: Architecture, rounds: int) -> dict[str, Any]:
 
 
 def loop_ms(session: Any, feeds: dict[str, Any]) -> float:
-    """Median of a plain loop after as many runs for warming up."""
+    """Median of a plain loop of 60 runs after 60 for warming up."""
     samples = []
     for _ in range(2 * _LOOP_RUNS):
         start = time.perf_counter()

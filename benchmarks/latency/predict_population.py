@@ -1,9 +1,9 @@
-"""How many predictions of whole detectors does a core make in a minute, and do they equal the one-by-one path?
+"""How many predictions of end-to-end latency does a core make in a minute, and do they equal the one-by-one path?
 
 Draws detectors of a preset, reads their blocks' keys, fills a table with a row for each block (their latencies do not
 matter here, so they are drawn, not measured), and predicts a population of a million drawn from them: keys are looked
-up in the table, summed, calibrated and given intervals, a detector that comes twice as if it were another. Asked
-several times, in one process and one thread.
+up in the table, summed, calibrated and given intervals, a detector that comes twice as if it were another. Several
+rounds, in one process and one thread.
 
     OMP_NUM_THREADS=1 python -m benchmarks.latency.predict_population
 """

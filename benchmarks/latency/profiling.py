@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
-from benchmarks.common.detectors import NANO_BASELINE, NUM_CLASSES, SMALL_BASELINE
+from benchmarks.common.detectors import NANO_BASELINE, SMALL_BASELINE, deployed
 from benchmarks.common.gpu_question import Answer, Setting
 from profiler.backends import get_backend
 from profiler.measuring.profile import ProfileSettings, measurement_target, profile_workloads
@@ -16,8 +15,6 @@ from profiler.table.latency_table import LatencyTable, Row
 from profiler.timing.measurement import TimingSettings
 from profiler.workload import Workload
 from smnas.latency.workloads import inference_workloads, whole_workload
-from smnas.models.build import build_detector, deployable
-from smnas.space.architecture import Architecture
 
 NANO_CANDIDATES = (
     "basicblock_8_1-21-21-21+c4+rpn+rcnn_128+96x96",
@@ -31,14 +28,13 @@ NANO_CANDIDATES = (
 
 
 def run(setting: Setting, answer: Answer) -> str:
-    """Profile parts and wholes twice, predict each whole from a fit on the others, compare the two tables."""
+    """Profile blocks and detectors twice, predict each detector from a fit on the others, compare the two tables."""
     names: tuple[str, ...] = (*NANO_CANDIDATES, SMALL_BASELINE)
     if setting.quick:
         names = (NANO_CANDIDATES[0], NANO_CANDIDATES[2], NANO_BASELINE)
         answer.skip("four of the candidates and the small baseline", "--quick profiles three detectors")
     backend = get_backend("eager", setting.device)
-    torch.manual_seed(0)
-    detectors = [deployable(build_detector(Architecture.parse(name), NUM_CLASSES)) for name in names]
+    detectors = [deployed(name) for name in names]
     parts = [inference_workloads(detector) for detector in detectors]
     wholes = [whole_workload(detector) for detector in detectors]
     part_timing = TimingSettings(time_limit_s=0.05 if setting.quick else 0.25, max_samples=400)
@@ -104,14 +100,14 @@ def _predict(
     wholes: Sequence[Workload],
     rows: dict[str, Row],
 ) -> str:
-    """Each whole from a fit on all the others."""
+    """Each detector from a fit on all the others."""
     usable = [
         (name, sum_parts([part.key for part in of_one], rows), rows[whole.key])
         for name, of_one, whole in zip(names, parts, wholes, strict=True)
         if rows[whole.key].status == "ok" and all(rows[part.key].status == "ok" for part in of_one)
     ]
     for name in set(names) - {name for name, _, _ in usable}:
-        answer.add("predictions", {"architecture": name, "failed": "the whole or one of its parts has no latency"})
+        answer.add("predictions", {"architecture": name, "failed": "the detector or one of its blocks has no latency"})
     measured = [row.median_ms or 0.0 for _, _, row in usable]
     errors, inside = [], 0
     for index, (name, total, row) in enumerate(usable):
@@ -145,7 +141,7 @@ def _predict(
     )
     worst = f", at most {max(errors):.1%}" if errors else ""
     middle = f"{np.median(errors):.1%}" if errors else "none"
-    return f"{len(usable)} wholes predicted, median error {middle}{worst}, {inside} inside their intervals"
+    return f"{len(usable)} detectors predicted, median error {middle}{worst}, {inside} inside their intervals"
 
 
 def _compare(answer: Answer, first: dict[str, Row], second: dict[str, Row]) -> str:

@@ -36,7 +36,7 @@ from smnas.space.preset import load_space
 SPACE = load_space("nano")
 ENCODING = Encoding(SPACE)
 STRATEGIES = ("sm-nas", "halving", "regularized-evolution")
-MADE = "training runs.txt"  # a line for every training that was finished, beside the study
+MADE = "training runs.txt"  # a line for every finished training run, beside the study
 
 
 class NotingScorer(InstantScorer):
@@ -99,8 +99,8 @@ def completed(folder: Path) -> set[str]:
     }
 
 
-def trainings(folder: Path) -> Counter[str]:
-    """How often each training was made."""
+def runs_made(folder: Path) -> Counter[str]:
+    """How often each training run was made."""
     return Counter((folder / MADE).read_text().splitlines()) if (folder / MADE).exists() else Counter()
 
 
@@ -129,10 +129,10 @@ def main() -> int:
                 if not killed:
                     break
                 if trials.known:
-                    settled = {key: settled.get(key, trainings(folder)[key]) for key in completed(folder)}
+                    settled = {key: settled.get(key, runs_made(folder)[key]) for key in completed(folder)}
                 finished_at_kill.append(len(trials.known))
             search(whole, strategy, seed)
-            made = trainings(folder)
+            made = runs_made(folder)
             repeated += sum(made[key] != count for key, count in settled.items())
             # What a kill hits between the end of a training run and that of its trial is made again here; real
             # training finds its checkpoint then.

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, median, stdev
 
-import torch
-
 from benchmarks.common.answers import argument_parser, keep_answer
+from benchmarks.common.detectors import deployed
 from benchmarks.common.training_runs import training_workers
 from benchmarks.common.turns import processor_ms
 from profiler.backends import Backend, get_backend
@@ -23,7 +22,6 @@ from profiler.workload import random_inputs
 from smnas.data.coco import CocoFolder
 from smnas.latency.detector_latency import DetectorLatency
 from smnas.latency.workloads import detector_workloads, whole_workload
-from smnas.models.build import build_detector, deployable
 from smnas.scoring.base import Score
 from smnas.scoring.entropy import detector_entropy
 from smnas.scoring.workers.processes import Job
@@ -40,8 +38,7 @@ def in_turns(architectures: Sequence[Architecture], classes: int, runner: Backen
     """Median end-to-end processor time, in turns: a busy machine makes neither look slower."""
     sessions = {}
     for architecture in architectures:
-        torch.manual_seed(0)
-        whole = whole_workload(deployable(build_detector(architecture, classes)))
+        whole = whole_workload(deployed(str(architecture), classes))
         sessions[str(architecture)] = runner.prepare(whole.module, random_inputs(whole.inputs, 0))
     return {name: median(times) for name, times in processor_ms(sessions, rounds=9).items()}
 

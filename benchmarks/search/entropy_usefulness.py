@@ -2,8 +2,8 @@
 
 Reads trained detectors from finished searches (run folders), kept answers of searches, answers of rank_budget.py and
 tables of trained_table.py, and prints Kendall's tau with AP for the entropy and its controls, over all detectors of one
-budget and inside a narrow band of FLOPs and of latency. Detectors of different sources or budgets are never mixed:
-their APs do not compare.
+number of epochs and inside a narrow band of FLOPs and of latency. Detectors of different sources or numbers of epochs
+are never mixed: their APs do not compare.
 
     python -m benchmarks.search.entropy_usefulness benchmarks/results/search/rank-*.json runs/my-run --table latency.db
 """

@@ -176,7 +176,7 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--problems", default="", help="names, joined by commas; all of them without it")
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--trials", type=int, default=60, help="whole training runs, baseline aside")
+    parser.add_argument("--trials", type=int, default=60, help="completed training runs, baseline aside")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--keep", action="store_true", help="keep an answer for each problem")
     args = parser.parse_args()

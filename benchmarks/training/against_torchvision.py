@@ -1,17 +1,17 @@
 """Is this project's recipe worth choosing over torchvision's reference, on a data set of one's own?
 
-Trains the same architecture (Faster R-CNN on ResNet-18-FPN; ``--backbone resnet50``) on the same images, as many of
-them, from scratch: with this project's model and recipe, and with torchvision's model and the numbers of its reference
-training (``torchvision_reference.py``). AP of both by pycocotools through the same code; images per second measured in
-turns, each in its own precision.
+Trains the same architecture (Faster R-CNN on ResNet-18-FPN; ``--backbone resnet50``) on the same images for the same
+number of epochs, from scratch: with this project's model and recipe, and with torchvision's model and the numbers of
+its reference training (``torchvision_reference.py``). AP of both by pycocotools through the same code; images per
+second measured in turns, each in its own precision.
 
     python -m benchmarks.training.against_torchvision --data ../shared/data/aquarium --epochs 20 --out runs/torchvision
 
-That is hours of both cores, so it comes in parts: the speed, and a training of each contender with each seed. A part
-goes on at its last finished epoch, stays in ``--out`` when it is done and is not done again; ``--only`` and ``--seed``
-choose some. Started twice, the two share the parts, one core each with ``OMP_NUM_THREADS=1``. A training that diverges
-is a result as well: it is kept, counted, and the next seed takes its place. When all parts are there the answer is
-kept; until then the missing ones are named.
+That is hours of both cores, so it comes in parts: the speed, and a training run of each contender with each seed. A
+part resumes at its last finished epoch, stays in ``--out`` when it is done and is not done again; ``--only`` and
+``--seed`` choose some. Started twice, the two processes share the parts, one core each with ``OMP_NUM_THREADS=1``. A
+run that diverges is a result too: it is kept and counted, and the next seed takes its place. When all parts are done
+the answer is kept; until then the missing ones are listed.
 """
 
 import argparse
@@ -82,7 +82,7 @@ class Part:
         return str(json.loads(file.read_text())["reason"]) if file.exists() else None
 
 
-def trainings(contender: str, count: int, out: Path) -> tuple[list[Part], list[Part]]:
+def training_parts(contender: str, count: int, out: Path) -> tuple[list[Part], list[Part]]:
     """The first ``count`` training runs of a contender that have not failed, and those before them that have."""
     good: list[Part] = []
     failed: list[Part] = []
@@ -175,7 +175,7 @@ def answer(out: Path, seeds: int, settings: Mapping[str, Any]) -> dict[str, Any]
     seconds = speed["seconds"]
     parts, failed = {}, {}
     for contender in CONTENDERS:
-        parts[contender], failed[contender] = trainings(contender, seeds, out)
+        parts[contender], failed[contender] = training_parts(contender, seeds, out)
     metrics = {c: [json.loads(part.file(out).read_text()) for part in of_both] for c, of_both in parts.items()}
     curves = {c: [read_curve(part.folder(out) / CURVE_FILE) for part in of_both] for c, of_both in parts.items()}
     return {
@@ -195,7 +195,7 @@ def answer(out: Path, seeds: int, settings: Mapping[str, Any]) -> dict[str, Any]
 
 def every(args: argparse.Namespace) -> list[Part]:
     """All parts of the answer as far as it is known which training runs fail."""
-    of_both = [trainings(contender, args.seeds, args.out)[0] for contender in CONTENDERS]
+    of_both = [training_parts(contender, args.seeds, args.out)[0] for contender in CONTENDERS]
     return [Part(SPEED), *(part for of_seed in zip(*of_both, strict=True) for part in of_seed)]
 
 

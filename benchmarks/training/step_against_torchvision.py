@@ -1,4 +1,4 @@
-"""How many images a second does a training step take in, beside torchvision's own Faster R-CNN, and what costs what?
+"""How many images per second does a training step process, beside torchvision's own Faster R-CNN, and what costs what?
 
 The same architecture (ResNet-50-FPN, 512 pixels) on the same prepared images, in turns in random order. Torchvision's
 step is that of its reference training script (``torchvision_reference.py``), ours the project's own with the recipe

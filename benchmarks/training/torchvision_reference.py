@@ -55,7 +55,7 @@ def reference_optimizer(model: FasterRCNN) -> torch.optim.SGD:
 
 
 def reference_rate(epoch: int, step: int, steps: int, epochs: int) -> float:
-    """The learning rate of one step, both numbered from 0, in a training of ``epochs`` epochs of ``steps`` steps."""
+    """The learning rate of one step, both numbered from 0, in a run of ``epochs`` epochs of ``steps`` steps."""
     rate = PEAK_LEARNING_RATE * 0.1 ** sum(epoch >= round(share * epochs) for share in (16 / 26, 22 / 26))
     warmup = min(1000, steps - 1)
     return rate if epoch or step >= warmup else rate * (0.001 + 0.999 * step / warmup)
@@ -95,10 +95,10 @@ def train_reference(
     evaluate: Callable[[DetectFunction], dict[str, float]],
     on_epoch: Callable[[EpochLog], None],
 ) -> DetectFunction:
-    """Train to the end, or go on from the last finished epoch that ``folder`` holds.
+    """Train to the end, resuming from the last finished epoch in ``folder``.
 
-    Every random number of an epoch comes from the seed and the epoch's number, as in this project's own training: what
-    is resumed ends as if nobody had stopped it.
+    Every random number of an epoch comes from the seed and the epoch's number, as in this project's own training: a
+    resumed run ends as an uninterrupted one.
 
     Args:
         dataset: The training split.

@@ -4,16 +4,20 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from benchmarks.common.detectors import NANO_BASELINE
 from benchmarks.common.gpu_question import Answer, Setting
 from benchmarks.common.machine import one_line
-from smnas.data.coco import CocoFolder
+from profiler.errors import UserError
+from smnas.data.coco import CocoFolder, DetectionDataset
 from smnas.data.shapes import generate_shapes
 from smnas.evaluation.predict import eager_detect, evaluate
 from smnas.models.build import build_detector
 from smnas.space.architecture import Architecture
+from smnas.training.checkpoint import CHECKPOINT_FILE
 from smnas.training.curve import StepLog
 from smnas.training.fit import fit
 from smnas.training.recipe import Recipe, load_recipe
@@ -25,7 +29,7 @@ _EVALUATION_S = 10.0
 
 
 class OverTimeError(Exception):
-    """A training that would not be done in time."""
+    """A training run that would not end in time."""
 
 
 def coco_folder(setting: Setting) -> CocoFolder:
@@ -37,9 +41,21 @@ def coco_folder(setting: Setting) -> CocoFolder:
     return CocoFolder(generate_shapes(setting.scratch / "shapes"))
 
 
-def run_folder(setting: Setting) -> Path:
-    """Where the detector trained on the device in float32 with seed 0 is kept."""
-    return setting.scratch / f"trained-{setting.device.kind}-off-0"
+def trained_checkpoint(setting: Setting) -> Path:
+    """The checkpoint of the detector trained on the device in float32 with seed 0.
+
+    Raises:
+        UserError: there is none.
+    """
+    checkpoint = setting.scratch / f"trained-{setting.device.kind}-off-0" / CHECKPOINT_FILE
+    if not checkpoint.is_file():
+        raise UserError("a detector trained on the device is needed, but the question trained_ap left none")
+    return checkpoint
+
+
+def originals_of(split: DetectionDataset, setting: Setting) -> list[NDArray[np.uint8]]:
+    """The first 32 images of a split, or 8 in a quick look."""
+    return [split.image(index) for index in range(min(len(split), 8 if setting.quick else 32))]
 
 
 def run(setting: Setting, answer: Answer) -> str:
@@ -73,10 +89,10 @@ def run(setting: Setting, answer: Answer) -> str:
             continue
         started = time.monotonic()
         try:
-            # a CPU that is too slow for this must leave time for the other trainings
+            # a CPU that is too slow for this must leave time for the other runs
             budget_s = setting.left_s * (0.6 if place == "cpu" and kind == "cuda" else 1.0) - _EVALUATION_S
             row = _train(setting, folder, recipe.with_(amp=amp), place, seed, budget_s)
-        except Exception as error:  # noqa: BLE001 - a training that fails is its own answer
+        except Exception as error:  # noqa: BLE001 - a run that fails is its own answer
             row = {"failed": one_line(error)}
         else:
             found[job] = row["metrics"]["ap"]

@@ -1,4 +1,4 @@
-"""What a problem is, and playing one strategy on it as the search's loop would."""
+"""Problems without training, and the search's loop on one of them."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -26,26 +26,26 @@ class Problem(Protocol):
     best_hypervolume: float
 
     def latency_ms(self, design: Any) -> float:
-        """What is known before anything is trained."""
+        """Known before any training."""
 
     def ap(self, design: Any, epoch: int, seed: int) -> float:
-        """What a training shows after ``epoch`` epochs, with its noise."""
+        """AP of a training run after ``epoch`` epochs, with its noise."""
 
     def true_ap(self, design: Any) -> float:
-        """What the whole training shows without noise: what a search is judged by."""
+        """AP of a completed run without noise, by which a search is judged."""
 
     def may_skip(self, design: Any, latency_ms: float, trained: Sequence[Candidate]) -> bool:
-        """Whether the loop would leave a design out untrained."""
+        """Whether the loop would prune a design before training it."""
 
 
 def stops(epochs: int) -> list[int]:
-    """Where it is looked at what a short training tells: a ninth and a third, from three epochs on, and the whole."""
+    """Rungs of a training run: a ninth and a third of its epochs, where that is three or more, and its end."""
     return sorted({stop for stop in (epochs // 9, epochs // 3) if stop >= 3} | {epochs})
 
 
 @dataclass(frozen=True)
 class Played:
-    """Hypervolume as a share of the best that is known, after every epoch spent, and the seconds of asking."""
+    """Hypervolume as a fraction of the best known one after every epoch spent, and the seconds that proposals took."""
 
     epochs: np.ndarray
     share: np.ndarray
@@ -55,7 +55,7 @@ class Played:
 
 
 def play(make: Callable[[Problem, int], Strategy], problem: Problem, trials: int, seed: int) -> Played:
-    """Spend ``trials`` whole training runs' epochs."""
+    """Spend the epochs of ``trials`` completed training runs."""
     history = History()
     spent, asks, seconds = 0, 0, 0.0
     budget = trials * problem.epochs

@@ -1,7 +1,7 @@
 """A search over detectors that were trained before: AP and latency come from a table that ``trained_table.py`` made.
 
 Strategies propose from the whole space; a proposal becomes the row of the table whose features are nearest, so every
-strategy sees the same few hundred detectors. What the loop leaves out by the partial order is left out here, too.
+strategy sees the same few hundred detectors. What the loop prunes by the partial order is pruned here too.
 """
 
 import json
