@@ -3,7 +3,9 @@
 Weights are signed, with zero at zero and a scale for every channel. The ranges of maps come from calibration images,
 by ONNX Runtime's own quantiser. How maps are written depends on who computes: TensorRT takes signed integers with zero
 at zero; ONNX Runtime multiplies unsigned ones by signed weights faster than signed ones, and a zero point leaves
-maps that are never negative their whole eighth bit.
+feature maps that are never negative their whole eighth bit. Its weights have seven bits: on x86 processors without VNNI
+a sum of two products of eight by eight bits saturates 16 bits (ONNX Runtime's documentation, "Quantize ONNX models"),
+and a file has to be right on every processor.
 """
 
 import tempfile
@@ -115,6 +117,7 @@ def quantized_onnx(
                 op_types_to_quantize=kinds,
                 nodes_to_quantize=sorted(nodes),
                 per_channel=True,
+                reduce_range=not symmetric,
                 activation_type=quantization.QuantType.QInt8 if symmetric else quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
                 extra_options=extra,
