@@ -11,8 +11,8 @@ from profiler.errors import UserError
 from smnas.cli.terminal.console import Output, show_table
 from smnas.cli.terminal.options import JsonOption, QuietOption, examples
 from smnas.cli.terminal.progress import PhaseSteps
-from smnas.cli.training_device import training_device
 from smnas.inference.model_file import ModelOption, model_file
+from smnas.training.device import training_device
 
 if TYPE_CHECKING:
     from smnas.inference.results import DetectReport, FrameResult, ImageResult, VideoResult

@@ -9,8 +9,8 @@ from smnas.cli.metrics import show_metrics
 from smnas.cli.terminal.console import Output
 from smnas.cli.terminal.options import DataOption, DropBadBoxesOption, JsonOption, QuietOption, examples
 from smnas.cli.terminal.progress import Steps
-from smnas.cli.training_device import training_device
 from smnas.inference.model_file import ModelOption, model_file
+from smnas.training.device import training_device
 
 __all__ = ["EXAMPLES", "evaluate"]
 

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from profiler.errors import UserError
-from smnas.cli import latency_tables
+from smnas.cli import table as latency_tables
 from smnas.cli.terminal.audit_display import show_audit
 from smnas.cli.terminal.console import Output, show_facts, show_table
 from smnas.cli.terminal.options import (
@@ -179,7 +179,7 @@ def profile(
         space = load_space(preset or "nano")
         wanted = profiling.given(arch) if arch else profiling.structures_of(space, sample, seed)
         if build_engines is not None:
-            from smnas.cli import engines
+            from smnas.latency import engines
 
             with Steps(output, "detectors covered") as steps:
                 made = engines.build_engines(
@@ -194,7 +194,7 @@ def profile(
                     batch=batch,
                     workers=workers or 1,
                 )
-            output.result(made, lambda console: engines.show(console, made))
+            output.result(made, lambda console: _show_engines(console, made))
             return
         file = table or Path(f"latency-{gpu}.db")
         if estimate:
@@ -328,3 +328,19 @@ def _show_estimate(console: Console, document: dict[str, Any]) -> None:
     if not document["compared"]:
         console.print("the table holds no GPU's measurements to compare estimates with")
     console.print(f"{document['added']} estimates added to {document['table']}", soft_wrap=True, markup=False)
+
+
+def _show_engines(console: Console, document: dict[str, Any]) -> None:
+    """The document for a person: failures once a reason."""
+    show_facts(
+        console,
+        [
+            ("engines", document["folder"]),
+            ("backend", f"{document['backend']} {document['backend_version']}, {document['precision']}"),
+            ("capabilities", ", ".join(document["compute_capabilities"])),
+            ("detectors", f"{document['detectors']} covered"),
+            ("results", f"{document['built']} built now, {document['cached']} found, {len(document['failed'])} failed"),
+        ],
+    )
+    for name, reason in sorted({(one["name"], one["reason"]) for one in document["failed"]}):
+        console.print(f"failed: {name}: {reason}", soft_wrap=True, markup=False)

@@ -31,8 +31,8 @@ from smnas.cli.terminal.options import (
 )
 from smnas.cli.terminal.progress import Steps, seconds_of
 from smnas.cli.terminal.search_display import SearchDisplay, show_ranking
-from smnas.cli.training_device import cpu_cores, training_devices
 from smnas.search.study.run_folder import RunFolder
+from smnas.training.device import cpu_cores, training_devices
 
 if TYPE_CHECKING:
     from collections.abc import Callable

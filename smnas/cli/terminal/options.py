@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from profiler.errors import UserError
-from smnas.cli.training_device import cpu_cores
+from smnas.training.device import cpu_cores
 
 __all__ = [
     "ArchOption",

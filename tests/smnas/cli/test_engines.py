@@ -9,9 +9,9 @@ import torch
 
 from profiler.engines.store import EngineRefusedError, EngineStore
 from profiler.engines.tensorrt import installed_version
-from smnas.cli.engines import real_workloads
 from smnas.cli.main import application
 from smnas.cli.terminal.exit_codes import run
+from smnas.latency.engines import real_workloads
 from smnas.latency.workloads import detector_workloads
 from smnas.space.architecture import Architecture
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
 
 from profiler.devices import gpu_sheets, named_sheet
 from profiler.engines.ahead_of_time import build_ahead
@@ -14,7 +13,6 @@ from profiler.engines.store import EngineStore, Manifest
 from profiler.engines.tensorrt import compute_capabilities, import_tensorrt
 from profiler.errors import UserError
 from profiler.workload import Workload
-from smnas.cli.terminal.console import show_facts
 from smnas.latency.workloads import detector_workloads, inference_workloads
 from smnas.models.build import build_detector, deployable
 from smnas.space.architecture import Architecture
@@ -22,7 +20,7 @@ from smnas.space.architecture import Architecture
 if TYPE_CHECKING:
     from smnas.latency.profiling import Told
 
-__all__ = ["build_engines", "real_workloads", "show"]
+__all__ = ["build_engines", "real_workloads"]
 
 _BACKEND = "tensorrt_rtx"
 
@@ -135,19 +133,3 @@ def _draw_weights(workload: Workload) -> None:
                 parameter.normal_(0.0, parameter[0].numel() ** -0.5, generator=generator)
             else:
                 parameter.uniform_(0.5, 1.0, generator=generator)
-
-
-def show(console: Console, document: dict[str, Any]) -> None:
-    """The document for a person: failures once a reason."""
-    show_facts(
-        console,
-        [
-            ("engines", document["folder"]),
-            ("backend", f"{document['backend']} {document['backend_version']}, {document['precision']}"),
-            ("capabilities", ", ".join(document["compute_capabilities"])),
-            ("detectors", f"{document['detectors']} covered"),
-            ("results", f"{document['built']} built now, {document['cached']} found, {len(document['failed'])} failed"),
-        ],
-    )
-    for name, reason in sorted({(one["name"], one["reason"]) for one in document["failed"]}):
-        console.print(f"failed: {name}: {reason}", soft_wrap=True, markup=False)
