@@ -1,5 +1,6 @@
 """``smnas detect``: boxes as JSON, as COCO results, and drawn on images and videos."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,15 +10,13 @@ from rich.text import Text
 
 from profiler.errors import UserError
 from smnas.cli.terminal.console import Output, show_table
-from smnas.cli.terminal.options import JsonOption, QuietOption, examples
+from smnas.cli.terminal.options import ModelOption, OutputOptions, examples
 from smnas.cli.terminal.progress import PhaseSteps
-from smnas.inference.model_file import ModelOption, model_file
-from smnas.training.device import training_device
 
 if TYPE_CHECKING:
     from smnas.inference.results import DetectReport, FrameResult, ImageResult, VideoResult
 
-__all__ = ["EXAMPLES", "detect"]
+__all__ = ["EXAMPLES", "DetectOptions", "detect"]
 
 EXAMPLES = examples(
     "smnas detect --model quickstart photo.jpg",
@@ -26,53 +25,55 @@ EXAMPLES = examples(
     "smnas detect --model my-run --camera 0 --frames 300 --out drawn",
     "smnas detect --model my-run --coco results.json --annotations annotations/instances_val.json val",
 )
-_SCORE = 0.3
 
 
-def detect(
-    model: ModelOption,
+@dataclass(frozen=True, kw_only=True)
+class DetectOptions(OutputOptions):
+    """Options of ``smnas detect``."""
+
+    model: ModelOption
     images: Annotated[
         list[str] | None,
         typer.Argument(metavar="IMAGE...", help="Images, videos, folders of them, or patterns.", show_default=False),
-    ] = None,
+    ] = None
     camera: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="A camera by its number, until Ctrl-C or --frames.")
-    ] = None,
+    ] = None
     score: Annotated[
         float | None,
         typer.Option(min=0.0, max=1.0, help="Lowest score of a detection that counts. Default: 0.3, with --coco 0."),
-    ] = None,
+    ] = None
     batch: Annotated[
         int | None,
         typer.Option(
             min=1, metavar="N", help="Images of one call of the network. Default: the file's own; of a checkpoint 1."
         ),
-    ] = None,
+    ] = None
     workers: Annotated[
         int, typer.Option(min=0, help="Threads that decode, resize and draw while the network runs; 0: in turn.")
-    ] = 2,
+    ] = 2
     quick_decode: Annotated[
         bool,
         typer.Option(
             "--quick-decode", help="Decode large JPEG files at a fraction of their size; boxes move a little."
         ),
-    ] = False,
+    ] = False
     cuda_graph: Annotated[
         bool, typer.Option("--cuda-graph", help="Run a checkpoint or an engine as CUDA graphs; not run on a GPU yet.")
-    ] = False,
-    frames: Annotated[int | None, typer.Option(min=1, help="End a video or camera after this many frames.")] = None,
+    ] = False
+    frames: Annotated[int | None, typer.Option(min=1, help="End a video or camera after this many frames.")] = None
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="DIR", help="Draw the boxes on copies of images and videos.")
-    ] = None,
+    ] = None
     coco: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write COCO results of the images; needs --annotations.")
-    ] = None,
+    ] = None
     annotations: Annotated[
         Path | None, typer.Option(metavar="FILE", help="COCO annotation file that knows the images' image ids.")
-    ] = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
+    ] = None
+
+
+def detect(options: DetectOptions) -> None:
     """Find objects in images, videos and through a camera.
 
     Lists the detections of every image, best first: class, score and box (left, top, right, bottom in pixels of the
@@ -81,27 +82,9 @@ def detect(
 
     Videos need PyAV: pip install 'smnas[video]'. Ctrl-C keeps what is finished.
     """
-    if not images and camera is None:
-        raise UserError("something to look at must be given: IMAGE... or --camera N, but got neither")
-    if (coco is None) != (annotations is None):
-        raise UserError("--coco FILE and --annotations FILE need each other: image ids are in the annotation file")
-    with Output.open(as_json=as_json, quiet=quiet) as output:
-        from smnas.inference.coco_results import ListedImages, require_place
-        from smnas.inference.detect import detect_inputs
-        from smnas.inference.inputs import find_inputs
-        from smnas.inference.pipeline import DetectOptions
-        from smnas.inference.runtime import load_model
+    with Output.open(as_json=options.as_json, quiet=options.quiet) as output:
+        from smnas import api
 
-        inputs = find_inputs(images or (), camera=camera)
-        if inputs.remark is not None:
-            output.note(inputs.remark)
-        if coco is not None and (inputs.videos or camera is not None):
-            raise UserError("COCO results are of images, but got a video or camera beside --coco")
-        if coco is not None:
-            require_place(coco)
-        lowest = score if score is not None else (_SCORE if coco is None else 0.0)
-        detector = load_model(model_file(model), device=training_device(), cuda_graph=cuda_graph)
-        listed = None if annotations is None else ListedImages(annotations, inputs.images, detector)
         with PhaseSteps(output) as steps:
 
             def on_image(result: "ImageResult", done: int, total: int) -> None:
@@ -110,24 +93,14 @@ def detect(
             def on_frame(result: "FrameResult", source: str, total: int | None) -> None:
                 steps.step(f"frames of {source}", result.frame + 1, total, f"{len(result.detections)} objects")
 
-            report = detect_inputs(
-                detector,
-                inputs,
-                DetectOptions(lowest, batch, workers, quick_decode),
-                out_dir=out,
-                sizes=None if listed is None else listed.sizes,
-                max_frames=frames,
-                keep_frames=as_json,
-                on_image=on_image,
-                on_frame=on_frame,
-            )
-        if listed is not None and coco is not None:
-            listed.write(report.images, coco)
-        errors = report.errors
+            report = api.detect(**options.values(), keep_frames=options.as_json, on_image=on_image, on_frame=on_frame)
         for remark in report.remarks:
             output.note(remark)
-        if report.times.images or as_json:  # a program reads the document, also where nothing could be read
+        if report.times.images or options.as_json:  # a program reads the document, also where nothing could be read
+            usual = api.DEFAULT_SCORE if options.coco is None else 0.0
+            lowest = usual if options.score is None else options.score
             output.result(report.to_dict(), lambda console: _show(console, report, lowest))
+        errors = report.errors
         for line in errors if len(errors) > 1 else ():
             output.messages.print(Text(line), soft_wrap=True)
     if report.interrupted:

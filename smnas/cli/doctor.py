@@ -39,6 +39,7 @@ def examine() -> dict[str, Any]:
 
     from profiler.devices import cpu_device, local_gpus
     from smnas import __version__
+    from smnas.training.device import cpu_cores
 
     cpu, gpus = cpu_device(), local_gpus()
     backends = [row for device in (cpu, *gpus) for row in _backends(device)]
@@ -49,7 +50,7 @@ def examine() -> dict[str, Any]:
         "system": platform.platform(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
-        "cpu": {"name": cpu.name, "cores": os.cpu_count(), "usable_cores": _usable_cores()},
+        "cpu": {"name": cpu.name, "cores": os.cpu_count(), "usable_cores": cpu_cores()},
         "cuda": {
             "runtime": torch.version.cuda,
             "available": torch.cuda.is_available(),
@@ -78,11 +79,6 @@ def examine() -> dict[str, Any]:
         ],
         "warnings": _warnings(),
     }
-
-
-def _usable_cores() -> int | None:
-    # A container or `taskset` may leave fewer than the machine has; only Linux can say.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _backends(device: "Device") -> list[dict[str, Any]]:
@@ -143,7 +139,7 @@ def _show(console: Console, document: dict[str, Any]) -> None:
     cpu, cuda, video = document["cpu"], document["cuda"], document["video"]
     gpus = [
         f"{gpu['name']}, compute capability {gpu['compute_capability']}, {gpu['memory_bytes'] / 2**30:.1f} GiB, "
-        f"--gpu {gpu['known_as'] or 'local'}"
+        f"--device {gpu['known_as'] or 'local'}"
         for gpu in cuda["devices"]
     ]
     show_facts(

@@ -4,13 +4,10 @@ from typing import Annotated
 
 import typer
 
-from smnas.cli.data_folder import open_data
 from smnas.cli.metrics import show_metrics
 from smnas.cli.terminal.console import Output
-from smnas.cli.terminal.options import DataOption, DropBadBoxesOption, JsonOption, QuietOption, examples
-from smnas.cli.terminal.progress import Steps
-from smnas.inference.model_file import ModelOption, model_file
-from smnas.training.device import training_device
+from smnas.cli.terminal.options import DataOption, DropBadBoxesOption, JsonOption, ModelOption, QuietOption, examples
+from smnas.cli.terminal.progress import PhaseSteps
 
 __all__ = ["EXAMPLES", "evaluate"]
 
@@ -18,9 +15,6 @@ EXAMPLES = examples(
     "smnas eval --model my-model/checkpoint.pt --data my-images",
     "smnas-eval --model my-run --data my-images --batch 16 --json",
 )
-
-
-_BATCH = 8
 
 
 def evaluate(
@@ -43,16 +37,12 @@ def evaluate(
     computed by pycocotools.
     """
     with Output.open(as_json=as_json, quiet=quiet) as output:
-        from smnas.deploy.accuracy import evaluate_model
-        from smnas.inference.runtime import load_model
+        from smnas import api
 
-        file = model_file(model)
-        detector = load_model(file, device=training_device())
-        split = open_data(data, output, drop_bad_boxes=drop_bad_boxes).split("val")
-        with Steps(output, "evaluating") as steps:
-            own = detector.metadata.batch
-            metrics = evaluate_model(detector, split, batch or own * max(1, _BATCH // own), steps.at).as_dict()
+        with PhaseSteps(output) as steps:
+            found = api.evaluate(model, data, batch=batch, drop_bad_boxes=drop_bad_boxes, on_progress=steps.step)
+        metrics = found.metrics.as_dict()
         output.result(
-            {"model": file, "data": data, "images": len(split), "metrics": metrics},
+            {"model": found.model, "data": data, "images": found.images, "metrics": metrics},
             lambda console: show_metrics(console, metrics),
         )

@@ -1,22 +1,20 @@
 """``smnas export``: a trained checkpoint to an ONNX file or an engine."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smnas.cli.data_folder import open_data
 from smnas.cli.terminal.console import Output, show_facts
-from smnas.cli.terminal.options import DropBadBoxesOption, JsonOption, QuietOption, examples
-from smnas.inference.model_file import ModelOption, model_file
+from smnas.cli.terminal.options import DropBadBoxesOption, ModelOption, OutputOptions, examples
 
 if TYPE_CHECKING:
     from smnas.deploy.export import ExportReport
 
-__all__ = ["EXAMPLES", "export"]
+__all__ = ["EXAMPLES", "ExportOptions", "export"]
 
-_IMAGES_COMPARED = 16
 EXAMPLES = examples(
     "smnas export --model my-model/checkpoint.pt --out my-model/model.onnx",
     "smnas-export --model my-model/checkpoint.pt --out model.onnx --data my-images --precision int8 --json",
@@ -25,35 +23,36 @@ EXAMPLES = examples(
 )
 
 
-def export(
-    model: ModelOption,
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(OutputOptions):
+    """Options of ``smnas export``."""
+
+    model: ModelOption
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="FILE", help="The file to write: .onnx, or .engine for an engine.")
-    ],
+    ]
     data: Annotated[
         Path | None,
         typer.Option(
             "--data", metavar="DIR", help="Compare, calibrate and measure AP on this data. Default: generated shapes."
         ),
-    ] = None,
-    file_format: Annotated[
-        str, typer.Option("--format", metavar="NAME", help="onnx, tensorrt-rtx or tensorrt.")
-    ] = "onnx",
+    ] = None
+    format: Annotated[str, typer.Option(metavar="NAME", help="onnx, tensorrt-rtx or tensorrt.")] = "onnx"
     precision: Annotated[
         str, typer.Option(metavar="NAME", help="Number format of the network: fp32, fp16, bf16 or int8.")
-    ] = "fp32",
-    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Images of one run of the file.")] = 1,
+    ] = "fp32"
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Images of one run of the file.")] = 1
     compute_capability: Annotated[
         list[str] | None,
         typer.Option(metavar="X.Y", help="GPU that a tensorrt-rtx engine must run on; again for another."),
-    ] = None,
+    ] = None
     max_ap_drop: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Largest loss of AP against the checkpoint, with --data.")
-    ] = 0.01,
-    drop_bad_boxes: DropBadBoxesOption = False,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
+    ] = 0.01
+    drop_bad_boxes: DropBadBoxesOption = False
+
+
+def export(options: ExportOptions) -> None:
     """Export a trained checkpoint to one file.
 
     From an image on the canvas (uint8) to boxes, scores and labels after non-maximum suppression. Class names, input
@@ -69,26 +68,11 @@ def export(
     tensorrt-rtx builds on a machine without a GPU, for one or more compute capabilities in one engine; tensorrt builds
     on the GPU that the engine is for.
     """
-    with Output.open(as_json=as_json, quiet=quiet) as output:
-        from smnas.deploy.export import IMAGES_CALIBRATED, export_detector
+    with Output.open(as_json=options.as_json, quiet=options.quiet) as output:
+        from smnas import api
 
-        file = model_file(model, prefer="checkpoint")
-        folder = None if data is None else open_data(data, output, drop_bad_boxes=drop_bad_boxes)
-        dataset = None if folder is None else folder.split("val")
-        calibrated = folder.split("train") if folder is not None and precision == "int8" else None
-        with output.working(f"exporting {file} and comparing what both find"):
-            report = export_detector(
-                file,
-                out,
-                file_format=file_format,
-                precision=precision,
-                batch=batch,
-                verify_images=[] if dataset is None else dataset.spread(max(_IMAGES_COMPARED, batch)),
-                calibration_images=[] if calibrated is None else calibrated.spread(IMAGES_CALIBRATED),
-                dataset=dataset,
-                max_ap_drop=max_ap_drop,
-                capabilities=compute_capability or (),
-            )
+        with output.working(f"exporting {options.model} and comparing what both find"):
+            report = api.export(**options.values())
         output.result(report, lambda console: show_facts(console, _facts(report)))
 
 

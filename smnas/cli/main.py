@@ -7,8 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from smnas import __version__
-from smnas.cli import detect, doctor, evaluate, export, profile, report, search, space, train
+from smnas.cli import detect, doctor, evaluate, export, profile, report, search, space, table, train
 from smnas.cli.terminal.exit_codes import run
+from smnas.cli.terminal.options import single_options
 
 __all__ = [
     "COMMANDS",
@@ -22,6 +23,7 @@ __all__ = [
     "report_main",
     "search_main",
     "space_main",
+    "table_main",
     "train_main",
 ]
 
@@ -29,6 +31,7 @@ COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "doctor": (doctor.doctor, doctor.EXAMPLES),
     "space": (space.space, space.EXAMPLES),
     "profile": (profile.profile, profile.EXAMPLES),
+    "table": (table.table, table.EXAMPLES),
     "train": (train.train, train.EXAMPLES),
     "eval": (evaluate.evaluate, evaluate.EXAMPLES),
     "search": (search.search, search.EXAMPLES),
@@ -54,7 +57,16 @@ def application(*names: str) -> typer.Typer:
         app.callback(invoke_without_command=True)(_about)
     for name in names:
         function, examples = COMMANDS[name]
-        app.command(name, help=_paragraphs(function.__doc__ or ""), epilog=examples)(function)
+        text = _paragraphs(function.__doc__ or "")
+        if function is table.table:
+            group = app if len(names) == 1 else typer.Typer()
+            group.callback(help=text, epilog=examples)(function)
+            for task, command in table.TASKS.items():
+                group.command(task, help=_paragraphs(command.__doc__ or ""))(command)
+            if group is not app:
+                app.add_typer(group, name=name)
+        else:
+            app.command(name, help=text, epilog=examples)(single_options(function))
     return app
 
 
@@ -64,12 +76,18 @@ def _paragraphs(text: str) -> str:
 
 
 def _run_one(name: str) -> None:
-    sys.exit(run(application(name), f"smnas-{name}", sys.argv[1:]))
+    arguments = sys.argv[1:]
+    if name == "profile" and (tasks := table.as_table_command(arguments)):
+        name, arguments = "table", tasks
+    sys.exit(run(application(name), f"smnas-{name}", arguments))
 
 
 def main() -> None:
     """``smnas``."""
-    sys.exit(run(application(*COMMANDS), "smnas", sys.argv[1:] or ["--help"]))
+    arguments = sys.argv[1:] or ["--help"]
+    if arguments[0] == "profile" and (tasks := table.as_table_command(arguments[1:])):
+        arguments = ["table", *tasks]
+    sys.exit(run(application(*COMMANDS), "smnas", arguments))
 
 
 def doctor_main() -> None:
@@ -85,6 +103,11 @@ def space_main() -> None:
 def profile_main() -> None:
     """``smnas-profile``."""
     _run_one("profile")
+
+
+def table_main() -> None:
+    """``smnas-table``."""
+    _run_one("table")
 
 
 def train_main() -> None:

@@ -1,6 +1,6 @@
-"""``smnas profile``: measure a preset's or an architecture's blocks into a latency table, and work on such tables."""
+"""``smnas profile``: measure the blocks of a preset or of architectures into a latency table."""
 
-import time
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,260 +8,149 @@ import typer
 from rich.console import Console
 
 from profiler.errors import UserError
-from smnas.cli import table as latency_tables
 from smnas.cli.terminal.audit_display import show_audit
 from smnas.cli.terminal.console import Output, show_facts, show_table
-from smnas.cli.terminal.options import (
-    BackendOption,
-    BatchOption,
-    DeviceOption,
-    JsonOption,
-    PrecisionOption,
-    QuietOption,
-    SeedOption,
-    TableOption,
-    ThreadsOption,
-    examples,
-)
-from smnas.cli.terminal.progress import Steps, seconds_of
+from smnas.cli.terminal.options import BatchOption, ClassesOption, MeasuringOptions, examples
+from smnas.cli.terminal.progress import PhaseSteps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from smnas.api import Profile
 
-    from profiler.measuring.profile import Progress
-
-__all__ = ["EXAMPLES", "profile"]
+__all__ = ["EXAMPLES", "ProfileOptions", "profile"]
 
 _ARCH = "basicblock_16_1-21-21+fpn_2-4_48+rpn+rcnn_128+128x128"
 EXAMPLES = examples(
-    "smnas profile --gpu cpu --preset nano --sample 20 --table latency.db",
-    f"smnas-profile --gpu local --arch {_ARCH}",
-    "smnas-profile --gpu cpu --preset nano --sample 8 --audit 8 --table latency.db",
-    f"smnas-profile --gpu v100 --estimate --arch {_ARCH} --precision fp16 --classes 20",
-    "smnas profile --build-engines engines --backend tensorrt_rtx --precision fp16 --compute-capability 8.9 --sample 9",
-    "smnas profile --table all.db --merge here.db --merge there.db",
-    "smnas profile --table before.db --diff after.db --across backend_version",
-    "smnas profile --table latency.db --validate",
-    "smnas profile --table latency.db --export rows.parquet",
-    "smnas profile --gpu cpu --preset small --budget 10m --table latency.db",
-    f"smnas profile --gpu cpu --arch {_ARCH} --cold --builds 3 --table latency.db",
-    f"smnas profile --table latency.db --report latency.html --arch {_ARCH}",
+    "smnas profile --device cpu --preset nano --sample 20 --table latency.db",
+    f"smnas-profile --device local --arch {_ARCH}",
+    "smnas-profile --device cpu --preset nano --sample 8 --audit 8 --table latency.db",
+    f"smnas-profile --device v100 --estimate --arch {_ARCH} --precision fp16 --classes 20",
+    "smnas profile --build-engines engines --backend tensorrt-rtx --precision fp16 --compute-capability 8.9 --sample 9",
+    "smnas profile --device cpu --preset small --time-limit 10m --table latency.db",
+    f"smnas profile --device cpu --arch {_ARCH} --cold --builds 3 --table latency.db",
 )
+_EXCLUSIVE = {
+    "arch": ("preset", "sample", "audit"),
+    "estimate": ("audit", "time_limit", "cold", "builds"),
+    "build_engines": ("estimate", "audit", "time_limit", "cold", "builds", "table"),
+}
+"""What has no meaning together."""
 
 
-def profile(
-    context: typer.Context,
-    gpu: DeviceOption = "local",
+@dataclass(frozen=True, kw_only=True)
+class ProfileOptions(MeasuringOptions):
+    """Options of ``smnas profile``."""
+
     preset: Annotated[
         str | None, typer.Option(metavar="NAME", help="Cover this space: nano (default), small, paper or a .toml file.")
-    ] = None,
+    ] = None
     arch: Annotated[
         list[str] | None, typer.Option("--arch", metavar="ARCH", help="Cover this architecture; may be repeated.")
-    ] = None,
+    ] = None
     sample: Annotated[
         int | None, typer.Option(min=1, help="Cover a random sample of the preset. Default: all structural choices.")
-    ] = None,
-    backend: BackendOption = "onnxruntime",
-    precision: PrecisionOption = "fp32",
-    batch: BatchOption = 1,
-    threads: ThreadsOption = 1,
-    classes: Annotated[int, typer.Option(min=1, help="Object classes of the detectors.")] = 80,
-    table: TableOption = None,
+    ] = None
+    batch: BatchOption = 1
+    classes: ClassesOption = 80
     audit: Annotated[
         int, typer.Option(min=0, help="Compare predicted with measured latency on this many whole detectors.")
-    ] = 0,
-    budget: Annotated[
-        str | None,
-        typer.Option(metavar="TIME", help="Start nothing after this long, as in 10m; the most useful come first."),
-    ] = None,
+    ] = 0
     cold: Annotated[
         bool, typer.Option("--cold", help="Measure with flushed caches too, in rows that no prediction reads.")
-    ] = False,
+    ] = False
     builds: Annotated[
         int | None,
         typer.Option(min=2, metavar="N", help="Build a sample of blocks N times and say how far the builds differ."),
-    ] = None,
+    ] = None
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Roofline of a GPU that is not here, from its data sheet; labelled so.")
-    ] = False,
+    ] = False
     build_engines: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Measure nothing: build TensorRT-RTX engines of the blocks, without a GPU."),
-    ] = None,
+    ] = None
     compute_capability: Annotated[
         list[str] | None,
         typer.Option(metavar="X.Y", help="With --build-engines: for these GPUs, as in 8.9; may be repeated."),
-    ] = None,
+    ] = None
     workers: Annotated[
         int | None, typer.Option(min=1, help="With --build-engines: processes that build. Default: 1.")
-    ] = None,
-    seed: SeedOption = 0,
-    merge: Annotated[
-        list[Path] | None,
-        typer.Option("--merge", metavar="OTHER", help="Measure nothing: add another table's rows; may be repeated."),
-    ] = None,
-    diff: Annotated[
-        Path | None,
-        typer.Option("--diff", metavar="OTHER", help="Measure nothing: compare another table with --table."),
-    ] = None,
-    across: Annotated[
-        list[str] | None,
-        typer.Option("--across", metavar="FIELD", help="With --diff: pair rows that differ in it, such as device."),
-    ] = None,
-    validate: Annotated[
-        bool, typer.Option("--validate", help="Measure nothing: say what is wrong with --table, a line each.")
-    ] = False,
-    export: Annotated[
-        Path | None,
-        typer.Option("--export", metavar="FILE", help="Measure nothing: write rows as .csv, .json or .parquet."),
-    ] = None,
-    report: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.html", help="Measure nothing: draw --table as one page, with --arch its blocks too."
-        ),
-    ] = None,
-    superseded: Annotated[bool, typer.Option("--superseded", help="With --export: superseded rows too.")] = False,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
+    ] = None
+
+    def given(self) -> dict[str, Any]:
+        """The options that differ from their defaults."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) != one.default}
+
+    def for_call(self, *others: str) -> dict[str, Any]:
+        """The arguments that all calls share, and these others."""
+        shared = ("preset", "arch", "sample", "device", "precision", "batch", "classes", "seed", *others)
+        return {name: value for name, value in self.values().items() if name in shared}
+
+
+def profile(options: ProfileOptions) -> None:
     """Measure the blocks of detectors on a device.
 
     Builds or completes a latency table: every distinct block of the preset's structural choices, or of the given
     architectures, is exported and timed in the backend until the confidence interval of its median is narrow. What the
     table already holds is not measured again; interrupted, the same command resumes. The table's default name is
     latency-DEVICE.db. --audit measures whole detectors that the prediction has not seen and says how far it was off.
-    Blocks that most detectors need come first, so a --budget that is too short is not lost.
+    Blocks that most detectors need come first, so a --time-limit that is too short is not lost.
 
     --build-engines exports and builds the same blocks as engines, each under a hash of what it was built from with a
-    manifest beside it, for every compute capability that is given (or of --gpu's data sheet, or all). What is there is
-    not built again.
+    manifest beside it, for every compute capability that is given (or of --device's data sheet, or all). What is there
+    is not built again.
 
-    --merge, --diff, --validate, --export and --report work on tables that are there and measure nothing.
+    A table that is there is merged, compared, checked, exported and drawn by smnas table.
     """
-    with Output.open(as_json=as_json, quiet=quiet) as output:
-        if (task := latency_tables.task_of(context)) is not None:
-            file = latency_tables.table_of(task, table)
-            if task == "merge":
-                latency_tables.merge(output, file, merge or [])
-            elif task == "diff" and diff is not None:
-                latency_tables.diff(output, file, diff, across or [])
-            elif task == "report" and report is not None:
-                latency_tables.report(output, file, report, arch or [], classes)
-            elif task == "export" and export is not None:
-                latency_tables.export(output, file, export, superseded=superseded)
+    with Output.open(as_json=options.as_json, quiet=options.quiet) as output:
+        given = options.given()
+        for one, others in _EXCLUSIVE.items():
+            if one in given and (other := next((name for name in others if name in given), None)):
+                raise UserError(f"{_flag(other)} and {_flag(one)} exclude each other, but got both")
+        if options.build_engines is None and (alone := given.keys() & {"compute_capability", "workers"}):
+            raise UserError(f"{_flag(min(alone))} is for --build-engines, but got it without")
+
+        from profiler.devices import DeviceNotPresentError
+        from smnas import api
+
+        with PhaseSteps(output) as steps:
+            if options.build_engines is not None:
+                values = options.for_call("backend", "compute_capability", "workers")
+                built = api.build_engines(options.build_engines, **values, on_progress=steps.step)
+                document, show = built, _show_engines
+            elif options.estimate:
+                document = api.estimate(**options.for_call("table"), on_progress=steps.step)
+                show = _show_estimate
             else:
-                latency_tables.validate(output, file)
-            return
-        if arch and (preset is not None or sample is not None):
-            flag = "--preset" if preset is not None else "--sample"
-            raise UserError(f"{flag} and --arch exclude each other, but got both")
-        if audit and (arch or estimate):
-            raise UserError("--audit is for measured detectors of a preset: it excludes --arch and --estimate")
-        if build_engines is not None and (audit or estimate or table is not None):
-            raise UserError("--build-engines measures nothing: it excludes --audit, --estimate and --table")
-        if budget is not None or cold or builds is not None:
-            flag = "--budget" if budget is not None else "--cold" if cold else "--builds"
-            if estimate or build_engines is not None:
-                raise UserError(f"{flag} is about measuring: it excludes --estimate and --build-engines")
-        budget_s = None if budget is None else seconds_of(budget)
-        if build_engines is None and (compute_capability or workers is not None):
-            raise UserError(f"{'--compute-capability' if compute_capability else '--workers'} is for --build-engines")
+                try:
+                    names = ("backend", "threads", "table", "audit", "time_limit", "cold", "builds")
+                    document = _document(api.profile(**options.for_call(*names), on_progress=steps.step))
+                    show = _show
+                except DeviceNotPresentError as absent:
+                    # A table that was filled on that GPU is read anywhere; only measuring needs the GPU itself.
+                    file = options.table or Path(f"latency-{options.device}.db")
+                    if given.keys() & {"audit", "cold", "builds", "time_limit"} or not file.exists():
+                        raise
+                    document = api.measured(absent.sheet.name, file, arch=options.arch or (), classes=options.classes)
+                    show = _show_measured
+        output.result(document, lambda console: show(console, document))
 
-        from profiler.backends import get_backend
-        from profiler.backends.base import check_precision
-        from profiler.devices import DeviceNotPresentError, resolve_device
-        from profiler.table.latency_table import LatencyTable
-        from smnas.latency import profiling
-        from smnas.latency.detector_latency import DetectorLatency
-        from smnas.space.preset import load_space
 
-        space = load_space(preset or "nano")
-        wanted = profiling.given(arch) if arch else profiling.structures_of(space, sample, seed)
-        if build_engines is not None:
-            from smnas.latency import engines
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
-            with Steps(output, "detectors covered") as steps:
-                made = engines.build_engines(
-                    build_engines,
-                    wanted,
-                    steps.at,
-                    backend=backend,
-                    gpu=gpu,
-                    capabilities=compute_capability or (),
-                    precision=precision,
-                    classes=classes,
-                    batch=batch,
-                    workers=workers or 1,
-                )
-            output.result(made, lambda console: _show_engines(console, made))
-            return
-        file = table or Path(f"latency-{gpu}.db")
-        if estimate:
-            with Steps(output, "detectors estimated") as steps:
-                estimates = profiling.estimate(gpu, file, wanted, classes, precision, batch, steps.at)
-            output.result(estimates, lambda console: _show_estimate(console, estimates))
-            return
-        try:
-            device = resolve_device(gpu)
-        except DeviceNotPresentError as absent:
-            # A table that was filled on that GPU is read anywhere; only measuring needs the GPU itself.
-            if audit or cold or builds is not None or budget is not None or not file.exists():
-                raise
-            held = latency_tables.measured_on(absent.sheet, file, arch or (), classes)
-            if not held["targets"]:
-                raise UserError(
-                    f"{file} must hold measurements of {absent.sheet.name}, as that GPU is not here, but it has none"
-                ) from None
-            output.result(held, lambda console: latency_tables.show_measured(console, held))
-            return
-        runner = get_backend(backend, device, threads=threads)
-        check_precision(runner, precision)
-        document = {
-            "table": file,
-            "device": runner.device.name,
-            "backend": runner.name,
-            "backend_version": runner.version,
-            "precision": precision,
-            "batch": batch,
-            "threads": threads,
-            "classes": classes,
-            "detectors": len(wanted),
-        }
-        with LatencyTable(file) as rows:
 
-            def make(told: "Callable[[Progress], None] | None") -> DetectorLatency:
-                return DetectorLatency(
-                    classes, runner, rows, precision=precision, batch=batch, seed=seed, on_progress=told
-                )
-
-            began = time.monotonic()
-
-            def left_s() -> float | None:
-                return None if budget_s is None else max(0.0, budget_s - (time.monotonic() - began))
-
-            def in_budget() -> bool:
-                return left_s() != 0.0
-
-            with Steps(output, "detectors covered") as steps:
-                if arch or sample is not None:
-                    document |= profiling.measure(wanted, make, steps.at, budget_s=budget_s)
-                else:
-                    document |= profiling.measure_preset(
-                        space.name, classes, wanted, make, rows, steps.at, budget_s=budget_s
-                    )
-            if cold:
-                with Steps(output, "detectors covered with flushed caches") as steps:
-                    document["cold"] = profiling.measure(wanted, make, steps.at, budget_s=left_s(), caches="cold")
-            if builds is not None:
-                with Steps(output, "blocks built again") as steps:
-                    document["builds"] = profiling.rebuild(wanted, make, runner, builds, seed, steps.at, in_budget)
-            if audit:
-                with Steps(output, "detectors audited") as steps:
-                    document["audit"] = profiling.audit(
-                        space, audit, make, runner, seed, steps.at, table_path=file, in_budget=in_budget
-                    )
-        output.result(document, lambda console: _show(console, document))
+def _document(found: "Profile") -> dict[str, Any]:
+    """As JSON values."""
+    document = {one.name: getattr(found, one.name) for one in fields(found)}
+    document |= asdict(document.pop("blocks"))
+    cold, builds, audit = (document.pop(name) for name in ("cold", "builds", "audit"))
+    if cold is not None:
+        document["cold"] = asdict(cold)
+    if builds is not None:
+        document["builds"] = [{**asdict(one), "spread": one.spread, "differs": one.differs} for one in builds]
+    if audit is not None:
+        document["audit"] = audit.as_dict()
+    return document
 
 
 def _show(console: Console, document: dict[str, Any]) -> None:
@@ -302,7 +191,7 @@ def _show(console: Console, document: dict[str, Any]) -> None:
 def _left(left: dict[str, int]) -> str:
     if not any(left.values()):
         return "nothing"
-    return f"{left['blocks']} blocks and {left['detectors']} detectors not looked at; the same command goes on"
+    return f"{left['blocks']} blocks and {left['detectors']} detectors not looked at; the same command resumes"
 
 
 def _show_builds(console: Console, builds: list[dict[str, Any]]) -> None:
@@ -344,3 +233,17 @@ def _show_engines(console: Console, document: dict[str, Any]) -> None:
     )
     for name, reason in sorted({(one["name"], one["reason"]) for one in document["failed"]}):
         console.print(f"failed: {name}: {reason}", soft_wrap=True, markup=False)
+
+
+def _show_measured(console: Console, document: dict[str, Any]) -> None:
+    """The table of a GPU that is elsewhere, for people."""
+    console.print(f"{document['table']}: measured on {document['gpu']}, read here", soft_wrap=True, markup=False)
+    names = ["device", "backend", "backend_version", "precision", "batch", "blocks", "wholes", "failed", "disturbed"]
+    rows = [[target[name] for name in names] for target in document["targets"]]
+    show_table(console, [name.replace("_", " ") for name in names], rows)
+    for target in document["targets"]:
+        for architecture, ms in target["sums_ms"].items():
+            found = "not all blocks measured" if ms is None else f"{ms:.4g} ms, sum of blocks"
+            console.print(
+                f"{target['backend']} {target['precision']}: {architecture}: {found}", soft_wrap=True, markup=False
+            )

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from smnas.cli.data_folder import open_data
 from smnas.cli.terminal.console import Output
 from smnas.cli.terminal.options import JsonOption, QuietOption, examples
 
@@ -36,13 +35,7 @@ def report(
     going, or that was interrupted, gives a page of what is there so far.
     """
     with Output.open(as_json=as_json, quiet=quiet) as output:
-        from profiler.table.latency_table import LatencyTable
-        from smnas.report.page import write_report
+        from smnas import api
 
-        # A page does without what has gone since the search, but not in silence without what was asked for.
-        if table is not None:
-            LatencyTable(table, read_only=True).close()
-        if data is not None:
-            open_data(data, output, drop_bad_boxes=True)
-        page = write_report(run, out, data_root=data, table=table)
+        page = api.report(run, out, data=data, table=table)
         output.result({"report": page}, lambda console: console.print(str(page), soft_wrap=True, markup=False))

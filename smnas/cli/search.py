@@ -29,8 +29,9 @@ from smnas.cli.terminal.options import (
     ThreadsOption,
     examples,
 )
-from smnas.cli.terminal.progress import Steps, seconds_of
+from smnas.cli.terminal.progress import Steps
 from smnas.cli.terminal.search_display import SearchDisplay, show_ranking
+from smnas.durations import seconds_of
 from smnas.search.study.run_folder import RunFolder
 from smnas.training.device import cpu_cores, training_devices
 
@@ -58,10 +59,10 @@ _CALIBRATION_STREAM = 1 << 32  # apart from the trials' own random numbers, whic
 
 EXAMPLES = examples(
     "smnas search --preset nano --out quickstart",
-    "smnas search --data my-images --gpu cpu --latency-ms 5 --preset nano --trials 20,20 --out my-run",
-    "smnas-search --data my-images --gpu local --preset small --final-seeds 2 --top 3 --out my-run",
-    "smnas search --data my-images --gpu cpu --latency-ms 5 --scorer entropy --trials 20,0 --out my-zero-shot",
-    "smnas-search --data my-images --preset small --strategy halving --trials 100,100 --budget 8h --out my-run",
+    "smnas search --data my-images --device cpu --latency-ms 5 --preset nano --trials 20,20 --out my-run",
+    "smnas-search --data my-images --device local --preset small --final-seeds 2 --top 3 --out my-run",
+    "smnas search --data my-images --device cpu --latency-ms 5 --scorer entropy --trials 20,0 --out my-zero-shot",
+    "smnas-search --data my-images --preset small --strategy halving --trials 100,100 --time-limit 8h --out my-run",
 )
 
 
@@ -137,7 +138,10 @@ def search(
     budget: Annotated[
         str | None,
         typer.Option(
-            metavar="TIME", help="As 45m or 8h: stop proposing in time for the last training runs. Goes on if rerun."
+            "--time-limit",
+            "--budget",
+            metavar="TIME",
+            help="As 45m or 8h: stop proposing in time for the last training runs. Resumes if rerun.",
         ),
     ] = None,
     storage: Annotated[

@@ -1,231 +1,216 @@
-"""What ``smnas profile`` does with tables that are there: merge, compare, check, export, draw. No device is needed."""
+"""``smnas table``: merge, compare, check, export and draw latency tables. No device is needed, nothing is measured."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, fields
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from profiler.errors import UserError
 from smnas.cli.terminal.console import Output, show_facts, show_table
+from smnas.cli.terminal.options import ClassesOption, JsonOption, QuietOption, examples
 
 if TYPE_CHECKING:
-    from profiler.devices import GpuSheet
     from profiler.table.diff import Comparison, Difference
     from profiler.table.latency_table import LatencyTable, Row
 
-__all__ = [
-    "Task",
-    "diff",
-    "export",
-    "measured_on",
-    "merge",
-    "report",
-    "show_measured",
-    "table_of",
-    "task_of",
-    "validate",
-]
+__all__ = ["EXAMPLES", "TASKS", "as_table_command", "diff", "export", "merge", "report", "table", "validate"]
 
-Task = Literal["merge", "diff", "validate", "export", "report"]
-_TASKS: dict[Task, tuple[str, ...]] = {
-    "merge": (),
-    "diff": ("across",),
-    "validate": (),
-    "export": ("superseded",),
-    "report": (),
-}
-"""Every task with the options that are for it alone."""
-_SHARED: dict[Task, tuple[str, ...]] = {"report": ("arch", "classes")}
-"""Options that a task shares with measuring."""
-_EVERYWHERE = ("table", "as_json", "quiet")
+EXAMPLES = examples(
+    "smnas table merge all.db here.db there.db",
+    "smnas-table diff before.db after.db --across backend_version",
+    "smnas table validate latency.db",
+    "smnas table export latency.db --out rows.parquet",
+    "smnas table report latency.db --out latency.html",
+)
+TableArgument = Annotated[Path, typer.Argument(metavar="TABLE", help="Latency table (SQLite).")]
 
 
-def task_of(context: typer.Context) -> Task | None:
-    """The task that the user's options ask for; ``None`` for measuring.
+def table() -> None:
+    """Merge, compare, check, export and draw latency tables.
 
-    Raises:
-        UserError: several tasks, or an option that has no meaning for the one asked for.
+    A latency table is the SQLite file that smnas profile fills. These commands work on the tables alone: they need no
+    device and measure nothing.
     """
-    flags = {parameter.name: parameter.opts[0] for parameter in context.command.params}
-    given = [name for name in flags if name is not None and _is_given(context, name)]
-    tasks = [task for task in _TASKS if task in given]
-    if len(tasks) > 1:
-        raise UserError(f"one thing is done with a table at a time, but got {', '.join(f'--{task}' for task in tasks)}")
-    for task, its_own in _TASKS.items():
-        if task not in tasks and (alone := next((name for name in its_own if name in given), None)):
-            raise UserError(f"{flags[alone]} is for --{task}, but got it without")
-    if not tasks:
-        return None
-    (task,) = tasks
-    others = [flags[name] for name in given if name not in (task, *_TASKS[task], *_SHARED.get(task, ()), *_EVERYWHERE)]
-    if others:
-        raise UserError(f"--{task} works on tables alone and measures nothing: it excludes {', '.join(others)}")
-    return task
 
 
-def measured_on(sheet: "GpuSheet", file: Path, architectures: Sequence[str], classes: int) -> dict[str, Any]:
-    """What a table holds of a GPU that is elsewhere, by backend and precision; no targets where it holds nothing.
+def merge(
+    table: TableArgument,
+    others: Annotated[list[Path], typer.Argument(metavar="OTHER...", help="Tables whose rows are added.")],
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Add the rows of other tables to one, which is made if it is missing.
 
-    Of every architecture it gives the sum of its blocks, ``None`` where one is missing or failed.
+    Rows that are there already are not added again, so tables may be merged in any order and any number of times.
     """
-    from profiler.devices import matching_names
-    from profiler.prediction.estimate import ESTIMATE_BACKEND
-    from profiler.prediction.predict import FailedPartError, MissingPartsError, sum_parts
-    from profiler.table.latency_table import LatencyTable
-    from smnas.latency.profiling import given
-    from smnas.latency.workloads import detector_workloads
-    from smnas.report.latency_data import read_view
-
-    targets = []
-    with LatencyTable(file, create=False) as table:
-        measured = [target for target in table.targets() if target.backend != ESTIMATE_BACKEND]
-        names = matching_names(sheet, [target.device for target in measured])
-        for target in (target for target in measured if target.device in names):
-            facts, rows = read_view(table, target).facts, table.current(target)
-            sums: dict[str, float | None] = {}
-            for architecture in given(architectures):
-                try:
-                    keys = [part.key for part in detector_workloads(architecture, classes, target.batch)]
-                    sums[str(architecture)] = sum_parts(keys, rows).ms
-                except (MissingPartsError, FailedPartError):
-                    sums[str(architecture)] = None
-            counts = {"blocks": facts.blocks, "wholes": facts.wholes, "failed": len(facts.failed)}
-            targets.append({**asdict(target), **counts, "disturbed": facts.disturbed, "sums_ms": sums})
-    return {"gpu": sheet.name, "table": file, "classes": classes, "targets": targets}
-
-
-def show_measured(console: Console, document: dict[str, Any]) -> None:
-    """The table of a GPU that is elsewhere, for people."""
-    console.print(f"{document['table']}: measured on {document['gpu']}, read here", soft_wrap=True, markup=False)
-    names = ["device", "backend", "backend_version", "precision", "batch", "blocks", "wholes", "failed", "disturbed"]
-    rows = [[target[name] for name in names] for target in document["targets"]]
-    show_table(console, [name.replace("_", " ") for name in names], rows)
-    for target in document["targets"]:
-        for architecture, ms in target["sums_ms"].items():
-            found = "not all blocks measured" if ms is None else f"{ms:.4g} ms, sum of blocks"
-            console.print(
-                f"{target['backend']} {target['precision']}: {architecture}: {found}", soft_wrap=True, markup=False
-            )
-
-
-def report(output: Output, table: Path, out: Path, architectures: Sequence[str], classes: int) -> None:
-    """Write a table's page."""
-    from smnas.report.latency_page import write_latency_page
-
-    view = write_latency_page(table, out, architectures=architectures, classes=classes)
-    document = {"table": table, "report": out, "target": vars(view.target), "blocks": view.facts.blocks}
-    facts = [("report", out), ("device", view.target.device), ("blocks", view.facts.blocks)]
-    output.result(document, lambda console: show_facts(console, facts))
-
-
-def table_of(task: Task, table: Path | None) -> Path:
-    """The table that a task is about.
-
-    Raises:
-        UserError: there is none.
-    """
-    if table is None:
-        raise UserError(f"--{task} needs --table FILE, the table that it is about")
-    return table
-
-
-def merge(output: Output, file: Path, others: Sequence[Path]) -> None:
-    """Add the rows of other tables to one, which is made where it is missing."""
     from profiler.table import merge as table_merge
     from profiler.table.latency_table import LatencyTable
 
-    for other in others:  # what can be refused is refused before a new table is made
-        LatencyTable(other, read_only=True).close()
-    with output.working("merging"), LatencyTable(file) as table:
-        merged = table_merge.merge(table, others)
-        rows, current = sum(1 for _ in table.rows(superseded=True)), table.count()
-    document = {
-        "table": file,
-        "merged": [{"table": part.path, "rows": part.rows, "added": part.added} for part in merged],
-        "rows": rows,
-        "current": current,
-    }
-    facts: list[tuple[str, object]] = [
-        ("table", file),
-        *(("merged", f"{part.path}: {part.added:,} of {part.rows:,} rows are new") for part in merged),
-        ("rows", f"{rows:,}, of them {current:,} current"),
-    ]
-    output.result(document, lambda console: show_facts(console, facts))
+    with Output.open(as_json=as_json, quiet=quiet) as output:
+        for other in others:  # what can be refused is refused before a new table is made
+            LatencyTable(other, read_only=True).close()
+        with output.working("merging"), LatencyTable(table) as rows:
+            merged = table_merge.merge(rows, others)
+            count, current = sum(1 for _ in rows.rows(superseded=True)), rows.count()
+        document = {
+            "table": table,
+            "merged": [{"table": part.path, "rows": part.rows, "added": part.added} for part in merged],
+            "rows": count,
+            "current": current,
+        }
+        facts: list[tuple[str, object]] = [
+            ("table", table),
+            *(("merged", f"{part.path}: {part.added:,} of {part.rows:,} rows are new") for part in merged),
+            ("rows", f"{count:,}, of them {current:,} current"),
+        ]
+        output.result(document, lambda console: show_facts(console, facts))
 
 
-def diff(output: Output, file: Path, other: Path, across: Sequence[str]) -> None:
-    """Compare the current rows of another table with those of one."""
+def diff(
+    table: TableArgument,
+    other: Annotated[Path, typer.Argument(metavar="OTHER", help="Table to compare with it.")],
+    across: Annotated[
+        list[str] | None,
+        typer.Option("--across", metavar="FIELD", help="Pair rows that differ in this field, such as device."),
+    ] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Compare the current rows of two tables.
+
+    Every workload is faster, slower, equal or in one table only; two latencies inside each other's intervals are equal.
+    """
     from profiler.table import diff as table_diff
     from profiler.table.latency_table import LatencyTable
 
-    with LatencyTable(file, read_only=True) as first, LatencyTable(other, read_only=True) as second:
-        found = table_diff.diff(first, second, across=across)
-        apart = _fields_apart(first, second)
-    document = {
-        "table": file,
-        "other": other,
-        "across": list(across),
-        "counts": found.counts,
-        "median_ratio": found.median_ratio,
-        "workloads": [_compared(comparison) for comparison in found.comparisons],
-    }
-    output.result(document, lambda console: _show_diff(console, file, other, found))
-    if apart and not any(one.first is not None and one.second is not None for one in found.comparisons):
-        hint = " ".join(f"--across {name}" for name in apart)
-        output.note(f"no workload of one target is in both tables, which differ in {', '.join(apart)}: try {hint}")
+    with Output.open(as_json=as_json, quiet=quiet) as output:
+        with LatencyTable(table, read_only=True) as first, LatencyTable(other, read_only=True) as second:
+            found = table_diff.diff(first, second, across=across or ())
+            apart = _fields_apart(first, second)
+        document = {
+            "table": table,
+            "other": other,
+            "across": across or [],
+            "counts": found.counts,
+            "median_ratio": found.median_ratio,
+            "workloads": [_compared(comparison) for comparison in found.comparisons],
+        }
+        output.result(document, lambda console: _show_diff(console, table, other, found))
+        if apart and not any(one.first is not None and one.second is not None for one in found.comparisons):
+            hint = " ".join(f"--across {name}" for name in apart)
+            output.note(f"no workload of one target is in both tables, which differ in {', '.join(apart)}: try {hint}")
 
 
-def validate(output: Output, file: Path) -> None:
-    """Say what is wrong with a table, a line each.
+def validate(table: TableArgument, as_json: JsonOption = False, quiet: QuietOption = False) -> None:
+    """Check a table and list what is wrong with it, a line each.
 
-    Raises:
-        UserError: something is.
+    Exits with code 2 if anything is: schema, triggers, intervals, counts of samples and versions are checked.
     """
     from profiler.table import validate as table_validate
 
-    with output.working("checking"):
-        found = table_validate.validate(file)
-    document = {
-        "table": file,
-        "version": found.version,
-        "rows": found.rows,
-        "current": found.current,
-        "problems": found.problems,
-    }
-
-    def show(console: Console) -> None:
+    with Output.open(as_json=as_json, quiet=quiet) as output:
+        with output.working("checking"):
+            found = table_validate.validate(table)
+        document = {
+            "table": table,
+            "version": found.version,
+            "rows": found.rows,
+            "current": found.current,
+            "problems": found.problems,
+        }
         rows = f"{found.rows:,}, of them {found.current:,} current"
-        show_facts(console, [("table", file), ("version", found.version), ("rows", rows)])
-        for problem in found.problems:
-            console.print(problem, soft_wrap=True, markup=False)
-        if not found.problems:
-            console.print("nothing is wrong with it")
 
-    output.result(document, show)
-    if found.problems:
-        count = len(found.problems)
-        raise UserError(f"a latency table must be whole, but {file} has {count} problem{'s' if count > 1 else ''}")
+        def show(console: Console) -> None:
+            show_facts(console, [("table", table), ("version", found.version), ("rows", rows)])
+            for problem in found.problems or ["nothing is wrong with it"]:
+                console.print(problem, soft_wrap=True, markup=False)
+
+        output.result(document, show)
+        if found.problems:
+            count = len(found.problems)
+            raise UserError(f"a latency table must be whole, but {table} has {count} problem{'s' if count > 1 else ''}")
 
 
-def export(output: Output, file: Path, to: Path, *, superseded: bool) -> None:
-    """Write the rows of a table as CSV, JSON or Parquet."""
+def export(
+    table: TableArgument,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The .csv, .json or .parquet to write.")],
+    superseded: Annotated[bool, typer.Option("--superseded", help="Superseded rows too.")] = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Write the rows of a table as CSV, JSON or Parquet.
+
+    Every row comes with its target, interval, conditions and raw facts, for a spreadsheet or a data frame.
+    """
     from profiler.table import export as table_export
     from profiler.table.latency_table import LatencyTable
 
-    with output.working("writing"), LatencyTable(file, read_only=True) as table:
-        count = table_export.export_rows(table, to, superseded=superseded)
-    document = {"table": file, "file": to, "rows": count, "superseded": superseded}
-    output.result(document, lambda console: show_facts(console, [("file", to), ("rows", count)]))
+    with Output.open(as_json=as_json, quiet=quiet) as output:
+        with output.working("writing"), LatencyTable(table, read_only=True) as rows:
+            count = table_export.export_rows(rows, out, superseded=superseded)
+        document = {"table": table, "file": out, "rows": count, "superseded": superseded}
+        output.result(document, lambda console: show_facts(console, [("file", out), ("rows", count)]))
 
 
-def _is_given(context: typer.Context, name: str) -> bool:
-    # By name: the enumeration is click's own or typer's copy of it, depending on the version.
-    source = context.get_parameter_source(name)
-    return source is not None and source.name not in ("DEFAULT", "DEFAULT_MAP")
+def report(
+    table: TableArgument,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The HTML page to write.")],
+    arch: Annotated[
+        list[str] | None, typer.Option("--arch", metavar="ARCH", help="Show the blocks of this one; may be repeated.")
+    ] = None,
+    classes: ClassesOption = 80,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Draw a table as one HTML page.
+
+    Latencies against work, the slowest blocks, how predictions compare with measurements where an audit was made, and
+    with --arch the blocks of a detector.
+    """
+    with Output.open(as_json=as_json, quiet=quiet) as output:
+        from smnas.report.latency_page import write_latency_page
+
+        view = write_latency_page(table, out, architectures=arch or (), classes=classes)
+        document = {"table": table, "report": out, "target": vars(view.target), "blocks": view.facts.blocks}
+        facts = [("report", out), ("device", view.target.device), ("blocks", view.facts.blocks)]
+        output.result(document, lambda console: show_facts(console, facts))
+
+
+TASKS: dict[str, Callable[..., None]] = {
+    "merge": merge,
+    "diff": diff,
+    "validate": validate,
+    "export": export,
+    "report": report,
+}
+"""The subcommands by name."""
+
+
+def as_table_command(arguments: Sequence[str]) -> list[str] | None:
+    """The arguments of ``smnas table`` for those of ``smnas profile`` as it was spelt before, ``--table A --merge B``.
+
+    Returns:
+        None where ``smnas profile`` is to measure.
+    """
+    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    task = next((task for task in TASKS if f"--{task}" in words), None)
+    if task is None:
+        return None
+    file: list[str] = []
+    rest: list[str] = []
+    values = iter(words)
+    for word in values:
+        if word == "--table":
+            file = [value for value in [next(values, None)] if value is not None]
+        elif word == f"--{task}":
+            rest += ["--out"] if task in ("export", "report") else []
+        else:
+            rest.append(word)
+    return [task, *file, *rest]
 
 
 def _fields_apart(first: "LatencyTable", second: "LatencyTable") -> list[str]:

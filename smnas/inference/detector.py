@@ -11,6 +11,7 @@ from PIL import Image
 
 from smnas.data.image import Decoded, decode, upright_rgb
 from smnas.inference.detections import Detection
+from smnas.inference.model_file import model_file
 from smnas.inference.pipeline import DetectOptions, StageTimes, find_objects, read_ahead
 from smnas.inference.runtime import Model, load_model
 from smnas.inference.video import VideoError, VideoFrame, open_camera, open_video
@@ -39,16 +40,17 @@ class DetectedFrame:
 
 
 class Detector:
-    """A detector file, ready to use: what ``smnas detect`` finds, from Python.
+    """A trained detector, ready to use: what ``smnas detect`` finds, from Python.
 
     Example::
 
-        detector = Detector("my-run/models/.../model.onnx", score=0.5)
+        detector = Detector("my-run", score=0.5)
         for detection in detector(["photo.jpg"])[0]:
             print(detection.name, detection.score, detection.box)
 
     Args:
-        path: An exported ``.onnx`` file, an ``.engine`` or a checkpoint ``.pt``.
+        path: An exported ``.onnx`` file, an ``.engine`` or a checkpoint ``.pt``; or the folder of a search (its
+            recommended detector) or of a training run.
         score: Detections with a lower score are left out; the file itself keeps those from 0.01 on.
         batch: Images of one call of the network; by default as many as the file is made for, which of a checkpoint
             is 1.
@@ -78,7 +80,7 @@ class Detector:
         cuda_graph: bool = False,
     ) -> None:
         self.options = DetectOptions(score, batch, workers, quick_decode)
-        self.model: Model = load_model(Path(path), threads=threads, device=device, cuda_graph=cuda_graph)
+        self.model: Model = load_model(model_file(Path(path)), threads=threads, device=device, cuda_graph=cuda_graph)
         self.times = StageTimes()
 
     @property

@@ -1,26 +1,14 @@
 """Which file a ``--model`` means: a checkpoint, an ONNX file, an engine, or a folder that a command wrote."""
 
 from pathlib import Path
-from typing import Annotated, Literal
-
-import typer
+from typing import Literal
 
 from profiler.errors import UserError
 from smnas.search.study.run_folder import RunFolder
 
-__all__ = ["ModelOption", "model_file"]
+__all__ = ["model_file"]
 
 _CHECKPOINT = "checkpoint.pt"  # as smnas.training.checkpoint calls it, which loads torch
-
-ModelOption = Annotated[
-    Path,
-    typer.Option(
-        "--model",
-        "-m",
-        metavar="FILE",
-        help="Checkpoint, ONNX file or engine; or the folder of a search (its recommended detector) or of a training.",
-    ),
-]
 
 
 def model_file(path: Path, prefer: Literal["model", "checkpoint"] = "model") -> Path:

@@ -6,7 +6,7 @@ and a line through the roofline. A prediction that does not beat them is not wor
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,7 @@ class Audit:
         left: How many of the detectors, calibration included, the budget did not reach.
         splits: How often intervals hold the measured latency when other ones of all these detectors are fitted on;
             ``None`` for too few to tell.
+        residuals: Where the worst predictions differ inside, by ONNX Runtime's own profile.
     """
 
     calibrated_on: int
@@ -91,6 +92,7 @@ class Audit:
     roof: str
     left: int = 0
     splits: Coverage | None = None
+    residuals: tuple[tuple[Architecture, Residual], ...] = ()
 
     def accuracies(self) -> dict[str, Accuracy]:
         """By predictor; empty where nothing was compared."""
@@ -132,6 +134,7 @@ class Audit:
             ],
             "failed": self.failed,
             "left": self.left,
+            "residuals": [{"architecture": str(one), **asdict(inside)} for one, inside in self.residuals],
         }
 
 
@@ -139,7 +142,7 @@ def audit_latency(
     latency: DetectorLatency,
     calibration: Sequence[Architecture],
     held_out: Sequence[Architecture],
-    told: Callable[[float, float, str], None],
+    on_progress: Callable[[float, float, str], None],
     *,
     rng: np.random.Generator,
     in_budget: Callable[[], bool] = lambda: True,
@@ -153,9 +156,9 @@ def audit_latency(
         latency: Predicts; calibrated anew.
         calibration: What predictions are fitted on.
         held_out: What they are compared on.
-        told: How many detectors are done, of how many, and which is next.
+        on_progress: Called with detectors done, their number, and the next one.
         rng: Draws the order, and splits for the coverage of intervals.
-        in_budget: Asked before every detector; once it says no, what was measured until then is compared.
+        in_budget: Checked before every detector; once it is false, what was measured until then is compared.
     """
     if both := set(calibration) & set(held_out):
         raise ValueError(f"held-out detectors must not be calibrated on, but got {min(map(str, both))} in both")
@@ -167,11 +170,11 @@ def audit_latency(
             break
         architecture = both_kinds[index]
         reached.add(architecture)
-        told(number, total, f"{'calibrating on ' if index < len(calibration) else ''}{architecture}")
+        on_progress(number, total, f"{'calibrating on ' if index < len(calibration) else ''}{architecture}")
         latency.complete([architecture])
         with suppress(LatencyFailedError):  # listed below
             latency.measure_whole(architecture)
-    told(total, total, "")
+    on_progress(total, total, "")
     fitted = latency.calibrate([architecture for architecture in calibration if architecture in reached])
     failed = {str(architecture): reason for architecture, reason in fitted.failed}
     known = [one for one in calibration if one in reached and str(one) not in failed]

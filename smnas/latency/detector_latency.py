@@ -121,8 +121,8 @@ class DetectorLatency:
         self.num_classes = num_classes
         self.batch = batch
         self.precision = precision
-        self._backend = backend
-        self._table = table
+        self.backend = backend
+        self.table = table
         self.timing = timing
         self._on_progress = on_progress
         self._rng = np.random.default_rng(seed)
@@ -133,12 +133,12 @@ class DetectorLatency:
     @property
     def target(self) -> Target:
         """What the rows that are read and written hold for."""
-        return measurement_target(self._backend, precision=self.precision, batch=self.batch)
+        return measurement_target(self.backend, precision=self.precision, batch=self.batch)
 
     @property
     def device(self) -> Device:
         """Where detectors run."""
-        return self._backend.device
+        return self.backend.device
 
     @property
     def model(self) -> LatencyModel:
@@ -186,7 +186,7 @@ class DetectorLatency:
             FewRowsError: parts are to be guessed, but the table holds too few of this target.
         """
         keys_of = [self._keys(architecture) for architecture in architectures]
-        known = self._table.current(self.target)
+        known = self.table.current(self.target)
         if not interpolate:
             lacking = [
                 architecture
@@ -195,7 +195,7 @@ class DetectorLatency:
             ]
             if lacking:
                 self.complete(lacking)
-                known = self._table.current(self.target)
+                known = self.table.current(self.target)
         guesses: dict[str, Guess] = {}
         if interpolate and (works := self._missing_works(architectures, known)):
             guessed = self._interpolation(known).guess(list(works.values()))
@@ -210,7 +210,7 @@ class DetectorLatency:
         That is the share of their uncertainty that would go, where the table holds enough to guess from; before that,
         the share of detectors that need the part.
         """
-        known = self._table.current(self.target)
+        known = self.table.current(self.target)
         works = self._missing_works(architectures, known)
         if not works:
             return {}
@@ -246,7 +246,12 @@ class DetectorLatency:
         return [(part, rows[part.key]) for part in parts]
 
     def complete(
-        self, architectures: Sequence[Architecture], *, budget_s: float | None = None, caches: Caches = "hot"
+        self,
+        architectures: Sequence[Architecture],
+        *,
+        budget_s: float | None = None,
+        caches: Caches = "hot",
+        on_progress: Callable[[Progress], None] | None = None,
     ) -> ProfileReport:
         """Measure all parts of these detectors that the table lacks, within a budget those that bring most first.
 
@@ -256,6 +261,7 @@ class DetectorLatency:
             architectures: Detectors whose parts are wanted.
             budget_s: Start no further measurement after this long; the report says what is left.
             caches: ``cold`` measures with flushed caches, in rows of their own that no prediction reads.
+            on_progress: Called while measuring, instead of the predictor's own.
         """
         cold = caches == "cold"
         unmeasured: dict[str, Workload] = {}
@@ -265,7 +271,7 @@ class DetectorLatency:
             wanted.update((part.key, part) for part in parts)
             lookup = {as_cold(part).key if cold else part.key: part.key for part in parts}
             seen = [as_cold(part) for part in parts] if cold else parts
-            lacking = {lookup[part.key] for part in missing(seen, self._table, self.target)} - unmeasured.keys()
+            lacking = {lookup[part.key] for part in missing(seen, self.table, self.target)} - unmeasured.keys()
             if lacking:
                 real = self._with_weights(architecture)
                 unmeasured.update((part.key, part) for part in real if part.key in lacking)
@@ -274,6 +280,7 @@ class DetectorLatency:
             value=self.value(architectures) if unmeasured and budget_s is not None and not cold else None,
             budget_s=budget_s,
             caches=caches,
+            on_progress=on_progress,
         )
 
     def blocks(self, architectures: Sequence[Architecture]) -> list[Workload]:
@@ -290,10 +297,10 @@ class DetectorLatency:
             LatencyFailedError: it does not run.
         """
         whole = self._whole(architecture, device="meta")
-        row = self._table.lookup(whole.key, self.target)
+        row = self.table.lookup(whole.key, self.target)
         if row is None:
             self._profile([self._whole(architecture, device="cpu")], whole=True)
-            row = self._table.lookup(whole.key, self.target)
+            row = self.table.lookup(whole.key, self.target)
         if row is None or row.median_ms is None:
             raise LatencyFailedError("the whole detector has no latency" + (f": {row.reason}" if row else ""))
         return row
@@ -321,7 +328,7 @@ class DetectorLatency:
         return Calibration(self._model, len(sums), tuple(failed))
 
     def _fit_on_table(self) -> Calibration:
-        rows = self._table.current(self.target)
+        rows = self.table.current(self.target)
         sums: list[PartsSum] = []
         wholes_ms: list[float] = []
         for row in rows.values():
@@ -347,7 +354,7 @@ class DetectorLatency:
             return None
 
     def _rows(self, keys: Iterable[str]) -> dict[str, Row]:
-        found = {key: self._table.lookup(key, self.target) for key in dict.fromkeys(keys)}
+        found = {key: self.table.lookup(key, self.target) for key in dict.fromkeys(keys)}
         return {key: row for key, row in found.items() if row is not None}
 
     def _missing_works(self, architectures: Sequence[Architecture], known: Mapping[str, Row]) -> dict[str, Work]:
@@ -378,11 +385,12 @@ class DetectorLatency:
         value: Mapping[str, float] | None = None,
         budget_s: float | None = None,
         caches: Caches = "hot",
+        on_progress: Callable[[Progress], None] | None = None,
     ) -> ProfileReport:
         return profile_workloads(
             workloads,
-            self._table,
-            self._backend,
+            self.table,
+            self.backend,
             rng=self._rng,
             settings=ProfileSettings(
                 precision=self.precision,
@@ -393,7 +401,7 @@ class DetectorLatency:
                 time_limit_s=budget_s,
             ),
             value=value,
-            on_progress=self._on_progress,
+            on_progress=on_progress or self._on_progress,
         )
 
     def _parts(self, architecture: Architecture) -> tuple[Workload, ...]:

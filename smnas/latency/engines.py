@@ -18,7 +18,7 @@ from smnas.models.build import build_detector, deployable
 from smnas.space.architecture import Architecture
 
 if TYPE_CHECKING:
-    from smnas.latency.profiling import Told
+    from smnas.latency.profiling import OnProgress
 
 __all__ = ["build_engines", "real_workloads"]
 
@@ -28,7 +28,7 @@ _BACKEND = "tensorrt_rtx"
 def build_engines(
     folder: Path,
     architectures: Sequence[Architecture],
-    told: "Told",
+    on_progress: "OnProgress",
     *,
     backend: str,
     gpu: str,
@@ -43,7 +43,7 @@ def build_engines(
     Args:
         folder: of engines and manifests.
         architectures: whose distinct blocks are built.
-        told: told the detectors done.
+        on_progress: called with detectors done, their number, and the last engine.
         backend: must be the one that builds ahead.
         gpu: whose capability is meant where none is given; all capabilities for ``local``.
         capabilities: such as ``8.9``.
@@ -53,7 +53,7 @@ def build_engines(
         workers: processes that build.
 
     Raises:
-        UserError: another backend, a GPU, precision or capability that nobody knows.
+        UserError: another backend, a GPU, precision or capability that is unknown.
     """
     if backend != _BACKEND:
         raise UserError(f"--build-engines needs --backend {_BACKEND}, but got {backend}")
@@ -70,7 +70,7 @@ def build_engines(
         last["name"] = f"{manifest.name} for {manifest.request.device}"
 
     def at(number: int) -> None:
-        told(number, len(architectures), last["name"])
+        on_progress(number, len(architectures), last["name"])
 
     report = build_ahead(
         real_workloads(architectures, classes, batch, at),
@@ -108,7 +108,7 @@ def real_workloads(
         architectures: whose blocks they are.
         classes: of the detectors.
         batch: images a run.
-        at: told how many detectors are read.
+        at: called with how many detectors are read.
     """
     seen: set[str] = set()
     for number, architecture in enumerate(architectures):

@@ -1,8 +1,8 @@
-"""The steps of ``smnas profile``: which detectors are covered, measuring them, auditing predictions, estimating."""
+"""The steps of a profile: which detectors are covered, measuring them, auditing predictions, estimating."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +10,9 @@ import numpy as np
 
 from profiler.backends.onnxruntime import OnnxRuntimeBackend
 from profiler.errors import UserError
-from profiler.measuring.build_variance import build_variance
+from profiler.measuring.build_variance import BuildVariance, build_variance
 from profiler.table.latency_table import LatencyTable
-from smnas.latency.audit import audit_latency, explain
+from smnas.latency.audit import Audit, audit_latency, explain
 from smnas.latency.audit_file import write_audit
 from smnas.latency.coverage import by_demand, covering
 from smnas.latency.coverage_record import fingerprint, read_record, write_record
@@ -23,12 +23,11 @@ from smnas.space.preset import Space
 from smnas.space.sampling import sample_modular
 
 if TYPE_CHECKING:
-    from profiler.backends import Backend
-    from profiler.measuring.profile import Caches, Progress
+    from profiler.measuring.profile import Caches, ProfileReport, Progress
 
 __all__ = [
-    "MakeLatency",
-    "Told",
+    "Measured",
+    "OnProgress",
     "audit",
     "audited",
     "estimate",
@@ -39,10 +38,8 @@ __all__ = [
     "structures_of",
 ]
 
-MakeLatency = Callable[["Callable[[Progress], None] | None"], DetectorLatency]
-"""A predictor that tells its progress."""
-Told = Callable[[float, float, str], None]
-"""Told how many are done, of how many, and what is going on."""
+OnProgress = Callable[[float, float, str], None]
+"""Called with how many are done, of how many, and the current one."""
 
 _AT_ONCE = 16  # detectors whose missing blocks are held in memory together, and measured in one random order
 _CALIBRATION_WHOLES = 8
@@ -73,167 +70,176 @@ def structures_of(space: Space, sample: int | None, seed: int) -> list[Architect
     return [structures[index] for index in chosen.tolist()]
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What measuring came to.
+
+    Attributes:
+        measured: Blocks measured now.
+        cached: Blocks that the table held already.
+        failed: Reason by block.
+        unsteady: Blocks whose interval stayed wide.
+        disturbed: Blocks disturbed by load, throttling or clocks; their rows say which.
+        drift: Largest change of the reference block while measuring, relative to its latency.
+        left: ``blocks`` and ``detectors`` that the time limit did not reach.
+    """
+
+    measured: int = 0
+    cached: int = 0
+    failed: Mapping[str, str] = field(default_factory=dict)
+    unsteady: Sequence[str] = ()
+    disturbed: Sequence[str] = ()
+    drift: float | None = None
+    left: Mapping[str, int] = field(default_factory=lambda: {"blocks": 0, "detectors": 0})
+
+
 def measure(
     architectures: Sequence[Architecture],
-    make: MakeLatency,
-    told: Told,
+    latency: DetectorLatency,
+    on_progress: OnProgress,
     *,
     budget_s: float | None = None,
     caches: "Caches" = "hot",
-) -> dict[str, Any]:
-    """Measure every block of these detectors that the table does not hold; what that came to.
+) -> Measured:
+    """Measure every block of these detectors that the table does not hold.
 
     Args:
         architectures: In the order in which they are wanted.
-        make: A predictor.
-        told: How far it is.
+        latency: Measures.
+        on_progress: Called with detectors done, their number, and the block being measured.
         budget_s: Start nothing more after this long; ``left`` says what was not reached.
         caches: ``cold`` flushes them before every run.
     """
-    measured = cached = 0
-    failed: dict[str, str] = {}
-    drifts: list[float] = []
-    unsteady: set[str] = set()
-    disturbed: set[str] = set()
-    left: dict[str, int] = {"blocks": 0, "detectors": 0}
-    done = 0
-    began = time.monotonic()
-
-    def progress(state: "Progress") -> None:
-        share = state.done / state.total if state.total else 1.0
-        told(done + share * len(group), len(architectures), state.name)
-
-    latency = make(progress)
-    for start in range(0, len(architectures), _AT_ONCE):
+    reports: list[ProfileReport] = []
+    count, began = len(architectures), time.monotonic()
+    starts = range(0, count, _AT_ONCE)
+    for start in starts:
         remaining_s = None if budget_s is None else budget_s - (time.monotonic() - began)
         if remaining_s is not None and remaining_s <= 0:
-            left["detectors"] = len(architectures) - start
             break
-        done, group = start, architectures[start : start + _AT_ONCE]
-        told(done, len(architectures), "reading shapes")
-        report = latency.complete(group, budget_s=remaining_s, caches=caches)
-        measured += report.measured
-        cached += report.cached
-        failed |= {failure.name: failure.reason for failure in report.failed}
-        unsteady |= set(report.unsteady)
-        disturbed |= set(report.disturbed)
-        left["blocks"] += len(report.left)
-        drifts += [] if report.drift is None else [report.drift]
-    return {
-        "measured": measured,
-        "cached": cached,
-        "failed": failed,
-        "unsteady": sorted(unsteady),
-        "disturbed": sorted(disturbed),
-        "drift": max(drifts, key=abs, default=None),
-        "left": left,
-    }
+        group = architectures[start : start + _AT_ONCE]
+
+        def inside(state: "Progress", start: int = start, size: int = len(group)) -> None:
+            fraction = state.done / state.total if state.total else 1.0
+            on_progress(start + fraction * size, count, state.name)
+
+        on_progress(start, count, "reading shapes")
+        reports.append(latency.complete(group, budget_s=remaining_s, caches=caches, on_progress=inside))
+    return Measured(
+        sum(report.measured for report in reports),
+        sum(report.cached for report in reports),
+        {failure.name: failure.reason for report in reports for failure in report.failed},
+        sorted({name for report in reports for name in report.unsteady}),
+        sorted({name for report in reports for name in report.disturbed}),
+        max((report.drift for report in reports if report.drift is not None), key=abs, default=None),
+        {
+            "blocks": sum(len(report.left) for report in reports),
+            "detectors": max(0, count - _AT_ONCE * len(reports)),
+        },
+    )
 
 
 def measure_preset(
     name: str,
-    classes: int,
     architectures: Sequence[Architecture],
-    make: MakeLatency,
-    table: LatencyTable,
-    told: Told,
+    latency: DetectorLatency,
+    on_progress: OnProgress,
     *,
     budget_s: float | None = None,
-) -> dict[str, Any]:
+) -> Measured:
     """As :func:`measure` for what covers a preset; done at once where the record beside the table says so."""
-    target = make(None).target
-    made_with = fingerprint(name, *map(str, architectures), classes, target)
+    table, target = latency.table, latency.target
+    made_with = fingerprint(name, *map(str, architectures), latency.num_classes, target)
     known = table.current(target)
     recorded = read_record(table.path, made_with)
     if recorded is not None and recorded <= known.keys():
-        failed = {known[key].name: known[key].reason for key in recorded if known[key].status == "failed"}
-        nothing = {"measured": 0, "unsteady": [], "disturbed": [], "drift": None, "left": {"blocks": 0, "detectors": 0}}
-        return {**nothing, "cached": len(recorded), "failed": failed}
-    document = measure(architectures, make, told, budget_s=budget_s)
-    if not any(document["left"].values()):
+        failed = {known[key].name: known[key].reason or "" for key in recorded if known[key].status == "failed"}
+        return Measured(cached=len(recorded), failed=failed)
+    found = measure(architectures, latency, on_progress, budget_s=budget_s)
+    if not any(found.left.values()):
         write_record(table.path, made_with, table.current(target))
-    return document
+    return found
 
 
 def rebuild(
     architectures: Sequence[Architecture],
-    make: MakeLatency,
-    runner: "Backend",
+    latency: DetectorLatency,
     builds: int,
     seed: int,
-    told: Told,
+    on_progress: OnProgress,
     in_budget: Callable[[], bool],
-) -> list[dict[str, Any]]:
+) -> list[BuildVariance]:
     """Build a sample of the blocks of these detectors again and again; how far their medians are apart.
 
     Args:
         architectures: Whose blocks they are.
-        make: A predictor.
-        runner: Builds and runs them.
+        latency: Builds and runs them.
         builds: Of each block.
         seed: Draws the sample.
-        told: How far it is.
-        in_budget: Asked before every block; once it says no, the rest of the sample is left out.
+        on_progress: Called with blocks done, their number, and the next one.
+        in_budget: Checked before every block; once it is false, the rest of the sample is left out.
     """
-    latency = make(None)
     blocks = latency.blocks(architectures[:_REBUILT_FROM])
     chosen = np.random.default_rng([seed, _REBUILD_STREAM]).permutation(len(blocks))[:_REBUILT].tolist()
     found = []
     for number, index in enumerate(chosen):
         if not in_budget():
             break
-        told(number, len(chosen), blocks[index].name)
+        on_progress(number, len(chosen), blocks[index].name)
         found.append(
-            build_variance(blocks[index], runner, builds=builds, precision=latency.precision, timing=latency.timing)
+            build_variance(
+                blocks[index], latency.backend, builds=builds, precision=latency.precision, timing=latency.timing
+            )
         )
-    told(len(chosen), len(chosen), "")
-    return [{**asdict(one), "spread": one.spread, "differs": one.differs} for one in found]
+    on_progress(len(chosen), len(chosen), "")
+    return found
 
 
 def audit(
     space: Space,
     count: int,
-    make: MakeLatency,
-    runner: "Backend",
+    latency: DetectorLatency,
     seed: int,
-    told: Told,
+    on_progress: OnProgress,
     *,
-    table_path: Path,
     in_budget: Callable[[], bool] = lambda: True,
     explained: int = _EXPLAINED,
-) -> dict[str, Any]:
+) -> Audit:
     """Compare predicted with measured latency on whole detectors that the prediction was not fitted on.
 
-    In ONNX Runtime the worst predictions are run again under its profiler, whole and in parts, to see where the time
-    differs. The audit is kept beside the table, for its report. ``in_budget`` is asked before every detector; once it
-    says no, what was measured until then is compared, and ``left`` counts the rest.
+    In ONNX Runtime the worst predictions are run again under its profiler, whole and in blocks, to see where the time
+    differs. The audit is kept beside the table, for its report. ``in_budget`` is checked before every detector; once it
+    is false, what was measured until then is compared, and ``left`` counts the rest.
 
     Raises:
         UserError: the space holds too few detectors.
     """
     calibration, held_out = audited(space, count, seed)
-    latency = make(None)
+    runner = latency.backend
     worst = explained if isinstance(runner, OnnxRuntimeBackend) else 0
     wholes = len(calibration) + len(held_out)
     found = audit_latency(
         latency,
         calibration,
         held_out,
-        lambda done, total, text: told(done, total + worst, text),
+        lambda done, total, text: on_progress(done, total + worst, text),
         rng=np.random.default_rng([seed, _ORDER_STREAM]),
         in_budget=in_budget,
     )
-    document = found.as_dict() | {"residuals": []}
-    write_audit(table_path, latency.target, document)
-    if isinstance(runner, OnnxRuntimeBackend):
+    residuals = []
+    try:
         for number, whole in enumerate(found.wholes[:worst]):
-            if not in_budget():
+            if not in_budget() or not isinstance(runner, OnnxRuntimeBackend):
                 break
-            told(wholes + number, wholes + worst, f"looking inside {whole.architecture}")
-            residual = explain(runner, whole.architecture, latency.num_classes, latency.batch, latency.precision)
-            document["residuals"].append({"architecture": str(whole.architecture), **asdict(residual)})
-        told(wholes + worst, wholes + worst, "")
-    return document
+            on_progress(wholes + number, wholes + worst, f"looking inside {whole.architecture}")
+            inside = explain(runner, whole.architecture, latency.num_classes, latency.batch, latency.precision)
+            residuals.append((whole.architecture, inside))
+    finally:  # an interrupted explanation costs the explanation, not the audit
+        found = replace(found, residuals=tuple(residuals))
+        write_audit(latency.table.path, latency.target, found.as_dict())
+    if worst:
+        on_progress(wholes + worst, wholes + worst, "")
+    return found
 
 
 def audited(space: Space, count: int, seed: int) -> tuple[list[Architecture], list[Architecture]]:
@@ -261,7 +267,13 @@ def audited(space: Space, count: int, seed: int) -> tuple[list[Architecture], li
 
 
 def estimate(
-    gpu: str, file: Path, architectures: Sequence[Architecture], classes: int, precision: str, batch: int, told: Told
+    gpu: str,
+    file: Path,
+    architectures: Sequence[Architecture],
+    classes: int,
+    precision: str,
+    batch: int,
+    on_progress: OnProgress,
 ) -> dict[str, Any]:
     """Roofline estimates for a GPU of the data sheets, kept in the table apart from every measurement.
 
@@ -279,7 +291,7 @@ def estimate(
     rows = []
     with LatencyTable(file) as table:
         for number, architecture in enumerate(architectures):
-            told(number, len(architectures), str(architecture))
+            on_progress(number, len(architectures), str(architecture))
             workloads = detector_workloads(architecture, classes, batch)
             added += estimate_workloads(workloads, table, sheet, precision=precision, batch=batch)
             known = table.current(estimate_target(sheet, precision=precision, batch=batch))
@@ -293,7 +305,7 @@ def estimate(
                     "high_ms": sum(part.high_ms or 0.0 for part in parts),
                 }
             )
-        told(len(architectures), len(architectures), "")
+        on_progress(len(architectures), len(architectures), "")
         errors = estimate_errors(table)
     return {
         "kind": "estimate (roofline), not measured",

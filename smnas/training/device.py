@@ -24,5 +24,5 @@ def training_devices() -> tuple[str, ...]:
 
 
 def cpu_cores() -> int:
-    """CPU cores that this process may use."""
+    """CPU cores that this process may use: a container or ``taskset`` may leave fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import enum
 import json
+import logging
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -86,13 +87,9 @@ class Output:
         """
         results = sys.stdout
         with contextlib.redirect_stdout(sys.stderr):
-            yield cls(results, sys.stderr, as_json=as_json, quiet=quiet)
-
-    def silent(self) -> "Output":
-        """The same, but quiet: for the processes beside the one that reports."""
-        copy = Output(self._results, self.messages.file, as_json=self.as_json, quiet=True)  # type: ignore[arg-type]
-        copy.messages = self.messages
-        return copy
+            output = cls(results, sys.stderr, as_json=as_json, quiet=quiet)
+            with _noted(output):
+                yield output
 
     def note(self, text: str) -> None:
         """A line on standard error, unless quiet."""
@@ -115,6 +112,30 @@ class Output:
         else:
             show(_console(self._results))
         self._results.flush()
+
+
+class _Notes(logging.Handler):
+    """Writes the library's log lines as notes of a command."""
+
+    def __init__(self, output: Output) -> None:
+        super().__init__()
+        self._output = output
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._output.note(record.getMessage())
+
+
+@contextlib.contextmanager
+def _noted(output: Output) -> Iterator[None]:
+    log, notes = logging.getLogger("smnas"), _Notes(output)
+    before = log.level
+    log.setLevel(logging.INFO)
+    log.addHandler(notes)
+    try:
+        yield
+    finally:
+        log.removeHandler(notes)
+        log.setLevel(before)
 
 
 def show_table(console: Console, headings: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> None:

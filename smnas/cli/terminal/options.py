@@ -1,7 +1,11 @@
-"""Options that several commands share, each with its help written once."""
+"""Options that several commands share, each with its help written once, and commands that take them as one value."""
 
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -12,17 +16,23 @@ __all__ = [
     "ArchOption",
     "BackendOption",
     "BatchOption",
+    "ClassesOption",
     "DataOption",
     "DeviceOption",
     "DropBadBoxesOption",
     "JsonOption",
+    "MeasuringOptions",
+    "ModelOption",
+    "OutputOptions",
     "PrecisionOption",
     "PresetOption",
     "QuietOption",
     "SeedOption",
     "TableOption",
     "ThreadsOption",
+    "TimeLimitOption",
     "examples",
+    "single_options",
 ]
 
 
@@ -49,13 +59,16 @@ DropBadBoxesOption = Annotated[
     typer.Option("--drop-bad-boxes", help="Leave out boxes without a size or outside their image, as COCO's own."),
 ]
 DeviceOption = Annotated[
-    str, typer.Option("--gpu", metavar="NAME", help="Device the latency is for: local, cpu, or a GPU as in v100, h200.")
+    str,
+    typer.Option(
+        "--device", "--gpu", metavar="NAME", help="Device the latency is for: local, cpu, or a GPU as in v100, h200."
+    ),
 ]
 BackendOption = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="What runs the network: onnxruntime (also -cuda, -tensorrt), eager, compile, tensorrt or tensorrt_rtx.",
+        help="What runs the network: onnxruntime (also -cuda, -tensorrt), eager, compile, tensorrt or tensorrt-rtx.",
     ),
 ]
 PrecisionOption = Annotated[
@@ -69,7 +82,73 @@ ThreadsOption = Annotated[
 TableOption = Annotated[
     Path | None, typer.Option("--table", metavar="FILE", help="Latency table (SQLite), made if it is not there.")
 ]
-SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Start of every random number.")]
+SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Random seed.")]
+ClassesOption = Annotated[int, typer.Option(min=1, help="Object classes of the detectors.")]
+TimeLimitOption = Annotated[
+    str | None,
+    typer.Option(
+        "--time-limit", "--budget", metavar="TIME", help="As in 10m or 8h: start nothing that ends later than this."
+    ),
+]
+ModelOption = Annotated[
+    Path,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="FILE",
+        help="Checkpoint, ONNX file or engine; or the folder of a search (its recommended detector) or of a training.",
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """Options of every command."""
+
+    as_json: JsonOption = False
+    quiet: QuietOption = False
+
+    def values(self) -> dict[str, Any]:
+        """What was given of the other options, by the names that :mod:`smnas.api` has for them."""
+        output = ("as_json", "quiet")
+        return {name: value for name, value in vars(self).items() if name not in output and value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuringOptions(OutputOptions):
+    """Options of the commands that measure latency."""
+
+    device: DeviceOption = "local"
+    backend: BackendOption = "onnxruntime"
+    precision: PrecisionOption = "fp32"
+    threads: ThreadsOption = 1
+    table: TableOption = None
+    time_limit: TimeLimitOption = None
+    seed: SeedOption = 0
+
+
+def single_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command as typer wants it, with one parameter an option, where it takes a dataclass of options instead."""
+    first = next(iter(get_type_hints(command).values()))
+    if not (isinstance(first, type) and is_dataclass(first)):
+        return command
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        command(first(**values))
+
+    run.__annotations__ = {}
+    run.__signature__ = inspect.Signature(list(_parameters(first)))  # type: ignore[attr-defined]
+    return run
+
+
+def _parameters(options: Any) -> Iterator[inspect.Parameter]:
+    """Its own options first, then those of the groups that it shares."""
+    hints, defaults = get_type_hints(options, include_extras=True), {one.name: one.default for one in fields(options)}
+    for group in options.__mro__:
+        for name in inspect.get_annotations(group):
+            default = inspect.Parameter.empty if defaults[name] is MISSING else defaults[name]
+            yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[name])
 
 
 def examples(*lines: str) -> str:

@@ -1,52 +1,19 @@
 """How far a long command is, with the time left: a bar on a terminal, a line now and then elsewhere."""
 
 import math
-import re
 import time
 from contextlib import ExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from profiler.errors import UserError
 from smnas.cli.terminal.console import Output
+from smnas.durations import duration
 
-if TYPE_CHECKING:
-    from smnas.scoring.base import ScoringProgress
-
-__all__ = ["PhaseSteps", "Steps", "TrainingSteps", "duration", "seconds_of"]
+__all__ = ["PhaseSteps", "Steps"]
 
 _SECONDS_BETWEEN_LINES = 15.0
-_UNITS_S = {"d": 86400, "h": 3600, "m": 60, "s": 1}
-_TITLES = {"train": "epoch", "evaluate": "evaluating, %"}
-
-
-def duration(seconds: float) -> str:
-    """``seconds`` for people: ``48s``, ``3m05s``, ``2h10m``."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole}s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
-
-
-def seconds_of(text: str) -> float:
-    """What :func:`duration` writes, read back, and days: ``90s``, ``10m``, ``1h30m``, ``1.5h``, ``2d``.
-
-    Raises:
-        UserError: it is no duration, or none at all.
-    """
-    number = r"(\d+(?:\.\d+)?)"
-    found = re.fullmatch("".join(f"(?:{number}{unit})?" for unit in _UNITS_S), text)
-    seconds = (
-        sum(float(part or 0) * unit_s for part, unit_s in zip(found.groups(), _UNITS_S.values(), strict=True))
-        if found
-        else 0.0
-    )
-    if not seconds:
-        raise UserError(f"a time is written as in 90s, 10m, 1h30m or 2d, but got {text!r}")
-    return seconds
 
 
 class Steps:
@@ -132,14 +99,3 @@ class PhaseSteps:
             self._title = title
             self._steps = self._stack.enter_context(Steps(self._output, title))
         self._steps.at(done, total, text)
-
-
-class TrainingSteps(PhaseSteps):
-    """A context in which one training is followed: its epochs, then the images it is evaluated on."""
-
-    def at(self, progress: "ScoringProgress") -> None:
-        """Show how far it is."""
-        loss = "" if progress.loss is None else f"loss {progress.loss:.3f}  "
-        total = progress.epochs if progress.phase == "train" else 100
-        text = f"{loss}{progress.images_per_s:.0f} images/s"
-        self.step(_TITLES[progress.phase], progress.done * total, total, text)

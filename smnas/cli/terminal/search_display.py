@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from smnas.cli.terminal.console import Output, show_table
-from smnas.cli.terminal.progress import duration
+from smnas.durations import duration
 
 if TYPE_CHECKING:
     from smnas.scoring.base import ScoringProgress

@@ -14,7 +14,8 @@ from rich.console import Console
 
 from smnas.cli.terminal import progress
 from smnas.cli.terminal.console import Output, plain, show_facts, show_table
-from smnas.cli.terminal.progress import Steps, duration
+from smnas.cli.terminal.progress import Steps
+from smnas.durations import duration
 
 
 class Colour(StrEnum):

@@ -1,7 +1,7 @@
 """``smnas profile``: what it measures, what it finds in the table, audits and estimates."""
 
 import json
-from collections.abc import Callable
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from profiler.table.latency_table import LatencyTable, Row, Target
 from profiler.timing.measurement import TimingSettings
 from smnas.cli.main import application
 from smnas.cli.terminal.exit_codes import run
-from smnas.cli.terminal.progress import duration, seconds_of
+from smnas.durations import duration, seconds_of
 from smnas.latency import coverage_record, profiling
 from smnas.latency.audit_file import read_audit
 from smnas.latency.detector_latency import DetectorLatency
@@ -109,17 +109,14 @@ def test_a_sample_depends_on_the_seed_alone() -> None:
     assert len(set(first)) == 12
 
 
-@pytest.mark.usefixtures("quick")
 def test_a_complete_preset_is_known_without_reading_it_again(tmp_path: Path) -> None:
     some = [Architecture.parse(ARCH)]
     with LatencyTable(tmp_path / "table.db") as table:
-
-        def make(told: Callable[..., None] | None) -> DetectorLatency:
-            return DetectorLatency(3, get_backend("eager"), table, on_progress=told)
+        latency = DetectorLatency(3, get_backend("eager"), table, timing=_QUICK)
 
         def cover(architectures: list[Architecture]) -> tuple[int, int]:
-            found = profiling.measure_preset("nano", 3, architectures, make, table, lambda done, total, text: None)
-            return found["measured"], found["cached"]
+            found = profiling.measure_preset("nano", architectures, latency, lambda done, total, text: None)
+            return found.measured, found.cached
 
         blocks = len({workload.key for workload in detector_workloads(some[0], 3)})
         assert cover(some) == (blocks, 0)
@@ -156,18 +153,15 @@ def test_an_audit_holds_out_what_it_does_not_calibrate_on() -> None:
         profiling.audited(space, 9999, 0)
 
 
-@pytest.mark.usefixtures("quick")
 def test_an_audit_compares_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiling, "_CALIBRATION_WHOLES", 2)
     space = load_space("nano").restricted(lambda a: a.input_width == 96 and str(a.head) == "retina_32_1")
     backend = get_backend("eager")
     with LatencyTable(tmp_path / "table.db") as table:
-        make = lambda told: DetectorLatency(3, backend, table, on_progress=told)  # noqa: E731
+        latency = DetectorLatency(3, backend, table, timing=_QUICK)
         seen: list[tuple[float, float]] = []
-        found = profiling.audit(
-            space, 3, make, backend, 0, lambda done, total, text: seen.append((done, total)), table_path=table.path
-        )
-        kept = read_audit(table.path, make(None).target)
+        found = profiling.audit(space, 3, latency, 0, lambda done, total, text: seen.append((done, total))).as_dict()
+        kept = read_audit(table.path, latency.target)
         wholes = [row for row in table.rows() if row.kind == "whole"]
         parts = {row.key: row for row in table.rows() if row.kind == "part"}
     assert found["calibrated_on"] == 2
@@ -190,25 +184,16 @@ def test_an_audit_compares_what_was_measured(tmp_path: Path, monkeypatch: pytest
     ]
 
 
-@pytest.mark.usefixtures("quick")
 def test_an_audit_keeps_to_a_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiling, "_CALIBRATION_WHOLES", 2)
     space = load_space("nano").restricted(lambda a: a.input_width == 96 and str(a.head) == "retina_32_1")
     with LatencyTable(tmp_path / "table.db") as table:
-        make = lambda told: DetectorLatency(3, get_backend("eager"), table, on_progress=told)  # noqa: E731
+        latency = DetectorLatency(3, get_backend("eager"), table, timing=_QUICK)
 
         def audit(allowed: int) -> dict[str, Any]:
             asked = iter(range(100))
-            return profiling.audit(
-                space,
-                3,
-                make,
-                get_backend("eager"),
-                0,
-                lambda *_: None,
-                table_path=table.path,
-                in_budget=lambda: next(asked) < allowed,
-            )
+            found = profiling.audit(space, 3, latency, 0, lambda *_: None, in_budget=lambda: next(asked) < allowed)
+            return found.as_dict()
 
         found = [audit(allowed) for allowed in (0, 1, 4, 50)]
     assert [one["left"] for one in found] == [5, 4, 1, 0]
@@ -239,16 +224,20 @@ def test_measured_within_a_budget_then_drawn(tmp_path: Path, capsys: pytest.Capt
     assert found["left"] == {"blocks": 0, "detectors": 0}
     assert found["cold"]["measured"] == found["measured"]  # type: ignore[index]
     assert 0 < len(found["builds"]) <= 12  # type: ignore[arg-type]
-    drawn = _profile(capsys, "--table", table, "--report", page, "--arch", ARCH, "--classes", "3")
-    assert drawn["blocks"] == found["measured"]
+    words = ("report", table, "--out", page, "--arch", ARCH, "--classes", "3", "--json")
+    assert run(application("table"), "smnas-table", list(map(str, words))) == 0
+    assert json.loads(capsys.readouterr().out)["blocks"] == found["measured"]
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
 def test_options_that_exclude_each_other_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (
-        ["--report", "x.html"],
-        ["--report", "x.html", "--table", "t.db", "--audit", "3"],
         ["--estimate", "--gpu", "v100", "--budget", "10m"],
+        ["--build-engines", "engines", "--table", "t.db"],
+        ["--arch", ARCH, "--audit", "3"],
+        ["--arch", ARCH, "--preset", "nano"],
     ):
         assert run(application("profile"), "smnas-profile", words) == 2
-        assert capsys.readouterr().err.count("\n") == 1
+        assert re.fullmatch(
+            r"error: --[a-z-]+ and --[a-z-]+ exclude each other, but got both\n", capsys.readouterr().err
+        )
