@@ -22,7 +22,7 @@ $(INSTALLED): pyproject.toml
 	touch $@
 
 quickstart: $(INSTALLED) ## search on generated images, then detect with the winner; the result is in ./quickstart
-	$(BIN)/smnas-search --preset nano --gpu local --strategy sm-nas --trials 10,10 --epochs 3 --final-epochs 9 --top 1 --out $(RUN)
+	$(BIN)/smnas-search --preset nano --device local --strategy sm-nas --trials 10,10 --epochs 3 --final-epochs 9 --top 1 --out $(RUN)
 	$(BIN)/smnas-detect --model $(RUN) --out $(RUN)/images --quiet $$(ls $(RUN)/data/val/* | head -n 4)
 	@echo
 	@echo "ranking    $(RUN)/ranking.csv"

@@ -76,7 +76,9 @@ def test_every_option_that_is_named_exists(option: str) -> None:
     known = {
         spelling
         for name in COMMANDS
-        for parameter in typer.main.get_command(application(name)).params
+        for command in [typer.main.get_command(application(name))]
+        for leaf in [command, *getattr(command, "commands", {}).values()]
+        for parameter in leaf.params
         for spelling in [*parameter.opts, *parameter.secondary_opts]
     }
     assert option in known | foreign
