@@ -214,6 +214,80 @@ def _geometry(x: Tensor) -> tuple[int, int, int, int, int, int]:
 
 
 @triton.jit
+def _groups(
+    rows,
+    groups,
+    group_channels,
+    cells,
+    stride_b,
+    stride_c,
+    stride_s,
+    EVEN: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    CELLS: tl.constexpr,
+):
+    """The groups of a program: their rows, channels with a mask, and elements' offsets with a mask."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    c = tl.arange(0, CHANNELS)
+    s = tl.arange(0, CELLS)
+    # where no channel is masked the compiler may read several at once
+    width = CHANNELS if EVEN else group_channels
+    channel = (row % groups)[:, None] * width + c[None, :]
+    is_channel = (row < rows)[:, None] & (c < width)[None, :]
+    inside = is_channel[:, :, None] & (s < cells)[None, None, :]
+    if EVEN:
+        inside = (row < rows)[:, None, None] & (s < cells)[None, None, :]
+    image = (row // groups).to(tl.int64) * stride_b
+    at = image[:, None, None] + channel[:, :, None] * stride_c + s[None, None, :] * stride_s
+    return row, channel, is_channel, at, inside
+
+
+@triton.jit
+def _tile(channels, cells, stride_b, stride_c, stride_s, CHANNELS: tl.constexpr, CELLS: tl.constexpr):
+    """The tile of a program: its image, channels with a mask, and elements' offsets with a mask."""
+    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    image = tl.program_id(2)
+    s = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
+    is_channel = c < channels
+    inside = is_channel[:, None] & (s < cells)[None, :]
+    at = image.to(tl.int64) * stride_b + c[:, None] * stride_c + s[None, :] * stride_s
+    return image, c, is_channel, at, inside
+
+
+@triton.jit
+def _spread(pointer, index, mask):
+    """One number per channel, for every cell of it."""
+    return tl.expand_dims(tl.load(pointer + index, mask=mask, other=0.0).to(tl.float32), -1)
+
+
+@triton.jit
+def _upstream(
+    upstream, y, bias, at, inside, normal, scale, channel, is_channel, RELU: tl.constexpr, SAVED: tl.constexpr
+):
+    """The gradient behind ReLU: 0 where the output, saved or computed again, is not above 0."""
+    up = tl.load(upstream + at, mask=inside, other=0.0).to(tl.float32)
+    if RELU:
+        if SAVED:
+            out = tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
+        else:
+            shift = _spread(bias, channel, is_channel)
+            out = (normal * scale + shift).to(y.dtype.element_ty).to(tl.float32)
+        up = tl.where(out <= 0.0, 0.0, up)
+    return up
+
+
+@triton.jit
+def _store_output(y, residual, out, at, inside, RELU: tl.constexpr, RESIDUAL: tl.constexpr):
+    """Add the residual, apply ReLU and store."""
+    if RESIDUAL:
+        out += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
+    if RELU:
+        out = tl.where(out <= 0.0, 0.0, out)
+    tl.store(y + at, out.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def _forward_whole(
     x,
     residual,
@@ -237,32 +311,17 @@ def _forward_whole(
     CHANNELS: tl.constexpr,
     CELLS: tl.constexpr,
 ):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    c = tl.arange(0, CHANNELS)
-    s = tl.arange(0, CELLS)
-    # where no channel is masked the compiler may read several at once
-    width = CHANNELS if EVEN else group_channels
-    channel = (row % groups)[:, None] * width + c[None, :]
-    is_channel = (row < rows)[:, None] & (c < width)[None, :]
-    inside = is_channel[:, :, None] & (s < cells)[None, None, :]
-    if EVEN:
-        inside = (row < rows)[:, None, None] & (s < cells)[None, None, :]
-    image = (row // groups).to(tl.int64) * stride_b
-    at = image[:, None, None] + channel[:, :, None] * stride_c + s[None, None, :] * stride_s
+    row, channel, is_channel, at, inside = _groups(
+        rows, groups, group_channels, cells, stride_b, stride_c, stride_s, EVEN, ROWS, CHANNELS, CELLS
+    )
     value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     size = group_channels * cells
     mean = tl.sum(tl.sum(value, axis=2), axis=1) / size
     centred = tl.where(inside, value - mean[:, None, None], 0.0)
     variance = tl.sum(tl.sum(centred * centred, axis=2), axis=1) / size
     rstd = 1.0 / tl.sqrt(variance + eps)
-    scale = tl.load(weight + channel, mask=is_channel, other=0.0).to(tl.float32)
-    shift = tl.load(bias + channel, mask=is_channel, other=0.0).to(tl.float32)
-    out = centred * rstd[:, None, None] * scale[:, :, None] + shift[:, :, None]
-    if RESIDUAL:
-        out += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
-    if RELU:
-        out = tl.where(out <= 0.0, 0.0, out)
-    tl.store(y + at, out.to(y.dtype.element_ty), mask=inside)
+    scale, shift = _spread(weight, channel, is_channel), _spread(bias, channel, is_channel)
+    _store_output(y, residual, centred * rstd[:, None, None] * scale + shift, at, inside, RELU, RESIDUAL)
     tl.store(mean_out + row, mean, mask=row < rows)
     tl.store(rstd_out + row, rstd, mask=row < rows)
 
@@ -295,31 +354,15 @@ def _backward_whole(
     CHANNELS: tl.constexpr,
     CELLS: tl.constexpr,
 ):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    c = tl.arange(0, CHANNELS)
-    s = tl.arange(0, CELLS)
-    # where no channel is masked the compiler may read several at once
-    width = CHANNELS if EVEN else group_channels
-    channel = (row % groups)[:, None] * width + c[None, :]
-    is_channel = (row < rows)[:, None] & (c < width)[None, :]
-    inside = is_channel[:, :, None] & (s < cells)[None, None, :]
-    if EVEN:
-        inside = (row < rows)[:, None, None] & (s < cells)[None, None, :]
-    image = (row // groups).to(tl.int64) * stride_b
-    at = image[:, None, None] + channel[:, :, None] * stride_c + s[None, None, :] * stride_s
+    row, channel, is_channel, at, inside = _groups(
+        rows, groups, group_channels, cells, stride_b, stride_c, stride_s, EVEN, ROWS, CHANNELS, CELLS
+    )
     middle = tl.load(mean + row, mask=row < rows, other=0.0)[:, None, None]
     factor = tl.load(rstd + row, mask=row < rows, other=0.0)[:, None, None]
-    scale = tl.load(weight + channel, mask=is_channel, other=0.0).to(tl.float32)[:, :, None]
+    scale = _spread(weight, channel, is_channel)
     value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     normal = tl.where(inside, (value - middle) * factor, 0.0)
-    up = tl.load(upstream + at, mask=inside, other=0.0).to(tl.float32)
-    if RELU:
-        if SAVED:
-            out = tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
-        else:
-            shift = tl.load(bias + channel, mask=is_channel, other=0.0).to(tl.float32)[:, :, None]
-            out = (normal * scale + shift).to(y.dtype.element_ty).to(tl.float32)
-        up = tl.where(out <= 0.0, 0.0, up)
+    up = _upstream(upstream, y, bias, at, inside, normal, scale, channel, is_channel, RELU, SAVED)
     if RESIDUAL:
         tl.store(residual_gradient + at, up.to(residual_gradient.dtype.element_ty), mask=inside)
     by_channel = tl.sum(up, axis=2)
@@ -349,17 +392,13 @@ def _tile_moments(
     CELLS: tl.constexpr,
 ):
     chunk = tl.program_id(0)
-    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    image = tl.program_id(2)
-    s = chunk * CELLS + tl.arange(0, CELLS)
-    inside = (c < channels)[:, None] & (s < cells)[None, :]
-    at = image.to(tl.int64) * stride_b + c[:, None] * stride_c + s[None, :] * stride_s
+    image, c, is_channel, at, inside = _tile(channels, cells, stride_b, stride_c, stride_s, CHANNELS, CELLS)
     value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     mean = tl.sum(value, axis=1) / tl.minimum(cells - chunk * CELLS, CELLS)
     centred = tl.where(inside, value - mean[:, None], 0.0)
     to_channel = (image * chunks + chunk) * channels + c
-    tl.store(means + to_channel, mean, mask=c < channels)
-    tl.store(squares + to_channel, tl.sum(centred * centred, axis=1), mask=c < channels)
+    tl.store(means + to_channel, mean, mask=is_channel)
+    tl.store(squares + to_channel, tl.sum(centred * centred, axis=1), mask=is_channel)
 
 
 @triton.jit
@@ -421,24 +460,15 @@ def _normalize(
     CHANNELS: tl.constexpr,
     CELLS: tl.constexpr,
 ):
-    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    image = tl.program_id(2)
-    s = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
-    is_channel = c < groups * group_channels
-    inside = is_channel[:, None] & (s < cells)[None, :]
-    at = image.to(tl.int64) * stride_b + c[:, None] * stride_c + s[None, :] * stride_s
+    image, c, is_channel, at, inside = _tile(
+        groups * group_channels, cells, stride_b, stride_c, stride_s, CHANNELS, CELLS
+    )
     group = image * groups + c // group_channels
-    middle = tl.load(mean + group, mask=is_channel, other=0.0)[:, None]
-    factor = tl.load(rstd + group, mask=is_channel, other=0.0)[:, None]
-    scale = tl.load(weight + c, mask=is_channel, other=0.0).to(tl.float32)[:, None]
-    shift = tl.load(bias + c, mask=is_channel, other=0.0).to(tl.float32)[:, None]
+    middle, factor = _spread(mean, group, is_channel), _spread(rstd, group, is_channel)
+    scale = _spread(weight, c, is_channel)
+    shift = _spread(bias, c, is_channel)
     value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    out = (value - middle) * factor * scale + shift
-    if RESIDUAL:
-        out += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
-    if RELU:
-        out = tl.where(out <= 0.0, 0.0, out)
-    tl.store(y + at, out.to(y.dtype.element_ty), mask=inside)
+    _store_output(y, residual, (value - middle) * factor * scale + shift, at, inside, RELU, RESIDUAL)
 
 
 @triton.jit
@@ -465,29 +495,17 @@ def _tile_sums(
     CELLS: tl.constexpr,
 ):
     chunk = tl.program_id(0)
-    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    image = tl.program_id(2)
-    s = chunk * CELLS + tl.arange(0, CELLS)
     channels = groups * group_channels
-    inside = (c < channels)[:, None] & (s < cells)[None, :]
-    at = image.to(tl.int64) * stride_b + c[:, None] * stride_c + s[None, :] * stride_s
+    image, c, is_channel, at, inside = _tile(channels, cells, stride_b, stride_c, stride_s, CHANNELS, CELLS)
     group = image * groups + c // group_channels
-    middle = tl.load(mean + group, mask=c < channels, other=0.0)[:, None]
-    factor = tl.load(rstd + group, mask=c < channels, other=0.0)[:, None]
+    middle, factor = _spread(mean, group, is_channel), _spread(rstd, group, is_channel)
+    scale = _spread(weight, c, is_channel)
     value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     normal = tl.where(inside, (value - middle) * factor, 0.0)
-    up = tl.load(upstream + at, mask=inside, other=0.0).to(tl.float32)
-    if RELU:
-        if SAVED:
-            out = tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
-        else:
-            scale = tl.load(weight + c, mask=c < channels, other=0.0).to(tl.float32)[:, None]
-            shift = tl.load(bias + c, mask=c < channels, other=0.0).to(tl.float32)[:, None]
-            out = (normal * scale + shift).to(y.dtype.element_ty).to(tl.float32)
-        up = tl.where(out <= 0.0, 0.0, up)
+    up = _upstream(upstream, y, bias, at, inside, normal, scale, c, is_channel, RELU, SAVED)
     to_channel = (image * chunks + chunk) * channels + c
-    tl.store(sum_up + to_channel, tl.sum(up, axis=1), mask=c < channels)
-    tl.store(sum_up_normal + to_channel, tl.sum(up * normal, axis=1), mask=c < channels)
+    tl.store(sum_up + to_channel, tl.sum(up, axis=1), mask=is_channel)
+    tl.store(sum_up_normal + to_channel, tl.sum(up * normal, axis=1), mask=is_channel)
 
 
 @triton.jit
@@ -553,29 +571,17 @@ def _input_gradient(
     CHANNELS: tl.constexpr,
     CELLS: tl.constexpr,
 ):
-    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    image = tl.program_id(2)
-    s = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
-    is_channel = c < groups * group_channels
-    inside = is_channel[:, None] & (s < cells)[None, :]
-    at = image.to(tl.int64) * stride_b + c[:, None] * stride_c + s[None, :] * stride_s
+    image, c, is_channel, at, inside = _tile(
+        groups * group_channels, cells, stride_b, stride_c, stride_s, CHANNELS, CELLS
+    )
     group = image * groups + c // group_channels
-    middle = tl.load(mean + group, mask=is_channel, other=0.0)[:, None]
-    factor = tl.load(rstd + group, mask=is_channel, other=0.0)[:, None]
-    scale = tl.load(weight + c, mask=is_channel, other=0.0).to(tl.float32)[:, None]
+    middle, factor = _spread(mean, group, is_channel), _spread(rstd, group, is_channel)
+    scale = _spread(weight, c, is_channel)
     value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     normal = (value - middle) * factor
-    up = tl.load(upstream + at, mask=inside, other=0.0).to(tl.float32)
-    if RELU:
-        if SAVED:
-            out = tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
-        else:
-            shift = tl.load(bias + c, mask=is_channel, other=0.0).to(tl.float32)[:, None]
-            out = (normal * scale + shift).to(y.dtype.element_ty).to(tl.float32)
-        up = tl.where(out <= 0.0, 0.0, up)
+    up = _upstream(upstream, y, bias, at, inside, normal, scale, c, is_channel, RELU, SAVED)
     if RESIDUAL:
         tl.store(residual_gradient + at, up.to(residual_gradient.dtype.element_ty), mask=inside)
-    mean_up = tl.load(share + group, mask=is_channel, other=0.0)[:, None]
-    mean_up_normal = tl.load(share_normal + group, mask=is_channel, other=0.0)[:, None]
+    mean_up, mean_up_normal = _spread(share, group, is_channel), _spread(share_normal, group, is_channel)
     out = (up * scale - mean_up - normal * mean_up_normal) * factor
     tl.store(gradient + at, out.to(gradient.dtype.element_ty), mask=inside)
