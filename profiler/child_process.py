@@ -1,4 +1,4 @@
-"""What a process that works for another one needs."""
+"""Child processes that do not outlive their parent."""
 
 import multiprocessing
 import os
@@ -10,7 +10,7 @@ __all__ = ["end_with_parent"]
 def end_with_parent() -> None:
     """End this process, from now on, at once when the one that started it is gone, even by SIGKILL.
 
-    It would wait for its next job for ever, or go on in files that belong to the parent's successor.
+    Otherwise it would wait for its next job forever, or write to files that belong to the parent's successor.
     """
     parent = multiprocessing.parent_process()
     if parent is not None:

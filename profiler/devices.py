@@ -1,6 +1,6 @@
-"""Devices: the one a name stands for on this machine, and a sheet of GPUs that people ask for.
+"""Devices: resolve a name on this machine; data sheets of common GPUs.
 
-Importing this loads no torch; asking for a GPU that may be present does.
+Importing this loads no torch; looking up a GPU does.
 """
 
 import os
@@ -31,11 +31,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class GpuSheet:
-    """What the vendor publishes of a GPU.
+    """A GPU's published figures.
 
     Attributes:
         name: what the user calls it, such as ``v100``.
-        title: the board that the figures are of.
+        title: the card that the figures describe.
         match: words by which the driver's device name is recognised.
         compute_capability: such as ``7.0``.
         multiprocessors: number of streaming multiprocessors.
@@ -88,7 +88,7 @@ class DeviceNotPresentError(UserError):
     """A known GPU that this machine does not have.
 
     Attributes:
-        sheet: the vendor's figures of the GPU that was asked for.
+        sheet: the vendor's figures of the requested GPU.
     """
 
     def __init__(self, sheet: GpuSheet, present: Sequence[str]) -> None:
@@ -113,13 +113,13 @@ def gpu_sheets() -> Mapping[str, GpuSheet]:
 
 
 def resolve_device(name: str) -> Device:
-    """The device of this machine that a user's name stands for.
+    """Find the device of this machine with a user's name for it.
 
     Args:
         name: ``cpu``; ``local`` (the first GPU, or the CPU where there is none); or a GPU of the sheet.
 
     Raises:
-        UserError: nobody knows the name.
+        UserError: unknown name.
         DeviceNotPresentError: it is a known GPU that is not in this machine.
     """
     wanted = _as_listed(name)
@@ -138,7 +138,7 @@ def resolve_device(name: str) -> Device:
 
 
 def named_sheet(name: str) -> GpuSheet | None:
-    """The data sheet that a user's name stands for, as ``V100`` or ``RTX 4090``; ``None`` where there is none."""
+    """The data sheet of a user's name, such as ``V100`` or ``RTX 4090``; ``None`` if there is none."""
     return gpu_sheets().get(_as_listed(name))
 
 
@@ -147,7 +147,7 @@ def _as_listed(name: str) -> str:
 
 
 def matching_names(sheet: GpuSheet, device_names: Sequence[str]) -> tuple[str, ...]:
-    """Those device names (of a latency table, say) that are the GPU of the sheet."""
+    """Filter device names, of a latency table say, by the GPU of a data sheet."""
     return tuple(name for name in device_names if sheet.is_called(name))
 
 
@@ -169,7 +169,7 @@ def cpu_name(cpuinfo: Path) -> str:
     """The processor's name: model name with family and model number, because virtual machines shorten the former.
 
     Args:
-        cpuinfo: Linux's ``/proc/cpuinfo``; where it is missing or names nothing the platform is asked.
+        cpuinfo: Linux's ``/proc/cpuinfo``; where it is missing or names nothing, Python's ``platform`` module answers.
     """
     facts: dict[str, str] = {}
     if cpuinfo.is_file():

@@ -17,7 +17,7 @@ _LONGEST = 300  # characters
 
 
 class UserError(Exception):
-    """The user's mistake. The message is one line: the rule first, then what was got."""
+    """The user's mistake. The message is one line: the rule, then the value that broke it."""
 
 
 class BackendUnavailableError(UserError):
@@ -25,24 +25,24 @@ class BackendUnavailableError(UserError):
 
 
 class PrecisionNotMetError(RuntimeError):
-    """A backend took a graph and computes less of it in the asked precision than the graph says."""
+    """A backend accepted a graph but computes fewer of its layers in the requested precision than it specifies."""
 
 
 def one_line(error: BaseException) -> str:
-    """All that an error says, in one line; its class where it says nothing."""
+    """An error's message in one line; its class if the message is empty."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, 300 characters at most; its class where it says nothing.
+    """The first line of an error's message, 300 characters at most; its class if the message is empty.
 
-    What libraries raise may go on for pages.
+    Messages of libraries may be pages long.
     """
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."
 
 
 def named_line(error: BaseException) -> str:
-    """:func:`first_line` behind the error's class, as a reason that is kept."""
+    """:func:`first_line` after the error's class, as a stored reason."""
     name = type(error).__name__
     return f"{name}: {first_line(error)}" if str(error).strip() else name

@@ -1,4 +1,4 @@
-"""What one run of a workload has to do: operations, bytes, sizes. Counted from shapes, without computing anything."""
+"""Work of one run of a workload: operations, bytes, sizes. Counted from shapes, without computing anything."""
 
 import math
 from collections.abc import Mapping
@@ -23,8 +23,8 @@ class Work:
         other_bytes: of integers and booleans among them.
         parameters: of the module.
         channels: of the largest input (its second axis).
-        cells: of the largest input: batch times the axes behind the channels.
-        layers: modules without children, which is what the module is deep.
+        cells: positions of the largest input: batch times the axes after the channels.
+        layers: number of modules without children, a measure of depth.
     """
 
     family: str
@@ -58,10 +58,10 @@ class Work:
         )
 
     def bytes_moved(self, float_bytes: int = 4) -> int:
-        """Bytes of inputs, outputs and weights: what must cross the memory at least once.
+        """Bytes of inputs, outputs and weights, which cross the memory at least once.
 
         Args:
-            float_bytes: size of a floating-point number in the precision asked for.
+            float_bytes: size of a floating-point number in the precision.
         """
         return self.float_elements * float_bytes + self.other_bytes
 
@@ -71,7 +71,7 @@ class Work:
 
     @classmethod
     def from_dict(cls, values: object) -> Self | None:
-        """What :meth:`as_dict` made; ``None`` for anything else, such as what an older release has left out."""
+        """Inverse of :meth:`as_dict`; ``None`` for anything else, such as a row of an older release."""
         if not isinstance(values, Mapping) or set(values) != {field.name for field in fields(cls)}:
             return None
         return cls(**values)

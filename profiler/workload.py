@@ -1,4 +1,4 @@
-"""What the profiler times: a module, the shapes of its inputs, and the key under which its latency is kept."""
+"""Workloads: a module, the shapes of its inputs, and the key under which its latency is stored."""
 
 import math
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ _DTYPES: dict[str, torch.dtype] = {
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """How one random input is drawn.
+    """Distribution of one random input.
 
     Attributes:
         shape: the tensor's shape, batch included.
@@ -54,7 +54,7 @@ class TensorSpec:
         if self.low is not None and self.high is not None and not self.low < self.high:
             raise ValueError(f"low < high must hold, but got low={self.low} and high={self.high}")
         if self.dtype in ("int32", "int64") and self.low is None:
-            raise ValueError(f"{self.dtype} needs low and high: without them its range is anyone's guess")
+            raise ValueError(f"{self.dtype} needs low and high: its range has no default")
         if self.draw == "boxes" and (self.low is None or not self.shape or self.shape[-1] != 4):
             raise ValueError(f"boxes need bounds and a last axis of 4, but got shape {self.shape} and low={self.low}")
 
@@ -128,7 +128,7 @@ class Workload:
 def count_flops(module: nn.Module, inputs: Sequence[TensorSpec]) -> int:
     """Count the operations of one run from shapes alone, without computing anything.
 
-    Convolutions, matrix products and attention count, a multiply-add as two operations; element-wise work,
+    Convolutions, matmuls and attention count, a multiply-add as two operations; element-wise work,
     normalisation and pooling do not. That is :class:`torch.utils.flop_counter.FlopCounterMode`'s convention.
 
     Args:

@@ -36,7 +36,7 @@ class Session(Protocol):
         """Run once and copy the outputs to the host, flattened in order; half precisions as float32."""
 
     def describe(self) -> dict[str, Any]:
-        """What exactly runs: provider, versions, threads, options, as JSON values."""
+        """Details of what runs: provider, versions, threads, options, as JSON values."""
 
 
 class Backend(Protocol):

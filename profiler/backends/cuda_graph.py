@@ -16,7 +16,7 @@ _WARM_UPS = 3  # what is set up, chosen or allocated in first runs must not be r
 
 
 class Replayed(Protocol):
-    """What was recorded."""
+    """A recorded CUDA graph."""
 
     def replay(self) -> None:
         """Start it on PyTorch's current stream, on what its tensors hold now."""

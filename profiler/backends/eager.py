@@ -51,7 +51,7 @@ class EagerBackend:
 
 
 def torch_version(device: Device) -> str:
-    """PyTorch's version, and which of our kernels take the place of its operators: then it is timed as another one."""
+    """PyTorch's version, and which of our kernels replace its operators: those latencies are another target's."""
     which = {"triton": " with our kernels", "measured": " with measured kernels" if can_build() else ""}
     return f"{torch.__version__}{which.get(choice(), '') if device.kind == 'cuda' else ''}"
 

@@ -2,12 +2,12 @@
 
 The calls are those that both modules have (``deserialize_cuda_engine``, ``create_execution_context``,
 ``set_tensor_address``, ``execute_async_v3``, ``create_engine_inspector``); what only TensorRT-RTX has, its cache of
-compiled kernels, is asked by attribute. Not run yet: on a GPU. A test checks that TensorRT-RTX 1.7.1 has every
+compiled kernels, is detected by attribute. Not run yet: on a GPU. A test checks that TensorRT-RTX 1.7.1 has every
 attribute that is used here, and another runs this file on a module that reads and writes the same addresses.
 
 Inputs and outputs stay where they are between runs, so that a run can be a CUDA graph. An engine with a loop, as greedy
-NMS is in a plain graph, may be none that can be recorded: TensorRT-RTX says so when it is asked, ordinary
-TensorRT when it is tried.
+NMS is in a plain graph, may be none that can be recorded: TensorRT-RTX reports that beforehand, ordinary
+TensorRT fails while recording.
 """
 
 import json
@@ -174,10 +174,10 @@ class Engine:
         return {name: self._tensors[name] for name in self.outputs}
 
     def layer_types(self) -> dict[str, int]:
-        """How many of the finished engine's layers give each type, as its inspector says.
+        """Count the finished engine's layers by output type, as its inspector lists them.
 
         Returns:
-            Layers by precision; whole numbers and truth values are left out. Empty where the inspector tells no types.
+            Layers by precision; whole numbers and truth values are left out. Empty if the inspector lists no types.
         """
         inspector = self._engine.create_engine_inspector()
         document = json.loads(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))

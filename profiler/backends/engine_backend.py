@@ -40,7 +40,7 @@ class EngineBackend:
         device: the GPU.
         threads: CPU threads that a workload may use; an engine needs the one that starts it.
         name: ``tensorrt_rtx`` or ``tensorrt``.
-        store: of engines; the user's own where none is given. Engines that were built ahead are found there.
+        store: of engines; the user's own where none is given. Engines that were built ahead of time are found there.
         place: where tensors live, if not on the device.
 
     Raises:
@@ -60,7 +60,7 @@ class EngineBackend:
         if device.kind != "cuda":
             raise BackendUnavailableError(
                 f"{name} runs on a CUDA device, but got {device.name}: --gpu NAME picks one; without a GPU "
-                "smnas profile --build-engines DIR builds TensorRT-RTX engines ahead, and --backend onnxruntime runs"
+                "smnas profile --build-engines DIR builds TensorRT-RTX engines, and --backend onnxruntime runs"
             )
         self.name = name
         self.version = str(self.trt.__version__)
@@ -141,9 +141,9 @@ class EngineSession:
             self._wait()
         self._engine.keep_kernels()
         self._layer_types = self._engine.layer_types()
-        asked = manifest.request.precision
-        if manifest.facts.get("dense_layers") and self._layer_types and asked not in self._layer_types:
-            raise EngineBuildError(f"{asked} was asked for, but the engine's layers give {self._layer_types}")
+        precision = manifest.request.precision
+        if manifest.facts.get("dense_layers") and self._layer_types and precision not in self._layer_types:
+            raise EngineBuildError(f"{precision} was requested, but the engine's layers give {self._layer_types}")
 
     def __enter__(self) -> Self:
         stack = ExitStack()
@@ -169,7 +169,7 @@ class EngineSession:
         return tuple((one.float() if one.is_floating_point() else one).numpy() for one in host)
 
     def describe(self) -> dict[str, Any]:
-        """Version, what is known of the engine, and the share of its layers in the asked precision."""
+        """Version, facts about the engine, and the fraction of its layers in the requested precision."""
         layers = sum(self._layer_types.values())
         request = self._manifest.request
         return {
@@ -192,5 +192,7 @@ def _capability(device: Device, place: torch.device) -> str:
     if place.type == "cuda":
         return ".".join(map(str, torch.cuda.get_device_capability(place)))
     if device.sheet is None:
-        raise ValueError(f"a device without a data sheet has its capability asked of CUDA, but its place is {place}")
+        raise ValueError(
+            f"the capability of a device without a data sheet comes from CUDA, but its tensors are on {place}"
+        )
     return device.sheet.compute_capability

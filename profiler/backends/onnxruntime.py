@@ -197,20 +197,20 @@ class OnnxRuntimeSession:
         }
 
 
-def _integer_layers(asked: bytes, optimized: str) -> dict[str, Any]:
-    """How many convolutions and products compute in integers, by the graph as ONNX Runtime has optimized it.
+def _integer_layers(requested: bytes, optimized: str) -> dict[str, Any]:
+    """Count convolutions and matmuls that compute in integers in the graph that ONNX Runtime has optimized.
 
     Raises:
         PrecisionNotMetError: fewer than the graph quantises.
     """
-    model = onnx.load_from_string(asked)
+    model = onnx.load_from_string(requested)
     quantized = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     wanted = sum(node.input[1] in quantized for node in dense_nodes(model))
     run = onnx.load(optimized)
     integer = sum(node.op_type in _INTEGER for node in run.graph.node)
     if integer < wanted:
         raise PrecisionNotMetError(
-            f"int8 was asked of {wanted} layers, but ONNX Runtime computes {integer} in integers"
+            f"int8 was requested for {wanted} layers, but ONNX Runtime computes {integer} in integers"
         )
     fused = sum(node.op_type.startswith("Fused") for node in run.graph.node)  # with what follows, in float
     layers = integer + fused + len(dense_nodes(run))
@@ -230,7 +230,7 @@ def session_options(runtime: Any, threads: int) -> Any:
     options.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
     # Errors, which are raised as well. A session on CUDA also warns, through the log that is no session's, of what its
-    # providers are not; whether it runs where it should is asked of it afterwards.
+    # providers are not; whether it runs on the right provider is checked afterwards.
     options.log_severity_level = 3
     runtime.set_default_logger_severity(3)
     for key, value in _SESSION_CONFIG.items():

@@ -35,7 +35,7 @@ _GROUP = 16
 
 @dataclass(frozen=True)
 class AheadReport:
-    """What building ahead did; a workload counts once per compute capability.
+    """Summary of a build; a workload counts once per compute capability.
 
     Attributes:
         built: engines built now.
@@ -87,7 +87,7 @@ def build_ahead(
     unknown = [capability for capability in capabilities if capability not in known]
     if unknown or not capabilities:
         raise UserError(
-            f"{backend} builds ahead for compute capabilities {', '.join(known) or '(none)'}, but got "
+            f"{backend} builds ahead of time for compute capabilities {', '.join(known) or '(none)'}, but got "
             f"{', '.join(unknown) or 'none'}"
         )
     if precision not in PRECISIONS:
@@ -142,7 +142,7 @@ def _graphs(
 
 
 def _built(jobs: Iterator[_Job], workers: int) -> Iterator[tuple[_Job, BuiltEngine | str]]:
-    """Jobs as they finish, with an engine or a reason; a few are ahead of the builders, and no more."""
+    """Jobs as they finish, with an engine or a reason; few are exported before a builder is free."""
     running: dict[Future[BuiltEngine | str], _Job] = {}
     pool = _pool(workers)
     try:

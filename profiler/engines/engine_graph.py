@@ -1,4 +1,4 @@
-"""The graph that an engine is built from: plain operators, typed, and the same bytes for the same module."""
+"""Graphs that engines are built from: plain operators, typed, the same bytes for the same module."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import onnx
 from torch import Tensor, nn
 
 from profiler.graphs.export import to_onnx, to_onnx_many
-from profiler.graphs.matmuls import products_as_convolutions
+from profiler.graphs.matmuls import matmuls_as_convolutions
 from profiler.graphs.quantized_onnx import quantized_block
 from profiler.graphs.typed_onnx import typed_onnx
 
@@ -16,17 +16,17 @@ __all__ = ["engine_graphs"]
 def engine_graphs(
     items: Sequence[tuple[nn.Module, Sequence[Tensor]]], precision: str, *, convolutions: bool = False
 ) -> list[bytes | Exception]:
-    """Export modules in one go, which takes a fraction of the time.
+    """Export several modules at once, in a fraction of the time.
 
     Args:
         items: modules with real weights, and one tensor per positional argument.
-        precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``; in half precision an input that only maps read is of that
-            type, see :func:`profiler.graphs.typed_onnx.typed_onnx`. Ranges in ``int8`` are those of the given tensors.
-        convolutions: write products with weights as 1x1 convolutions.
+        precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``; in half precision an input that only feature maps read is
+            of that type, see :func:`profiler.graphs.typed_onnx.typed_onnx`. Activation ranges in ``int8`` are those of
+            the given tensors.
+        convolutions: write matmuls with weights as 1x1 convolutions.
 
     Returns:
-        For each item a serialised graph whose inputs are named ``input_1``, ``input_2``, ... in their order, or what
-        keeps the module from one.
+        For each item a serialised graph with inputs ``input_1``, ``input_2``, ... in order, or the error of its export.
     """
     models: list[onnx.ModelProto | None] = [None] * len(items)
     if len(items) > 1:
@@ -41,7 +41,7 @@ def engine_graphs(
             names = [f"input_{index}" for index in range(len(tensors))]
             whole = exported or to_onnx(module, tensors, input_names=names, operators="plain")
             if convolutions:  # before weights are integers, and no weights any more
-                whole = products_as_convolutions(whole)
+                whole = matmuls_as_convolutions(whole)
             if precision == "int8":
                 typed = quantized_block(whole, module, tensors, symmetric=True)
             else:

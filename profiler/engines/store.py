@@ -1,7 +1,6 @@
-"""Engines on disk: each under a hash of what it was built from, with a manifest beside it.
+"""Engines on disk: each under a hash of its inputs, with a manifest beside it.
 
-Nothing is deserialised on trust: an engine is handed out only where its manifest says what was asked for and its bytes
-have the hash that the manifest says.
+An engine is returned only if its manifest matches the request and its bytes match the manifest's hash.
 """
 
 import hashlib
@@ -20,12 +19,12 @@ _FORMAT = 1
 
 
 class EngineRefusedError(RuntimeError):
-    """An engine on disk is not the one that was asked for; the message says what differs."""
+    """An engine on disk is not the requested one; the message names the difference."""
 
 
 @dataclass(frozen=True)
 class EngineRequest:
-    """What decides an engine's bytes.
+    """Everything that determines an engine's bytes.
 
     Attributes:
         backend: ``tensorrt_rtx`` or ``tensorrt``.
@@ -49,7 +48,7 @@ class EngineRequest:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is written beside an engine, or in its place where building it failed.
+    """Record beside an engine, or instead of one that failed to build.
 
     Attributes:
         request: what it was built from.
@@ -73,7 +72,7 @@ class Manifest:
 
 
 def default_folder() -> Path:
-    """Where engines are kept that nobody named a folder for: ``$SMNAS_ENGINES``, or the user's cache."""
+    """Default folder of engines: ``$SMNAS_ENGINES``, or the user's cache."""
     chosen = os.environ.get("SMNAS_ENGINES")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(chosen) if chosen else cache / "smnas" / "engines"
@@ -86,15 +85,15 @@ class EngineStore:
         self.folder = folder
 
     def engine_path(self, request: EngineRequest) -> Path:
-        """Where the engine is, or would be."""
+        """Path of the engine, whether or not it exists."""
         return self.folder / f"{request.digest}.engine"
 
     def manifest_path(self, request: EngineRequest) -> Path:
-        """Where its manifest is, or would be."""
+        """Path of its manifest, whether or not it exists."""
         return self.folder / f"{request.digest}.json"
 
     def find(self, request: EngineRequest) -> Manifest | None:
-        """The manifest of an engine that can be used, or of its failure; ``None`` where it must be built (again)."""
+        """The manifest of a usable engine, or of its failure; ``None`` if it must be built (again)."""
         try:
             manifest = self._manifest(request)
             if manifest.status == "built":
@@ -115,7 +114,7 @@ class EngineStore:
         return self._content(manifest)
 
     def add(self, request: EngineRequest, content: bytes, *, name: str, key: str, facts: dict[str, Any]) -> Manifest:
-        """Keep an engine; the manifest comes last and vouches for it."""
+        """Store an engine; the manifest is written last and vouches for it."""
         digest = hashlib.sha256(content).hexdigest()
         manifest = Manifest(request, "built", name, key, "", digest, len(content), facts)
         write_whole(self.engine_path(request), content)
@@ -123,13 +122,13 @@ class EngineStore:
         return manifest
 
     def add_failure(self, request: EngineRequest, reason: str, *, name: str, key: str) -> Manifest:
-        """Keep why there is no engine."""
+        """Store the reason why there is no engine."""
         manifest = Manifest(request, "failed", name, key, reason)
         self._write_manifest(manifest)
         return manifest
 
     def manifests(self) -> Iterator[Manifest]:
-        """All that is kept, failures included, in the order of file names."""
+        """All manifests, failures included, in the order of file names."""
         for path in sorted(self.folder.glob("*.json")):
             yield _parse(path)
 

@@ -1,9 +1,9 @@
 """TensorRT and TensorRT-RTX: building engines from typed ONNX graphs.
 
 One route for both: the precision is in the graph (:mod:`profiler.graphs.typed_onnx`) and the network is strongly typed.
-TensorRT-RTX builds for chosen compute capabilities on a machine without a GPU; what ordinary TensorRT lacks for that is
-asked by attribute, not by version. A timing cache is for ordinary TensorRT only: in TensorRT-RTX, which times nothing
-when it builds, any call of it needs a GPU.
+TensorRT-RTX builds for chosen compute capabilities on a machine without a GPU; whether a module can do that is detected
+by attribute, not by version. A timing cache is for ordinary TensorRT only: in TensorRT-RTX, which times nothing when it
+builds, any call of it needs a GPU.
 
 Run so far: TensorRT-RTX 1.7.1 without a GPU; on one of compute capability 9.0 (H200), which it has no name for, it
 builds and then refuses to load what it built. Not run: ordinary TensorRT, and any engine at all;
@@ -24,10 +24,10 @@ import onnx
 
 from profiler.atomic import write_whole
 from profiler.errors import BackendUnavailableError, UserError
-from profiler.graphs.matmuls import products_as_convolutions
+from profiler.graphs.matmuls import matmuls_as_convolutions
 
 __all__ = [
-    "NO_FP32_PRODUCTS",
+    "NO_FP32_MATMULS",
     "BuiltEngine",
     "EngineBuildError",
     "build_engine",
@@ -41,27 +41,27 @@ __all__ = [
 _EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
 _DENSE_LAYERS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")
 _DATA_TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16", "int8": "FLOAT"}
-"""What a dense layer gives; 8-bit integers come and go around it."""
+"""Output type of a dense layer; in ``int8`` it is quantised around the layer."""
 _LOGGED_TYPES = {"fp16": "Half", "bf16": "BFloat16", "int8": "Int8"}
-NO_FP32_PRODUCTS = "7.5"
-"""TensorRT-RTX has convolutions in float32 for this compute capability, but no matrix products."""
+NO_FP32_MATMULS = "7.5"
+"""TensorRT-RTX has convolutions in float32 for this compute capability, but no matmuls."""
 
 
 class EngineBuildError(RuntimeError):
-    """No engine came of a graph, or one in another precision than asked: the message says in one line why."""
+    """No engine was built, or one in another precision than requested; the message is one line."""
 
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """An engine and what is known of it without loading it.
+    """An engine, and facts that need no loading.
 
     Attributes:
         content: as it is deserialised.
-        seconds: that building took.
-        dense_layers: convolutions and matrix products of the network, all of the asked type; in ``int8`` those that
+        seconds: build time.
+        dense_layers: convolutions and matmuls of the network, all of the requested type; in ``int8`` those that
             stay float32 count as well, but none where nothing is quantised.
-        tensor_types: how many tensors of the finished engine's layers are of each type, by TensorRT's own account;
-            empty where the builder does not say.
+        tensor_types: number of tensors by type in the finished engine's layers, as TensorRT logs them; empty if the
+            builder does not.
         tf32: whether float32 convolutions may use the shorter TF32 significand; TensorRT's default.
     """
 
@@ -95,7 +95,7 @@ def installed_version(module_name: str) -> str | None:
 
 
 def import_tensorrt(module_name: str) -> Any:
-    """The module.
+    """Import a TensorRT module.
 
     Args:
         module_name: ``tensorrt`` or ``tensorrt_rtx``.
@@ -112,15 +112,15 @@ def import_tensorrt(module_name: str) -> Any:
 
 
 def needs_convolutions(precision: str, capability: str) -> bool:
-    """Whether products must be convolutions before a graph is quantised for a GPU, where there is no float32 product.
+    """Whether matmuls must become convolutions before a graph is quantised: the GPU has none in float32.
 
-    In float32 :func:`build_engine` sees to it itself.
+    In float32 :func:`build_engine` converts them itself.
     """
-    return precision == "int8" and capability == NO_FP32_PRODUCTS
+    return precision == "int8" and capability == NO_FP32_MATMULS
 
 
 def compute_capabilities(trt: Any) -> dict[str, Any]:
-    """The compute capabilities that a module builds engines for without their GPU, such as ``8.9``, by name.
+    """Compute capabilities, such as ``8.9``, for which a module builds engines without the GPU.
 
     Empty for a module that builds for the GPU it runs on.
     """
@@ -144,7 +144,7 @@ def build_engine(
         capabilities: compute capabilities that the engine must run on, such as ``8.9``; none means the GPU that is
             here, which there must then be.
         timings: file for what a builder that times kernels has found out, read if it is there and written again; left
-            alone by one that builds ahead.
+            alone by one that builds ahead of time.
 
     Raises:
         UserError: the module does not build for such a capability.
@@ -153,7 +153,7 @@ def build_engine(
     known = compute_capabilities(trt)
     for capability in capabilities:
         if capability not in known:
-            able = f"builds ahead for {', '.join(known)}" if known else "builds for the GPU that it runs on only"
+            able = f"builds for {', '.join(known)}" if known else "builds for the GPU that it runs on only"
             raise UserError(f"{trt.__name__} {able}, but got compute capability {capability!r}")
     start = time.monotonic()
     logger = logger_of(trt)
@@ -163,8 +163,8 @@ def build_engine(
     builder.max_threads = 1  # engines are built side by side, in processes
     network = builder.create_network(_network_flags(trt))
     parser = trt.OnnxParser(network, logger)
-    if precision == "fp32" and NO_FP32_PRODUCTS in capabilities:
-        model = products_as_convolutions(onnx.load_from_string(model)).SerializeToString()
+    if precision == "fp32" and NO_FP32_MATMULS in capabilities:
+        model = matmuls_as_convolutions(onnx.load_from_string(model)).SerializeToString()
     if not parser.parse(model):
         logger.errors[:0] = [str(parser.get_error(index).desc()) for index in range(parser.num_errors)]
         raise EngineBuildError(f"the graph can not be read: {logger.one_line()}")
@@ -172,7 +172,7 @@ def build_engine(
     if precision == "int8" and not _quantises(trt, network):
         dense = 0  # a stem, or the last layers of a head: they stay float32
     config = builder.create_builder_config()
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that an inspector can tell types later
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that an inspector can list types later
     if capabilities:
         config.num_compute_capabilities = len(capabilities)
         for index, capability in enumerate(capabilities):
@@ -189,7 +189,7 @@ def build_engine(
         write_whole(timings, bytes(config.get_timing_cache().serialize()))
     types = Counter(re.findall(r"Datatype: (\w+)", logger.layers))
     if dense and types and precision in _LOGGED_TYPES and not types[_LOGGED_TYPES[precision]]:
-        raise EngineBuildError(f"{precision} was asked for, but the engine's tensors are {dict(types)}")
+        raise EngineBuildError(f"{precision} was requested, but the engine's tensors are {dict(types)}")
     return BuiltEngine(
         content=bytes(serialized),
         seconds=time.monotonic() - start,
@@ -220,7 +220,7 @@ def _dense_layers(trt: Any, network: Any, precision: str) -> int:
         count += 1
         if layer.get_output(0).dtype != wanted:
             raise EngineBuildError(
-                f"{precision} was asked for, but {layer.name} computes in {layer.get_output(0).dtype.name}"
+                f"{precision} was requested, but {layer.name} computes in {layer.get_output(0).dtype.name}"
             )
     return count
 
@@ -231,7 +231,7 @@ def _quantises(trt: Any, network: Any) -> bool:
 
 @cache
 def logger_of(trt: Any) -> Any:
-    """The one logger of a module, which keeps its errors: ``errors`` and ``one_line()``."""
+    """The single logger of a module; keeps its errors as ``errors`` and ``one_line()``."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]  # the module is known when it runs
         """Keeps errors, and the builder's list of the finished engine's layers."""

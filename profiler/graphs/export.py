@@ -1,4 +1,4 @@
-"""Modules to ONNX files: typed, checked, written whole or not at all."""
+"""Export modules to ONNX: static types, checked, files written whole or not at all."""
 
 import ast
 import copy
@@ -47,7 +47,7 @@ _REGISTRIES: dict[Any, Any] = {}
 
 
 class ExportError(RuntimeError):
-    """The module has no ONNX form: the message says in one line what stood in the way."""
+    """The module has no ONNX form; the message is one line with the cause."""
 
 
 def export_onnx(
@@ -132,7 +132,7 @@ def to_onnx(
 def to_onnx_many(
     modules: Sequence[nn.Module], inputs: Sequence[Sequence[Tensor]], *, operators: "Operators" = "native"
 ) -> list[onnx.ModelProto]:
-    """Export several independent modules in one go.
+    """Export several independent modules at once.
 
     The exporter spends most of its time on setting itself up, so that sixteen blocks together take about a sixth of
     what they take one by one. Each model is cut out of the common graph again; inputs and outputs get the exporter's
@@ -144,7 +144,7 @@ def to_onnx_many(
         operators: as in :func:`export_onnx`.
 
     Raises:
-        ExportError: some module can not be exported; which one only exporting them singly tells.
+        ExportError: some module can not be exported; exporting them one by one shows which.
     """
     input_counts = [len(tensors) for tensors in inputs]
     output_counts: list[int] = []

@@ -1,18 +1,18 @@
-"""Matrix products with weights as 1x1 convolutions, for builders that have only those in a precision."""
+"""Matmuls with weights as 1x1 convolutions, for builders that lack matmuls in some precision."""
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-__all__ = ["products_as_convolutions"]
+__all__ = ["matmuls_as_convolutions"]
 
 
-def products_as_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which every ``Gemm`` and ``MatMul`` of a map with a matrix of weights is a ``Conv``.
+def matmuls_as_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Copy a graph with every ``Gemm`` and ``MatMul`` of a tensor with a weight matrix replaced by a ``Conv``.
 
-    A product ``x @ w`` of rows is a convolution of maps of one cell, and ``w @ x`` one of maps of one column; what is
-    multiplied and added stays the same.
+    ``x @ w`` becomes a convolution of feature maps of one position, ``w @ x`` one of feature maps of one column; the
+    multiplications and additions stay the same.
 
     Args:
         model: with inferred or inferable shapes.
@@ -35,8 +35,8 @@ def products_as_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
         bias = [node.input[2]] if node.op_type == "Gemm" and len(node.input) > 2 else []
         nodes += [
             helper.make_node("Unsqueeze", [data, f"{name}_axes"], [f"{name}_map"], name=f"{node.name}_map"),
-            helper.make_node("Conv", [f"{name}_map", f"{name}_weight", *bias], [f"{name}_product"], name=node.name),
-            helper.make_node("Squeeze", [f"{name}_product", f"{name}_axes"], [name], name=f"{node.name}_rows"),
+            helper.make_node("Conv", [f"{name}_map", f"{name}_weight", *bias], [f"{name}_matmul"], name=node.name),
+            helper.make_node("Squeeze", [f"{name}_matmul", f"{name}_axes"], [name], name=f"{node.name}_rows"),
         ]
     del graph.node[:]
     graph.node.extend(nodes)
@@ -50,7 +50,7 @@ def products_as_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
 def _weight(
     node: onnx.NodeProto, weights: dict[str, onnx.TensorProto], axes: dict[str, int]
 ) -> tuple[str, NDArray[np.generic], list[int]] | None:
-    """The map that a product reads, its weights ``(out, in)``, and the axes that make the map one of four axes."""
+    """The tensor that a matmul reads, its weights ``(out, in)``, and the axes that make the tensor four-dimensional."""
     if node.op_type not in ("Gemm", "MatMul"):
         return None
     first, second = node.input[:2]

@@ -1,11 +1,11 @@
-"""Eight-bit integers in an ONNX graph, after training: quantise and dequantise nodes around what multiplies.
+"""Post-training quantisation of an ONNX graph to 8 bits: QDQ nodes around convolutions and matmuls.
 
-Weights are signed, with zero at zero and a scale for every channel. The ranges of maps come from calibration images,
-by ONNX Runtime's own quantiser. How maps are written depends on who computes: TensorRT takes signed integers with zero
-at zero; ONNX Runtime multiplies unsigned ones by signed weights faster than signed ones, and a zero point leaves
-feature maps that are never negative their whole eighth bit. Its weights have seven bits: on x86 processors without VNNI
-a sum of two products of eight by eight bits saturates 16 bits (ONNX Runtime's documentation, "Quantize ONNX models"),
-and a file has to be right on every processor.
+Weights are signed, with zero at zero and a scale for every channel. Activation ranges come from calibration
+images, by ONNX Runtime's own quantiser. The format of activations depends on the backend: TensorRT takes signed
+integers with zero at zero; ONNX Runtime multiplies unsigned ones by signed weights faster than signed ones, and a zero
+point leaves activations that are never negative their whole eighth bit. Its weights have seven bits: on x86 processors
+without VNNI a sum of two 8-bit products saturates 16 bits (ONNX Runtime's documentation, "Quantize ONNX models"), and a
+file has to be right on every processor.
 """
 
 import tempfile
@@ -24,7 +24,7 @@ from profiler.graphs.typed_onnx import dense_nodes
 __all__ = ["float_layers", "quantized_block", "quantized_onnx"]
 
 _PREPARED = {"key": "onnx.quant.pre_process", "value": "onnxruntime.quant"}
-"""Tells the quantiser that shapes are known and nothing is left to fold, as in every graph that is exported here."""
+"""Marks a graph with known shapes and folded constants, as all exports here are, for the quantiser."""
 
 
 def float_layers(module: nn.Module) -> tuple[str, ...]:
@@ -43,7 +43,7 @@ def float_layers(module: nn.Module) -> tuple[str, ...]:
 def quantized_block(
     model: onnx.ModelProto, module: nn.Module, inputs: Sequence[Tensor], *, symmetric: bool
 ) -> onnx.ModelProto:
-    """A module's float32 graph in 8-bit integers, to be timed: ranges of maps are those of the given inputs.
+    """Quantise a module's float32 graph to be timed: activation ranges are those of the given inputs.
 
     A graph without anything to quantise (proposals, pooling, a stem) is returned as it is: in ``int8`` it stays float.
 
@@ -68,15 +68,15 @@ def quantized_onnx(
     *,
     symmetric: bool,
 ) -> onnx.ModelProto:
-    """A copy of a float32 model in which some convolutions and products read and write 8-bit integers.
+    """Copy a float32 model with some convolutions and matmuls reading and writing 8-bit integers.
 
     Args:
         model: as :func:`profiler.graphs.export.to_onnx` returns it.
         calibration: inputs by name, from images as they will come.
         nodes: names of the nodes to quantise.
-        symmetric: maps as TensorRT takes them, signed and with zero at zero; results stay float, which it computes in
-            integers all the same. Otherwise as ONNX Runtime computes in integers: maps are unsigned, with a zero point,
-            and results are quantised as well.
+        symmetric: activations as TensorRT takes them, signed and with zero at zero; results stay float, although it
+            computes in integers. Otherwise as ONNX Runtime computes in integers: activations are unsigned, with a zero
+            point, and results are quantised as well.
 
     Raises:
         BackendUnavailableError: ONNX Runtime is not installed.
@@ -90,7 +90,7 @@ def quantized_onnx(
         ) from None
     kinds = sorted({node.op_type for node in dense_nodes(model) if node.name in nodes})
     if not kinds:
-        raise ExportError("the graph has no convolution or product to quantise")
+        raise ExportError("the graph has no convolution or matmul to quantise")
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]  # the package has no types
         def __init__(self) -> None:

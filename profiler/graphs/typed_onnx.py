@@ -1,7 +1,7 @@
-"""One precision for an ONNX graph: the types are in the graph itself, as strongly typed networks want them.
+"""Half precision for an ONNX graph: the types are in the graph itself, as strongly typed networks require.
 
-Maps are converted, numbers that need the accuracy are not. What is made of convolutions and matrix products, and what
-normalises, activates, adds and resizes their results, computes in half precision. Boxes, scores and their selection
+Feature maps are converted, numbers that need the accuracy are not. Convolutions and matmuls, and operators that
+normalise, activate, add and resize their results, compute in half precision. Boxes, scores and their selection
 stay float32: a half has 11 significant bits, so that from 1024 pixels on it counts whole pixels.
 """
 
@@ -28,9 +28,9 @@ _FOLLOWING = {
     *("Reshape", "Transpose", "Concat", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Split", "Slice", "Gather"),
     *("Expand", "Pad", "DepthToSpace", "SpaceToDepth"),
 }
-"""Of the half type where all that they read is."""
+"""Operators that compute in half precision if all of their inputs are."""
 _ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Clip", "Sigmoid", "Tanh", "Max", "Min", "Sum"}
-"""Likewise, on maps; on fewer axes they decode boxes and scores."""
+"""The same on feature maps; on fewer axes they decode boxes and scores."""
 _MAP_AXES = 4
 _SCALES = {"Resize": (1, 2)}
 """Inputs by position that are float32 whatever the data is."""
@@ -39,17 +39,17 @@ _SCALES = {"Resize": (1, 2)}
 def typed_onnx(
     model: onnx.ModelProto, precision: str, *, keep_io: bool = False, keep_fp32: Collection[str] = ()
 ) -> onnx.ModelProto:
-    """A copy of a float32 model in which maps are of another precision.
+    """Copy a float32 model with its feature maps in another precision.
 
     Args:
         model: as :func:`profiler.graphs.export.to_onnx` returns it, with static shapes.
         precision: ``fp32`` (an unchanged copy), ``fp16`` or ``bf16``.
-        keep_io: leave inputs and outputs float32. Otherwise an input is of the half type where everything that reads
-            it is, and an output where it is computed so, as tensors between the blocks of a half-precision network are.
+        keep_io: leave inputs and outputs float32. Otherwise an input is of the half type if everything that reads
+            it is, and an output if it is computed in it, as tensors between the blocks of a half-precision network are.
         keep_fp32: names of modules that stay float32 whatever they are made of.
 
     Raises:
-        UserError: nobody knows the precision.
+        UserError: unknown precision.
         ExportError: a weight does not fit into the type, or the graph can not be converted.
     """
     if precision == "fp32":
@@ -66,7 +66,7 @@ def typed_onnx(
 
 
 def dense_nodes(model: onnx.ModelProto) -> tuple[onnx.NodeProto, ...]:
-    """The convolutions and matrix products of a graph, where the arithmetic is."""
+    """The convolutions and matmuls of a graph."""
     return tuple(node for node in model.graph.node if node.op_type in _DENSE)
 
 
@@ -184,7 +184,9 @@ class _Conversion:
         for index, node in enumerate(self._graph.node):
             half = index in self._half_nodes
             if any(name in self._halves for name in captured_names(node)):
-                raise ExportError(f"{node.op_type} {node.name} reads a {self._precision} map inside its subgraph")
+                raise ExportError(
+                    f"{node.op_type} {node.name} reads a {self._precision} feature map inside its subgraph"
+                )
             if half and node.op_type == "Cast":
                 next(attribute for attribute in node.attribute if attribute.name == "to").i = self._half
             else:

@@ -1,4 +1,4 @@
-"""Does building a workload again give the same latency?
+"""Latency variance between builds of the same workload.
 
 A builder that picks kernels by timing them, or memory that falls elsewhere, makes two builds of one workload two
 latencies. A table holds one of them, so its interval can not be narrower than builds differ.
@@ -16,7 +16,7 @@ from profiler.workload import Workload, random_inputs
 __all__ = ["BuildVariance", "build_variance", "rounds_for"]
 
 _FALSE_ALARMS = 0.05
-"""How often equal builds may be said to differ, at most."""
+"""Bound on the probability that equal builds are reported as different."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class BuildVariance:
         name: of the workload.
         medians_ms: of each build, the median of its rounds' medians.
         rounds_ms: of each build, the medians of its rounds: the builds are measured in turns.
-        half_width: of a single measurement's interval, as a share of its median, the widest of them.
+        half_width: of a single measurement's interval relative to its median, the widest of them.
     """
 
     name: str
@@ -37,14 +37,14 @@ class BuildVariance:
 
     @property
     def spread(self) -> float:
-        """Slowest build less fastest, as a share of the middle one."""
+        """Difference of the slowest and the fastest build relative to the median one."""
         return (max(self.medians_ms) - min(self.medians_ms)) / median(self.medians_ms)
 
     @property
     def differs(self) -> bool:
         """Whether two builds differ: all rounds of one are slower than all of another.
 
-        There are as many rounds as make that rare (5% at most) among builds that are equal.
+        The number of rounds makes that rare (5% at most) for builds that are equal.
         """
         return any(min(one) > max(other) for one in self.rounds_ms for other in self.rounds_ms)
 
@@ -81,7 +81,7 @@ def build_variance(
 
 
 def rounds_for(builds: int) -> int:
-    """How many rounds tell builds apart.
+    """Number of rounds that distinguish builds.
 
     Of two equal builds measured n times each, all of one are above all of the other with a probability of 2 of the
     (2n choose n) orders (as in the rank-sum test); each pair of builds may raise the alarm.

@@ -1,8 +1,8 @@
-"""Where the time of a module goes inside ONNX Runtime, by its own profiler, and how a whole differs from its parts.
+"""Time by operator inside ONNX Runtime, by its own profiler, of a whole network against its blocks.
 
 ONNX Runtime writes an event for every node that it runs, after its graph optimizations: fused nodes, and the reorder
-nodes that convert maps to and from its blocked layout, show up under their own types. What a run takes beside its
-kernels is the runtime's own overhead.
+nodes that convert feature maps to and from its blocked layout, appear under their own types. The rest of a run is the
+runtime's own overhead.
 """
 
 import importlib
@@ -47,7 +47,7 @@ class OperatorTimes:
 
     @property
     def overhead_ms(self) -> float:
-        """What a run takes beside its kernels."""
+        """Time of a run outside its kernels."""
         return self.run_ms - sum(self.kernel_ms.values())
 
 
@@ -63,13 +63,13 @@ class OperatorDifference:
 
     @property
     def difference_ms(self) -> float:
-        """What the whole takes more."""
+        """Extra time of the whole network."""
         return self.whole_ms - self.parts_ms
 
 
 @dataclass(frozen=True)
 class Residual:
-    """Where a whole's latency differs from the sum of its parts; the four shares add up to the difference.
+    """Difference between a network's latency and the sum of its blocks', in four summands.
 
     Attributes:
         whole_ms: a run of the whole.
@@ -77,8 +77,8 @@ class Residual:
         overhead_ms: of the difference, what is outside kernels: every part starts a session's run. On a busy machine
             that is where waiting for a core shows, more of it in longer runs.
         layout_ms: nodes that only change the layout in memory, which the cuts add or remove.
-        fusion_ms: node types of which the whole runs more or fewer than the parts.
-        kernels_ms: node types of which both run as many: the same kernels on other caches and memory.
+        fusion_ms: node types of which the network runs more or fewer than the blocks.
+        kernels_ms: node types of which both run equally many: the same kernels on other caches and memory.
         operators: by node type, the largest difference first.
     """
 
@@ -97,14 +97,14 @@ def operator_times(
     precision: str = "fp32",
     runs: int = 30,
 ) -> list[OperatorTimes]:
-    """Run modules under ONNX Runtime's profiler, on the backend's own terms.
+    """Run modules under ONNX Runtime's profiler, with the backend's provider and threads.
 
     Args:
         backend: decides provider and threads.
         items: modules with real weights, each with one tensor per positional argument, on the CPU. They are exported
             together, as parts are when they are measured.
         precision: of weights and floating-point inputs.
-        runs: after as many for warming up; medians over them keep a busy neighbour from weighing in.
+        runs: measured runs, preceded by equally many to warm up; their medians resist a busy neighbour.
     """
     typed = [typed_copy(module, inputs, precision, "cpu") for module, inputs in items]
     models = to_onnx_many([module for module, _ in typed], [inputs for _, inputs in typed])

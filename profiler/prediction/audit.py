@@ -1,4 +1,4 @@
-"""How good a prediction of latencies is: errors and orders, beside simpler ways to predict the same.
+"""Accuracy of latency predictions: errors and rank correlations, beside simpler predictors.
 
 Pure array functions of numbers: no torch here.
 """
@@ -21,10 +21,10 @@ class Accuracy:
     Attributes:
         count: how many were compared.
         mape: mean of ``|predicted / measured - 1|``.
-        within_5: share of errors up to 5%.
+        within_5: fraction of errors up to 5%.
         within_10: up to 10%.
         spearman: rank correlation, ``None`` where it is not defined.
-        kendall: Kendall's tau-b, likewise.
+        kendall: Kendall's tau-b, ``None`` where it is not defined.
     """
 
     count: int
@@ -58,13 +58,13 @@ def accuracy(predicted_ms: ArrayLike, measured_ms: ArrayLike) -> Accuracy:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How often intervals hold what was measured, over many ways to choose what the prediction is fitted on.
+    """Coverage of intervals over many random choices of the calibration networks.
 
     Attributes:
-        splits: how many ways.
-        mean: share of intervals that hold it, the mean over splits.
-        low: what 5% of the splits stay below.
-        high: what 5% of the splits are above.
+        splits: number of choices.
+        mean: fraction of intervals that hold the measured latency, the mean over splits.
+        low: 5% quantile over splits.
+        high: 95% quantile over splits.
     """
 
     splits: int
@@ -82,7 +82,7 @@ def coverage_over_splits(
     rng: np.random.Generator,
     splits: int = 200,
 ) -> Coverage:
-    """Fit on a random choice of the wholes, look at the intervals of the others, and again.
+    """Fit on a random choice of the networks, check the intervals of the others, and repeat.
 
     One fit on few wholes says little about intervals: by luck its worst residuals are large or small. An interval that
     is right on average over choices is right.
@@ -100,14 +100,14 @@ def coverage_over_splits(
         np.array(values, dtype=np.float64)
         for values in zip(*((part.ms, part.count, part.half_ms) for part in parts), strict=True)
     )
-    shares = []
+    fractions = []
     for _ in range(splits):
         order = rng.permutation(len(wholes))
         fitted_on, others = order[:calibrated_on], order[calibrated_on:]
         model = LatencyModel.fit([parts[index] for index in fitted_on], wholes[fitted_on].tolist(), level=level)
         found = model.predict_many(sums[others], counts[others], halves[others])
-        shares.append(((found.low_ms <= wholes[others]) & (wholes[others] <= found.high_ms)).mean())
-    return Coverage(splits, float(np.mean(shares)), *(float(one) for one in np.quantile(shares, [0.05, 0.95])))
+        fractions.append(((found.low_ms <= wholes[others]) & (wholes[others] <= found.high_ms)).mean())
+    return Coverage(splits, float(np.mean(fractions)), *(float(one) for one in np.quantile(fractions, [0.05, 0.95])))
 
 
 def fitted_line(values: ArrayLike, wholes_ms: ArrayLike, others: ArrayLike) -> Array:

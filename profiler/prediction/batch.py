@@ -1,4 +1,4 @@
-"""Predict many networks at once: rows as arrays, networks as places in them.
+"""Batch prediction: rows as arrays, networks as indices into them.
 
 :func:`profiler.prediction.predict.sum_parts` is the same for one network; here a million take seconds.
 """
@@ -22,7 +22,7 @@ Places = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Networks:
-    """Networks as places in :class:`LatencyArrays`.
+    """Networks as indices into :class:`LatencyArrays`.
 
     Attributes:
         network: ``(P,)`` which network each part belongs to, ascending.
@@ -37,7 +37,7 @@ class Networks:
 
 @dataclass(frozen=True)
 class PartsSums:
-    """What the parts of many networks add up to: :class:`profiler.prediction.predict.PartsSum` as arrays ``(N,)``.
+    """Sums over the blocks of many networks: :class:`profiler.prediction.predict.PartsSum` as arrays ``(N,)``.
 
     A network with a failed part has no latency: its ``ms`` and ``half_ms`` are NaN.
     """
@@ -52,7 +52,7 @@ class LatencyArrays:
     """Rows of a table, and guesses where it has none.
 
     Attributes:
-        place: of each key in the arrays.
+        place: index of each key in the arrays.
         median_ms: ``(R,)``, NaN for failures.
         half_ms: ``(R,)`` half-widths of the intervals.
         guessed: ``(R,)`` whether a row is a guess.
@@ -103,7 +103,7 @@ class LatencyArrays:
     def sum(self, networks: Networks) -> PartsSums:
         """Add up the parts of every network, as :func:`profiler.prediction.predict.sum_parts` does for one.
 
-        Guesses of one network are taken to err together, not independently: their half-widths are added as they are.
+        Errors of guesses within one network are taken to be fully correlated: their half-widths add up linearly.
         """
         network, row, count = networks.network, networks.row, networks.count
         ms = np.bincount(network, weights=self.median_ms[row], minlength=count).astype(np.float64, copy=False)

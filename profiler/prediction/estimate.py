@@ -28,13 +28,13 @@ __all__ = [
 ]
 
 ESTIMATE_BACKEND = "estimate-roofline"
-"""The backend that estimates are kept under: no measurement ever has it."""
+"""Backend name of estimates; no measurement has it."""
 
 _VERSION = "1"
 _LAUNCH_MS = 0.005
-"""What starting a kernel costs on current GPUs, about; each workload is charged for one."""
+"""Approximate cost of a kernel launch on current GPUs; each workload is charged for one."""
 _WORST_UTILISATION = 0.1
-"""The share of the roofline that a poor kernel is assumed to reach: the upper end of the interval."""
+"""The fraction of the roofline that a poor kernel is assumed to reach: the upper end of the interval."""
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 _ESTIMATED = ("fp32", "fp16")
 """Precisions whose peak every data sheet states."""
@@ -56,7 +56,7 @@ class Roof:
 
     @classmethod
     def of_sheet(cls, sheet: GpuSheet, precision: str = "fp32") -> Self:
-        """What the vendor says of a GPU.
+        """Rates from a GPU's data sheet.
 
         Raises:
             UserError: the precision is not one that can be estimated.
@@ -96,13 +96,13 @@ class Roof:
 
 @dataclass(frozen=True)
 class EstimateError:
-    """How far estimates are from what was measured on one target.
+    """Error of the estimates for one target.
 
     Attributes:
         target: of the measurements.
         rows: that were compared.
         median_ratio: measured latency as a multiple of the estimated one, in the median.
-        inside: share of measured latencies inside the estimates' intervals.
+        inside: fraction of measured latencies inside the estimates' intervals.
     """
 
     target: Target
@@ -165,7 +165,7 @@ def estimate_workloads(
 
 
 def estimate_target(sheet: GpuSheet, *, precision: str = "fp32", batch: int = 1) -> Target:
-    """The target that estimates for a GPU are kept under."""
+    """The target under which estimates for a GPU are stored."""
     return Target(sheet.title, ESTIMATE_BACKEND, _VERSION, precision, batch, 1)
 
 

@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,10 @@ from scipy.special import ndtri, stdtrit  # quantiles; scipy.stats takes a secon
 
 from profiler.prediction.predict import Array
 
-__all__ = ["FewRowsError", "Guess", "Interpolation", "WorkFigures", "value_of_measuring"]
+if TYPE_CHECKING:
+    from profiler.work import Work
+
+__all__ = ["FewRowsError", "Guess", "Interpolation", "value_of_measuring"]
 
 _MIN_ROWS = 6
 """Rows from which a family gets a law of its own; with fewer it shares one with all others."""
@@ -33,38 +36,6 @@ _LENGTHS = (0.5, 1.0, 2.0, 4.0)
 _SMOOTH = (0.02, 0.1, 0.3, 1.0)
 _NOISE = (0.005, 0.02, 0.08)
 _LEAST_SPREAD = 1e-9
-
-
-class WorkFigures(Protocol):
-    """What :class:`profiler.work.Work` says of a workload."""
-
-    @property
-    def family(self) -> str:
-        """Class of the module."""
-
-    @property
-    def flops(self) -> int:
-        """Operations."""
-
-    @property
-    def float_elements(self) -> int:
-        """Numbers that cross the memory."""
-
-    @property
-    def parameters(self) -> int:
-        """Of the module."""
-
-    @property
-    def channels(self) -> int:
-        """Of the largest input."""
-
-    @property
-    def cells(self) -> int:
-        """Of the largest input."""
-
-    @property
-    def layers(self) -> int:
-        """Depth of the module."""
 
 
 class FewRowsError(LookupError):
@@ -161,7 +132,7 @@ class Interpolation:
     _common: _Law
 
     @classmethod
-    def fit(cls, works: Sequence[WorkFigures], medians_ms: Sequence[float], *, level: float = 0.9) -> Self:
+    def fit(cls, works: Sequence["Work"], medians_ms: Sequence[float], *, level: float = 0.9) -> Self:
         """Read the laws off measured rows.
 
         Args:
@@ -188,7 +159,7 @@ class Interpolation:
         rows = _spread_out(np.arange(len(works)), log_ms)
         return cls(level, laws, _Law.fit(features[rows], log_ms[rows], level))
 
-    def guess(self, works: Sequence[WorkFigures]) -> list[Guess]:
+    def guess(self, works: Sequence["Work"]) -> list[Guess]:
         """The latency of each workload, with the interval that measuring it should fall into."""
         guesses = []
         for work in works:
@@ -201,8 +172,8 @@ class Interpolation:
             guesses.append(Guess(ms, low, high, family, len(law.features)))
         return guesses
 
-    def covariance(self, works: Sequence[WorkFigures]) -> tuple[Array, Array]:
-        """How the errors of guesses belong together.
+    def covariance(self, works: Sequence["Work"]) -> tuple[Array, Array]:
+        """Joint covariance of the errors of guesses.
 
         Returns:
             ``(M, M)`` covariance in ms^2, zero between families, and ``(M,)`` the variance of measuring each.
@@ -223,7 +194,7 @@ class Interpolation:
 
 
 def value_of_measuring(counts: NDArray[np.integer], covariance: Array, noise: Array) -> Array:
-    """How much of a population's uncertainty goes when one of its missing rows is measured.
+    """Fraction of the uncertainty of many predictions that measuring one missing row removes.
 
     The uncertainty is the sum of the variances of all networks' predictions. A row takes away more that many networks
     use, that is long, or whose guess says much of the others'.
@@ -234,7 +205,7 @@ def value_of_measuring(counts: NDArray[np.integer], covariance: Array, noise: Ar
         noise: ``(M,)`` variance of a measurement.
 
     Returns:
-        ``(M,)`` shares of the whole uncertainty, each as if it were measured next and alone.
+        ``(M,)`` fractions of the total uncertainty, each as if that row alone were measured next.
     """
     use = counts.astype(np.float64)
     shared = use @ covariance  # (N, M): how each network's error goes with each row's
@@ -245,7 +216,7 @@ def value_of_measuring(counts: NDArray[np.integer], covariance: Array, noise: Ar
     return gains
 
 
-def _features(works: Sequence[WorkFigures]) -> Array:
+def _features(works: Sequence["Work"]) -> Array:
     figures = [
         (work.flops, work.float_elements, work.parameters, work.channels, work.cells, work.layers) for work in works
     ]
@@ -266,7 +237,7 @@ def _spread_out(rows: NDArray[np.int64], log_ms: Array) -> NDArray[np.int64]:
 
 
 def _widening(left_out: Array, level: float) -> float:
-    """How many standard deviations hold a share ``level`` of new errors: the conformal rank, or Student's quantile."""
+    """Half-width in standard deviations that covers new errors with probability ``level``: conformal or Student's."""
     n = len(left_out)
     if n >= _MIN_FOR_QUANTILE and (rank := math.ceil((n + 1) * level)) <= n:
         return float(np.sort(np.abs(left_out))[rank - 1])

@@ -1,8 +1,8 @@
-"""Predict a whole network's latency from its parts' rows, with an interval.
+"""Predict a network's end-to-end latency from its blocks' rows, with an interval.
 
-The parts' sum alone is biased: operators fuse across the cut, every part pays for its own start. So wholes are measured
-too, and ``whole = a * sum + b * parts`` is fitted with ``a, b >= 0``. How well that held on wholes that the fit had not
-seen gives the interval.
+The blocks' sum alone is biased: operators fuse across the cut, every block pays for its own launch. So whole networks
+are measured too, and ``whole = a * sum + b * blocks`` is fitted with ``a, b >= 0``. Its errors on networks left out of
+the fit give the interval.
 
 Pure array functions of numbers: no torch here.
 """
@@ -30,12 +30,12 @@ __all__ = [
 ]
 
 UNCALIBRATED_RELATIVE = 0.5
-"""Half-width of an interval that no measured whole supports, as a share: an assumption, and labelled as one."""
+"""Relative half-width of an interval without calibration: an assumption, and labelled as one."""
 
 _MIN_FOR_TWO = 8
-"""Wholes needed to fit the cost per part beside the scale; with fewer it would follow the noise."""
+"""Calibration networks needed to fit the cost per block beside the scale; with fewer it would follow the noise."""
 _MIN_FOR_QUANTILE = 20
-"""Wholes from which the interval is read off the residuals themselves instead of Student's distribution."""
+"""Calibration networks from which the interval is a quantile of the residuals instead of Student's distribution."""
 
 Array = NDArray[np.float64]
 
@@ -68,7 +68,7 @@ class FailedPartError(RuntimeError):
 
 @dataclass(frozen=True)
 class PartsSum:
-    """What the parts of one network add up to.
+    """Sum over the blocks of one network.
 
     Attributes:
         ms: sum of the medians.
@@ -148,10 +148,10 @@ class LatencyModel:
     """``whole = scale * sum + per_part_ms * count``.
 
     Attributes:
-        scale: share of the parts' sum that the whole keeps.
-        per_part_ms: what a part costs beside its own latency.
-        relative_half_width: half-width of a prediction's interval as a share of it, without the parts' own.
-        level: how often the interval is meant to hold the whole's latency.
+        scale: factor of the blocks' sum.
+        per_part_ms: extra cost per block.
+        relative_half_width: half-width of a prediction's interval relative to it, without the blocks' own.
+        level: nominal coverage of the interval.
         residuals: ``measured / predicted - 1`` of every calibration whole, predicted by a fit without it.
         calibrated: whether the interval comes from measured wholes, at least two of them.
     """

@@ -25,7 +25,7 @@ class Comparison:
 
     Attributes:
         key: the workload's key.
-        name: what a person calls it.
+        name: human-readable name.
         first: its current row in the first table; ``None`` where there is none.
         second: in the second one.
         verdict: about the second one.
@@ -91,7 +91,7 @@ def diff(first: LatencyTable, second: LatencyTable, *, across: Sequence[str] = (
 
 
 def verdict(first: Row | None, second: Row | None) -> Verdict:
-    """What the second row is beside the first: two latencies inside each other's intervals are equal."""
+    """Compare the second row with the first: two latencies inside each other's intervals are equal."""
     if first is None or second is None:
         if first is second:
             raise ValueError("a verdict needs a row, but got none")

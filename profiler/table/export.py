@@ -1,4 +1,4 @@
-"""Write a latency table as CSV, JSON or Parquet, for whatever reads those."""
+"""Export a latency table as CSV, JSON or Parquet."""
 
 import csv
 import importlib
@@ -41,7 +41,7 @@ COLUMNS: Mapping[str, str] = {
     "created_at": "string",
     "superseded_by": "int64",
 }
-"""What is written of a row, in this order, with its type: the table's own columns, the samples unpacked."""
+"""Exported columns in this order, with their types: the table's own columns, the samples unpacked."""
 
 Record = dict[str, Any]
 
@@ -70,7 +70,7 @@ def export_rows(table: LatencyTable, to: Path | str, *, superseded: bool = False
     if to.resolve() == table.path.resolve():
         raise UserError(f"an export must not take the table's own place, but got {to}")
     records = [record(row) for row in table.rows(superseded=superseded)]
-    # Written beside and put in place when it is complete: nobody ever reads half a file.
+    # Written beside and moved into place once complete: a reader never sees half a file.
     unfinished = to.with_name(f".{to.name}.{os.getpid()}")
     try:
         try:

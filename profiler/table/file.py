@@ -1,4 +1,4 @@
-"""Open the latency table's file: for writing, or only for reading, and with one line where that can not be.
+"""Open the latency table's file for writing or only for reading; errors are one line.
 
 Write-ahead logging lets any number of processes read while one of them writes; writers wait for each other.
 """
@@ -68,7 +68,7 @@ def open_for_reading(path: Path) -> tuple[sqlite3.Connection, int]:
 
 
 def damage(connection: sqlite3.Connection, path: Path) -> TableError | None:
-    """What is wrong with the file's pages, looked for in the short way that every opening can afford."""
+    """Damage of the file's pages, by the quick check that every opening can afford."""
     (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if verdict == "ok":
         return None
@@ -90,10 +90,10 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 @contextmanager
 def file_errors(path: Path) -> Iterator[None]:
-    """Say in one line what is wrong with the file.
+    """Turn errors of the file into one line.
 
     Raises:
-        TableError: in place of SQLite's and the operating system's errors.
+        TableError: instead of SQLite's and the operating system's errors.
     """
     try:
         yield
@@ -148,8 +148,8 @@ def _switch_to_wal(connection: sqlite3.Connection) -> None:
 def _reading_uri(path: Path) -> str:
     file = path.resolve()
     log = file.with_name(f"{file.name}-wal")
-    # Reading in WAL mode needs a file beside the table. Where none can be made (a read-only medium), nobody writes the
-    # table either, and `immutable` does without. With a log beside it there are rows that only the log holds.
+    # Reading in WAL mode needs a file beside the table. Where none can be made (a read-only medium), no process writes
+    # the table either, and `immutable` does without. With a log beside it there are rows that only the log holds.
     alone = not os.access(file.parent, os.W_OK) and not (log.exists() and log.stat().st_size)
     # Otherwise `rw`, not `ro`: the last reader tidies the files beside the table away only if it may write.
     return f"{file.as_uri()}?{'immutable=1' if alone else 'mode=rw'}"

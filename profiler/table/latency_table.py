@@ -14,7 +14,7 @@ import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -38,7 +38,7 @@ __all__ = ["LatencyTable", "Row", "TableError", "Target", "pack_samples"]
 
 @dataclass(frozen=True)
 class Target:
-    """What a latency holds for: the device, and how the workload runs on it.
+    """Device, and the way in which a workload runs on it.
 
     Attributes:
         device: the device's own name, such as ``NVIDIA H200``.
@@ -63,7 +63,7 @@ class Row:
 
     Attributes:
         key: the workload's key.
-        name: what a person calls the workload.
+        name: human-readable name of the workload.
         target: what the latency holds for.
         kind: ``part`` of a network, or a ``whole`` one.
         status: ``ok`` or ``failed``.
@@ -79,7 +79,7 @@ class Row:
         flops: of one run.
         conditions: driver, clocks, load and versions before and after, ``reference_ms`` of the reference workload read
             last, as JSON values.
-        reference_drift: of the interleaved reference workload against its first reading, as a share (0.02 = 2%
+        reference_drift: of the interleaved reference workload against its first reading, relative (0.02 = 2%
             slower); ``None`` without a reference.
         created_at: when it was measured, ISO 8601 with its offset from UTC; filled in by the table where it is empty.
         id: filled in by the table.
@@ -300,6 +300,7 @@ class LatencyTable:
 
 
 _TARGET_COLUMNS = ("device", "backend", "backend_version", "precision", "batch", "threads")
+_NUMBERING = ("id", "superseded_by")
 _SAME_TARGET = " AND ".join(f"{column} = ?" for column in _TARGET_COLUMNS)
 
 
@@ -308,26 +309,12 @@ def _target_values(target: Target) -> tuple[str | int, ...]:
 
 
 def _values(row: Row) -> dict[str, Any]:
-    """What a row says, by column: all but its number and what became of it."""
+    """A row by column, without its id and what superseded it."""
+    columns = {one.name: getattr(row, one.name) for one in fields(row) if one.name not in ("target", *_NUMBERING)}
     return {
-        "key": row.key,
-        "name": row.name,
-        "kind": row.kind,
+        **columns,
         **dict(zip(_TARGET_COLUMNS, _target_values(row.target), strict=True)),
-        "status": row.status,
-        "reason": row.reason,
-        "median_ms": row.median_ms,
-        "low_ms": row.low_ms,
-        "high_ms": row.high_ms,
-        "n": row.n,
-        "inner_runs": row.inner_runs,
-        "stop_reason": row.stop_reason,
-        "samples": row.samples,
-        "parameters": row.parameters,
-        "flops": row.flops,
         "conditions": json.dumps(dict(row.conditions), sort_keys=True),
-        "reference_drift": row.reference_drift,
-        "created_at": row.created_at,
     }
 
 
@@ -347,5 +334,5 @@ def _moment(created_at: str) -> datetime:
 
 def _age(stored: sqlite3.Row) -> tuple[datetime, str]:
     """Older rows first. Which of two of one moment comes first is decided by what they say, so alike in every table."""
-    said = [stored[column] for column in stored.keys() if column not in ("id", "superseded_by")]  # noqa: SIM118
+    said = [stored[column] for column in stored.keys() if column not in _NUMBERING]  # noqa: SIM118
     return _moment(stored["created_at"]), hashlib.sha256(repr(said).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Bring the measurements of several latency tables together in one."""
+"""Merge the measurements of several latency tables."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ __all__ = ["Merged", "merge"]
 
 @dataclass(frozen=True)
 class Merged:
-    """What merging one table came to.
+    """Summary of merging one table.
 
     Attributes:
         path: of the table that was read.

@@ -130,7 +130,7 @@ def migrate(connection: sqlite3.Connection) -> None:
 
 
 def schema_differences(connection: sqlite3.Connection) -> list[str]:
-    """How an up-to-date table's schema differs from the one made here, a line each; additions are nobody's business."""
+    """Differences between an up-to-date table's schema and the one made here, a line each; additions are allowed."""
     fresh = sqlite3.connect(":memory:", isolation_level=None)
     try:
         migrate(fresh)

@@ -1,4 +1,4 @@
-"""Look whether a latency table is whole, in its file and in what its rows say."""
+"""Validate a latency table: its file, its schema, and the consistency of its rows."""
 
 import json
 import math
@@ -28,7 +28,7 @@ _OTHERS = ("id", "status", "reason", "samples", "conditions", "reference_drift",
 
 @dataclass(frozen=True)
 class Validation:
-    """What a table holds, and what is wrong with it.
+    """Contents of a table, and its problems.
 
     Attributes:
         path: of the table.
@@ -94,7 +94,7 @@ def _integrity(connection: sqlite3.Connection) -> Iterator[str]:
 
 
 def _row_problems(row: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with the numbers of one row."""
+    """Problems of the numbers of one row."""
     latencies = [row[column] for column in _LATENCIES]
     if row["status"] == "failed":
         if not row["reason"]:

@@ -1,4 +1,4 @@
-"""Cold measurements: what a run takes when nothing it reads is in a cache.
+"""Cold measurements: latency when nothing that a run reads is in a cache.
 
 Timed back to back, a small workload finds its weights and inputs in the cache, which inside a large network they have
 left by the time they are needed. Both are facts and neither is the other, so a cold latency is a row of its own: the
@@ -26,7 +26,7 @@ _TIMES_THE_CACHE = 2
 
 
 def cold_key(key: str) -> str:
-    """The key that a workload's cold latency is kept under."""
+    """The key under which a workload's cold latency is stored."""
     return f"{key}|cold"
 
 

@@ -1,4 +1,4 @@
-"""What a measurement ran under: versions, load, clocks and throttling, read before and after it."""
+"""Conditions of a measurement: versions, load, clocks and throttling, read before and after it."""
 
 import importlib
 import os
@@ -26,7 +26,7 @@ _GPU_FIELDS = (
 
 
 def read_versions() -> dict[str, str]:
-    """Versions of what a measurement stands on, whichever the backend."""
+    """Versions that matter to every backend."""
     import torch
 
     return {
@@ -38,13 +38,13 @@ def read_versions() -> dict[str, str]:
 
 
 def read_state(device: Device) -> dict[str, Any]:
-    """The state that a measurement may suffer from, now.
+    """Read the state of the machine that may disturb a measurement.
 
     Returns:
-        The machine's load averages and core count; for a CPU its governor and clock where the system tells (virtual
-        machines rarely do); for a GPU its clocks in MHz, temperature in degrees Celsius, power in watts, active
-        throttle reasons and driver, and whether NVML told (microseconds; package ``nvidia-ml-py``) or ``nvidia-smi``
-        (tens of milliseconds). What can not be read is left out.
+        The machine's load averages and core count; for a CPU its governor and clock where the system exposes them
+        (virtual machines rarely do); for a GPU its clocks in MHz, temperature in degrees Celsius, power in watts,
+        active throttle reasons and driver, and whether they come from NVML (microseconds; package ``nvidia-ml-py``) or
+        ``nvidia-smi`` (tens of milliseconds). What can not be read is left out.
     """
     state: dict[str, Any] = {"cpus": os.cpu_count()}
     if hasattr(os, "getloadavg"):
@@ -57,12 +57,12 @@ def read_state(device: Device) -> dict[str, Any]:
 
 
 def disturbances(before: Mapping[str, Any], after: Mapping[str, Any], threads: int = 1) -> list[str]:
-    """What may have spoiled a measurement, a phrase each; empty for a quiet one.
+    """Disturbances of a measurement, a phrase each; empty for a quiet one.
 
     Args:
-        before: what :func:`read_state` said before.
-        after: and after.
-        threads: that the measurement itself keeps busy.
+        before: state before the measurement, as :func:`read_state` returns it.
+        after: state after it.
+        threads: busy threads of the measurement itself.
     """
     found = []
     cpus, loads = before.get("cpus") or 1, before.get("loadavg")
@@ -78,7 +78,7 @@ def disturbances(before: Mapping[str, Any], after: Mapping[str, Any], threads: i
 
 
 _OWN_LOAD = 0.5
-"""Load beyond what leaves a core free that is not yet called one: the average still counts what ended a minute ago."""
+"""Tolerated load beyond that of the measurement: the average still counts what ended a minute ago."""
 _STEADY_CLOCK = 0.05
 _THROTTLE = "clocks_throttle_reasons.active"
 _THROTTLE_BITS = {
@@ -113,7 +113,7 @@ def _cpu_clock(folder: Path) -> Mapping[str, Any]:
 
 
 def _gpu_state(index: int) -> Mapping[str, Any]:
-    return _told_by_nvml(index) or _told_by_nvidia_smi(index)
+    return _read_nvml(index) or _read_nvidia_smi(index)
 
 
 def _uuid(index: int) -> str:
@@ -123,7 +123,7 @@ def _uuid(index: int) -> str:
     return f"GPU-{torch.cuda.get_device_properties(index).uuid}"
 
 
-def _told_by_nvml(index: int) -> Mapping[str, Any]:
+def _read_nvml(index: int) -> Mapping[str, Any]:
     try:
         nvml: Any = importlib.import_module("pynvml")
         nvml.nvmlInit()
@@ -131,7 +131,7 @@ def _told_by_nvml(index: int) -> Mapping[str, Any]:
         return {}
     try:
         handle = nvml.nvmlDeviceGetHandleByUUID(_uuid(index))
-        asked: dict[str, Callable[[], Any]] = {
+        readers: dict[str, Callable[[], Any]] = {
             "clocks.sm": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
             "clocks.mem": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
             "temperature.gpu": lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
@@ -140,10 +140,10 @@ def _told_by_nvml(index: int) -> Mapping[str, Any]:
             "driver_version": lambda: str(nvml.nvmlSystemGetDriverVersion()),
         }
         facts: dict[str, Any] = {"read_by": "nvml"}
-        for field, ask in asked.items():
+        for field, read in readers.items():
             try:
-                facts[field] = ask()
-            except nvml.NVMLError:  # not every board has every sensor
+                facts[field] = read()
+            except nvml.NVMLError:  # not every GPU has every sensor
                 continue
         return facts
     except nvml.NVMLError:
@@ -152,7 +152,7 @@ def _told_by_nvml(index: int) -> Mapping[str, Any]:
         nvml.nvmlShutdown()
 
 
-def _told_by_nvidia_smi(index: int) -> Mapping[str, Any]:
+def _read_nvidia_smi(index: int) -> Mapping[str, Any]:
     program = shutil.which("nvidia-smi")
     if program is None:
         return {}

@@ -1,4 +1,4 @@
-"""Time a callable until the median is known well enough, or say why it is not.
+"""Time a callable until its median is known well enough or a limit is reached.
 
 The interval of the median is the order-statistic (binomial) one: of ``n`` sorted samples, the k-th smallest and k-th
 largest enclose the true median with a probability that follows from fair coin tosses alone, whatever the samples'
@@ -35,8 +35,8 @@ _BATCH_BELOW_NS = 50_000
 _BATCH_TARGET_NS = 200_000
 """The least time that such a batch lasts."""
 _CHECK_GROWTH = 1.25
-"""The interval is looked at after 1.25 times as many samples each time: looking after every sample would stop too
-often on a lucky narrow one."""
+"""The interval is checked each time the number of samples has grown by this factor: a check after every sample would
+stop too often on a narrow interval by luck."""
 
 
 class StopReason(StrEnum):
@@ -53,14 +53,14 @@ class TimingSettings:
 
     Attributes:
         confidence: of the median's interval.
-        relative_half_width: stop when half the interval is at most this share of the median.
+        relative_half_width: stop when half the interval is at most this fraction of the median.
         min_samples: never stop as converged on fewer.
-        max_samples: give up after as many.
-        least_samples: take at least as many, whatever the time limit (and never more than ``min_samples``): one or two
-            runs of a network that takes a second each say little.
-        time_limit_s: give up after as long, warm-up included.
-        warmup_runs: at least as many runs before the first sample.
-        warmup_s: and at least as long.
+        max_samples: give up after this many.
+        least_samples: take at least this many despite the time limit (capped by ``min_samples``): one or two runs of a
+            network that takes a second each say little.
+        time_limit_s: give up after this long, warm-up included.
+        warmup_runs: least number of runs before the first sample.
+        warmup_s: least duration of the warm-up.
     """
 
     confidence: float = 0.95
@@ -101,7 +101,7 @@ class Measurement:
         median_ms: median of the samples.
         low_ms: lower end of the median's interval.
         high_ms: upper end of the median's interval.
-        stop_reason: why sampling ended; anything but ``converged`` means that the interval is wider than asked.
+        stop_reason: why sampling ended; anything but ``converged`` means that the interval is wider than requested.
     """
 
     samples_ns: tuple[float, ...]
@@ -113,7 +113,7 @@ class Measurement:
 
     @property
     def relative_half_width(self) -> float:
-        """Half the interval as a share of the median."""
+        """Half the interval relative to the median."""
         return (self.high_ms - self.low_ms) / 2 / self.median_ms if self.median_ms > 0 else math.inf
 
     def __str__(self) -> str:
@@ -237,7 +237,7 @@ def median_interval(samples: Sequence[float], confidence: float = 0.95) -> tuple
 
     Takes the largest ``k`` for which the k-th smallest and the k-th largest of the ``n`` samples still enclose the
     median with at least ``confidence``, that is ``1 - 2 P(Binomial(n, 1/2) < k) >= confidence``. Too few samples for
-    any ``k`` (below 6 at 95%) give the smallest and the largest sample, which then cover less than asked.
+    any ``k`` (below 6 at 95%) give the smallest and the largest sample, which then cover less than ``confidence``.
 
     Args:
         samples: any order, at least one.

@@ -17,7 +17,7 @@ from kernels.onnx_ops import Operators
 from profiler.atomic import require_room, write_whole
 from profiler.engines.tensorrt import build_engine, compute_capabilities, import_tensorrt, needs_convolutions
 from profiler.errors import BackendUnavailableError, UserError
-from profiler.graphs.matmuls import products_as_convolutions
+from profiler.graphs.matmuls import matmuls_as_convolutions
 from profiler.graphs.quantized_onnx import float_layers
 from smnas import __version__
 from smnas.data.coco import DetectionDataset
@@ -169,7 +169,7 @@ def export_detector(
         notes.append(f"the training is not finished: epoch {info.epoch} of {info.recipe.epochs}")
     if precision != "fp32":
         if any(needs_convolutions(precision, target) for target in targets):
-            graph = products_as_convolutions(graph)  # before their weights are integers, and no weights any more
+            graph = matmuls_as_convolutions(graph)  # before their weights are integers, and no weights any more
         calibration = canvases(calibration_images, width, height) if calibration_images else None
         kept = fragile_modules(detector) + (float_layers(detector) if precision == "int8" else ())
         graph = in_precision(graph, precision, kept, calibration=calibration, symmetric=bool(kind.backend))

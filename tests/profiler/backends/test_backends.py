@@ -112,7 +112,7 @@ def test_eight_bits_are_computed_in_integers_where_the_module_lets_them(module: 
 
 def test_fewer_integers_than_asked_for_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.import_module("profiler.backends.onnxruntime"), "_INTEGER", {"ConvInteger"})
-    with pytest.raises(PrecisionNotMetError, match=r"int8 was asked of 1 .* computes 0 in integers"):
+    with pytest.raises(PrecisionNotMetError, match=r"int8 was requested for 1 .* computes 0 in integers"):
         get_backend("onnxruntime").prepare(Rounded(), [torch.randn(1, 8, 12, 12)], "int8")
 
 

@@ -102,7 +102,7 @@ def test_half_precision_reaches_the_layers_or_is_an_error(
         lambda _: stub.SimpleNamespace(get_engine_information=lambda _: stub.json.dumps(inspected)),
     )
     monkeypatch.setattr(stub._Context, "execute_async_v3", lambda *_: True)
-    with pytest.raises(EngineBuildError, match=r"fp16 was asked for, but the engine's layers give \{'fp32': 1\}"):
+    with pytest.raises(EngineBuildError, match=r"fp16 was requested, but the engine's layers give \{'fp32': 1\}"):
         make(L4).prepare(module, [x], "fp16")
 
 

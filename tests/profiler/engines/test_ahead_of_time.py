@@ -129,7 +129,7 @@ def test_mistakes_are_said_before_anything_is_built(tmp_path: Path, stub: Any) -
 def test_an_engine_in_another_precision_than_asked_is_an_error(stub: Any) -> None:
     model = to_onnx(nn.Linear(4, 4), [torch.rand(2, 4)], input_names=["x"]).SerializeToString()
     assert build_engine(stub, model, "fp32", ["8.9"]).dense_layers == 1
-    with pytest.raises(EngineBuildError, match="fp16 was asked for, but fc computes in FLOAT"):
+    with pytest.raises(EngineBuildError, match="fp16 was requested, but fc computes in FLOAT"):
         build_engine(stub, model, "fp16", ["8.9"])
     with pytest.raises(UserError, match=r"got compute capability '9\.9'"):
         build_engine(stub, model, "fp32", ["9.9"])
@@ -200,7 +200,7 @@ def test_tensorrt_rtx_builds_blocks_of_eight_bits_for_old_and_new_gpus(tmp_path:
 @NEEDS_RTX
 def test_tensorrt_rtx_refuses_a_graph_of_another_precision() -> None:
     trt = tensorrt.import_tensorrt("tensorrt_rtx")
-    with pytest.raises(EngineBuildError, match=r"fp16 was asked for, but .* computes in FLOAT"):
+    with pytest.raises(EngineBuildError, match=r"fp16 was requested, but .* computes in FLOAT"):
         build_engine(trt, _rtx_model("fp32"), "fp16", ["8.9"])
     with pytest.raises(EngineBuildError, match="can not be read"):
         build_engine(trt, b"no graph", "fp32", ["8.9"])

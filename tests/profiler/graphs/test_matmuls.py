@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from profiler.graphs.export import to_onnx
-from profiler.graphs.matmuls import products_as_convolutions
+from profiler.graphs.matmuls import matmuls_as_convolutions
 
 
 class Products(nn.Module):
@@ -37,7 +37,7 @@ def test_the_numbers_stay_and_the_products_go() -> None:
     inputs = torch.randn(7, 6), torch.randn(2, 6, 9)
     model = to_onnx(Products(), inputs, input_names=["rows", "columns"])
     before = model.SerializeToString(deterministic=True)
-    rewritten = products_as_convolutions(model)
+    rewritten = matmuls_as_convolutions(model)
     onnx.checker.check_model(rewritten, full_check=True)
     kinds = [node.op_type for node in rewritten.graph.node]
     assert kinds.count("Conv") == 3
