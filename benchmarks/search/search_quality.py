@@ -8,7 +8,9 @@ all of them, and the tables, when the rung at a ninth was left out.
     python -m benchmarks.search.search_quality --seeds 10 --trials 60 --keep
 """
 
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ DATA = Path(__file__).parent / "data"
 RESAMPLES = 2000
 STRATEGIES = ("sm-nas", "halving", "surrogate", "nsga2", "regularized-evolution", "random")
 MORE_RUNGS = "halving, a ninth too"  # where a ninth of the epochs is enough for a rung
+MakeStrategy = Callable[[str, Problem, int], Strategy]
 
 
 def make(name: str, problem: Problem, trials: int) -> Strategy:
@@ -64,14 +67,14 @@ def budgets(problem: Problem, trials: int) -> list[int]:
 
 
 def load(name: str) -> Problem:
-    if name not in ANALYTIC:
-        return TabulatedProblem(DATA / f"{name}.json")
+    if (table := DATA / f"{name}.json").is_file():
+        return TabulatedProblem(table)
     return AnalyticProblem(name.removesuffix(LONG), 27 if name.endswith(LONG) else 9)
 
 
-def one(job: tuple[str, str, int, int]) -> Played:
+def one(make_strategy: MakeStrategy, job: tuple[str, str, int, int]) -> Played:
     problem_name, strategy, trials, seed = job
-    return play(lambda problem, count: make(strategy, problem, count), load(problem_name), trials, seed)
+    return play(lambda problem, count: make_strategy(strategy, problem, count), load(problem_name), trials, seed)
 
 
 def mean_interval(values: np.ndarray, rng: np.random.Generator) -> list[float]:
@@ -135,13 +138,20 @@ def rank_correlations(problem: Problem) -> dict[str, float]:
     }
 
 
-def answer_for(name: str, trials: int, seeds: int, workers: int) -> dict[str, Any]:
+def answer_for(
+    name: str,
+    trials: int,
+    seeds: int,
+    workers: int,
+    make_strategy: MakeStrategy = make,
+    compared: tuple[str, ...] = STRATEGIES,
+) -> dict[str, Any]:
     """Everything that is kept about one problem and budget."""
     problem = load(name)
-    compared = (*STRATEGIES, MORE_RUNGS) if len(stops(problem.epochs)) > 2 else STRATEGIES
+    compared = (*compared, MORE_RUNGS) if len(stops(problem.epochs)) > 2 else compared
     jobs = [(name, strategy, trials, seed) for strategy in compared for seed in range(seeds)]
     with ProcessPoolExecutor(workers) as pool:
-        played = list(pool.map(one, jobs))
+        played = list(pool.map(partial(one, make_strategy), jobs))
     runs = {s: [p for p, job in zip(played, jobs, strict=True) if job[1] == s] for s in compared}
     strategies = compare(runs, trials * problem.epochs)
     return {
@@ -150,7 +160,9 @@ def answer_for(name: str, trials: int, seeds: int, workers: int) -> dict[str, An
         "epochs_a_training": problem.epochs,
         "seeds": seeds,
         "rank_correlations": rank_correlations(problem),
-        "learning_curves": {"speed_spread": SPEED_SPREAD, "noise": NOISE} if name in ANALYTIC else None,
+        "learning_curves": {"speed_spread": SPEED_SPREAD, "noise": NOISE}
+        if isinstance(problem, AnalyticProblem)
+        else None,
         "foresight": foresight(problem, strategies, trials),
         "strategies": strategies,
     }
