@@ -13,7 +13,7 @@ __all__ = ["check_images", "open_data"]
 
 
 def open_data(root: Path, output: Output, *, drop_bad_boxes: bool) -> "CocoFolder":
-    """The checked folder; a line says how many boxes were left out.
+    """The checked folder; a line for each thing that was left out.
 
     Raises:
         DataError: it breaks a rule.
@@ -21,8 +21,8 @@ def open_data(root: Path, output: Output, *, drop_bad_boxes: bool) -> "CocoFolde
     from smnas.data.coco import CocoFolder
 
     folder = CocoFolder(root, drop_bad_boxes=drop_bad_boxes)
-    if folder.dropped:
-        output.note(f"left out {folder.dropped} boxes of {root} without a size or outside their image")
+    for note in folder.notes:
+        output.note(note)
     return folder
 
 
@@ -32,5 +32,9 @@ def check_images(folder: "CocoFolder", output: Output) -> None:
     Raises:
         DataError: one can not be decoded, or is not of the size that its annotations state.
     """
+    before = folder.notes
     with Steps(output, "checking validation images") as steps:
         folder.split("val").require_decodable(steps.at)
+    for note in folder.notes:
+        if note not in before:
+            output.note(note)

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ class AnnotationFile:
         areas: ``(A,)`` float64, as annotated, else width times height.
         offsets: ``(I + 1,)`` int64; image ``i`` owns annotations ``offsets[i]:offsets[i + 1]``.
         dropped: how many annotations were left out because of their boxes.
+        root: label of the class that is only the others' supercategory, as Roboflow writes one with id 0; ``None``
+            where there is none.
     """
 
     path: Path
@@ -59,6 +61,37 @@ class AnnotationFile:
     areas: NDArray[np.float64]
     offsets: NDArray[np.int64]
     dropped: int
+    root: int | None = None
+
+    def without_class(self, label: int) -> "AnnotationFile":
+        """The same file without a class that no box has."""
+        return replace(
+            self,
+            classes=self.classes[:label] + self.classes[label + 1 :],
+            category_ids=self.category_ids[:label] + self.category_ids[label + 1 :],
+            labels=self.labels - (self.labels > label),
+            root=None,
+        )
+
+    def with_images(self, kept: NDArray[np.bool_]) -> "AnnotationFile":
+        """The same file with some of its images and their boxes only.
+
+        Args:
+            kept: ``(I,)``.
+        """
+        counts = np.diff(self.offsets)
+        rows = np.repeat(kept, counts)
+        return replace(
+            self,
+            image_ids=self.image_ids[kept],
+            file_names=tuple(name for name, keep in zip(self.file_names, kept.tolist(), strict=True) if keep),
+            sizes=self.sizes[kept],
+            boxes=self.boxes[rows],
+            labels=self.labels[rows],
+            crowd=self.crowd[rows],
+            areas=self.areas[rows],
+            offsets=np.concatenate([[0], np.cumsum(counts[kept])]).astype(np.int64),
+        )
 
 
 @dataclass(frozen=True)
@@ -155,6 +188,7 @@ def _read(path: Path, drop_bad_boxes: bool) -> AnnotationFile:
         areas=rows.areas[kept],
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         dropped=int(bad.sum()),
+        root=_root(document["categories"], rows.labels),
     )
 
 
@@ -209,6 +243,17 @@ def _read_categories(entries: list[Any], path: Path) -> tuple[tuple[str, ...], t
     ordered = sorted(names)
     _int_array(ordered, "category", path)
     return tuple(names[category] for category in ordered), tuple(ordered)
+
+
+def _root(entries: list[Any], labels: NDArray[np.int64]) -> int | None:
+    """The class without a box that all others name as their supercategory; one of them may have its name."""
+    ordered = sorted(entries, key=lambda entry: int(entry["id"]))
+    for label, entry in enumerate(ordered):
+        above = [other.get("supercategory") for other in ordered if other is not entry]
+        is_above = bool(above) and all(one == entry["name"] for one in above)
+        if is_above and entry.get("supercategory") != entry["name"] and not (labels == label).any():
+            return label
+    return None
 
 
 def _read_images(entries: list[Any], path: Path) -> tuple[NDArray[np.int64], tuple[str, ...], NDArray[np.int64]]:

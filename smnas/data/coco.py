@@ -2,14 +2,16 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +19,19 @@ from pycocotools.coco import COCO
 
 from smnas.data.annotations import AnnotationFile, read_annotations
 from smnas.data.errors import DataError
-from smnas.data.image import load_rgb
+from smnas.data.image import load_rgb, stored_size
 from smnas.data.letterbox import shrink
 
-__all__ = ["DEFAULT_CACHE_BYTES", "CocoFolder", "DataError", "DetectionDataset", "Sample", "Split", "quiet_pycocotools"]
+__all__ = [
+    "DEFAULT_CACHE_BYTES",
+    "CocoFolder",
+    "DataError",
+    "DetectionDataset",
+    "Sample",
+    "Split",
+    "box_notes",
+    "quiet_pycocotools",
+]
 
 Split = Literal["train", "val"]
 _SPLITS: tuple[Split, ...] = ("train", "val")
@@ -61,6 +72,10 @@ class DetectionDataset:
         annotations: the checked annotation file.
         folder: where the images lie.
         cache_bytes: the memory limit of :meth:`shrunk`.
+
+    Attributes:
+        orientation_is_assumed: an image was turned as its EXIF orientation says although nothing in the file proves
+            that its boxes were drawn on the turned image.
     """
 
     def __init__(self, annotations: AnnotationFile, folder: Path, cache_bytes: int = DEFAULT_CACHE_BYTES) -> None:
@@ -71,6 +86,7 @@ class DetectionDataset:
         self._cache: dict[tuple[int, int], dict[int, tuple[NDArray[np.uint8], float]]] = {}
         self._cached_bytes = 0
         self._lock = threading.Lock()
+        self.orientation_is_assumed = False
 
     def __len__(self) -> int:
         return len(self._annotations.image_ids)
@@ -110,7 +126,39 @@ class DetectionDataset:
         Raises:
             DataError: the file can not be decoded, or is not of the annotated size.
         """
-        return load_rgb(self.path(index), self.size(index))
+        return load_rgb(self.path(index), self.size(index), stored=self._drawn_on_stored_pixels)
+
+    def _drawn_on_stored_pixels(self) -> bool:
+        """Whether boxes of square or half-turned images were drawn before EXIF orientations were applied."""
+        stored = self._proven_orientation
+        self.orientation_is_assumed |= stored is None
+        return stored is True
+
+    @cached_property
+    def _proven_orientation(self) -> bool | None:
+        """What the first image proves whose stated size is that of one orientation only; ``None`` without any."""
+        for index in range(len(self)):
+            stored = stored_size(self.path(index))
+            if stored is not None and self.size(index) in (stored, stored[::-1]):
+                return self.size(index) == stored
+        return None
+
+    def boxes_left(self, width: int, height: int, min_side_px: float = 2.0) -> tuple[int, int]:
+        """How many boxes to train on are large enough on a canvas, and how many there are; crowds do not count.
+
+        Args:
+            width: of the canvas in pixels.
+            height: of the canvas in pixels.
+            min_side_px: narrower or lower boxes are left out of training, see
+                :class:`~smnas.data.augment.Augmentation`.
+        """
+        annotations = self._annotations
+        sizes = np.repeat(annotations.sizes, np.diff(annotations.offsets), axis=0)
+        low = annotations.boxes[:, :2].clip(0)
+        sides = np.minimum(annotations.boxes[:, :2] + annotations.boxes[:, 2:], sizes) - low
+        scales = np.minimum(width / sizes[:, 0], height / sizes[:, 1])
+        left = ((sides * scales[:, None]).min(axis=1, initial=np.inf) >= min_side_px) & ~annotations.crowd
+        return int(left.sum()), int((~annotations.crowd).sum())
 
     def spread(self, count: int, seed: int = 0) -> list[NDArray[np.uint8]]:
         """Decode images from all over the file, which may be sorted by class or by day.
@@ -236,8 +284,11 @@ class CocoFolder:
     Args:
         root: holds ``annotations/instances_train.json`` and ``instances_val.json`` with the images in ``train/`` and
             ``val/``, where each of these names may end in ``2017``; or, as Roboflow exports them, ``train/`` and
-            ``valid/`` (or ``val/``), each with its images and ``_annotations.coco.json``.
+            ``valid/`` (or ``val/``), each with its images and ``_annotations.coco.json``. A class without boxes that
+            all others name as their supercategory, as Roboflow writes one with id 0, is none.
         drop_bad_boxes: leave out annotations whose box breaks a rule instead of refusing the data set.
+        drop_bad_images: decode every image now, and leave out those that are missing, damaged or of another size than
+            annotated.
         cache_bytes: how many bytes of decoded pixels each split may keep in memory.
 
     Raises:
@@ -245,25 +296,42 @@ class CocoFolder:
     """
 
     def __init__(
-        self, root: Path | str, *, drop_bad_boxes: bool = False, cache_bytes: int = DEFAULT_CACHE_BYTES
+        self,
+        root: Path | str,
+        *,
+        drop_bad_boxes: bool = False,
+        drop_bad_images: bool = False,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
     ) -> None:
         self.root = Path(root)
         self.drop_bad_boxes = drop_bad_boxes
         if not self.root.is_dir():
             raise DataError(f"a data set must be a folder, but there is no folder {self.root}")
-        self._splits: dict[Split, DetectionDataset] = {}
+        self.dropped_images = 0
+        self.root_class: tuple[int, str] | None = None
+        found: dict[Split, tuple[AnnotationFile, Path]] = {}
         for split in _SPLITS:
             file, folder = _find_split(self.root, split)
             annotations = read_annotations(file, drop_bad_boxes=drop_bad_boxes)
-            _require_files(annotations, folder)
+            if drop_bad_images:
+                whole = _whole_images(DetectionDataset(annotations, folder))
+                self.dropped_images += int((~whole).sum())
+                annotations = annotations.with_images(whole)
+            else:
+                _require_files(annotations, folder)
             _require_a_box(annotations)
-            self._splits[split] = DetectionDataset(annotations, folder, cache_bytes)
-        train, val = self._splits["train"], self._splits["val"]
+            found[split] = annotations, folder
+        train, val = (found[split][0] for split in _SPLITS)
         if (train.category_ids, train.classes) != (val.category_ids, val.classes):
             raise DataError(
                 f"train and val must have the same categories, but in {self.root} train has {_described(train)}"
                 f" and val has {_described(val)}"
             )
+        if train.root is not None and train.root == val.root:
+            self.root_class = train.category_ids[train.root], train.classes[train.root]
+            found = {split: (one.without_class(train.root), folder) for split, (one, folder) in found.items()}
+        _require_names(found["train"][0])
+        self._splits = {split: DetectionDataset(*pair, cache_bytes) for split, pair in found.items()}
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -280,9 +348,71 @@ class CocoFolder:
         """The COCO category id of each class."""
         return self._splits["train"].category_ids
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was left out or assumed, a line each."""
+        notes = []
+        if self.dropped:
+            notes.append(f"left out {self.dropped} boxes of {self.root} without a size or outside their image")
+        if self.dropped_images:
+            notes.append(f"left out {self.dropped_images} images of {self.root} that can not be read as annotated")
+        if self.root_class is not None:
+            number, name = self.root_class
+            notes.append(
+                f"category {number} {name} of {self.root} has no box and names the others' group: it is no class"
+            )
+        for name, dataset in self._splits.items():
+            if dataset.orientation_is_assumed:
+                notes.append(
+                    f"square or half-turned images of {name} in {self.root} state an EXIF orientation, and no other "
+                    "image shows whether boxes were drawn on turned ones: they are turned, as viewers show them"
+                )
+        return tuple(notes)
+
     def split(self, name: Split) -> DetectionDataset:
         """The images to train on, or those to evaluate on."""
         return self._splits[name]
+
+
+def box_notes(dataset: DetectionDataset, sizes: Iterable[tuple[int, int]], min_side_px: float = 2.0) -> tuple[str, ...]:
+    """A line about the boxes that are too small to train on, for each input size that loses some.
+
+    Args:
+        dataset: the images to train on.
+        sizes: width and height in pixels of each input.
+        min_side_px: as for :meth:`DetectionDataset.boxes_left`.
+
+    Raises:
+        DataError: at none of the sizes a box is left.
+    """
+    counts = {size: dataset.boxes_left(*size, min_side_px) for size in dict.fromkeys(sizes)}
+    lost = {
+        f"{width}x{height}": (total - left, total) for (width, height), (left, total) in counts.items() if left < total
+    }
+    if counts and not any(left for left, _ in counts.values()):
+        raise DataError(
+            f"training needs boxes of {min_side_px:g} pixels a side on the input, but at {', '.join(lost)} none of the "
+            f"{next(iter(counts.values()))[1]} boxes of {dataset.folder} is left: a larger input is needed"
+        )
+    return tuple(
+        f"at {size} {gone / total:.1%} of the boxes to train on ({gone} of {total}) are left out: "
+        f"under {min_side_px:g} pixels a side"
+        for size, (gone, total) in lost.items()
+    )
+
+
+def _whole_images(dataset: DetectionDataset) -> NDArray[np.bool_]:
+    """``(I,)`` which images can be read as annotated."""
+
+    def is_whole(index: int) -> bool:
+        try:
+            dataset.image(index)
+        except DataError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(_DECODERS, thread_name_prefix="smnas-check") as pool:
+        return np.fromiter(pool.map(is_whole, range(len(dataset))), dtype=bool, count=len(dataset))
 
 
 @contextmanager
@@ -326,8 +456,27 @@ def _require_files(annotations: AnnotationFile, folder: Path) -> None:
         if base not in listed[parent]:
             raise DataError(
                 f"every image must have its file, named from its image folder on with / between folders, but image "
-                f"{image} of {annotations.path} names {name}, which is not in {folder}"
+                f"{image} of {annotations.path} names {name}, which is not in {folder}{_nearest(name, folder)}; "
+                "--drop-bad-images leaves such images out"
             )
+
+
+def _nearest(name: str, folder: Path) -> str:
+    """The file that was probably meant: without folders in front, percent-encoding, another case or suffix."""
+    plain = unquote(name).replace("\\", "/").rpartition("/")[2].lower()
+    files = {file.name.lower(): file for file in folder.rglob("*") if file.is_file()}
+    close = [one for one in files if Path(one).stem == Path(plain).stem] or get_close_matches(plain, files, 1, 0.8)
+    close = [plain] if plain in files else close
+    return f" (the nearest file there is {files[close[0]].relative_to(folder).as_posix()})" if close else ""
+
+
+def _require_names(annotations: AnnotationFile) -> None:
+    """Two classes of one name are one object under two labels, of which each is wrong for the other's boxes."""
+    for name in annotations.classes:
+        if annotations.classes.count(name) > 1:
+            pairs = zip(annotations.category_ids, annotations.classes, strict=True)
+            numbers = ", ".join(str(number) for number, other in pairs if other == name)
+            raise DataError(f"class names must be unique, but {annotations.path} has {name!r} as categories {numbers}")
 
 
 def _require_a_box(annotations: AnnotationFile) -> None:
@@ -336,6 +485,11 @@ def _require_a_box(annotations: AnnotationFile) -> None:
         raise DataError(
             f"a split must have at least one box that is not a crowd, but the {len(annotations.image_ids)} images of "
             f"{annotations.path} have none"
+        )
+    if annotations.boxes.max() <= 1:
+        raise DataError(
+            f"a box must be in pixels, but all {len(annotations.boxes)} boxes of {annotations.path} lie within 0..1, "
+            "as fractions of their images"
         )
 
 
@@ -347,5 +501,5 @@ def _file_names(folder: Path) -> set[str]:
         return set()
 
 
-def _described(dataset: DetectionDataset) -> dict[int, Any]:
-    return dict(zip(dataset.category_ids, dataset.classes, strict=True))
+def _described(annotations: AnnotationFile) -> dict[int, Any]:
+    return dict(zip(annotations.category_ids, annotations.classes, strict=True))

@@ -3,6 +3,7 @@
 import os
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from profiler.errors import one_line
 from smnas.data.errors import DataError
 from smnas.data.letterbox import fit_scale
 
-__all__ = ["CONVERT_HEIC", "HEIC_SUFFIXES", "Decoded", "decode", "load_rgb", "upright_rgb"]
+__all__ = ["CONVERT_HEIC", "HEIC_SUFFIXES", "Decoded", "decode", "load_rgb", "stored_size", "upright_rgb"]
 
 HEIC_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
 CONVERT_HEIC = "HEIC needs to be converted first, as by `magick photo.heic photo.jpg` or `heif-convert`"
@@ -67,7 +68,9 @@ class Decoded(NamedTuple):
         return self.image.width * self.reduction, self.image.height * self.reduction
 
 
-def load_rgb(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+def load_rgb(
+    path: Path, size: tuple[int, int] | None = None, *, stored: Callable[[], bool] | None = None
+) -> NDArray[np.uint8]:
     """Decode an image.
 
     Grayscale, palette, CMYK and other colour modes become RGB; 16-bit images are scaled to 8 bits, those whose values
@@ -78,6 +81,8 @@ def load_rgb(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.uint
     Args:
         path: the image file.
         size: the width and height in pixels that the annotations state, where there are annotations.
+        stored: called where that size leaves it open, as of a square image: whether boxes were drawn on the stored
+            pixels.
 
     Returns:
         ``(H, W, 3)`` ``uint8``, RGB, contiguous.
@@ -85,10 +90,26 @@ def load_rgb(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.uint
     Raises:
         DataError: the file is missing, can not be decoded, or is not of the stated size.
     """
-    return np.array(decode(path, size).image, dtype=np.uint8)
+    return np.array(decode(path, size, stored=stored).image, dtype=np.uint8)
 
 
-def decode(path: Path, size: tuple[int, int] | None = None, *, canvas: tuple[int, int] | None = None) -> Decoded:
+def stored_size(path: Path) -> tuple[int, int] | None:
+    """Width and height of stored pixels, where the EXIF orientation swaps two different sides; else ``None``."""
+    try:
+        with Image.open(path) as image:
+            swaps = _orientation(image) >= _FIRST_SWAPPING_ORIENTATION and image.width != image.height
+            return image.size if swaps else None
+    except _DECODE_ERRORS:
+        return None
+
+
+def decode(
+    path: Path,
+    size: tuple[int, int] | None = None,
+    *,
+    canvas: tuple[int, int] | None = None,
+    stored: Callable[[], bool] | None = None,
+) -> Decoded:
     """What :func:`load_rgb` does, without the array; of an animation the first frame.
 
     Args:
@@ -98,6 +119,7 @@ def decode(path: Path, size: tuple[int, int] | None = None, *, canvas: tuple[int
             quarter or an eighth of its size, which is several times as fast: where the sides divide evenly and the
             result still has four times the pixels a side that the canvas can show. Resized, it differs from the whole
             image by little more than a copy saved at quality 92 does.
+        stored: as for :func:`load_rgb`.
 
     Raises:
         DataError: the file is missing, can not be decoded, or is not of the stated size.
@@ -110,7 +132,7 @@ def decode(path: Path, size: tuple[int, int] | None = None, *, canvas: tuple[int
             reduction = 1 if canvas is None else _reduce(image, canvas)
             stated = size if size is None else (size[0] // reduction, size[1] // reduction)
             image.load()
-            decoded = Decoded(upright_rgb(image, str(path), stated), frames, reduction)
+            decoded = Decoded(upright_rgb(image, str(path), stated, stored), frames, reduction)
     except FileNotFoundError:
         raise DataError(f"an image must exist, but there is no file {path}") from None
     except Image.DecompressionBombError:
@@ -129,18 +151,24 @@ def decode(path: Path, size: tuple[int, int] | None = None, *, canvas: tuple[int
     return decoded
 
 
-def upright_rgb(image: Image.Image, name: str, size: tuple[int, int] | None = None) -> Image.Image:
+def upright_rgb(
+    image: Image.Image,
+    name: str,
+    size: tuple[int, int] | None = None,
+    stored: Callable[[], bool] | None = None,
+) -> Image.Image:
     """An image in any colour mode as 8-bit RGB, turned as its EXIF orientation says.
 
     Args:
         image: as Pillow opened it.
         name: for the message.
         size: the width and height in pixels that the annotations state, where there are annotations.
+        stored: as for :func:`load_rgb`.
 
     Raises:
         DataError: the image holds floating-point numbers.
     """
-    return _to_rgb(_upright(image, size), name)
+    return _to_rgb(_upright(image, size, stored), name)
 
 
 def _reduce(image: Image.Image, canvas: tuple[int, int]) -> int:
@@ -162,13 +190,13 @@ def _orientation(image: Image.Image) -> int:
     return stated if isinstance(stated, int) else 1
 
 
-def _upright(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
+def _upright(image: Image.Image, size: tuple[int, int] | None, stored: Callable[[], bool] | None) -> Image.Image:
     orientation = _orientation(image)
     if orientation == 1:
         return image
     swaps = orientation >= _FIRST_SWAPPING_ORIENTATION
     turned = (image.height, image.width) if swaps else image.size
-    if size is not None and turned != size and image.size == size:
+    if size is not None and image.size == size and (turned != size or (stored is not None and stored())):
         return image
     return ImageOps.exif_transpose(image)
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from profiler.errors import UserError
 from smnas.data.annotations import read_annotations
-from smnas.data.coco import CocoFolder, DataError
+from smnas.data.augment import Augmentation, draw_view, place_boxes
+from smnas.data.coco import CocoFolder, DataError, box_notes
 
 Document = dict[str, Any]
 
@@ -286,6 +287,179 @@ def test_whatever_is_no_box_can_be_left_out(tmp_path: Path, value: Any) -> None:
     assert train.dropped == 1
     np.testing.assert_array_equal(train.sample(0).boxes, np.array([[2, 3, 6, 8]], dtype=np.float32))
     assert len(train.sample(1).boxes) == 1
+
+
+ROBOFLOW = [
+    {"id": 0, "name": "animals", "supercategory": "none"},
+    {"id": 4, "name": "ant", "supercategory": "animals"},
+    {"id": 9, "name": "zebra", "supercategory": "animals"},
+]
+
+
+@pytest.mark.parametrize(
+    "categories",
+    [
+        ROBOFLOW,
+        ROBOFLOW[::-1],
+        [ROBOFLOW[0] | {"name": "ant"}, *({**one, "supercategory": "ant"} for one in ROBOFLOW[1:])],
+        [*ROBOFLOW[1:], ROBOFLOW[0] | {"id": 77}],
+        [*ROBOFLOW[1:], {"id": 5, "name": "animals"}],
+    ],
+)
+def test_a_root_category_is_no_class(tmp_path: Path, categories: list[Document]) -> None:
+    content = document() | {"categories": categories}
+    folder = CocoFolder(write_folder(tmp_path / "data", content, content))
+    other = CocoFolder(write_folder(tmp_path / "other", document()))
+    assert (folder.classes, folder.category_ids) == (("ant", "zebra"), (4, 9))
+    for split in ("train", "val"):
+        for ours, theirs in zip(*(map(one.split(split).sample, (0, 1)) for one in (folder, other)), strict=True):
+            np.testing.assert_array_equal(ours.labels, theirs.labels)
+    (note,) = folder.notes
+    assert "has no box" in note
+
+
+def test_a_category_above_others_with_boxes_of_its_own_is_a_class(tmp_path: Path) -> None:
+    content = document() | {"categories": ROBOFLOW}
+    other = document() | {"categories": ROBOFLOW}
+    other["annotations"][0]["category_id"] = 0
+    assert CocoFolder(write_folder(tmp_path / "val", content, other)).classes == ("animals", "ant", "zebra")
+    assert CocoFolder(write_folder(tmp_path / "train", other, content)).classes == ("animals", "ant", "zebra")
+    flat = document() | {"categories": [{**one, "supercategory": "none"} for one in ROBOFLOW]}
+    assert CocoFolder(write_folder(tmp_path / "flat", flat, flat)).classes == ("animals", "ant", "zebra")
+    own = document() | {"categories": [{**one, "supercategory": one["name"]} for one in ROBOFLOW[1:]]}
+    assert CocoFolder(write_folder(tmp_path / "own", own, own)).classes == ("ant", "zebra")
+
+
+def test_two_classes_of_one_name_are_refused(tmp_path: Path) -> None:
+    content = document()
+    content["categories"] += [{"id": 12, "name": "ant"}]
+    message = refused(write_folder(tmp_path / "data", content, content))
+    assert "unique" in message
+    assert "'ant' as categories 4, 12" in message
+
+
+def damage(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:40])
+
+
+def resize(path: Path) -> None:
+    Image.new("RGB", (50, 50)).save(path)
+
+
+@pytest.mark.parametrize("spoil", [damage, Path.unlink, resize])
+def test_bad_images_can_be_left_out_and_are_counted(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
+    root = write_folder(tmp_path / "data", document())
+    spoil(root / "train" / "a.png")
+    with pytest.raises(DataError, match=r"a\.png"):
+        CocoFolder(root).split("train").require_decodable()
+    folder = CocoFolder(root, drop_bad_images=True)
+    train = folder.split("train")
+    assert folder.dropped_images == 1
+    assert "left out 1 images" in folder.notes[0]
+    assert (len(train), train.image_ids, len(folder.split("val"))) == (1, (3,), 2)
+    np.testing.assert_array_equal(train.sample(0).boxes, np.array([[1, 2, 11, 7], [0, 0, 20, 20]], dtype=np.float32))
+    truth = train.ground_truth()
+    assert (sorted(truth.imgs), sorted(truth.anns)) == ([3], [1, 2])
+    (root / "train" / "b.png").write_text("")
+    with pytest.raises(DataError, match="at least one box"):
+        CocoFolder(root, drop_bad_images=True)
+
+
+@pytest.mark.parametrize(
+    ("stated", "nearest"),
+    [
+        ("train/a.png", "a.png"),
+        ("images/train/a.png", "a.png"),
+        ("C:\\data\\train\\a.png", "a.png"),
+        ("%61.png", "a.png"),
+        ("caf%C3%A9%20%281%29.png", "café (1).png"),
+        ("image-0001.jpg", "image-0001.png"),
+        ("Image-0001.PNG", "image-0001.png"),
+        ("deep.png", "sub/deep.png"),
+    ],
+)
+def test_the_nearest_file_of_a_wrong_name_is_named(tmp_path: Path, stated: str, nearest: str) -> None:
+    content = document()
+    content["images"][0]["file_name"] = stated
+    root = write_folder(tmp_path / "data", content)
+    (root / "train" / "sub").mkdir()
+    for name in ("café (1).png", "image-0001.png", "sub/deep.png"):
+        (root / "train" / name).write_bytes((root / "train" / "a.png").read_bytes())
+    message = refused(root)
+    assert f"names {stated}," in message
+    assert f"(the nearest file there is {nearest})" in message
+    content["images"][0]["file_name"] = "nothing-like-it.webp"
+    assert "nearest file" not in refused(write_folder(tmp_path / "other", content))
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.3, 0.01])
+def test_boxes_as_fractions_are_refused_when_a_folder_is_opened(tmp_path: Path, scale: float) -> None:
+    content = document()
+    for entry in content["annotations"]:
+        entry["bbox"] = [0.0, 0.25 * scale, scale, 0.5 * scale]
+    for train, val in ((content, document()), (document(), content)):
+        message = refused(write_folder(tmp_path / f"{train is content}", train, val))
+        assert "must be in pixels, but all 3 boxes" in message
+        assert "within 0..1" in message
+
+
+def test_boxes_that_vanish_on_a_canvas_are_counted(tmp_path: Path) -> None:
+    """Of 40x30 on 20x20 a pixel is half a one: of sides 30, 3 (1.5 there) and 4 (2 there) the second is left out."""
+    content = document()
+    content["images"] = content["images"][:1]
+    content["annotations"] = [
+        {"image_id": 7, "category_id": 4, "bbox": [5, 5, 30, width], "iscrowd": crowd}
+        for width, crowd in ((20, 0), (3, 0), (4, 0), (3, 1))
+    ]
+    train = CocoFolder(write_folder(tmp_path / "data", content)).split("train")
+    assert train.boxes_left(20, 20) == (2, 3)
+    assert train.boxes_left(40, 30) == train.boxes_left(800, 600) == (3, 3)
+    assert train.boxes_left(2, 2) == (0, 3)
+    assert box_notes(train, [(40, 30)]) == ()
+    (note,) = box_notes(train, [(40, 30), (20, 20), (20, 20)])
+    assert note.startswith("at 20x20 33.3% of the boxes to train on (1 of 3)")
+    assert len(box_notes(train, [(20, 20), (2, 2), (40, 30)])) == 2
+    with pytest.raises(DataError, match=r"at 2x2, 1x1 none of the 3 boxes.*is left"):
+        box_notes(train, [(2, 2), (1, 1)])
+
+
+def test_the_count_of_vanishing_boxes_is_that_of_the_loader(aquarium_mini: Path) -> None:
+    """Against what letterboxing itself keeps, box by box."""
+    train = CocoFolder(aquarium_mini).split("train")
+    kept = total = 0
+    for index in range(len(train)):
+        boxes, labels, _ = train.boxes(index)
+        view = draw_view(train.size(index), (96, 96), Augmentation(flip=0.0), np.random.default_rng(0))
+        kept += len(place_boxes(boxes, labels, view, (96, 96), Augmentation())[0])
+        total += len(boxes)
+    assert train.boxes_left(96, 96) == (kept, total)
+
+
+def turned(path: Path, size: tuple[int, int], orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    pixels = np.zeros((*size[::-1], 3), np.uint8)
+    pixels[0, 0] = 255
+    Image.fromarray(pixels).save(path, exif=exif)
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+@pytest.mark.parametrize(("proof", "stored"), [((40, 30), True), ((30, 40), False), (None, False)])
+def test_one_image_decides_whether_boxes_were_drawn_on_stored_pixels(
+    tmp_path: Path, orientation: int, proof: tuple[int, int] | None, stored: bool
+) -> None:
+    content = document()
+    if proof is not None:
+        content["images"][0] |= {"width": proof[0], "height": proof[1]}
+    content["annotations"] = [{"image_id": 3, "category_id": 4, "bbox": [1, 2, 3, 4]}]
+    root = write_folder(tmp_path / "data", content)
+    turned(root / "train" / "b.png", (20, 20), orientation)
+    if proof is not None:
+        turned(root / "train" / "a.png", (40, 30), 6)
+    folder = CocoFolder(root)
+    assert folder.notes == ()
+    assert (folder.split("train").image(1)[0, 0, 0] == 255) == stored
+    assert any("EXIF orientation" in note for note in folder.notes) == (proof is None)
 
 
 @pytest.mark.parametrize("ids", [(1, 2, 1), (1, 1, 1), (None, None, None), ("a", "b", "a"), (-1, 2.5, 2**80)])
