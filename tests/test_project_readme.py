@@ -42,7 +42,7 @@ def _commands() -> list[list[str]]:
     found: dict[str, list[str]] = {}
     for block in _blocks("bash"):
         for line in block.splitlines():
-            words = shlex.split(line, comments=True)
+            words = shlex.split(line.partition(" > ")[0], comments=True)
             if not words:
                 continue
             program = words[0].rsplit("/", 1)[-1]
