@@ -26,6 +26,7 @@ from benchmarks.reliability.kill_resume import candidates
 from benchmarks.search.search_overhead import InstantLatency, InstantScorer, instant_complexity, instant_settings
 from smnas.scoring.base import Score
 from smnas.scoring.workers.processes import InProcess
+from smnas.search.context import SearchContext
 from smnas.search.progress import SearchEvent
 from smnas.search.ranking.ranking import read_ranking
 from smnas.search.run import run_search
@@ -80,11 +81,8 @@ def search(folder: Path, strategy: str, seed: int, writing: int | None = None) -
     folder.mkdir(exist_ok=True)
     scorer = NotingScorer(folder)
     run_search(
-        folder / "run",
-        settings,
-        SPACE,
+        SearchContext(folder / "run", settings, SPACE, InstantLatency(ENCODING)),
         scorers=InProcess(scorer),
-        latency=InstantLatency(ENCODING),
         complexity=partial(instant_complexity, ENCODING),
         on_event=announce,
     )

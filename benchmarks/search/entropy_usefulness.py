@@ -24,7 +24,7 @@ from smnas.latency.workloads import detector_workloads
 from smnas.report.controls import trained_detectors
 from smnas.report.run_folder import read_run_folder
 from smnas.scoring.controls import TrainedDetector, control_table
-from smnas.scoring.entropy import ENTROPY_FORMS
+from smnas.scoring.entropy import ENTROPY_FORMS, detector_entropy
 from smnas.space.architecture import Architecture
 
 Budgets = dict[int, list[TrainedDetector]]
@@ -110,7 +110,8 @@ def main() -> None:
             if len(detectors) < args.least:
                 print(f"{source.name}, {epochs} epochs: {len(detectors)} detectors are too few, left out")
                 continue
-            groups = control_table(detectors, ENTROPY_FORMS[args.form], score=args.form)
+            scores = [detector_entropy(d.architecture, ENTROPY_FORMS[args.form]) for d in detectors]
+            groups = control_table(detectors, scores, args.form)
             answers.append({"source": source.name, "epochs": epochs, "groups": [asdict(group) for group in groups]})
             print(f"\n{source.name}, {epochs} epochs: Kendall's tau with AP")
             print(f"{'':18}" + "".join(f"{f'{group.name} ({group.detectors})':>26}" for group in groups))

@@ -30,6 +30,7 @@ from benchmarks.common.answers import argument_parser, keep_answer
 from profiler.prediction.predict import Latency
 from smnas.scoring.base import Score
 from smnas.scoring.workers.processes import InProcess
+from smnas.search.context import SearchContext
 from smnas.search.progress import SearchEvent
 from smnas.search.run import run_search
 from smnas.search.strategies.by_name import STRATEGIES, get_strategy
@@ -116,7 +117,9 @@ def earlier(settings: SearchSettings, space: Space, encoding: Encoding, count: i
     """The baseline and ``count - 1`` random designs as trials of the settings' strategy, without repetition."""
     rng = np.random.default_rng(1)
     choices, latency, scorer = DetectorChoices(space), InstantLatency(encoding), InstantScorer(encoding)
-    stages = [stage.name for stage in get_strategy(space, settings).stages]
+    stages = [
+        stage.name for stage in get_strategy(settings.strategy).make(SearchContext(Path(), settings, space)).stages
+    ]
     found: dict[Architecture, Candidate] = {}
     while len(found) < count:
         number = len(found)
@@ -144,7 +147,7 @@ def earlier(settings: SearchSettings, space: Space, encoding: Encoding, count: i
                 latency_calibrated=True,
                 parameters=size.parameters,
                 flops=size.flops,
-                ap=ap,
+                score=ap,
                 metrics={"ap": ap},
                 seconds=1.0,
             ),
@@ -209,11 +212,8 @@ def measure(strategy: str, args: argparse.Namespace, on_row: Callable[[list[dict
         if args.begin:
             write_all(Path(folder) / "run", settings, earlier(settings, space, encoding, args.begin))
         run_search(
-            Path(folder) / "run",
-            settings,
-            space,
+            SearchContext(Path(folder) / "run", settings, space, InstantLatency(encoding)),
             scorers=InProcess(InstantScorer(encoding)),
-            latency=InstantLatency(encoding),
             complexity=partial(instant_complexity, encoding),
             on_event=on_event,
         )
@@ -225,7 +225,9 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=500)
     parser.add_argument("--begin", type=int, default=0, help="trials that are there already")
     parser.add_argument("--generation", type=int, default=2, help="candidates proposed at once; 2 is the command's own")
-    parser.add_argument("--strategies", default=",".join(STRATEGIES))
+    parser.add_argument(
+        "--strategies", default=",".join(name for name, kind in STRATEGIES.items() if not kind.one_stage)
+    )
     parser.add_argument("--keep", action="store_true", help="keep the answer")
     args = parser.parse_args()
     for name in args.strategies.split(","):

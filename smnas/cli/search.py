@@ -41,8 +41,9 @@ if TYPE_CHECKING:
     from profiler.backends.base import Backend
     from profiler.table.latency_table import LatencyTable
     from smnas.data.coco import CocoFolder
-    from smnas.scoring.by_name import ScorerOnDevices
+    from smnas.scoring.by_name import AnyScorer, ScorerOnDevices
     from smnas.scoring.workers.processes import ScorerPool
+    from smnas.search.method import Method
     from smnas.search.ranking.ranking import Ranking
     from smnas.search.study.settings import SearchSettings
     from smnas.space.architecture import Architecture
@@ -180,14 +181,10 @@ def search(
         from profiler.backends.base import check_precision
         from profiler.devices import resolve_device
         from profiler.table.latency_table import LatencyTable
-        from smnas.scoring.by_name import get_scorer
-        from smnas.scoring.entropy import ENTROPY_FORMS
-        from smnas.search.strategies.by_name import STOPPING, STRATEGIES
-        from smnas.search.strategies.mae_det.zero_shot import MAE_DET
+        from smnas.search.method import choose_method
         from smnas.search.study.settings import (
             DataFacts,
             SearchSettings,
-            StageTrials,
             prepare_run_folder,
             read_settings,
             space_of_run,
@@ -201,19 +198,7 @@ def search(
         # What can be refused is refused before anything is written.
         before = read_settings(out) if files.settings.exists() else None
         space = space_of_run(preset, before)
-        get_scorer(scorer)
-        untrained = scorer in ENTROPY_FORMS
-        # a prior chooses among proposals, and halving's model has chosen already
-        strategy = strategy or (MAE_DET if untrained else "halving" if prior is None else "sm-nas")
-        strategies = (*STRATEGIES, MAE_DET)
-        if strategy not in strategies:
-            raise UserError(f"--strategy must be one of {', '.join(strategies)}, but got {strategy!r}")
-        if prior is not None and prior not in ENTROPY_FORMS:
-            raise UserError(f"--prior must be one of {', '.join(ENTROPY_FORMS)}, but got {prior!r}")
-        if untrained and strategy in STOPPING:
-            raise UserError(f"--strategy {strategy} stops training runs, so --scorer must train, but got {scorer!r}")
-        if untrained and final_epochs == 0:
-            raise UserError(f"--final-epochs must be above 0 with --scorer {scorer}, which trains nothing, but got 0")
+        method = choose_method(strategy, scorer, prior, final_epochs)
         runner = get_backend(backend, resolve_device(gpu), threads=threads)
         check_precision(runner, precision)
         if precision not in _PRECISIONS:
@@ -236,8 +221,7 @@ def search(
         if before is None:
             check_images(folder, output)
         search_epochs = epochs or training.epochs
-        if strategy in STOPPING and not training.ema_decay:
-            training = training.with_(ema_decay=_ema_decay(len(folder.split("train")), training))
+        training = method.recipe(training, len(folder.split("train")))
         settings = SearchSettings(
             smnas=__version__,
             **space_settings(preset, space),
@@ -260,18 +244,10 @@ def search(
             storage=storage,
             study=study_name(out, storage) if before is None else before.study,
             warm_start=tuple(str(run.resolve()) for run in warm_start or ()),
-            strategy=strategy,
-            scorer=scorer,
-            prior=prior,
+            **method.settings(*counts),
             versions=_versions(runner),
-            # mae-det has one stage, which evolves a backbone
-            trials=StageTrials(
-                structural=0 if strategy == MAE_DET else counts[0],
-                modular=sum(counts) if strategy == MAE_DET else counts[1],
-            ),
             generation=generation,
             training_threads=training_threads,
-            partial_order=not untrained,
             top=top,
             final_epochs=2 * search_epochs if final_epochs is None else final_epochs,
             final_seeds=final_seeds,
@@ -283,7 +259,7 @@ def search(
         if prepare_run_folder(out, settings):
             output.note(f"resuming {out}")
         with LatencyTable(table or files.table) as rows:
-            _search(out, settings, space, folder, training, runner, rows, workers, ray, until_s, output)
+            _search(out, settings, method, space, folder, training, runner, rows, workers, ray, until_s, output)
         ranking, page = _finish(out, folder, runner, table, output)
         output.result(
             {
@@ -314,12 +290,6 @@ def _trial_counts(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _ema_decay(images: int, recipe: "Recipe") -> float:
-    """Averaging over about an epoch's steps, for runs that are read before their learning rate has come down."""
-    steps = max(images // recipe.batch_size, 1)
-    return min(max(1.0 - 1.0 / steps, 0.9), 0.999)
-
-
 def _generated(root: Path, output: Output) -> Path:
     from smnas.data.shapes import generate_shapes
 
@@ -336,6 +306,7 @@ def _versions(backend: "Backend") -> dict[str, str]:
 def _search(
     out: Path,
     settings: "SearchSettings",
+    method: "Method",
     space: "Space",
     folder: "CocoFolder",
     recipe: "Recipe",
@@ -348,12 +319,11 @@ def _search(
 ) -> None:
     from smnas.latency.detector_latency import DetectorLatency
     from smnas.latency.workloads import detector_workloads
-    from smnas.scoring.by_name import ScorerOnDevices, get_scorer
-    from smnas.scoring.entropy import ENTROPY_FORMS
+    from smnas.scoring.base import AP
+    from smnas.scoring.by_name import ScorerOnDevices, quick_score
     from smnas.scoring.workers.processes import InProcess
+    from smnas.search.context import SearchContext
     from smnas.search.run import run_search
-    from smnas.search.strategies.halving.halving import sampled_designs
-    from smnas.search.strategies.mae_det.zero_shot import MAE_DET, mae_det
     from smnas.search.study.candidate import Complexity
 
     def complexity(architecture: "Architecture") -> Complexity:
@@ -374,23 +344,34 @@ def _search(
     calibration = latency.calibrate(measured)
     for architecture, reason in calibration.failed:
         output.note(f"left out of the calibration: {architecture}: {reason}")
-    strategy = mae_det(out, space, settings, latency, output.note) if settings.strategy == MAE_DET else None
-    in_all = settings.trials.structural + settings.trials.modular
-    if settings.strategy in {"halving", "surrogate"} and (draws := sampled_designs(in_all)):
-        output.note(f"before the first training the blocks of {draws} random designs are measured as well")
-    make_on = partial(ScorerOnDevices, "ap", folder.root.resolve(), recipe, drop_bad_boxes=settings.data.drop_bad_boxes)
-    with SearchDisplay(output) as display, _scorers(make_on, devices, workers, settings, ray) as trainers:
-        untrained = settings.scorer in ENTROPY_FORMS
+
+    def pool(scorer: "AnyScorer") -> "AbstractContextManager[ScorerPool]":
+        make_on = partial(
+            ScorerOnDevices, scorer, folder.root.resolve(), recipe, drop_bad_boxes=settings.data.drop_bad_boxes
+        )
+        return _scorers(make_on, devices, workers, settings, ray)
+
+    quick, alone = quick_score(settings.scorer) is not None, settings.metric == AP
+    with ExitStack() as stack:
+        display = stack.enter_context(SearchDisplay(output))
+        trainers = stack.enter_context(pool(settings.scorer if alone else "ap"))
+        if quick:
+            scorers: ScorerPool = InProcess(ScorerOnDevices(settings.scorer, folder.root, recipe, devices)(0))
+        else:
+            scorers = trainers if alone else stack.enter_context(pool(settings.scorer))
         run_search(
-            out,
-            settings,
-            space,
-            scorers=InProcess(get_scorer(settings.scorer)(folder, recipe, "cpu")) if untrained else trainers,
+            SearchContext(
+                out,
+                settings,
+                space,
+                latency,
+                time_limit_s=None if until_s is None else until_s - time.monotonic(),  # calibrating took its part
+                on_progress=lambda text, _done: output.note(text),
+            ),
+            scorers=scorers,
             trainers=trainers,
-            strategy=strategy,
-            latency=latency,
+            strategy=method.strategy,
             complexity=complexity,
-            budget_s=None if until_s is None else until_s - time.monotonic(),  # calibrating took its part
             on_event=display.on_event,
             on_training=display.on_training,
         )

@@ -1,13 +1,16 @@
-"""What the entropy is worth on a run's own trained detectors, wherever a run used it."""
+"""What a score without training is worth on a run's own trained detectors, wherever a run used one."""
 
+import math
 from dataclasses import dataclass
 
-from smnas.report.run_folder import RunFolder, Trial
+from smnas.report.run_folder import RunFolder
+from smnas.scoring.base import AP
+from smnas.scoring.by_name import SCORERS, quick_score
 from smnas.scoring.controls import ControlGroup, TrainedDetector, control_table
-from smnas.scoring.entropy import ENTROPY_FORMS
+from smnas.search.study.candidate import Candidate
 from smnas.space.architecture import Architecture
 
-__all__ = ["Controls", "entropy_controls", "trained_detectors"]
+__all__ = ["Controls", "score_controls", "trained_detectors"]
 
 
 @dataclass(frozen=True)
@@ -15,8 +18,8 @@ class Controls:
     """The table.
 
     Attributes:
-        score: The entropy that the run used.
-        epochs: The budget of the training runs that it is held against.
+        score: The score without training that the run used.
+        epochs: Epochs of the training runs that it is compared with.
         groups: All detectors, and those of a narrow band.
     """
 
@@ -25,32 +28,34 @@ class Controls:
     groups: tuple[ControlGroup, ...]
 
 
-def entropy_controls(run: RunFolder) -> Controls | None:
-    """The table of a run that used an entropy, over the budget with the most trained detectors; None for others."""
-    used = run.settings.scorer if run.settings.scorer in ENTROPY_FORMS else run.settings.prior
+def score_controls(run: RunFolder) -> Controls | None:
+    """The table of a run that used such a score, over the epochs with the most trained detectors; None for others."""
+    used = run.settings.prior if run.settings.trains else run.settings.scorer
     budgets = trained_detectors(run)
     if used is None or not budgets:
         return None
     epochs = max(budgets, key=lambda budget: (len(budgets[budget]), budget))
-    return Controls(used, epochs, control_table(budgets[epochs], ENTROPY_FORMS[used], score=used))
+    known = {c.architecture: c.point[0] for c in run.trials if c.state == "complete" and c.metric != AP}
+    quick = quick_score(used) if used in SCORERS else None
+    if quick is not None:
+        known |= {d.architecture: quick(d.architecture) for d in budgets[epochs]}
+    scores = [known.get(d.architecture, math.nan) for d in budgets[epochs]]
+    return Controls(used, epochs, control_table(budgets[epochs], scores, used))
 
 
 def trained_detectors(run: RunFolder) -> dict[int, list[TrainedDetector]]:
     """By epochs: the architectures that were trained so long, with the mean AP over their seeds."""
-    found: dict[tuple[int, str], list[Trial]] = {}
+    found: dict[tuple[int, Architecture], list[Candidate]] = {}
     for trial in run.trials:
         whole = trial.stop_epoch is None  # what stopped on the way has the AP of fewer epochs
-        if whole and trial.ap is not None and trial.epochs and trial.flops and trial.parameters:
+        if whole and trial.state == "complete" and trial.metric == AP and trial.flops and trial.parameters:
             found.setdefault((trial.epochs, trial.architecture), []).append(trial)
     budgets: dict[int, list[TrainedDetector]] = {}
     for (epochs, architecture), trials in found.items():
         first = trials[0]
+        ap = sum(trial.point[0] for trial in trials) / len(trials)
         detector = TrainedDetector(
-            Architecture.parse(architecture),
-            sum(trial.ap or 0.0 for trial in trials) / len(trials),
-            float(first.flops or 0),
-            float(first.parameters or 0),
-            first.latency_ms if first.latency_ms is not None else float("nan"),
+            architecture, ap, float(first.flops or 0), float(first.parameters or 0), first.point[1]
         )
         budgets.setdefault(epochs, []).append(detector)
     return budgets

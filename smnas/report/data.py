@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from smnas.report.run_folder import Curve, RunFolder, Trial
+from smnas.report.run_folder import Curve, RunFolder
+from smnas.scoring.base import AP
 from smnas.search.pareto import as_points, hypervolume, non_dominated
+from smnas.search.study.candidate import Candidate
 
 __all__ = [
     "BlockLatency",
@@ -140,25 +142,29 @@ class BlockLatency:
     latency_ms: float
 
 
-def _finished(trials: Sequence[Trial], *stages: str) -> list[Trial]:
+def _finished(trials: Sequence[Candidate], *stages: str) -> list[Candidate]:
+    """Trials trained to the end: those with an AP."""
     return [
-        t
-        for t in trials
-        if t.state == "complete" and t.stage in stages and None not in (t.ap, t.latency_ms) and t.stop_epoch is None
+        t for t in trials if t.state == "complete" and t.metric == AP and t.stage in stages and t.stop_epoch is None
     ]
+
+
+def _by_architecture(trials: Sequence[Candidate]) -> dict[str, list[Candidate]]:
+    found: dict[str, list[Candidate]] = {}
+    for trial in trials:
+        found.setdefault(str(trial.architecture), []).append(trial)
+    return found
 
 
 def fronts(run: RunFolder) -> tuple[Front, ...]:
     """The plane of every stage that finished a detector; seeds of one architecture become mean and spread."""
     found = []
     for stage in _FRONT_STAGES:
-        by_architecture: dict[str, list[Trial]] = {}
-        for trial in _finished(run.trials, stage):
-            by_architecture.setdefault(trial.architecture, []).append(trial)
+        by_architecture = _by_architecture(_finished(run.trials, stage))
         if not by_architecture:
             continue
-        latency = [float(np.median([t.latency_ms or 0.0 for t in trials])) for trials in by_architecture.values()]
-        scores = [[t.ap or 0.0 for t in trials] for trials in by_architecture.values()]
+        latency = [float(np.median([t.point[1] for t in trials])) for trials in by_architecture.values()]
+        scores = [[t.point[0] for t in trials] for trials in by_architecture.values()]
         ap = [float(np.mean(values)) for values in scores]
         on_front = non_dominated(as_points(list(zip(ap, latency, strict=True)))).tolist()
         points = [
@@ -185,7 +191,7 @@ def hypervolume_by_training(run: RunFolder) -> Hypervolume | None:
     trials = sorted(_finished(run.trials, *_SEARCH_STAGES), key=lambda t: t.number)
     if not trials:
         return None
-    points = as_points([(t.ap or 0.0, t.latency_ms or 0.0) for t in trials])
+    points = as_points([t.point for t in trials])
     border = float(points[:, 1].max()) * _REFERENCE_MARGIN
     shares = [hypervolume(points[: n + 1], (0.0, border)) / border for n in range(len(trials))]
     paid, spent_by = 0, {}
@@ -227,8 +233,8 @@ def _line(curve: Curve, value: str) -> CurveLine | None:
 
 def families(run: RunFolder) -> tuple[Family, ...]:
     """Stage 1's parents with stage 2's children, or a joint stage's; the parent of the best child first."""
-    trained = {t.architecture: t for t in _finished(run.trials, *_SEARCH_STAGES)}
-    by_parent: dict[str, list[Trial]] = {}
+    trained = {str(t.architecture): t for t in _finished(run.trials, *_SEARCH_STAGES)}
+    by_parent: dict[str, list[Candidate]] = {}
     for trial in _finished(run.trials, "modular", "joint"):
         if trial.parent:
             by_parent.setdefault(trial.parent, []).append(trial)
@@ -237,43 +243,34 @@ def families(run: RunFolder) -> tuple[Family, ...]:
         parent = trained.get(parent_string)
         children = [_child(t, parent) for t in trials]
         children.sort(key=lambda c: (-c.ap, c.latency_ms))
-        found.append(
-            Family(parent_string, parent.ap if parent else None, parent.latency_ms if parent else None, tuple(children))
-        )
+        ap, latency_ms = parent.point if parent else (None, None)
+        found.append(Family(parent_string, ap, latency_ms, tuple(children)))
     return tuple(sorted(found, key=lambda f: -f.children[0].ap))
 
 
-def _child(trial: Trial, parent: Trial | None) -> Child:
-    ap, latency = float(trial.ap or 0.0), float(trial.latency_ms or 0.0)
-    if parent is None or parent.ap is None or not parent.latency_ms:
-        return Child(trial.architecture, ap, latency, None, None)
-    return Child(trial.architecture, ap, latency, ap - parent.ap, latency / parent.latency_ms - 1.0)
+def _child(trial: Candidate, parent: Candidate | None) -> Child:
+    (ap, latency), architecture = trial.point, str(trial.architecture)
+    if parent is None:
+        return Child(architecture, ap, latency, None, None)
+    return Child(architecture, ap, latency, ap - parent.point[0], latency / parent.point[1] - 1.0)
 
 
 def scored_candidates(run: RunFolder) -> tuple[ScoredCandidate, ...]:
     """What was scored without training, highest score first; nothing in a run that trains its candidates."""
-    finals: dict[str, list[float]] = {}
-    for trial in _finished(run.trials, "final"):
-        finals.setdefault(trial.architecture, []).append(trial.ap or 0.0)
-    found = [
-        ScoredCandidate(
-            t.architecture,
-            t.score,
-            t.latency_ms,
-            t.parameters,
-            t.flops,
-            float(np.mean(finals[t.architecture])) if t.architecture in finals else None,
-        )
-        for t in run.trials
-        if t.score is not None and t.latency_ms is not None
-    ]
+    finals = _by_architecture(_finished(run.trials, "final"))
+    found = []
+    for t in run.trials:
+        if t.state == "complete" and t.metric != AP:
+            trained = finals.get(str(t.architecture))
+            ap = None if trained is None else float(np.mean([final.point[0] for final in trained]))
+            found.append(ScoredCandidate(str(t.architecture), *t.point, t.parameters, t.flops, ap))
     return tuple(sorted(found, key=lambda c: (-c.score, c.latency_ms)))
 
 
 def outcomes(run: RunFolder, state: str) -> tuple[Outcome, ...]:
     """The trials of one state (``failed``, ``pruned``, ``running``) with their reasons."""
     return tuple(
-        Outcome(t.number, t.architecture, t.stage, t.reason or "no reason was stored")
+        Outcome(t.number, str(t.architecture), t.stage, t.reason or "no reason was stored")
         for t in run.trials
         if t.state == state
     )

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from smnas.report.run_folder import RunFolder
+from smnas.scoring.base import AP
+from smnas.search.study.candidate import in_search
 from smnas.search.study.parameters import parameters_of
-from smnas.space.architecture import Architecture
 
 __all__ = ["Importance", "explained", "importances"]
 
@@ -30,13 +31,12 @@ def importances(run: RunFolder) -> tuple[Importance, ...]:
 
     What goes together is not told apart: where wide backbones came with large inputs, both explain the same.
     """
-    trials = [t for t in run.trials if t.state == "complete" and t.stage != "final" and t.stop_epoch is None]
-    trials = [t for t in trials if t.ap is not None and t.latency_ms]
+    trials = [t for t in run.trials if in_search(t) and t.metric == AP]
     if len(trials) < _LEAST_TRIALS:
         return ()
-    parameters = [parameters_of(Architecture.parse(t.architecture)) for t in trials]
-    ap = [float(t.ap or 0.0) for t in trials]
-    latency = np.log([float(t.latency_ms or 1.0) for t in trials]).tolist()
+    parameters = [parameters_of(t.architecture) for t in trials]
+    ap = [t.point[0] for t in trials]
+    latency = np.log([t.point[1] for t in trials]).tolist()
     found = []
     for choice in parameters[0]:
         if not all(choice in row for row in parameters):

@@ -17,7 +17,7 @@ from profiler.atomic import write_whole
 from profiler.errors import UserError
 from smnas.report import data, figures
 from smnas.report.blocks import block_latencies
-from smnas.report.controls import entropy_controls
+from smnas.report.controls import score_controls
 from smnas.report.importance import importances
 from smnas.report.run_folder import RunFolder, read_run_folder
 from smnas.report.samples import Sample, sample_detections
@@ -113,7 +113,7 @@ def render_report(
         growth=growth,
         families=data.families(run),
         scored=data.scored_candidates(run),
-        controls=entropy_controls(run),
+        controls=score_controls(run),
         importances=importances(run)[:_SHOWN_ROWS],
         failed=data.outcomes(run, "failed"),
         pruned=data.outcomes(run, "pruned"),

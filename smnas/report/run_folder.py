@@ -7,71 +7,18 @@ running, or that was killed, is wanted too.
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import optuna
-from sqlalchemy.exc import SQLAlchemyError
-
-from profiler.errors import first_line
-from smnas.scoring.entropy import ENTROPY_FORMS
 from smnas.search.ranking.notes import PRELIMINARY
 from smnas.search.ranking.ranking import Ranking, RankingRow, read_ranking
+from smnas.search.study.candidate import Candidate
+from smnas.search.study.optuna_study import read_candidates
 from smnas.search.study.run_folder import RunFolder as RunFiles
 from smnas.search.study.run_folder import RunFolderError
 from smnas.search.study.settings import SearchSettings, read_settings
-from smnas.search.study.storage import open_storage
 
-__all__ = ["Curve", "RunFolder", "Trial", "read_run_folder"]
-
-_STATES = {
-    optuna.trial.TrialState.COMPLETE: "complete",
-    optuna.trial.TrialState.FAIL: "failed",
-    optuna.trial.TrialState.PRUNED: "pruned",
-    optuna.trial.TrialState.RUNNING: "running",
-    optuna.trial.TrialState.WAITING: "running",
-}
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One architecture that the search looked at.
-
-    Attributes:
-        number: The study's trial number.
-        state: ``complete``, ``failed``, ``pruned`` or ``running``.
-        stage: ``baseline``, ``structural``, ``modular`` or ``final``.
-        ap: COCO AP in 0..1; ``None`` unless complete and trained.
-        score: What a scorer without training gave; ``None`` in a run that trains its candidates.
-        latency_ms: Predicted latency of the whole detector, with the bounds of its interval.
-        epochs: The whole budget, of which this trial trains ``start_epoch`` to ``stop_epoch`` (``None``: to the end).
-        reason: Why it failed or was pruned.
-    """
-
-    number: int
-    state: str
-    architecture: str
-    stage: str
-    origin: str | None = None
-    parent: str | None = None
-    ap: float | None = None
-    latency_ms: float | None = None
-    latency_low_ms: float | None = None
-    latency_high_ms: float | None = None
-    parameters: int | None = None
-    flops: float | None = None
-    seconds: float | None = None
-    seed: int | None = None
-    epochs: int | None = None
-    start_epoch: int = 0
-    stop_epoch: int | None = None
-    reason: str | None = None
-    score: float | None = None
-
-    @property
-    def own_epochs(self) -> int:
-        """Epochs that this trial trained itself."""
-        return (self.stop_epoch or self.epochs or 0) - self.start_epoch
+__all__ = ["Curve", "RunFolder", "read_run_folder"]
 
 
 @dataclass(frozen=True)
@@ -89,7 +36,7 @@ class RunFolder:
 
     path: Path
     settings: SearchSettings
-    trials: tuple[Trial, ...] = ()
+    trials: tuple[Candidate, ...] = ()
     curves: tuple[Curve, ...] = ()
     ranking: Ranking = field(default_factory=lambda: Ranking((), None))
 
@@ -128,64 +75,7 @@ def read_run_folder(path: Path) -> RunFolder:
     settings = read_settings(path)
     files = RunFiles(path)
     ranking = read_ranking(path) if files.ranking.is_file() else Ranking((), None)
-    trials = _read_trials(path, settings)
-    if settings.scorer in ENTROPY_FORMS:
-        trials = tuple(trial if trial.stage == "final" else replace(trial, ap=None, score=trial.ap) for trial in trials)
-    return RunFolder(path, settings, trials, _read_curves(files.models), ranking)
-
-
-def _read_trials(path: Path, settings: SearchSettings) -> tuple[Trial, ...]:
-    # optuna would create an empty database in place of a missing one.
-    if settings.storage is None and not RunFiles(path).study.is_file():
-        return ()
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = open_storage(path, settings.storage)
-    try:
-        study = optuna.load_study(study_name=settings.study, storage=storage)
-        return tuple(_trial(frozen) for frozen in study.get_trials(deepcopy=False))
-    except KeyError:  # the storage exists, but the search has not created its study yet
-        return ()
-    except (SQLAlchemyError, RuntimeError) as error:
-        raise RunFolderError(
-            f"the study of {path} must be readable, but reading it failed: {first_line(error)}"
-        ) from error
-    finally:
-        optuna.logging.set_verbosity(verbosity)
-        storage.engine.dispose()
-
-
-def _trial(frozen: optuna.trial.FrozenTrial) -> Trial:
-    attributes = frozen.user_attrs
-    state = _STATES[frozen.state]
-    ap = latency = None
-    if state == "complete":
-        ap, latency = _finite(frozen.values[0]), _finite(frozen.values[1])
-    return Trial(
-        number=frozen.number,
-        state=state,
-        architecture=attributes.get("architecture", ""),
-        stage=attributes.get("stage", ""),
-        ap=ap,
-        latency_ms=latency if latency is not None else attributes.get("latency_ms"),
-        start_epoch=attributes.get("start_epoch", 0),
-        **{
-            name: attributes.get(name)
-            for name in (
-                "origin",
-                "parent",
-                "latency_low_ms",
-                "latency_high_ms",
-                "parameters",
-                "flops",
-                "seconds",
-                "seed",
-                "epochs",
-                "stop_epoch",
-                "reason",
-            )
-        },
-    )
+    return RunFolder(path, settings, read_candidates(path, settings), _read_curves(files.models), ranking)
 
 
 def _read_curves(models: Path) -> tuple[Curve, ...]:
@@ -206,7 +96,3 @@ def _read_curves(models: Path) -> tuple[Curve, ...]:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

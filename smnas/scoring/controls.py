@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from smnas.scoring.entropy import PUBLISHED, EntropyForm, detector_entropy
 from smnas.space.architecture import Architecture
 from smnas.space.convolutions import layers
 
@@ -75,31 +74,31 @@ class ControlGroup:
 
 
 def control_table(
-    detectors: Sequence[TrainedDetector], form: EntropyForm = PUBLISHED, *, seed: int = 0, score: str = "entropy"
+    detectors: Sequence[TrainedDetector], scores: Sequence[float], name: str, *, seed: int = 0
 ) -> tuple[ControlGroup, ...]:
     """The score and its controls against AP, over all detectors and inside the two bands with the most detectors.
 
     Args:
-        detectors: Trained with one budget.
-        form: Of the entropy.
+        detectors: Trained for the same number of epochs.
+        scores: Of each, greater is better; NaN where it is not known.
+        name: What the score is called.
         seed: Of the bootstrap.
-        score: What the entropy is called.
     """
     ap = np.array([detector.ap for detector in detectors])
     latency_ms = np.array([detector.latency_ms for detector in detectors])
     flops = np.array([detector.flops for detector in detectors])
     convolutions = [detector.architecture.backbone.convolutions() for detector in detectors]
     predictors = {
-        score: np.array([detector_entropy(detector.architecture, form) for detector in detectors]),
+        name: np.array(scores, dtype=np.float64),
         "layers": np.array([float(layers(chain)) for chain in convolutions]),
         "FLOPs": flops,
         "parameters": np.array([detector.parameters for detector in detectors]),
         "negative latency": -latency_ms,
     }
     groups = [_group("all", np.arange(len(ap)), None, predictors, ap, seed)]
-    for name, cost in (("FLOPs band", flops), ("latency band", latency_ms)):
+    for band, cost in (("FLOPs band", flops), ("latency band", latency_ms)):
         rows = _widest_band(cost)
-        groups.append(_group(name, rows, cost, predictors, ap, seed))
+        groups.append(_group(band, rows, cost, predictors, ap, seed))
     return tuple(groups)
 
 

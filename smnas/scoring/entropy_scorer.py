@@ -1,34 +1,33 @@
-"""The entropy as a scorer: a number in microseconds, in place of a training."""
+"""The entropy as a scorer: a number in microseconds instead of a training run."""
 
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
-from smnas.data.coco import CocoFolder
 from smnas.scoring.base import Score, ScoringProgress
 from smnas.scoring.entropy import ENTROPY_FORMS, detector_entropy
 from smnas.space.architecture import Architecture
 from smnas.space.convolutions import layers
-from smnas.training.recipe import Recipe
 
-__all__ = ["EntropyScorer"]
+__all__ = ["ENTROPY_SCORERS", "EntropyScorer"]
 
 
 class EntropyScorer:
     """Scores a detector by its backbone's entropy. Nothing is trained, built or read.
 
     Args:
-        data: Not read: the score knows nothing of images.
-        recipe: Not used.
-        device: Not used.
         name: One of :data:`~smnas.scoring.entropy.ENTROPY_FORMS`.
     """
 
-    def __init__(
-        self, data: CocoFolder, recipe: Recipe, device: torch.device | str = "cpu", *, name: str = "entropy"
-    ) -> None:
-        self.name = name
+    trains = False
+    stops = False
+    strategy = "mae-det"
+
+    def __init__(self, name: str = "entropy") -> None:
+        self.name = self.metric = name
+        self.remark = (
+            f"Candidates were scored by the {name} of their backbones, without training; it is close to a count of "
+            "layers."
+        )
         self._form = ENTROPY_FORMS[name]
 
     def score(
@@ -43,5 +42,8 @@ class EntropyScorer:
         """The entropy of ``architecture``; seed, epochs and folder are not used."""
         value = detector_entropy(architecture, self._form)
         depth = layers(architecture.backbone.convolutions())
-        metrics = {"entropy": value, "layers": float(depth)}
-        return Score(value=value, metrics=metrics, seconds=0.0, epochs=0, checkpoint=None)
+        return Score(value, {"entropy": value, "layers": float(depth)})
+
+
+ENTROPY_SCORERS = {name: EntropyScorer(name) for name in ENTROPY_FORMS}
+"""One for each published form."""

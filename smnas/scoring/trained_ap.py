@@ -18,7 +18,7 @@ from smnas.models.build import build_detector
 from smnas.models.detector import Detector
 from smnas.models.layers import NormKind
 from smnas.models.pretrained import load_pretrained
-from smnas.scoring.base import Score, ScoringFailedError, ScoringProgress
+from smnas.scoring.base import AP, Score, ScoringFailedError, ScoringProgress
 from smnas.space.architecture import Architecture
 from smnas.space.convolutions import StemKind
 from smnas.training.checkpoint import CHECKPOINT_FILE, load_checkpoint, record_metrics
@@ -55,6 +55,10 @@ class TrainedAP:
     """
 
     name = "ap"
+    metric = AP
+    trains = True
+    stops = True
+    strategy = "halving"
 
     def __init__(
         self,

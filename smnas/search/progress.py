@@ -1,9 +1,8 @@
-"""What a search tells about itself while it runs. Rendering is the command line's."""
+"""The events of a running search. Rendering is the command line's."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from smnas.scoring.entropy import ENTROPY_FORMS
 from smnas.search.pareto import joined
 from smnas.search.study.candidate import Candidate, StageName, State, in_search
 from smnas.search.study.settings import SearchSettings
@@ -18,13 +17,13 @@ class SearchEvent:
     Attributes:
         trained: Training runs finished so far, of all stages; short ones count together, by their epochs.
         total: Training runs planned, of all stages.
-        ap: The trial's own result, where it has one.
-        best_ap: Best AP so far among the runs with the trial's budget, within the latency limit if there is one.
-        front: (AP, latency in ms) of the front of the search's training runs, fastest first.
+        metric: What ``score`` and ``best_score`` are, such as ``AP``.
+        score: The trial's own result, where it has one.
+        best_score: Best one so far among the runs with the trial's epochs, within the latency limit if there is one.
+        front: (score, latency in ms) of the front of the search's trials, fastest first.
         seconds_left: Estimate from the mean time of an epoch so far and the runs that run at once; None before the
             first training ended.
         reason: Why the trial failed or was pruned.
-        measure: What ``ap`` and ``best_ap`` are: ``AP``, or the name of a score without training.
     """
 
     number: int
@@ -33,14 +32,14 @@ class SearchEvent:
     architecture: str
     trained: int
     total: int
-    ap: float | None
+    metric: str
+    score: float | None
     latency_ms: float | None
-    best_ap: float | None
+    best_score: float | None
     best_architecture: str | None
     front: tuple[tuple[float, float], ...]
     seconds_left: float | None
     reason: str | None
-    measure: str = "AP"
 
 
 def planned_trainings(settings: SearchSettings) -> tuple[int, int]:
@@ -81,7 +80,6 @@ class SearchProgress:
         self._add(candidate)
         best = self._best.get(candidate.stage == "final")
         search, final = planned_trainings(self._settings)
-        scored = self._settings.scorer in ENTROPY_FORMS and candidate.stage != "final"
         return SearchEvent(
             number=candidate.number,
             stage=candidate.stage,
@@ -89,14 +87,14 @@ class SearchProgress:
             architecture=str(candidate.architecture),
             trained=self._spent // self._settings.epochs + self._finals,
             total=search + final,
-            ap=candidate.ap,
+            metric=candidate.metric,
+            score=candidate.score,
             latency_ms=candidate.latency_ms,
-            best_ap=None if best is None else best.ap,
+            best_score=None if best is None else best.score,
             best_architecture=None if best is None else str(best.architecture),
             front=tuple(sorted(self._front, key=lambda point: point[1])),
             seconds_left=self._seconds_left(),
             reason=candidate.reason,
-            measure=self._settings.scorer if scored else "AP",
         )
 
     def _add(self, candidate: Candidate) -> None:

@@ -9,36 +9,32 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from profiler.errors import UserError, one_line
-from profiler.prediction.predict import Latency
 from smnas.latency.detector_latency import LatencyFailedError
-from smnas.scoring.base import Score, ScoringProgress
-from smnas.scoring.entropy import ENTROPY_FORMS, detector_entropy
+from smnas.scoring.base import AP, Score, ScoringProgress
+from smnas.scoring.by_name import quick_score
 from smnas.scoring.workers.processes import Job, ScorerPool
+from smnas.search.context import SearchContext
 from smnas.search.progress import SearchEvent, SearchProgress
 from smnas.search.pruning import why_beaten
 from smnas.search.ranking.finalists import finalists
 from smnas.search.ranking.notes import OVER_LIMIT, PRELIMINARY, TOO_LARGE, search_notes
 from smnas.search.ranking.ranking import Ranking, rank, read_ranking, same_trainings, write_ranking
 from smnas.search.strategies.base import SearchStage, Strategy
-from smnas.search.strategies.by_name import get_strategy
+from smnas.search.strategies.by_name import AnyStrategy, get_strategy
 from smnas.search.strategies.prior import with_prior
 from smnas.search.study.candidate import Candidate, Complexity, Proposal, StageName
 from smnas.search.study.optuna_study import Study
 from smnas.search.study.run_folder import RunFolder
-from smnas.search.study.settings import SearchSettings, prepare_run_folder
+from smnas.search.study.settings import prepare_run_folder
 from smnas.search.study.warm_start import copy_training, warm_candidates
 from smnas.search.time_budget import Clock
 from smnas.space.architecture import Architecture
-from smnas.space.preset import Space
 
-__all__ = ["LatencyPredictor", "run_search"]
+__all__ = ["run_search"]
 
 # A stage whose proposals all fail or are over the latency limit must end: after this many proposals, and after this
 # many failures, for each training that it was to make.
@@ -46,58 +42,32 @@ _PROPOSALS_PER_TRAINING = 30
 _FAILURES_PER_TRAINING = 1
 _LEAST_FAILURES = 5
 _RANKING_EVERY_S = 5.0
-_SAMPLE_SHARE = 0.1  # of a budget, for latencies of designs that may never be trained
 _RANKING_SHARE = 0.05  # of the time, at most: ranking takes longer the more there is to rank
 
 
-class LatencyPredictor(Protocol):
-    """What the loop needs of :class:`smnas.latency.detector_latency.DetectorLatency`."""
-
-    def predict(self, architecture: Architecture) -> Latency:
-        """Latency of the whole detector; raises :class:`smnas.latency.detector_latency.LatencyFailedError`."""
-        ...
-
-
-def _known_ms(latency: LatencyPredictor, until: float, architecture: Architecture) -> float | None:
-    """A latency to know before anything is trained; None for a design that does not run, and when it takes too long."""
-    if time.monotonic() > until:
-        return None
-    try:
-        return latency.predict(architecture).ms
-    except LatencyFailedError:
-        return None
-
-
 def run_search(
-    folder: Path,
-    settings: SearchSettings,
-    space: Space,
+    context: SearchContext,
     *,
     scorers: ScorerPool,
-    latency: LatencyPredictor,
     complexity: Callable[[Architecture], Complexity],
     trainers: ScorerPool | None = None,
-    strategy: Strategy | None = None,
-    budget_s: float | None = None,
+    strategy: AnyStrategy | None = None,
     on_event: Callable[[SearchEvent], None] | None = None,
     on_training: Callable[[int, ScoringProgress], None] | None = None,
 ) -> Ranking:
-    """Run a search to its end, or take a killed one up where it stopped.
+    """Run a search to its end, or resume a killed one where it stopped.
 
     Args:
-        folder: The run folder. It is made, or checked against ``settings`` if it exists.
-        settings: What to search.
-        space: Where to search; ``settings.preset`` names it.
-        scorers: Give architectures their AP (or another score), several at once where the pool has workers.
-        latency: Gives a whole detector its latency on the target.
+        context: What to search, where and for how long. Its folder is made, or checked against the settings if it
+            exists; its latency must be there. With a time limit nothing more is proposed that is not expected to be
+            trained, and the final phase with it, in time; a stage may use its fraction of the time only. A search that
+            stopped so resumes when it is run again.
+        scorers: Score architectures, several at once where the pool has workers.
         complexity: Gives a detector its parameters and FLOPs.
-        trainers: Give the final phase its AP, where the search's scorer trains nothing; else the scorers do.
-        strategy: Proposes; by default what the settings name.
-        budget_s: Propose nothing more that is not expected to be trained, and the final phase with it, within these
-            seconds. A stage may use its share of the time only. None: no limit. A search that stopped so goes on when
-            it is run again.
-        on_event: Called after every trial and before every training.
-        on_training: Called with a trial's number, for progress inside its training.
+        trainers: Give the final phase its AP, where the search's scorer gives another metric; else the scorers do.
+        strategy: One's own; by default the one that the settings name.
+        on_event: Called after every trial and before every training run.
+        on_training: Called with a trial's number, for progress inside its training run.
 
     Returns:
         The ranking as it is written to ``ranking.json``.
@@ -107,15 +77,16 @@ def run_search(
         UnknownStrategyError: the settings name no known strategy.
         KeyboardInterrupt: passed on; the folder resumes.
     """
-    until = math.inf if budget_s is None else time.monotonic() + _SAMPLE_SHARE * budget_s
-    # A wrong name fails before a folder is made.
-    chosen = strategy or get_strategy(space, settings, partial(_known_ms, latency, until))
-    prepare_run_folder(folder, settings)
-    with Study(folder, settings.storage, settings.study) as study:
+    settings = context.settings
+    kind = get_strategy(strategy or settings.strategy)  # a wrong name fails before a folder is made
+    clock = None if context.time_limit_s is None else Clock(context.time_limit_s, settings, (trainers or scorers).size)
+    prepare_run_folder(context.folder, settings)
+    with Study(context.folder, settings.storage, settings.study, settings.metric) as study:
+        for pool in {id(pool): pool for pool in (scorers, trainers or scorers)}.values():
+            pool.prepare(context)
         search = _Search(
-            folder, settings, space, study, chosen, scorers, trainers, latency, complexity, on_event, on_training
+            context, study, kind.make(context), scorers, trainers or scorers, complexity, clock, on_event, on_training
         )
-        search.clock = None if budget_s is None else Clock(budget_s, settings, (trainers or scorers).size)
         return search.run()
 
 
@@ -124,35 +95,32 @@ class _Search:
 
     def __init__(
         self,
-        folder: Path,
-        settings: SearchSettings,
-        space: Space,
+        context: SearchContext,
         study: Study,
         strategy: Strategy,
         scorers: ScorerPool,
-        trainers: ScorerPool | None,
-        latency: LatencyPredictor,
+        trainers: ScorerPool,
         complexity: Callable[[Architecture], Complexity],
+        clock: Clock | None,
         on_event: Callable[[SearchEvent], None] | None,
         on_training: Callable[[int, ScoringProgress], None] | None,
     ) -> None:
-        self.folder = folder
-        self.settings = settings
-        self.space = space
+        if context.latency is None:
+            raise ValueError("a search needs a latency predictor, but its context has none")
+        self.folder = context.folder
+        self.settings = settings = context.settings
+        self.space = context.space
+        self.latency = context.latency
         self.study = study
         self.scorers = scorers
-        self.trainers = trainers or scorers
-        self.latency = latency
+        self.trainers = trainers
         self.complexity = complexity
+        self.clock = clock
         self.on_event = on_event
         self.on_training = on_training
-        if settings.prior is not None:
-            prior = partial(detector_entropy, form=ENTROPY_FORMS[settings.prior])
+        if settings.prior is not None and (prior := quick_score(settings.prior)) is not None:
             strategy = with_prior(strategy, prior, self._is_fast_enough, settings.prior_draws)
         self.strategy = strategy
-        # an untrained score is no AP: only what the final phase trains is ranked
-        self._ranks_search = settings.scorer not in ENTROPY_FORMS
-        self.clock: Clock | None = None
         self._progress = SearchProgress(settings, self.trainers.size, study.candidates)
         self._planned = {stage.name: stage.trials for stage in strategy.stages}
         self._next_ranking = -math.inf
@@ -193,7 +161,7 @@ class _Search:
         if not RunFolder(self.folder).ranking.exists():
             return None
         before = read_ranking(self.folder)
-        fresh = rank(self.study.candidates, self.settings.latency_ms, searched=self._ranks_search)
+        fresh = rank(self.study.candidates, self.settings.latency_ms)
         return before if PRELIMINARY not in before.notes and same_trainings(before, fresh) else None
 
     def _run_stage(self, stage: SearchStage) -> None:
@@ -251,6 +219,7 @@ class _Search:
             epochs=self.settings.epochs,
             start_epoch=self._reached(proposal),
             stop_epoch=proposal.stop_epoch,
+            metric=self.settings.metric,
         )
         draft = self._measured(draft)
         if draft.state == "running" and stage != "baseline" and proposal.origin != "promotion":
@@ -351,7 +320,7 @@ class _Search:
         return replace(
             candidate,
             state="complete",
-            ap=float(score.value),
+            score=float(score.value),
             metrics={name: float(value) for name, value in score.metrics.items()},
             seconds=float(score.seconds),
             checkpoint=score.checkpoint.relative_to(self.folder).as_posix() if inside and score.checkpoint else None,
@@ -381,7 +350,8 @@ class _Search:
             epochs=self.settings.final_epochs,
             start_epoch=0,
             stop_epoch=None,
-            ap=None,
+            score=None,
+            metric=AP,
             metrics={},
             seconds=None,
             checkpoint=None,
@@ -396,7 +366,7 @@ class _Search:
         candidates: Sequence[Candidate] = self.study.candidates
         stopped = () if self.clock is None else self.clock.notes
         notes = (*stopped, *search_notes(candidates, self.settings, self._planned, finished))
-        ranking = rank(candidates, self.settings.latency_ms, notes, searched=self._ranks_search)
+        ranking = rank(candidates, self.settings.latency_ms, notes)
         ranking = write_ranking(self.folder, self.settings, ranking)
         now = time.monotonic()
         self._next_ranking = now + max(_RANKING_EVERY_S, (now - began) / _RANKING_SHARE)

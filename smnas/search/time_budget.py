@@ -15,16 +15,16 @@ class Clock:
     """Runs from when it is made.
 
     Args:
-        budget_s: Seconds that this run of the search may take.
+        limit_s: Seconds that this run of the search may take.
         settings: The search's, for the final phase that is to come.
         at_once: Training runs at the same time.
         now: Seconds that only go forward.
     """
 
     def __init__(
-        self, budget_s: float, settings: SearchSettings, at_once: int, now: Callable[[], float] = time.monotonic
+        self, limit_s: float, settings: SearchSettings, at_once: int, now: Callable[[], float] = time.monotonic
     ) -> None:
-        self._budget_s = budget_s
+        self._limit_s = limit_s
         self._settings = settings
         self._at_once = at_once
         self._now = now
@@ -34,18 +34,18 @@ class Clock:
     def is_up(self, share: float, candidates: Sequence[Candidate]) -> bool:
         """Whether a training that is proposed now would end after ``share`` of the time for the search.
 
-        That is the budget less what the final phase will take. Both are expected from the mean time of an epoch so far,
+        That is the limit less what the final phase will take. Both are expected from the mean time of an epoch so far,
         a proposal as a whole training; until one is known they count nothing.
         """
         generation_s, final_s = self._expected(candidates)
-        up = self._now() - self._began + generation_s >= share * (self._budget_s - final_s)
+        up = self._now() - self._began + generation_s >= share * (self._limit_s - final_s)
         self._was_up = self._was_up or up
         return up
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the ranking should know."""
-        return ("Proposing stopped at the time budget; run again, the search goes on.",) if self._was_up else ()
+        return ("Proposing stopped at the time limit; run again, the search goes on.",) if self._was_up else ()
 
     def _expected(self, candidates: Sequence[Candidate]) -> tuple[float, float]:
         """Seconds that a generation takes, and the final phase."""

@@ -10,6 +10,7 @@ import database_scorer
 import search_stub as stub
 
 from smnas.scoring.workers.processes import Workers
+from smnas.search.context import SearchContext
 from smnas.search.run import run_search
 from smnas.search.study.settings import SearchSettings, StageTrials
 from smnas.space.preset import load_space
@@ -29,11 +30,8 @@ def settings(storage: str | None) -> SearchSettings:
 def main() -> None:
     with Workers(database_scorer.make, 4) as pool:
         run_search(
-            Path(sys.argv[1]),
-            settings(sys.argv[2]),
-            load_space("nano"),
+            SearchContext(Path(sys.argv[1]), settings(sys.argv[2]), load_space("nano"), stub.StubLatency()),
             scorers=pool,
-            latency=stub.StubLatency(),
             complexity=stub.complexity,
         )
 

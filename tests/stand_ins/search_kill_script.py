@@ -20,6 +20,7 @@ from pathlib import Path
 import search_stub as stub
 
 from smnas.scoring.workers.processes import InProcess
+from smnas.search.context import SearchContext
 from smnas.search.progress import SearchEvent
 from smnas.search.run import run_search
 from smnas.search.study.settings import StageTrials
@@ -36,11 +37,8 @@ def run(folder: Path, began: int | None = None) -> None:
     scorer = stub.StubScorer(diverge_share=0.1, seconds=0.01)
     settings = stub.settings(latency_ms=30.0, generation=3, trials=StageTrials(structural=12, modular=12))
     run_search(
-        folder,
-        settings,
-        NANO,
+        SearchContext(folder, settings, NANO, stub.StubLatency()),
         scorers=InProcess(scorer),
-        latency=stub.StubLatency(),
         complexity=stub.complexity,
         on_event=tell,
     )

@@ -10,6 +10,7 @@ import search_stub as stub
 from ray_scorer import Searched
 
 from smnas.scoring.workers.ray import RayWorkers
+from smnas.search.context import SearchContext
 from smnas.search.run import run_search
 from smnas.search.study.settings import SearchSettings, StageTrials
 from smnas.space.preset import load_space
@@ -22,11 +23,8 @@ def settings() -> SearchSettings:
 def main() -> None:
     with RayWorkers(Searched, sys.argv[2]) as pool:
         run_search(
-            Path(sys.argv[1]),
-            settings(),
-            load_space("nano"),
+            SearchContext(Path(sys.argv[1]), settings(), load_space("nano"), stub.StubLatency()),
             scorers=pool,
-            latency=stub.StubLatency(),
             complexity=stub.complexity,
         )
 

@@ -67,6 +67,9 @@ class StubScorer:
     """
 
     name: str = "stub"
+    metric: str = "AP"
+    trains: bool = True
+    stops: bool = True
     diverge_share: float = 0.0
     seconds: float = 0.0
     calls: list[tuple[str, int, int]] = field(default_factory=list)

@@ -89,7 +89,7 @@ def play(make: Callable[[Problem, int], Strategy], problem: Problem, trials: int
     def train(draft: Candidate) -> None:
         nonlocal spent
         ap = problem.ap(draft.architecture, draft.reached_epoch, seed)
-        history.finish(replace(draft, state="complete", ap=ap))
+        history.finish(replace(draft, state="complete", score=ap))
         spent += draft.own_epochs
         if draft.stop_epoch is None:
             front.append((problem.true_ap(draft.architecture), draft.point[1]))

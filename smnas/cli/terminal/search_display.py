@@ -85,7 +85,7 @@ class SearchDisplay:
 def trial_line(event: "SearchEvent") -> str:
     """One line about a finished trial."""
     latency = "" if event.latency_ms is None else f"{event.latency_ms:.2f} ms"
-    result = event.state if event.ap is None else f"{event.measure} {event.ap:.3f}"
+    result = event.state if event.score is None else f"{event.metric} {event.score:.3f}"
     tail = event.reason if event.reason else _summary(event)
     return f"{event.trained}/{event.total} {event.stage:<10} {result:<8} {latency:>10}  {event.architecture}  ({tail})"
 
@@ -93,13 +93,13 @@ def trial_line(event: "SearchEvent") -> str:
 def front_line(event: "SearchEvent") -> str:
     """The front so far, fastest first."""
     points = ", ".join(f"{ap:.3f} at {latency_ms:.2f} ms" for ap, latency_ms in event.front)
-    return f"front so far, {event.measure}: {points}"
+    return f"front so far, {event.metric}: {points}"
 
 
 def _summary(event: "SearchEvent") -> str:
     parts = [f"front {len(event.front)}"]
-    if event.best_ap is not None:
-        parts.append(f"best {event.measure} {event.best_ap:.3f}")
+    if event.best_score is not None:
+        parts.append(f"best {event.metric} {event.best_score:.3f}")
     if event.seconds_left is not None:
         parts.append(f"{duration(event.seconds_left)} left")
     return ", ".join(parts)

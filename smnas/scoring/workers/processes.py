@@ -8,17 +8,27 @@ import multiprocessing
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from profiler.child_process import end_with_parent
 from profiler.errors import UserError, one_line
-from smnas.scoring.base import Score, Scorer, ScoringFailedError, ScoringProgress, StoppingScorer
+from smnas.scoring.base import (
+    PreparingScorer,
+    Score,
+    Scorer,
+    ScoringFailedError,
+    ScoringProgress,
+    StoppingScorer,
+)
 from smnas.space.architecture import Architecture
+
+if TYPE_CHECKING:
+    from smnas.search.context import SearchContext
 
 __all__ = [
     "InProcess",
@@ -32,6 +42,7 @@ __all__ = [
     "blameless",
     "outcome_of",
     "portable",
+    "prepare",
 ]
 
 OnStart = Callable[["Job"], None]
@@ -67,6 +78,14 @@ class ScorerPool(Protocol):
         """How many are made at once."""
         ...
 
+    def prepare(self, context: "SearchContext") -> None:
+        """Prepare the scorers of a search, before their first score (:class:`~smnas.scoring.base.PreparingScorer`).
+
+        Raises:
+            UserError, OSError, ScorerNotMadeError: see :meth:`score_all`.
+        """
+        ...
+
     def score_all(
         self, jobs: Sequence[Job], on_start: OnStart | None = None, on_progress: OnProgress | None = None
     ) -> Iterator[tuple[Job, Score | ScoringFailedError]]:
@@ -86,6 +105,12 @@ class ScorerPool(Protocol):
 
 class ScorerNotMadeError(RuntimeError):
     """A worker could not make its scorer, so that no score can be made there: ours, and the end of the search."""
+
+
+def prepare(scorer: Scorer, context: "SearchContext") -> None:
+    """Prepare a scorer that wants to be."""
+    if isinstance(scorer, PreparingScorer):
+        scorer.prepare(context)
 
 
 def outcome_of(scorer: Scorer, job: Job, on_progress: Callable[[ScoringProgress], None] | None) -> "Outcome":
@@ -132,6 +157,10 @@ class InProcess:
     def __init__(self, scorer: Scorer) -> None:
         self._scorer = scorer
 
+    def prepare(self, context: "SearchContext") -> None:
+        """See :meth:`ScorerPool.prepare`."""
+        prepare(self._scorer, context)
+
     def score_all(
         self, jobs: Sequence[Job], on_start: OnStart | None = None, on_progress: OnProgress | None = None
     ) -> Iterator[tuple[Job, Score | ScoringFailedError]]:
@@ -167,7 +196,8 @@ class Workers:
     by SIGKILL. A job whose worker dies is tried once more.
 
     Args:
-        make: Makes the scorer of worker 0, 1, ... in that worker; it must be picklable.
+        make: Makes the scorer of worker 0, 1, ... in that worker; it must be picklable. One whose ``prepares`` is False
+            makes scorers that prepare nothing, so that no worker waits for another one.
         size: Number of workers.
         threads: CPU threads of each; None leaves PyTorch's choice.
     """
@@ -179,6 +209,8 @@ class Workers:
         self._make = make
         self._threads = threads
         self._workers: list[_Worker | None] = [None] * size
+        self._context: SearchContext | None = None
+        self._unprepared = False
 
     def __enter__(self) -> Self:
         return self
@@ -198,10 +230,35 @@ class Workers:
                 _bury(worker)
         self._workers = [None] * self.size
 
+    def prepare(self, context: "SearchContext") -> None:
+        """See :meth:`ScorerPool.prepare`; worker 0 prepares when there is something to score."""
+        self._context = context
+        self._unprepared = getattr(self._make, "prepares", True)
+
+    def _prepare_now(self, context: "SearchContext") -> None:
+        for tries in range(1, 1 + _TRIES):
+            worker = self._workers[0] = self._workers[0] or self._start(0)
+            try:
+                worker.connection.send(None)
+                while isinstance(message := worker.connection.recv(), tuple):
+                    context.on_progress(*message)
+            except (EOFError, OSError):
+                self._workers[0] = None
+                code = _bury(worker)
+                if tries == _TRIES:
+                    raise ScorerNotMadeError(f"the worker that prepares died {tries} times, {_cause(code)}") from None
+                continue
+            if message is not None:
+                raise message
+            break
+        self._unprepared = False
+
     def score_all(
         self, jobs: Sequence[Job], on_start: OnStart | None = None, on_progress: OnProgress | None = None
     ) -> Iterator[tuple[Job, Score | ScoringFailedError]]:
         """See :meth:`ScorerPool.score_all`."""
+        if jobs and self._unprepared and self._context is not None:
+            self._prepare_now(self._context)
         queue = _Queue(deque(jobs))
         while True:
             for index in range(self.size):
@@ -257,7 +314,10 @@ class Workers:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(
-            target=_work, args=(theirs, self._make, index, self._threads), name=f"smnas-worker-{index}", daemon=True
+            target=_work,
+            args=(theirs, self._make, index, self._threads, self._context and self._context.portable()),
+            name=f"smnas-worker-{index}",
+            daemon=True,
         )
         process.start()
         theirs.close()  # so that the worker's death is the end of the stream
@@ -280,8 +340,14 @@ def _cause(code: int | None) -> str:
     return f"with exit code {code}"
 
 
-def _work(connection: Connection, make: Callable[[int], Scorer], index: int, threads: int | None) -> None:
-    """A worker's life: jobs in, progress and outcomes out."""
+def _work(
+    connection: Connection,
+    make: Callable[[int], Scorer],
+    index: int,
+    threads: int | None,
+    context: "SearchContext | None",
+) -> None:
+    """A worker's life: jobs in, progress and outcomes out; None in to be prepared, and None out when it is."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent ends its workers
     end_with_parent()  # a search that resumes must not find an old worker in its folders
     if threads is not None:
@@ -291,19 +357,28 @@ def _work(connection: Connection, make: Callable[[int], Scorer], index: int, thr
     scorer: Scorer | None = None
     while True:
         try:
-            job: Job = connection.recv()
+            job: Job | None = connection.recv()
         except EOFError:
             return
+        outcome: Outcome | None = None
         try:
             if scorer is None:
-                scorer = make(index)
+                made = make(index)
+                if context is not None:
+                    tell = _nothing if job else lambda *progress: connection.send(progress)
+                    prepare(made, replace(context, on_progress=tell))
+                scorer = made
         except (UserError, OSError) as error:
-            outcome: Outcome = error
+            outcome = error
         except Exception as error:  # noqa: BLE001  dying of it would look like the fault of every job in turn
             outcome = ScorerNotMadeError(f"worker {index} has no scorer: {type(error).__name__}: {one_line(error)}")
-        else:
+        if job is not None and outcome is None and scorer is not None:
             outcome = outcome_of(scorer, job, connection.send)
-        connection.send(portable(outcome))
+        connection.send(outcome and portable(outcome))
+
+
+def _nothing(*_: object) -> None:
+    pass
 
 
 def portable(outcome: Outcome) -> Outcome:

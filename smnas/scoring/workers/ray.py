@@ -9,11 +9,25 @@ import importlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
+from uuid import uuid4
 
 from profiler.errors import BackendUnavailableError, UserError, first_line
 from smnas.scoring.base import Score, Scorer, ScoringFailedError
-from smnas.scoring.workers.processes import Job, OnProgress, OnStart, Outcome, blameless, outcome_of, portable
+from smnas.scoring.workers.processes import (
+    Job,
+    OnProgress,
+    OnStart,
+    Outcome,
+    ScorerNotMadeError,
+    blameless,
+    outcome_of,
+    portable,
+    prepare,
+)
+
+if TYPE_CHECKING:
+    from smnas.search.context import SearchContext
 
 __all__ = ["RayWorkers", "import_ray"]
 
@@ -24,8 +38,8 @@ class RayWorkers:
     """A pool on a cluster. Use it as a context manager.
 
     Args:
-        make_on: From device names, what makes a scorer in a process of the cluster; that is picklable and hashable, so
-            that a process makes its scorer once. A task sees its own GPU as ``cuda:0``.
+        make_on: From device names, what makes a scorer in a process of the cluster; that is picklable; a
+            process makes its scorer once. A task sees its own GPU as ``cuda:0``.
         address: The cluster's, as ``ray.init`` takes it (``auto``, ``host:port``).
         threads: CPU threads, and CPUs of the cluster, of one score; where the cluster has GPUs, it takes one of them.
         at_most: Scores at once; None: as many as there is room for.
@@ -56,6 +70,9 @@ class RayWorkers:
         if at_most is not None:
             self.size = min(self.size, at_most)
         self._make = make_on(("cuda:0",) if self.gpus else ("cpu",))
+        self._context: SearchContext | None = None
+        self._unprepared = False
+        self._key = uuid4().hex
         if self.size < 1:
             self._ray.shutdown()
             raise UserError(f"one training needs {threads} CPUs, but the cluster has {resources.get('CPU', 0):g}")
@@ -72,6 +89,11 @@ class RayWorkers:
         """Leave the cluster; what it was scoring is stopped and stays as its folders hold it."""
         self._ray.shutdown()
 
+    def prepare(self, context: "SearchContext") -> None:
+        """See :meth:`ScorerPool.prepare`; a task prepares, without progress, when there is something to score."""
+        self._context = context.portable()
+        self._unprepared = getattr(self._make, "prepares", True)
+
     def score_all(
         self, jobs: Sequence[Job], on_start: OnStart | None = None, on_progress: OnProgress | None = None
     ) -> Iterator[tuple[Job, Score | ScoringFailedError]]:
@@ -79,6 +101,14 @@ class RayWorkers:
         ray = self._ray
         options = {"num_cpus": self._threads, "num_gpus": 1 if self.gpus else 0, "max_retries": _RETRIES}
         task = ray.remote(**options)(_score)
+        scorer = self._key, self._make, self._context
+        if jobs and self._unprepared:
+            outcome = self._result(task.remote(scorer, None, self._threads))
+            if isinstance(outcome, ScoringFailedError):
+                raise ScorerNotMadeError(outcome.reason)
+            if outcome is not None:
+                blameless(outcome)
+            self._unprepared = False
         waiting = list(reversed(jobs))
         running: dict[Any, Job] = {}
         while waiting or running:
@@ -86,14 +116,16 @@ class RayWorkers:
                 job = waiting.pop()
                 if on_start is not None:
                     on_start(job)
-                running[task.remote(self._make, job, self._threads)] = job
+                running[task.remote(scorer, job, self._threads)] = job
             (done, *_), _ = ray.wait(list(running), num_returns=1)
-            yield running.pop(done), blameless(self._result(done))
+            outcome = self._result(done)
+            assert outcome is not None  # noqa: S101  only preparing has none
+            yield running.pop(done), blameless(outcome)
 
-    def _result(self, reference: Any) -> Outcome:
+    def _result(self, reference: Any) -> Outcome | None:
         errors = self._ray.exceptions
         try:
-            outcome: Outcome = self._ray.get(reference)
+            outcome: Outcome | None = self._ray.get(reference)
         except (errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError) as error:
             # Any other error of Ray's is the cluster's, not the architecture's: it ends the search, which resumes.
             return ScoringFailedError(f"its process or node died {1 + _RETRIES} times: {first_line(error)}")
@@ -112,19 +144,25 @@ def import_ray() -> Any:
         raise BackendUnavailableError("a Ray cluster needs Ray: pip install 'smnas[ray]'") from error
 
 
-_SCORERS: dict[Callable[[int], Scorer], Scorer] = {}
-"""Of this process of the cluster: reading a data set takes longer than some scores."""
+_SCORERS: dict[str, Scorer] = {}
+"""By pool, of this process of the cluster: reading a data set takes longer than some scores."""
 
 
-def _score(make: Callable[[int], Scorer], job: Job, threads: int) -> Outcome:
-    """A task's life in a process of the cluster."""
+def _score(
+    of: tuple[str, Callable[[int], Scorer], "SearchContext | None"], job: Job | None, threads: int
+) -> Outcome | None:
+    """A task's life in a process of the cluster; without a job it only prepares."""
     import torch
 
     torch.set_num_threads(threads)
+    key, make, context = of
     try:
-        scorer = _SCORERS.get(make)
+        scorer = _SCORERS.get(key)
         if scorer is None:
-            scorer = _SCORERS[make] = make(0)
+            scorer = make(0)
+            if context is not None:
+                prepare(scorer, context)
+            _SCORERS[key] = scorer
     except (UserError, OSError) as error:
         return portable(error)
-    return portable(outcome_of(scorer, job, None))
+    return None if job is None else portable(outcome_of(scorer, job, None))

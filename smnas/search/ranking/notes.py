@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from smnas.scoring.entropy import ENTROPY_FORMS
+from smnas.scoring.by_name import SCORERS
 from smnas.search.pruning import broken_order
 from smnas.search.study.candidate import Candidate, StageName, in_search
 from smnas.search.study.settings import SearchSettings
@@ -14,7 +14,7 @@ OVER_LIMIT = "over the latency limit"
 """How the reason of a trial that is pruned for its latency begins."""
 
 TOO_LARGE = "over the limit of parameters"
-"""Likewise for a trial that is pruned for its size."""
+"""How the reason of a trial that is pruned for its size begins."""
 
 PRELIMINARY = "The search has not finished: this ranking is preliminary."
 
@@ -31,13 +31,12 @@ def search_notes(
         finished: Whether nothing is left to do; else the first note says that the ranking is preliminary.
     """
     notes = [] if finished else [PRELIMINARY]
-    verb = "trained"
-    if settings.scorer in ENTROPY_FORMS:
-        verb = "scored"
-        notes.append(
-            f"Candidates were scored by the {settings.scorer} of their backbones, without training; it is close to a "
-            "count of layers. Only what the final phase trained has an AP and is ranked."
+    verb = "trained" if settings.trains else "scored"
+    if not settings.trains:
+        remark = getattr(
+            SCORERS.get(settings.scorer), "remark", f"Candidates were scored by {settings.metric}, without training."
         )
+        notes.append(f"{remark} Only what the final phase trained has an AP and is ranked.")
     if settings.precision != "fp32":
         notes.append(
             f"Latencies and exported files are of {settings.precision}. AP is that of the training, in fp32; a file's "

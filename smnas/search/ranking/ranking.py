@@ -12,6 +12,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from profiler.atomic import write_whole
+from smnas.scoring.base import AP
 from smnas.search.pareto import as_points, front_layers
 from smnas.search.ranking.correlation import Correlation, rank_correlations
 from smnas.search.ranking.recommendation import BandRecommendation, Recommendation, band_recommendations, recommend
@@ -68,22 +69,21 @@ def rank(
     candidates: Sequence[Candidate],
     latency_limit_ms: float | None,
     notes: Sequence[str] = (),
-    *,
-    searched: bool = True,
 ) -> Ranking:
     """Rank everything on or near the front.
 
-    Where the final phase trained architectures again, its AP (the mean over seeds) ranks them, in front of those that
-    have only the search's AP: AP of different budgets does not compare.
+    Only AP is ranked: what was scored by another metric has a row once the final phase has trained it. Where the final
+    phase trained architectures, its AP (the mean over seeds) ranks them, in front of those that have only the search's
+    AP: AP of different budgets does not compare.
 
     Args:
         candidates: All trials of the study.
         latency_limit_ms: Latency that the recommended detector must keep; None: the baseline's.
         notes: What a reader of the ranking should know.
-        searched: Whether the search's own scores are APs; if not, only the final phase's training runs are ranked.
     """
     finals = [c for c in candidates if c.state == "complete" and c.stage == "final"]
-    search_ap = {str(c.architecture): c.ap for c in candidates if searched and in_search(c)}
+    whole = [c for c in candidates if in_search(c) and c.metric == AP]
+    search_ap = {_by_name(c): c.score for c in whole}
     final_rows = [
         replace(_row(list(group)), search_ap=search_ap.get(name))
         for name, group in groupby(sorted(finals, key=_by_name), key=_by_name)
@@ -92,7 +92,6 @@ def rank(
     rows = [replace(row, on_front=layer == 0) for row, layer in zip(final_rows, final_layers, strict=True)]
     retrained = {row.architecture for row in final_rows}
     baselines = {str(c.architecture) for c in candidates if c.stage == "baseline"}
-    whole = [c for c in candidates if searched and in_search(c)]
     layers = front_layers(as_points([c.point for c in whole])).tolist()
     # Of a long search few are near the front: only they become rows.
     rows += [

@@ -18,7 +18,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from optuna.samplers import NSGAIISampler
 from optuna.trial import TrialState
 
-from smnas.search.strategies.base import Strategy, first_unseen
+from smnas.search.strategies.base import Strategy, StrategyKind, first_unseen
 from smnas.search.strategies.choices import Choices
 from smnas.search.strategies.variation import random_design
 from smnas.search.study.candidate import Candidate, Proposal, StageName
@@ -26,7 +26,7 @@ from smnas.search.study.history import History
 from smnas.space.architecture import Architecture
 from smnas.space.preset import SpaceError
 
-__all__ = ["Nsga2Stage", "nsga2"]
+__all__ = ["NSGA2", "Nsga2Stage", "nsga2"]
 
 _POPULATION = (8, 50)  # 50 is optuna's own
 _TRIALS_PER_MEMBER = 5
@@ -113,3 +113,6 @@ def _sampler(population: int, seed: int) -> NSGAIISampler:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return NSGAIISampler(population_size=population, seed=seed)
+
+
+NSGA2 = StrategyKind("nsga2", lambda context: nsga2(context.choices, context.trials))

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from smnas.search.strategies.base import Strategy, first_unseen
+from smnas.search.strategies.base import Strategy, StrategyKind, first_unseen
 from smnas.search.strategies.choices import Choices
 from smnas.search.strategies.variation import random_design
 from smnas.search.study.candidate import Candidate, Proposal
@@ -15,7 +15,7 @@ from smnas.search.study.history import History
 from smnas.space.architecture import Architecture
 from smnas.space.preset import SpaceError
 
-__all__ = ["RandomModularStage", "RandomStructuralStage", "random_search", "random_unseen_structure"]
+__all__ = ["RANDOM", "RandomModularStage", "RandomStructuralStage", "random_search", "random_unseen_structure"]
 
 
 def random_search(choices: Choices, *, structural_trials: int, modular_trials: int) -> Strategy:
@@ -65,3 +65,13 @@ class RandomModularStage:
         except SpaceError:  # nothing that may be proposed is left
             return None
         return None if architecture is None else Proposal(architecture, "random")
+
+
+RANDOM = StrategyKind(
+    "random",
+    lambda context: random_search(
+        context.choices,
+        structural_trials=context.settings.trials.structural,
+        modular_trials=context.settings.trials.modular,
+    ),
+)

@@ -13,14 +13,14 @@ from functools import partial
 import numpy as np
 
 from smnas.search.pareto import as_points, non_dominated
-from smnas.search.strategies.base import Strategy, first_unseen
+from smnas.search.strategies.base import Strategy, StrategyKind, first_unseen
 from smnas.search.strategies.choices import Choices
 from smnas.search.strategies.variation import mutated, random_design
 from smnas.search.study.candidate import Candidate, Proposal, StageName
 from smnas.search.study.history import History
 from smnas.space.preset import SpaceError
 
-__all__ = ["RegularizedEvolutionStage", "regularized_evolution"]
+__all__ = ["REGULARIZED_EVOLUTION", "RegularizedEvolutionStage", "regularized_evolution"]
 
 _POPULATION = (8, 100)
 _TRIALS_PER_MEMBER = 5
@@ -67,3 +67,8 @@ class RegularizedEvolutionStage:
         except SpaceError:
             return None
         return None if child is None else Proposal(child, "random")
+
+
+REGULARIZED_EVOLUTION = StrategyKind(
+    "regularized-evolution", lambda context: regularized_evolution(context.choices, context.trials)
+)

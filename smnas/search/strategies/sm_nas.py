@@ -17,8 +17,9 @@ from typing import Literal
 
 import numpy as np
 
+from smnas.search.context import SearchContext
 from smnas.search.pareto import as_points, non_dominated, spread
-from smnas.search.strategies.base import Strategy, first_unseen
+from smnas.search.strategies.base import Strategy, StrategyKind, first_unseen
 from smnas.search.strategies.choices import Choices
 from smnas.search.strategies.random_search import random_unseen_structure
 from smnas.search.study.candidate import Candidate, Origin, Proposal, will_count
@@ -27,7 +28,7 @@ from smnas.space.architecture import Architecture
 from smnas.space.mutation import NoMoveError
 from smnas.space.preset import SpaceError
 
-__all__ = ["ModularStage", "StructuralStage", "latency_windows", "modular_parents", "sm_nas"]
+__all__ = ["SM_NAS", "ModularStage", "StructuralStage", "latency_windows", "modular_parents", "sm_nas"]
 
 
 _BEFORE_STAGE_2 = ("baseline", "warm", "structural")
@@ -207,3 +208,18 @@ class ModularStage:
             if child is not None:
                 return Proposal(child, origin, str(parent.architecture))
         return None
+
+
+def _make(context: SearchContext) -> Strategy:
+    settings = context.settings
+    return sm_nas(
+        context.choices,
+        structural_trials=settings.trials.structural,
+        modular_trials=settings.trials.modular,
+        random_share=settings.random_share,
+        parents=settings.parents,
+        latency_limit_ms=context.slowest_ms,
+    )
+
+
+SM_NAS = StrategyKind("sm-nas", _make)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
+from smnas.scoring.base import AP
 from smnas.space.architecture import Architecture
 
 __all__ = ["Candidate", "Complexity", "Origin", "Proposal", "StageName", "State", "in_search", "will_count"]
@@ -55,7 +56,8 @@ class Candidate:
         latency_ms: Predicted median latency of the whole detector at batch size 1, with the bounds of its interval.
         latency_calibrated: Whether that interval comes from measured wholes; if not, it is an assumption.
         flops: Floating-point operations for one image.
-        ap: What the scorer gave, COCO AP in 0..1 for the scorer that trains; None unless complete.
+        score: What the scorer gave, greater is better; None unless complete.
+        metric: What the score is: ``AP`` (COCO's, in 0..1) of a training run, else as its scorer states.
         metrics: All the scorer's numbers; may hold NaN where a number is not defined.
         seconds: What the training took, with its earlier trials; of a failed one, the time until it failed.
         reason: Why it failed or was pruned, else None.
@@ -79,7 +81,8 @@ class Candidate:
     latency_calibrated: bool | None = None
     parameters: int | None = None
     flops: int | None = None
-    ap: float | None = None
+    score: float | None = None
+    metric: str = AP
     metrics: Mapping[str, float] = field(default_factory=dict)
     seconds: float | None = None
     reason: str | None = None
@@ -87,9 +90,9 @@ class Candidate:
 
     @cached_property
     def point(self) -> tuple[float, float]:
-        """(AP, latency in ms), NaN where unknown: what Pareto fronts are made of."""
+        """(score, latency in ms), NaN where unknown: what Pareto fronts are made of."""
         return (
-            math.nan if self.ap is None else self.ap,
+            math.nan if self.score is None else self.score,
             math.nan if self.latency_ms is None else self.latency_ms,
         )
 
@@ -105,7 +108,7 @@ class Candidate:
 
 
 def in_search(candidate: Candidate) -> bool:
-    """Whether it was trained with the search's whole budget, so that its AP compares with the other ones'."""
+    """Whether it was scored by the search with the full number of epochs, so that its score compares with others."""
     return candidate.state == "complete" and candidate.stage != "final" and candidate.stop_epoch is None
 
 

@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from profiler.errors import first_line
+from smnas.scoring.base import AP
 from smnas.search.study.candidate import Candidate, State
 from smnas.search.study.history import History
 from smnas.search.study.parameters import DISTRIBUTIONS, parameters_of
@@ -36,8 +37,8 @@ _STATES: dict[State, TrialState] = {
     "pruned": TrialState.PRUNED,
 }
 _NAMES = {state: name for name, state in _STATES.items()}
-# Fields of a candidate that optuna keeps itself: number, state and, in the values, AP.
-_OWN = ("number", "state", "ap")
+# Fields of a candidate that optuna keeps itself: number, state and, in the values, the score.
+_OWN = ("number", "state", "score")
 
 
 class Study:
@@ -47,13 +48,14 @@ class Study:
         folder: The run folder; ``study.db`` is made in it if it is not there.
         storage: The URL of another database.
         name: The study's name in the database.
+        metric: What the scores of the search are; those of the final phase are AP.
 
     Raises:
         RunFolderError: another process is searching in the folder or, from anywhere, in the database's study;
             ``study.db`` is not an optuna study; or the database can not be reached.
     """
 
-    def __init__(self, folder: Path, storage: str | None = None, name: str = STUDY_NAME) -> None:
+    def __init__(self, folder: Path, storage: str | None = None, name: str = STUDY_NAME, metric: str = AP) -> None:
         self._held = ExitStack()
         self._held.enter_context(folder_lock(folder))
         verbosity = optuna.logging.get_verbosity()
@@ -69,12 +71,13 @@ class Study:
                 directions=["maximize", "minimize"],
                 load_if_exists=True,
             )
-            if study.metric_names is None:
+            names = [metric, "latency (ms)"]
+            if study.metric_names != names:  # earlier versions called every score AP
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                    study.set_metric_names(["AP", "latency (ms)"])
+                    study.set_metric_names(names)
             self._study_id = self._storage.get_study_id_from_name(name)
-            self._candidates = History(_candidate(trial) for trial in study.get_trials(deepcopy=False))
+            self._candidates = History(_candidate(trial, metric) for trial in study.get_trials(deepcopy=False))
             # The database's ids of this process's running trials: it has no index by number, so a look-up takes longer
             # the more trials there are.
             self._trial_ids: dict[int, int] = {}
@@ -128,7 +131,7 @@ class Study:
         return candidate
 
     def finish(self, candidate: Candidate) -> Candidate:
-        """Finish a running trial as complete (with AP and latency) or failed (with a reason).
+        """Finish a running trial as complete (with score and latency) or failed (with a reason).
 
         What was learned is stored first; the state changes last, in one transaction.
         """
@@ -149,20 +152,23 @@ class Study:
 
 
 def read_candidates(folder: Path, settings: SearchSettings) -> tuple[Candidate, ...]:
-    """All trials of a run folder by number, also while another process searches there.
+    """All trials of a run folder by number, also while another process searches there; none before it has a study.
 
     Raises:
-        RunFolderError: there is no study, or it can not be read.
+        RunFolderError: the study can not be read.
     """
-    if settings.storage is None and not (file := RunFolder(folder).study).is_file():
-        raise RunFolderError(f"a run folder with a study holds {file.name}, but {folder} has none")
+    # optuna would create an empty database in place of a missing one
+    if settings.storage is None and not RunFolder(folder).study.is_file():
+        return ()
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = open_storage(folder, settings.storage)
     try:
         study = optuna.load_study(study_name=settings.study, storage=storage)
-        return tuple(_candidate(trial) for trial in study.get_trials(deepcopy=False))
-    except (KeyError, SQLAlchemyError, RuntimeError) as error:
+        return tuple(_candidate(trial, settings.metric) for trial in study.get_trials(deepcopy=False))
+    except KeyError:  # the database exists, but the search has not created its study yet
+        return ()
+    except (SQLAlchemyError, RuntimeError) as error:
         raise RunFolderError(
             f"the study of {folder} must be readable, but reading it failed: {first_line(error)}"
         ) from error
@@ -178,10 +184,12 @@ def _attributes(candidate: Candidate) -> dict[str, Any]:
     return {name: value for name, value in known.items() if name == "parent" or value not in (None, {})}
 
 
-def _candidate(trial: FrozenTrial) -> Candidate:
+def _candidate(trial: FrozenTrial, metric: str) -> Candidate:
+    """A trial as it was written; those of earlier versions do not say their metric."""
     known = {field.name for field in fields(Candidate)} - set(_OWN)
     attributes = {name: value for name, value in trial.user_attrs.items() if name in known}
     try:
+        attributes.setdefault("metric", AP if attributes["stage"] == "final" else metric)
         attributes["architecture"] = Architecture.parse(attributes["architecture"])
         candidate = Candidate(number=trial.number, state=_NAMES[trial.state], **attributes)
     except (KeyError, TypeError, ArchitectureError) as error:
@@ -189,4 +197,4 @@ def _candidate(trial: FrozenTrial) -> Candidate:
             f"every trial of a search's study has an architecture, a stage and a budget, but trial {trial.number} "
             f"has not: {error}"
         ) from error
-    return replace(candidate, ap=trial.values[0]) if trial.state is TrialState.COMPLETE else candidate
+    return replace(candidate, score=trial.values[0]) if trial.state is TrialState.COMPLETE else candidate

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from profiler.atomic import write_whole
+from smnas.scoring.base import AP
 from smnas.search.study.run_folder import RunFolder, RunFolderError, folder_lock
 from smnas.space.preset import Space, load_space
 
@@ -91,6 +92,8 @@ class SearchSettings(_Strict):
     )
     strategy: str = "sm-nas"
     scorer: str
+    metric: str = Field(default=AP, description="what the scorer's values are")
+    trains: bool = Field(default=True, description="whether the scorer trains; if not, only the final phase does")
     prior: str | None = Field(default=None, description="score without training that orders candidates before it")
     prior_draws: int = Field(default=4, ge=1, description="proposals of which the prior's best one is looked at")
     versions: dict[str, str] = Field(default_factory=dict, description="of Python, torch and the backend")
@@ -150,8 +153,14 @@ def read_settings(path: Path) -> SearchSettings:
             f"this version works on run folders of format {FORMAT_VERSION}, but {file} has format {version}; "
             "give another --out"
         )
+    document = {name: value for name, value in document.items() if name not in _GONE}
+    if "metric" not in document:
+        from smnas.scoring.by_name import SCORERS  # loads torch, which only folders of earlier versions need
+
+        scorer = SCORERS.get(document.get("scorer", ""))
+        document |= {"metric": scorer.metric, "trains": scorer.trains} if scorer else {}
     try:
-        return SearchSettings.model_validate({name: value for name, value in document.items() if name not in _GONE})
+        return SearchSettings.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

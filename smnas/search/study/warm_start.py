@@ -29,7 +29,10 @@ def warm_candidates(settings: SearchSettings, space: Space) -> tuple[tuple[Candi
     baseline = space.baseline_architecture
     for folder in map(Path, settings.warm_start):
         _require_alike(folder, settings)
-        for c in read_candidates(folder, read_settings(folder)):
+        candidates = read_candidates(folder, read_settings(folder))
+        if not candidates:
+            raise RunFolderError(f"a search is warm-started from runs with trials, but {folder} has none")
+        for c in candidates:
             known = c.architecture == baseline or (space.contains(c.architecture) and space.permits(c.architecture))
             if in_search(c) and known:
                 found.setdefault(c.architecture, (_draft(c, c.architecture == baseline), folder))

@@ -30,9 +30,10 @@ EVENT = SearchEvent(
     architecture="a+b",
     trained=2,
     total=21,
-    ap=0.25,
+    metric="AP",
+    score=0.25,
     latency_ms=1.5,
-    best_ap=0.5,
+    best_score=0.5,
     best_architecture="c+d",
     front=((0.25, 1.5), (0.5, 4.25)),
     seconds_left=185.0,
@@ -168,8 +169,8 @@ def test_the_calibration_set_is_the_baseline_and_depends_on_the_seed_alone() -> 
 
 
 def test_a_line_for_every_finished_trial() -> None:
-    pruned = replace(EVENT, state="pruned", ap=None, reason="already beaten")
-    failed = replace(EVENT, state="failed", ap=None, latency_ms=None, reason="diverged", seconds_left=None)
+    pruned = replace(EVENT, state="pruned", score=None, reason="already beaten")
+    failed = replace(EVENT, state="failed", score=None, latency_ms=None, reason="diverged", seconds_left=None)
     lines = [" ".join(trial_line(event).split()) for event in (EVENT, pruned, failed)]
     assert lines == [
         "2/21 structural AP 0.250 1.50 ms a+b (front 2, best AP 0.500, 3m05s left)",
@@ -202,7 +203,7 @@ def test_a_training_that_begins_is_shown_on_a_terminal_only(terminal: bool, monk
     messages = _Terminal() if terminal else io.StringIO()
     output = Output(io.StringIO(), messages, as_json=False, quiet=False)
     with SearchDisplay(output) as display:
-        display.on_event(replace(EVENT, state="running", ap=None, architecture="running+one"))
+        display.on_event(replace(EVENT, state="running", score=None, architecture="running+one"))
         display.on_event(EVENT)
     text = messages.getvalue()
     assert "2/21 structural" in text

@@ -27,7 +27,7 @@ STATES = optuna.trial.TrialState
 
 
 def add_trial(study: optuna.Study, state: STATES, values: tuple[float, float] | None, **attributes: object) -> None:
-    attributes.setdefault("seed", 0)
+    attributes = {"seed": 0, "origin": "random", "parent": None, "epochs": 4, **attributes}
     if values is not None:
         latency = values[1]
         attributes = {

@@ -10,18 +10,26 @@ import pytest
 
 from smnas.report import data
 from smnas.report.page import render_report
-from smnas.report.run_folder import Curve, RunFolder, Trial, read_run_folder
+from smnas.report.run_folder import Curve, RunFolder, read_run_folder
 from smnas.search.ranking.ranking import Ranking, RankingRow
+from smnas.search.study.candidate import Candidate
 from smnas.search.study.settings import DataFacts, SearchSettings, StageTrials
 
 
-def trial(number: int, ap: float | None, latency: float | None, stage: str = "structural", **values: object) -> Trial:
-    values.setdefault("architecture", f"a{number}")
-    values.setdefault("state", "complete")
-    return Trial(number=number, stage=stage, ap=ap, latency_ms=latency, **values)
+def trial(number: int, ap: float | None, latency: float | None, stage: str = "structural", **values: Any) -> Candidate:
+    """A trial whose architecture is any text: nothing here reads it."""
+    known = {
+        "architecture": f"a{number}",
+        "state": "complete",
+        "origin": "random",
+        "parent": None,
+        "seed": 0,
+        "epochs": 4,
+    }
+    return Candidate(number=number, stage=stage, score=ap, latency_ms=latency, **(known | values))  # type: ignore[arg-type]
 
 
-def run_of(*trials: Trial, **values: Any) -> RunFolder:
+def run_of(*trials: Candidate, **values: Any) -> RunFolder:
     nothing = DataFacts(root="nowhere", classes=("x",), train_images=1, val_images=1)
     settings = SearchSettings(
         smnas="0",

@@ -8,7 +8,8 @@ import pytest
 
 from smnas.report.importance import explained, importances
 from smnas.report.page import render_report
-from smnas.report.run_folder import RunFolder, Trial, read_run_folder
+from smnas.report.run_folder import RunFolder, read_run_folder
+from smnas.search.study.candidate import Candidate
 from smnas.space.architecture import Architecture
 
 
@@ -30,14 +31,17 @@ def made(run: RunFolder, count: int) -> RunFolder:
         width, size = int(rng.choice([32, 48, 64])), int(rng.choice([96, 128, 160]))
         architecture = Architecture.parse(f"basicblock_16_1-21-21+fpn_2-4_{width}+rpn+rcnn_128+{size}x{size}")
         trials.append(
-            Trial(
+            Candidate(
                 number,
-                "complete",
-                str(architecture),
+                architecture,
                 "structural",
-                ap=width / 100 + rng.normal(0, 0.01),
-                latency_ms=size / 10 * float(np.exp(rng.normal(0, 0.01))),
+                "random",
+                None,
+                "complete",
+                seed=0,
                 epochs=3,
+                score=width / 100 + rng.normal(0, 0.01),
+                latency_ms=size / 10 * float(np.exp(rng.normal(0, 0.01))),
             )
         )
     return replace(run, trials=tuple(trials))

@@ -17,7 +17,7 @@ from PIL import Image
 from scipy.stats import kendalltau
 
 from profiler.errors import UserError
-from smnas.report.controls import entropy_controls
+from smnas.report.controls import score_controls
 from smnas.report.data import BlockLatency
 from smnas.report.page import render_report, write_report
 from smnas.report.run_folder import read_run_folder
@@ -116,8 +116,8 @@ def test_points_have_error_bars_both_ways(page: Reader, run_folder: Path) -> Non
         assert trace["error_x"]["arrayminus"] == pytest.approx([0.06 * x for x in trace["x"]])
     finals: dict[str, list[float]] = {}
     for trial in read_run_folder(run_folder).trials:
-        if trial.stage == "final" and trial.ap is not None:
-            finals.setdefault(trial.architecture, []).append(trial.ap)
+        if trial.stage == "final" and trial.score is not None:
+            finals.setdefault(str(trial.architecture), []).append(trial.score)
     spreads = {round(statistics.mean(aps), 9): statistics.stdev(aps) for aps in finals.values()}
     assert ranked["error_y"]["visible"] is True
     assert ranked["error_y"]["array"] == pytest.approx([spreads[round(y, 9)] for y in ranked["y"]])
@@ -151,10 +151,12 @@ def test_what_is_not_there_any_more_is_said(run_folder: Path) -> None:
 
 def test_scores_without_training_are_not_shown_as_ap(run_folder: Path) -> None:
     settings = json.loads((run_folder / "settings.json").read_text())
+    for name in ("metric", "trains"):  # earlier versions did not write them
+        del settings[name]
     (run_folder / "settings.json").write_text(json.dumps(settings | {"scorer": "entropy"}))
     run = read_run_folder(run_folder)
-    assert {trial.stage for trial in run.trials if trial.ap is not None} == {"final"}
-    assert sum(trial.score is not None for trial in run.trials) == 25
+    assert {trial.stage for trial in run.trials if trial.score is not None and trial.metric == "AP"} == {"final"}
+    assert sum(trial.score is not None and trial.metric == "entropy" for trial in run.trials) == 25
     text = render_report(run)
     reader = Reader(text)
     assert "Candidates by entropy" in reader.visible
@@ -177,16 +179,18 @@ def test_a_prior_is_held_against_its_controls(run_folder: Path) -> None:
     settings = json.loads((run_folder / "settings.json").read_text())
     (run_folder / "settings.json").write_text(json.dumps(settings | {"prior": "entropy-16"}))
     run = read_run_folder(run_folder)
-    controls = entropy_controls(run)
+    controls = score_controls(run)
     assert controls is not None
     assert (controls.score, controls.epochs) == ("entropy-16", 4)
     whole = controls.groups[0]
     assert whole.detectors == 25, "all that were trained with the search's budget"
-    trained = [t for t in run.trials if t.stage != "final" and t.ap is not None]
+    trained = [t for t in run.trials if t.stage != "final" and t.score is not None]
     speed = next(row for row in whole.rows if row.name == "negative latency")
-    assert speed.tau == pytest.approx(kendalltau([-t.latency_ms for t in trained], [t.ap for t in trained]).statistic)  # type: ignore[operator]
+    assert speed.tau == pytest.approx(
+        kendalltau([-t.latency_ms for t in trained], [t.score for t in trained]).statistic
+    )  # type: ignore[operator]
     stopped = tuple(replace(t, stop_epoch=1) if t is trained[0] else t for t in run.trials)
-    controls = entropy_controls(replace(run, trials=stopped))
+    controls = score_controls(replace(run, trials=stopped))
     assert controls is not None
     assert controls.groups[0].detectors == 24, "what was stopped on the way has the AP of fewer epochs"
     visible = Reader(render_report(run)).visible

@@ -154,7 +154,7 @@ def test_a_population_has_the_numbers_of_its_members(form: EntropyForm, stem: st
 @pytest.mark.parametrize("name", ENTROPY_FORMS)
 def test_the_scorer_gives_the_score_and_trains_nothing(name: str, tmp_path: Path) -> None:
     architecture = Architecture.parse("basicblock_16_11-21-21-21+fpn_2-5_64+rpn+rcnn_256+128x160")
-    scorer = get_scorer(name)(None, None, "cpu")  # type: ignore[arg-type]
+    scorer = get_scorer(name)
     score = scorer.score(architecture, seed=0, epochs=3, out_dir=tmp_path / "score")
     assert scorer.name == name
     assert score.value == score.metrics["entropy"] == detector_entropy(architecture, ENTROPY_FORMS[name])

@@ -18,6 +18,7 @@ from smnas.report.page import render_report
 from smnas.report.run_folder import read_run_folder
 from smnas.scoring.base import Score
 from smnas.scoring.workers.processes import InProcess
+from smnas.search.context import SearchContext
 from smnas.search.progress import SearchEvent
 from smnas.search.ranking.ranking import Ranking
 from smnas.search.run import run_search
@@ -38,8 +39,10 @@ HALVED = StageTrials(structural=3, modular=3)
 
 def search(folder: Path, settings: SearchSettings, **parts: Any) -> Ranking:
     pool = InProcess(parts.pop("scorer", None) or stub.StubScorer())
-    arguments = {"scorers": pool, "latency": stub.StubLatency(), "complexity": stub.complexity}
-    return run_search(folder, settings, NANO, **(arguments | parts))
+    latency, limit_s = parts.pop("latency", None) or stub.StubLatency(), parts.pop("time_limit_s", None)
+    arguments = {"scorers": pool, "complexity": stub.complexity}
+    context = SearchContext(folder, settings, NANO, latency, limit_s)
+    return run_search(context, **(arguments | parts))
 
 
 def trials(folder: Path) -> list[Candidate]:
@@ -153,16 +156,16 @@ def test_nothing_larger_than_the_limit_is_trained(tmp_path: Path) -> None:
     assert any("over the limit of parameters" in note for note in ranking.notes)
 
 
-def test_a_time_budget_stops_proposing_and_a_rerun_goes_on(tmp_path: Path) -> None:
+def test_a_time_time_limit_stops_proposing_and_a_rerun_goes_on(tmp_path: Path) -> None:
     settings = stub.settings(trials=SMALL, generation=2)
     events: list[SearchEvent] = []
-    ranking = search(tmp_path, settings, budget_s=1e-6, on_event=events.append)
+    ranking = search(tmp_path, settings, time_limit_s=1e-6, on_event=events.append)
     assert Counter(c.stage for c in trials(tmp_path)) == {"baseline": 1, "final": 2}, "the final phase is not left out"
-    assert any("Proposing stopped at the time budget" in note for note in ranking.notes)
+    assert any("Proposing stopped at the time limit" in note for note in ranking.notes)
     whole = search(tmp_path, settings)
     counts = Counter(c.stage for c in trials(tmp_path) if c.state == "complete")
     assert (counts["structural"], counts["modular"]) == (4, 4)
-    assert not any("time budget" in note for note in whole.notes)
+    assert not any("time limit" in note for note in whole.notes)
 
 
 def test_a_clock_keeps_time_for_a_training_and_the_final_phase_and_shares_the_rest() -> None:
@@ -170,7 +173,7 @@ def test_a_clock_keeps_time_for_a_training_and_the_final_phase_and_shares_the_re
     settings = stub.settings(top=2, final_epochs=6, final_seeds=2)  # 6 training runs of 6 epochs to come
     clock = Clock(100.0, settings, at_once=2, now=lambda: seconds)
     architecture = NANO.baseline_architecture
-    done = Candidate(0, architecture, "baseline", "baseline", None, "complete", 0, 3, ap=0.3, seconds=6.0)
+    done = Candidate(0, architecture, "baseline", "baseline", None, "complete", 0, 3, score=0.3, seconds=6.0)
     # 2 s an epoch: the final phase takes 6 * 6 * 2 / 2 = 36 s, and what is proposed now 3 * 2 = 6 s.
     found = []
     for seconds in (25.0, 27.0, 57.0, 59.0):  # noqa: B007  the clock reads it
@@ -203,10 +206,10 @@ def test_a_warm_start_trains_nothing_twice(tmp_path: Path) -> None:
     counts = Counter((c.stage, c.state) for c in history)
     assert (counts["warm", "complete"], counts["structural", "complete"], counts["modular", "complete"]) == (8, 4, 4)
     assert len(scorer.calls) == 8, "neither the baseline nor what the first run trained"
-    known = {c.architecture: c.ap for c in trials(first)}
+    known = {c.architecture: c.score for c in trials(first)}
     for c in history:
         if c.stage in ("baseline", "warm"):
-            assert known[c.architecture] == c.ap
+            assert known[c.architecture] == c.score
             assert (tmp_path / "second" / str(c.checkpoint)).is_file()
             assert c.own_epochs == 0
         else:
@@ -244,7 +247,7 @@ def test_a_warm_start_takes_whole_trainings_alone(tmp_path: Path) -> None:
     settings = stub.settings(trials=SMALL, final_epochs=0, warm_start=(str(first),))
     taken = [candidate for candidate, _ in warm_candidates(settings, NANO)]
     whole = [c for c in there if c.state == "complete" and c.stage != "final"]
-    assert [(c.architecture, c.ap) for c in taken] == [(c.architecture, c.ap) for c in whole]
+    assert [(c.architecture, c.score) for c in taken] == [(c.architecture, c.score) for c in whole]
 
 
 def test_a_warm_start_needs_the_same_conditions(tmp_path: Path) -> None:
@@ -287,16 +290,16 @@ def test_a_driver_that_is_not_there_is_named(
     assert str(caught.value) == f"a database needs its driver, but {module} is not installed{fix}"
 
 
-@pytest.mark.parametrize(("budget_s", "least", "most"), [(None, 60, 70), (10.0, 2, 25)])
+@pytest.mark.parametrize(("time_limit_s", "least", "most"), [(None, 60, 70), (10.0, 2, 25)])
 def test_a_larger_search_samples_latencies_within_a_tenth_of_its_time(
-    tmp_path: Path, budget_s: float | None, least: int, most: int
+    tmp_path: Path, time_limit_s: float | None, least: int, most: int
 ) -> None:
     latency = stub.StubLatency()
     predict = latency.predict
     at_first: list[int] = []
 
     def slowly(a: Architecture) -> Latency:
-        if budget_s is not None:
+        if time_limit_s is not None:
             time.sleep(0.05)  # so that a second holds 20 at most, however busy the machine is
         return predict(a)
 
@@ -306,5 +309,5 @@ def test_a_larger_search_samples_latencies_within_a_tenth_of_its_time(
 
     latency.predict = slowly  # type: ignore[method-assign]
     settings = halving_settings(trials=StageTrials(structural=20, modular=20))
-    search(tmp_path, settings, latency=latency, budget_s=budget_s, on_event=watch)
+    search(tmp_path, settings, latency=latency, time_limit_s=time_limit_s, on_event=watch)
     assert least <= at_first[0] <= most

@@ -52,7 +52,7 @@ def candidate(number: int, stage: StageName, state: State, ap: float, latency_ms
         18 if final else EPOCHS,
         stop_epoch=None if final else stop,
         latency_ms=latency_ms,
-        ap=ap if state == "complete" else None,
+        score=ap if state == "complete" else None,
         seconds=2.0 * (18 if final else stop or EPOCHS) if state == "complete" else None,
     )
 
@@ -73,10 +73,10 @@ def test_events_are_counted_over_all_trials(
     assert event.trained == math.floor(spent / EPOCHS) + len(finals)
     assert event.total == 1 + 8 + 4
     within = [c for c in (finals if trials[-1].stage == "final" else whole) if (c.latency_ms or 0) <= LIMIT_MS]
-    best = max((c.ap for c in within if c.ap is not None), default=None)
-    assert event.best_ap == best
+    best = max((c.score for c in within if c.score is not None), default=None)
+    assert event.best_score == best
     if best is not None:
-        assert event.best_architecture == str(next(c.architecture for c in within if c.ap == best))
+        assert event.best_architecture == str(next(c.architecture for c in within if c.score == best))
     dominated = [
         any(b.point[0] >= a.point[0] and b.point[1] <= a.point[1] and b.point != a.point for b in whole) for a in whole
     ]
@@ -96,6 +96,6 @@ def test_only_what_this_search_trained_tells_how_long_an_epoch_takes() -> None:
     scored = [replace(candidate(n, "joint", "complete", 0.1 * n, 2.0, None), seconds=0.0) for n in range(1, 5)]
     warm = replace(candidate(5, "joint", "complete", 0.3, 2.0, None), stage="warm", start_epoch=EPOCHS, seconds=900.0)
     progress = SearchProgress(SETTINGS, 2, [*scored, warm])
-    assert progress.event(replace(candidate(6, "joint", "running", 0.0, 2.0, None), ap=None)).seconds_left is None
+    assert progress.event(replace(candidate(6, "joint", "running", 0.0, 2.0, None), score=None)).seconds_left is None
     event = progress.event(candidate(7, "final", "complete", 0.2, 2.0, None))
     assert event.seconds_left == 2.0 * 18 * 3 / 2, "two seconds an epoch, three more training runs of the final phase"

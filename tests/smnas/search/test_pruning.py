@@ -15,7 +15,9 @@ def arch(base: int, code: str = "1-2-2", tail: str = "+fpn_2-4_32+rpn+rcnn_64+96
 
 
 def trained(number: int, architecture: Architecture, ap: float, latency_ms: float) -> Candidate:
-    return Candidate(number, architecture, "structural", "random", None, "complete", 0, 3, latency_ms=latency_ms, ap=ap)
+    return Candidate(
+        number, architecture, "structural", "random", None, "complete", 0, 3, latency_ms=latency_ms, score=ap
+    )
 
 
 OTHER = arch(8, tail="+c4+rpn+rcnn_64+96x96")

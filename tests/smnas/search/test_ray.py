@@ -15,6 +15,7 @@ import pytest
 
 from smnas.scoring.base import Score, ScoringFailedError
 from smnas.scoring.workers.processes import InProcess, Job, ScorerPool
+from smnas.search.context import SearchContext
 from smnas.search.progress import SearchEvent
 from smnas.search.run import run_search
 from smnas.search.study.candidate import Candidate
@@ -104,8 +105,8 @@ def test_a_lost_node_loses_and_repeats_no_score(cluster: Any, tmp_path: Path) ->
 
 def search(folder: Path, pool: ScorerPool, on_event: Any = None) -> None:
     stub, script = (importlib.import_module(name) for name in ("search_stub", "search_ray_script"))
-    parts = {"scorers": pool, "latency": stub.StubLatency(), "complexity": stub.complexity, "on_event": on_event}
-    run_search(folder, script.settings(), NANO, **parts)
+    context = SearchContext(folder, script.settings(), NANO, stub.StubLatency())
+    run_search(context, scorers=pool, complexity=stub.complexity, on_event=on_event)
 
 
 def trials(folder: Path) -> list[Candidate]:

@@ -10,6 +10,7 @@ import pytest
 import search_stub as stub
 
 from smnas.scoring.workers.processes import InProcess
+from smnas.search.context import SearchContext
 from smnas.search.ranking.ranking import read_ranking
 from smnas.search.run import run_search
 from smnas.search.study.optuna_study import Study, read_candidates
@@ -50,8 +51,8 @@ def test_a_search_survives_being_killed_at_random_moments(tmp_path: Path) -> Non
         killed = list(study.candidates)
     assert len(final) == len(killed)
     # `seconds` of a failed trial is wall time; everything else is equal, trial by trial.
-    assert [(c.number, c.architecture, c.stage, c.state, c.ap, c.latency_ms, c.seed) for c in killed] == [
-        (c.number, c.architecture, c.stage, c.state, c.ap, c.latency_ms, c.seed) for c in whole
+    assert [(c.number, c.architecture, c.stage, c.state, c.score, c.latency_ms, c.seed) for c in killed] == [
+        (c.number, c.architecture, c.stage, c.state, c.score, c.latency_ms, c.seed) for c in whole
     ]
     trained = Counter((c.architecture, c.seed, c.epochs) for c in killed if c.state == "complete")
     assert set(trained.values()) == {1}
@@ -71,14 +72,11 @@ def test_a_generation_that_was_not_full_stays_so_when_a_kill_hits_it_after_a_fai
     def search(folder: Path, raises: dict[int, BaseException]) -> list[tuple[object, ...]]:
         scorer = stub.StubScorer(diverge_share=0.4, raises=raises)
         run_search(
-            folder,
-            settings,
-            space,
+            SearchContext(folder, settings, space, stub.StubLatency()),
             scorers=InProcess(scorer),
-            latency=stub.StubLatency(),
             complexity=stub.complexity,
         )
-        return [(c.number, c.architecture, c.state, c.ap, c.generation) for c in read_candidates(folder, settings)]
+        return [(c.number, c.architecture, c.state, c.score, c.generation) for c in read_candidates(folder, settings)]
 
     with pytest.raises(Killed):
         search(tmp_path / "killed", {call: Killed()})

@@ -16,6 +16,7 @@ from profiler.errors import UserError
 from smnas.scoring.entropy import detector_entropy
 from smnas.scoring.entropy_scorer import EntropyScorer
 from smnas.scoring.workers.processes import InProcess, Workers
+from smnas.search.context import SearchContext
 from smnas.search.pareto import as_points, non_dominated
 from smnas.search.progress import SearchEvent
 from smnas.search.ranking.ranking import Ranking, complete_ranking, read_ranking
@@ -35,8 +36,10 @@ NANO = load_space("nano")
 
 def search(folder: Path, settings: SearchSettings | None = None, space: Space = NANO, **parts: Any) -> Ranking:
     pool = parts.pop("scorers", None) or InProcess(parts.pop("scorer", None) or stub.StubScorer())
-    arguments = {"scorers": pool, "latency": stub.StubLatency(), "complexity": stub.complexity}
-    return run_search(folder, settings or stub.settings(), space, **(arguments | parts))
+    latency, limit_s = parts.pop("latency", None) or stub.StubLatency(), parts.pop("time_limit_s", None)
+    arguments = {"scorers": pool, "complexity": stub.complexity}
+    context = SearchContext(folder, settings or stub.settings(), space, latency, limit_s)
+    return run_search(context, **(arguments | parts))
 
 
 def trials(folder: Path) -> list[Candidate]:
@@ -136,12 +139,12 @@ def test_workers_find_what_one_process_finds(tmp_path: Path) -> None:
         at_once = search(tmp_path / "at-once", settings, scorers=pool)
     assert at_once == alone
     keys = [
-        [(c.number, c.architecture, c.ap, c.generation) for c in trials(tmp_path / n)] for n in ("alone", "at-once")
+        [(c.number, c.architecture, c.score, c.generation) for c in trials(tmp_path / n)] for n in ("alone", "at-once")
     ]
     assert keys[0] == keys[1]
 
 
-@pytest.mark.parametrize("name", sorted(STRATEGIES))
+@pytest.mark.parametrize("name", sorted(set(STRATEGIES) - {"mae-det"}))  # which measures blocks
 def test_every_proposal_follows_from_the_study_and_the_seed(tmp_path: Path, name: str) -> None:
     """A search is asked again, trial by trial, by stages that know nothing but what was known then."""
     few = StageTrials(structural=3, modular=4)
@@ -154,9 +157,9 @@ def test_every_proposal_follows_from_the_study_and_the_seed(tmp_path: Path, name
             continue  # pruned or failed before its training
         # Its own generation was running when it was proposed.
         then = [
-            replace(d, state="running", ap=None) if d.generation == c.generation else d for d in history[: c.number]
+            replace(d, state="running", score=None) if d.generation == c.generation else d for d in history[: c.number]
         ]
-        strategy = get_strategy(NANO, settings, lambda a: stub.StubLatency().predict(a).ms)
+        strategy = get_strategy(name).make(SearchContext(tmp_path, settings, NANO, stub.StubLatency()))
         (stage,) = (stage for stage in strategy.stages if stage.name == c.stage)
         proposal = stage.ask(then, np.random.default_rng([11, c.number]))
         assert proposal == Proposal(c.architecture, c.origin, c.parent, c.stop_epoch)
@@ -314,8 +317,8 @@ def test_events_tell_how_far_it_is(tmp_path: Path) -> None:
     assert done[0].seconds_left == pytest.approx(10 * 1.5 + 6 * 3.0)
     assert done[-1].seconds_left == 0.0
     searched = [e for e in done if e.stage != "final"]
-    assert [e.best_ap for e in searched] == sorted(e.best_ap for e in searched if e.best_ap is not None)
-    assert searched[-1].best_ap == max(e.ap for e in searched if e.ap is not None)
+    assert [e.best_score for e in searched] == sorted(e.best_score for e in searched if e.best_score is not None)
+    assert searched[-1].best_score == max(e.score for e in searched if e.score is not None)
     assert all(1 <= len(e.front) <= e.trained for e in done)
     assert all(e.reason for e in finished if e.state == "failed")
 
@@ -333,7 +336,7 @@ def test_the_ranking_is_legible_on_the_way(tmp_path: Path) -> None:
 
 
 def test_other_settings_or_an_unknown_strategy_touch_nothing(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="a strategy must be one of"):
+    with pytest.raises(UserError, match="--strategy must be one of"):
         search(tmp_path / "new", stub.settings(strategy="magic"))
     assert not (tmp_path / "new").exists()
     search(tmp_path, stub.settings(trials=StageTrials(structural=1, modular=1)))
@@ -354,14 +357,14 @@ def test_the_searchs_own_time_is_under_50_ms_a_trial(tmp_path: Path) -> None:
 
 
 def test_a_score_without_training_trains_the_best_only(tmp_path: Path) -> None:
-    scorer, trainer = EntropyScorer(None, None), stub.StubScorer()  # type: ignore[arg-type]
+    scorer, trainer = EntropyScorer(), stub.StubScorer()
     settings = stub.settings(scorer="entropy", partial_order=False, top=2, final_seeds=2)
     ranking = search(tmp_path / "run", settings, scorer=scorer, trainers=InProcess(trainer))
     history = trials(tmp_path / "run")
     searched = [c for c in history if in_search(c)]
     assert len(searched) == 11
     for c in searched:
-        assert c.ap == detector_entropy(c.architecture) == c.metrics["entropy"]
+        assert c.score == detector_entropy(c.architecture) == c.metrics["entropy"]
         assert (c.checkpoint, c.seconds) == (None, 0.0)
     assert len(trainer.calls) == 6, "the baseline and the best two, with two seeds"
     assert {epochs for _, _, epochs in trainer.calls} == {settings.final_epochs}

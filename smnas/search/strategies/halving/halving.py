@@ -16,15 +16,18 @@ rate has come down; averaged weights (a recipe's ``ema_decay``) make up for that
 what such an AP is worth. The combination of these parts is this project's own.
 """
 
-from collections.abc import Iterable, Sequence
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from smnas.search.context import SearchContext
 from smnas.search.pareto import Points, front_layers, non_dominated, reference_point
-from smnas.search.strategies.base import Strategy, first_unseen
+from smnas.search.strategies.base import Strategy, StrategyKind, first_unseen
 from smnas.search.strategies.choices import Choices
 from smnas.search.strategies.halving.expected_gain import expected_gain
 from smnas.search.strategies.halving.latency_sample import KnownLatency, LatencySample
@@ -36,12 +39,13 @@ from smnas.search.study.history import History
 from smnas.space.architecture import Architecture
 from smnas.space.preset import SpaceError
 
-__all__ = ["HalvingStage", "halving", "sampled_designs", "surrogate_search"]
+__all__ = ["HALVING", "SURROGATE", "HalvingStage", "halving", "surrogate_search"]
 
 _FIRST_DESIGNS = 10  # random ones, before there is a model; in a small search half of its training runs, but not under
 _LEAST_DESIGNS = 3
 _DRAWS = 64  # whose latency is asked for first
 _DRAWN_FROM = 40  # training runs: in a smaller search, measuring their blocks would take too large a part of the time
+_SAMPLE_SHARE = 0.1  # of a time limit, for latencies of designs that may never be trained
 _ROUNDS = 3
 _POOL = 40  # children in a round
 _MOST_COMPARED = 160  # stopped training runs
@@ -84,8 +88,8 @@ def surrogate_search(
     return Strategy("surrogate", (HalvingStage(choices, trials, (epochs,), latency_limit_ms, latency),))
 
 
-def sampled_designs(trials: int) -> int:
-    """Of how many random designs a search of so many training runs asks for the latency first."""
+def _sampled_designs(trials: int) -> int:
+    """Number of random designs measured up front for a given trial budget."""
     return _DRAWS if trials >= _DRAWN_FROM else 0
 
 
@@ -207,7 +211,7 @@ class HalvingStage:
 
     def _sample(self, trials: Sequence[Candidate]) -> LatencySample | None:
         """The same for all of a search, also for one that is resumed."""
-        draws = sampled_designs(self.trials)
+        draws = _sampled_designs(self.trials)
         if self.latency is None or not draws:
             return None
         seed = trials[0].seed if len(trials) else 0
@@ -372,3 +376,18 @@ def _most_telling(layers: NDArray[np.int64]) -> NDArray[np.int64]:
     best = order[: MOST_OBSERVATIONS // 2]
     rest = np.setdiff1d(np.arange(len(layers)), best)
     return np.sort(np.concatenate([best, rest[-(MOST_OBSERVATIONS - len(best)) :]]))
+
+
+def _make(context: SearchContext, build: Callable[..., Strategy]) -> Strategy:
+    draws = _sampled_designs(context.trials)
+    if draws:
+        text = f"before the first training the blocks of {draws} random designs are measured as well"
+        context.on_progress(text, None)
+    limit_s = context.time_limit_s
+    until = math.inf if limit_s is None else time.monotonic() + _SAMPLE_SHARE * limit_s
+    known = None if context.latency is None else partial(context.known_ms, until=until)
+    return build(context.choices, context.trials, context.settings.epochs, context.slowest_ms, known)
+
+
+HALVING = StrategyKind("halving", partial(_make, build=halving), stops=True, takes_prior=False)
+SURROGATE = StrategyKind("surrogate", partial(_make, build=surrogate_search), takes_prior=False)

@@ -69,10 +69,10 @@ class Trainings:
         self._last[row] = c
         self._asked[row] = c.reached_epoch
         self._stopped[row] = c.state == "complete" and c.stop_epoch is not None
-        if c.state == "complete" and c.ap is not None:
+        if c.state == "complete" and c.score is not None:
             if c.reached_epoch not in self._ap:
                 self._ap[c.reached_epoch] = array("d", [math.nan]) * len(self._last)
-            self._ap[c.reached_epoch][row] = c.ap
+            self._ap[c.reached_epoch][row] = c.score
 
     def __len__(self) -> int:
         return len(self._last)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 
@@ -22,13 +22,13 @@ from profiler.atomic import write_whole
 from smnas.latency.detector_latency import DetectorLatency
 from smnas.latency.super_blocks import fit_super_block_latency
 from smnas.scoring.entropy import ENTROPY_FORMS, PUBLISHED, EntropyForm
+from smnas.search.context import SearchContext
 from smnas.search.pareto import as_points, front_layers, spread
-from smnas.search.strategies.base import Strategy
+from smnas.search.strategies.base import Strategy, StrategyKind
 from smnas.search.strategies.mae_det.maximum_entropy import Budget, EntropySearch, Found, maximum_entropy_search
 from smnas.search.study.candidate import Candidate, Proposal
 from smnas.search.study.history import History
 from smnas.search.study.run_folder import RunFolder, RunFolderError
-from smnas.search.study.settings import SearchSettings
 from smnas.space.architecture import Architecture
 from smnas.space.families.super_blocks import (
     MoveBounds,
@@ -37,12 +37,11 @@ from smnas.space.families.super_blocks import (
     mutate_super_blocks,
     seed_of,
 )
-from smnas.space.preset import Space, SpaceError
+from smnas.space.preset import SpaceError
 from smnas.space.super_block_cost import population_cost
 
 __all__ = ["MAE_DET", "ZeroShotCandidate", "ZeroShotResult", "mae_det", "zero_shot_search"]
 
-MAE_DET = "mae-det"
 
 _STREAM = 1 << 33  # apart from the trials' own random numbers, which are seeded by [seed, trial number]
 _STEPS = 100_000
@@ -105,41 +104,36 @@ class ZeroShotStage:
         return None if left is None else Proposal(left, "mutation")
 
 
-def mae_det(
-    folder: Path,
-    space: Space,
-    settings: SearchSettings,
-    latency: DetectorLatency,
-    on_step: Callable[[str], None] | None = None,
-) -> Strategy:
+def mae_det(context: SearchContext) -> Strategy:
     """The strategy, from the run folder's ``zero-shot.json``, which is made first where it is missing.
 
     Args:
-        folder: The run folder; it exists.
-        space: Gives the baseline, and the layers that a backbone may have.
-        settings: Seed, latency limit (None: the baseline's latency) and how many candidates to hand out.
-        latency: Measures blocks.
-        on_step: See :func:`zero_shot_search`, which says what else is raised.
+        context: Its space gives the baseline, and the layers that a backbone may have; its settings the seed, the
+            latency limit (None: the baseline's latency) and the trials; its latency measures blocks.
 
     Raises:
         RunFolderError: ``zero-shot.json`` can not be read.
+        SpaceError, LatencyFailedError, UserError: see :func:`zero_shot_search`.
     """
-    file = RunFolder(folder).zero_shot
+    settings, file = context.settings, RunFolder(context.folder).zero_shot
     if not file.exists():
         result = zero_shot_search(
-            space.baseline_architecture,
-            latency,
-            layers=space.modular.super_block_layers,
+            context.space.baseline_architecture,
+            cast("DetectorLatency", context.latency),  # blocks are measured: predictions alone are not enough
+            layers=context.space.modular.super_block_layers,
             limit_ms=settings.latency_ms,
             form=ENTROPY_FORMS.get(settings.scorer, PUBLISHED),
             seed=settings.seed,
             steps=_STEPS,
-            on_step=on_step,
+            on_step=lambda line: context.on_progress(line, None),
         )
         write_whole(file, json.dumps(asdict(result), indent=1) + "\n")
     found = _read(file)
     candidates = tuple(Architecture.parse(candidate.architecture) for candidate in found.candidates)
-    return Strategy(MAE_DET, (ZeroShotStage(candidates, settings.trials.modular),))
+    return Strategy(MAE_DET.name, (ZeroShotStage(candidates, settings.trials.modular),))
+
+
+MAE_DET = StrategyKind("mae-det", mae_det, one_stage=True)
 
 
 def zero_shot_search(

@@ -39,7 +39,7 @@ def trial(number: int, index: int, ap: float, latency: float, stage: str = "stru
         latency_high_ms=1.02 * latency,
         parameters=1000 + index,
         flops=2000 + index,
-        ap=ap,
+        score=ap,
         metrics={"ap": ap, "ap50": 1.5 * ap, "ap_large": math.nan},
         seconds=1.0,
         checkpoint=f"models/{name(index)}/seed-{seed}-epochs-{12 if final else 3}/checkpoint.pt",
@@ -53,8 +53,8 @@ SEARCH = [
     trial(3, 3, 0.50, 20.0, "modular"),
     trial(4, 4, 0.34, 9.5, "modular"),  # second layer
     trial(5, 5, 0.10, 30.0),  # far behind
-    replace(trial(6, 6, 0.9, 1.0), state="failed", ap=None, reason="diverged"),
-    replace(trial(7, 7, 0.9, 1.0), state="pruned", ap=None, reason="over the latency limit"),
+    replace(trial(6, 6, 0.9, 1.0), state="failed", score=None, reason="diverged"),
+    replace(trial(7, 7, 0.9, 1.0), state="pruned", score=None, reason="over the latency limit"),
 ]
 FINAL = [
     trial(8, 0, 0.40, 10.0, "final", 0),

@@ -3,12 +3,14 @@
 from bisect import bisect
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from smnas.search.context import SearchContext
 from smnas.search.ranking.finalists import finalists
-from smnas.search.strategies.base import SearchStage
+from smnas.search.strategies.base import SearchStage, Strategy
 from smnas.search.strategies.by_name import STRATEGIES, UnknownStrategyError, get_strategy
 from smnas.search.strategies.choices import DetectorChoices
 from smnas.search.strategies.halving.halving import HalvingStage
@@ -25,7 +27,7 @@ from smnas.space.preset import load_space
 NANO = load_space("nano")
 CHOICES = DetectorChoices(NANO)
 BASELINE = Candidate(
-    0, NANO.baseline_architecture, "baseline", "baseline", None, "complete", 0, 3, latency_ms=10.0, ap=0.3
+    0, NANO.baseline_architecture, "baseline", "baseline", None, "complete", 0, 3, latency_ms=10.0, score=0.3
 )
 
 
@@ -48,7 +50,7 @@ def trained(number: int, proposal: Proposal, stage: str, **changes: object) -> C
         0,
         3,
         latency_ms=latency,
-        ap=ap,
+        score=ap,
     )
     return replace(candidate, **changes)  # type: ignore[arg-type]
 
@@ -129,13 +131,13 @@ def test_a_family_without_luck_passes_the_turn() -> None:
         assert proposal is not None
         assert proposal.parent in roots
         asked[proposal.parent] += 1
-        history.append(trained(len(history), proposal, "modular", state="pruned", ap=None, reason="over the limit"))
+        history.append(trained(len(history), proposal, "modular", state="pruned", score=None, reason="over the limit"))
     assert set(asked.values()) == {5}
 
 
-@pytest.mark.parametrize("name", sorted(STRATEGIES))
+@pytest.mark.parametrize("name", sorted(set(STRATEGIES) - {"mae-det"}))  # which measures blocks
 def test_asking_is_a_pure_function_of_history_and_generator(name: str) -> None:
-    strategy = get_strategy(NANO, search_settings(strategy=name))
+    strategy = made(search_settings(strategy=name))
     assert strategy.name == name
     two_stages = [("structural", 6), ("modular", 7)]
     expected = two_stages if name in ("sm-nas", "random") else [("joint", 13)]
@@ -153,7 +155,7 @@ def test_asking_is_a_pure_function_of_history_and_generator(name: str) -> None:
 
 
 def stages_played(name: str, count: int, **changes: object) -> list[Candidate]:
-    strategy = get_strategy(NANO, search_settings(strategy=name, **changes))
+    strategy = made(search_settings(strategy=name, **changes))
     return play(strategy.stages[0], [BASELINE], count)
 
 
@@ -176,12 +178,12 @@ def test_nsga2_crosses_and_mutates_the_genes_of_its_elite() -> None:
 
 def test_nsga2_gives_a_resumed_search_the_same_children() -> None:
     history = stages_played("nsga2", 20)
-    fresh = get_strategy(NANO, search_settings(strategy="nsga2")).stages[0]
-    used = get_strategy(NANO, search_settings(strategy="nsga2")).stages[0]
+    fresh = made(search_settings(strategy="nsga2")).stages[0]
+    used = made(search_settings(strategy="nsga2")).stages[0]
     for end in (12, 20, 15):  # also back in time, as after another history
         expected = used.ask(history[:end], np.random.default_rng(end))
         assert fresh.ask(history[:end], np.random.default_rng(end)) == expected
-        fresh = get_strategy(NANO, search_settings(strategy="nsga2")).stages[0]
+        fresh = made(search_settings(strategy="nsga2")).stages[0]
 
 
 def test_regularized_evolution_lets_the_oldest_die() -> None:
@@ -204,7 +206,7 @@ def halved(trials: int, epochs: int = 9) -> list[Candidate]:
         before = [c for c in history if c.architecture == proposal.architecture]
         candidate = trained(len(history), proposal, "joint", epochs=epochs, stop_epoch=proposal.stop_epoch)
         candidate = replace(candidate, start_epoch=before[-1].reached_epoch if before else 0)
-        history.append(replace(candidate, ap=candidate.point[0] * candidate.reached_epoch / epochs))
+        history.append(replace(candidate, score=candidate.point[0] * candidate.reached_epoch / epochs))
     return history
 
 
@@ -287,7 +289,11 @@ def test_the_last_unseen_structure_is_found() -> None:
 
 def test_an_unknown_strategy_lists_the_known_ones() -> None:
     with pytest.raises(UnknownStrategyError, match=f"one of {', '.join(STRATEGIES)}, but got 'best'"):
-        get_strategy(NANO, search_settings(strategy="best"))
+        get_strategy("best")
+
+
+def made(settings: SearchSettings) -> Strategy:
+    return get_strategy(settings.strategy).make(SearchContext(Path(), settings, NANO))
 
 
 def search_settings(**changes: object) -> SearchSettings:
@@ -308,7 +314,7 @@ def search_settings(**changes: object) -> SearchSettings:
 
 def row(number: int, ap: float | None, latency: float, stage: str = "structural", state: str = "complete") -> Candidate:
     proposal = Proposal(NANO.structures[number], "random")
-    return trained(number, proposal, stage, state=state, ap=ap, latency_ms=latency)
+    return trained(number, proposal, stage, state=state, score=ap, latency_ms=latency)
 
 
 def test_finalists_are_the_baseline_and_the_best_of_the_front_that_may_win() -> None:

@@ -10,6 +10,7 @@ import pytest
 import search_stub as stub
 
 from smnas.scoring.workers.processes import InProcess
+from smnas.search.context import SearchContext
 from smnas.search.pareto import as_points, non_dominated
 from smnas.search.run import run_search
 from smnas.search.study.optuna_study import read_candidates
@@ -33,7 +34,9 @@ def test_the_dashboard_shows_both_objectives_and_the_front(tmp_path: Path) -> No
     settings = stub.settings(trials=StageTrials(structural=8, modular=4), final_epochs=0)
     pool = InProcess(stub.StubScorer(diverge_share=0.2))
     run_search(
-        tmp_path, settings, load_space("nano"), scorers=pool, latency=stub.StubLatency(), complexity=stub.complexity
+        SearchContext(tmp_path, settings, load_space("nano"), stub.StubLatency()),
+        scorers=pool,
+        complexity=stub.complexity,
     )
     app = dashboard.wsgi(f"sqlite:///{tmp_path / 'study.db'}")
     (summary,) = get(app, "/api/studies")["study_summaries"]

@@ -28,7 +28,7 @@ def candidate(number: int, rng: np.random.Generator, generation: int) -> Candida
         stop_epoch=[None, 3][int(rng.integers(2))],
         generation=generation if state == "running" else None,
         latency_ms=None if state == "failed" else float(rng.uniform(1, 9)),
-        ap=float(rng.random()) if state == "complete" else None,
+        score=float(rng.random()) if state == "complete" else None,
     )
 
 
@@ -64,7 +64,7 @@ def test_counting_as_trials_come_and_end_is_counting_all_of_them(seed: int) -> N
         running = [c for c in every if c.state == "running"]
         if running and rng.random() < 0.5:
             began = running[int(rng.integers(len(running)))]  # in any order, as workers end them
-            ended = replace(began, state="complete", ap=float(rng.random()))
+            ended = replace(began, state="complete", score=float(rng.random()))
             if rng.random() < 0.2:
                 ended = replace(began, state="failed", reason="diverged")
             history.finish(ended)
@@ -100,10 +100,10 @@ def test_trainings_that_are_followed_are_those_of_the_whole_history() -> None:
         stopped = [c for c in history.trainings.last if c.state == "complete" and c.stop_epoch is not None]
         if history.running and rng.random() < 0.5:
             began = history.running[int(rng.integers(len(history.running)))]
-            history.finish(replace(began, state="complete", ap=float(rng.random())))
+            history.finish(replace(began, state="complete", score=float(rng.random())))
         elif stopped and rng.random() < 0.5:
             before = stopped[int(rng.integers(len(stopped)))]
-            more = replace(before, number=len(history), state="running", ap=None, start_epoch=3, stop_epoch=None)
+            more = replace(before, number=len(history), state="running", score=None, start_epoch=3, stop_epoch=None)
             history.append(more)
         else:
             first = candidate(len(history), rng, 0)

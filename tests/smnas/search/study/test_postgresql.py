@@ -17,6 +17,7 @@ import pytest
 
 from smnas.report.run_folder import read_run_folder
 from smnas.scoring.workers.processes import InProcess
+from smnas.search.context import SearchContext
 from smnas.search.run import run_search
 from smnas.search.study import storage
 from smnas.search.study.candidate import Candidate
@@ -72,7 +73,7 @@ def postgresql() -> Iterator[str]:
 
 def search(folder: Path, settings: SearchSettings, stub: ModuleType, **scorer: object) -> None:
     pool = InProcess(stub.StubScorer(**scorer))
-    run_search(folder, settings, NANO, scorers=pool, latency=stub.StubLatency(), complexity=stub.complexity)
+    run_search(SearchContext(folder, settings, NANO, stub.StubLatency()), scorers=pool, complexity=stub.complexity)
 
 
 def trials(folder: Path) -> list[Candidate]:

@@ -42,7 +42,7 @@ def draft(number: int, **changes: object) -> Candidate:
 def done(candidate: Candidate) -> Candidate:
     metrics = {"ap": 0.3, "ap50": 0.5, "ap_small": 0.1}
     return replace(
-        candidate, state="complete", ap=0.3, metrics=metrics, seconds=1.5, checkpoint="models/x/checkpoint.pt"
+        candidate, state="complete", score=0.3, metrics=metrics, seconds=1.5, checkpoint="models/x/checkpoint.pt"
     )
 
 
@@ -182,7 +182,7 @@ def test_a_foreign_trial_is_refused_and_foreign_notes_are_not(tmp_path: Path) ->
         )
     connection.close()
     with Study(tmp_path) as study:
-        assert study.candidates[0].ap == 0.3
+        assert study.candidates[0].score == 0.3
     loaded.add_trial(optuna.trial.create_trial(values=[0.1, 0.2]))
     storage.remove_session()
     storage.engine.dispose()

@@ -35,7 +35,7 @@ def test_the_first_designs_are_spread_over_latency() -> None:
     stage = HalvingStage(CHOICES, 40, (3, 9), latency=milliseconds)
     history = [
         Candidate(
-            0, NANO.baseline_architecture, "baseline", "baseline", None, "complete", 0, 9, latency_ms=10.0, ap=0.3
+            0, NANO.baseline_architecture, "baseline", "baseline", None, "complete", 0, 9, latency_ms=10.0, score=0.3
         )
     ]
     for number in range(1, 10):
@@ -46,7 +46,7 @@ def test_the_first_designs_are_spread_over_latency() -> None:
         ms = milliseconds(a)
         assert ms is not None, "a design that does not run is not begun with"
         history.append(
-            Candidate(number, a, "joint", "random", None, "complete", 0, 9, stop_epoch=3, latency_ms=ms, ap=0.1)
+            Candidate(number, a, "joint", "random", None, "complete", 0, 9, stop_epoch=3, latency_ms=ms, score=0.1)
         )
     bands = {int(3 * np.log10(c.latency_ms or 0.0)) for c in history}
     assert bands == {0, 1, 2, 3, 4, 5}, "ten designs, and all of the six sixths from 1 to 100 ms have some"

@@ -123,7 +123,7 @@ def trial(number: int, index: int, ap: float, start: int, stop: int | None, stat
         start_epoch=start,
         stop_epoch=stop,
         latency_ms=5.0,
-        ap=ap if state == "complete" else None,
+        score=ap if state == "complete" else None,
     )
 
 

@@ -11,6 +11,7 @@ from profiler.errors import UserError
 from profiler.prediction.predict import Latency, LatencyModel
 from smnas.latency.detector_latency import MeasuredPart
 from smnas.scoring.entropy import detector_entropy
+from smnas.search.context import SearchContext
 from smnas.search.pareto import as_points, non_dominated
 from smnas.search.strategies.mae_det.zero_shot import ZeroShotStage, mae_det, zero_shot_search
 from smnas.search.study.candidate import Candidate
@@ -131,16 +132,16 @@ def settings(**values: object) -> SearchSettings:
 
 def test_a_run_keeps_its_candidates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("smnas.search.strategies.mae_det.zero_shot._STEPS", 3000)
-    strategy = mae_det(tmp_path, NANO, settings(), LawfulLatency())  # type: ignore[arg-type]
+    strategy = mae_det(SearchContext(tmp_path, settings(), NANO, LawfulLatency()))
     (stage,) = strategy.stages
     assert (strategy.name, stage.name, stage.trials) == ("mae-det", "modular", 3)
-    again = mae_det(tmp_path, NANO, settings(), None)  # type: ignore[arg-type]
+    again = mae_det(SearchContext(tmp_path, settings(), NANO))
     assert again == strategy, "read back, not searched again"
     document = json.loads((tmp_path / "zero-shot.json").read_text())
     document["colour"] = "blue"
     (tmp_path / "zero-shot.json").write_text(json.dumps(document))
     with pytest.raises(RunFolderError, match="must hold a zero-shot search's result"):
-        mae_det(tmp_path, NANO, settings(), None)  # type: ignore[arg-type]
+        mae_det(SearchContext(tmp_path, settings(), NANO))
 
 
 def test_candidates_are_handed_out_once() -> None:
