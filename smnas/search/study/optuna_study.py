@@ -189,8 +189,8 @@ def _candidate(trial: FrozenTrial, metric: str) -> Candidate:
     known = {field.name for field in fields(Candidate)} - set(_OWN)
     attributes = {name: value for name, value in trial.user_attrs.items() if name in known}
     try:
-        attributes.setdefault("metric", AP if attributes["stage"] == "final" else metric)
         attributes["architecture"] = Architecture.parse(attributes["architecture"])
+        attributes.setdefault("metric", AP if attributes["stage"] == "final" else metric)
         candidate = Candidate(number=trial.number, state=_NAMES[trial.state], **attributes)
     except (KeyError, TypeError, ArchitectureError) as error:
         raise RunFolderError(

@@ -11,19 +11,11 @@ from smnas.cli import search
 from smnas.cli.main import application
 from smnas.cli.terminal.exit_codes import run
 from smnas.data.shapes import generate_shapes
-from smnas.latency.detector_latency import DetectorLatency
+from smnas.search.context import SearchContext
 from smnas.search.ranking.ranking import Ranking, RankingRow
 from smnas.search.ranking.recommendation import Recommendation
 from smnas.search.study.settings import read_settings
 from smnas.space.preset import load_space
-from smnas.training.recipe import load_recipe
-
-
-def test_trainings_that_stop_are_averaged_over_about_an_epoch() -> None:
-    recipe = load_recipe("nano").with_(batch_size=8)
-    assert search._ema_decay(480, recipe) == pytest.approx(1 - 1 / 60)
-    assert search._ema_decay(8, recipe) == 0.9, "at least some ten steps"
-    assert search._ema_decay(10**6, recipe) == 0.999
 
 
 @pytest.mark.parametrize(
@@ -69,8 +61,9 @@ def test_a_search_in_int8_measures_in_int8_and_is_resumed_so(
     small = load_space("nano").structures[0]
     predicted: list[Latency] = []
 
-    def search_nothing(*_: object, latency: DetectorLatency, **__: object) -> None:
-        predicted.append(latency.predict(small))
+    def search_nothing(context: SearchContext, **_: object) -> None:
+        assert context.latency is not None
+        predicted.append(context.latency.predict(small))
 
     row = RankingRow(1, str(small), "0", "baseline", "final", True, 0.1, None, (0.1,), None, (0,), 1, 1.0, None, None)
     ranking = Ranking((row,), Recommendation(row.architecture, "it is there"))
