@@ -132,9 +132,11 @@ class Space(Bounds):
         # Reads every part once, so that a wrong preset fails when it is loaded and not hours into a search.
         try:
             _ = (self.backbones, self.necks, self.rpns, self.heads, self.inputs)
-            Architecture.parse(self.baseline)
+            baseline = self.baseline_architecture
         except ArchitectureError as error:
             raise ValueError(str(error)) from error
+        if not self.contains(baseline):
+            raise ValueError(f"the baseline must be an architecture of the space, but got {baseline}")
         return self
 
     @cached_property

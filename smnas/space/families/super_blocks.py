@@ -83,8 +83,8 @@ class SuperBlock:
     def __post_init__(self) -> None:
         for what, channels in (("output", self.out), ("width", self.width)):
             require(
-                8 <= channels <= 4096 and channels % 8 == 0,
-                f"a super-block's {what} is a multiple of 8 from 8 to 4096",
+                8 <= channels <= 4096 and channels % 2 == 0,
+                f"a super-block's {what} is even and from 8 to 4096",
                 channels,
             )
         require(self.kernel in (3, 5), "a super-block's kernel is 3 or 5", self.kernel)
@@ -133,8 +133,8 @@ class SuperBlockSpec(Backbone):
 
     def __post_init__(self) -> None:
         require(
-            8 <= self.stem <= 512 and self.stem % 8 == 0,
-            "the stem of super-blocks is a multiple of 8 from 8 to 512 channels",
+            8 <= self.stem <= 512 and self.stem % 2 == 0,
+            "the stem of super-blocks is even and from 8 to 512 channels",
             self.stem,
         )
         require(1 <= len(self.stages) <= 4, "a backbone of super-blocks has one to four stages", len(self.stages))
@@ -236,6 +236,10 @@ class SuperBlockSpec(Backbone):
                 drawn = drawn.mutated(bounds, rng) or drawn
         return drawn
 
+    @classmethod
+    def genes(cls, bounds: SuperBlockBounds, listed: Sequence[Backbone]) -> "_Genes":
+        return _Genes([choice for choice in listed if isinstance(choice, SuperBlockSpec)])
+
     def rough_cost(self, pixels: int) -> tuple[float, float, int]:
         cost = 0.0
         for level, stage in enumerate(self.stages):
@@ -251,6 +255,25 @@ class SuperBlockSpec(Backbone):
             "blocks": self.depth,
             **{f"stage{index + 1}_blocks": self.stage_depth(index) for index in range(len(self.stages))},
         }
+
+
+class _Genes:
+    """No genes: a backbone that is not listed is encoded as the first listed one of its layout."""
+
+    genes = neutral = ()
+
+    def __init__(self, listed: Sequence[SuperBlockSpec]) -> None:
+        self._listed = listed
+
+    def family(self, backbone: SuperBlockSpec) -> SuperBlockSpec | None:
+        near = [choice for choice in self._listed if choice.layout == backbone.layout]
+        return backbone if backbone in near else next(iter(near), None)
+
+    def encode(self, backbone: SuperBlockSpec) -> tuple[int, ...]:
+        return ()
+
+    def decode(self, family: SuperBlockSpec, values: Sequence[int]) -> SuperBlockSpec:
+        return family
 
 
 @dataclass(frozen=True)
@@ -372,7 +395,7 @@ class MoveBounds:
         return True
 
     def count(self, layout: tuple[int, ...]) -> int:
-        """How many backbones of this layout the bounds contain, exactly.
+        """How many backbones of this layout with channels in multiples of 8 the bounds contain, exactly.
 
         Block by block: a number of ways for every (channels written, bottlenecks so far).
         """

@@ -1,11 +1,13 @@
 """Genes and back: every architecture of a space survives, and every row of genes that decodes is in the space."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from smnas.space.architecture import Architecture, FCOSSpec, RPNKind
 from smnas.space.encoding import Encoding
-from smnas.space.preset import SpaceError, load_space
+from smnas.space.preset import SpaceError, load_space, space_toml
 from smnas.space.sampling import sample_modular, sample_structural
 
 PRESETS = ["nano", "small", "paper"]
@@ -83,3 +85,19 @@ def test_vectors_tell_designs_apart_and_are_finite() -> None:
     vectors = np.array([encoding.vector(a) for a in drawn])
     assert np.isfinite(vectors).all()
     assert len(np.unique(vectors, axis=0)) == len(drawn)
+
+
+def test_super_blocks_of_ones_own_space_are_encoded_by_their_layout(tmp_path: Path) -> None:
+    listed = "k1kxk1_16_32b16k3r1-64b16k3r1-128b32k3r1"
+    file = tmp_path / "mine.toml"
+    file.write_text(space_toml(load_space("nano")).replace('"inverted_16_1-21-21"', f'"{listed}"'))
+    space, rng = load_space(str(file)), np.random.default_rng(0)
+    encoding = Encoding(space)
+    parent = Architecture.parse(f"{listed}+fpn_2-4_48+rpn+rcnn_128+128x128")
+    assert encoding.decode(encoding.encode(parent)) == parent
+    child = sample_modular(space, parent, rng)
+    assert child.backbone != parent.backbone
+    decoded = encoding.decode(encoding.encode(child))
+    assert decoded is not None
+    assert decoded.backbone == parent.backbone
+    assert (encoding.vector(child) != encoding.vector(parent)).any()

@@ -116,3 +116,16 @@ def test_the_modular_space_evolves_super_blocks() -> None:
 
 def test_a_seed_is_rounded_to_what_the_language_can_write() -> None:
     assert str(seed_like(20, (36, 84), (9, 3), (2, 1))) == "k1kxk1_24_40b8k3r2-88b8k3r1"
+
+
+def test_channels_that_are_no_multiples_of_8_move_to_such_ones() -> None:
+    spec = parse_backbone("k1kxk1_80_156b80k3r1-608b88k5r2-912b220k5r3.912b226k3r1-2034b240k5r1")
+    assert isinstance(spec, SuperBlockSpec)
+    bounds = MoveBounds(layers=91)
+    assert bounds.contains(spec)
+    parents = SuperBlockPopulation.copies(spec, 500)
+    children, _ = mutate_super_blocks(parents, bounds, np.random.default_rng(0))
+    for mine, before in ((children.out, parents.out), (children.width, parents.width)):
+        assert (mine != before).any()
+        assert ((mine % 8 == 0) | (mine == before) | (mine == children.out)).all()
+    assert all(bounds.contains(child) for child in map(children.spec, range(500)) if 1 + 3 * child.depth <= 91)
