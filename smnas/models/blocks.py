@@ -170,7 +170,7 @@ def _shortcut(norm: NormKind, in_channels: int, out_channels: int, stride: int, 
 class InvertedResidual(nn.Module):
     """MobileNetV2's block (Sandler et al., arXiv 1801.04381): widen, filter each channel by itself, narrow linearly.
 
-    A 1x1 convolution to ``expansion`` times the channels, a depthwise 3x3 one and a 1x1 one without activation. The
+    A 1x1 convolution to ``expansion`` times the channels, a depthwise one and a 1x1 one without activation. The
     input is added where it has the output's shape.
 
     Args:
@@ -180,17 +180,26 @@ class InvertedResidual(nn.Module):
         stride: Of the depthwise convolution.
         groups: Of a GroupNorm, at most.
         expansion: With 1 there is no widening convolution, as in the published network's first block.
+        kernel: Side of the depthwise convolution.
     """
 
     def __init__(
-        self, norm: NormKind, in_channels: int, out_channels: int, stride: int, groups: int, *, expansion: int = 6
+        self,
+        norm: NormKind,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        groups: int,
+        *,
+        expansion: int = 6,
+        kernel: int = 3,
     ) -> None:
         super().__init__()
         inner = in_channels * expansion
         self.conv = nn.Sequential()
         if expansion != 1:
             self.conv.append(_relu6(conv2d(norm, in_channels, inner, 1), norm2d(norm, inner, groups)))
-        self.conv.append(_relu6(conv2d(norm, inner, inner, 3, stride, groups=inner), norm2d(norm, inner, groups)))
+        self.conv.append(_relu6(conv2d(norm, inner, inner, kernel, stride, groups=inner), norm2d(norm, inner, groups)))
         self.conv.append(conv2d(norm, inner, out_channels, 1))
         self.conv.append(norm2d(norm, out_channels, groups))
         self.adds_input = stride == 1 and in_channels == out_channels

@@ -16,6 +16,7 @@ from smnas.scoring.base import Score, ScoringFailedError
 from smnas.search.study.candidate import Complexity
 from smnas.search.study.settings import DataFacts, SearchSettings, StageTrials
 from smnas.space.architecture import Architecture, C4Spec
+from smnas.space.families.mbconv import MBConvSpec
 from smnas.space.families.mobilenetv2 import MobileNetV2Spec
 from smnas.space.families.super_blocks import SuperBlockSpec
 
@@ -32,6 +33,8 @@ def load_of(a: Architecture) -> float:
         width, depth = a.backbone.width_percent / 4, 17
     elif isinstance(a.backbone, SuperBlockSpec):
         width, depth = a.backbone.super_blocks[-1].out ** 0.5, a.backbone.depth
+    elif isinstance(a.backbone, MBConvSpec):
+        width, depth = a.backbone.stages[-1].width, sum(len(stage.layers) for stage in a.backbone.stages)
     else:
         width, depth = a.backbone.stage_widths()[-1][-1] * a.backbone.expansion**0.5, a.backbone.depth
     neck = 32 if isinstance(a.neck, C4Spec) else a.neck.width

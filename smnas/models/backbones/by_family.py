@@ -4,12 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 from smnas.models.backbones.base import FeatureBackbone
+from smnas.models.backbones.mbconv import MBConvBackbone
 from smnas.models.backbones.mobilenetv2 import MobileNetV2Backbone
 from smnas.models.backbones.resnet import ResNetBackbone
 from smnas.models.backbones.super_blocks import SuperBlockBackbone
 from smnas.models.layers import NormKind
 from smnas.space.convolutions import StemKind
 from smnas.space.families.base import Backbone
+from smnas.space.families.mbconv import MBConvSpec
 from smnas.space.families.mobilenetv2 import MobileNetV2Spec
 from smnas.space.families.resnet import ResNetSpec
 from smnas.space.families.super_blocks import SuperBlockSpec
@@ -20,6 +22,7 @@ _BUILDERS: dict[type[Backbone], Callable[[Any, NormKind, StemKind, int | None], 
     ResNetSpec: ResNetBackbone,
     MobileNetV2Spec: MobileNetV2Backbone,
     SuperBlockSpec: SuperBlockBackbone,
+    MBConvSpec: MBConvBackbone,
 }
 
 

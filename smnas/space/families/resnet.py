@@ -34,20 +34,22 @@ _REMEMBERED = 1 << 14
 class ResNetBounds(StageBounds):
     """What stage 2 may change in a coded backbone. The kind of block and the number of stages stay."""
 
-    blocks: tuple[BlockKind, ...] = Field(min_length=1, description="kinds of blocks whose backbones are evolved")
-    bases: tuple[int, ...] = Field(min_length=1, description="base widths, ascending")
-    min_blocks: int = Field(ge=1)
-    max_blocks: int = Field(ge=1)
-    min_doublings: int = Field(ge=0)
-    max_doublings: int = Field(ge=0)
+    blocks: tuple[BlockKind, ...] = Field(default=(), description="kinds of blocks whose backbones are evolved")
+    bases: tuple[int, ...] = Field(default=(), description="base widths, ascending")
+    min_blocks: int = Field(default=1, ge=1)
+    max_blocks: int = Field(default=16, ge=1)
+    min_doublings: int = Field(default=0, ge=0)
+    max_doublings: int = Field(default=3, ge=0)
 
     _ascending_bases = field_validator("bases")(ascending)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
+        if self.blocks and not self.bases:
+            raise ValueError("blocks that are evolved need bases")
         if self.min_blocks > self.max_blocks or self.min_doublings > self.max_doublings:
             raise ValueError("a lower bound must not exceed its upper bound")
-        if self.max_blocks < max(self.stages):
+        if self.blocks and self.max_blocks < max(self.stages):
             raise ValueError("max_blocks must give every stage a block")
         if self.min_doublings > self.max_blocks:
             raise ValueError("min_doublings must not exceed max_blocks")
@@ -266,8 +268,8 @@ class ResNetSpec(Backbone):
         return replace(self, base=base, code=sample_code(bounds, len(self.stages), rng))
 
     @classmethod
-    def genes(cls, bounds: ResNetBounds, listed: Sequence[Backbone]) -> "_Genes":
-        return _Genes(bounds)
+    def genes(cls, bounds: ResNetBounds, listed: Sequence[Backbone]) -> "_Genes | None":
+        return _Genes(bounds) if bounds.blocks else None
 
     def rough_cost(self, pixels: int) -> tuple[float, float, int]:
         cost = 0.0

@@ -49,7 +49,14 @@ def test_super_blocks_like_resnet50_cost_what_torchs_counter_says(size: tuple[in
 
 def random_backbones() -> list[Backbone]:
     rng = np.random.default_rng(0)
-    written = ["k1kxk1_8_16b8k3r1-24b8k5r2-24b16k3r1.32b8k3r1-40b8k5r1", "mobilenetv2_35", "mobilenetv2_140"]
+    written = [
+        "k1kxk1_8_16b8k3r1-24b8k5r2-24b16k3r1.32b8k3r1-40b8k5r1",
+        # channels like MAE-DET-L's, whose third bottleneck is 220 wide
+        "k1kxk1_80_156b80k3r1-608b88k5r2-912b220k5r3.912b226k3r1-2034b240k5r1",
+        "mbconv_16_24k3e6.k5e4-40k5e1.k3e3-80k7e6",
+        "mobilenetv2_35",
+        "mobilenetv2_140",
+    ]
     drawn = []
     for name in ("nano", "small", "paper"):
         space = load_space(name)

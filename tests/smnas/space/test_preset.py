@@ -226,6 +226,8 @@ def test_a_restriction_holds_in_both_stages_and_its_share_is_exact() -> None:
             "min_doublings = 7\nmax_doublings = 8",
             r"min_doublings must not exceed",
         ),
+        ("bases = [8, 12]\n", "", r"blocks that are evolved need bases"),
+        ("stages = [2, 3]\n", "", r"modular\.stages: Field required"),
         ("[structural]", "[structural", r"must be TOML"),
     ],
 )
@@ -252,7 +254,7 @@ def test_a_space_of_ones_own_is_read_from_its_file(tmp_path: Path) -> None:
     file.write_text(MINIMAL.replace("max_blocks = 5", "depth = 5"), encoding="utf-8")
     with pytest.raises(SpaceError) as caught:
         load_space(str(file))
-    assert str(caught.value) == f"{file}: modular.max_blocks: Field required"
+    assert str(caught.value) == f"{file}: modular.depth: Extra inputs are not permitted"
 
 
 @pytest.mark.parametrize("name", ["missing.toml", "folder.toml", "binary.toml"])

@@ -208,7 +208,10 @@ def test_channels_and_strides_of_any_code(code, block, stem):
         assert x.shape == (1, width * expansion, rows, columns)
 
 
-@pytest.mark.parametrize("text", ["basicblock_8_1-2-1", "inverted_8_1-2-1", "resnext4x16_8_1-2-1", "mobilenetv2_25"])
+@pytest.mark.parametrize(
+    "text",
+    ["basicblock_8_1-2-1", "inverted_8_1-2-1", "resnext4x16_8_1-2-1", "mobilenetv2_25", "mbconv_8_8k3e3-16k5e3-24k7e6"],
+)
 @pytest.mark.parametrize("extra", ["pool", "conv"])
 def test_every_pyramid_of_levels_1_to_7_builds(text, extra):
     backbone = build_backbone(parse_backbone(text)).eval()
@@ -237,7 +240,14 @@ def test_every_convolution_of_a_backbone_is_standardized(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["basicblock_8_1-2-1", "bottleneck_8_12-1", "resnext4x16_8_1-2-1", "inverted_8_11-2-1"]
+    "text",
+    [
+        "basicblock_8_1-2-1",
+        "bottleneck_8_12-1",
+        "resnext4x16_8_1-2-1",
+        "inverted_8_11-2-1",
+        "mbconv_8_12k3e3.k5e1-24k7e6",
+    ],
 )
 @pytest.mark.parametrize("stem", ["deep", "imagenet"])
 @pytest.mark.parametrize("norm", ["gn-ws", "bn"])
