@@ -32,6 +32,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
         "inverted_8_1-21-2",
         "mobilenetv2_25",
         "k1kxk1_8_16b8k3r1-24b8k5r2-24b16k3r1.32b8k3r1-40b8k5r1",
+        "mbconv_8_8k3e3-12k5e1.k3e4-16k7e6",
     ),
     "neck": ("c4", "fpn_1-3_16", "fpn_2-4_16", "fpn_3-6_16", "fpn_2-7_16"),
     "extra": ("", "p", "c"),
@@ -94,7 +95,7 @@ def test_the_sample_covers_every_pair_that_fits_together() -> None:
     impossible |= {f"c4 with {what}" for what in ("p", "c", "norpn", *one_stage)}
     # a letter that says what would happen anyway, or where no level is extra, is refused
     unclear = {
-        m for m in missing if re.fullmatch(r"(fpn|.*block|.*next|inverted|mobile|k1kxk1)\S* with [pc]|[pc] with \S+", m)
+        m for m in missing if re.fullmatch(r"(fpn|.*block|.*next|inverted|mobile|k1kxk1|mbconv)\S* with [pc]|[pc] with \S+", m)
     }
     assert set(missing) - unclear <= impossible, sorted(set(missing) - unclear - impossible)
     assert len(CASES) < 50
