@@ -20,11 +20,10 @@ from benchmarks.common.gpu_question import Answer, Setting
 from benchmarks.common.machine import one_line
 from benchmarks.common.turns import interval, ratios, take_turns
 from benchmarks.kernels.box_kernel_cases import nms_cases, pooling_cases
-from benchmarks.kernels.kernel_cases import PAPER_BASELINE, Case, norm_cases, standardization_cases
+from benchmarks.kernels.kernel_cases import Case, norm_cases, standardization_cases
 from benchmarks.training.training_step import Trainer
 from kernels.dispatch import Choice
 from profiler.timing.measurement import CudaTimer, Timer, WallTimer
-from smnas.models.layers import NormKind
 from smnas.space.architecture import Architecture
 
 AIMS = {
@@ -40,13 +39,10 @@ _ROUNDS = 9
 
 
 def run(setting: Setting, answer: Answer) -> str:
-    """Check and time every case, then whole training steps, then whether training ends the same."""
+    """Check and time every case, then whether training ends the same."""
     answer.put(aims=AIMS, interpreted=setting.device.kind == "cpu")
-    deadline = setting.deadline - 0.45 * setting.left_s
-    parts = [_time_cases(setting, answer, deadline)]
-    parts.append(_time_steps(setting, answer, setting.deadline - 0.4 * setting.left_s))
-    parts.append(_train_alike(setting, answer))
-    return "; ".join(parts)
+    cases = _time_cases(setting, answer, setting.deadline - 0.15 * setting.left_s)
+    return f"{cases}; {_train_alike(setting, answer)}"
 
 
 def run_operators(setting: Setting, answer: Answer) -> str:
@@ -143,56 +139,8 @@ def _figures(case: Case, times: dict[str, list[float]], copied_bytes: int) -> di
     return found
 
 
-def _time_steps(setting: Setting, answer: Answer, deadline: float) -> str:
-    """Whole training steps: with kernels, without, and of the same detector with BatchNorm."""
-    architecture, batch_size, steps = (TINY_DENSE, 1, 1) if setting.quick else (PAPER_BASELINE, 4, 2)
-    parsed = Architecture.parse(architecture)
-    batch = prepared_batch(parsed, batch_size)
-    variants: dict[str, tuple[Choice, NormKind]] = {
-        "eager": ("torch", "gn-ws"),
-        "kernels": ("triton", "gn-ws"),
-        "batch norm": ("torch", "bn"),
-    }
-    parts = []
-    for last in (True, False):
-        layout = "channels-last" if last else "contiguous"
-        row: dict[str, Any] = {"architecture": architecture, "layout": layout, "batch": batch_size, "steps": steps}
-        try:
-            trainers = {
-                name: Trainer(
-                    setting,
-                    parsed,
-                    "small",
-                    batch_size,
-                    "off" if setting.device.kind == "cpu" else "bf16",
-                    channels_last=last,
-                    batch=batch,
-                    steps=steps,
-                    norm=norm,
-                    kernels=kernels,
-                )
-                for name, (kernels, norm) in variants.items()
-            }
-            until = time.monotonic() + (deadline - time.monotonic()) / (2 if last else 1)
-            runs = {name: trainer.round for name, trainer in trainers.items()}
-            turns = take_turns(runs, 2 if setting.quick else 40, least=2, until=until)
-            seconds = {name: [took for took, _ in turn] for name, turn in turns.items()}
-            row["seconds"] = seconds
-            row["eager_against"] = {name: interval(ratios(seconds["eager"], each)) for name, each in seconds.items()}
-            ratios = ", ".join(f"{name} {row['eager_against'][name]['median']:.2f}" for name in variants)
-            parts.append(f"a step's speed against eager's, {layout}: {ratios}")
-            del trainers
-        except Exception as error:  # noqa: BLE001 - a layout that does not train is its own answer
-            row["failed"] = one_line(error)
-            parts.append(f"{layout} failed")
-        answer.add("training_steps", row)
-        if setting.device.kind == "cuda":
-            torch.cuda.empty_cache()
-    return "; ".join(parts)
-
-
 def _train_alike(setting: Setting, answer: Answer) -> str:
-    """Losses of one training with and without kernels, beside those of the same training twice without."""
+    """Losses of one run with and without kernels, beside those of the same run twice without."""
     architecture, batch_size, steps = (TINY_DENSE, 1, 3) if setting.quick else (NANO_BASELINE, 8, 200)
     parsed = Architecture.parse(architecture)
     batch = prepared_batch(parsed, batch_size)

@@ -6,9 +6,9 @@ Ten detectors of a preset in ONNX Runtime on the CPU, one thread. Each is timed 
 - a plain loop in the way of ``onnxruntime_perf_test``: ``session.run`` with its feeds, the clock read around each run,
 - ONNX Runtime's own profiler: the ``model_run`` events of a session with profiling switched on,
 
-and what counts is the median over rounds of the ratios within a round, so that a drift of the machine meets all alike;
-whether ours or the loop comes first changes from round to round. On a quiet machine the first two are expected within
-2%. The profiler writes an event for every node, which costs time, so it runs in the first rounds only.
+in random order. What counts is the median over rounds of the ratios within a round, so that a drift of the machine
+meets all alike. On a quiet machine the first two are expected within 2%. The profiler writes an event for every node,
+which costs time, so it runs in the first rounds only.
 
     OMP_NUM_THREADS=1 python -m benchmarks.latency.independent_clock
 """
@@ -27,6 +27,7 @@ import numpy as np
 
 from benchmarks.common.answers import argument_parser, keep_answer
 from benchmarks.common.detectors import deployed
+from benchmarks.common.turns import ratios, take_turns
 from profiler.backends import get_backend
 from profiler.backends.onnxruntime import OnnxRuntimeBackend, session_options
 from profiler.graphs.export import to_onnx
@@ -87,29 +88,29 @@ def compare(architecture: Architecture, rounds: int) -> dict[str, Any]:
     providers = backend.provider_list()
     with tempfile.TemporaryDirectory() as folder:
         plain = runtime.InferenceSession(model, session_options(runtime, 1), providers=providers)
-        found: dict[str, list[float]] = {"ours": [], "loop": [], "own_profile": []}
         clocks: dict[str, Callable[[], float]] = {
             "ours": lambda: measure(ours.run, timer=ours.timer, settings=_TIMING).median_ms,
             "loop": lambda: loop_ms(plain, feeds),
         }
-        for number in range(rounds):
-            for name in sorted(clocks, reverse=number % 2 == 0):
-                found[name].append(clocks[name]())
-            if number >= _PROFILED_ROUNDS:
-                continue
+
+        def own_profile() -> float:
             options = session_options(runtime, 1)
             options.enable_profiling = True
-            options.profile_file_prefix = str(Path(folder) / f"round-{number}")
+            options.profile_file_prefix = str(Path(folder) / "profile")
             profiled = runtime.InferenceSession(model, options, providers=providers)
             for _ in range(2 * _LOOP_RUNS):
                 profiled.run(None, feeds)
             events = json.loads(Path(profiled.end_profiling()).read_text())
-            runs = [event["dur"] / 1e3 for event in events if event["name"] == "model_run"]
-            found["own_profile"].append(statistics.median(runs[_LOOP_RUNS:]))
+            runs: list[float] = [event["dur"] / 1e3 for event in events if event["name"] == "model_run"]
+            return float(statistics.median(runs[_LOOP_RUNS:]))
+
+        found = take_turns({**clocks, "own_profile": own_profile}, min(rounds, _PROFILED_ROUNDS))
+        for name, times in take_turns(clocks, rounds - _PROFILED_ROUNDS).items():
+            found[name] += times
 
     def against_ours(name: str) -> float:
-        ratios = [other / own for other, own in zip(found[name], found["ours"], strict=False)]  # fewer are profiled
-        return statistics.median(ratios) - 1
+        times = found[name]
+        return statistics.median(ratios(times, found["ours"][: len(times)])) - 1
 
     return {
         "architecture": str(architecture),
