@@ -8,7 +8,7 @@ much (None where that is unknown), and the current item; notes go to the logger 
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -142,6 +142,7 @@ def train(
     norm: str | None = None,
     stem: str | None = None,
     drop_bad_boxes: bool = False,
+    drop_bad_images: bool = False,
     seed: int = 0,
     on_epoch: "Callable[[EpochLog], None] | None" = None,
     on_progress: OnProgress = _quiet,
@@ -161,6 +162,7 @@ def train(
         norm: ``gn-ws`` (the default) or ``bn`` (the default with ``pretrained``).
         stem: ``deep`` (the default) or ``imagenet`` (the default with ``pretrained``).
         drop_bad_boxes: Leave out boxes without a size or outside their image.
+        drop_bad_images: Leave out images that are missing, damaged or of another size than annotated.
         seed: Random seed.
         on_epoch: Called after every epoch.
         on_progress: Called while training and evaluating.
@@ -169,6 +171,7 @@ def train(
         UserError: an argument or the data breaks a rule, or ``out`` holds another run.
         ScoringFailedError: training diverges or breaks.
     """
+    from smnas.data.coco import box_notes
     from smnas.models.layers import NormKind
     from smnas.models.pretrained import read_weights
     from smnas.scoring.trained_ap import TrainedAP
@@ -186,17 +189,20 @@ def train(
     stem_kind = _one_of("--stem", StemKind, stem or ("deep" if weights is None else "imagenet"))
     with ExitStack() as stack:
         replicas, device = stack.enter_context(replicas_from_environment())
-        folder = _open_data(data, drop_bad_boxes=drop_bad_boxes, note=replicas.first)
+        folder = _open_data(data, drop_bad_boxes=drop_bad_boxes, drop_bad_images=drop_bad_images, note=replicas.first)
         images = len(folder.split("train"))
         if batch_size is not None and batch_size > images:
             raise UserError(
                 f"--batch-size must be at most the number of training images, {images}, but got {batch_size}"
             )
+        size = architecture.input_width, architecture.input_height
+        small = box_notes(folder.split("train"), [size], settings.augmentation.min_side_px)
         before = out / CHECKPOINT_FILE
         finished = list(load_checkpoint(before).history) if before.exists() else []
         if replicas.first and not finished:
             _check_images(folder, on_progress)
         if replicas.first:
+            _note(small)
             together = f" in {replicas.count} processes" if replicas.count > 1 else ""
             _log.info("training on %s%s: %d images, %d epochs", device, together, images, settings.epochs)
         board = stack.enter_context(Board(out / "tensorboard", finished)) if tensorboard and replicas.first else None
@@ -261,6 +267,7 @@ def evaluate(
     *,
     batch: int | None = None,
     drop_bad_boxes: bool = False,
+    drop_bad_images: bool = False,
     on_progress: OnProgress = _quiet,
 ) -> Evaluation:
     """Evaluate a model on the validation images by pycocotools; an exported file is run as it is.
@@ -270,6 +277,7 @@ def evaluate(
         data: COCO-format folder.
         batch: Images per call; by default 8, or the nearest number of whole batches of an exported file.
         drop_bad_boxes: Leave out boxes without a size or outside their image.
+        drop_bad_images: Leave out images that are missing, damaged or of another size than annotated.
         on_progress: Called while evaluating.
 
     Raises:
@@ -282,7 +290,7 @@ def evaluate(
 
     file = model_file(Path(model))
     network = load_model(file, device=training_device())
-    split = _open_data(data, drop_bad_boxes=drop_bad_boxes).split("val")
+    split = _open_data(data, drop_bad_boxes=drop_bad_boxes, drop_bad_images=drop_bad_images).split("val")
     own = network.metadata.batch
     at_once = batch or own * max(1, _EVALUATED_AT_ONCE // own)
     metrics = evaluate_model(network, split, at_once, lambda done, total: on_progress("evaluating", done, total, ""))
@@ -300,6 +308,7 @@ def export(
     compute_capability: Sequence[str] = (),
     max_ap_drop: float = 0.01,
     drop_bad_boxes: bool = False,
+    drop_bad_images: bool = False,
 ) -> "ExportReport":
     """Export a trained checkpoint to one file, compared with the checkpoint's own outputs.
 
@@ -313,6 +322,7 @@ def export(
         compute_capability: GPUs that a ``tensorrt-rtx`` engine must run on, such as ``8.9``.
         max_ap_drop: Largest loss of AP against the checkpoint, with ``data``.
         drop_bad_boxes: Leave out boxes without a size or outside their image.
+        drop_bad_images: Leave out images that are missing, damaged or of another size than annotated.
 
     Raises:
         UserError: an argument, the model or the data breaks a rule.
@@ -322,7 +332,7 @@ def export(
     from smnas.inference.model_file import model_file
 
     file = model_file(Path(model), prefer="checkpoint")
-    folder = None if data is None else _open_data(data, drop_bad_boxes=drop_bad_boxes)
+    folder = None if data is None else _open_data(data, drop_bad_boxes=drop_bad_boxes, drop_bad_images=drop_bad_images)
     dataset = None if folder is None else folder.split("val")
     calibrated = folder.split("train") if folder is not None and precision == "int8" else None
     return export_detector(
@@ -790,16 +800,25 @@ def _one_of(option: str, kinds: Any, name: str) -> Any:
     return name
 
 
-def _open_data(root: StrPath, *, drop_bad_boxes: bool, note: bool = True) -> "CocoFolder":
+def _open_data(
+    root: StrPath, *, drop_bad_boxes: bool, drop_bad_images: bool = False, note: bool = True
+) -> "CocoFolder":
     from smnas.data.coco import CocoFolder
 
-    folder = CocoFolder(root, drop_bad_boxes=drop_bad_boxes)
-    if folder.dropped and note:
-        _log.info("left out %d boxes of %s without a size or outside their image", folder.dropped, root)
+    folder = CocoFolder(root, drop_bad_boxes=drop_bad_boxes, drop_bad_images=drop_bad_images)
+    if note:
+        _note(folder.notes)
     return folder
+
+
+def _note(lines: Iterable[str]) -> None:
+    for line in lines:
+        _log.info("%s", line)
 
 
 def _check_images(folder: "CocoFolder", on_progress: OnProgress) -> None:
     """Decode the validation images once: training reads its own in its first minutes, and these at its end."""
     phase = "checking validation images"
+    before = folder.notes
     folder.split("val").require_decodable(lambda done, total: on_progress(phase, done, total, ""))
+    _note(line for line in folder.notes if line not in before)

@@ -6,7 +6,15 @@ import typer
 
 from smnas.cli.metrics import show_metrics
 from smnas.cli.terminal.console import Output
-from smnas.cli.terminal.options import DataOption, DropBadBoxesOption, JsonOption, ModelOption, QuietOption, examples
+from smnas.cli.terminal.options import (
+    DataOption,
+    DropBadBoxesOption,
+    DropBadImagesOption,
+    JsonOption,
+    ModelOption,
+    QuietOption,
+    examples,
+)
 from smnas.cli.terminal.progress import PhaseSteps
 
 __all__ = ["EXAMPLES", "evaluate"]
@@ -27,6 +35,7 @@ def evaluate(
         ),
     ] = None,
     drop_bad_boxes: DropBadBoxesOption = False,
+    drop_bad_images: DropBadImagesOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -40,7 +49,14 @@ def evaluate(
         from smnas import api
 
         with PhaseSteps(output) as steps:
-            found = api.evaluate(model, data, batch=batch, drop_bad_boxes=drop_bad_boxes, on_progress=steps.step)
+            found = api.evaluate(
+                model,
+                data,
+                batch=batch,
+                drop_bad_boxes=drop_bad_boxes,
+                drop_bad_images=drop_bad_images,
+                on_progress=steps.step,
+            )
         metrics = found.metrics.as_dict()
         output.result(
             {"model": found.model, "data": data, "images": found.images, "metrics": metrics},

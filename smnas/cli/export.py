@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from smnas.cli.terminal.console import Output, show_facts
-from smnas.cli.terminal.options import DropBadBoxesOption, ModelOption, OutputOptions, examples
+from smnas.cli.terminal.options import DropBadBoxesOption, DropBadImagesOption, ModelOption, OutputOptions, examples
 
 if TYPE_CHECKING:
     from smnas.deploy.export import ExportReport
@@ -50,6 +50,7 @@ class ExportOptions(OutputOptions):
         float, typer.Option(min=0.0, max=1.0, help="Largest loss of AP against the checkpoint, with --data.")
     ] = 0.01
     drop_bad_boxes: DropBadBoxesOption = False
+    drop_bad_images: DropBadImagesOption = False
 
 
 def export(options: ExportOptions) -> None:

@@ -12,6 +12,7 @@ from smnas.cli.terminal.options import (
     ArchOption,
     DataOption,
     DropBadBoxesOption,
+    DropBadImagesOption,
     OutputOptions,
     SeedOption,
     examples,
@@ -72,6 +73,7 @@ class TrainOptions(OutputOptions):
         ),
     ] = None
     drop_bad_boxes: DropBadBoxesOption = False
+    drop_bad_images: DropBadImagesOption = False
     seed: SeedOption = 0
 
 

@@ -74,6 +74,7 @@ class DetectionDataset:
         cache_bytes: the memory limit of :meth:`shrunk`.
 
     Attributes:
+        root_class: category id and name of the others' group, which is no class, where the file has one.
         orientation_is_assumed: an image was turned as its EXIF orientation says although nothing in the file proves
             that its boxes were drawn on the turned image.
     """
@@ -87,6 +88,7 @@ class DetectionDataset:
         self._cached_bytes = 0
         self._lock = threading.Lock()
         self.orientation_is_assumed = False
+        self.root_class: tuple[int, str] | None = None
 
     def __len__(self) -> int:
         return len(self._annotations.image_ids)
@@ -332,6 +334,8 @@ class CocoFolder:
             found = {split: (one.without_class(train.root), folder) for split, (one, folder) in found.items()}
         _require_names(found["train"][0])
         self._splits = {split: DetectionDataset(*pair, cache_bytes) for split, pair in found.items()}
+        for dataset in self._splits.values():
+            dataset.root_class = self.root_class
 
     @property
     def classes(self) -> tuple[str, ...]:

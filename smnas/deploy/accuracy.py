@@ -74,16 +74,19 @@ def evaluate_model(
         UserError: The images have other categories.
     """
     require_categories(model, dataset)
-    return evaluate(model, dataset, *model.input_size, batch_size or model.metadata.batch, on_progress=on_progress)
+    size = batch_size or model.metadata.batch
+    return evaluate(model, dataset, *model.input_size, size, category_ids=model.category_ids, on_progress=on_progress)
 
 
 def require_categories(model: Model, dataset: DetectionDataset) -> None:
-    """Refuse images whose categories are not the model's.
+    """Refuse images whose categories are not the model's, which may have their root category besides.
 
     Raises:
         UserError: With both.
     """
-    if (model.classes, model.category_ids) != (dataset.classes, dataset.category_ids):
+    theirs = list(zip(dataset.category_ids, dataset.classes, strict=True))
+    ours = list(zip(model.category_ids, model.classes, strict=True))
+    if ours not in (theirs, sorted([*theirs, *filter(None, [dataset.root_class])])):
         raise UserError(
             f"the data must have the model's categories, {_categories(model)}, but got {_categories(dataset)}"
         )

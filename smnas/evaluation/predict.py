@@ -77,6 +77,7 @@ def collect_results(
     height: int,
     batch_size: int,
     *,
+    category_ids: Sequence[int] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[CocoResult]:
     """Run a detector on all images of a split.
@@ -87,6 +88,7 @@ def collect_results(
         width: Width of the detector's canvas in pixels.
         height: Height of the detector's canvas in pixels.
         batch_size: Images per batch.
+        category_ids: That of each of the detector's labels; by default the data set's.
         on_progress: Called with the number of finished images and the total.
 
     Returns:
@@ -98,7 +100,7 @@ def collect_results(
     results: list[CocoResult] = []
     done = 0
     for batch in eval_batches(dataset, width, height, batch_size):
-        results.extend(_results(detect(batch.images), batch, dataset.category_ids))
+        results.extend(_results(detect(batch.images), batch, category_ids or dataset.category_ids))
         done += len(batch.image_ids)
         if on_progress is not None:
             on_progress(done, len(dataset))
@@ -112,10 +114,13 @@ def evaluate(
     height: int,
     batch_size: int,
     *,
+    category_ids: Sequence[int] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> CocoMetrics:
     """Compute the 12 COCO numbers of a detector on a split; arguments and errors as in :func:`collect_results`."""
-    results = collect_results(detect, dataset, width, height, batch_size, on_progress=on_progress)
+    results = collect_results(
+        detect, dataset, width, height, batch_size, category_ids=category_ids, on_progress=on_progress
+    )
     return evaluate_results(dataset.ground_truth(), results)
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "DataOption",
     "DeviceOption",
     "DropBadBoxesOption",
+    "DropBadImagesOption",
     "JsonOption",
     "MeasuringOptions",
     "ModelOption",
@@ -57,6 +58,12 @@ DataOption = Annotated[
 DropBadBoxesOption = Annotated[
     bool,
     typer.Option("--drop-bad-boxes", help="Leave out boxes without a size or outside their image, as COCO's own."),
+]
+DropBadImagesOption = Annotated[
+    bool,
+    typer.Option(
+        "--drop-bad-images", help="Leave out images that are missing, damaged or of another size than annotated."
+    ),
 ]
 DeviceOption = Annotated[
     str,

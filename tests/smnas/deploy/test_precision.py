@@ -3,21 +3,23 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto
+from PIL import Image
 
 from profiler.errors import UserError
 from profiler.graphs.export import in_modules
 from profiler.graphs.typed_onnx import dense_nodes
 from smnas.data.coco import CocoFolder
 from smnas.deploy import accuracy as accuracy_module
-from smnas.deploy.accuracy import Accuracy, AccuracyLossError
+from smnas.deploy.accuracy import Accuracy, AccuracyLossError, evaluate_model
 from smnas.deploy.export import ExportReport, export_detector
-from smnas.evaluation.predict import evaluate
+from smnas.evaluation.predict import DetectionArrays, evaluate
 from smnas.inference.runtime import OnnxDetector
 from smnas.models.precision import fragile_modules
 from smnas.training.checkpoint import load_detector_checkpoint
@@ -141,6 +143,39 @@ def test_data_of_other_categories_is_refused(
     with pytest.raises(UserError, match="must have the model's categories, 1 fish, 4 jellyfish, 9 penguin, but got"):
         export_detector(checkpoint("retina"), tmp_path / "m.onnx", dataset=CocoFolder(aquarium_mini).split("val"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_was_trained_with_the_root_category_is_still_evaluated(tmp_path: Path, red_box: Any) -> None:
+    """Roboflow's category 0, no class of the data today, was one when the model was trained; its ids stay right."""
+    for split in ("train", "valid"):
+        (tmp_path / split).mkdir()
+        image = Image.new("RGB", (96, 64), "gray")
+        image.paste((255, 0, 0), (10, 10, 50, 40))
+        image.save(tmp_path / split / "a.png")
+        document = {
+            "images": [{"id": 0, "file_name": "a.png", "width": 96, "height": 64}],
+            "annotations": [{"id": 0, "image_id": 0, "category_id": 7, "bbox": [10, 10, 40, 30]}],
+            "categories": [
+                {"id": 0, "name": "colours", "supercategory": "none"},
+                {"id": 7, "name": "red", "supercategory": "colours"},
+            ],
+        }
+        (tmp_path / split / "_annotations.coco.json").write_text(json.dumps(document))
+    dataset = CocoFolder(tmp_path).split("val")
+    red_box.classes, red_box.category_ids = ("colours", "red"), (0, 7)
+    found = red_box.__call__
+
+    class Old:
+        classes, category_ids, input_size, metadata = ("colours", "red"), (0, 7), (96, 64), red_box.metadata
+
+        def __call__(self, images: NDArray[np.uint8]) -> DetectionArrays:
+            arrays = found(images)
+            return arrays._replace(labels=1 - arrays.labels)
+
+    assert evaluate_model(Old(), dataset).ap == pytest.approx(1.0)  # type: ignore[arg-type]
+    Old.classes = ("other", "red")
+    with pytest.raises(UserError, match="must have the model's categories"):
+        evaluate_model(Old(), dataset)  # type: ignore[arg-type]
 
 
 def test_a_loss_is_told_with_its_sign() -> None:
