@@ -62,7 +62,7 @@ def killed_process(work: Callable[[int], None], lines: int, delay_s: float) -> t
     with os.fdopen(reading, encoding="utf-8") as written:
         found = [written.readline() for _ in range(lines)]  # empty, and at once, when the child has ended
         time.sleep(delay_s)
-        os.kill(child, signal.SIGKILL)  # a child that has ended is there until it is waited for
+        os.kill(child, signal.SIGKILL)  # one that has ended stays a zombie until waited for
         found += written.readlines()
     _, status = os.waitpid(child, 0)
     killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL

@@ -81,7 +81,7 @@ def reference(paths: Sequence[Path]) -> FasterRCNN:
     images = torch.stack([_tensor(path) for path in paths[:4]])
     backbone.train()(model.transform.normalize(images))
     for name, module in model.named_modules():
-        if name.endswith("bn2"):  # branches weaker than shortcuts, or rounding errors grow on the way
+        if name.endswith("bn2"):  # branches weaker than shortcuts, or rounding errors would grow
             nn.init.constant_(module.weight, 0.5)
         if isinstance(module, nn.Conv2d | nn.Linear) and not name.startswith("backbone.body"):
             # boxes move a little, scores a lot

@@ -1,6 +1,6 @@
 """What does a batch bring in ONNX Runtime on a CPU, and what would an open batch axis cost?
 
-Of every checkpoint: the ONNX graph for 1, 4 and 8 images, and one whose first axis is open, run on the same batches.
+For every checkpoint: the ONNX graph for 1, 4 and 8 images, and one whose first axis is open, run on the same batches.
 Processor time of an image, one thread, in turns, and whether the open graph finds what the fixed ones do on real
 images.
 

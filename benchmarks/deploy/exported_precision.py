@@ -1,6 +1,6 @@
 """Does an exported file find what its checkpoint finds, and what does each precision cost in AP and time?
 
-Of every checkpoint: the graph that an ONNX file holds in fp32, fp16 and int8, and the one of int8 engines, with AP on
+For every checkpoint: the graph that an ONNX file holds in fp32, fp16 and int8, and the one of int8 engines, with AP on
 all images of a data set, how many detections differ from PyTorch's, and the processor time in ONNX Runtime in turns;
 then TensorRT-RTX engines in fp16 and int8, each for four compute capabilities. The figures of an engine are of
 its graph: nothing here needs a GPU. The detectors of every head are overfitted to 16 of the 48 images, so that

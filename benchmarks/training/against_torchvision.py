@@ -61,7 +61,7 @@ FAILURE_FILE = "failure.json"
 
 @dataclass(frozen=True)
 class Part:
-    """What is done in one go: the speed of both, or a contender's training with a seed."""
+    """One unit of work: the speed of both, or a contender's training run with a seed."""
 
     name: str
     seed: int | None = None
@@ -73,7 +73,7 @@ class Part:
         return out / str(self)
 
     def file(self, out: Path) -> Path:
-        """What is there when the part is done."""
+        """The file that exists once the part is done."""
         return self.folder(out) / ("speed.json" if self.name == SPEED else METRICS_FILE)
 
     def failure(self, out: Path) -> str | None:
@@ -83,7 +83,7 @@ class Part:
 
 
 def training_parts(contender: str, count: int, out: Path) -> tuple[list[Part], list[Part]]:
-    """The first ``count`` training runs of a contender that have not failed, and those before them that have."""
+    """The first ``count`` training runs of a contender that did not fail, and the failed ones before them."""
     good: list[Part] = []
     failed: list[Part] = []
     while len(good) < count:
@@ -154,7 +154,7 @@ def train(
 
 
 def require_same_settings(out: Path, settings: Mapping[str, Any]) -> None:
-    """Check what earlier parts were made with.
+    """Check the settings of earlier parts.
 
     Raises:
         UserError: a part in the folder was made with other settings.
@@ -194,7 +194,7 @@ def answer(out: Path, seeds: int, settings: Mapping[str, Any]) -> dict[str, Any]
 
 
 def every(args: argparse.Namespace) -> list[Part]:
-    """All parts of the answer as far as it is known which training runs fail."""
+    """All parts of the answer, as far as failures are known."""
     of_both = [training_parts(contender, args.seeds, args.out)[0] for contender in CONTENDERS]
     return [Part(SPEED), *(part for of_seed in zip(*of_both, strict=True) for part in of_seed)]
 
@@ -217,13 +217,13 @@ def do(
     recipe: Recipe,
     device: str,
 ) -> None:
-    """Do one part, unless it is there or another process is at it, and keep what came out."""
+    """Do one part, unless it is done or another process is doing it, and keep its result."""
     folder, file = part.folder(args.out), part.file(args.out)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with folder_lock(folder):
             if file.exists():
-                print(f"{part}: is there", flush=True)
+                print(f"{part}: done before", flush=True)
                 return
             write_whole(folder / SETTINGS_FILE, json.dumps(settings, indent=1) + "\n")
             if part.name == SPEED:
@@ -234,7 +234,7 @@ def do(
                 write_metrics(file, train(part, folder, data, architecture, args.backbone, recipe, device))
             print(f"{part}: {file.read_text()}", flush=True)
     except RunFolderError:
-        print(f"{part}: another process is at it", flush=True)
+        print(f"{part}: another process is doing it", flush=True)
     except (ScoringFailedError, TrainingFailedError) as error:
         write_whole(folder / FAILURE_FILE, json.dumps({"reason": error.reason}) + "\n")
         print(f"{part}: failed: {error.reason}", flush=True)
@@ -280,7 +280,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--evaluate-every", type=int, default=5, help="epochs between AP on the way; 0: none")
+    parser.add_argument(
+        "--evaluate-every", type=int, default=5, help="epochs between evaluations during training; 0: none"
+    )
     parser.add_argument("--seeds", type=int, default=2, help="training runs of each that the answer is made of")
     parser.add_argument("--seed", type=int, help="train this seed only, if it is one of them")
     parser.add_argument("--only", choices=(SPEED, *CONTENDERS))
