@@ -1,7 +1,7 @@
-"""Who computes an operator: PyTorch or a Triton kernel of this package.
+"""Dispatch of an operator to PyTorch or to a Triton kernel of this package.
 
 ``SMNAS_KERNELS`` in the environment, or ``use`` around a block of code, chooses ``torch``, ``triton`` or ``measured``,
-the default: a kernel that a kept figure of ``benchmarks/`` says is worth its place, PyTorch's operators for the rest.
+the default: kernels that a stored result of ``benchmarks/`` shows to be faster, PyTorch's operators for the rest.
 Tensors on CUDA go through the kernels, and tensors elsewhere (a CPU, ``meta``) through PyTorch. Nothing is decided when
 a module is loaded.
 
@@ -23,7 +23,7 @@ from torch import Tensor
 __all__ = ["VARIABLE", "Choice", "can_build", "choice", "interpreted", "on_device_of", "runs_triton", "use"]
 
 Choice = Literal["measured", "torch", "triton"]
-"""Who computes what has a kernel."""
+"""Implementation of operators that have a kernel."""
 
 VARIABLE = "SMNAS_KERNELS"
 
@@ -33,17 +33,17 @@ _inside: list[Choice] = []  # of the blocks of `use` that are open, the innermos
 
 
 def choice() -> Choice:
-    """What was asked for: by the innermost :func:`use`, else by the environment, else ``measured``.
+    """The choice of the innermost :func:`use`, else of the environment, else ``measured``.
 
     Raises:
         ValueError: the environment names something else.
     """
     if _inside:
         return _inside[-1]
-    asked = os.environ.get(VARIABLE, "measured")
-    if asked not in _KNOWN:
-        raise ValueError(f"{VARIABLE} must be one of {', '.join(_KNOWN)}, but got {asked!r}")
-    return _KNOWN[asked]
+    chosen = os.environ.get(VARIABLE, "measured")
+    if chosen not in _KNOWN:
+        raise ValueError(f"{VARIABLE} must be one of {', '.join(_KNOWN)}, but got {chosen!r}")
+    return _KNOWN[chosen]
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def use(kernels: Choice) -> Iterator[None]:
 def can_build() -> bool:
     """Whether Triton is here with the C compiler that it starts kernels by.
 
-    Where it is not, a kernel that nobody asked for by name is left out; one that was asked for is an error.
+    Otherwise ``measured`` falls back to PyTorch, and ``triton`` is an error.
     """
     compilers = (os.environ.get("CC", ""), "gcc", "clang")  # where Triton looks
     return importlib.util.find_spec("triton") is not None and any(map(shutil.which, filter(None, compilers)))
@@ -74,7 +74,7 @@ def runs_triton(*tensors: Tensor, pays: bool = False) -> bool:
 
     Args:
         tensors: All that the kernel would read, on one device.
-        pays: Whether a kept figure says that this kernel is worth its place.
+        pays: Whether a stored result shows this kernel to be faster.
 
     Raises:
         ImportError: they should, and Triton is not installed.

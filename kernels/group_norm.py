@@ -73,7 +73,7 @@ def group_norm_relu(
         return out
     out = F.group_norm(x, groups, weight, bias, eps)
     if residual is not None:
-        out += residual  # in place: no gradient reads it, and another large map would only take time
+        out += residual  # in place: no gradient reads it, and another large feature map would only take time
     return F.relu(out, inplace=True) if relu else out
 
 
@@ -134,7 +134,7 @@ def _differentiate(
     relu: bool,
     residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient of ``x``, the residual's if there is one, and every image's share of bias' and weight's."""
+    """The gradient of ``x``, the residual's if there is one, and every image's contribution to bias' and weight's."""
     layout = _layout(x)
     x, upstream = (tensor.contiguous(memory_format=layout) for tensor in (x, upstream.to(x.dtype)))
     if x.numel() == 0:
@@ -191,7 +191,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tens
     y, mean, rstd = output
     ctx.set_materialize_grads(False)
     ctx.relu, ctx.residual_dtype = relu, None if residual is None else residual.dtype
-    # without an addition the input tells what ReLU cut off, and one map less is read
+    # without an addition the input shows what ReLU cut off, and one feature map less is read
     ctx.save_for_backward(x, y if relu and residual is not None else None, weight, bias, mean, rstd)
 
 

@@ -4,15 +4,14 @@ A mask keeps every shape static, so that a whole detector exports to a graph wit
 is computed is then the backend's choice: torchvision's operator on a CPU, ``NonMaxSuppression`` in a native ONNX graph,
 tensor operators in a plain one.
 
-The plain form asks which of the better boxes suppress a box, for all pairs at once, and then repeats
+The plain form finds which of the better boxes suppress a box, for all pairs at once, and then repeats
 ``keep = candidate and not any(keep of its suppressors)`` until nothing changes.
 
 - It ends, and greedily so. A box has better boxes as suppressors only. The best one has none, so that its ``keep`` is
   right from the first round on; if those of the r best are right from round r on, the next one's is right from round
   r + 1 on. After N rounds all are, whatever the start was, and a state that repeats itself is the same for that reason.
-- It is usually short: as many rounds as the longest chain of boxes of which each is kept or dropped because of the one
-  before, four to ten in a detector. No number below N would do for every input, so rounds are counted by a loop that
-  stops by itself, not by a constant.
+- It is usually short: one round per link of the longest chain of boxes of which each is kept or dropped because of
+  the one before, four to ten in a detector. No constant below N holds for every input, so a loop stops by itself.
 """
 
 import numpy as np
@@ -96,7 +95,7 @@ def grouped_nms_mask(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshol
     """As :func:`grouped_nms_mask_reference`: by moving groups apart, or by kernels that compare them.
 
     Moved apart, boxes lose as many bits of their coordinates as the shift is long, so that an overlap of almost the
-    threshold may fall on its other side. The kernels compare the boxes as they are, and ask nothing of the host.
+    threshold may fall on its other side. The kernels compare the boxes as they are, without host synchronisation.
 
     Args:
         boxes: ``(B, N, 4)`` float, ``xyxy`` in 0..``canvas_side``.
@@ -137,7 +136,7 @@ def _(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Te
 
 
 def suppressors(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """Which boxes drop which, if they are kept themselves.
+    """Matrix of which boxes suppress which, if they are kept themselves.
 
     Args:
         boxes: ``(B, N, 4)`` float, ``xyxy``.
@@ -170,7 +169,7 @@ def _at_most(threshold: float) -> float:
 
 @torch.library.custom_op("smnas::greedy_keep", mutates_args=())
 def greedy_keep(candidate: Tensor, suppressed_by: Tensor) -> Tensor:
-    """The one state in which a candidate is kept exactly if none of its suppressors is; an ONNX ``Loop`` in a graph.
+    """The only state in which a candidate is kept exactly if none of its suppressors is; an ONNX ``Loop`` in a graph.
 
     Args:
         candidate: ``(B, N)`` bool; others are never kept.

@@ -22,7 +22,7 @@ from kernels import nms, roi_align
 __all__ = ["Operators", "decompositions", "translation_table"]
 
 Operators = Literal["native", "plain"]
-"""Which forms a graph is made of."""
+"""Forms of operators in a graph."""
 
 
 def _constant(value: object, dtype: type[np.generic]) -> Any:
@@ -117,7 +117,7 @@ def _greedy_keep(candidate: Any, suppressed_by: Any) -> Any:
 def _round(votes: ir.Value, allowed: ir.Value, half: ir.Value, zero: ir.Value, shape: tuple[int, int]) -> ir.Graph:
     """``keep = 0 where any kept box votes against one, else what is allowed``, and whether that changed anything.
 
-    The largest vote and not a matrix product: TensorRT-RTX has none in float32 for compute capability 7.5.
+    The largest vote and not a matmul: TensorRT-RTX has none in float32 for compute capability 7.5.
     """
     batch, count = shape
 

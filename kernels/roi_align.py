@@ -57,8 +57,8 @@ def multi_level_roi_align_reference(
     Args:
         features: One ``(B, C, H_l, W_l)`` map per level, finest first.
         boxes: ``(B, R, 4)`` float, ``xyxy`` in image pixels.
-        strides: Pixels per cell of each level.
-        output_size: Cells on each side of the pooled maps.
+        strides: Pixels per position of each level.
+        output_size: Positions on each side of the pooled feature maps.
         canonical_size: See :func:`roi_levels`.
 
     Returns:
@@ -78,7 +78,7 @@ def multi_level_roi_align(
 ) -> Tensor:
     """As :func:`multi_level_roi_align_reference`, pooling each box on its own level alone; differentiable.
 
-    By torchvision's operator for each level, or by one kernel for all of them, which asks nothing of the host.
+    By torchvision's operator for each level, or by one kernel for all of them, without host synchronisation.
     """
     pooled: Tensor
     if runs_triton(*features, boxes):
@@ -107,7 +107,7 @@ def multi_level_roi_align_plain(
     boxes = boxes.to(atlas.dtype)
 
     def fact(values: Sequence[float]) -> Tensor:
-        """Of one number a level that of each box's level: ``(B, R, 1)``."""
+        """Select one number per level by each box's level: ``(B, R, 1)``."""
         found = torch.full_like(boxes[..., :1], values[0])
         for index, number in enumerate(values[1:], start=1):
             found = torch.where(level == index, number, found)
@@ -130,7 +130,7 @@ def multi_level_roi_align_plain(
 
 
 def _sample_positions(start: Tensor, end: Tensor, cells: Tensor, output_size: int) -> Tensor:
-    """Where a box reads an axis, in cells: ``(..., 1)`` ends to ``(..., samples)``, -1 for what lies outside."""
+    """Sampling positions of a box on an axis: ``(..., 1)`` ends to ``(..., samples)``, -1 for those outside."""
     step = (end - start).clamp(min=1.0) / (output_size * SAMPLES)
     offset = torch.arange(output_size * SAMPLES, device=start.device, dtype=start.dtype) + 0.5
     position = start + step * offset
@@ -144,10 +144,10 @@ def _roi_align(feature: Tensor, rois: Tensor, output_size: int, stride: int) -> 
 
 
 class _Bags(torch.autograd.Function):
-    """RoIAlign on a CPU, all levels at once: a bin of a pooled map is a weighted sum of 16 cells, a bag of embeddings.
+    """RoIAlign on a CPU, all levels at once: a bin is a weighted sum of 16 positions, a bag of embeddings.
 
     PyTorch sums bags in a fraction of the time that torchvision pools in. The gradient is sums of the same kind: a
-    cell's is a bag of the bins that read it, which sorting finds. ``benchmarks/kernels/pooling_on_cpu.py`` times both.
+    position's is a bag of the bins that read it, found by sorting. ``benchmarks/kernels/pooling_on_cpu.py`` times both.
     """
 
     @staticmethod
@@ -190,7 +190,7 @@ class _Bags(torch.autograd.Function):
 def _bin_cells(
     features: Sequence[Tensor], boxes: Tensor, strides: list[int], output_size: int, canonical_size: float
 ) -> tuple[Tensor, Tensor]:
-    """Which cells every bin reads, as int32 rows of all levels' cells, and their weights, both ``(bins, 16)``."""
+    """Positions that every bin reads, as int32 rows over all levels, and their weights, both ``(bins, 16)``."""
     level = roi_levels(boxes, strides, canonical_size).flatten()
     heights, widths = torch.tensor([feature.shape[2:] for feature in features])[level].unbind(1)
     sizes = torch.tensor([0, *(feature.shape[0] * feature[0, 0].numel() for feature in features)])
@@ -206,7 +206,7 @@ def _bin_cells(
 
 
 def _axis_cells(start: Tensor, end: Tensor, cells: Tensor, output_size: int) -> tuple[Tensor, Tensor]:
-    """Cells of an axis that each bin reads, and their weights, ``(N, output_size, 2 * SAMPLES)``."""
+    """Positions of an axis that each bin reads, and their weights, ``(N, output_size, 2 * SAMPLES)``."""
     side = ((end - start).clamp(min=1.0) / output_size)[:, None, None]
     index = torch.arange(output_size)[:, None]
     sample = torch.arange(SAMPLES) + 0.5

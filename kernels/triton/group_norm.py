@@ -1,9 +1,10 @@
 """GroupNorm, an addition and ReLU in one pass forward and one backward.
 
-A map is read through its strides, ``(image, channel, cell)``, so that contiguous and channels-last ones take the same
-code. Small groups are read once: a program holds them in registers. Large ones would leave most of a GPU idle that way.
-They are cut into tiles over channels and cells, whose moments (forward) or sums (backward) are gathered for each group
-before a second look at the tiles; nothing is added atomically, so that the same numbers give the same sums.
+A feature map is read through its strides, ``(image, channel, position)``, so that contiguous and channels-last ones
+take the same code. Small groups are read once: a program holds them in registers. Large ones would leave most of a GPU
+idle that way. They are cut into tiles over channels and positions, whose moments (forward) or sums (backward) are
+gathered for each group before a second pass over the tiles; nothing is added atomically, so that the same numbers give
+the same sums.
 
 All arithmetic is in float32. ``NaN <= 0`` is false: what is not a number passes ReLU, as it does in PyTorch.
 """
@@ -28,13 +29,13 @@ _GATHER = 1024
 
 @dataclass(frozen=True)
 class Launch:
-    """How a map is cut; sizes are powers of 2.
+    """Tiling of a feature map; sizes are powers of 2.
 
     Attributes:
         whole: A program holds groups as they are; otherwise it holds a tile of an image.
         rows: Groups that a program holds, if whole.
         channels: Of a group, if whole, otherwise of a tile.
-        cells: Likewise.
+        cells: Positions of a group, if whole, otherwise of a tile.
         warps: Of a program.
     """
 
@@ -46,7 +47,7 @@ class Launch:
 
 
 def launch(batch: int, channels: int, groups: int, cells: int, *, channels_last: bool) -> Launch:
-    """How a map of ``(batch, channels, cells)`` is cut."""
+    """Choose the tiling of a feature map of ``(batch, channels, cells)``."""
     return _launch(batch, channels, groups, cells, channels_last, interpreted())
 
 
@@ -93,7 +94,7 @@ def forward(
         groups: Divides C.
         eps: Added to the variance.
         relu: Whether negative outputs become 0.
-        shape: How the map is cut, if not as :func:`launch` says.
+        shape: Tiling; that of :func:`launch` if ``None``.
 
     Returns:
         The shape, type and layout of ``x``; two of ``(B, groups)`` float32.
@@ -150,7 +151,7 @@ def backward(
     Args:
         upstream: Of its output; laid out like ``x``.
         x: Its input.
-        y: Its output where ReLU and a residual were in it; without a residual ``x`` tells what was below 0.
+        y: Its output where ReLU and a residual were in it; without a residual ``x`` shows what was below 0.
         weight: Its weight.
         bias: Its bias.
         mean: Its second output.
@@ -161,7 +162,7 @@ def backward(
 
     Returns:
         The gradient of ``x``, that of the residual (of no elements without one), and ``(2, B, C)`` float32, every
-        image's share of the gradients of bias and weight.
+        image's contribution to the gradients of bias and weight.
     """
     batch, channels, cells, *strides = _geometry(x)
     groups = mean.shape[1]
@@ -205,7 +206,7 @@ def backward(
 
 
 def _geometry(x: Tensor) -> tuple[int, int, int, int, int, int]:
-    """Images, channels and cells, and the elements from one to the next of each."""
+    """Numbers of images, channels and positions, and their strides in elements."""
     batch, channels = x.shape[:2]
     cells = x.numel() // (batch * channels)
     if x.is_contiguous():

@@ -34,14 +34,14 @@ class Launch:
 
 
 def launch(boxes: int) -> Launch:
-    """How pairs of ``boxes`` boxes an image are spread over programs."""
+    """Choose how pairs of ``boxes`` boxes per image are spread over programs."""
     words = triton.cdiv(boxes, _WORD)
     scan_warps = max(1, min(16, triton.next_power_of_2(words) // 64))
     return Launch(256, 8, 4, scan_warps) if interpreted() else Launch(32, 2, 4, scan_warps)
 
 
 def keep(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float, shape: Launch | None = None) -> Tensor:
-    """Which boxes are kept.
+    """Find the boxes that are kept.
 
     Args:
         boxes: ``(B, N, 4)`` float32, ``xyxy``; neither B nor N is 0.

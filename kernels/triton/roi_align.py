@@ -30,12 +30,12 @@ _PACES = 64
 
 @dataclass(frozen=True)
 class Launch:
-    """What a program computes; powers of 2.
+    """Work of a program; powers of 2.
 
     Attributes:
         channels: Of a box, forward, or of a tile, backward.
-        rows: Of cells of a tile.
-        columns: Likewise.
+        rows: Rows of a tile.
+        columns: Columns of a tile.
         boxes: That a program looks over at once.
         warps: Of a program.
     """
@@ -48,7 +48,7 @@ class Launch:
 
 
 def launch(channels: int) -> Launch:
-    """How maps of so many channels are spread over programs."""
+    """Choose how feature maps of a number of channels are spread over programs."""
     most = triton.next_power_of_2(channels)
     return Launch(min(most, 256), 16, 16, 64, 4) if interpreted() else Launch(min(most, 32), 4, 16, 128, 4)
 
@@ -85,8 +85,8 @@ def forward(
     Args:
         features: ``(B, C, H_l, W_l)`` per level, finest first, all contiguous or all channels-last, none empty.
         boxes: ``(B, R, 4)`` float32 ``xyxy`` in image pixels; R is not 0.
-        strides: Pixels per cell of each level.
-        output_size: Cells on each side of the pooled maps.
+        strides: Pixels per position of each level.
+        output_size: Positions on each side of the pooled feature maps.
         samples: Per bin and axis.
         canonical_size: See :func:`kernels.roi_align.roi_levels`.
         channels_last: How the maps lie in memory.
@@ -133,7 +133,7 @@ def backward(
         upstream: ``(B * R, C, output_size, output_size)`` of the pooled maps' type.
         boxes: As there; R may be 0 here.
         heights: Of the maps.
-        widths: Likewise.
+        widths: Their widths.
         strides: As there.
         samples: As there.
         canonical_size: As there.
@@ -180,7 +180,7 @@ def backward(
 def _geometry(
     heights: Sequence[int], widths: Sequence[int], strides: Sequence[int]
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...], tuple[float, ...]]:
-    """Of the levels: heights, widths, cells per pixel, and from which size on boxes read them."""
+    """Heights, widths, positions per pixel and smallest box sizes of the levels."""
     return tuple(heights), tuple(widths), tuple(1 / one for one in strides), level_thresholds(len(strides), strides[0])
 
 
@@ -212,7 +212,7 @@ def _bin_side(start, end, SIZE: tl.constexpr):
 
 @triton.jit
 def _position(start, bin_side, index, sample, cells, SAMPLES: tl.constexpr):
-    """Where a sample of a bin reads an axis, and whether it reads at all."""
+    """Position of a bin's sample on an axis, and whether it is inside."""
     position = start + index * bin_side + (sample + 0.5) * bin_side / SAMPLES
     outside = (position < -1.0) | (position > cells)
     position = tl.where(position <= 0.0, 0.0, position)
@@ -222,7 +222,7 @@ def _position(start, bin_side, index, sample, cells, SAMPLES: tl.constexpr):
 
 @triton.jit
 def _neighbours(position, cells):
-    """The cells on both sides of a position, and how far it is from the first; 0 if it is not a number."""
+    """The pixels on both sides of a position, and how far it is from the first; 0 if it is not a number."""
     low = tl.where(position >= 0.0, position, 0.0).to(tl.int32)
     return low, tl.minimum(low + 1, cells - 1), position - low
 
@@ -280,7 +280,7 @@ def _forward(
 
 @triton.jit
 def _share(start, bin_side, index, cell, cells, SAMPLES: tl.constexpr):
-    """How much cells of an axis count in a bin: a tent around each sample."""
+    """Weights of an axis' pixels in a bin: a tent around each sample."""
     total = cell * 0.0
     for sample in tl.static_range(SAMPLES):
         position, inside = _position(start, bin_side, index, sample, cells, SAMPLES)

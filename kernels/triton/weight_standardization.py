@@ -29,7 +29,7 @@ class Launch:
 
 
 def launch() -> Launch:
-    """How filters are spread over programs: the same for every network."""
+    """Choose how filters are spread over programs: the same for every network."""
     return Launch(256, 128, 4) if interpreted() else Launch(4, 512, 4)
 
 
