@@ -1,5 +1,6 @@
-"""Measure one workload, as a row of the latency table."""
+"""Measure one workload in one or more rounds, as a row of the latency table."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,12 +13,13 @@ from profiler.devices import Device
 from profiler.errors import UserError, named_line
 from profiler.measuring.drift import DriftWatch
 from profiler.table.latency_table import Row, Target, pack_samples
-from profiler.timing.conditions import disturbances, read_state
-from profiler.timing.measurement import TimingSettings, measure
+from profiler.timing.conditions import disturbances, read_state, stolen_s
+from profiler.timing.measurement import Measurement, TimingSettings, measure
+from profiler.timing.rounds import combine, round_settings, settled
 from profiler.work import Work
 from profiler.workload import Workload
 
-__all__ = ["Terms", "measure_row"]
+__all__ = ["Terms", "Visits"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Terms:
         device: whose state is read before and after each measurement.
         conditions: copied into every row's.
         flush: called before every sample, ``None`` for hot caches.
+        rounds: of each workload, more of them where they disagree.
     """
 
     target: Target
@@ -39,61 +42,114 @@ class Terms:
     device: Device
     conditions: Mapping[str, Any]
     flush: Callable[[], None] | None
+    rounds: int = 1
 
 
-def measure_row(workload: Workload, open_session: Callable[[], Session], terms: Terms, drift: DriftWatch | None) -> Row:
-    """Measure a workload; whatever keeps it from running becomes the reason of a failed row.
+class Visits:
+    """The rounds in which one workload is measured, until they are one row.
+
+    Whatever keeps the workload from running becomes the reason of a failed row.
 
     Args:
         workload: with real weights.
-        open_session: returns its session, or raises why there is none.
+        open_session: returns its session, or raises why there is none; called at the first round.
         terms: of the run.
-        drift: the run's; its latest reading is stored beside the latency.
-
-    Raises:
-        UserError: about the request as a whole, not about this workload.
     """
-    work: Work | None = None
-    conditions = dict(terms.conditions)
-    try:
-        work = Work.of(workload)
-        conditions["work"] = work.as_dict()
-    except Exception as error:  # noqa: BLE001 - a module that shapes alone can not run may still run, and be timed
-        conditions["flops_error"] = named_line(error)
-    outcome: dict[str, Any]
-    try:
-        session = open_session()
-        before = conditions["before"] = read_state(terms.device)
-        with session:
-            measurement = measure(session.run, timer=session.timer, settings=terms.timing, before_each=terms.flush)
-        after = conditions["after"] = read_state(terms.device)
-        conditions["disturbances"] = disturbances(before, after, terms.target.threads)
-        conditions["session"] = session.describe()
-        if drift is not None:
-            conditions["reference_ms"] = drift.latest_ms
-        outcome = {
-            "median_ms": measurement.median_ms,
-            "low_ms": measurement.low_ms,
-            "high_ms": measurement.high_ms,
-            "n": len(measurement.samples_ns),
-            "inner_runs": measurement.inner_runs,
-            "stop_reason": measurement.stop_reason.value,
-            "samples": pack_samples(np.asarray(measurement.samples_ns) / 1e6),
-            "reference_drift": drift.latest if drift is not None else None,
-        }
-    except UserError:
-        raise
-    except Exception as error:  # noqa: BLE001 - whatever a backend raises for this module is this module's result
-        if terms.device.kind == "cuda":
-            torch.cuda.empty_cache()
-        outcome = {"status": "failed", "reason": named_line(error)}
-    return Row(
-        key=workload.key,
-        name=workload.name,
-        target=terms.target,
-        kind=terms.kind,
-        parameters=workload.parameters,
-        flops=work.flops if work is not None else None,
-        conditions=conditions,
-        **outcome,
-    )
+
+    def __init__(self, workload: Workload, open_session: Callable[[], Session], terms: Terms) -> None:
+        self.workload = workload
+        self._open_session = open_session
+        self._terms = terms
+        self._conditions: dict[str, Any] = dict(terms.conditions)
+        self._session: Session | None = None
+        self._rounds: list[Measurement] = []
+        self._figures: list[dict[str, Any]] = []
+        self._reason = ""
+        self._drift: float | None = None
+        self._work: Work | None = None
+        try:
+            self._work = Work.of(workload)
+            self._conditions["work"] = self._work.as_dict()
+        except Exception as error:  # noqa: BLE001 - a module that shapes alone can not run may still run, and be timed
+            self._conditions["flops_error"] = named_line(error)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the workload needs no further round."""
+        return bool(self._reason) or settled(self._rounds, self._terms.rounds)
+
+    def measure(self, drift: DriftWatch | None) -> None:
+        """Measure one round; the latest reading of ``drift`` is stored beside the latency.
+
+        Raises:
+            UserError: about the request as a whole, not about this workload.
+        """
+        terms, conditions = self._terms, self._conditions
+        try:
+            session = self._session = self._session or self._open_session()
+            before = read_state(terms.device)
+            conditions.setdefault("before", before)
+            used = (time.perf_counter(), time.process_time(), stolen_s())
+            with session:
+                self._rounds.append(
+                    measure(
+                        session.run,
+                        timer=session.timer,
+                        settings=round_settings(terms.timing, terms.rounds),
+                        before_each=terms.flush,
+                    )
+                )
+            wall_s, cpu_s, steal_s = (
+                round(end - start, 6)
+                for end, start in zip((time.perf_counter(), time.process_time(), stolen_s()), used, strict=True)
+            )
+            after = conditions["after"] = read_state(terms.device)
+            found = disturbances(before, after, terms.target.threads)
+            conditions["disturbances"] = list(dict.fromkeys([*conditions.get("disturbances", ()), *found]))
+            conditions["session"] = session.describe()
+            measured = self._rounds[-1]
+            self._figures.append(
+                {
+                    "n": len(measured.samples_ns),
+                    "median_ms": measured.median_ms,
+                    "wall_s": wall_s,
+                    "cpu_s": cpu_s,
+                    "steal_s": steal_s,
+                }
+            )
+            if drift is not None:
+                conditions["reference_ms"], self._drift = drift.latest_ms, drift.latest
+        except UserError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a backend raises for this module is this module's result
+            if terms.device.kind == "cuda":
+                torch.cuda.empty_cache()
+            self._reason = named_line(error)
+        if self.settled:
+            self._session = None
+
+    def row(self) -> Row:
+        """The row of all rounds so far, at least one."""
+        outcome: dict[str, Any] = {"status": "failed", "reason": self._reason}
+        if not self._reason:
+            measurement = combine(self._rounds, self._terms.timing)
+            outcome = {
+                "median_ms": measurement.median_ms,
+                "low_ms": measurement.low_ms,
+                "high_ms": measurement.high_ms,
+                "n": len(measurement.samples_ns),
+                "inner_runs": measurement.inner_runs,
+                "stop_reason": measurement.stop_reason.value,
+                "samples": pack_samples(np.asarray(measurement.samples_ns) / 1e6),
+                "reference_drift": self._drift,
+            }
+        return Row(
+            key=self.workload.key,
+            name=self.workload.name,
+            target=self._terms.target,
+            kind=self._terms.kind,
+            parameters=self.workload.parameters,
+            flops=self._work.flops if self._work is not None else None,
+            conditions={**self._conditions, "rounds": self._figures} if self._figures else self._conditions,
+            **outcome,
+        )

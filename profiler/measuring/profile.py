@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from profiler.backends.base import Backend, Session, check_precision
 from profiler.measuring.drift import DriftWatch, reference_workload
-from profiler.measuring.measured_row import Terms, measure_row
+from profiler.measuring.measured_row import Terms, Visits
 from profiler.measuring.plan import Failure, Plan, plan_profile
 from profiler.table.latency_table import LatencyTable, Row, Target
 from profiler.timing.cold import as_cold, cold_key, flusher
@@ -23,6 +23,9 @@ __all__ = ["Caches", "ProfileReport", "ProfileSettings", "Progress", "measuremen
 
 _GROUP = 16
 """Blocks prepared together. Whole networks are prepared one at a time: several may not fit in memory."""
+
+_WINDOW = 50_000_000
+"""Parameters of the workloads whose rounds are interleaved, all of them in memory at once."""
 
 Caches = Literal["hot", "cold"]
 
@@ -38,6 +41,8 @@ class ProfileSettings:
         caches: ``cold`` flushes them before every run; those rows have keys of their own, see
             :mod:`profiler.timing.cold`.
         timing: precision and limits of one measurement.
+        rounds: in which each workload is measured, apart in time and between the others; up to twice as many where
+            they disagree.
         time_limit_s: start no further measurement after this long; the report lists what is left.
         reference_every: measurements between two readings of the reference workload; 0 reads none.
         retry_failed: measure remembered failures again.
@@ -48,6 +53,7 @@ class ProfileSettings:
     kind: Literal["part", "whole"] = "part"
     caches: Caches = "hot"
     timing: TimingSettings = field(default_factory=TimingSettings)
+    rounds: int = 1
     time_limit_s: float | None = None
     reference_every: int = 10
     retry_failed: bool = False
@@ -119,8 +125,9 @@ def profile_workloads(
 ) -> ProfileReport:
     """Measure the workloads that the table lacks, the most valuable first, in random order among equals.
 
-    Every result is committed before the next workload starts, so an interrupted run resumes where it stopped. A
-    workload that fails (to export, to build, to run, for memory) becomes a row with its reason.
+    Every result is committed before the next workload starts, or with several rounds as soon as these agree, so an
+    interrupted run resumes where it stopped. A workload that fails (to export, to build, to run, for memory) becomes a
+    row with its reason.
 
     Args:
         workloads: any number under one key; those that are missing need real weights.
@@ -162,25 +169,63 @@ def profile_workloads(
         drift = DriftWatch(
             reference or reference_workload(), backend, settings.precision, settings.timing, settings.reference_every
         )
-    group_size = 1 if settings.kind == "whole" else _GROUP
-    for workload, open_session in _prepared(plan.schedule, backend, settings.precision, group_size, in_time):
-        if not in_time():
-            break
-        rows.append(table.add(measure_row(workload, open_session, terms, drift)))
+    for visits in _settled(plan, backend, settings, terms, drift, rng, in_time):
+        rows.append(table.add(visits.row()))
         report_progress()
-        if drift is not None:
-            drift.count()
     if drift is not None:
         drift.finish()
     return report_of(plan, rows, drift.largest if drift is not None else None, time.monotonic() - start)
 
 
+def _settled(
+    plan: Plan,
+    backend: Backend,
+    settings: ProfileSettings,
+    terms: Terms,
+    drift: DriftWatch | None,
+    rng: np.random.Generator,
+    in_time: Callable[[], bool],
+) -> Iterator[Visits]:
+    """Visit the schedule's workloads round after round, in an order drawn anew, and yield each once it is settled.
+
+    When the time is up, the unsettled ones come with the rounds that they have.
+    """
+    waiting: list[Visits] = []
+
+    def visit(visits: Visits) -> Iterator[Visits]:
+        visits.measure(drift)
+        if visits.settled:
+            waiting.remove(visits)
+            yield visits
+        if drift is not None:
+            drift.count()
+
+    def revisit() -> Iterator[Visits]:
+        while waiting:
+            pass_of = [waiting[int(index)] for index in rng.permutation(len(waiting))]
+            for visits in pass_of:
+                if not in_time():
+                    return
+                yield from visit(visits)
+
+    group_size = 1 if settings.kind == "whole" else _GROUP
+    for workload, open_session in _prepared(plan.schedule, backend, settings.precision, group_size, in_time):
+        if not in_time():
+            break
+        waiting.append(Visits(workload, open_session, terms))
+        yield from visit(waiting[-1])
+        if sum(visits.workload.parameters for visits in waiting) > _WINDOW:
+            yield from revisit()
+    yield from revisit()
+    yield from waiting
+
+
 def progress_of(plan: Plan, rows: Sequence[Row], elapsed_s: float) -> Progress:
-    """Progress after the first rows of a plan.
+    """Progress after some rows of a plan.
 
     Args:
         plan: of the run.
-        rows: measured so far, in the order of the schedule.
+        rows: measured so far.
         elapsed_s: seconds since the start.
     """
     left = len(plan.schedule) - len(rows)
@@ -195,7 +240,8 @@ def progress_of(plan: Plan, rows: Sequence[Row], elapsed_s: float) -> Progress:
 
 
 def report_of(plan: Plan, rows: Sequence[Row], drift: float | None, seconds: float) -> ProfileReport:
-    """Report of a run that measured the first rows of a plan."""
+    """Report of a run that measured some rows of a plan."""
+    measured = {row.key for row in rows}
     return ProfileReport(
         measured=len(rows),
         cached=plan.cached,
@@ -204,7 +250,7 @@ def report_of(plan: Plan, rows: Sequence[Row], drift: float | None, seconds: flo
         drift=drift,
         seconds=seconds,
         disturbed=tuple(row.name for row in rows if row.conditions.get("disturbances")),
-        left=tuple(workload.name for workload in plan.schedule[len(rows) :]),
+        left=tuple(workload.name for workload in plan.schedule if workload.key not in measured),
     )
 
 
@@ -213,7 +259,7 @@ def _terms(target: Target, settings: ProfileSettings, backend: Backend) -> Terms
     flush: Callable[[], None] | None = None
     if settings.caches == "cold":
         flush, conditions["flushed_bytes"] = flusher(backend.device)
-    return Terms(target, settings.kind, settings.timing, backend.device, conditions, flush)
+    return Terms(target, settings.kind, settings.timing, backend.device, conditions, flush, settings.rounds)
 
 
 def _prepared(

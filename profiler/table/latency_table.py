@@ -124,6 +124,13 @@ class Row:
         raw = zlib.decompress(self.samples) if self.samples else b""
         return np.frombuffer(raw, dtype="<f8").astype(np.float64)
 
+    @property
+    def rounds_ms(self) -> tuple[NDArray[np.float64], ...]:
+        """The raw samples by round; those of rows from before there were rounds are one. Empty when failed."""
+        samples = self.samples_ms
+        sizes = [one["n"] for one in self.conditions.get("rounds", ())] or [len(samples)]
+        return tuple(np.split(samples, np.cumsum(sizes)[:-1])) if len(samples) else ()
+
 
 def pack_samples(samples_ms: NDArray[np.float64]) -> bytes:
     """Pack raw samples as the table stores them: little-endian float64 milliseconds, deflated."""

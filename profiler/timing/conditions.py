@@ -11,8 +11,9 @@ from typing import Any
 
 from profiler.devices import Device
 
-__all__ = ["disturbances", "read_state", "read_versions"]
+__all__ = ["disturbances", "read_state", "read_versions", "stolen_s"]
 
+_STAT = Path("/proc/stat")
 _CPUFREQ = Path("/sys/devices/system/cpu/cpu0/cpufreq")
 
 _GPU_FIELDS = (
@@ -54,6 +55,14 @@ def read_state(device: Device) -> dict[str, Any]:
     else:
         state |= _gpu_state(device.index)
     return state
+
+
+def stolen_s() -> float:
+    """Seconds that the hypervisor has taken from all cores since the start; 0 where the system does not count them."""
+    if not _STAT.is_file():
+        return 0.0
+    figures = _STAT.read_text(encoding="ascii").partition("\n")[0].split()
+    return int(figures[8]) / os.sysconf("SC_CLK_TCK") if len(figures) > 8 else 0.0
 
 
 def disturbances(before: Mapping[str, Any], after: Mapping[str, Any], threads: int = 1) -> list[str]:

@@ -45,6 +45,7 @@ class StopReason(StrEnum):
     CONVERGED = "converged"
     TIME_LIMIT = "time_limit"
     MAX_SAMPLES = "max_samples"
+    ROUNDS_DISAGREE = "rounds_disagree"
 
 
 @dataclass(frozen=True)

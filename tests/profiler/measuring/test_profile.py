@@ -21,6 +21,7 @@ from profiler.backends import get_backend
 from profiler.devices import Device, cpu_device
 from profiler.errors import UserError
 from profiler.measuring.drift import reference_workload
+from profiler.measuring.measured_row import Visits
 from profiler.measuring.plan import Failure, missing
 from profiler.measuring.profile import (
     Caches,
@@ -30,7 +31,7 @@ from profiler.measuring.profile import (
     measurement_target,
     profile_workloads,
 )
-from profiler.table.latency_table import LatencyTable, Target
+from profiler.table.latency_table import LatencyTable, Row, Target, pack_samples
 from profiler.timing.cold import cache_bytes, cold_key
 from profiler.timing.measurement import TimingSettings, WallTimer
 from profiler.workload import TensorSpec, Workload
@@ -460,3 +461,73 @@ def test_the_size_of_the_caches_is_the_systems(tmp_path: Path) -> None:
     assert cache_bytes(cpu_device(), tmp_path) == 36 * 2**20
     with pytest.raises(UserError, match="the size of the last cache"):
         cache_bytes(cpu_device(), tmp_path / "nowhere")
+
+
+def on_each_visit(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None]) -> list[str]:
+    """Names of the workloads in the order of their visits; ``act`` gets the number of the visit that begins."""
+    names: list[str] = []
+    measure = Visits.measure
+
+    def noted(visits: Visits, *arguments: Any) -> None:
+        names.append(visits.workload.name)
+        act(len(names))
+        measure(visits, *arguments)
+
+    monkeypatch.setattr(Visits, "measure", noted)
+    return names
+
+
+def test_rounds_of_all_workloads_are_interleaved_in_orders_of_their_own(
+    table: LatencyTable, backend: PretendBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workloads = [workload(n) for n in range(1, 9)]
+    visits = on_each_visit(monkeypatch, lambda _: None)
+    report = profile(workloads, table, backend, rounds=4, reference_every=0)
+    passes = [visits[start : start + 8] for start in range(0, len(visits), 8)]
+    assert len(passes) == 4
+    assert all(sorted(one) == sorted(passes[0]) for one in passes)
+    assert len({tuple(one) for one in passes}) == 4
+    assert (report.measured, report.unsteady, report.left) == (8, (), ())
+    assert len(backend.prepared) == 8, "a session is kept from round to round"
+    row = table.lookup("block|3", measurement_target(backend))
+    assert row is not None
+    assert (row.median_ms, row.n, row.stop_reason) == (3.0, 12, "converged")
+    assert [len(samples) for samples in row.rounds_ms] == [3, 3, 3, 3]
+    assert [set(one) for one in row.conditions["rounds"]] == [{"n", "median_ms", "wall_s", "cpu_s", "steal_s"}] * 4
+
+
+def test_a_neighbour_in_some_rounds_does_not_reach_the_latency(
+    table: LatencyTable, backend: PretendBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def disturb(visits: int) -> None:
+        backend.slowdown = 1.5 if visits <= 6 else 1.0  # of three workloads the first two rounds
+
+    on_each_visit(monkeypatch, disturb)
+    report = profile([workload(n) for n in (3, 4, 5)], table, backend, rounds=3, reference_every=0)
+    assert latencies(table) == {"block|3": 3.0, "block|4": 4.0, "block|5": 5.0}
+    assert report.unsteady == ()
+    for row in table.rows():
+        slow, quiet = row.rounds_ms[:2], row.rounds_ms[2:]
+        assert [ms / (row.median_ms or 0) for samples in slow for ms in samples] == pytest.approx([1.5] * 8)
+        assert {ms for samples in quiet for ms in samples} == {row.median_ms}
+        assert len(quiet) == 3, "further rounds were taken until three agree"
+
+
+def test_a_time_limit_keeps_the_rounds_that_there_are(
+    table: LatencyTable, backend: PretendBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moments = iter(range(1000))
+    monkeypatch.setattr("profiler.measuring.profile.time.monotonic", lambda: float(next(moments)))
+    report = profile([workload(n) for n in range(1, 5)], table, backend, rounds=5, reference_every=0, time_limit_s=14.0)
+    assert report.measured + len(report.left) == 4
+    assert report.measured == table.count() > 0
+    assert {row.name for row in table.rows()}.isdisjoint(report.left)
+    assert min(len(row.rounds_ms) for row in table.rows()) < 5
+
+
+def test_rows_from_before_there_were_rounds_are_one_round(table: LatencyTable, backend: PretendBackend) -> None:
+    samples = pack_samples(np.array([1.0, 2.0, 3.0]))
+    old = Row("old", "old", measurement_target(backend), median_ms=2.0, low_ms=1.0, high_ms=3.0, samples=samples)
+    assert [part.tolist() for part in table.add(old).rounds_ms] == [[1.0, 2.0, 3.0]]
+    failed = Row("failed", "failed", measurement_target(backend), status="failed", reason="no memory")
+    assert table.add(failed).rounds_ms == ()

@@ -1,0 +1,94 @@
+"""One latency from several rounds of samples that lie apart in time.
+
+The samples of one burst agree with each other even when a neighbour on the machine slows all of them. Rounds that lie
+apart in time, between measurements of other workloads, do not: what they agree on is the workload's own latency.
+Interference only adds, so where rounds disagree the lowest ones that agree with each other are kept. The interval comes
+from the spread between the kept rounds, not from the spread within a burst.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from scipy.special import stdtrit  # Student's quantile
+
+from profiler.timing.measurement import Measurement, StopReason, TimingSettings
+
+__all__ = ["agreeing", "combine", "round_settings", "settled"]
+
+_AGREE = 0.03
+"""Relative difference up to which two rounds agree, at least; the noise within rounds widens it."""
+_LEAST_AGREEING = 3
+_MOST = 2
+"""Limit of rounds, as a multiple of the number requested."""
+
+
+def round_settings(timing: TimingSettings, rounds: int) -> TimingSettings:
+    """Settings of one of several rounds, which together cost as much as one burst under the given settings."""
+    if rounds == 1:
+        return timing
+    return replace(
+        timing,
+        relative_half_width=timing.relative_half_width * math.sqrt(rounds),
+        min_samples=max(2, math.ceil(timing.min_samples / rounds)),
+        max_samples=max(2, math.ceil(timing.max_samples / rounds)),
+        least_samples=max(2, math.ceil(timing.least_samples / rounds)),
+        time_limit_s=timing.time_limit_s / rounds,
+        warmup_runs=max(1, math.ceil(timing.warmup_runs / rounds)),
+        warmup_s=timing.warmup_s / rounds,
+    )
+
+
+def agreeing(rounds: Sequence[Measurement]) -> list[Measurement]:
+    """The lowest rounds that agree with each other.
+
+    Args:
+        rounds: at least one.
+
+    Returns:
+        The fastest round, and those whose medians are within 3% of it, or within the noise of single rounds if
+        that is more.
+    """
+    fastest = min(one.median_ms for one in rounds)
+    noise = statistics.median(one.relative_half_width for one in rounds)
+    return [one for one in rounds if one.median_ms <= fastest * (1 + max(_AGREE, 4 * noise))]
+
+
+def settled(rounds: Sequence[Measurement], wanted: int) -> bool:
+    """Whether no further round is needed: three of them agree at the low end, or twice the wanted number is reached."""
+    if len(rounds) < wanted or not rounds:
+        return False
+    return len(agreeing(rounds)) >= min(wanted, _LEAST_AGREEING) or len(rounds) >= _MOST * wanted
+
+
+def combine(rounds: Sequence[Measurement], timing: TimingSettings) -> Measurement:
+    """Combine rounds into one measurement.
+
+    Args:
+        rounds: in the order in which they were measured; a single one is returned as it is.
+        timing: confidence of the interval, and the half-width that counts as converged.
+
+    Returns:
+        All samples; the median of the kept rounds' samples; Student's interval from the kept rounds' medians.
+    """
+    if len(rounds) == 1:
+        return rounds[0]
+    kept = agreeing(rounds)
+    median = statistics.median(sample for one in kept for sample in one.samples_ns) / 1e6
+    half = math.inf
+    if len(kept) > 1:
+        spread = statistics.stdev(one.median_ms for one in kept) / math.sqrt(len(kept))
+        half = float(stdtrit(len(kept) - 1, (1 + timing.confidence) / 2)) * spread
+    if len(kept) < min(len(rounds), _LEAST_AGREEING):
+        reason = StopReason.ROUNDS_DISAGREE
+        half = max(one.median_ms for one in rounds) - median  # as far as the rounds are apart
+    elif half <= timing.relative_half_width * median:
+        reason = StopReason.CONVERGED
+    else:
+        reason = next(
+            (one.stop_reason for one in kept if one.stop_reason != StopReason.CONVERGED), StopReason.TIME_LIMIT
+        )
+    samples = tuple(np.concatenate([one.samples_ns for one in rounds]).tolist())
+    return Measurement(samples, rounds[0].inner_runs, median, max(median - half, 0.0), median + half, reason)
