@@ -15,6 +15,7 @@ from PIL import Image
 
 from smnas.cli.main import COMMANDS, application
 from smnas.data.scene import draw_scene, render
+from smnas.data.shapes import generate_shapes
 from smnas.deploy.export import export_detector
 from smnas.inference.video import VideoWriter
 from smnas.models.build import build_detector
@@ -100,6 +101,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     some_images = [Image.fromarray(render(draw_scene(96, 64, rng), rng)[0]) for _ in range(2)]
     for name, image in zip(("one.jpg", "two.jpg"), some_images, strict=True):
         image.save(folder / name)
+    generate_shapes(folder / "my-images", train=4, val=2, width=64, height=64)
     with VideoWriter(folder / "clip.mp4", 10) as writer:
         for index in range(4):
             writer.write(some_images[index % 2], index / 10)
