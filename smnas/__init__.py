@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         export,
         profile,
         report,
+        search,
         train,
     )
     from smnas.inference.detector import Detector
@@ -47,6 +48,7 @@ __all__ = [
     "load_space",
     "profile",
     "report",
+    "search",
     "train",
 ]
 

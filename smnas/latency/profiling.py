@@ -30,6 +30,7 @@ __all__ = [
     "OnProgress",
     "audit",
     "audited",
+    "calibration_set",
     "estimate",
     "given",
     "measure",
@@ -45,6 +46,7 @@ _AT_ONCE = 16  # detectors whose missing blocks are held in memory together, and
 _CALIBRATION_WHOLES = 8
 _CALIBRATION_AT_MOST = 40
 _EXPLAINED = 3
+_CALIBRATION_STREAM = 1 << 32  # apart from the trials' own random numbers, which are seeded by [seed, trial number]
 _AUDIT_STREAM = 1 << 33
 _REBUILD_STREAM = 1 << 34
 _ORDER_STREAM = 1 << 35
@@ -240,6 +242,13 @@ def audit(
     if worst:
         on_progress(wholes + worst, wholes + worst, "")
     return found
+
+
+def calibration_set(space: Space, seed: int, count: int) -> list[Architecture]:
+    """The baseline and random structures, the same for one seed: a search calibrates its predictions on them."""
+    structures = space.structures
+    chosen = np.random.default_rng([seed, _CALIBRATION_STREAM]).permutation(len(structures))[:count]
+    return [space.baseline_architecture, *(structures[index] for index in chosen.tolist())]
 
 
 def audited(space: Space, count: int, seed: int) -> tuple[list[Architecture], list[Architecture]]:

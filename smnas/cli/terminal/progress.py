@@ -90,7 +90,12 @@ class PhaseSteps:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the phase; the next step starts another one."""
         self._stack.close()
+        self._title = None
 
     def step(self, title: str, done: float, total: float | None, text: str = "") -> None:
         """See :meth:`Steps.at`; another title than before starts another phase."""

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from smnas.cli.terminal.console import Output, show_table
+from smnas.cli.terminal.progress import PhaseSteps
 from smnas.durations import duration
 
 if TYPE_CHECKING:
@@ -21,10 +22,11 @@ _SECONDS_BETWEEN_LINES = 60.0  # where there is no terminal; a finished trial ha
 
 
 class SearchDisplay:
-    """A context in which a search is followed."""
+    """A context in which a search is followed: its trials and training runs, and the phases before and after them."""
 
     def __init__(self, output: Output) -> None:
         self._output = output
+        self._phases = PhaseSteps(output)
         self._bars: Progress | None = None
         self._search: TaskID | None = None
         self._trainings: dict[int, TaskID] = {}
@@ -35,15 +37,20 @@ class SearchDisplay:
             self._bars = Progress(*columns, TextColumn("{task.fields[text]}"), console=output.messages)
 
     def __enter__(self) -> "SearchDisplay":
-        if self._bars is not None:
-            self._bars.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._phases.close()
         if self._bars is not None:
             self._bars.stop()
+
+    def on_progress(self, phase: str, done: float, total: float | None, text: str = "") -> None:
+        """A phase before or after the trials; see :meth:`PhaseSteps.step`."""
+        if self._bars is not None:
+            self._bars.stop()  # a terminal shows one live display at a time
+        self._phases.step(phase, done, total, text)
 
     def on_event(self, event: "SearchEvent") -> None:
         """A trial began or ended."""
@@ -54,6 +61,8 @@ class SearchDisplay:
             self._output.note(front_line(event))
         if self._bars is None:
             return
+        self._phases.close()
+        self._bars.start()
         if self._search is None:
             self._search = self._bars.add_task("search", total=event.total, text="")
         self._bars.update(self._search, completed=event.trained, total=event.total, text=_summary(event))

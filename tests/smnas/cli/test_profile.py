@@ -204,6 +204,15 @@ def test_an_audit_keeps_to_a_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert found[-1]["inside_interval_over_splits"]["splits"] == 200
 
 
+def test_the_calibration_set_is_the_baseline_and_depends_on_the_seed_alone() -> None:
+    space = load_space("nano")
+    chosen = profiling.calibration_set(space, 1, 3)
+    assert chosen == profiling.calibration_set(space, 1, 3)
+    assert chosen != profiling.calibration_set(space, 2, 3)
+    assert chosen[0] == space.baseline_architecture
+    assert all(space.contains_structural(one) for one in chosen[1:])
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90s", 90), ("10m", 600), ("1h30m", 5400), ("1.5h", 5400), ("2d", 172800)]
 )

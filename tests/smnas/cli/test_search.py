@@ -4,11 +4,13 @@ import io
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from profiler.timing.measurement import TimingSettings
+from smnas import api
 from smnas.cli import search
 from smnas.cli.main import application
 from smnas.cli.terminal.console import Output
@@ -16,11 +18,9 @@ from smnas.cli.terminal.exit_codes import run
 from smnas.cli.terminal.search_display import SearchDisplay, show_ranking, trial_line
 from smnas.data.shapes import generate_shapes
 from smnas.deploy import ranked
-from smnas.latency.detector_latency import DetectorLatency
 from smnas.search.progress import SearchEvent
 from smnas.search.ranking.ranking import read_ranking
 from smnas.search.strategies.mae_det import zero_shot
-from smnas.space.preset import load_space
 
 _QUICK = TimingSettings(relative_half_width=0.5, min_samples=3, max_samples=5, time_limit_s=0.2, warmup_s=0.0)
 EVENT = SearchEvent(
@@ -52,13 +52,7 @@ def test_the_whole_chain_resumes_and_gives_files_that_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, out = generate_shapes(tmp_path / "data", train=8, val=3), tmp_path / "run"
-    original = DetectorLatency.__init__
-
-    def init(self: DetectorLatency, *args: object, **options: object) -> None:
-        original(self, *args, **{**options, "timing": _QUICK})  # type: ignore[arg-type]
-
-    monkeypatch.setattr(DetectorLatency, "__init__", init)
-    monkeypatch.setattr(search, "_CALIBRATION_WHOLES", 0)
+    monkeypatch.setattr(api, "search", partial(api.search, timing=_QUICK, calibration=0))
     words = (
         "--data",
         data,
@@ -125,13 +119,7 @@ def test_a_search_by_entropy_ends_as_any_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, out = generate_shapes(tmp_path / "data", train=8, val=3), tmp_path / "run"
-    original = DetectorLatency.__init__
-
-    def init(self: DetectorLatency, *args: object, **options: object) -> None:
-        original(self, *args, **{**options, "timing": _QUICK})  # type: ignore[arg-type]
-
-    monkeypatch.setattr(DetectorLatency, "__init__", init)
-    monkeypatch.setattr(search, "_CALIBRATION_WHOLES", 0)
+    monkeypatch.setattr(api, "search", partial(api.search, timing=_QUICK, calibration=0))
     for name, value in (("_CALIBRATION", 1), ("_CHECKED", 1), ("_STEPS", 1500)):
         monkeypatch.setattr(zero_shot, name, value)
     # exporting takes long, and is the same for every search
@@ -157,15 +145,6 @@ def test_a_search_by_entropy_ends_as_any_other(
 @pytest.mark.parametrize(("text", "counts"), [("20,10", (20, 10)), ("1,0", (1, 0))])
 def test_trials(text: str, counts: tuple[int, int]) -> None:
     assert search._trial_counts(text) == counts
-
-
-def test_the_calibration_set_is_the_baseline_and_depends_on_the_seed_alone() -> None:
-    space = load_space("nano")
-    chosen = search._calibration_set(space, 1)
-    assert chosen == search._calibration_set(space, 1)
-    assert chosen != search._calibration_set(space, 2)
-    assert chosen[0] == space.baseline_architecture
-    assert all(space.contains_structural(one) for one in chosen[1:])
 
 
 def test_a_line_for_every_finished_trial() -> None:

@@ -1,21 +1,25 @@
 """``smnas search``'s limits and storage on the command line."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from profiler.prediction.predict import Latency
 from profiler.table.latency_table import LatencyTable
-from smnas.cli import search
+from profiler.timing.measurement import TimingSettings
+from smnas import api
 from smnas.cli.main import application
 from smnas.cli.terminal.exit_codes import run
 from smnas.data.shapes import generate_shapes
 from smnas.search.context import SearchContext
-from smnas.search.ranking.ranking import Ranking, RankingRow
+from smnas.search.ranking.ranking import Ranking, RankingRow, write_ranking
 from smnas.search.ranking.recommendation import Recommendation
 from smnas.search.study.settings import read_settings
 from smnas.space.preset import load_space
+
+_QUICK = TimingSettings(relative_half_width=0.5, min_samples=3, max_samples=5, time_limit_s=0.2, warmup_s=0.0)
 
 
 @pytest.mark.parametrize(
@@ -45,11 +49,10 @@ def test_a_search_without_a_detector_is_a_failure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ranking = Ranking((), None, ("The baseline failed and is not in the ranking: diverged",))
-    monkeypatch.setattr(search, "_search", lambda *_: None)
-    monkeypatch.setattr(search, "_finish", lambda *_: (ranking, tmp_path / "run" / "report.html"))
-    data = generate_shapes(tmp_path / "data", train=1, val=1)
-    words = ["--data", str(data), "--gpu", "cpu", "--backend", "eager", "--out", str(tmp_path / "run"), "--json"]
-    assert run(application("search"), "smnas-search", words) == 1
+    ended = api.SearchRun(tmp_path / "run")
+    vars(ended)["ranking"] = ranking
+    monkeypatch.setattr(api, "search", lambda **_: ended)
+    assert run(application("search"), "smnas-search", ["--out", str(tmp_path / "run"), "--json"]) == 1
     captured = capsys.readouterr()
     assert json.loads(captured.out)["notes"] == list(ranking.notes), "what there is is told all the same"
     assert "nothing has an AP" in captured.err.splitlines()[-1]
@@ -64,12 +67,13 @@ def test_a_search_in_int8_measures_in_int8_and_is_resumed_so(
     def search_nothing(context: SearchContext, **_: object) -> None:
         assert context.latency is not None
         predicted.append(context.latency.predict(small))
+        write_ranking(context.folder, context.settings, ranking)
 
     row = RankingRow(1, str(small), "0", "baseline", "final", True, 0.1, None, (0.1,), None, (0,), 1, 1.0, None, None)
     ranking = Ranking((row,), Recommendation(row.architecture, "it is there"))
     monkeypatch.setattr("smnas.search.run.run_search", search_nothing)
-    monkeypatch.setattr(search, "_calibration_set", lambda *_: [small])
-    monkeypatch.setattr(search, "_finish", lambda *_: (ranking, tmp_path / "report.html"))
+    monkeypatch.setattr("smnas.latency.profiling.calibration_set", lambda *_: [small])
+    monkeypatch.setattr(api, "search", partial(api.search, timing=_QUICK, deploy=False))
     data, out = generate_shapes(tmp_path / "data", train=1, val=1), tmp_path / "run"
     words = ["--data", str(data), "--gpu", "cpu", "--workers", "1", "--out", str(out)]
     assert run(application("search"), "smnas-search", [*words, "--precision", "int8"]) == 0
