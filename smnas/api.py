@@ -437,7 +437,7 @@ def detect(
         on_frame=on_frame,
     )
     if listed is not None and coco is not None:
-        listed.write(found.images, Path(coco))
+        _note(filter(None, [listed.write(found.images, Path(coco))]))
     return found
 
 

@@ -6,6 +6,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -113,11 +114,10 @@ def _is_hexadecimal(value: object) -> bool:
 
 def _cpu_clock(folder: Path) -> Mapping[str, Any]:
     facts: dict[str, Any] = {}
-    governor, clock = folder / "scaling_governor", folder / "scaling_cur_freq"
-    if governor.is_file():
-        facts["governor"] = governor.read_text().strip()
-    if clock.is_file():
-        facts["clock_mhz"] = int(clock.read_text()) / 1000
+    with suppress(OSError, ValueError):  # missing, not for this user, or not text
+        facts["governor"] = (folder / "scaling_governor").read_text().strip()
+    with suppress(OSError, ValueError):  # "<unknown>" on some machines
+        facts["clock_mhz"] = int((folder / "scaling_cur_freq").read_text()) / 1000
     return facts
 
 

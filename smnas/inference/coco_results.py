@@ -43,6 +43,7 @@ class ListedImages:
                     f"the detector's classes must be those of the annotations, but it finds {name} as category "
                     f"{category}, which {annotations} knows as {known.get(category, 'nothing')}"
                 )
+        self._category_id = model.category_ids[0]
         self._image_ids: dict[Path, int] = {}
         self.sizes: dict[Path, tuple[int, int]] = {}
         for path, index in _indices(listed, list(paths)).items():
@@ -62,16 +63,29 @@ class ListedImages:
             for one in image.detections
         ]
 
-    def write(self, images: Iterable[ImageResult], path: Path) -> None:
+    def write(self, images: Iterable[ImageResult], path: Path) -> str | None:
         """Write :meth:`results` as the file that COCO's tools load.
+
+        They load no empty list. Where nothing was found, the file holds one detection of score 0 and without a size on
+        the first image: it matches no object, and AP is 0 with it as without.
+
+        Returns:
+            A line about that detection, where it is written.
 
         Raises:
             UserError: It can not be written.
         """
+        results = self.results(images)
+        nothing = not results and bool(self._image_ids)
+        if nothing:
+            image = next(iter(self._image_ids.values()))
+            results = [{"image_id": image, "category_id": self._category_id, "bbox": [0.0] * 4, "score": 0.0}]
         try:
-            write_whole(path, json.dumps(self.results(images)) + "\n")
+            write_whole(path, json.dumps(results) + "\n")
         except OSError as error:
             raise _no_place(path, error.strerror) from None
+        stands_in = f"nothing was found; COCO's tools load no empty list, so {path} holds one detection of score 0"
+        return stands_in if nothing else None
 
 
 def require_place(path: Path) -> None:

@@ -124,3 +124,15 @@ def test_throttling_is_read_off_the_drivers_bits() -> None:
     found = disturbances(gpu("0x0000000000000000"), gpu("0x0000000000000044"))
     assert found == ["throttled: power cap", "throttled: hardware thermal slowdown"]
     assert disturbances(gpu("[N/A]"), gpu("[N/A]")) == []
+
+
+@pytest.mark.parametrize("clock", [b"<unknown>\n", b"", b"1.2e6", b"\xff\xfe", b"n/a"])
+def test_a_clock_file_without_a_number_states_no_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: bytes
+) -> None:
+    (tmp_path / "scaling_governor").write_text("powersave\n")
+    (tmp_path / "scaling_cur_freq").write_bytes(clock)
+    monkeypatch.setattr(conditions, "_CPUFREQ", tmp_path)
+    state = read_state(cpu_device())
+    assert state["governor"] == "powersave"
+    assert "clock_mhz" not in state

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from PIL import ExifTags, Image
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from profiler.errors import UserError
 from smnas.data.coco import CocoFolder, DataError, quiet_pycocotools
@@ -139,3 +140,28 @@ def test_a_place_that_can_not_be_written_is_refused_before_the_work(tmp_path: Pa
             require_place(path)
     require_place(tmp_path / "new" / "results.json")
     assert (tmp_path / "new").is_dir()
+
+
+def test_results_without_a_detection_are_loaded_by_cocos_tools_and_count_nothing(tmp_path: Path, red_box: Any) -> None:
+    file = annotation_file(tmp_path / "a.json", [(5, "1.png", 40, 30), (8, "2.png", 40, 30)])
+    document = json.loads(file.read_text())
+    entry = {"id": 1, "image_id": 5, "category_id": 7, "bbox": [1, 2, 9, 9], "area": 81, "iscrowd": 0}
+    document["annotations"] = [entry]
+    file.write_text(json.dumps(document))
+    paths = tuple(tmp_path / f"{number}.png" for number in (1, 2))
+    for path in paths:
+        Image.new("RGB", (40, 30)).save(path)
+    listed = ListedImages(file, paths, red_box)
+    report = detect_inputs(red_box, Inputs(paths), DetectOptions(0.0))
+    assert [image.detections for image in report.images] == [(), ()]
+    remark = listed.write(report.images, tmp_path / "found.json")
+    assert remark is not None
+    assert "found.json holds one detection of score 0" in remark
+    with quiet_pycocotools():
+        truth = COCO(str(file))
+        scored = COCOeval(truth, truth.loadRes(str(tmp_path / "found.json")), "bbox")
+        scored.evaluate()
+        scored.accumulate()
+        scored.summarize()
+    assert scored.stats[0] == 0
+    assert listed.write([], tmp_path / "none.json") is not None
