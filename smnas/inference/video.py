@@ -330,7 +330,7 @@ def _open(file: str, name: str, kind: str | None) -> VideoReader:
     av = _av()
     try:
         # a clock that starts over shall not be taken for one that has run over, 26.5 hours later
-        container = av.open(file, format=kind, options={"correct_ts_overflow": "0"})
+        container = av.open(file, format=kind, options={"correct_ts_overflow": "0"}, metadata_errors="replace")
     except (av.error.FFmpegError, OSError) as error:
         raise VideoError(f"a video must be readable, but {name} is not: {_reason(error)}") from None
     return VideoReader(container, name)

@@ -141,6 +141,21 @@ def test_what_is_no_video_is_one_line_and_the_others_go_on(
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_title_that_is_no_utf8_is_no_obstacle(tmp_path: Path, clip: Path) -> None:
+    with av.open(str(clip)) as source, av.open(str(tmp_path / "titled.mkv"), "w") as container:
+        container.metadata["title"] = "title of 20 letters."
+        track = container.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = track
+                container.mux(packet)
+    content = (tmp_path / "titled.mkv").read_bytes()
+    assert b"title of 20" in content
+    (tmp_path / "titled.mkv").write_bytes(content.replace(b"title of 20", b"title \xe1\xff 20"))
+    with open_video(tmp_path / "titled.mkv") as reader:
+        assert len(list(reader)) == 12
+
+
 def test_damage_in_the_middle_costs_what_is_damaged(damaged_clip: Path, tmp_path: Path, red_box: Any) -> None:
     report = detect_inputs(red_box, Inputs(videos=(damaged_clip,)), DetectOptions(0.6), out_dir=tmp_path / "out")
     (video,) = report.videos
