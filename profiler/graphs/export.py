@@ -245,7 +245,7 @@ def _trace(
     modes = {child: child.training for child in module.modules()}
     module.eval()
     try:
-        with warnings.catch_warnings(), _one_operator_registry():
+        with warnings.catch_warnings(), _one_operator_registry(), _rules_by_operator():
             for category, message in _KNOWN_WARNINGS:
                 warnings.filterwarnings("ignore", message, category)
             traced: Any = module
@@ -307,6 +307,33 @@ def _one_operator_registry() -> Iterator[None]:
         yield
     finally:
         owner.from_torchlib = original
+
+
+@contextmanager
+def _rules_by_operator() -> Iterator[None]:
+    """Try a rewrite rule of the optimiser only at nodes of the operator that it replaces.
+
+    The optimiser tries all rules at all nodes, and lists the graph anew for each rule of several outputs: up to half of
+    an export of thousands of nodes. Where onnxscript has moved that function, exports work and take their time.
+    """
+    try:
+        owner: Any = importlib.import_module("onnxscript.rewriter._matcher").SimplePatternMatcher
+        original = owner.match
+    except (ImportError, AttributeError):
+        yield
+        return
+
+    def match(rule: Any, model: Any, graph: Any, node: Any, **settings: Any) -> Any:
+        operator = rule.pattern.output_nodes[0].op_identifier()
+        if operator is not None and operator[:2] != (node.domain, node.op_type):
+            return None
+        return original(rule, model, graph, node, **settings)
+
+    owner.match = match
+    try:
+        yield
+    finally:
+        owner.match = original
 
 
 def _check(model: onnx.ModelProto) -> None:
