@@ -1,4 +1,7 @@
-"""Scores and whole searches on a Ray cluster of two nodes on this machine, which lose a node or all of them."""
+"""Scores and whole searches on a Ray cluster of two nodes on this machine, which lose a node or all of them.
+
+The gate runs these tests in an environment of their own that has Ray (``make test-ray``); elsewhere they are skipped.
+"""
 
 import importlib
 import os
@@ -25,9 +28,12 @@ from smnas.search.study.settings import RunFolderError, read_settings
 from smnas.space.architecture import Architecture
 from smnas.space.preset import load_space
 
-ray = pytest.importorskip("ray", reason="needs Ray: pip install 'smnas[ray]'")
+ray = pytest.importorskip("ray", reason="needs Ray: make test-ray")
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own, of its processes and sockets
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # Ray's own, of its processes and sockets
+]
 
 STAND_INS = next(folder for folder in Path(__file__).parents if folder.name == "tests") / "stand_ins"
 NANO = load_space("nano")
@@ -37,19 +43,14 @@ JOBS = 40
 
 @pytest.fixture(scope="module", autouse=True)
 def paths() -> Iterator[None]:
-    """The cluster's processes, and this one, find the tests' modules and this project."""
+    """The cluster's processes, and this one, find the tests' modules and this project; and give up a lost head soon."""
     roots = [str(STAND_INS), str(STAND_INS.parents[1])]
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([*roots, *filter(None, [before])])
-    sys.path[:0] = roots
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([*roots, *filter(None, [os.environ.get("PYTHONPATH")])]))
+        patch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "5")  # of 60
+        for root in reversed(roots):
+            patch.syspath_prepend(root)
         yield
-    finally:
-        del sys.path[: len(roots)]
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
 
 
 def start_cluster() -> Any:
@@ -61,14 +62,22 @@ def start_cluster() -> Any:
     return found
 
 
-@pytest.fixture
-def cluster(paths: None) -> Iterator[Any]:
+@pytest.fixture(scope="module")
+def head(paths: None) -> Iterator[Any]:
     found = start_cluster()
     try:
         yield found
     finally:
         ray.shutdown()
         found.shutdown()
+
+
+@pytest.fixture
+def cluster(head: Any) -> Any:
+    """A head and a second node: a new one where the test before has lost it."""
+    if not head.worker_nodes:
+        head.add_node(num_cpus=2)
+    return head
 
 
 def lose_a_node(cluster: Any) -> None:
@@ -148,8 +157,7 @@ def test_a_search_that_loses_a_node_finds_what_one_process_finds(
     check_trainings(tmp_path / "run", at_most_again=2)
 
 
-def test_a_restarted_head_loses_no_finished_trial(tmp_path: Path, alone: list[Candidate]) -> None:
-    cluster = start_cluster()
+def test_a_restarted_head_loses_no_finished_trial(cluster: Any, tmp_path: Path, alone: list[Candidate]) -> None:
     folder = tmp_path / "run"
     command = [sys.executable, str(STAND_INS / "search_ray_script.py"), str(folder), cluster.address]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -164,18 +172,15 @@ def test_a_restarted_head_loses_no_finished_trial(tmp_path: Path, alone: list[Ca
         _, errors = process.communicate(timeout=240)
     finally:
         process.kill()
-        cluster.shutdown()
     assert process.returncode != 0, errors
     before = finished(folder)
     assert 13 <= len(before) < len(alone)
 
-    cluster = start_cluster()
+    again = start_cluster()
     try:
-        done = subprocess.run(
-            [*command[:-1], cluster.address], capture_output=True, text=True, timeout=300, check=False
-        )
+        done = subprocess.run([*command[:-1], again.address], capture_output=True, text=True, timeout=300, check=False)
     finally:
-        cluster.shutdown()
+        again.shutdown()
     assert done.returncode == 0, done.stderr
     assert {number: finished(folder)[number] for number in before} == before
     assert trials(folder) == alone
