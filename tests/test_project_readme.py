@@ -108,6 +108,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", _blocks("python"))
 def test_code_runs(code: str, files: Path) -> None:
     assert len(code.splitlines()) <= 14

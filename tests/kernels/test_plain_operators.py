@@ -145,6 +145,7 @@ def graph() -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["random", "ties", "no area", "one level empty", "no candidate", "a chain"])
 def test_the_graph_equals_eager(graph: onnxruntime.InferenceSession, case: str) -> None:
     fine, coarse, boxes, scores = _inputs(3)
@@ -168,6 +169,7 @@ def test_the_graph_equals_eager(graph: onnxruntime.InferenceSession, case: str) 
     np.testing.assert_allclose(pooled, expected[2].numpy(), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_graph_cut_out_of_a_group_keeps_what_its_loop_reads() -> None:
     inputs = [_inputs(1), _inputs(2)]
     models = to_onnx_many([Both(), Both()], inputs, operators="plain")

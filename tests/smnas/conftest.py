@@ -1,6 +1,8 @@
 """Small detectors with random weights, once a session: as checkpoints and as the files they are exported to."""
 
 import math
+import os
+import pickle
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -9,6 +11,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -31,6 +34,16 @@ ARCHITECTURES = {
 }
 CLASSES = ("fish", "jellyfish", "penguin")
 CATEGORY_IDS = (1, 4, 9)
+HERE = Path(__file__).parent
+SLOW_FIXTURES = {"exported", "deployed"}
+"""Whole detectors are exported for them: whatever needs one is slow."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a slow fixture."""
+    for item in items:
+        if HERE in item.path.parents and SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
 
 
 def write_checkpoint(
@@ -97,13 +110,20 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 def exported(
     tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[[str], Path], some_images: list[NDArray[np.uint8]]
 ) -> Callable[[str], ExportReport]:
-    """The export of one of ``ARCHITECTURES``, verified on the real images."""
-    folder = tmp_path_factory.mktemp("exported")
+    """The export of one of ``ARCHITECTURES``, verified on the real images: made once, whichever worker needs it first."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exported"
+    folder.mkdir(exist_ok=True)
     done: dict[str, ExportReport] = {}
 
     def find(name: str) -> ExportReport:
         if name not in done:
-            done[name] = export_detector(checkpoint(name), folder / f"{name}.onnx", verify_images=some_images)
+            kept = folder / f"{name}.pickle"
+            with FileLock(folder / f"{name}.lock"):
+                if not kept.exists():
+                    made = export_detector(checkpoint(name), folder / f"{name}.onnx", verify_images=some_images)
+                    kept.write_bytes(pickle.dumps(made))
+            done[name] = pickle.loads(kept.read_bytes())
         return done[name]
 
     return find

@@ -260,6 +260,7 @@ def test_eager_on_a_gpu_computes_and_times(precision: str, module: Pair) -> None
     assert 0 < measurement.median_ms < 5
 
 
+@pytest.mark.slow
 def test_compiled_modules_compute_what_they_are(module: Pair) -> None:
     """Two modules of one class and other shapes: neither falls back to the other's code, or to none."""
     backend = get_backend("compile")

@@ -360,6 +360,7 @@ with LatencyTable(sys.argv[1]) as table:
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_where_it_stopped(tmp_path: Path) -> None:
     path = tmp_path / "latency.db"
     process = subprocess.Popen([sys.executable, "-c", _PROFILER, str(path)], stdout=subprocess.PIPE, text=True)

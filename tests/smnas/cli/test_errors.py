@@ -320,6 +320,7 @@ def test_interruption_names_the_subcommand_of_the_group(
     assert "the same command resumes" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_control_c_in_a_real_training(some_images: Path, tmp_path: Path) -> None:
     words = ["train", "--arch", ARCH, "--data", str(some_images), "--epochs", "100000", "--out", str(tmp_path / "out")]
     process = subprocess.Popen(
@@ -360,6 +361,7 @@ def test_help_that_nobody_reads_on_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.slow
 def test_messages_that_nobody_reads_end_a_command_as_control_c_does(some_images: Path, tmp_path: Path) -> None:
     """``2>&1 | head -1``: nothing is done, so the exit code is not 0."""
     read, write = os.pipe()
@@ -383,6 +385,7 @@ def test_streams_that_are_closed_or_full_change_no_exit_code(words: tuple[str, .
         assert code == 0 or done.stdout == "", "a mistake is never said among the results"
 
 
+@pytest.mark.slow
 def test_the_installed_scripts_exit_as_the_module_does(tmp_path: Path) -> None:
     script = Path(sys.executable).parent / "smnas-report"
     if not script.exists():

@@ -155,6 +155,7 @@ def test_an_audit_holds_out_what_it_does_not_calibrate_on() -> None:
         profiling.audited(space, 9999, 0)
 
 
+@pytest.mark.slow
 def test_an_audit_compares_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiling, "_CALIBRATION_WHOLES", 2)
     space = load_space("nano").restricted(lambda a: a.input_width == 96 and str(a.head) == "retina_32_1")
@@ -186,6 +187,7 @@ def test_an_audit_compares_what_was_measured(tmp_path: Path, monkeypatch: pytest
     ]
 
 
+@pytest.mark.slow
 def test_an_audit_keeps_to_a_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiling, "_CALIBRATION_WHOLES", 2)
     space = load_space("nano").restricted(lambda a: a.input_width == 96 and str(a.head) == "retina_32_1")
@@ -227,6 +229,7 @@ def test_no_time_is_refused(text: str) -> None:
         seconds_of(text)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_measured_within_a_budget_then_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table, page = tmp_path / "table.db", tmp_path / "page.html"

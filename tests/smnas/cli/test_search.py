@@ -48,6 +48,7 @@ def _search(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, st
     return code, captured.out, captured.err
 
 
+@pytest.mark.slow
 def test_the_whole_chain_resumes_and_gives_files_that_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,6 +116,7 @@ def test_the_whole_chain_resumes_and_gives_files_that_run(
     assert all(0 <= one["box"][0] < one["box"][2] <= found["width"] for one in found["detections"])
 
 
+@pytest.mark.slow
 def test_a_search_by_entropy_ends_as_any_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,6 +102,7 @@ def test_ap_of_the_file_is_ap_of_the_checkpoint(
     assert ours == pytest.approx(theirs, abs=1e-3, nan_ok=True)
 
 
+@pytest.mark.slow
 def test_a_file_that_finds_other_objects_is_not_left_behind(
     checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,6 +174,7 @@ def test_canvases_are_letterboxed_at_the_top_left() -> None:
         canvases([], 80, 60)
 
 
+@pytest.mark.slow
 def test_the_export_of_an_unfinished_training_says_so(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     whole = load_checkpoint(checkpoint("retina"))
     save_checkpoint(tmp_path / "c.pt", replace(whole, info=replace(whole.info, epoch=1)))

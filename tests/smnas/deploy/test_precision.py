@@ -54,6 +54,7 @@ def half(
     )
 
 
+@pytest.mark.slow
 def test_half_precision_is_in_the_network_and_not_in_boxes_and_scores(
     half: ExportReport, checkpoint: Callable[[str], Path]
 ) -> None:
@@ -72,6 +73,7 @@ def test_half_precision_is_in_the_network_and_not_in_boxes_and_scores(
     ]
 
 
+@pytest.mark.slow
 def test_its_ap_was_measured_on_the_file(half: ExportReport, relabelled: Path) -> None:
     assert half.metadata.precision == "fp16"
     assert half.agreement.holds
@@ -88,6 +90,7 @@ def test_its_ap_was_measured_on_the_file(half: ExportReport, relabelled: Path) -
     assert half.notes == ()
 
 
+@pytest.mark.slow
 def test_eight_bits_are_in_the_network_alone(
     checkpoint: Callable[[str], Path], some_images: list[NDArray[np.uint8]], tmp_path: Path
 ) -> None:
@@ -113,6 +116,7 @@ def test_eight_bits_are_in_the_network_alone(
     assert report.notes == ("what int8 costs in AP was not measured: no --data",)
 
 
+@pytest.mark.slow
 def test_too_large_a_loss_fails_and_leaves_the_file_before(
     checkpoint: Callable[[str], Path], relabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

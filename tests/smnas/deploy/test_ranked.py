@@ -198,6 +198,7 @@ def test_an_interrupted_call_is_finished(
     assert sum(one.measured_latency_ms is not None for one in report.ranking.rows) == 2
 
 
+@pytest.mark.slow
 def test_what_can_not_be_exported_is_noted_and_the_rest_goes_on(
     data: CocoFolder,
     dataset: DetectionDataset,
@@ -253,6 +254,7 @@ def test_measured_latencies_decide_who_is_recommended(
     assert "measured" in report.ranking.recommendation.reason
 
 
+@pytest.mark.slow
 def test_a_search_in_int8_ends_with_files_in_int8(
     data: CocoFolder, dataset: DetectionDataset, make_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -36,6 +36,7 @@ def of_four(
     return OnnxDetector(path, threads=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operators", ["native", "plain"])
 @pytest.mark.parametrize("head", ["rpn+rcnn_16", "garpn+cascade_2_16", "norpn+retina_16_1", "norpn+fcos_16_1"])
 def test_every_head_finds_in_a_batch_what_it_finds_one_by_one(
@@ -77,6 +78,7 @@ def test_the_last_run_is_filled_up_and_only_given_images_answer(
         of_four(images[:0])
 
 
+@pytest.mark.slow
 def test_any_folder_goes_through_any_batch(
     of_four: OnnxDetector, exported: Callable[[str], ExportReport], aquarium_mini: Path, tmp_path: Path
 ) -> None:
@@ -104,6 +106,7 @@ def _same(expected: Sequence[Sequence[Detection]], found: Sequence[Sequence[Dete
             assert other.box == pytest.approx(one.box, abs=0.05)
 
 
+@pytest.mark.slow
 def test_eight_bits_come_in_batches_too(
     checkpoint: Callable[[str], Path], some_images: list[NDArray[np.uint8]], tmp_path: Path
 ) -> None:
@@ -121,6 +124,7 @@ def test_eight_bits_come_in_batches_too(
     assert len(model(canvases(some_images[:5], *model.input_size)).num) == 5
 
 
+@pytest.mark.slow
 def test_the_batch_is_in_the_file_and_older_files_are_of_one(
     of_four: OnnxDetector, exported: Callable[[str], ExportReport], tmp_path: Path
 ) -> None:

@@ -28,6 +28,7 @@ NEEDS_RTX = pytest.mark.skipif(
 CAPABILITIES = ("7.5", "8.6", "8.9", "12.0")
 
 
+@pytest.mark.slow
 @NEEDS_RTX
 @pytest.mark.parametrize("head", ["rpn+rcnn_16", "garpn+cascade_2_16", "norpn+retina_16_1", "norpn+fcos_16_1"])
 def test_every_head_becomes_an_engine_of_what_eager_finds(

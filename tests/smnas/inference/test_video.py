@@ -200,6 +200,7 @@ def test_without_pyav_the_fix_is_named(monkeypatch: pytest.MonkeyPatch, clip: Pa
         open_video(clip)
 
 
+@pytest.mark.slow
 def test_the_command_line_starts_without_pyav() -> None:
     code = "import sys, smnas.cli.main, smnas.inference.detect; print('av' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

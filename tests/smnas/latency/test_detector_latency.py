@@ -210,6 +210,7 @@ def test_the_generator_of_torch_is_left_alone(table: LatencyTable, eager: EagerB
     assert torch.equal(torch.rand(2), expected)
 
 
+@pytest.mark.slow
 def test_measured_wholes_calibrate_as_the_rows_say(table: LatencyTable, eager: EagerBackend) -> None:
     """Real measurements, then the whole chain again from the table's rows alone."""
     latency = DetectorLatency(CLASSES, eager, table, timing=QUICK)
@@ -223,6 +224,7 @@ def test_measured_wholes_calibrate_as_the_rows_say(table: LatencyTable, eager: E
     assert predicted.calibrated
 
 
+@pytest.mark.slow
 def test_onnx_runtime_runs_a_whole(table: LatencyTable) -> None:
     """The backend that a CPU deploys with."""
     pytest.importorskip("onnxruntime")
@@ -231,6 +233,7 @@ def test_onnx_runtime_runs_a_whole(table: LatencyTable) -> None:
     assert row.target.backend == "onnxruntime"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("neck_and_head", ["garpn+rcnn_16", "rpn+cascade_3_16", "norpn+retina_16_1", "norpn+fcos_16_1"])
 def test_blocks_compute_in_integers_what_their_whole_does(neck_and_head: str) -> None:
     """And all but the first layer, and the last ones of a head, which are there by the names that are left out."""
@@ -254,6 +257,7 @@ def test_blocks_compute_in_integers_what_their_whole_does(neck_and_head: str) ->
     assert blocks[0] == 0
 
 
+@pytest.mark.slow
 def test_many_predictions_are_the_single_ones(table: LatencyTable, eager: EagerBackend, idle: IdleBackend) -> None:
     """Measured where the table lacks parts, then equal to one by one; what has a part that does not run is NaN."""
     latency = DetectorLatency(CLASSES, eager, table, timing=QUICK)
@@ -271,6 +275,7 @@ def test_many_predictions_are_the_single_ones(table: LatencyTable, eager: EagerB
     assert np.isnan(again.predict_many([WIDER, SMALL]).ms).tolist() == [True, False]
 
 
+@pytest.mark.slow
 def test_guessed_parts_widen_the_interval_and_measure_nothing(table: LatencyTable, idle: IdleBackend) -> None:
     for architecture in (SMALL, TWO_STAGE, WIDER):
         fill(table, idle, architecture)
@@ -330,6 +335,7 @@ def test_an_audit_that_fitted_nothing_takes_no_flops_for_milliseconds(table: Lat
         assert 0 < whole.others_ms["roofline"] <= sums[whole.architecture]
 
 
+@pytest.mark.slow
 def test_the_worst_are_looked_into_with_the_runtimes_own_profile() -> None:
     """The parts' nodes are the whole's but for layout and what is at the borders, and the four shares add up."""
     pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu or gpu)")

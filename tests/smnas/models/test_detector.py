@@ -136,6 +136,7 @@ def random_architectures(count: int) -> list[Architecture]:
     return found
 
 
+@pytest.mark.slow
 def test_workloads_add_up_to_the_whole_detector():
     flops: dict[str, int] = {}  # a key decides the work, so each is counted once
 

@@ -205,6 +205,7 @@ def built(case: Case) -> Detector:
     return build_detector(architecture, 5, norm=norm, stem=stem)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids="+".join)
 def test_every_combination_trains_and_infers(case: Case) -> None:
     detector = built(case)

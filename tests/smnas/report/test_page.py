@@ -216,6 +216,7 @@ def test_a_slower_winner_is_said_plainly(run_folder: Path) -> None:
     assert 'class="verdict no"' in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_draws_it_without_errors_requests_and_sideways_scrolling(
     page: Reader, run_folder: Path, browse: Browse, width: int

@@ -32,6 +32,7 @@ def run(folder: Path, kills: int) -> dict[str, object]:
     return document
 
 
+@pytest.mark.slow
 def test_a_search_survives_being_killed_at_random_moments(tmp_path: Path) -> None:
     run(tmp_path / "whole", 0)
     report = run(tmp_path / "killed", KILLS)

@@ -30,6 +30,7 @@ def torchrun(*arguments: str, processes: int = 2) -> subprocess.CompletedProcess
     )
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
     done = torchrun(str(STAND_INS / "replicas_script.py"), str(tmp_path))
     assert done.returncode == 0, done.stderr[-2000:]
@@ -43,6 +44,7 @@ def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
     assert len(read_curve(tmp_path / "curve.jsonl")) == 4, "one process writes"
 
 
+@pytest.mark.slow
 def test_processes_that_died_together_resume_to_the_same_weights(tmp_path: Path) -> None:
     died = torchrun(str(STAND_INS / "replicas_script.py"), str(tmp_path), "2")
     assert died.returncode != 0
@@ -56,6 +58,7 @@ def test_processes_that_died_together_resume_to_the_same_weights(tmp_path: Path)
         assert torch.equal(resumed[name], expected)
 
 
+@pytest.mark.slow
 def test_one_processs_nan_ends_all_of_them(tmp_path: Path) -> None:
     done = torchrun(str(STAND_INS / "replicas_script.py"), str(tmp_path), "nan")
     assert done.returncode == 0, done.stderr[-2000:]
@@ -65,6 +68,7 @@ def test_one_processs_nan_ends_all_of_them(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "failure.json").read_text())["step"] == 0
 
 
+@pytest.mark.slow
 def test_shares_of_a_batch_make_up_the_batch(tmp_path: Path) -> None:
     dataset = CocoFolder(generate_shapes(tmp_path, train=12, val=2, width=64, height=64)).split("train")
     whole = list(TrainLoader(dataset, 64, 64, 4, seed=3).epoch(1))
@@ -79,6 +83,7 @@ def test_shares_of_a_batch_make_up_the_batch(tmp_path: Path) -> None:
         TrainLoader(dataset, 64, 64, 4, seed=3, share=(0, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "code"), [("6", 0), ("5", 2)])
 def test_the_command_trains_in_two_processes(tmp_path: Path, batch: str, code: int) -> None:
     generate_shapes(tmp_path / "data", train=12, val=3, width=64, height=64)

@@ -174,6 +174,7 @@ def test_a_fresh_head_scores_everything_low_and_boxes_are_two_cells_wide():
     torch.testing.assert_close(cells_wide, torch.full_like(cells_wide, 2.0), atol=1.0, rtol=0)
 
 
+@pytest.mark.slow
 def test_one_batch_is_learned_by_heart():
     torch.manual_seed(0)
     architecture = Architecture.parse("basicblock_8_1-2-2+fpn_2-4_32+norpn+fcos_32_1+64x64")

@@ -255,6 +255,7 @@ def an_image(objects: int) -> tuple[Tensor, Target]:
     return image, Target(torch.tensor(boxes).float().view(-1, 4), torch.tensor(labels, dtype=torch.int64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", [FPN, C4], ids=["fpn", "c4"])
 def test_it_overfits_a_batch_of_none_one_and_many_objects(architecture: Architecture) -> None:
     torch.manual_seed(0)

@@ -126,6 +126,7 @@ def finished(url: str) -> dict[int, tuple[object, ...]]:
     return {number: tuple(facts) for number, *facts in rows}
 
 
+@pytest.mark.slow
 def test_four_workers_and_two_hundred_trials_lose_and_repeat_none(
     tmp_path: Path, postgresql: str, scripts: tuple[ModuleType, ModuleType]
 ) -> None:
