@@ -110,7 +110,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 def exported(
     tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[[str], Path], some_images: list[NDArray[np.uint8]]
 ) -> Callable[[str], ExportReport]:
-    """The export of one of ``ARCHITECTURES``, verified on the real images: made once, whichever worker needs it first."""
+    """The export of one of ``ARCHITECTURES``, verified on the real images; made once for all workers."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exported"
     folder.mkdir(exist_ok=True)
