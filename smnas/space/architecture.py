@@ -16,7 +16,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal
 
 from smnas.space.families.base import ArchitectureError, Backbone, require
 from smnas.space.families.by_name import parse_backbone
@@ -137,39 +137,37 @@ class CascadeSpec:
 
 
 @dataclass(frozen=True, order=True)
-class RetinaSpec:
-    """RetinaNet's dense head, ``depth`` convolutions of ``width`` in each branch: ``retina_256``, ``retina_256_2``."""
+class DenseSpec:
+    """A one-stage head, which reads a pyramid and needs no proposals: ``depth`` convolutions of ``width`` a branch."""
+
+    KIND: ClassVar[str]
 
     width: int
     depth: int = _DEFAULT_DENSE_DEPTH
 
     def __post_init__(self) -> None:
         _require_head_width(self.width)
-        require(1 <= self.depth <= 8, "a RetinaNet head has 1 to 8 convolutions in each branch", self.depth)
+        require(1 <= self.depth <= 8, f"a {self.KIND} head has 1 to 8 convolutions in each branch", self.depth)
 
     def __str__(self) -> str:
-        suffix = "" if self.depth == _DEFAULT_DENSE_DEPTH else f"_{self.depth}"
-        return f"retina_{self.width}{suffix}"
+        return f"{self.KIND}_{self.width}" + ("" if self.depth == _DEFAULT_DENSE_DEPTH else f"_{self.depth}")
 
 
 @dataclass(frozen=True, order=True)
-class FCOSSpec:
-    """An anchor-free dense head, ``depth`` convolutions of ``width`` in each branch: ``fcos_256``, ``fcos_256_2``."""
+class RetinaSpec(DenseSpec):
+    """RetinaNet's head: ``retina_256``, ``retina_256_2``."""
 
-    width: int
-    depth: int = _DEFAULT_DENSE_DEPTH
-
-    def __post_init__(self) -> None:
-        _require_head_width(self.width)
-        require(1 <= self.depth <= 8, "an FCOS head has 1 to 8 convolutions in each branch", self.depth)
-
-    def __str__(self) -> str:
-        suffix = "" if self.depth == _DEFAULT_DENSE_DEPTH else f"_{self.depth}"
-        return f"fcos_{self.width}{suffix}"
+    KIND: ClassVar = "retina"
 
 
-DenseSpec = RetinaSpec | FCOSSpec  # one-stage heads, which read a pyramid and need no proposals
-Head = RCNNSpec | CascadeSpec | DenseSpec
+@dataclass(frozen=True, order=True)
+class FCOSSpec(DenseSpec):
+    """FCOS's anchor-free head: ``fcos_256``, ``fcos_256_2``."""
+
+    KIND: ClassVar = "fcos"
+
+
+Head = RCNNSpec | CascadeSpec | RetinaSpec | FCOSSpec
 
 
 @dataclass(frozen=True, order=True)
@@ -278,10 +276,9 @@ def parse_head(text: str) -> Head:
         return RCNNSpec(int(match[1]))
     if match := re.fullmatch(r"cascade_(\d)_(\d{1,5})", text):
         return CascadeSpec(int(match[1]), int(match[2]))
-    if match := re.fullmatch(r"retina_(\d{1,5})(?:_(\d))?", text):
-        return RetinaSpec(int(match[1]), int(match[2]) if match[2] else _DEFAULT_DENSE_DEPTH)
-    if match := re.fullmatch(r"fcos_(\d{1,5})(?:_(\d))?", text):
-        return FCOSSpec(int(match[1]), int(match[2]) if match[2] else _DEFAULT_DENSE_DEPTH)
+    if match := re.fullmatch(r"(retina|fcos)_(\d{1,5})(?:_(\d))?", text):
+        dense = RetinaSpec if match[1] == "retina" else FCOSSpec
+        return dense(int(match[2]), int(match[3] or _DEFAULT_DENSE_DEPTH))
     raise ArchitectureError(
         f"a head is rcnn_WIDTH, cascade_STAGES_WIDTH, retina_WIDTH[_DEPTH] or fcos_WIDTH[_DEPTH], but got {text!r}"
     )

@@ -7,11 +7,10 @@ assumed. So the AP of an evaluated larger architecture bounds that of a smaller 
 from smnas.space.architecture import (
     Architecture,
     CascadeSpec,
-    FCOSSpec,
+    DenseSpec,
     FPNSpec,
     Head,
     Neck,
-    RetinaSpec,
 )
 
 __all__ = ["not_larger"]
@@ -44,9 +43,7 @@ def _neck(a: Neck, b: Neck) -> bool:
 def _head(a: Head, b: Head) -> bool:
     if type(a) is not type(b) or a.width > b.width:
         return False
-    if isinstance(a, RetinaSpec) and isinstance(b, RetinaSpec):
-        return a.depth <= b.depth
-    if isinstance(a, FCOSSpec) and isinstance(b, FCOSSpec):
+    if isinstance(a, DenseSpec) and isinstance(b, DenseSpec):
         return a.depth <= b.depth
     if isinstance(a, CascadeSpec) and isinstance(b, CascadeSpec):
         return a.stages == b.stages
