@@ -6,7 +6,9 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
+from smnas.models.blocks import StemConv
 from smnas.models.layers import NormKind
+from smnas.space.convolutions import StemKind
 from smnas.space.families.base import Backbone
 
 __all__ = ["FeatureBackbone", "Link", "stage_links"]
@@ -29,6 +31,12 @@ class Link(NamedTuple):
 class FeatureBackbone(nn.Module, ABC):
     """A backbone's modules, built by its family.
 
+    Args:
+        spec: What to build, of the class's own family.
+        norm: Norm of every convolution.
+        stem: ``deep`` or ``imagenet``; a family may have one stem for both.
+        top_level: Coarsest level to build; all of them by default.
+
     Attributes:
         TORCHVISION_STEM: torchvision's names of the stem's ``conv`` and ``norm``; None where it has no such network.
         spec: What it was built from.
@@ -41,14 +49,31 @@ class FeatureBackbone(nn.Module, ABC):
     spec: Backbone
     channels: dict[int, int]
     stages: list[nn.Sequential]
+    stem: StemConv
+
+    def __init__(
+        self, spec: Backbone, norm: NormKind = "gn-ws", stem: StemKind = "deep", top_level: int | None = None
+    ) -> None:
+        super().__init__()
+        self.spec, self.channels, self.stages = spec, {}, []
+        self.build_stem(norm, stem)
+        for index in range((top_level or spec.top_level) - 1):
+            stage = self.build_stage(index, norm)
+            self.add_module(f"stage{index + 1}", stage)
+            self.stages.append(stage)
+            self.channels[index + 2] = spec.stage_channels(index)
 
     @abstractmethod
+    def build_stem(self, norm: NormKind, stem: StemKind) -> None:
+        """Add the modules before the first stage, and the channels of C1."""
+
     def entry(self) -> tuple[Link, ...]:
-        """The links before the first stage; one of them completes level 1."""
+        """The links before the first stage; one of them completes level 1, by default the stem."""
+        return (Link("stem", self.stem, 1),)
 
     @abstractmethod
     def build_stage(self, index: int, norm: NormKind) -> nn.Sequential:
-        """The blocks of stage ``index`` (from 0) with fresh weights."""
+        """The blocks of stage ``index`` (from 0), which reads C_(index + 1), with fresh weights."""
 
     def torchvision_block(self, stage: int, position: int) -> str:
         """Torchvision's name of block ``position`` (from 0) of stage ``stage`` (from 1)."""
@@ -71,13 +96,10 @@ class FeatureBackbone(nn.Module, ABC):
                 levels[link.level] = x
         return levels
 
-    def _add_stages(self, norm: NormKind, top_level: int | None) -> None:
-        self.stages = []
-        for index in range((top_level or self.spec.top_level) - 1):
-            stage = self.build_stage(index, norm)
-            self.add_module(f"stage{index + 1}", stage)
-            self.stages.append(stage)
-            self.channels[index + 2] = self.spec.stage_channels(index)
+    @property
+    def groups(self) -> int:
+        """Most groups of a GroupNorm: two channels in each at C1, as SM-NAS has half the base width."""
+        return self.channels[1] // 2
 
 
 def stage_links(number: int, stage: nn.Sequential) -> list[Link]:

@@ -1,8 +1,5 @@
 """From a backbone's spec to its modules: a line for each family."""
 
-from collections.abc import Callable
-from typing import Any
-
 from smnas.models.backbones.base import FeatureBackbone
 from smnas.models.backbones.mbconv import MBConvBackbone
 from smnas.models.backbones.mobilenetv2 import MobileNetV2Backbone
@@ -18,7 +15,7 @@ from smnas.space.families.super_blocks import SuperBlockSpec
 
 __all__ = ["build_backbone"]
 
-_BUILDERS: dict[type[Backbone], Callable[[Any, NormKind, StemKind, int | None], FeatureBackbone]] = {
+_BUILDERS: dict[type[Backbone], type[FeatureBackbone]] = {
     ResNetSpec: ResNetBackbone,
     MobileNetV2Spec: MobileNetV2Backbone,
     SuperBlockSpec: SuperBlockBackbone,

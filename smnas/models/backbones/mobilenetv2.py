@@ -20,28 +20,17 @@ class MobileNetV2Backbone(FeatureBackbone):
     the average is taken, and would cost a pyramid or the RoIs 1280 channels that a 1x1 lateral narrows again at once.
     The stem is its own, a 3x3 convolution of stride 2. C1, C2 and C3 are the maps before the resolution halves, as
     everywhere; C4 has 96 and C5 320 channels at a width of 100 percent.
-
-    Args:
-        spec: Width.
-        norm: Norm of every convolution.
-        stem: Ignored: MobileNetV2 has a stem of its own.
-        top_level: Coarsest level to build; all of them by default.
     """
 
     TORCHVISION_STEM = MappingProxyType({"conv": "features.0.0", "norm": "features.0.1"})
 
     spec: MobileNetV2Spec
 
-    def __init__(
-        self, spec: MobileNetV2Spec, norm: NormKind = "gn-ws", stem: StemKind = "deep", top_level: int | None = None
-    ) -> None:
-        super().__init__()
-        self.spec = spec
-        self.channels = {1: spec.level_channels(1)}
-        self.stem = StemConv(norm, spec.stem_channels, 3, self._groups, relu6=True)
-        # numbered 0 because stage k ends at level k + 1
+    def build_stem(self, norm: NormKind, stem: StemKind) -> None:
+        """A stage before the first is numbered 0 because stage k ends at level k + 1."""
+        self.channels[1] = self.spec.level_channels(1)
+        self.stem = StemConv(norm, self.spec.stem_channels, 3, self.groups, relu6=True)
         self.stage0 = self.build_stage(-1, norm)
-        self._add_stages(norm, top_level)
 
     def entry(self) -> tuple[Link, ...]:
         """The stem, and the one block at its resolution, which is C1."""
@@ -51,7 +40,7 @@ class MobileNetV2Backbone(FeatureBackbone):
         """The blocks of stage ``index`` (from 0, or -1 for the block before the first) with fresh weights."""
         return nn.Sequential(
             *(
-                InvertedResidual(norm, u.in_channels, u.out_channels, u.stride, self._groups, expansion=u.expansion)
+                InvertedResidual(norm, u.in_channels, u.out_channels, u.stride, self.groups, expansion=u.expansion)
                 for u in self.spec.units(index + 2)
             )
         )
@@ -60,7 +49,3 @@ class MobileNetV2Backbone(FeatureBackbone):
         """Torchvision counts its blocks through, from the stem, which is ``features.0``; our first stage is 0."""
         before = sum(self.spec.stage_depth(index) for index in range(-1, stage - 1))
         return f"features.{1 + before + position}"
-
-    @property
-    def _groups(self) -> int:
-        return self.channels[1] // 2  # at least two channels a group at the narrowest map
