@@ -11,6 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from smnas.scoring.workers.processes import InProcess
+from smnas.search.context import SearchContext
 from smnas.search.run import run_search
 from smnas.search.study.settings import StageTrials
 from smnas.space.architecture import Architecture, ArchitectureError, parse_backbone
@@ -171,15 +172,7 @@ def test_the_example_space_survives_its_genes_and_its_own_toml() -> None:
 @pytest.mark.parametrize("strategy", ["sm-nas", "halving", "nsga2"])
 def test_the_example_space_is_searched(strategy: str, tmp_path: Path) -> None:
     settings = stub.settings(strategy=strategy, trials=StageTrials(structural=5, modular=5), epochs=3, final_epochs=0)
-    pool = InProcess(stub.StubScorer())
-    ranking = run_search(
-        tmp_path / "run",
-        settings,
-        SPACE,
-        scorers=pool,
-        trainers=pool,
-        latency=stub.StubLatency(),
-        complexity=stub.complexity,
-    )
+    context, pool = SearchContext(tmp_path, settings, SPACE, stub.StubLatency()), InProcess(stub.StubScorer())
+    ranking = run_search(context, scorers=pool, trainers=pool, complexity=stub.complexity)
     found = [Architecture.parse(row.architecture) for row in ranking.rows if row.role == "candidate"]
     assert any(isinstance(a.backbone, MBConvSpec) and a.backbone not in SPACE.backbones for a in found)
