@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -90,55 +91,17 @@ def main() -> None:
     sys.exit(run(application(*COMMANDS), "smnas", arguments))
 
 
-def doctor_main() -> None:
-    """``smnas-doctor``."""
-    _run_one("doctor")
-
-
-def space_main() -> None:
-    """``smnas-space``."""
-    _run_one("space")
-
-
-def profile_main() -> None:
-    """``smnas-profile``."""
-    _run_one("profile")
-
-
-def table_main() -> None:
-    """``smnas-table``."""
-    _run_one("table")
-
-
-def train_main() -> None:
-    """``smnas-train``."""
-    _run_one("train")
-
-
-def eval_main() -> None:
-    """``smnas-eval``."""
-    _run_one("eval")
-
-
-def search_main() -> None:
-    """``smnas-search``."""
-    _run_one("search")
-
-
-def export_main() -> None:
-    """``smnas-export``."""
-    _run_one("export")
-
-
-def detect_main() -> None:
-    """``smnas-detect``."""
-    _run_one("detect")
-
-
-def report_main() -> None:
-    """``smnas-report``."""
-    _run_one("report")
-
+# What the scripts `smnas-NAME` start.
+doctor_main = partial(_run_one, "doctor")
+space_main = partial(_run_one, "space")
+profile_main = partial(_run_one, "profile")
+table_main = partial(_run_one, "table")
+train_main = partial(_run_one, "train")
+eval_main = partial(_run_one, "eval")
+search_main = partial(_run_one, "search")
+export_main = partial(_run_one, "export")
+detect_main = partial(_run_one, "detect")
+report_main = partial(_run_one, "report")
 
 if __name__ == "__main__":
     main()

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 
 from profiler.backends.onnxruntime import OnnxRuntimeBackend
+from profiler.devices import Device
 from profiler.measuring.onnx_profile import Residual, operator_times, residual
 from profiler.prediction.audit import Accuracy, Coverage, accuracy, coverage_over_splits, fitted_line
 from profiler.prediction.estimate import Roof, float_bytes
-from profiler.prediction.predict import Latency
+from profiler.prediction.predict import Latency, PartsSum
 from profiler.table.latency_table import Row
 from profiler.work import Work
-from profiler.workload import Workload, random_inputs
+from profiler.workload import random_inputs
 from smnas.latency.detector_latency import DetectorLatency, LatencyFailedError
 from smnas.latency.workloads import inference_workloads, whole_workload
 from smnas.models.build import build_detector, deployable
@@ -176,43 +177,82 @@ def audit_latency(
             latency.measure_whole(architecture)
     on_progress(total, total, "")
     fitted = latency.calibrate([architecture for architecture in calibration if architecture in reached])
-    failed = {str(architecture): reason for architecture, reason in fitted.failed}
-    known = [one for one in calibration if one in reached and str(one) not in failed]
-    found: list[tuple[Architecture, Latency, Row]] = []
+    failed: dict[str, str] = {str(architecture): reason for architecture, reason in fitted.failed}
+    known = [_record(latency, one) for one in calibration if one in reached and str(one) not in failed]
+    found: list[_Record] = []
     for architecture in (one for one in held_out if one in reached):
         try:
-            found.append((architecture, latency.predict(architecture), latency.measure_whole(architecture)))
+            found.append(_record(latency, architecture))
         except LatencyFailedError as error:
             failed[str(architecture)] = error.reason
-    parts = {one: latency.part_rows(one) for one in (*known, *(one for one, _, _ in found))}
-    works = {one: [_work(workload, row) for workload, row in of_one] for one, of_one in parts.items()}
-    roof, roof_text = _roof(latency, parts, works)
-    values: dict[str, dict[Architecture, float]] = {
-        "FLOPs": {one: float(sum(work.flops for work in of_one)) for one, of_one in works.items()},
-        "roofline": {one: sum(map(roof.bound_ms, of_one)) for one, of_one in works.items()},
-    }
-    wholes_ms = [latency.measure_whole(one).median_ms or 0.0 for one in known]
-    others: dict[str, Sequence[float]] = {
-        "naive sum": [sum(row.median_ms or 0.0 for _, row in parts[one]) for one, _, _ in found]
-    }
-    for name, of_all in values.items():
-        wanted = [of_all[one] for one, _, _ in found]
-        if known:
-            others[name] = fitted_line([of_all[one] for one in known], wholes_ms, wanted).tolist()
-        elif name == "roofline":  # milliseconds without a fit, which FLOPs are not
-            others[name] = wanted
+    roof, roof_text = _roof(latency.device, latency.precision, [*known, *found])
+    others = _simpler_ms(known, found, roof)
     wholes = [
-        AuditedWhole(one, row, prediction, {name: found_ms[place] for name, found_ms in others.items()})
-        for place, (one, prediction, row) in enumerate(found)
+        AuditedWhole(
+            record.architecture,
+            record.whole,
+            latency.model.predict(record.sum),
+            {name: found_ms[place] for name, found_ms in others.items()},
+        )
+        for place, record in enumerate(found)
     ]
     wholes.sort(key=lambda whole: -abs(whole.error))
     splits = None
     if len(known) >= _MIN_TO_SPLIT and found:
-        all_ms = [*wholes_ms, *(row.median_ms or 0.0 for _, _, row in found)]
-        sums = [latency.parts_sum(one) for one in (*known, *(one for one, _, _ in found))]
+        records = [*known, *found]
+        sums, all_ms = [record.sum for record in records], [record.whole_ms for record in records]
         splits = coverage_over_splits(sums, all_ms, len(known), level=latency.model.level, rng=rng)
     left = total - len(reached)
     return Audit(fitted.wholes, latency.model.level, tuple(wholes), failed, roof_text, left, splits)
+
+
+@dataclass(frozen=True)
+class _Record:
+    """One measured detector: all that predictors are fitted on or compared with."""
+
+    architecture: Architecture
+    whole: Row
+    sum: PartsSum
+    blocks: tuple[tuple[Work, float], ...]
+
+    @property
+    def whole_ms(self) -> float:
+        return self.whole.median_ms or 0.0
+
+
+def _record(latency: DetectorLatency, architecture: Architecture) -> _Record:
+    parts = latency.part_rows(architecture)
+    # of a row of an older release, the work is counted now
+    works = [Work.from_dict(row.conditions.get("work")) or Work.of(workload) for workload, row in parts]
+    blocks = tuple((work, row.median_ms or 0.0) for work, (_, row) in zip(works, parts, strict=True))
+    return _Record(architecture, latency.measure_whole(architecture), latency.parts_sum(architecture), blocks)
+
+
+def _simpler_ms(known: Sequence[_Record], found: Sequence[_Record], roof: Roof) -> dict[str, list[float]]:
+    """What simpler predictors say of the detectors in ``found``, fitted on ``known`` where they need a line."""
+    others = {"naive sum": [sum(ms for _, ms in record.blocks) for record in found]}
+    measures: dict[str, Callable[[_Record], float]] = {
+        "FLOPs": lambda record: float(sum(work.flops for work, _ in record.blocks)),
+        "roofline": lambda record: sum(roof.bound_ms(work) for work, _ in record.blocks),
+    }
+    for name, measure in measures.items():
+        wanted = [measure(record) for record in found]
+        if known:
+            wholes_ms = [record.whole_ms for record in known]
+            others[name] = fitted_line([measure(record) for record in known], wholes_ms, wanted).tolist()
+        elif name == "roofline":  # milliseconds without a fit, which FLOPs are not
+            others[name] = wanted
+    return others
+
+
+def _roof(device: Device, precision: str, records: Sequence[_Record]) -> tuple[Roof, str]:
+    if device.sheet is not None and precision in ("fp32", "fp16"):
+        return Roof.of_sheet(device.sheet, precision), f"data sheet of {device.sheet.title}"
+    measured = [block for record in records for block in record.blocks]
+    size = float_bytes(precision)
+    if not measured:
+        return Roof(float("inf"), float("inf"), size), "nothing was measured"
+    return Roof.reached(measured, size), "the highest rates that any block has reached here"
 
 
 def explain(
@@ -238,28 +278,3 @@ def explain(
     whole = whole_workload(detector, batch)
     (of_whole,) = operator_times(backend, [(whole.module, random_inputs(whole.inputs, 0))], precision)
     return residual(of_whole, [times[part.key] for part in parts])
-
-
-def _work(workload: Workload, row: Row) -> Work:
-    """As the row says, counted now for a row of an older release."""
-    return Work.from_dict(row.conditions.get("work")) or Work.of(workload)
-
-
-def _roof(
-    latency: DetectorLatency,
-    parts: dict[Architecture, list[tuple[Workload, Row]]],
-    works: dict[Architecture, list[Work]],
-) -> tuple[Roof, str]:
-    sheet, precision = latency.device.sheet, latency.precision
-    if sheet is not None and precision in ("fp32", "fp16"):
-        return Roof.of_sheet(sheet, precision), f"data sheet of {sheet.title}"
-    measured = [
-        (work, row.median_ms)
-        for one, of_one in parts.items()
-        for work, (_, row) in zip(works[one], of_one, strict=True)
-        if row.median_ms is not None
-    ]
-    size = float_bytes(precision)
-    if not measured:
-        return Roof(float("inf"), float("inf"), size), "nothing was measured"
-    return Roof.reached(measured, size), "the highest rates that any block has reached here"

@@ -19,7 +19,7 @@ import typer
 import typer.main
 
 import profiler
-from profiler.errors import UserError
+from profiler.errors import UserError, one_line
 from smnas.scoring.base import ScoringFailedError
 
 __all__ = ["OUR_FAILURE", "USER_MISTAKE", "check_package_names", "run"]
@@ -68,9 +68,9 @@ def run(app: typer.Typer, program: str, arguments: Sequence[str]) -> int:
             return 0
         raise
     except UserError as error:
-        return _fail(f"error: {_one_line(error)}", USER_MISTAKE)
+        return _fail(f"error: {one_line(error)}", USER_MISTAKE)
     except ScoringFailedError as error:
-        return _fail(f"error: the training failed: {_one_line(error)}", OUR_FAILURE)
+        return _fail(f"error: the training failed: {one_line(error)}", OUR_FAILURE)
     except OSError as error:
         if error.errno not in _THE_PLACE:
             return _internal(error)
@@ -102,7 +102,7 @@ def _invoke(app: typer.Typer, program: str, arguments: list[str]) -> int:
         if format_message is None:
             raise
         place = getattr(getattr(error, "ctx", None), "command_path", program)
-        return _fail(f"error: {_one_line(format_message())} (see {place} --help)", USER_MISTAKE)
+        return _fail(f"error: {' '.join(format_message().split())} (see {place} --help)", USER_MISTAKE)
     return 0
 
 
@@ -152,7 +152,7 @@ def _refuse_empty(arguments: Sequence[str]) -> None:
 
 
 def _internal(error: Exception) -> int:
-    return _fail(f"internal error: {type(error).__name__}: {_one_line(error)}", OUR_FAILURE)
+    return _fail("internal error: " + ": ".join(dict.fromkeys((type(error).__name__, one_line(error)))), OUR_FAILURE)
 
 
 def _fail(line: str, code: int) -> int:
@@ -168,7 +168,3 @@ def _say(line: str) -> None:
     except OSError:
         # Nobody reads on, or a log's disk is full: the exit code has to say it, if Python's last flush does not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-
-
-def _one_line(text: object) -> str:
-    return " ".join(str(text).split()) or "no message"

@@ -279,7 +279,7 @@ def _application(error: BaseException) -> typer.Typer:
     [
         (UserError("a rule,\nbut got x"), 2, "error: a rule, but got x"),
         (ZeroDivisionError("division\nby zero"), 1, "internal error: ZeroDivisionError: division by zero"),
-        (RuntimeError(), 1, "internal error: RuntimeError: no message"),
+        (RuntimeError(), 1, "internal error: RuntimeError"),
         (
             OSError(28, "No space left", "a.pt"),
             2,

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from profiler.backends import get_backend
 from profiler.errors import UserError
 from profiler.table.latency_table import LatencyTable, Row, Target
 from profiler.timing.measurement import TimingSettings
+from smnas import api
 from smnas.cli.main import application
 from smnas.cli.terminal.exit_codes import run
 from smnas.durations import duration, seconds_of
@@ -29,12 +31,7 @@ _QUICK = TimingSettings(relative_half_width=0.5, min_samples=3, max_samples=5, t
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Timing that is done at once: these tests are about what is measured, not about how well."""
-    original = DetectorLatency.__init__
-
-    def init(self: DetectorLatency, *args: object, **options: object) -> None:
-        original(self, *args, **{**options, "timing": _QUICK})  # type: ignore[arg-type]
-
-    monkeypatch.setattr(DetectorLatency, "__init__", init)
+    monkeypatch.setattr(api, "profile", partial(api.profile, timing=_QUICK))
 
 
 def _profile(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, object]:
