@@ -794,6 +794,7 @@ def search(
     storage: str | None = None,
     warm_start: Sequence[StrPath] = (),
     drop_bad_boxes: bool = False,
+    drop_bad_images: bool = False,
     seed: int = 0,
     calibration: int = 3,
     timing: "TimingSettings | None" = None,
@@ -831,6 +832,7 @@ def search(
         storage: Database URL of the study, instead of ``out/study.db``.
         warm_start: Run folders whose training runs the search begins with.
         drop_bad_boxes: Leave out boxes without a size or outside their image.
+        drop_bad_images: Leave out images that are missing, damaged or of another size than annotated.
         seed: Random seed.
         calibration: Whole detectors, beside the baseline, that latency predictions are calibrated on.
         timing: Accuracy and limits of one measurement.
@@ -844,6 +846,7 @@ def search(
     """
     from profiler.table.latency_table import LatencyTable
     from smnas import __version__
+    from smnas.data.coco import box_notes
     from smnas.report.page import write_report
     from smnas.search.context import SearchContext
     from smnas.search.method import choose_method
@@ -880,9 +883,11 @@ def search(
         import_ray()
     if table is not None:
         LatencyTable(Path(table)).close()
-    folder = _open_data(data or _generated(files.data, on_progress), drop_bad_boxes=drop_bad_boxes)
+    root = data or _generated(files.data, on_progress)
+    folder = _open_data(root, drop_bad_boxes=drop_bad_boxes, drop_bad_images=drop_bad_images)
     if before is None:
         _check_images(folder, on_progress)
+        _note(box_notes(folder.split("train"), space.inputs, training.augmentation.min_side_px))
     train_images = len(folder.split("train"))
     training = method.recipe(training, train_images)
     settings = SearchSettings(
@@ -894,6 +899,7 @@ def search(
             train_images=train_images,
             val_images=len(folder.split("val")),
             drop_bad_boxes=drop_bad_boxes,
+            drop_bad_images=drop_bad_images,
         ),
         device=runner.device.name,
         backend=runner.name,
@@ -1044,8 +1050,14 @@ def _pool(
     from smnas.training.device import training_devices
 
     devices, threads = training_devices(), settings.training_threads
-    dropped = settings.data.drop_bad_boxes
-    make_on = partial(ScorerOnDevices, scorer, folder.root.resolve(), recipe, drop_bad_boxes=dropped)
+    make_on = partial(
+        ScorerOnDevices,
+        scorer,
+        folder.root.resolve(),
+        recipe,
+        drop_bad_boxes=settings.data.drop_bad_boxes,
+        drop_bad_images=settings.data.drop_bad_images,
+    )
     if ray is not None:
         from smnas.scoring.workers.ray import RayWorkers
 

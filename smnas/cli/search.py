@@ -10,7 +10,7 @@ from rich.console import Console
 
 from profiler.errors import UserError
 from smnas.cli.terminal.console import Output
-from smnas.cli.terminal.options import DropBadBoxesOption, MeasuringOptions, PresetOption, examples
+from smnas.cli.terminal.options import DropBadBoxesOption, DropBadImagesOption, MeasuringOptions, PresetOption, examples
 from smnas.cli.terminal.search_display import SearchDisplay, show_ranking
 from smnas.search.study.run_folder import RunFolder
 
@@ -106,6 +106,7 @@ class SearchOptions(MeasuringOptions):
         ),
     ] = None
     drop_bad_boxes: DropBadBoxesOption = False
+    drop_bad_images: DropBadImagesOption = False
 
 
 def search(options: SearchOptions) -> None:

@@ -147,7 +147,7 @@ def _deploy_row(
             folder / relative,
             precision=settings.precision,
             verify_images=dataset.spread(_IMAGES_COMPARED),
-            calibration_images=calibration.spread(IMAGES_CALIBRATED) if calibration and int8 else (),
+            calibration_images=calibration.spread(IMAGES_CALIBRATED, settings.seed) if calibration and int8 else (),
         )
         model = OnnxDetector(folder / relative)
         metrics = evaluate(

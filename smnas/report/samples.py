@@ -39,7 +39,9 @@ def sample_detections(run: RunFolder, count: int = 6, data: Path | None = None) 
     if winner is None or winner.model is None:
         raise UserError("sample detections need an exported detector, but the run folder recommends none that is")
     facts = run.settings.data
-    dataset = CocoFolder(data or Path(facts.root), drop_bad_boxes=facts.drop_bad_boxes).split("val")
+    root = data or Path(facts.root)
+    folder = CocoFolder(root, drop_bad_boxes=facts.drop_bad_boxes, drop_bad_images=facts.drop_bad_images)
+    dataset = folder.split("val")
     detector = Detector(run.path / winner.model, score=_SCORE)
     shown = min(count, len(dataset))
     samples = []

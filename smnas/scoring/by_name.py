@@ -75,6 +75,7 @@ class ScorerOnDevices:
         recipe: How to train.
         devices: Worker i takes the i-th, and starts over where there are fewer devices than workers.
         drop_bad_boxes: See :class:`~smnas.data.coco.CocoFolder`.
+        drop_bad_images: See there.
     """
 
     scorer: AnyScorer
@@ -82,6 +83,7 @@ class ScorerOnDevices:
     recipe: Recipe
     devices: tuple[str, ...]
     drop_bad_boxes: bool = False
+    drop_bad_images: bool = False
 
     @property
     def prepares(self) -> bool:
@@ -93,5 +95,5 @@ class ScorerOnDevices:
         found = get_scorer(self.scorer)
         if not isinstance(found, type):
             return cast("Scorer", found)
-        folder = CocoFolder(self.data, drop_bad_boxes=self.drop_bad_boxes)
+        folder = CocoFolder(self.data, drop_bad_boxes=self.drop_bad_boxes, drop_bad_images=self.drop_bad_images)
         return found(folder, self.recipe, self.devices[worker % len(self.devices)])

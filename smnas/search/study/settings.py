@@ -53,6 +53,7 @@ class DataFacts(_Strict):
     train_images: int = Field(ge=1)
     val_images: int = Field(ge=1)
     drop_bad_boxes: bool = Field(default=False, description="boxes without a size or outside their image left out")
+    drop_bad_images: bool = Field(default=False, description="images that can not be read as annotated left out")
 
 
 class StageTrials(_Strict):

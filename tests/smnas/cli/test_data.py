@@ -98,3 +98,22 @@ def test_a_cut_off_image_is_refused_or_left_out(
     code, err = train(capsys, data, "--drop-bad-images")
     assert (code, begun) == (2, [ARCH])
     assert any(line.startswith("left out 1 images of") for line in err)
+
+
+def search(capsys: pytest.CaptureFixture[str], data: Path, space: str, *words: str) -> tuple[int, list[str]]:
+    code = run(
+        application(*COMMANDS),
+        "smnas",
+        ["search", "--data", str(data), "--preset", space, "--out", str(data / "run"), *words],
+    )
+    return code, capsys.readouterr().err.splitlines()
+
+
+def test_a_search_whose_boxes_all_vanish_is_refused_before_it_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], begun: list[str]
+) -> None:
+    code, err = search(capsys, write_data(tmp_path / "data", [[10, 10, 3, 200]]), "nano")
+    assert (code, begun) == (2, [])
+    assert "none of the 4 boxes" in err[-1]
+    assert not (tmp_path / "data" / "run" / "settings.json").exists()
+    assert not (tmp_path / "data" / "run" / "study.db").exists()
