@@ -15,7 +15,7 @@ from profiler.measuring.drift import DriftWatch
 from profiler.table.latency_table import Row, Target, pack_samples
 from profiler.timing.conditions import disturbances, read_state, stolen_s
 from profiler.timing.measurement import Measurement, TimingSettings, measure
-from profiler.timing.rounds import combine, round_settings, settled
+from profiler.timing.rounds import agreeing, combine, round_settings, settled
 from profiler.work import Work
 from profiler.workload import Workload
 
@@ -131,7 +131,11 @@ class Visits:
     def row(self) -> Row:
         """The row of all rounds so far, at least one."""
         outcome: dict[str, Any] = {"status": "failed", "reason": self._reason}
+        conditions = dict(self._conditions)
         if not self._reason:
+            kept = agreeing(self._rounds)
+            figures = zip(self._figures, self._rounds, strict=True)
+            conditions["rounds"] = [{**figure, "kept": one in kept} for figure, one in figures]
             measurement = combine(self._rounds, self._terms.timing)
             outcome = {
                 "median_ms": measurement.median_ms,
@@ -150,6 +154,6 @@ class Visits:
             kind=self._terms.kind,
             parameters=self.workload.parameters,
             flops=self._work.flops if self._work is not None else None,
-            conditions={**self._conditions, "rounds": self._figures} if self._figures else self._conditions,
+            conditions=conditions,
             **outcome,
         )

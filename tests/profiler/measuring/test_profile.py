@@ -32,6 +32,7 @@ from profiler.measuring.profile import (
     profile_workloads,
 )
 from profiler.table.latency_table import LatencyTable, Row, Target, pack_samples
+from profiler.table.validate import validate
 from profiler.timing.cold import cache_bytes, cold_key
 from profiler.timing.measurement import TimingSettings, WallTimer
 from profiler.workload import TensorSpec, Workload
@@ -498,7 +499,9 @@ def test_rounds_of_all_workloads_are_interleaved_in_orders_of_their_own(
     assert row is not None
     assert (row.median_ms, row.n, row.stop_reason) == (3.0, 12, "converged")
     assert [len(samples) for samples in row.rounds_ms] == [3, 3, 3, 3]
-    assert [set(one) for one in row.conditions["rounds"]] == [{"n", "median_ms", "wall_s", "cpu_s", "steal_s"}] * 4
+    assert [set(one) for one in row.conditions["rounds"]] == [
+        {"n", "median_ms", "wall_s", "cpu_s", "steal_s", "kept"}
+    ] * 4
 
 
 def test_a_neighbour_in_some_rounds_does_not_reach_the_latency(
@@ -516,6 +519,8 @@ def test_a_neighbour_in_some_rounds_does_not_reach_the_latency(
         assert [ms / (row.median_ms or 0) for samples in slow for ms in samples] == pytest.approx([1.5] * 8)
         assert {ms for samples in quiet for ms in samples} == {row.median_ms}
         assert len(quiet) == 3, "further rounds were taken until three agree"
+        assert [one["kept"] for one in row.conditions["rounds"]] == [False, False, True, True, True]
+    assert validate(table.path).problems == ()
 
 
 def test_a_time_limit_keeps_the_rounds_that_there_are(

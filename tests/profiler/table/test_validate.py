@@ -73,6 +73,21 @@ def test_an_estimate_promises_no_samples(path: Path) -> None:
     assert validate(path).problems == ()
 
 
+def test_rounds_that_were_not_kept_are_not_in_the_median(path: Path) -> None:
+    rounds = [{"n": 2, "kept": True}, {"n": 2, "kept": False}, {"n": 1, "kept": True}]
+    samples = pack_samples(np.array([1.0, 1.02, 1.5, 1.6, 0.99]))
+    row = replace(measured("r"), n=5, samples=samples, low_ms=0.9, high_ms=1.1, conditions={"rounds": rounds})
+    with LatencyTable(path) as table:
+        table.add(row)
+    assert validate(path).problems == ()
+    with LatencyTable(path) as table:
+        table.add(replace(row, median_ms=1.02))
+        table.add(replace(row, key="s", conditions={"rounds": rounds[:2]}))
+    wrong_median, wrong_sizes = validate(path).problems
+    assert "the samples' median 1.0" in wrong_median
+    assert "add up to n = 5 samples" in wrong_sizes
+
+
 def test_an_empty_file_is_a_table_without_rows(tmp_path: Path) -> None:
     (tmp_path / "latency.db").touch()
     found = validate(tmp_path / "latency.db")
@@ -109,6 +124,8 @@ def _bytes(values: object) -> str:
         ("reference_drift = 9e999", "reference_drift"),
         ("conditions = '{'", "JSON object"),
         ("conditions = '[]'", "JSON object"),
+        ("""conditions = '{"rounds": [1, 2]}'""", "every round must say"),
+        ("""conditions = '{"rounds": [{"n": -1, "kept": true}, {"n": 4, "kept": true}]}'""", "every round must say"),
         ("created_at = 'yesterday'", "created_at"),
         ("created_at = '2026-01-01T00:00:00'", "created_at"),
         ("superseded_by = 99", "row 3: the measurement that it refers to is not there"),
