@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lawful_latency import LawfulLatency
 
 from profiler.errors import UserError
-from profiler.prediction.predict import Latency, LatencyModel
-from smnas.latency.detector_latency import MeasuredPart
 from smnas.scoring.entropy import detector_entropy
 from smnas.search.context import SearchContext
 from smnas.search.pareto import as_points, non_dominated
@@ -23,36 +22,6 @@ from smnas.space.preset import SpaceError, load_space
 
 NANO = load_space("nano")
 FRAME = NANO.baseline_architecture
-
-
-class LawfulLatency:
-    """In place of measuring: a bottleneck takes 0.02 ms and 1 ms a gigaMAC of its convolutions, the rest 3 ms."""
-
-    model = LatencyModel()
-
-    def __init__(self) -> None:
-        self.completed: list[Architecture] = []
-
-    def complete(self, architectures: list[Architecture]) -> None:
-        self.completed += architectures
-
-    def measured_parts(self, architecture: Architecture) -> tuple[MeasuredPart, ...]:
-        width, height = architecture.input_width, architecture.input_height
-        chain = [c for c in architecture.backbone.convolutions() if c.level > 1]
-        units, unit = [], []
-        for index, conv in enumerate(chain):
-            unit.append(conv)
-            ends = sum(not c.shortcut for c in unit) == 3
-            if ends and not (index + 1 < len(chain) and chain[index + 1].shortcut):
-                units.append(0.02 + 1e-9 * multiply_adds(unit, width, height))
-                unit = []
-        names = [f"backbone.stage1.block{number}" for number in range(1, len(units) + 1)]
-        parts = [MeasuredPart("backbone.stem", 0.1), *map(MeasuredPart, names, units)]
-        return (*parts, MeasuredPart("neck", 0.9), MeasuredPart("head", 2.0))
-
-    def predict(self, architecture: Architecture) -> Latency:
-        ms = sum(part.ms for part in self.measured_parts(architecture))
-        return Latency(ms, ms, ms, True)
 
 
 @pytest.fixture(scope="module")
