@@ -18,6 +18,7 @@ from smnas.latency.coverage import by_demand, covering
 from smnas.latency.coverage_record import fingerprint, read_record, write_record
 from smnas.latency.detector_latency import DetectorLatency
 from smnas.latency.workloads import detector_workloads
+from smnas.space import streams
 from smnas.space.architecture import Architecture
 from smnas.space.preset import Space
 from smnas.space.sampling import sample_modular
@@ -46,10 +47,6 @@ _AT_ONCE = 16  # detectors whose missing blocks are held in memory together, and
 _CALIBRATION_WHOLES = 8
 _CALIBRATION_AT_MOST = 40
 _EXPLAINED = 3
-_CALIBRATION_STREAM = 1 << 32  # apart from the trials' own random numbers, which are seeded by [seed, trial number]
-_AUDIT_STREAM = 1 << 33
-_REBUILD_STREAM = 1 << 34
-_ORDER_STREAM = 1 << 35
 _REBUILT_FROM = 8
 _REBUILT = 12
 
@@ -182,7 +179,7 @@ def rebuild(
         in_budget: Checked before every block; once it is false, the rest of the sample is left out.
     """
     blocks = latency.blocks(architectures[:_REBUILT_FROM])
-    chosen = np.random.default_rng([seed, _REBUILD_STREAM]).permutation(len(blocks))[:_REBUILT].tolist()
+    chosen = streams.rebuilding(seed).permutation(len(blocks))[:_REBUILT].tolist()
     found = []
     for number, index in enumerate(chosen):
         if not in_budget():
@@ -225,7 +222,7 @@ def audit(
         calibration,
         held_out,
         lambda done, total, text: on_progress(done, total + worst, text),
-        rng=np.random.default_rng([seed, _ORDER_STREAM]),
+        rng=streams.measuring_order(seed),
         in_budget=in_budget,
     )
     residuals = []
@@ -247,7 +244,7 @@ def audit(
 def calibration_set(space: Space, seed: int, count: int) -> list[Architecture]:
     """The baseline and random structures, the same for one seed: a search calibrates its predictions on them."""
     structures = space.structures
-    chosen = np.random.default_rng([seed, _CALIBRATION_STREAM]).permutation(len(structures))[:count]
+    chosen = streams.calibration(seed).permutation(len(structures))[:count]
     return [space.baseline_architecture, *(structures[index] for index in chosen.tolist())]
 
 
@@ -262,7 +259,7 @@ def audited(space: Space, count: int, seed: int) -> tuple[list[Architecture], li
     wanted = calibration + count
     if len(structures) < wanted:
         raise UserError(f"an audit of {count} needs {wanted} detectors, but {space.name} holds {len(structures)}")
-    rng = np.random.default_rng([seed, _AUDIT_STREAM])
+    rng = streams.audit(seed)
     chosen: list[Architecture] = []
     for index in rng.permutation(len(structures)).tolist():
         architecture = structures[index]

@@ -1,48 +1,45 @@
 """The search's loop: baseline, structural stage, modular stage, final phase, ranking.
 
 Candidates come in generations: those of one are proposed before any of them is trained, so that they can be trained at
-once. Every trial's random numbers come from ``numpy.random.default_rng([seed, trial number])`` and every decision is a
-function of the trials of earlier generations, so neither a kill nor the number of workers changes where a search goes.
+once. Every trial's random numbers come from :func:`smnas.space.streams.trial`, and every decision is a function of the
+trials of earlier generations, so neither a kill nor the number of workers changes where a search goes.
 """
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
-import numpy as np
-
-from profiler.errors import UserError, one_line
-from smnas.latency.detector_latency import LatencyFailedError
-from smnas.scoring.base import AP, Score, ScoringProgress
+from profiler.errors import one_line
+from smnas.scoring.base import Score, ScoringFailedError, ScoringProgress
 from smnas.scoring.by_name import quick_score
 from smnas.scoring.workers.processes import Job, ScorerPool
 from smnas.search.context import SearchContext
+from smnas.search.drafts import Judge
 from smnas.search.progress import SearchEvent, SearchProgress
-from smnas.search.pruning import why_beaten
-from smnas.search.ranking.finalists import finalists
-from smnas.search.ranking.notes import OVER_LIMIT, PRELIMINARY, TOO_LARGE, search_notes
-from smnas.search.ranking.ranking import Ranking, rank, read_ranking, same_trainings, write_ranking
+from smnas.search.ranking.finalists import final_drafts
+from smnas.search.ranking.ranking import Ranking
+from smnas.search.ranking.writer import RankingWriter
 from smnas.search.strategies.base import SearchStage, Strategy
 from smnas.search.strategies.by_name import AnyStrategy, get_strategy
 from smnas.search.strategies.prior import with_prior
 from smnas.search.study.candidate import Candidate, Complexity, Proposal, StageName
+from smnas.search.study.history import History, Tally
 from smnas.search.study.optuna_study import Study
 from smnas.search.study.run_folder import RunFolder
 from smnas.search.study.settings import prepare_run_folder
 from smnas.search.study.warm_start import copy_training, warm_candidates
 from smnas.search.time_budget import Clock
+from smnas.space import streams
 from smnas.space.architecture import Architecture
 
 __all__ = ["run_search"]
 
 # A stage whose proposals all fail or are over the latency limit must end: after this many proposals, and after this
-# many failures, for each training that it was to make.
+# many failures, for each training run that it was to make.
 _PROPOSALS_PER_TRAINING = 30
 _FAILURES_PER_TRAINING = 1
 _LEAST_FAILURES = 5
-_RANKING_EVERY_S = 5.0
-_RANKING_SHARE = 0.05  # of the time, at most: ranking takes longer the more there is to rank
 
 
 def run_search(
@@ -77,220 +74,132 @@ def run_search(
         UnknownStrategyError: the settings name no known strategy.
         KeyboardInterrupt: passed on; the folder resumes.
     """
-    settings = context.settings
+    settings, latency, trainers = context.settings, context.latency, trainers or scorers
+    if latency is None:
+        raise ValueError("a search needs a latency predictor, but its context has none")
     kind = get_strategy(strategy or settings.strategy)  # a wrong name fails before a folder is made
-    clock = None if context.time_limit_s is None else Clock(context.time_limit_s, settings, (trainers or scorers).size)
+    clock = Clock(math.inf if context.time_limit_s is None else context.time_limit_s, settings, trainers.size)
     prepare_run_folder(context.folder, settings)
     with Study(context.folder, settings.storage, settings.study, settings.metric) as study:
-        for pool in {id(pool): pool for pool in (scorers, trainers or scorers)}.values():
+        for pool in (scorers, trainers) if trainers is not scorers else (scorers,):
             pool.prepare(context)
-        search = _Search(
-            context, study, kind.make(context), scorers, trainers or scorers, complexity, clock, on_event, on_training
-        )
-        return search.run()
-
-
-class _Search:
-    """One run of the loop: what it works on, and the steps. The state is the study's."""
-
-    def __init__(
-        self,
-        context: SearchContext,
-        study: Study,
-        strategy: Strategy,
-        scorers: ScorerPool,
-        trainers: ScorerPool,
-        complexity: Callable[[Architecture], Complexity],
-        clock: Clock | None,
-        on_event: Callable[[SearchEvent], None] | None,
-        on_training: Callable[[int, ScoringProgress], None] | None,
-    ) -> None:
-        if context.latency is None:
-            raise ValueError("a search needs a latency predictor, but its context has none")
-        self.folder = context.folder
-        self.settings = settings = context.settings
-        self.space = context.space
-        self.latency = context.latency
-        self.study = study
-        self.scorers = scorers
-        self.trainers = trainers
-        self.complexity = complexity
-        self.clock = clock
-        self.on_event = on_event
-        self.on_training = on_training
+        judge, found = Judge(settings, latency, complexity), kind.make(context)
         if settings.prior is not None and (prior := quick_score(settings.prior)) is not None:
-            strategy = with_prior(strategy, prior, self._is_fast_enough, settings.prior_draws)
-        self.strategy = strategy
-        self._progress = SearchProgress(settings, self.trainers.size, study.candidates)
-        self._planned = {stage.name: stage.trials for stage in strategy.stages}
-        self._next_ranking = -math.inf
+            found = with_prior(found, prior, judge.is_fast_enough, settings.prior_draws)
+        planned = {stage.name: stage.trials for stage in found.stages}
+        writer = RankingWriter(context.folder, settings, planned)
+        progress = SearchProgress(settings, trainers.size, study.candidates)
+        search = _Search(
+            context, study, found, judge, clock, writer, progress, on_event or _ignore, on_training or _ignore
+        )
+        search.warm_up()
+        search.score(scorers, search.baseline())
+        for stage in found.stages:
+            while search.propose(stage):
+                search.score(scorers, study.interrupted())
+        for draft in final_drafts(study.candidates, settings):
+            study.add(draft)
+        search.score(trainers, study.interrupted())
+        return writer.final(study.candidates, clock.notes)
 
-    def run(self) -> Ranking:
-        """All stages in order; each picks up where the study stands."""
-        self._warm_up()
-        if not any(c.stage == "baseline" for c in self.study.candidates):
-            self._look_at(Proposal(self.space.baseline_architecture, "baseline"), "baseline", 0)
-        if any(c.stage == "baseline" for c in self.study.interrupted()):
-            self._score_running(self.scorers)
-        for stage in self.strategy.stages:
-            self._run_stage(stage)
-        self._run_final()
-        return self._finished_before() or self._write(finished=True)
 
-    def _warm_up(self) -> None:
+def _ignore(*_: object) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class _Search:
+    """One run of the loop: what it works with, and its steps. The state is the study's."""
+
+    context: SearchContext
+    study: Study
+    strategy: Strategy
+    judge: Judge
+    clock: Clock
+    writer: RankingWriter
+    progress: SearchProgress
+    on_event: Callable[[SearchEvent], None]
+    on_training: Callable[[int, ScoringProgress], None]
+
+    def warm_up(self) -> None:
         """Begin with the training runs of other runs; those of a killed process that are there already are not added.
 
         Only before anything is proposed: a resumed search needs those runs no more, wherever they have gone, and what
         they have trained since does not change where it goes.
         """
-        if any(c.own_epochs for c in self.study.candidates):
+        candidates = self.study.candidates
+        if any(c.own_epochs for c in candidates):
             return
-        there = {c.architecture for c in self.study.candidates if c.stage in ("baseline", "warm")}
-        for source, folder in warm_candidates(self.settings, self.space):
+        there = {c.architecture for c in candidates if c.stage in ("baseline", "warm")}
+        for source, folder in warm_candidates(self.context.settings, self.context.space):
             if source.architecture in there:
                 continue
-            measured = self._measured(replace(source, number=len(self.study.candidates), state="running"))
+            measured = self.judge.measured(replace(source, number=len(candidates), state="running"))
             if measured.state != "running":
                 continue  # it has no latency on this device
             training = (source.architecture, source.seed, source.epochs)
-            copy_training(RunFolder(folder).training(*training), RunFolder(self.folder).training(*training))
-            self._tell(self.study.add(replace(measured, state="complete")))
+            copy_training(RunFolder(folder).training(*training), RunFolder(self.context.folder).training(*training))
+            self._report(self.study.add(replace(measured, state="complete")))
 
-    def _finished_before(self) -> Ranking | None:
-        """The ranking of an earlier, finished run, if nothing was trained since: the export may have worked on it."""
-        if not RunFolder(self.folder).ranking.exists():
-            return None
-        before = read_ranking(self.folder)
-        fresh = rank(self.study.candidates, self.settings.latency_ms)
-        return before if PRELIMINARY not in before.notes and same_trainings(before, fresh) else None
+    def baseline(self) -> Sequence[Candidate]:
+        """The baseline, where it is still to be scored."""
+        if not any(c.stage == "baseline" for c in self.study.candidates):
+            self._add(Proposal(self.context.space.baseline_architecture, "baseline"), "baseline", 0)
+        waiting = self.study.interrupted()
+        return waiting if any(c.stage == "baseline" for c in waiting) else ()
 
-    def _run_stage(self, stage: SearchStage) -> None:
-        while True:
-            self._propose(stage)
-            if not any(c.stage == stage.name for c in self.study.interrupted()):
-                return
-            self._score_running(self.scorers)
-
-    def _propose(self, stage: SearchStage) -> None:
-        """Fill the stage's generation, also one that a killed process left half filled."""
-        generation, members = self._generation(stage)
-        if any(c.state != "running" for c in members):
-            return  # it was full, or there was nothing more to propose, when its first member was trained
-        missing = self.settings.generation - len(members)
+    def propose(self, stage: SearchStage) -> bool:
+        """Fill the stage's generation, also one that a killed process left half filled. Whether any is to be scored."""
+        candidates, settings = self.study.candidates, self.context.settings
+        generation, members = _generation(candidates, stage.name)
+        # It was full, or there was nothing more to propose, when its first member was trained.
+        missing = 0 if any(c.state != "running" for c in members) else settings.generation - len(members)
         while missing and self._wants_more(stage):
-            number = len(self.study.candidates)
-            proposal = stage.ask(self.study.candidates, np.random.default_rng([self.settings.seed, number]))
+            proposal = stage.ask(candidates, streams.trial(settings.seed, len(candidates)))
             if proposal is None:
-                return
-            missing -= self._look_at(proposal, stage.name, generation)
-
-    def _generation(self, stage: SearchStage) -> tuple[int, list[Candidate]]:
-        """The generation to fill or to train, and its members: the last one as long as one of them runs."""
-        last = self.study.candidates.generation
-        members = [c for c in self.study.candidates.members if c.stage == stage.name]
-        return (last, members) if any(c.state == "running" for c in members) else (last + 1, [])
+                break
+            missing -= self._add(proposal, stage.name, generation)
+        return any(c.stage == stage.name for c in self.study.interrupted())
 
     def _wants_more(self, stage: SearchStage) -> bool:
-        so_far = self.study.candidates.tally(stage.name)
-        return (
-            not self._time_is_up(stage)
-            and so_far.epochs < stage.trials * self.settings.epochs
-            and so_far.trials < _PROPOSALS_PER_TRAINING * stage.trials
-            and so_far.failed < max(_FAILURES_PER_TRAINING * stage.trials, _LEAST_FAILURES)
-        )
-
-    def _time_is_up(self, stage: SearchStage) -> bool:
-        if self.clock is None:
+        stages, candidates = self.strategy.stages, self.study.candidates
+        until = sum(s.trials for s in stages[: stages.index(stage) + 1])
+        if self.clock.is_up(until / max(sum(s.trials for s in stages), 1), candidates):
             return False
-        until = self.strategy.stages[: self.strategy.stages.index(stage) + 1]
-        share = sum(s.trials for s in until) / max(sum(s.trials for s in self.strategy.stages), 1)
-        return self.clock.is_up(share, self.study.candidates)
+        return _has_budget(candidates.tally(stage.name), stage.trials, self.context.settings.epochs)
 
-    def _look_at(self, proposal: Proposal, stage: StageName, generation: int) -> bool:
-        """Cheap objective first: only what is fast enough and not beaten already will be trained. Whether it will."""
+    def _add(self, proposal: Proposal, stage: StageName, generation: int) -> bool:
+        """Judge a proposal and keep it as a trial. Whether it will be scored."""
+        candidates, settings = self.study.candidates, self.context.settings
+        resumed = candidates.latest(proposal.architecture) if proposal.origin == "promotion" else None
         draft = Candidate(
-            number=len(self.study.candidates),
+            number=len(candidates),
             architecture=proposal.architecture,
             stage=stage,
             origin=proposal.origin,
             parent=proposal.parent,
             state="running",
-            seed=self.settings.seed,
-            epochs=self.settings.epochs,
-            start_epoch=self._reached(proposal),
+            seed=settings.seed,
+            epochs=settings.epochs,
+            start_epoch=0 if resumed is None else resumed.reached_epoch,
             stop_epoch=proposal.stop_epoch,
-            metric=self.settings.metric,
+            metric=settings.metric,
         )
-        draft = self._measured(draft)
-        if draft.state == "running" and stage != "baseline" and proposal.origin != "promotion":
-            reason = self._why_not(draft)
-            if reason is not None:
-                draft = replace(draft, state="pruned", reason=reason)
+        draft = self.judge.judged(self.judge.measured(draft), candidates.whole)
         if draft.state == "running":
             self.study.add(replace(draft, generation=generation))
             return True
-        self._tell(self.study.add(draft))
+        self._report(self.study.add(draft))
         return False
 
-    def _reached(self, proposal: Proposal) -> int:
-        """Epochs that a promoted architecture has trained already; its checkpoint goes on from there."""
-        if proposal.origin != "promotion":
-            return 0
-        return self.study.candidates.latest(proposal.architecture).reached_epoch
-
-    def _measured(self, draft: Candidate) -> Candidate:
-        try:
-            size = self.complexity(draft.architecture)
-        except UserError as error:  # the model builder's way to refuse
-            return replace(draft, state="failed", reason=one_line(error))
-        try:
-            latency = self.latency.predict(draft.architecture)
-        except LatencyFailedError as error:
-            return replace(draft, state="failed", reason=one_line(error))
-        return replace(
-            draft,
-            latency_ms=latency.ms,
-            latency_low_ms=latency.low_ms,
-            latency_high_ms=latency.high_ms,
-            latency_calibrated=latency.calibrated,
-            parameters=size.parameters,
-            flops=size.flops,
-        )
-
-    def _why_not(self, draft: Candidate) -> str | None:
-        limit, tolerance = self.settings.latency_ms, self.settings.latency_tolerance
-        latency_ms = draft.point[1]
-        if limit is not None and latency_ms > limit * tolerance:
-            return f"{OVER_LIMIT}: {latency_ms:.2f} ms, the limit with its tolerance is {limit * tolerance:.2f} ms"
-        most = self.settings.max_parameters
-        if most is not None and draft.parameters is not None and draft.parameters > most:
-            return f"{TOO_LARGE}: {draft.parameters:,} parameters, the limit is {most:,}"
-        if not self.settings.partial_order:
-            return None
-        trained = self.study.candidates.whole
-        return why_beaten(draft.architecture, latency_ms, trained, self.settings.partial_order_margin)
-
-    def _is_fast_enough(self, architecture: Architecture) -> bool:
-        """Whether its predicted latency is within the limit with its tolerance; what has none is left to the loop."""
-        limit = self.settings.latency_ms
-        if limit is None:
-            return True
-        try:
-            return self.latency.predict(architecture).ms <= limit * self.settings.latency_tolerance
-        except LatencyFailedError:
-            return True
-
-    def _score_running(self, pool: ScorerPool) -> None:
-        """Score what is in the study as running. Every result is stored as soon as it is there."""
+    def score(self, pool: ScorerPool, waiting: Iterable[Candidate]) -> None:
+        """Score running trials. Every result is stored as soon as it is there."""
+        candidates, folder = self.study.candidates, RunFolder(self.context.folder)
         began: dict[int, float] = {}
 
         def start(job: Job) -> None:
             began[job.number] = time.monotonic()
-            self._tell(self.study.candidates[job.number])
-
-        def progress(job: Job, far: ScoringProgress) -> None:
-            if self.on_training is not None:
-                self.on_training(job.number, far)
+            self._report(candidates[job.number])
 
         jobs = [
             Job(
@@ -298,84 +207,46 @@ class _Search:
                 c.architecture,
                 c.seed,
                 c.epochs,
-                RunFolder(self.folder).training(c.architecture, c.seed, c.epochs),
+                folder.training(c.architecture, c.seed, c.epochs),
                 c.stop_epoch,
             )
-            for c in self.study.interrupted()
+            for c in waiting
         ]
-        for job, outcome in pool.score_all(jobs, start, progress):
-            candidate = self.study.candidates[job.number]
-            if isinstance(outcome, Score):
-                finished = self._scored(candidate, outcome, began[job.number])
-            else:
-                finished = _failed(candidate, one_line(outcome), began[job.number])
-            self._tell(self.study.finish(finished))
-            if finished.state == "complete" and time.monotonic() >= self._next_ranking:
-                self._write(finished=False)
+        for job, outcome in pool.score_all(jobs, start, lambda job, far: self.on_training(job.number, far)):
+            ended = self._ended(candidates[job.number], outcome, began[job.number])
+            self._report(self.study.finish(ended))
+            if ended.state == "complete":
+                self.writer.preliminary(candidates, self.clock.notes)
 
-    def _scored(self, candidate: Candidate, score: Score, began: float) -> Candidate:
-        if not math.isfinite(score.value):
-            return _failed(candidate, f"the score is not finite: {score.value}", began)
-        inside = score.checkpoint is not None and score.checkpoint.is_relative_to(self.folder)
+    def _ended(self, candidate: Candidate, outcome: Score | ScoringFailedError, began: float) -> Candidate:
+        if not isinstance(outcome, Score) or not math.isfinite(outcome.value):
+            reason = f"the score is not finite: {outcome.value}" if isinstance(outcome, Score) else one_line(outcome)
+            return replace(candidate, state="failed", reason=reason, seconds=time.monotonic() - began)
+        checkpoint, folder = outcome.checkpoint, self.context.folder
+        inside = checkpoint is not None and checkpoint.is_relative_to(folder)
         return replace(
             candidate,
             state="complete",
-            score=float(score.value),
-            metrics={name: float(value) for name, value in score.metrics.items()},
-            seconds=float(score.seconds),
-            checkpoint=score.checkpoint.relative_to(self.folder).as_posix() if inside and score.checkpoint else None,
+            score=float(outcome.value),
+            metrics={name: float(value) for name, value in outcome.metrics.items()},
+            seconds=float(outcome.seconds),
+            checkpoint=checkpoint.relative_to(folder).as_posix() if inside and checkpoint else None,
         )
 
-    def _run_final(self) -> None:
-        if not self.settings.final_epochs:
-            return
-        chosen = finalists(self.study.candidates, self.settings.top, self.settings.latency_ms)
-        # Seed by seed, so that a search that is stopped here has compared everybody with fewer seeds.
-        for seed in range(self.settings.seed, self.settings.seed + self.settings.final_seeds):
-            for source in chosen:
-                if not any(_is_final(c, source.architecture, seed) for c in self.study.candidates):
-                    self.study.add(self._final_draft(source, seed))
-        self._score_running(self.trainers)
-
-    def _final_draft(self, source: Candidate, seed: int) -> Candidate:
-        return replace(
-            source,
-            number=len(self.study.candidates),
-            stage="final",
-            origin="ranking",
-            parent=None,
-            generation=None,
-            state="running",
-            seed=seed,
-            epochs=self.settings.final_epochs,
-            start_epoch=0,
-            stop_epoch=None,
-            score=None,
-            metric=AP,
-            metrics={},
-            seconds=None,
-            checkpoint=None,
-        )
-
-    def _tell(self, candidate: Candidate) -> None:
-        if self.on_event is not None:
-            self.on_event(self._progress.event(candidate))
-
-    def _write(self, finished: bool) -> Ranking:
-        began = time.monotonic()
-        candidates: Sequence[Candidate] = self.study.candidates
-        stopped = () if self.clock is None else self.clock.notes
-        notes = (*stopped, *search_notes(candidates, self.settings, self._planned, finished))
-        ranking = rank(candidates, self.settings.latency_ms, notes)
-        ranking = write_ranking(self.folder, self.settings, ranking)
-        now = time.monotonic()
-        self._next_ranking = now + max(_RANKING_EVERY_S, (now - began) / _RANKING_SHARE)
-        return ranking
+    def _report(self, candidate: Candidate) -> None:
+        self.on_event(self.progress.event(candidate))
 
 
-def _failed(candidate: Candidate, reason: str, began: float) -> Candidate:
-    return replace(candidate, state="failed", reason=reason, seconds=time.monotonic() - began)
+def _generation(candidates: History, stage: StageName) -> tuple[int, list[Candidate]]:
+    """The generation to fill or to train, and its members: the last one as long as one of them runs."""
+    members = [c for c in candidates.members if c.stage == stage]
+    last = candidates.generation
+    return (last, members) if any(c.state == "running" for c in members) else (last + 1, [])
 
 
-def _is_final(candidate: Candidate, architecture: Architecture, seed: int) -> bool:
-    return candidate.stage == "final" and candidate.seed == seed and candidate.architecture == architecture
+def _has_budget(so_far: Tally, trials: int, epochs: int) -> bool:
+    return (
+        so_far.epochs < trials * epochs
+        and so_far.trials < _PROPOSALS_PER_TRAINING * trials
+        and so_far.failed < max(_FAILURES_PER_TRAINING * trials, _LEAST_FAILURES)
+    )

@@ -15,7 +15,7 @@ class Clock:
     """Runs from when it is made.
 
     Args:
-        limit_s: Seconds that this run of the search may take.
+        limit_s: Seconds that this run of the search may take; infinite without a limit.
         settings: The search's, for the final phase that is to come.
         at_once: Training runs at the same time.
         now: Seconds that only go forward.
@@ -37,6 +37,8 @@ class Clock:
         That is the limit less what the final phase will take. Both are expected from the mean time of an epoch so far,
         a proposal as a whole training; until one is known they count nothing.
         """
+        if math.isinf(self._limit_s):
+            return False
         generation_s, final_s = self._expected(candidates)
         up = self._now() - self._began + generation_s >= share * (self._limit_s - final_s)
         self._was_up = self._was_up or up

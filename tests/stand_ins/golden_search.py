@@ -59,7 +59,9 @@ def play(case: str) -> dict[str, Any]:
         run = Path(folder) / "run"
         ranking = run_search(
             SearchContext(run, settings, load_space(settings.preset), latency),
-            scorers=InProcess(ScorerOnDevices(settings.scorer, run, None, ("cpu",))(0)) if quick else InProcess(trainer),  # type: ignore[arg-type]
+            scorers=InProcess(ScorerOnDevices(settings.scorer, run, None, ("cpu",))(0))
+            if quick
+            else InProcess(trainer),  # type: ignore[arg-type]
             trainers=InProcess(trainer),
             complexity=stub.complexity,
         )

@@ -34,5 +34,3 @@ class LawfulLatency:
     def predict(self, architecture: Architecture) -> Latency:
         ms = sum(part.ms for part in self.measured_parts(architecture))
         return Latency(ms, ms, ms, True)
-
-

@@ -1,11 +1,14 @@
 """Which architectures the final phase trains again, for longer and with several seeds."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from smnas.scoring.base import AP
 from smnas.search.pareto import as_points, front_layers
 from smnas.search.study.candidate import Candidate, in_search
+from smnas.search.study.settings import SearchSettings
 
-__all__ = ["finalists"]
+__all__ = ["final_drafts", "finalists"]
 
 
 def finalists(candidates: Sequence[Candidate], top: int, latency_limit_ms: float | None) -> tuple[Candidate, ...]:
@@ -32,3 +35,41 @@ def finalists(candidates: Sequence[Candidate], top: int, latency_limit_ms: float
         if c.stage != "baseline" and layer >= 0
     )
     return (*baseline, *(entry[-1] for entry in order[:top]))
+
+
+def final_drafts(candidates: Sequence[Candidate], settings: SearchSettings) -> tuple[Candidate, ...]:
+    """The final phase's trials that are not there yet, numbered on.
+
+    Seed by seed, so that a search that is stopped here has compared all finalists with fewer seeds.
+    """
+    if not settings.final_epochs:
+        return ()
+    chosen = finalists(candidates, settings.top, settings.latency_ms)
+    there = {(c.architecture, c.seed) for c in candidates if c.stage == "final"}
+    missing = [
+        (source, seed)
+        for seed in range(settings.seed, settings.seed + settings.final_seeds)
+        for source in chosen
+        if (source.architecture, seed) not in there
+    ]
+    return tuple(
+        replace(
+            source,
+            number=number,
+            stage="final",
+            origin="ranking",
+            parent=None,
+            generation=None,
+            state="running",
+            seed=seed,
+            epochs=settings.final_epochs,
+            start_epoch=0,
+            stop_epoch=None,
+            score=None,
+            metric=AP,
+            metrics={},
+            seconds=None,
+            checkpoint=None,
+        )
+        for number, (source, seed) in enumerate(missing, start=len(candidates))
+    )

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from smnas.search.strategies.choices import Choices
 from smnas.search.strategies.variation import random_design
+from smnas.space import streams
 from smnas.space.architecture import Architecture
 from smnas.space.preset import SpaceError
 
 __all__ = ["KnownLatency", "LatencySample"]
 
-_STREAM = 5  # so that the draws are not those of a proposal
 _BANDS = 6
 
 KnownLatency = Callable[[Architecture], float | None]
@@ -42,7 +42,7 @@ class LatencySample:
         cls, choices: Choices, latency: KnownLatency, seed: int, draws: int, limit_ms: float | None = None
     ) -> Self:
         """The sample of one seed. Designs that do not run or are slower than the limit are not in it."""
-        rng = np.random.default_rng([seed, _STREAM])
+        rng = streams.latency_sample(seed)
         found: dict[Architecture, float] = {}
         try:
             drawn = dict.fromkeys(random_design(choices, rng) for _ in range(draws))

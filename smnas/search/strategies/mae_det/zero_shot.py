@@ -29,6 +29,7 @@ from smnas.search.strategies.mae_det.maximum_entropy import Budget, EntropySearc
 from smnas.search.study.candidate import Candidate, Proposal
 from smnas.search.study.history import History
 from smnas.search.study.run_folder import RunFolder, RunFolderError
+from smnas.space import streams
 from smnas.space.architecture import Architecture
 from smnas.space.families.super_blocks import (
     MoveBounds,
@@ -43,7 +44,6 @@ from smnas.space.super_block_cost import population_cost
 __all__ = ["MAE_DET", "ZeroShotCandidate", "ZeroShotResult", "mae_det", "zero_shot_search"]
 
 
-_STREAM = 1 << 33  # apart from the trials' own random numbers, which are seeded by [seed, trial number]
 _STEPS = 100_000
 _CALIBRATION = 10  # random backbones whose blocks are measured
 _CHECKED = 4  # of a first search's front
@@ -175,7 +175,7 @@ def zero_shot_search(
     bounds = MoveBounds(layers=layers, image=size)
     search = EntropySearch(Budget(layers=layers, latency_ms=limit), bounds, size, form, steps=steps, pareto=True)
     start = seed_of(frame.backbone)
-    rng = np.random.default_rng([seed, _STREAM])
+    rng = streams.zero_shot(seed)
     measured = _random_detectors(frame, start, bounds, rng)
     tell(f"measuring the blocks of {len(measured)} random backbones")
     fitted = fit_super_block_latency(measured, latency)

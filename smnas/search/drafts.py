@@ -1,0 +1,79 @@
+"""Drafts: candidates before they are trained, measured and judged by what is known without training."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from profiler.errors import UserError, one_line
+from smnas.latency.detector_latency import LatencyFailedError
+from smnas.search.context import LatencyPredictor
+from smnas.search.pruning import why_beaten
+from smnas.search.ranking.notes import OVER_LIMIT, TOO_LARGE
+from smnas.search.study.candidate import Candidate, Complexity
+from smnas.search.study.settings import SearchSettings
+from smnas.space.architecture import Architecture
+
+__all__ = ["Judge"]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Cheap objectives first: only what is fast and small enough, and not beaten already, will be trained.
+
+    Attributes:
+        settings: The search's limits.
+        latency: Predicts end-to-end latency.
+        complexity: Gives a detector its parameters and FLOPs.
+    """
+
+    settings: SearchSettings
+    latency: LatencyPredictor
+    complexity: Callable[[Architecture], Complexity]
+
+    def measured(self, draft: Candidate) -> Candidate:
+        """The draft with its latency and size; failed, with its reason, where it has none."""
+        try:
+            size = self.complexity(draft.architecture)
+        except UserError as error:  # the model builder's way to refuse
+            return replace(draft, state="failed", reason=one_line(error))
+        try:
+            latency = self.latency.predict(draft.architecture)
+        except LatencyFailedError as error:
+            return replace(draft, state="failed", reason=one_line(error))
+        return replace(
+            draft,
+            latency_ms=latency.ms,
+            latency_low_ms=latency.low_ms,
+            latency_high_ms=latency.high_ms,
+            latency_calibrated=latency.calibrated,
+            parameters=size.parameters,
+            flops=size.flops,
+        )
+
+    def judged(self, draft: Candidate, trained: Sequence[Candidate]) -> Candidate:
+        """The measured draft, pruned where it need not be trained; the baseline and what resumes always are."""
+        if draft.state != "running" or draft.origin in ("baseline", "promotion"):
+            return draft
+        reason = self._why_not(draft, trained)
+        return draft if reason is None else replace(draft, state="pruned", reason=reason)
+
+    def is_fast_enough(self, architecture: Architecture) -> bool:
+        """Whether its predicted latency is within the limit with its tolerance; what has none is left to the loop."""
+        limit = self.settings.latency_ms
+        if limit is None:
+            return True
+        try:
+            return self.latency.predict(architecture).ms <= limit * self.settings.latency_tolerance
+        except LatencyFailedError:
+            return True
+
+    def _why_not(self, draft: Candidate, trained: Sequence[Candidate]) -> str | None:
+        limit, tolerance = self.settings.latency_ms, self.settings.latency_tolerance
+        latency_ms = draft.point[1]
+        if limit is not None and latency_ms > limit * tolerance:
+            return f"{OVER_LIMIT}: {latency_ms:.2f} ms, the limit with its tolerance is {limit * tolerance:.2f} ms"
+        most = self.settings.max_parameters
+        if most is not None and draft.parameters is not None and draft.parameters > most:
+            return f"{TOO_LARGE}: {draft.parameters:,} parameters, the limit is {most:,}"
+        if not self.settings.partial_order:
+            return None
+        return why_beaten(draft.architecture, latency_ms, trained, self.settings.partial_order_margin)

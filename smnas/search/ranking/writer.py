@@ -1,0 +1,55 @@
+"""When a search writes its ranking, and what it says there."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from smnas.search.ranking.notes import PRELIMINARY, search_notes
+from smnas.search.ranking.ranking import Ranking, rank, read_ranking, same_trainings, write_ranking
+from smnas.search.study.candidate import Candidate, StageName
+from smnas.search.study.run_folder import RunFolder
+from smnas.search.study.settings import SearchSettings
+
+__all__ = ["RankingWriter"]
+
+_EVERY_S = 5.0
+_SHARE = 0.05  # of the time, at most: ranking takes longer the more there is to rank
+
+
+@dataclass
+class RankingWriter:
+    """Writes the ranking of a run folder.
+
+    Attributes:
+        folder: The run folder.
+        settings: The search's.
+        planned: Trial budget of each stage.
+        due_s: When the next preliminary ranking is due, by :func:`time.monotonic`.
+    """
+
+    folder: Path
+    settings: SearchSettings
+    planned: Mapping[StageName, int]
+    due_s: float = field(default=-math.inf, init=False)
+
+    def preliminary(self, candidates: Sequence[Candidate], notes: Sequence[str]) -> None:
+        """Write one, if it is due."""
+        began = time.monotonic()
+        if began >= self.due_s:
+            self._write(candidates, notes, finished=False)
+            now = time.monotonic()
+            self.due_s = now + max(_EVERY_S, (now - began) / _SHARE)
+
+    def final(self, candidates: Sequence[Candidate], notes: Sequence[str]) -> Ranking:
+        """The ranking of a finished search; that of an earlier run, which an export may have completed, if it holds."""
+        if RunFolder(self.folder).ranking.exists():
+            before = read_ranking(self.folder)
+            if PRELIMINARY not in before.notes and same_trainings(before, rank(candidates, self.settings.latency_ms)):
+                return before
+        return self._write(candidates, notes, finished=True)
+
+    def _write(self, candidates: Sequence[Candidate], notes: Sequence[str], *, finished: bool) -> Ranking:
+        said = (*notes, *search_notes(candidates, self.settings, self.planned, finished))
+        return write_ranking(self.folder, self.settings, rank(candidates, self.settings.latency_ms, said))
