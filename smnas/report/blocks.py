@@ -1,4 +1,4 @@
-"""The latency of a detector's parts, as the latency table holds them."""
+"""The latency of a detector's blocks, as the latency table holds them."""
 
 from pathlib import Path
 
@@ -11,11 +11,32 @@ from smnas.search.study.run_folder import RunFolder as RunFiles
 from smnas.search.study.settings import SearchSettings
 from smnas.space.architecture import Architecture
 
-__all__ = ["block_latencies"]
+__all__ = ["block_latencies", "blocks_of_run"]
 
 
-def block_latencies(run: RunFolder, architecture: str, table: Path | None = None) -> tuple[BlockLatency, ...]:
-    """Every part of a detector with its measured latency, in the order in which they run.
+def block_latencies(
+    table: LatencyTable, target: Target, architecture: Architecture, classes: int
+) -> tuple[BlockLatency, ...]:
+    """Every block of a detector with its measured latency, in the order in which they run.
+
+    Raises:
+        UserError: The table lacks one of them.
+    """
+    known = table.current(target)
+    blocks = []
+    for part in detector_workloads(architecture, classes, target.batch):
+        row = known.get(part.key)
+        if row is None or row.median_ms is None:
+            raise UserError(
+                f"every block of a detector with {classes} classes must be in the table, but {part.name} of "
+                f"{architecture} has no latency: --classes N says for how many the table was made"
+            )
+        blocks.append(BlockLatency(part.name, row.median_ms))
+    return tuple(blocks)
+
+
+def blocks_of_run(run: RunFolder, architecture: str, table: Path | None = None) -> tuple[BlockLatency, ...]:
+    """Every block of a detector of a run.
 
     Args:
         run: Says on which device and how latencies were measured.
@@ -23,20 +44,12 @@ def block_latencies(run: RunFolder, architecture: str, table: Path | None = None
         table: The latency table; by default the run folder's own.
 
     Raises:
-        UserError: There is no table, it has no rows for the run's device, or it lacks a part.
+        UserError: There is no table, it has no rows for the run's device, or it lacks a block.
     """
     settings = run.settings
-    parts = detector_workloads(Architecture.parse(architecture), len(settings.data.classes), settings.batch)
     with LatencyTable(table or RunFiles(run.path).table, create=False) as rows:
         target = _target(settings, rows)
-        known = rows.current(target)
-    blocks = []
-    for part in parts:
-        row = known.get(part.key)
-        if row is None or row.median_ms is None:
-            raise UserError(f"every part of a detector must be in the latency table, but {part.name} has no latency")
-        blocks.append(BlockLatency(part.name, row.median_ms))
-    return tuple(blocks)
+        return block_latencies(rows, target, Architecture.parse(architecture), len(settings.data.classes))
 
 
 def _target(settings: SearchSettings, table: LatencyTable) -> Target:

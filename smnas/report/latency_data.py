@@ -8,9 +8,6 @@ from profiler.errors import UserError
 from profiler.prediction.estimate import ESTIMATE_BACKEND, Roof, float_bytes
 from profiler.table.latency_table import LatencyTable, Row, Target
 from profiler.work import Work
-from smnas.latency.workloads import detector_workloads
-from smnas.report.data import BlockLatency
-from smnas.space.architecture import Architecture
 
 __all__ = [
     "BlockPoint",
@@ -18,7 +15,6 @@ __all__ = [
     "TableView",
     "choose_target",
     "read_view",
-    "shares",
 ]
 
 
@@ -120,25 +116,6 @@ def read_view(table: LatencyTable, target: Target) -> TableView:
         without_work=len(parts) - len(worked),
     )
     return TableView(target, facts, tuple(sorted(points, key=lambda point: -point.latency_ms)), roof, text)
-
-
-def shares(table: LatencyTable, target: Target, architecture: Architecture, classes: int) -> tuple[BlockLatency, ...]:
-    """Every block of a detector with its latency, in the order in which they run.
-
-    Raises:
-        UserError: The table lacks one of them.
-    """
-    known = table.current(target)
-    blocks = []
-    for part in detector_workloads(architecture, classes, target.batch):
-        row = known.get(part.key)
-        if row is None or row.median_ms is None:
-            raise UserError(
-                f"every block of a detector with {classes} classes must be in the table, but {part.name} of "
-                f"{architecture} has no latency: --classes N says for how many the table was made"
-            )
-        blocks.append(BlockLatency(part.name, row.median_ms))
-    return tuple(blocks)
 
 
 def _roof(worked: list[tuple[Row, Work]], target: Target) -> tuple[Roof | None, str]:

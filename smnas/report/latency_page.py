@@ -10,8 +10,9 @@ from profiler.errors import UserError
 from profiler.table.latency_table import LatencyTable
 from smnas.latency.audit_file import AuditPoint, read_audit
 from smnas.report import latency_figures
+from smnas.report.blocks import block_latencies
 from smnas.report.data import BlockLatency
-from smnas.report.latency_data import TableView, choose_target, read_view, shares
+from smnas.report.latency_data import TableView, choose_target, read_view
 from smnas.report.page import render_page
 from smnas.space.architecture import Architecture
 
@@ -41,7 +42,8 @@ def write_latency_page(table: Path, out: Path, *, architectures: Sequence[str] =
         target = choose_target(rows)
         view = read_view(rows, target)
         detectors = {
-            text: shares(rows, target, Architecture.parse(text), classes) for text in dict.fromkeys(architectures)
+            text: block_latencies(rows, target, Architecture.parse(text), classes)
+            for text in dict.fromkeys(architectures)
         }
     page = render_latency_page(table.name, view, read_audit(table, target), detectors)
     try:

@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 from profiler.atomic import write_whole
 from profiler.errors import UserError
 from smnas.report import data, figures
-from smnas.report.blocks import block_latencies
+from smnas.report.blocks import blocks_of_run
 from smnas.report.controls import score_controls
 from smnas.report.importance import importances
 from smnas.report.run_folder import RunFolder, read_run_folder
@@ -64,7 +64,7 @@ def write_report(
         except UserError as error:
             missing.append(f"Sample detections are left out: {error}.")
         try:
-            blocks = block_latencies(run, run.winner.architecture, table)
+            blocks = blocks_of_run(run, run.winner.architecture, table)
         except UserError as error:
             missing.append(f"The latency of the recommended detector's parts is left out: {error}.")
     page = render_report(run, samples=samples, blocks=blocks, notes=missing)

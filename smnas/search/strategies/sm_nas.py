@@ -130,13 +130,15 @@ class _Family:
     trained: int
 
 
-@dataclass(frozen=True)
+@dataclass
 class ModularStage:
     """Stage 2: a latency window around each Pareto point of stage 1, evolved in turns.
 
     The window whose parents had the fewest trained children is next. A random candidate (every fifth, for a share of
     0.2) varies the window's Pareto point of stage 1 at random; the others mutate a member of the window's own front. A
     child that is faster or slower than its window is a member of the window that it falls into.
+
+    It remembers the last Pareto points of stage 1, which another stage would find the same.
     """
 
     choices: Choices
@@ -145,8 +147,8 @@ class ModularStage:
     parents: int
     latency_limit_ms: float | None = None
     name: Literal["modular"] = "modular"
-    _kept_roots: list[tuple[list[Candidate], tuple[Candidate, ...]]] = field(
-        default_factory=list, init=False, repr=False, compare=False
+    _last_roots: tuple[list[Candidate], tuple[Candidate, ...]] | None = field(
+        default=None, init=False, repr=False, compare=False
     )
 
     def ask(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
@@ -184,12 +186,9 @@ class ModularStage:
 
     def _roots(self, known: list[Candidate]) -> tuple[Candidate, ...]:
         """The parents that the training runs before this stage give; the last ones are kept, as those do not change."""
-        for before, roots in self._kept_roots:
-            if before == known:
-                return roots
-        roots = modular_parents(known, self.parents, self.latency_limit_ms)
-        self._kept_roots[:] = [(known, roots)]
-        return roots
+        if self._last_roots is None or self._last_roots[0] != known:
+            self._last_roots = known, modular_parents(known, self.parents, self.latency_limit_ms)
+        return self._last_roots[1]
 
     def _child(
         self, family: _Family, origin: Origin, seen: Set[Architecture], rng: np.random.Generator

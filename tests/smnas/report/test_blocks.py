@@ -8,7 +8,7 @@ import pytest
 from profiler.errors import UserError
 from profiler.table.latency_table import LatencyTable, Row, Target
 from smnas.latency.workloads import detector_workloads
-from smnas.report.blocks import block_latencies
+from smnas.report.blocks import blocks_of_run
 from smnas.report.page import write_report
 from smnas.report.run_folder import read_run_folder
 from smnas.space.architecture import Architecture
@@ -34,7 +34,7 @@ def fill(path: Path, target: Target, leave_out: str | None = None) -> dict[str, 
 def test_every_part_in_the_order_in_which_they_run(run_folder: Path) -> None:
     expected = fill(run_folder / "latency.db", TARGET)
     fill(run_folder / "latency.db", replace(TARGET, device="another processor"))
-    blocks = block_latencies(read_run_folder(run_folder), ARCHITECTURE)
+    blocks = blocks_of_run(read_run_folder(run_folder), ARCHITECTURE)
     assert {block.name: block.latency_ms for block in blocks} == expected
     assert blocks[0].name == "backbone.stem"
     assert blocks[-1].name == "postprocess"
@@ -47,16 +47,16 @@ def test_the_last_version_of_a_backend_counts(run_folder: Path, tmp_path: Path) 
     table = tmp_path / "elsewhere.db"
     fill(table, replace(TARGET, backend_version="1.30.0"), leave_out="postprocess")
     fill(table, TARGET)
-    assert block_latencies(read_run_folder(run_folder), ARCHITECTURE, table)
+    assert blocks_of_run(read_run_folder(run_folder), ARCHITECTURE, table)
 
 
 def test_what_is_missing_is_named(run_folder: Path, tmp_path: Path) -> None:
     run = read_run_folder(run_folder)
     with pytest.raises(UserError, match="no file"):
-        block_latencies(run, ARCHITECTURE)
+        blocks_of_run(run, ARCHITECTURE)
     fill(tmp_path / "lacking.db", TARGET, leave_out="postprocess")
-    with pytest.raises(UserError, match="postprocess has no latency"):
-        block_latencies(run, ARCHITECTURE, tmp_path / "lacking.db")
+    with pytest.raises(UserError, match=r"postprocess of .* has no latency"):
+        blocks_of_run(run, ARCHITECTURE, tmp_path / "lacking.db")
     fill(tmp_path / "other.db", replace(TARGET, threads=2))
     with pytest.raises(UserError, match=r"other\.db has nothing of a processor"):
-        block_latencies(run, ARCHITECTURE, tmp_path / "other.db")
+        blocks_of_run(run, ARCHITECTURE, tmp_path / "other.db")

@@ -187,6 +187,21 @@ def test_a_restarted_head_loses_no_finished_trial(cluster: Any, tmp_path: Path, 
     check_trainings(folder, at_most_again=4)
 
 
+def test_what_a_scorer_prepares_is_made_once_and_read_by_every_process(cluster: Any, tmp_path: Path) -> None:
+    import preparing_scorer as preparing  # type: ignore[import-not-found]
+
+    from smnas.scoring.workers.ray import RayWorkers
+
+    stub = importlib.import_module("search_stub")
+    folder, settings = tmp_path / "run", preparing.settings()
+    context = SearchContext(folder, settings, NANO, stub.StubLatency())
+    with RayWorkers(preparing.on_cluster, cluster.address) as pool:
+        run_search(context, scorers=pool, trainers=InProcess(stub.StubScorer()), complexity=stub.complexity)
+    assert (folder / "shared.txt").read_text().split() == [str(step) for step in range(preparing.STEPS)]
+    scored = [c for c in read_candidates(folder, settings) if c.stage != "final" and c.state == "complete"]
+    assert [c.score for c in scored] == [stub.load_of(c.architecture) for c in scored]
+
+
 def finished(folder: Path) -> dict[int, Candidate]:
     try:
         return {c.number: c for c in trials(folder) if c.state != "running"}

@@ -174,13 +174,18 @@ class _Model:
         return expected_gain(self.front, mean, deviation, latency_ms, self.reference)
 
 
-@dataclass(frozen=True)
+@dataclass
 class HalvingStage:
     """See the module.
 
+    It remembers the last model and the sample, which another stage would compute the same from the same history.
+
     Attributes:
-        trials: Budget in training runs of the whole length.
-        rungs: Epochs where training runs stop, rising; the last one is the whole length.
+        choices: Where to search.
+        trials: Budget in training runs of the full number of epochs.
+        rungs: Epochs where training runs stop, rising; the last one is the full number.
+        latency_limit_ms: Slower designs gain nothing.
+        latency: Latency of a design before anything is trained.
     """
 
     choices: Choices
@@ -189,8 +194,8 @@ class HalvingStage:
     latency_limit_ms: float | None = None
     latency: KnownLatency | None = None
     name: StageName = "joint"
-    _kept_fit: list[tuple[_Known, _Fit]] = field(default_factory=list, init=False, repr=False, compare=False)
-    _kept_samples: dict[int, LatencySample] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _last_fit: tuple[_Known, _Fit] | None = field(default=None, init=False, repr=False, compare=False)
+    _samples: dict[int, LatencySample] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def ask(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
         """See :class:`smnas.search.strategies.base.SearchStage`."""
@@ -215,10 +220,10 @@ class HalvingStage:
         if self.latency is None or not draws:
             return None
         seed = trials[0].seed if len(trials) else 0
-        if seed not in self._kept_samples:
+        if seed not in self._samples:
             drawn = LatencySample.draw(self.choices, self.latency, seed, draws, self.latency_limit_ms)
-            self._kept_samples[seed] = drawn
-        return self._kept_samples[seed] if self._kept_samples[seed].designs else None
+            self._samples[seed] = drawn
+        return self._samples[seed] if self._samples[seed].designs else None
 
     def _first(self, trials: History, rng: np.random.Generator) -> Proposal | None:
         sample = self._sample(trials)
@@ -246,9 +251,8 @@ class HalvingStage:
 
     def _fit(self, known: _Known, sample: LatencySample | None) -> _Fit:
         """A model of what is known. The last one is kept: what is asked for in one generation has the same APs."""
-        for before, fit in self._kept_fit:
-            if before.same_aps(known):
-                return fit
+        if self._last_fit is not None and self._last_fit[0].same_aps(known):
+            return self._last_fit[1]
         ends, lines = expected_ends(known.ap)
         points = np.column_stack((ends, known.latency_ms))
         layers = front_layers(points)
@@ -263,7 +267,7 @@ class HalvingStage:
             timed, log_ms = Observed(self._features(more)), np.log(list(more.values()))
         log_latency = GaussianProcess.fit(timed, log_ms)
         fit = _Fit(points, lines, layers, observed, ap, timed, log_latency)
-        self._kept_fit[:] = [(known, fit)]
+        self._last_fit = known, fit
         return fit
 
     def _model(self, trials: History, known: _Known) -> _Model:
