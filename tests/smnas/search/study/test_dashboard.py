@@ -30,8 +30,9 @@ def get(app: Any, path: str) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore")  # the dashboard's own
-def test_the_dashboard_shows_both_objectives_and_the_front(tmp_path: Path) -> None:
-    settings = stub.settings(trials=StageTrials(structural=8, modular=4), final_epochs=0)
+@pytest.mark.parametrize("metric", ["AP", "entropy"])
+def test_the_dashboard_shows_both_objectives_and_the_front(tmp_path: Path, metric: str) -> None:
+    settings = stub.settings(metric=metric, trials=StageTrials(structural=8, modular=4), final_epochs=0)
     pool = InProcess(stub.StubScorer(diverge_share=0.2))
     run_search(
         SearchContext(tmp_path, settings, load_space("nano"), stub.StubLatency()),
@@ -44,7 +45,7 @@ def test_the_dashboard_shows_both_objectives_and_the_front(tmp_path: Path) -> No
     study = get(app, f"/api/studies/{summary['study_id']}")
     candidates = read_candidates(tmp_path, settings)
     complete = [c for c in candidates if c.state == "complete"]
-    assert study["objective_names"] == ["AP", "latency (ms)"]
+    assert study["objective_names"] == [metric, "latency (ms)"]
     assert [trial["number"] for trial in study["trials"]] == [c.number for c in candidates]
     assert {"Complete", "Fail"} <= {trial["state"] for trial in study["trials"]}
     values = {trial["number"]: tuple(trial["values"]) for trial in study["trials"] if trial["state"] == "Complete"}
