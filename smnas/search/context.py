@@ -91,4 +91,5 @@ class SearchContext:
 
     def portable(self) -> "SearchContext":
         """The same search for a process of its own, without latency, time limit and progress."""
-        return SearchContext(self.folder, self.settings, self.space)
+        space = Space.model_construct(**dict(self.space))  # without the list of its structures
+        return SearchContext(self.folder, self.settings, space)
