@@ -58,7 +58,7 @@ class EnoughTrialsError(Exception):
 class InstantScorer:
     """AP that grows with the cost and the epochs, with luck."""
 
-    name = "instant"
+    name, metric, trains, stops = "instant", "AP", True, True
 
     def __init__(self, encoding: Encoding) -> None:
         self._encoding = encoding

@@ -26,14 +26,14 @@ def test_a_sampler_sees_finished_trials_and_proposes_no_design_twice() -> None:
     stage = SamplerStage(problem, 4, SAMPLERS["optuna-nsga2"])
     history = History()
     history.append(
-        Candidate(0, problem.baseline, "baseline", "baseline", None, "complete", 0, 9, latency_ms=5.0, ap=0.5)
+        Candidate(0, problem.baseline, "baseline", "baseline", None, "complete", 0, 9, latency_ms=5.0, score=0.5)
     )
     for number in range(1, 5):
         proposal = stage.ask(history, np.random.default_rng(number))
         assert proposal is not None
         assert proposal.architecture not in history.seen
         history.append(
-            Candidate(number, proposal.architecture, "joint", "random", None, "complete", 0, 9, latency_ms=5.0, ap=0.1)
+            Candidate(number, proposal.architecture, "joint", "random", None, "complete", 0, 9, latency_ms=5.0, score=0.1)
         )
     assert stage._study is not None
     told = [trial.values for trial in stage._study.trials if trial.state.is_finished()]
