@@ -153,10 +153,10 @@ def clip(folder: Path, rng: random.Random) -> str:
 
 def write_clip(path: Path, codec: str) -> None:
     with av.open(str(path), "w") as container:
-        track = container.add_stream(codec, rate=25)
+        track: Any = container.add_stream(codec, rate=25)
         track.width, track.height, track.pix_fmt = 64, 48, "yuvj420p" if codec == "mjpeg" else "yuv420p"
         for index in range(FRAMES):
-            frame = av.VideoFrame.from_image(Image.new("RGB", (64, 48), (20 * index, 90, 30)))
+            frame: Any = av.VideoFrame.from_image(Image.new("RGB", (64, 48), (20 * index, 90, 30)))  # type: ignore[no-untyped-call]
             frame.pts, frame.time_base = index, Fraction(1, 25)
             container.mux(track.encode(frame))
         container.mux(track.encode(None))
