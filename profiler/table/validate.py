@@ -132,7 +132,8 @@ def _sample_problems(row: Mapping[str, Any]) -> Iterator[str]:
     elif not np.isfinite(samples).all():
         yield "raw samples must be finite, but some are not"
     elif len(samples) and all(isinstance(row[column], float) for column in _LATENCIES):
-        rounds = (_conditions(row["conditions"]) or {}).get("rounds", [])
+        found = (_conditions(row["conditions"]) or {}).get("rounds")
+        rounds = found if isinstance(found, list) else []
         if len(rounds) > 1:
             try:
                 kept = np.repeat([bool(one["kept"]) for one in rounds], [one["n"] for one in rounds])
