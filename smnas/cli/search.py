@@ -42,7 +42,7 @@ class SearchOptions(MeasuringOptions):
         typer.Option("--data", metavar="DIR", help="COCO-format folder. Default: coloured shapes, made in OUT/data."),
     ] = None
     latency_ms: Annotated[
-        float | None, typer.Option("--latency-ms", min=0.0, help="Budget: recommend nothing slower than this.")
+        float | None, typer.Option("--latency-ms", min=0.0, help="Latency limit: recommend nothing slower than this.")
     ] = None
     preset: PresetOption = "nano"
     max_parameters: Annotated[int | None, typer.Option(min=1, help="Train nothing larger than this.")] = None
@@ -77,9 +77,10 @@ class SearchOptions(MeasuringOptions):
     ] = None
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of each candidate. Default: the recipe's.")] = None
     final_epochs: Annotated[
-        int | None, typer.Option(min=0, help="Epochs of the last training of the best; 0: none. Default: twice.")
+        int | None,
+        typer.Option(min=0, help="Epochs of the final phase, 0 for none. Default: twice those of a candidate."),
     ] = None
-    final_seeds: Annotated[int, typer.Option(min=1, help="Seeds of the last training, for AP with a spread.")] = 1
+    final_seeds: Annotated[int, typer.Option(min=1, help="Seeds of the final phase, for AP with a spread.")] = 1
     top: Annotated[int, typer.Option(min=1, help="How many of the best are trained again and exported.")] = 3
     workers: Annotated[
         int | None,
@@ -110,11 +111,11 @@ class SearchOptions(MeasuringOptions):
 
 
 def search(options: SearchOptions) -> None:
-    """Find the detector to deploy on a device, for your images, within a latency budget.
+    """Find the detector to deploy on a device, for your images, within a latency limit.
 
     Stage 1 looks for the best combinations of modules, stage 2 evolves depth and width inside the best ones. Latency of
     every candidate comes from the device's latency table, AP from training it from scratch; a baseline is trained
-    under the same budget. The best are trained again, ranked, exported to ONNX and measured again as exported files.
+    for as long. The best are trained again, ranked, exported to ONNX and measured again as exported files.
     With --precision int8 (fp16 on a GPU) latencies and files are of that precision; training and its AP stay fp32, and
     the file's own AP stands beside it.
     With --scorer entropy candidates are scored without training, and only the best are trained at all.

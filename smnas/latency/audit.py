@@ -80,7 +80,7 @@ class Audit:
         wholes: Those compared, the worst prediction first.
         failed: Reason by detector, for those without a latency.
         roof: What the roofline stands on.
-        left: How many of the detectors, calibration included, the budget did not reach.
+        left: How many of the detectors, calibration included, the time limit did not reach.
         splits: How often intervals hold the measured latency when other ones of all these detectors are fitted on;
             ``None`` for too few to tell.
         residuals: Where the worst predictions differ inside, by ONNX Runtime's own profile.

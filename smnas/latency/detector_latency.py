@@ -253,7 +253,7 @@ class DetectorLatency:
         caches: Caches = "hot",
         on_progress: Callable[[Progress], None] | None = None,
     ) -> ProfileReport:
-        """Measure all parts of these detectors that the table lacks, within a budget those that bring most first.
+        """Measure all parts of these detectors that the table lacks; within a time limit, the most valuable first.
 
         Failures are kept in the table and listed in the report.
 

@@ -85,6 +85,7 @@ def test_arguments_are_the_options(function: Any, options: Any, apart: set[str])
             assert default == one.default, one.name
 
 
+@pytest.mark.slow
 def test_train_evaluate_export_and_detect(images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     phases, epochs = Phases(), []
     run = smnas.train(
@@ -150,6 +151,7 @@ def _search(out: Path, images: Path, **options: Any) -> api.SearchRun:
     return smnas.search(out, images, **{**usual, **options})
 
 
+@pytest.mark.slow
 def test_search_gives_its_run_and_resumes(images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     events: list[SearchEvent] = []
     phases = Phases()
@@ -182,6 +184,7 @@ def _example(name: str) -> Any:
     return module
 
 
+@pytest.mark.slow
 def test_a_strategy_of_ones_own(images: Path, tmp_path: Path) -> None:
     events: list[SearchEvent] = []
     strategy = _example("own_strategy").hill_climbing
@@ -190,6 +193,7 @@ def test_a_strategy_of_ones_own(images: Path, tmp_path: Path) -> None:
     assert run.recommendation is not None
 
 
+@pytest.mark.slow
 def test_a_scorer_of_ones_own(images: Path, tmp_path: Path) -> None:
     events: list[SearchEvent] = []
     scorer = _example("own_scorer").ManyFlops()

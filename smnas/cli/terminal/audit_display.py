@@ -38,7 +38,7 @@ def show_audit(console: Console, audit: dict[str, Any]) -> None:
         if disturbed:
             _line(console, f"{disturbed} of them were measured on a disturbed machine, --json says by what")
     if audit["left"]:
-        _line(console, f"{audit['left']} detectors were not reached in time; the same command goes on")
+        _line(console, f"{audit['left']} detectors were not reached in time; the same command resumes")
     for residual in audit["residuals"]:
         _show_residual(console, residual)
     for name, reason in audit["failed"].items():

@@ -98,7 +98,7 @@ class Output:
 
     @contextlib.contextmanager
     def working(self, text: str) -> Iterator[None]:
-        """On a terminal, say what is going on until it is over; elsewhere nothing, as nobody is waiting."""
+        """Show a status line on a terminal until the block ends; nothing elsewhere."""
         if self.quiet or not self.messages.is_terminal:
             yield
             return

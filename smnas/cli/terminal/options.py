@@ -94,7 +94,7 @@ ClassesOption = Annotated[int, typer.Option(min=1, help="Object classes of the d
 TimeLimitOption = Annotated[
     str | None,
     typer.Option(
-        "--time-limit", "--budget", metavar="TIME", help="As in 10m or 8h: start nothing that ends later than this."
+        "--time-limit", "--budget", metavar="TIME", help="As in 10m or 8h: stop in time; the same command resumes."
     ),
 ]
 ModelOption = Annotated[
@@ -103,7 +103,7 @@ ModelOption = Annotated[
         "--model",
         "-m",
         metavar="FILE",
-        help="Checkpoint, ONNX file or engine; or the folder of a search (its recommended detector) or of a training.",
+        help="Checkpoint, ONNX file or engine; or the folder of a search (the recommended detector) or a training run.",
     ),
 ]
 

@@ -54,7 +54,7 @@ class Steps:
             self._bar.stop()
 
     def at(self, done: float, total: float | None, text: str = "") -> None:
-        """``done`` steps of ``total`` (``None``: nobody knows) are behind us; ``text`` says what is going on."""
+        """Show ``done`` steps of ``total`` (``None``: unknown) and the current item, ``text``."""
         now = time.monotonic()
         if self._started is None:
             self._started = (now, done)
