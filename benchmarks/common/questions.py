@@ -80,7 +80,7 @@ class Question:
         words = words.replace("--pictures", "--images")
         words = re.sub(r"benchmarks/\S*?([\w.+-]+\.json)", lambda old: _moved(old[1]), words)
         module = f"python -m benchmarks.{self.script.removesuffix('.py').replace('/', '.')}"
-        return re.sub(r"^(benchmarks/)?\w+\.py", module, words)
+        return re.sub(r"^(-m benchmarks\.[\w.]+|(benchmarks/)?\w+\.py)", module, words)
 
 
 def _moved(name: str) -> str:
