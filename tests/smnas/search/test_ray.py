@@ -162,14 +162,14 @@ def test_a_restarted_head_loses_no_finished_trial(cluster: Any, tmp_path: Path, 
     command = [sys.executable, str(STAND_INS / "search_ray_script.py"), str(folder), cluster.address]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
-        until = time.monotonic() + 240
+        until = time.monotonic() + 600
         while len(finished(folder)) < 13:
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < until
             time.sleep(0.2)
         for node in (*cluster.worker_nodes, cluster.head_node):
             node.kill_all_processes(check_alive=False, allow_graceful=False)
-        _, errors = process.communicate(timeout=240)
+        _, errors = process.communicate(timeout=600)
     finally:
         process.kill()
     assert process.returncode != 0, errors
@@ -178,7 +178,7 @@ def test_a_restarted_head_loses_no_finished_trial(cluster: Any, tmp_path: Path, 
 
     again = start_cluster()
     try:
-        done = subprocess.run([*command[:-1], again.address], capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run([*command[:-1], again.address], capture_output=True, text=True, timeout=900, check=False)
     finally:
         again.shutdown()
     assert done.returncode == 0, done.stderr
