@@ -108,6 +108,14 @@ def test_assignment_equals_the_rule_in_plain_loops(seed, smallest):
         assert {cell: int(found.object_index[row, cell]) for cell in expected} == expected
 
 
+def test_an_object_on_the_border_of_two_levels_is_the_coarser_ones():
+    # 32 pixels are 8 strides of the finest level and 4 of the next one
+    cells = layer().cells
+    target = Target(torch.tensor([[8.0, 8.0, 40.0, 40.0]]), torch.zeros(1, dtype=torch.int64))
+    found = assign_centres(cells, pad_targets([target], CPU))
+    assert set(cells[found.positive[0], 2].tolist()) == {8.0}
+
+
 def test_every_object_has_a_cell_however_small():
     # 40 objects of half a pixel to 3 pixels, few with a cell's centre inside, each in a finest cell of its own
     corners = torch.tensor([[4.0 * (2 * i % 16) + 0.3, 8.0 * (2 * i // 16) + 0.4] for i in range(40)])
