@@ -102,13 +102,15 @@ def test_every_structure_is_expressible_in_the_parameters(name: str) -> None:
             assert DISTRIBUTIONS[key].to_external_repr(internal) == value
             assert DISTRIBUTIONS[key]._contains(internal)
     absent = {"nano": {"width_percent", "cardinality", "path_width"}, "small": set[str](), "paper": {"fcos_depth"}}
-    # no preset asks for other extra levels, and stage 1 has no super-blocks
-    assert used == set(DISTRIBUTIONS) - absent[name] - {"fpn_extra", "super_blocks", "stem"}
+    # no preset asks for other extra levels, and stage 1 has no super-blocks and no mbconv
+    others = {"fpn_extra", "super_blocks", "stem", *(f"stage{i}_width" for i in range(1, 5))}
+    assert used == set(DISTRIBUTIONS) - absent[name] - others
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        ("mbconv_8_16k3e3-24k5e4.k3e4+fpn_2-3_64+rpn+rcnn_64+96x96", {"stem": 8, "blocks": 3, "stage2_width": 24}),
         ("resnext64x8_64_1-2+fpn_2-4_64c+rpn+rcnn_64+96x96", {"cardinality": 64, "path_width": 8, "fpn_extra": "conv"}),
         ("resnext_64_1-2+fpn_2-4_64+rpn+rcnn_64+96x96", {"cardinality": 32, "path_width": 4}),
         ("inverted_16_1-2+fpn_2-4_64p+norpn+retina_64+96x96", {"block": "inverted", "base": 16, "fpn_extra": "pool"}),
