@@ -86,7 +86,7 @@ def test_a_training_that_was_begun_is_not_pruned_when_it_may_go_on(
         begun.add(architecture)
         return None
 
-    monkeypatch.setattr("smnas.search.run.why_beaten", beaten_once_begun)
+    monkeypatch.setattr("smnas.search.drafts.why_beaten", beaten_once_begun)
     search(tmp_path, halving_settings())
     promoted = [c for c in trials(tmp_path) if c.origin == "promotion"]
     assert promoted
@@ -117,8 +117,8 @@ def test_a_halving_search_in_which_everything_fails_says_so(tmp_path: Path) -> N
     assert ranking.recommendation is None
     failed = sum(c.stage == "joint" for c in trials(tmp_path))
     assert ranking.notes[1] == (
-        "The joint stage began 0 candidates and trained 0 of them to the end, in 0 epochs: 0.0 runs' worth of 6 "
-        f"planned; {failed} were proposed ({failed} failed)."
+        "The joint stage began 0 candidates and trained 0 of them to the end, in 0 epochs: 0.0 training runs' "
+        f"worth of 6 planned; {failed} were proposed ({failed} failed)."
     )
     page = render_report(read_run_folder(tmp_path))
     assert "The search has ended, and nothing that it trained has an AP" in page
@@ -156,7 +156,7 @@ def test_nothing_larger_than_the_limit_is_trained(tmp_path: Path) -> None:
     assert any("over the limit of parameters" in note for note in ranking.notes)
 
 
-def test_a_time_time_limit_stops_proposing_and_a_rerun_goes_on(tmp_path: Path) -> None:
+def test_a_time_limit_stops_proposing_and_a_rerun_goes_on(tmp_path: Path) -> None:
     settings = stub.settings(trials=SMALL, generation=2)
     events: list[SearchEvent] = []
     ranking = search(tmp_path, settings, time_limit_s=1e-6, on_event=events.append)
