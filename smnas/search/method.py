@@ -15,6 +15,8 @@ from smnas.training.recipe import Recipe
 
 __all__ = ["Method", "choose_method"]
 
+_STATED = ("name", "metric", "trains", "stops")
+
 
 @dataclass(frozen=True)
 class Method:
@@ -80,6 +82,9 @@ def choose_method(
         UserError: a name is unknown, or two choices do not go together; one line that names the option.
     """
     found = get_scorer(scorer)
+    unsaid = next((member for member in _STATED if not hasattr(found, member)), None)
+    if unsaid is not None:
+        raise UserError(f"a scorer states {', '.join(_STATED)}, but {found!r} has no {unsaid}")
     if strategy is None:
         strategy = getattr(found, "strategy", "halving" if found.stops else "surrogate")
         if prior is not None and not get_strategy(strategy).takes_prior:

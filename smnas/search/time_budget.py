@@ -47,7 +47,7 @@ class Clock:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the ranking should know."""
-        return ("Proposing stopped at the time limit; run again, the search goes on.",) if self._was_up else ()
+        return ("Proposing stopped at the time limit; run again, the search resumes.",) if self._was_up else ()
 
     def _expected(self, candidates: Sequence[Candidate]) -> tuple[float, float]:
         """Seconds that a generation takes, and the final phase."""
