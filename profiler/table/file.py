@@ -26,7 +26,7 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
         TableError: the file is a database of something else, or a table of a newer version.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
+    connection = sqlite3.connect(path.absolute(), timeout=_BUSY_TIMEOUT_S, isolation_level=None)
     try:
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA foreign_keys = ON")

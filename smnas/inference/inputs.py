@@ -81,8 +81,9 @@ def find_inputs(arguments: Iterable[str | Path], *, camera: int | None = None) -
         elif path.exists():
             found[path] = None
         else:
-            expanded = glob.glob(str(argument), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
-            matches = [one for one in map(Path, sorted(expanded)) if one.is_file()]
+            folder = next(parent for parent in path.parents if parent.exists())  # by its name, whatever that holds
+            expanded = glob.glob(str(path.relative_to(folder)), root_dir=folder, recursive=True)  # noqa: PTH207  absolute
+            matches = [one for one in (folder / name for name in sorted(expanded)) if one.is_file()]
             if not matches:
                 raise UserError(f"an image or video must be an existing file, folder or pattern, but got {argument}")
             found.update(dict.fromkeys(matches))

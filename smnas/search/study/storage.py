@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from optuna.storages import RDBStorage
-from sqlalchemy import URL, event, make_url, text
+from sqlalchemy import URL, make_url, text
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from profiler.errors import first_line
@@ -25,6 +25,8 @@ __all__ = ["open_storage", "storage_url", "study_lock", "study_name"]
 # A server notices within milliseconds that a killed process is gone, and needs longer only for a lost machine.
 _LOCK_TIMEOUT_S = 5.0
 _LOCK_POLL_S = 0.1
+_BUSY_TIMEOUT_S = 60.0
+_SOME_FILE = "sqlite:///study.db"  # says only that it is SQLite and no database in memory
 
 
 @contextmanager
@@ -69,15 +71,24 @@ def open_storage(folder: Path, url: str | None, *, to_write: bool = False) -> RD
         return _open_database(_with_driver(storage_url(url)))
     file = RunFolder(folder).study
     try:
-        storage = RDBStorage(f"sqlite:///{file}", engine_kwargs={"connect_args": {"timeout": 60}})
-        if to_write:
-            event.listen(storage.engine, "connect", _write_ahead)
-            storage.engine.dispose()  # the connection that made the tables came before the listener
+        # The connection is made by SQLite's own call, which takes any file name: optuna fills in braces of its URL, and
+        # a question mark would end the path there.
+        return RDBStorage(_SOME_FILE, engine_kwargs={"creator": lambda: _connected(file, to_write=to_write)})
     except (SQLAlchemyError, RuntimeError) as error:
         raise RunFolderError(
             f"{file} must be the SQLite file of a study, but opening it failed: {first_line(error)}"
         ) from error
-    return storage
+
+
+def _connected(file: Path, *, to_write: bool) -> sqlite3.Connection:
+    # an absolute path is a file's, also that of a file called ":memory:"
+    connection = sqlite3.connect(file.absolute(), timeout=_BUSY_TIMEOUT_S, check_same_thread=False)
+    if to_write:
+        # A commit need not wait for the disk: with a write-ahead log a killed process loses nothing, and a power cut at
+        # most the last trials, never the file.
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+    return connection
 
 
 def _with_driver(url: URL) -> URL:
@@ -88,7 +99,8 @@ def _with_driver(url: URL) -> URL:
 def _open_database(url: URL) -> RDBStorage:
     try:
         # A connection that the server has closed in the hours of a training is noticed and replaced.
-        return RDBStorage(url.render_as_string(hide_password=False), engine_kwargs={"pool_pre_ping": True})
+        text_of_url = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")  # optuna fills in
+        return RDBStorage(text_of_url, engine_kwargs={"pool_pre_ping": True})
     except ImportError as error:
         # optuna says that one is missing, and what it was caused by says which.
         missing = getattr(error.__cause__, "name", None) or url.drivername
@@ -118,13 +130,6 @@ def storage_url(url_text: str) -> URL:
             f"{url.difference_update_query(['password'])} does: use PGPASSWORD or a password file"
         )
     return url
-
-
-def _write_ahead(connection: sqlite3.Connection, _record: object) -> None:
-    # A commit need not wait for the disk: with a write-ahead log a killed process loses nothing, and a power cut at
-    # most the last trials, never the file.
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=NORMAL")
 
 
 def study_name(folder: Path, storage: str | None) -> str:

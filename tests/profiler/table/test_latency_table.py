@@ -455,3 +455,11 @@ def test_rows_that_only_the_log_holds_are_read_too(path: Path) -> None:
 def test_importing_the_table_loads_no_torch() -> None:
     code = "import sys, profiler.table.latency_table; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("name", [":memory:", "file:table?mode=memory", "a?b#c%20{0}.db", "[1]\n.db"])
+def test_a_table_has_any_name_that_a_file_can_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    LatencyTable(Path(name)).close()
+    assert Path(name).is_file()
+    LatencyTable(Path(name), read_only=True).close()

@@ -84,3 +84,11 @@ def test_what_is_skipped_is_counted_by_kind(tmp_path: Path) -> None:
     touch(tmp_path / "photos", "one.heif", "._two.jpg")
     with pytest.raises(UserError, match=r"holds none \(skipped 2 files.*1 \.heif.*magick"):
         find_inputs([tmp_path / "photos"])
+
+
+def test_a_pattern_in_a_folder_whose_name_is_one(tmp_path: Path) -> None:
+    folder = tmp_path / "camera [1]*?"
+    folder.mkdir()
+    for name in ("a.png", "b.png", ".hidden.png"):
+        (folder / name).touch()
+    assert find_inputs([folder / "*.png"]).images == (folder / "a.png", folder / "b.png")
