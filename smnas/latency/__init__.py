@@ -1,1 +1,1 @@
-"""Latency of detectors: their blocks as workloads, measured tables, whole-detector predictions, audits."""
+"""Latency of detectors: blocks as workloads, measured tables, end-to-end predictions, audits."""

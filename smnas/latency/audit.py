@@ -1,7 +1,7 @@
-"""How far predicted latencies are from measured ones, on whole detectors that the prediction has not seen.
+"""Compares predicted with measured end-to-end latency on held-out detectors.
 
-Beside the prediction stand simpler ones with the same calibration: the plain sum of the blocks, a line through FLOPs,
-and a line through the roofline. A prediction that does not beat them is not worth its table.
+Baselines with the same calibration: the plain sum of the blocks, a linear fit on FLOPs, and one on the roofline. A
+prediction that does not beat them does not justify its table.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,11 +38,10 @@ class AuditedWhole:
     """One held-out detector.
 
     Attributes:
-        architecture: Of it.
-        measured: The measured row of the whole.
-        prediction: With its interval.
-        others_ms: The same detector predicted by the other names of :data:`PREDICTORS`; FLOPs are left out where no
-            detector was reached that a line could be fitted on.
+        architecture: Its architecture.
+        measured: Its end-to-end row.
+        prediction: With interval.
+        others_ms: Predictions by the other :data:`PREDICTORS`; without FLOPs if no detector was reached to fit on.
     """
 
     architecture: Architecture
@@ -52,38 +51,37 @@ class AuditedWhole:
 
     @property
     def measured_ms(self) -> float:
-        """Median of the whole."""
+        """Measured median."""
         return self.measured.median_ms or 0.0
 
     @property
     def error(self) -> float:
-        """Of the prediction, as a share of the measured latency."""
+        """Relative error of the prediction."""
         return self.prediction.ms / self.measured_ms - 1
 
     @property
     def inside(self) -> bool:
-        """Whether the interval holds the measured latency."""
+        """Whether the interval contains the measured latency."""
         return self.prediction.low_ms <= self.measured_ms <= self.prediction.high_ms
 
     def predicted_ms(self, predictor: str) -> float:
-        """By one of :data:`PREDICTORS`."""
+        """Prediction by one of :data:`PREDICTORS`."""
         return self.prediction.ms if predictor == "prediction" else self.others_ms[predictor]
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What an audit found.
+    """Result of an audit.
 
     Attributes:
-        calibrated_on: Wholes that the predictions are fitted on, none of them among ``wholes``.
-        level: How often the intervals claim to hold the measured latency.
-        wholes: Those compared, the worst prediction first.
-        failed: Reason by detector, for those without a latency.
-        roof: What the roofline stands on.
-        left: How many of the detectors, calibration included, the time limit did not reach.
-        splits: How often intervals hold the measured latency when other ones of all these detectors are fitted on;
-            ``None`` for too few to tell.
-        residuals: Where the worst predictions differ inside, by ONNX Runtime's own profile.
+        calibrated_on: Number of detectors that the predictions are fitted on, none of them among ``wholes``.
+        level: Nominal coverage of the intervals.
+        wholes: The compared detectors, worst prediction first.
+        failed: Reason by detector without a latency.
+        roof: Source of the roofline.
+        left: Detectors, calibration included, not reached within the time limit.
+        splits: Coverage of the intervals over other splits of these detectors; ``None`` for too few.
+        residuals: Differences inside the worst predictions, by ONNX Runtime's profiler.
     """
 
     calibrated_on: int
@@ -96,7 +94,7 @@ class Audit:
     residuals: tuple[tuple[Architecture, Residual], ...] = ()
 
     def accuracies(self) -> dict[str, Accuracy]:
-        """By predictor; empty where nothing was compared."""
+        """Accuracy by predictor; empty if nothing was compared."""
         if not self.wholes:
             return {}
         measured = [whole.measured_ms for whole in self.wholes]
@@ -105,11 +103,11 @@ class Audit:
 
     @property
     def coverage(self) -> float | None:
-        """Share of intervals that hold the measured latency."""
+        """Fraction of intervals that contain the measured latency."""
         return sum(whole.inside for whole in self.wholes) / len(self.wholes) if self.wholes else None
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """JSON values."""
         return {
             "calibrated_on": self.calibrated_on,
             "level": self.level,
@@ -148,18 +146,17 @@ def audit_latency(
     rng: np.random.Generator,
     in_budget: Callable[[], bool] = lambda: True,
 ) -> Audit:
-    """Calibrate on some detectors and compare on others; both are measured whole where the table does not hold them.
+    """Calibrate on some detectors and compare on others; missing end-to-end latencies are measured.
 
-    All are measured in one random order: a machine that drifts must not meet those that are fitted on first and those
-    that are compared after.
+    All are measured in one random order, so that drift of the machine does not separate the two sets.
 
     Args:
         latency: Predicts; calibrated anew.
-        calibration: What predictions are fitted on.
-        held_out: What they are compared on.
+        calibration: Detectors to fit on.
+        held_out: Detectors to compare on.
         on_progress: Called with detectors done, their number, and the next one.
         rng: Draws the order, and splits for the coverage of intervals.
-        in_budget: Checked before every detector; once it is false, what was measured until then is compared.
+        in_budget: Checked before every detector; once false, those measured so far are compared.
     """
     if both := set(calibration) & set(held_out):
         raise ValueError(f"held-out detectors must not be calibrated on, but got {min(map(str, both))} in both")
@@ -208,7 +205,7 @@ def audit_latency(
 
 @dataclass(frozen=True)
 class _Record:
-    """One measured detector: all that predictors are fitted on or compared with."""
+    """One measured detector: everything that predictors are fitted on or compared with."""
 
     architecture: Architecture
     whole: Row
@@ -222,14 +219,14 @@ class _Record:
 
 def _record(latency: DetectorLatency, architecture: Architecture) -> _Record:
     parts = latency.part_rows(architecture)
-    # of a row of an older release, the work is counted now
+    # rows of older releases lack the work
     works = [Work.from_dict(row.conditions.get("work")) or Work.of(workload) for workload, row in parts]
     blocks = tuple((work, row.median_ms or 0.0) for work, (_, row) in zip(works, parts, strict=True))
     return _Record(architecture, latency.measure_whole(architecture), latency.parts_sum(architecture), blocks)
 
 
 def _simpler_ms(known: Sequence[_Record], found: Sequence[_Record], roof: Roof) -> dict[str, list[float]]:
-    """What simpler predictors say of the detectors in ``found``, fitted on ``known`` where they need a line."""
+    """Baseline predictions for ``found``; linear fits use ``known``."""
     others = {"naive sum": [sum(ms for _, ms in record.blocks) for record in found]}
     measures: dict[str, Callable[[_Record], float]] = {
         "FLOPs": lambda record: float(sum(work.flops for work, _ in record.blocks)),
@@ -240,7 +237,7 @@ def _simpler_ms(known: Sequence[_Record], found: Sequence[_Record], roof: Roof) 
         if known:
             wholes_ms = [record.whole_ms for record in known]
             others[name] = fitted_line([measure(record) for record in known], wholes_ms, wanted).tolist()
-        elif name == "roofline":  # milliseconds without a fit, which FLOPs are not
+        elif name == "roofline":  # in milliseconds even without a fit, unlike FLOPs
             others[name] = wanted
     return others
 
@@ -258,14 +255,9 @@ def _roof(device: Device, precision: str, records: Sequence[_Record]) -> tuple[R
 def explain(
     backend: OnnxRuntimeBackend, architecture: Architecture, num_classes: int, batch: int = 1, precision: str = "fp32"
 ) -> Residual:
-    """Where a whole detector's latency differs from its blocks' sum, by ONNX Runtime's own profile of both.
+    """Locate the difference between end-to-end latency and the sum of blocks by ONNX Runtime's profiler.
 
-    Args:
-        backend: Decides provider and threads.
-        architecture: Of the detector.
-        num_classes: Of it.
-        batch: Images a run.
-        precision: As the audit's.
+    ``backend`` decides provider and threads; ``batch`` is in images per run.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_WEIGHTS_SEED)

@@ -1,4 +1,4 @@
-"""The last audit of every target, kept as JSON beside its latency table."""
+"""The last audit of each target, stored as JSON beside the latency table."""
 
 import json
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ __all__ = ["AuditPoint", "read_audit", "write_audit"]
 
 @dataclass(frozen=True)
 class AuditPoint:
-    """One audited whole: predicted against measured."""
+    """Predicted and measured end-to-end latency of one detector."""
 
     architecture: str
     predicted_ms: float
@@ -25,7 +25,7 @@ class AuditPoint:
 
 
 def write_audit(table: Path, target: Target, audit: Mapping[str, Any]) -> None:
-    """Keep the last audit of a target beside its table."""
+    """Store the last audit of a target."""
     path = _audit_file(table)
     kept = _read(path)
     kept[_name(target)] = dict(audit)
@@ -33,7 +33,7 @@ def write_audit(table: Path, target: Target, audit: Mapping[str, Any]) -> None:
 
 
 def read_audit(table: Path, target: Target) -> tuple[AuditPoint, ...]:
-    """The last audit of a target; empty where there is none."""
+    """The last audit of a target; empty if there is none."""
     detectors = _read(_audit_file(table)).get(_name(target), {}).get("detectors", [])
     return tuple(
         AuditPoint(row["architecture"], row["predicted_ms"], row["low_ms"], row["high_ms"], row["measured_ms"])

@@ -1,4 +1,4 @@
-"""Which few architectures of a space hold every workload of all of them."""
+"""Selects a few architectures whose workloads cover a whole space."""
 
 import heapq
 from collections import Counter
@@ -10,11 +10,11 @@ __all__ = ["by_demand", "covering"]
 
 
 def covering(architectures: Iterable[Architecture]) -> list[Architecture]:
-    """The architectures, in order, that bring a workload which none before them has.
+    """The architectures, in order, that add a workload to those before them.
 
     A workload depends on some parts of an architecture only. With a pyramid, backbone and neck depend on (backbone,
-    neck, one stage or two, input) and what is behind the pyramid on (backbone's coarsest level, neck, proposals, head,
-    input). Without one, the backbone decides the head's channels too. So a few cover a space of thousands.
+    neck, one or two stages, input), and the rest on (coarsest level of the backbone, neck, proposals, head, input).
+    Without one, the backbone also decides the head's channels. So a few architectures cover thousands.
     """
     seen: set[Hashable] = set()
     chosen = []
@@ -27,14 +27,9 @@ def covering(architectures: Iterable[Architecture]) -> list[Architecture]:
 
 
 def by_demand(chosen: Sequence[Architecture], space: Iterable[Architecture]) -> list[Architecture]:
-    """The same architectures, in the order in which they bring what most of a space needs.
+    """Order ``chosen``, a result of :func:`covering`, by how often ``space`` needs its parts.
 
-    A random detector of the space asks for a part as often as others share it. So an interrupted measurement in this
-    order has what a search will ask for first. Greedy: each next one brings the most that none before it has.
-
-    Args:
-        chosen: To be ordered, as :func:`covering` gives them.
-        space: Everything that may be asked for.
+    An interrupted measurement then holds what a search needs first. Greedy: the next architecture adds the most demand.
     """
     demand = Counter(part for architecture in space for part in _parts(architecture))
     seen: set[Hashable] = set()
@@ -43,7 +38,7 @@ def by_demand(chosen: Sequence[Architecture], space: Iterable[Architecture]) -> 
     ordered = []
     while waiting:
         _, place = heapq.heappop(waiting)
-        # What one brings only ever shrinks, so a value that is out of date is too high: look again, then go on.
+        # lazy greedy: demand only shrinks, so an outdated value is too high; update it and push it back
         now = -sum(demand[part] for part in _parts(chosen[place]) - seen)
         if waiting and now > waiting[0][0]:
             heapq.heappush(waiting, (now, place))

@@ -1,7 +1,7 @@
-"""What a finished profile of a whole preset covered, beside its table, so that asking again takes seconds.
+"""Records what a finished profile of a preset covered, beside its table, so that repeating it takes seconds.
 
-Reading the shapes of the thousands of detectors that cover a preset takes minutes, also when all their blocks are in
-the table already. The record says which keys that came to. It holds for exactly the sources that it was made with.
+Inferring the shapes of the thousands of detectors that cover a preset takes minutes even if the table holds all their
+blocks. The record stores their keys, and is valid only for the sources that produced it.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ _SOURCES = ("smnas.space", "smnas.models", "smnas.latency", "kernels")
 
 
 def fingerprint(*facts: object) -> str:
-    """A digest of ``facts`` and of everything that decides a preset's workloads: sources, presets, torch."""
+    """Digest of ``facts`` and everything that determines a preset's workloads: sources, presets, torch."""
     digest = hashlib.sha256(repr((torch.__version__, facts)).encode())
     for package in _SOURCES:
         files = [path for path in Path(str(resources.files(package))).rglob("*") if path.suffix in (".py", ".toml")]
@@ -28,7 +28,7 @@ def fingerprint(*facts: object) -> str:
 
 
 def read_record(table: Path, made_with: str) -> frozenset[str] | None:
-    """The keys of the record beside a table; None where there is none, or one of other sources."""
+    """The recorded keys; None without a record of the same fingerprint."""
     try:
         document = json.loads(_file(table).read_text(encoding="utf-8"))
         return frozenset(document[made_with])
@@ -37,7 +37,7 @@ def read_record(table: Path, made_with: str) -> frozenset[str] | None:
 
 
 def write_record(table: Path, made_with: str, keys: Collection[str]) -> None:
-    """Replace the record beside a table."""
+    """Replace the record of a table."""
     _file(table).write_text(json.dumps({made_with: sorted(keys)}), encoding="utf-8")
 
 

@@ -1,7 +1,7 @@
-"""The latency of a whole detector, predicted from the latency table.
+"""End-to-end latency of a detector, predicted from the latency table.
 
-A detector's parts are its own workloads (:mod:`smnas.latency.workloads`). What the table does not hold is measured
-first; after that a prediction costs no measuring, and it is a function of the table and of the calibration alone.
+A detector's blocks are its own workloads (:mod:`smnas.latency.workloads`). Missing ones are measured first; a
+prediction is then a function of the table and the calibration alone.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -50,7 +50,7 @@ _WEIGHTS_SEED = 0
 
 
 class LatencyFailedError(RuntimeError):
-    """This detector has no latency on this target: it, or a part of it, does not run.
+    """The detector, or a block of it, does not run on this target.
 
     Attributes:
         reason: One line.
@@ -63,11 +63,11 @@ class LatencyFailedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a prediction is fitted on.
+    """The fit of the predictions.
 
     Attributes:
-        model: From the parts' sum to the whole.
-        wholes: Measured whole detectors that it is fitted on.
+        model: Maps the sum of blocks to end-to-end latency.
+        wholes: Number of measured detectors that it is fitted on.
         failed: Architectures that could not be measured, with the reason.
     """
 
@@ -77,30 +77,30 @@ class Calibration:
 
 
 class MeasuredPart(NamedTuple):
-    """One part of a detector, named as its step is, and its measured latency."""
+    """A block's step name and measured latency."""
 
     name: str
     ms: float
 
 
 class DetectorLatency:
-    """Predicts the latency of whole detectors on one device, backend and precision.
+    """Predicts the end-to-end latency of detectors on one device, backend and precision.
 
-    Until :meth:`calibrate` is called, the model is fitted once on the wholes that the table holds for this target, and
-    is the plain sum of parts where there are none.
+    Until :meth:`calibrate` is called, the model is fitted once on the end-to-end latencies in the table for this
+    target; without any, it is the plain sum of blocks.
 
     Args:
-        num_classes: Of every detector.
-        backend: How detectors run; it knows its device and threads.
-        table: Read, and completed where a row is missing.
-        precision: Of weights and floating-point inputs.
-        batch: Images a run.
-        seed: Draws the order of measurements.
-        timing: Accuracy and limits of one measurement.
+        num_classes: Classes of every detector.
+        backend: Runs detectors; it knows its device and threads.
+        table: Latency table; missing rows are added.
+        precision: Precision of weights and floating-point inputs.
+        batch: Images per run.
+        seed: Random seed of the order of measurements.
+        timing: Accuracy and limits of a measurement.
         on_progress: Called while measuring.
 
     Raises:
-        UserError: the backend does not run this precision.
+        UserError: the backend does not support this precision.
     """
 
     def __init__(
@@ -127,40 +127,40 @@ class DetectorLatency:
         self._on_progress = on_progress
         self._rng = np.random.default_rng(seed)
         self._model: LatencyModel | None = None
-        # Reading a detector's shapes takes far longer than adding up its rows; the keys are all that is kept of it.
+        # inferring a detector's shapes takes far longer than adding up its rows; only the keys are kept
         self._keys = lru_cache(maxsize=None)(self._read_keys)
 
     @property
     def target(self) -> Target:
-        """What the rows that are read and written hold for."""
+        """Target of the rows that are read and written."""
         return measurement_target(self.backend, precision=self.precision, batch=self.batch)
 
     @property
     def device(self) -> Device:
-        """Where detectors run."""
+        """The backend's device."""
         return self.backend.device
 
     @property
     def model(self) -> LatencyModel:
-        """From the sum of parts to the whole."""
+        """Maps the sum of blocks to end-to-end latency."""
         if self._model is None:
             self._model = self._fit_on_table().model
         return self._model
 
     def predict(self, architecture: Architecture) -> Latency:
-        """Latency of the whole detector in milliseconds, with its interval; missing parts are measured first.
+        """End-to-end latency in milliseconds, with its interval; missing blocks are measured first.
 
         Raises:
-            LatencyFailedError: one of its parts failed on this target.
+            LatencyFailedError: a block failed on this target.
         """
         model = self.model
         return model.predict(self.parts_sum(architecture))
 
     def parts_sum(self, architecture: Architecture) -> PartsSum:
-        """What the parts of a detector add up to; missing ones are measured first.
+        """Sum of a detector's blocks; missing ones are measured first.
 
         Raises:
-            LatencyFailedError: one of its parts failed on this target.
+            LatencyFailedError: a block failed on this target.
         """
         keys = self._keys(architecture)
         try:
@@ -175,15 +175,15 @@ class DetectorLatency:
             raise LatencyFailedError(str(error)) from error
 
     def predict_many(self, architectures: Sequence[Architecture], *, interpolate: bool = False) -> Latencies:
-        """Latencies of many detectors at once, as :meth:`predict` gives them one by one.
+        """Predict many detectors at once, like :meth:`predict`; NaN for those without a latency.
 
         Args:
-            architectures: Any number; where one has no latency its prediction is NaN.
-            interpolate: Guess missing parts from those of their family in the table instead of measuring them; their
-                uncertainty is part of the interval.
+            architectures: Any number.
+            interpolate: Estimate missing blocks from similar ones in the table instead of measuring them; the intervals
+                include the uncertainty.
 
         Raises:
-            FewRowsError: parts are to be guessed, but the table holds too few of this target.
+            FewRowsError: the table holds too few blocks of this target to interpolate.
         """
         keys_of = [self._keys(architecture) for architecture in architectures]
         known = self.table.current(self.target)
@@ -205,10 +205,10 @@ class DetectorLatency:
         return self.model.predict_many(sums.ms, sums.count, sums.half_ms)
 
     def value(self, architectures: Sequence[Architecture]) -> dict[str, float]:
-        """What measuring each part that the table lacks would bring to the predictions of these detectors.
+        """Value of measuring each missing block, by key, for predicting these detectors.
 
-        That is the share of their uncertainty that would go, where the table holds enough to guess from; before that,
-        the share of detectors that need the part.
+        The fraction of their uncertainty that it removes or, with too few rows to interpolate, of detectors that need
+        it.
         """
         known = self.table.current(self.target)
         works = self._missing_works(architectures, known)
@@ -227,19 +227,15 @@ class DetectorLatency:
         return dict(zip(works, value_of_measuring(counts, covariance, noise).tolist(), strict=True))
 
     def measured_parts(self, architecture: Architecture) -> tuple[MeasuredPart, ...]:
-        """The detector's parts in the order of running, each as the table holds it; missing ones are measured first.
+        """Measured blocks of a detector in execution order; missing ones are measured first.
 
         Raises:
-            LatencyFailedError: one of its parts failed on this target.
+            LatencyFailedError: a block failed on this target.
         """
         return tuple(MeasuredPart(part.name, _measured_ms(row)) for part, row in self.part_rows(architecture))
 
     def part_rows(self, architecture: Architecture) -> list[tuple[Workload, Row]]:
-        """As :meth:`measured_parts`, each part as its workload (without weights) and its row.
-
-        Raises:
-            LatencyFailedError: one of its parts failed on this target.
-        """
+        """As :meth:`measured_parts`, with each block as its workload (without weights) and its row."""
         self.parts_sum(architecture)
         parts = self._parts(architecture)
         rows = self._rows(part.key for part in parts)
@@ -253,15 +249,15 @@ class DetectorLatency:
         caches: Caches = "hot",
         on_progress: Callable[[Progress], None] | None = None,
     ) -> ProfileReport:
-        """Measure all parts of these detectors that the table lacks; within a time limit, the most valuable first.
+        """Measure the blocks of these detectors that the table lacks; within a time limit, the most valuable first.
 
-        Failures are kept in the table and listed in the report.
+        Failures are stored in the table and listed in the report.
 
         Args:
-            architectures: Detectors whose parts are wanted.
-            budget_s: Start no further measurement after this long; the report says what is left.
-            caches: ``cold`` measures with flushed caches, in rows of their own that no prediction reads.
-            on_progress: Called while measuring, instead of the predictor's own.
+            architectures: Detectors whose blocks are measured.
+            budget_s: Start no measurement after this time; the report lists the rest.
+            caches: ``cold`` flushes the caches before each run and writes separate rows, which no prediction reads.
+            on_progress: Replaces the predictor's own while measuring.
         """
         cold = caches == "cold"
         unmeasured: dict[str, Workload] = {}
@@ -284,14 +280,14 @@ class DetectorLatency:
         )
 
     def blocks(self, architectures: Sequence[Architecture]) -> list[Workload]:
-        """Every distinct part of these detectors, with fresh weights."""
+        """All distinct blocks of these detectors, with fresh weights."""
         found: dict[str, Workload] = {}
         for architecture in architectures:
             found |= {part.key: part for part in self._with_weights(architecture) if part.key not in found}
         return list(found.values())
 
     def measure_whole(self, architecture: Architecture) -> Row:
-        """The measured row of the whole detector with fresh weights, from the table or measured now.
+        """The end-to-end row of a detector with fresh weights, from the table or measured now.
 
         Raises:
             LatencyFailedError: it does not run.
@@ -306,10 +302,9 @@ class DetectorLatency:
         return row
 
     def calibrate(self, architectures: Sequence[Architecture]) -> Calibration:
-        """Measure these detectors whole, where the table does not hold them, and fit the model on them and no others.
+        """Measure the end-to-end latency of these detectors if missing, and fit the model on them alone.
 
-        So predictions stay the same for one table and one choice of architectures, however many other wholes are
-        measured later.
+        So predictions are the same for one table and choice of architectures, whatever else is measured later.
         """
         self.complete(architectures)
         sums: list[PartsSum] = []
@@ -344,7 +339,7 @@ class DetectorLatency:
         return Calibration(LatencyModel.fit(sums, wholes_ms), len(sums))
 
     def _architecture_of(self, row: Row) -> Architecture | None:
-        """The detector that a row is the whole of; ``None`` for anything else."""
+        """The detector of an end-to-end row; ``None`` for any other row."""
         if row.kind != "whole" or row.status != "ok":
             return None
         try:
@@ -358,7 +353,7 @@ class DetectorLatency:
         return {key: row for key, row in found.items() if row is not None}
 
     def _missing_works(self, architectures: Sequence[Architecture], known: Mapping[str, Row]) -> dict[str, Work]:
-        """The work of every part that has no row, by key."""
+        """The work of each block without a row, by key."""
         works: dict[str, Work] = {}
         for architecture in architectures:
             if any(key not in known and key not in works for key in self._keys(architecture)):

@@ -1,4 +1,4 @@
-"""``smnas profile --build-engines``: TensorRT-RTX engines of detectors' blocks, for GPUs that this machine lacks."""
+"""``smnas profile --build-engines``: TensorRT-RTX engines of detectors' blocks, built ahead of time for other GPUs."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -38,22 +38,22 @@ def build_engines(
     batch: int,
     workers: int,
 ) -> dict[str, Any]:
-    """Build what the folder does not hold yet; what that came to.
+    """Build the engines that the folder lacks; returns a summary.
 
     Args:
-        folder: of engines and manifests.
-        architectures: whose distinct blocks are built.
-        on_progress: called with detectors done, their number, and the last engine.
-        backend: must be the one that builds ahead.
-        gpu: whose capability is meant where none is given; all capabilities for ``local``.
-        capabilities: such as ``8.9``.
-        precision: of the engines.
-        classes: of the detectors.
-        batch: images a run.
-        workers: processes that build.
+        folder: Folder of engines and manifests.
+        architectures: Detectors whose distinct blocks are built.
+        on_progress: Called with detectors done, their number, and the last engine.
+        backend: Must be the one that builds ahead of time.
+        gpu: Determines the capability if none is given; ``local`` means all capabilities.
+        capabilities: Such as ``8.9``.
+        precision: Precision of the engines.
+        classes: Classes of the detectors.
+        batch: Images per run.
+        workers: Number of building processes.
 
     Raises:
-        UserError: another backend, a GPU, precision or capability that is unknown.
+        UserError: another backend, or an unknown GPU, precision or capability.
     """
     if backend != _BACKEND:
         raise UserError(f"--build-engines needs --backend {_BACKEND}, but got {backend}")
@@ -102,19 +102,15 @@ def build_engines(
 def real_workloads(
     architectures: Sequence[Architecture], classes: int, batch: int, at: Callable[[int], None]
 ) -> Iterator[Workload]:
-    """Every distinct block of these detectors once, with random weights that its key decides.
+    """All distinct blocks of these detectors, with random weights determined by the key.
 
-    Args:
-        architectures: whose blocks they are.
-        classes: of the detectors.
-        batch: images a run.
-        at: called with how many detectors are read.
+    ``at`` is called with the number of detectors done, ``batch`` is in images per run.
     """
     seen: set[str] = set()
     for number, architecture in enumerate(architectures):
         at(number)
         if {workload.key for workload in detector_workloads(architecture, classes, batch)} <= seen:
-            continue  # read on meta, where it costs no weights
+            continue  # on meta, without weights
         for workload in inference_workloads(deployable(build_detector(architecture, classes)), batch):
             if workload.key not in seen:
                 seen.add(workload.key)
@@ -124,7 +120,7 @@ def real_workloads(
 
 
 def _draw_weights(workload: Workload) -> None:
-    """Weights that the key alone decides: an engine is found again whichever detector the block comes from."""
+    """Weights determined by the key alone, so that an engine is found again whichever detector the block comes from."""
     seed = int.from_bytes(hashlib.sha256(workload.key.encode()).digest()[:8], "big") >> 1
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The steps of a profile: which detectors are covered, measuring them, auditing predictions, estimating."""
+"""The steps of a profile: select detectors, measure them, audit predictions, estimate."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -41,9 +41,9 @@ __all__ = [
 ]
 
 OnProgress = Callable[[float, float, str], None]
-"""Called with how many are done, of how many, and the current one."""
+"""Called with the number done, the total, and the current one."""
 
-_AT_ONCE = 16  # detectors whose missing blocks are held in memory together, and measured in one random order
+_AT_ONCE = 16  # detectors whose missing blocks are in memory together, measured in one random order
 _CALIBRATION_WHOLES = 8
 _CALIBRATION_AT_MOST = 40
 _EXPLAINED = 3
@@ -52,7 +52,7 @@ _REBUILT = 12
 
 
 def given(texts: Sequence[str]) -> list[Architecture]:
-    """The architectures that the user typed.
+    """Parse the user's architectures.
 
     Raises:
         UserError: one is not an architecture.
@@ -61,7 +61,7 @@ def given(texts: Sequence[str]) -> list[Architecture]:
 
 
 def structures_of(space: Space, sample: int | None, seed: int) -> list[Architecture]:
-    """The structural choices that cover a space, those first whose blocks most others need; or a random sample."""
+    """The structures that cover a space, most shared blocks first; or a random sample of them."""
     structures = space.structures
     if sample is None:
         return by_demand(covering(structures), structures)
@@ -71,16 +71,16 @@ def structures_of(space: Space, sample: int | None, seed: int) -> list[Architect
 
 @dataclass(frozen=True)
 class Measured:
-    """What measuring came to.
+    """Summary of a measurement.
 
     Attributes:
         measured: Blocks measured now.
-        cached: Blocks that the table held already.
+        cached: Blocks already in the table.
         failed: Reason by block.
         unsteady: Blocks whose interval stayed wide.
         disturbed: Blocks disturbed by load, throttling or clocks; their rows say which.
-        drift: Largest change of the reference block while measuring, relative to its latency.
-        left: ``blocks`` and ``detectors`` that the time limit did not reach.
+        drift: Largest relative change of the reference block's latency while measuring.
+        left: ``blocks`` and ``detectors`` not reached within the time limit.
     """
 
     measured: int = 0
@@ -100,13 +100,13 @@ def measure(
     budget_s: float | None = None,
     caches: "Caches" = "hot",
 ) -> Measured:
-    """Measure every block of these detectors that the table does not hold.
+    """Measure all blocks of these detectors that the table lacks.
 
     Args:
-        architectures: In the order in which they are wanted.
+        architectures: In order of priority.
         latency: Measures.
-        on_progress: Called with detectors done, their number, and the block being measured.
-        budget_s: Start nothing more after this long; ``left`` says what was not reached.
+        on_progress: Called with detectors done, their number, and the current block.
+        budget_s: Start no measurement after this time.
         caches: ``cold`` flushes them before every run.
     """
     reports: list[ProfileReport] = []
@@ -146,7 +146,7 @@ def measure_preset(
     *,
     budget_s: float | None = None,
 ) -> Measured:
-    """As :func:`measure` for what covers a preset; done at once where the record beside the table says so."""
+    """As :func:`measure` for the cover of a preset; immediate if the record beside the table covers it."""
     table, target = latency.table, latency.target
     made_with = fingerprint(name, *map(str, architectures), latency.num_classes, target)
     known = table.current(target)
@@ -168,15 +168,15 @@ def rebuild(
     on_progress: OnProgress,
     in_budget: Callable[[], bool],
 ) -> list[BuildVariance]:
-    """Build a sample of the blocks of these detectors again and again; how far their medians are apart.
+    """Build a sample of the blocks of these detectors repeatedly, and compare their medians.
 
     Args:
-        architectures: Whose blocks they are.
+        architectures: Detectors with the blocks.
         latency: Builds and runs them.
-        builds: Of each block.
-        seed: Draws the sample.
+        builds: Builds per block.
+        seed: Random seed of the sample.
         on_progress: Called with blocks done, their number, and the next one.
-        in_budget: Checked before every block; once it is false, the rest of the sample is left out.
+        in_budget: Checked before every block; once false, the remaining sample is skipped.
     """
     blocks = latency.blocks(architectures[:_REBUILT_FROM])
     chosen = streams.rebuilding(seed).permutation(len(blocks))[:_REBUILT].tolist()
@@ -204,11 +204,11 @@ def audit(
     in_budget: Callable[[], bool] = lambda: True,
     explained: int = _EXPLAINED,
 ) -> Audit:
-    """Compare predicted with measured latency on whole detectors that the prediction was not fitted on.
+    """Compare predicted with measured end-to-end latency on detectors that the prediction was not fitted on.
 
-    In ONNX Runtime the worst predictions are run again under its profiler, whole and in blocks, to see where the time
-    differs. The audit is kept beside the table, for its report. ``in_budget`` is checked before every detector; once it
-    is false, what was measured until then is compared, and ``left`` counts the rest.
+    With ONNX Runtime, the ``explained`` worst predictions are run again under its profiler, end-to-end and by block, to
+    locate the difference. The audit is stored beside the table. ``in_budget`` is checked before every detector; once
+    false, those measured so far are compared, and ``left`` counts the rest.
 
     Raises:
         UserError: the space holds too few detectors.
@@ -233,7 +233,7 @@ def audit(
             on_progress(wholes + number, wholes + worst, f"looking inside {whole.architecture}")
             inside = explain(runner, whole.architecture, latency.num_classes, latency.batch, latency.precision)
             residuals.append((whole.architecture, inside))
-    finally:  # an interrupted explanation costs the explanation, not the audit
+    finally:  # interrupting the explanation keeps the audit
         found = replace(found, residuals=tuple(residuals))
         write_audit(latency.table.path, latency.target, found.as_dict())
     if worst:
@@ -242,14 +242,14 @@ def audit(
 
 
 def calibration_set(space: Space, seed: int, count: int) -> list[Architecture]:
-    """The baseline and random structures, the same for one seed: a search calibrates its predictions on them."""
+    """The baseline and ``count`` random structures on which a search calibrates; the same for one seed."""
     structures = space.structures
     chosen = streams.calibration(seed).permutation(len(structures))[:count]
     return [space.baseline_architecture, *(structures[index] for index in chosen.tolist())]
 
 
 def audited(space: Space, count: int, seed: int) -> tuple[list[Architecture], list[Architecture]]:
-    """Detectors to calibrate on and to hold out, all different: structural choices and their modular variants in turns.
+    """Distinct detectors to calibrate on and to hold out: structures and modular variants alternate.
 
     Raises:
         UserError: the space holds too few detectors.
@@ -281,10 +281,10 @@ def estimate(
     batch: int,
     on_progress: OnProgress,
 ) -> dict[str, Any]:
-    """Roofline estimates for a GPU of the data sheets, kept in the table apart from every measurement.
+    """Roofline estimates for a GPU with a data sheet, stored in the table apart from measurements.
 
     Raises:
-        UserError: no data sheet of that name, or a precision that can not be estimated.
+        UserError: no such data sheet, or a precision that cannot be estimated.
     """
     from profiler.devices import gpu_sheets, named_sheet
     from profiler.prediction.estimate import estimate_errors, estimate_target, estimate_workloads

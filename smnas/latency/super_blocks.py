@@ -1,11 +1,11 @@
-"""The latency of thousands of detectors at once that differ in their super-blocks only, from the latency table.
+"""Latency of thousands of detectors at once that differ in their super-blocks only, from the latency table.
 
-A table can not hold a block of every width: there are too many. So what it holds of some detectors' blocks is fitted:
-a bottleneck's latency as a non-negative sum of a constant, its multiply-adds by kind of convolution and the elements
-that it writes; the stem's and the pyramid's likewise. All other parts are the same for all of these detectors. The sum
-goes through the same calibration on whole detectors as any prediction does.
+No table can hold a block of every width, so the blocks of some detectors are fitted: a bottleneck's latency is a
+non-negative sum of a constant, its multiply-adds by kind of convolution and its written elements; stem and pyramid are
+similar. All other blocks are the same for all of these detectors. The sum is calibrated to end-to-end latency like any
+prediction.
 
-It steers a search. What a search finds is predicted again from the rows of its own blocks.
+This guides a search; its results are predicted again from the rows of their own blocks.
 """
 
 from collections.abc import Sequence
@@ -29,18 +29,17 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class SuperBlockLatency:
-    """Predicts; made by :func:`fit_super_block_latency`.
+    """A predictor, built by :func:`fit_super_block_latency`.
 
     Attributes:
-        frame: A detector whose neck, proposals, head and input all of them have.
-        units: ``(5,)`` ms for each feature of a bottleneck.
-        stem: ``(2,)`` likewise of the stem.
-        neck: ``(2,)`` likewise of the pyramid.
-        others_ms: Sum of all other parts.
-        others: Their number.
-        model: From the parts' sum to the whole.
-        relative_error: Root mean square of the relative error of a detector's parts' sum, each predicted by a fit
-            without that detector.
+        frame: A detector with the common neck, proposals, head and input.
+        units: ``(5,)`` ms per feature of a bottleneck.
+        stem: ``(2,)`` ms per feature of the stem.
+        neck: ``(2,)`` ms per feature of the pyramid.
+        others_ms: Sum of all other blocks.
+        others: Number of other blocks.
+        model: Maps the sum of blocks to end-to-end latency.
+        relative_error: Leave-one-out root mean square of the relative error of the sum of blocks.
     """
 
     frame: Architecture
@@ -54,11 +53,11 @@ class SuperBlockLatency:
 
     def __call__(self, population: SuperBlockPopulation) -> Floats:
         """``(N,)`` predicted medians in ms."""
-        counts = 2 + population.repeats.sum(axis=1) + self.others  # the stem and the pyramid are a part each
+        counts = 2 + population.repeats.sum(axis=1) + self.others  # stem and pyramid are one block each
         return np.asarray(self.model.predict_many(self.sums_ms(population), counts).ms)
 
     def sums_ms(self, population: SuperBlockPopulation) -> Floats:
-        """``(N,)`` sums of the parts' medians in ms."""
+        """``(N,)`` sums of the blocks' medians in ms."""
         first, repeated = _unit_features(population, self.frame)
         units = first.sum(axis=1) + ((population.repeats - 1)[..., None] * repeated).sum(axis=1)
         stem, neck = _stem_features(population, self.frame), _neck_features(population, self.frame)
@@ -66,11 +65,11 @@ class SuperBlockLatency:
 
 
 def fit_super_block_latency(detectors: Sequence[Architecture], latency: DetectorLatency) -> SuperBlockLatency:
-    """Fit on the measured parts of these detectors; what the table does not hold is measured first.
+    """Fit on the measured blocks of these detectors; missing ones are measured first.
 
     Args:
-        detectors: At least two, with super-blocks of one layout, and everything else the same.
-        latency: Measures, and knows the calibration on whole detectors.
+        detectors: At least two, with super-blocks of one layout and otherwise equal.
+        latency: Measures, and provides the calibration to end-to-end latency.
 
     Raises:
         LatencyFailedError: one of them does not build or run.
@@ -148,23 +147,16 @@ def _fit(samples: Sequence[_Sample], frame: Architecture, model: LatencyModel) -
 
 
 def _relative_fit(features: Floats, ms: Floats) -> Floats:
-    """Coefficients, none negative, of the least squares of the relative error."""
+    """Non-negative coefficients of the least squares of the relative error."""
     scale = features.max(axis=0)
     scale[scale == 0.0] = 1.0
     return np.asarray(non_negative_least_squares(features / scale / ms[:, None], np.ones(len(ms))) / scale)
 
 
 def non_negative_least_squares(matrix: Floats, target: Floats) -> Floats:
-    """``x >= 0`` that minimises ``|matrix x - target|``, exactly, for a few columns.
+    """``(F,)`` ``x >= 0`` that minimises ``|matrix x - target|`` for ``(M, F)`` and ``(M,)``, exactly.
 
-    The solution is the unconstrained one over the columns where it is positive; with few columns all sets are tried.
-
-    Args:
-        matrix: ``(M, F)``, F a handful.
-        target: ``(M,)``.
-
-    Returns:
-        ``(F,)``.
+    The solution is the unconstrained one over its positive columns; with a few columns all subsets are tried.
     """
     columns = matrix.shape[1]
     best, best_error = np.zeros(columns), float(target @ target)
@@ -187,15 +179,15 @@ def _frame_of(detector: Architecture) -> tuple[object, ...]:
 
 
 def _cells(frame: Architecture, level: int) -> int:
-    """Cells of the map of one level."""
+    """Positions of one level's feature map."""
     width, height = (-(-side // (1 << level)) for side in (frame.input_width, frame.input_height))
     return width * height
 
 
 def _unit_features(p: SuperBlockPopulation, frame: Architecture) -> tuple[Floats, Floats]:
-    """``(N, B, 5)`` of the first bottleneck of every super-block, and of a repeated one.
+    """``(N, B, 5)`` of the first bottleneck of each super-block, and of a repeated one.
 
-    A constant, multiply-adds of the 1x1 convolutions, of a 3x3, of a 5x5, and elements written.
+    A constant, multiply-adds of 1x1, of 3x3 and of 5x5 convolutions, and written elements.
     """
     read, _, _, projection = unit_weights(p)
     levels = block_levels(p.layout)
@@ -223,12 +215,12 @@ def _unit_features(p: SuperBlockPopulation, frame: Architecture) -> tuple[Floats
 
 
 def _stem_features(p: SuperBlockPopulation, frame: Architecture) -> Floats:
-    """``(N, 2)``: a constant and the elements written."""
+    """``(N, 2)``: a constant and the written elements."""
     return np.column_stack((np.ones(len(p)), p.stem * _cells(frame, 1))).astype(np.float64)
 
 
 def _neck_features(p: SuperBlockPopulation, frame: Architecture) -> Floats:
-    """``(N, 2)``: a constant and what the lateral convolutions read."""
+    """``(N, 2)``: a constant and the elements that the laterals read."""
     ends = np.cumsum(p.layout) - 1
     channels = np.column_stack((p.stem, p.out[:, ends]))
     low = frame.neck.low if isinstance(frame.neck, FPNSpec) else 1

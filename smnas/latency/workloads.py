@@ -1,4 +1,4 @@
-"""What the profiler times for a detector, read off the detector's own steps."""
+"""Workloads of a detector for the profiler, derived from its steps."""
 
 import hashlib
 
@@ -15,11 +15,11 @@ __all__ = ["detector_workloads", "inference_workloads", "whole_workload"]
 
 
 def inference_workloads(detector: Detector, batch: int = 1) -> tuple[Workload, ...]:
-    """The steps of a detector's inference path, each with the shapes it sees there.
+    """The steps of a detector's inference path, each with its input shapes.
 
     Args:
-        detector: As :func:`~smnas.models.build.deployable` returns it; on any device, ``meta`` included.
-        batch: Images at a time.
+        detector: A result of :func:`~smnas.models.build.deployable`, on any device, ``meta`` included.
+        batch: Images per run.
     """
     shadow = _on_meta(detector)
     width, height = detector.input_size
@@ -45,12 +45,12 @@ def detector_workloads(
     norm: NormKind = "gn-ws",
     device: torch.device | str = "meta",
 ) -> tuple[Workload, ...]:
-    """Workloads of an architecture with fresh weights; on ``meta`` they have shapes, keys and FLOPs but can not run."""
+    """Workloads of an architecture with fresh weights; on ``meta`` they have shapes, keys and FLOPs but do not run."""
     return inference_workloads(deployable(build_detector(architecture, num_classes, norm=norm, device=device)), batch)
 
 
 def whole_workload(detector: Detector, batch: int = 1) -> Workload:
-    """The whole inference path, images to detections, as one workload."""
+    """The end-to-end inference path, images to detections, as one workload."""
     width, height = detector.input_size
     specs = (TensorSpec((batch, 3, height, width), "uint8"),)
     options = detector.options
@@ -59,7 +59,7 @@ def whole_workload(detector: Detector, batch: int = 1) -> Workload:
 
 
 def _on_meta(detector: Detector) -> Detector:
-    """The same detector on the ``meta`` device, which computes shapes and no values."""
+    """The same detector on the ``meta`` device, which computes shapes only."""
     if next(detector.parameters()).is_meta:
         return detector
     options = detector.options
@@ -79,7 +79,7 @@ def _spec(name: str, value: Tensor, size: tuple[int, int]) -> TensorSpec:
 
 
 def _key(module: nn.Module, specs: tuple[TensorSpec, ...]) -> str:
-    """Class, digest of everything the module's text says (layers, channels, strides, settings), and input shapes."""
+    """Class, digest of the module's ``repr`` (layers, channels, strides, settings), and input shapes."""
     digest = hashlib.sha256(repr(module).encode()).hexdigest()[:12]
     shapes = ",".join("x".join(map(str, spec.shape)) for spec in specs)
     return f"{type(module).__name__}-{digest}|{shapes}"

@@ -1,1 +1,1 @@
-"""Detectors: an architecture becomes an ``nn.Module`` made of named steps, which are also what the profiler times."""
+"""Detectors: ``nn.Module`` objects built from an architecture as named steps, which are also profiled."""

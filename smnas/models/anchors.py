@@ -10,22 +10,22 @@ __all__ = ["SHAPES", "grid_size", "level_anchors"]
 
 _RATIOS = (0.5, 1.0, 2.0)
 SHAPES = len(_RATIOS)
-"""Anchors of one size in a cell."""
+"""Anchors of one size per position."""
 
 
 def grid_size(level: int, width: int, height: int) -> tuple[int, int]:
-    """Cells ``(rows, columns)`` of pyramid level ``level``: the canvas halved ``level`` times, rounded up."""
+    """``(rows, columns)`` of pyramid level ``level``: the canvas halved ``level`` times, rounded up."""
     return math.ceil(height / 2**level), math.ceil(width / 2**level)
 
 
 def level_anchors(level: int, width: int, height: int, sizes: tuple[float, ...]) -> Tensor:
-    """Anchors of one level in torchvision's order (row, column, then ratio by size).
+    """Anchors of one level (stride ``2 ** level``) in torchvision's order: row, column, then ratio by size.
 
     Args:
-        level: Pyramid level; its stride is ``2 ** level``.
+        level: Pyramid level.
         width: Canvas width in pixels.
         height: Canvas height in pixels.
-        sizes: Square roots of the anchors' areas, in pixels; each in the height-to-width ratios 1:2, 1:1 and 2:1.
+        sizes: Square roots of the anchors' areas, in pixels, each in height-to-width ratios 1:2, 1:1 and 2:1.
 
     Returns:
         ``(rows * columns * len(sizes) * 3, 4)`` float32, ``xyxy`` in pixels.

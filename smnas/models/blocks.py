@@ -1,6 +1,6 @@
 """Stems and blocks of the backbones.
 
-A block's inner names (``conv1``, ``bn1``, ``downsample.0``; ``conv.0.0`` in an inverted residual) are torchvision's, so
+Names inside a block (``conv1``, ``bn1``, ``downsample.0``; ``conv.0.0`` in an inverted residual) are torchvision's, so
 that ImageNet weights map by name (:mod:`smnas.models.pretrained`).
 """
 
@@ -21,15 +21,15 @@ __all__ = [
     "StemReduce",
 ]
 
-# ImageNet's mean and standard deviation of RGB values in 0..255, as torchvision normalizes
+# ImageNet's mean and standard deviation of RGB values in 0..255, as in torchvision
 _MEAN = (123.675, 116.28, 103.53)
 _STD = (58.395, 57.12, 57.375)
 
 
 class StemConv(nn.Module):
-    """The first convolution: uint8 RGB images are normalized, then halved to C1 (stride 2)."""
+    """Normalizes uint8 RGB images, then a convolution of stride 2 to C1."""
 
-    FLOAT_IN_INT8 = ("conv",)  # it reads the image itself, in few channels
+    FLOAT_IN_INT8 = ("conv",)  # reads the image, in few channels
 
     mean: Tensor
     std: Tensor
@@ -50,7 +50,7 @@ class StemConv(nn.Module):
 
 
 class StemReduce(nn.Module):
-    """From C1 to stride 4: a second 3x3 convolution (``deep``) or max-pooling (``imagenet``)."""
+    """C1 to stride 4: a second 3x3 convolution (``deep``) or max-pooling (``imagenet``)."""
 
     def __init__(self, kind: StemKind, norm: NormKind, channels: int, groups: int) -> None:
         super().__init__()
@@ -88,17 +88,17 @@ class BasicBlock(nn.Module):
 
 
 class K1KXK1(nn.Module):
-    """1x1, kxk and 1x1 convolutions and a shortcut, of any channels: MAE-DET's unit (Sun et al., arXiv 2111.13336).
+    """1x1, kxk and 1x1 convolutions and a shortcut: MAE-DET's unit (Sun et al., arXiv 2111.13336).
 
     Args:
         norm: Norm of every convolution.
-        in_channels: Channels that it reads.
+        in_channels: Input channels.
         inner: Channels between the 1x1 convolutions.
-        out_channels: Channels that it writes.
-        stride: Of the kxk convolution.
-        groups: Of a GroupNorm, at most.
-        kernel: Side of the kxk convolution.
-        cardinality: Parallel paths of the kxk convolution.
+        out_channels: Output channels.
+        stride: Stride of the kxk convolution.
+        groups: Maximal groups of a GroupNorm.
+        kernel: Size of the kxk convolution.
+        cardinality: Groups of the kxk convolution.
     """
 
     def __init__(
@@ -132,16 +132,16 @@ class K1KXK1(nn.Module):
 
 
 class Bottleneck(K1KXK1):
-    """ResNet's bottleneck, four times as wide outside as inside; with a cardinality ResNeXt's (arXiv 1611.05431).
+    """ResNet's bottleneck, four times as wide outside as inside; with a cardinality, ResNeXt's (arXiv 1611.05431).
 
     Args:
         norm: Norm of every convolution.
-        in_channels: Channels that it reads.
-        width: A quarter of the channels that it writes.
-        stride: Of the 3x3 convolution.
-        groups: Of a GroupNorm, at most.
-        cardinality: Parallel paths of the 3x3 convolution; 1 is the plain bottleneck, whose path is ``width`` wide.
-        path_width: Channels of a path at width 64, growing with the width (the 4 of ``32x4d``).
+        in_channels: Input channels.
+        width: A quarter of the output channels.
+        stride: Stride of the 3x3 convolution.
+        groups: Maximal groups of a GroupNorm.
+        cardinality: Paths of the 3x3 convolution; 1 is the plain bottleneck, with one path of ``width`` channels.
+        path_width: Channels per path at width 64 (the 4 of ``32x4d``), proportional to the width.
     """
 
     expansion = 4
@@ -168,19 +168,18 @@ def _shortcut(norm: NormKind, in_channels: int, out_channels: int, stride: int, 
 
 
 class InvertedResidual(nn.Module):
-    """MobileNetV2's block (Sandler et al., arXiv 1801.04381): widen, filter each channel by itself, narrow linearly.
+    """MobileNetV2's block (Sandler et al., arXiv 1801.04381): 1x1 expansion, depthwise and linear 1x1 projection.
 
-    A 1x1 convolution to ``expansion`` times the channels, a depthwise one and a 1x1 one without activation. The
-    input is added where it has the output's shape.
+    The input is added if it has the output's shape.
 
     Args:
         norm: Norm of every convolution.
-        in_channels: Channels that it reads.
-        out_channels: Channels that it writes.
-        stride: Of the depthwise convolution.
-        groups: Of a GroupNorm, at most.
-        expansion: With 1 there is no widening convolution, as in the published network's first block.
-        kernel: Side of the depthwise convolution.
+        in_channels: Input channels.
+        out_channels: Output channels.
+        stride: Stride of the depthwise convolution.
+        groups: Maximal groups of a GroupNorm.
+        expansion: Factor of the inner channels; 1 omits the expansion, as in the published network's first block.
+        kernel: Size of the depthwise convolution.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""Boxes of a whole batch at once: overlap, matching to objects, and balanced sampling.
+"""Boxes of a whole batch at once: IoU, matching to objects, and balanced sampling.
 
-The rules are torchvision's (``Matcher``, ``BalancedPositiveNegativeSampler``); here they take a padded batch, since a
-loop over images dominates the step time of a small detector.
+The rules are torchvision's (``Matcher``, ``BalancedPositiveNegativeSampler``), on a padded batch: a loop over images
+would dominate the step time of a small detector.
 """
 
 from collections.abc import Sequence
@@ -24,11 +24,11 @@ __all__ = [
 
 
 class PaddedTargets(NamedTuple):
-    """Objects of a batch, padded to the largest count G >= 1.
+    """Objects of a batch, padded with 0 to the largest count G >= 1.
 
     Attributes:
-        boxes: ``(B, G, 4)`` float32; padding is 0.
-        labels: ``(B, G)`` int64; padding is 0.
+        boxes: ``(B, G, 4)`` float32.
+        labels: ``(B, G)`` int64.
         valid: ``(B, G)`` bool.
     """
 
@@ -38,12 +38,12 @@ class PaddedTargets(NamedTuple):
 
 
 class Matches(NamedTuple):
-    """How ``(B, N)`` candidate boxes relate to the objects of their image.
+    """Labels of ``(B, N)`` candidate boxes.
 
     Attributes:
-        object_index: ``(B, N)`` int64, the object of largest overlap (meaningless without objects).
+        object_index: ``(B, N)`` int64, the object of largest IoU (meaningless without objects).
         positive: ``(B, N)`` bool.
-        negative: ``(B, N)`` bool; what is neither is ignored.
+        negative: ``(B, N)`` bool; candidates that are neither are ignored.
     """
 
     object_index: Tensor
@@ -68,14 +68,9 @@ def pad_targets(targets: Sequence[Target], device: torch.device) -> PaddedTarget
 
 
 def batched_iou(first: Tensor, second: Tensor) -> Tensor:
-    """Intersection over union of every pair.
+    """IoU of ``(B, N, 4)`` and ``(B, M, 4)`` boxes, ``xyxy``, to ``(B, N, M)`` in 0..1; B broadcasts.
 
-    Args:
-        first: ``(B, N, 4)`` ``xyxy``, B may be 1 to broadcast.
-        second: ``(B, M, 4)`` ``xyxy``.
-
-    Returns:
-        ``(B, N, M)`` in 0..1; two boxes without area overlap by 0.
+    Two boxes without area have an IoU of 0.
     """
     top_left = torch.maximum(first[:, :, None, :2], second[:, None, :, :2])
     bottom_right = torch.minimum(first[:, :, None, 2:], second[:, None, :, 2:])
@@ -87,16 +82,16 @@ def batched_iou(first: Tensor, second: Tensor) -> Tensor:
 
 
 def match(candidates: Tensor, targets: PaddedTargets, high: float, low: float, *, keep_best: bool) -> Matches:
-    """Label candidates by their overlap with the objects.
+    """Label candidates by their IoU with the objects.
 
     Args:
-        candidates: ``(B or 1, N, 4)`` ``xyxy``; 1 where all images share them (anchors).
+        candidates: ``(B or 1, N, 4)`` ``xyxy``; 1 if all images share them (anchors).
         targets: The objects.
-        high: Overlap from which a candidate is positive.
-        low: Overlap under which it is negative.
-        keep_best: Also make positive, for every object, its candidates of largest overlap (RPN and RetinaNet).
+        high: IoU from which a candidate is positive.
+        low: IoU below which it is negative.
+        keep_best: Also make each object's candidates of largest IoU positive (RPN and RetinaNet).
     """
-    # transposed to (B, G, N): the reduction over the few objects is then a few passes over long rows
+    # (B, G, N): a reduction over few objects is then a few passes over long rows
     iou = batched_iou(targets.boxes, candidates.expand(len(targets.boxes), -1, -1))
     iou = iou.masked_fill(~targets.valid[:, :, None], -1.0)
     best, index = iou.max(dim=1)
@@ -114,17 +109,16 @@ def match(candidates: Tensor, targets: PaddedTargets, high: float, low: float, *
 def match_adaptive(anchors: Tensor, counts: Sequence[int], targets: PaddedTargets, per_level: int) -> Matches:
     """Label anchors by adaptive training sample selection (Zhang et al., "ATSS", arXiv 1912.02424).
 
-    Of every level the ``per_level`` anchors whose centres are nearest to an object's are its candidates. Positive are
-    those whose overlap with it is at least the mean plus the standard deviation of its candidates' overlaps and whose
-    centre lies inside it; an object that would be left without takes the candidate of largest overlap, as long as
-    there is any overlap. An anchor that several objects want goes to the one that it overlaps most. All others are
-    negative.
+    On each level, the ``per_level`` anchors with centres nearest to an object's are its candidates. Positive are those
+    whose IoU with it is at least the mean plus the standard deviation of its candidates' IoUs and whose centre lies
+    inside it. An object left without any takes the candidate of largest IoU, if above 0. A contested anchor goes to the
+    object of largest IoU. All others are negative.
 
     Args:
-        anchors: ``(B or 1, A, 4)`` ``xyxy``; 1 where all images share them.
-        counts: Anchors of each level; they add up to A.
+        anchors: ``(B or 1, A, 4)`` ``xyxy``; 1 if all images share them.
+        counts: Anchors per level; their sum is A.
         targets: The objects.
-        per_level: Candidates of each level and object.
+        per_level: Candidates per level and object.
     """
     # (B, G, A), as in match
     iou = batched_iou(targets.boxes, anchors.expand(len(targets.boxes), -1, -1))
@@ -153,20 +147,15 @@ def match_adaptive(anchors: Tensor, counts: Sequence[int], targets: PaddedTarget
 
 
 def sample_balanced(matches: Matches, count: int, positive_fraction: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw candidates at random, at most ``positive_fraction`` of them positive, the rest negative.
-
-    Args:
-        matches: Candidates' labels.
-        count: Candidates to draw per image.
-        positive_fraction: In 0..1.
+    """Sample ``count`` candidates per image, at most ``positive_fraction`` of them positive.
 
     Returns:
         ``index`` ``(B, S)`` int64, ``positive`` ``(B, S)`` bool, ``chosen`` ``(B, S)`` bool; S is at most ``count``.
-        Rows that are not chosen fill up images with too few candidates and must not count.
+        Rows that are not chosen pad images with too few candidates and must not count.
     """
     noise = torch.rand(matches.positive.shape, device=matches.positive.device)
     want_positive = min(int(count * positive_fraction), noise.shape[1])
-    # positives first in random order, cut to their quota; then negatives in random order
+    # positives in random order, cut to their quota; then negatives in random order
     positive_rank = torch.where(matches.positive, noise, -1.0)
     quota = positive_rank.topk(want_positive, dim=1)
     kept = quota.values >= 0

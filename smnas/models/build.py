@@ -1,4 +1,4 @@
-"""From an architecture to a detector: the one place where its words meet modules."""
+"""Builds a detector from its architecture."""
 
 from collections.abc import Sequence
 
@@ -31,7 +31,7 @@ from smnas.space.convolutions import StemKind
 __all__ = ["build_detector", "deployable"]
 
 _C4_LEVEL = 4
-_C4_OCTAVES = 5  # a single map has anchors of five octaves, as in Faster R-CNN
+_C4_OCTAVES = 5  # a single feature map has anchors of five octaves, as in Faster R-CNN
 
 
 def build_detector(
@@ -45,14 +45,14 @@ def build_detector(
     """Build a detector with freshly initialised weights.
 
     Args:
-        architecture: What to build.
+        architecture: The architecture.
         num_classes: Classes, without the background; at least 1.
         norm: ``gn-ws`` or ``bn``, see :class:`~smnas.models.options.DetectorOptions`.
         stem: ``deep`` (two 3x3 convolutions) or ``imagenet`` (7x7 and max-pooling).
-        device: Where; ``meta`` builds shapes without memory. The default is the CPU.
+        device: The CPU by default; ``meta`` builds shapes without memory.
 
     Raises:
-        UserError: there are no classes.
+        UserError: ``num_classes`` is below 1.
     """
     if num_classes < 1:
         raise UserError(f"a detector needs at least one class, but got {num_classes}")
@@ -73,7 +73,7 @@ def _build(architecture: Architecture, num_classes: int, options: DetectorOption
     if isinstance(architecture.neck, FPNSpec):
         backbone = build_backbone(spec, norm, options.stem)
         in_channels = {level: c for level, c in backbone.channels.items() if level >= architecture.neck.low}
-        # above the backbone's coarsest level RetinaNet and FCOS convolve and Faster R-CNN pools, unless told otherwise
+        # by default RetinaNet and FCOS add levels by convolutions, Faster R-CNN by pooling
         extra = architecture.neck.extra
         if extra == "head":
             extra = "conv" if isinstance(head, DenseSpec) else "pool"
@@ -88,7 +88,7 @@ def _build(architecture: Architecture, num_classes: int, options: DetectorOption
             anchor_free = FCOSHead(channels, len(neck.out_levels), head, num_classes, norm)
             return OneStageDetector(architecture, num_classes, options, backbone, neck, anchor_free, cells)
         anchors = [tuple(cells * 2**level for cells in options.anchor_cells) for level in neck.out_levels]
-        # levels that the pyramid adds above the backbone's only propose, as in torchvision
+        # levels above the backbone's yield proposals but are not pooled, as in torchvision
         pooled = tuple(level for level in neck.out_levels if level <= spec.top_level)
         levels = neck.out_levels
         return _two_stage(architecture, num_classes, options, backbone, neck, levels, pooled, anchors, channels)
@@ -121,7 +121,7 @@ def _two_stage(
     head_channels = spec.stage_channels(behind[-1]) if len(behind) else channels
     stages = []
     for index in range(count):
-        # every cascade stage has blocks of its own, so that no parameter is shared between steps
+        # each cascade stage has its own blocks, so that steps share no parameter
         blocks = nn.Sequential(*(block for stage in behind for block in backbone.build_stage(stage, options.norm)))
         cells = 1 if len(behind) else 7
         agnostic = isinstance(head, CascadeSpec)

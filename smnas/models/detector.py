@@ -1,7 +1,7 @@
 """A detector: named steps with explicit inputs and outputs, run in order.
 
 The steps are the only description of the inference path: the forward pass runs them, the ONNX export traces them, and
-the profiler times exactly them (:mod:`smnas.latency.workloads`), so a latency table can not drift from the model.
+the profiler times them (:mod:`smnas.latency.workloads`), so a latency table cannot drift from the model.
 """
 
 from abc import ABC, abstractmethod
@@ -30,8 +30,8 @@ class Step(NamedTuple):
     """One module of the inference path.
 
     Attributes:
-        name: Where it sits, e.g. ``backbone.stage2.block1``.
-        module: What runs; every parameter of the detector belongs to exactly one step.
+        name: Position, e.g. ``backbone.stage2.block1``.
+        module: Every parameter of the detector belongs to exactly one step.
         inputs: Names of the values it reads; ``images`` is the detector's input.
         outputs: Names of the values it writes, one per returned tensor.
     """
@@ -43,12 +43,12 @@ class Step(NamedTuple):
 
 
 class Detector(nn.Module, ABC):
-    """Base of the two kinds of detector.
+    """Base of one-stage and two-stage detectors.
 
     Attributes:
-        architecture: What it was built from.
+        architecture: Its architecture.
         num_classes: Classes, without the background.
-        options: Everything else it was built from.
+        options: All other settings.
         steps: The inference path.
     """
 
@@ -74,14 +74,7 @@ class Detector(nn.Module, ABC):
         return self.architecture.input_width, self.architecture.input_height
 
     def forward(self, images: Tensor) -> Detections:
-        """Detect objects.
-
-        Args:
-            images: ``(B, 3, H, W)`` uint8 RGB, H and W being the detector's input size.
-
-        Returns:
-            Boxes in canvas pixels, padded to a fixed count.
-        """
+        """Detect objects in ``(B, 3, H, W)`` uint8 RGB images of the detector's input size."""
         values: dict[str, Tensor] = {"images": images}
         for step in self.steps:
             result = step.module(*(values[name] for name in step.inputs))
@@ -94,17 +87,17 @@ class Detector(nn.Module, ABC):
         targets: Sequence[Target],
         losses: LossOptions = USUAL_LOSSES,
     ) -> dict[str, Tensor]:
-        """Training losses by name; their sum is what to minimise.
+        """Training losses by name; their sum is minimised.
 
         Args:
             images: ``(B, 3, H, W)`` uint8 RGB.
-            targets: One per image; its tensors may live on the CPU.
-            losses: Which ones.
+            targets: One per image, on any device.
+            losses: Which losses.
         """
         return self._loss(self.features(images), pad_targets(targets, images.device), losses)
 
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Maps that the head reads, finest first."""
+        """Feature maps that the head reads, finest first."""
         if self.neck is None:
             return (self.backbone(images)[4],)
         levels = self.backbone(images)
@@ -115,7 +108,7 @@ class Detector(nn.Module, ABC):
     def _loss(self, features: tuple[Tensor, ...], targets: PaddedTargets, losses: LossOptions) -> dict[str, Tensor]: ...
 
     def _feature_steps(self) -> tuple[list[Step], tuple[str, ...]]:
-        """Steps from the images to the maps that the head reads, and the names of those maps."""
+        """Steps from the images to the head's feature maps, and the names of those."""
         steps = []
         value = "images"
         for link in self.backbone.chain():
@@ -131,7 +124,7 @@ class Detector(nn.Module, ABC):
 
 
 class OneStageDetector(Detector):
-    """A dense head on the pyramid: RetinaNet's, or FCOS's without anchors."""
+    """A dense head on the pyramid: RetinaNet's or FCOS's."""
 
     def __init__(
         self,
@@ -165,15 +158,15 @@ class TwoStageDetector(Detector):
     """Proposals, then one RoI stage (RCNN) or several (Cascade).
 
     Args:
-        architecture: What this is built from.
-        num_classes: Without the background.
+        architecture: Its architecture.
+        num_classes: Classes, without the background.
         options: Counts and thresholds.
-        backbone: Up to C4 only with the c4 neck; the blocks behind it are in the stages.
-        neck: None with the c4 neck.
-        rpn: Objectness and deltas of anchors, and with Guided Anchoring the anchors' locations and shapes.
+        backbone: With the c4 neck only up to C4; the RoI stages hold the blocks after it.
+        neck: None for c4.
+        rpn: Objectness and deltas; with Guided Anchoring also the anchors' locations and shapes.
         proposals: Anchors to proposals.
         stages: RoI stages.
-        refines: Between two stages, one fewer than there are stages.
+        refines: Between two stages each, one fewer than ``stages``.
         postprocess: Last step.
     """
 

@@ -1,9 +1,9 @@
-"""Convolutions with normalization: GroupNorm + Weight Standardization by default, torchvision's BatchNorm where asked.
+"""Convolutions with normalization: GroupNorm + Weight Standardization by default, or torchvision's BatchNorm.
 
-- ``gn-ws``: every convolution is standardized and followed by GroupNorm. That needs no batch statistics, so detectors
-  train from scratch with small batches (Qiao et al., arXiv 1903.10520; used throughout by SM-NAS).
-- ``bn``: as in torchvision's detectors, BatchNorm behind the backbone's convolutions only, whose ImageNet weights bring
-  statistics along. Pyramid and heads are plain convolutions with biases; FCOS's towers have GroupNorm as well.
+- ``gn-ws``: every convolution is standardized and followed by GroupNorm. Without batch statistics, detectors train from
+  scratch in small batches (Qiao et al., arXiv 1903.10520; used throughout SM-NAS).
+- ``bn``: as in torchvision's detectors, BatchNorm follows the backbone's convolutions only. Pyramid and heads are plain
+  convolutions with biases; FCOS's towers have GroupNorm.
 """
 
 import copy
@@ -39,7 +39,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 class WSConv2d(nn.Conv2d):
-    """A convolution whose filters are standardized at every call, or before it (:func:`standardized_together`)."""
+    """A convolution with weights standardized at every call, or beforehand by :func:`standardized_together`."""
 
     standardized: Tensor | None = None
 
@@ -47,8 +47,8 @@ class WSConv2d(nn.Conv2d):
         """``(B, C_in, H, W)`` to ``(B, C_out, H', W')``."""
         stride = self.stride
         if self.kernel_size == (1, 1) and stride != (1, 1):
-            # The same sums over the cells that it reads. PyTorch 2.14's own backward pass of such a convolution of 8
-            # channels on channels-last maps writes outside its memory on some CPUs, and the process dies.
+            # Equivalent, as a strided 1x1 convolution reads these positions only. PyTorch 2.14's backward pass of one
+            # with 8 channels and channels-last inputs writes out of bounds on some CPUs and crashes the process.
             x, stride = x[..., :: stride[0], :: stride[1]], (1, 1)
         weight = weight_standardize(self.weight) if self.standardized is None else self.standardized
         return F.conv2d(x, weight, self.bias, stride, self.padding, self.dilation, self.groups)
@@ -56,9 +56,9 @@ class WSConv2d(nn.Conv2d):
 
 @contextmanager
 def standardized_together(module: nn.Module) -> Iterator[None]:
-    """Inside, the filters of all standardized convolutions of a module come from one launch of a kernel, and so back.
+    """Inside, standardize all weights of a module in one kernel launch, and their gradients in another.
 
-    The weights must not change inside. Where no kernel runs every convolution does its own, as outside.
+    The weights must not change inside. Without a kernel, each convolution standardizes its own, as outside.
     """
     convs = [conv for conv in module.modules() if isinstance(conv, WSConv2d)]
     weights = [conv.weight for conv in convs]
@@ -75,50 +75,44 @@ def standardized_together(module: nn.Module) -> Iterator[None]:
 
 
 class GroupNorm(nn.GroupNorm):
-    """GroupNorm with what follows it: an addition where one is given, and ReLU where asked for.
-
-    Args:
-        groups: Divides ``channels``.
-        channels: Of its input.
-        relu: Whether ReLU comes last.
-    """
+    """GroupNorm with an optional residual added before an optional ReLU."""
 
     def __init__(self, groups: int, channels: int, *, relu: bool = False) -> None:
         super().__init__(groups, channels)
         self.relu = relu
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """``(B, C, H, W)``, and what is added to its normalized values, to the same shape."""
+        """``(B, C, H, W)`` and an optional residual of the same shape to that shape."""
         return group_norm_relu(x, self.num_groups, self.weight, self.bias, self.eps, residual, relu=self.relu)
 
     def extra_repr(self) -> str:
-        """What ``repr`` shows."""
+        """Add ``relu``."""
         return f"{super().extra_repr()}, relu={self.relu}"
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """BatchNorm with what follows it, as :class:`GroupNorm`."""
+    """BatchNorm with the same residual and ReLU as :class:`GroupNorm`."""
 
     def __init__(self, channels: int, *, relu: bool = False) -> None:
         super().__init__(channels)
         self.relu = relu
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """``(B, C, H, W)``, and what is added to its normalized values, to the same shape."""
+        """As :meth:`GroupNorm.forward`."""
         out = super().forward(x)
         if residual is not None:
             out = out + residual
         return F.relu(out, inplace=True) if self.relu else out
 
     def extra_repr(self) -> str:
-        """What ``repr`` shows."""
+        """Add ``relu``."""
         return f"{super().extra_repr()}, relu={self.relu}"  # type: ignore[no-untyped-call]
 
 
 def conv2d(
     norm: NormKind, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1
 ) -> nn.Conv2d:
-    """A bias-free "same" convolution of a backbone, to be followed by a norm; standardized with ``gn-ws``."""
+    """A bias-free "same" convolution of a backbone, standardized with ``gn-ws``; a norm must follow."""
     kind = WSConv2d if norm == "gn-ws" else nn.Conv2d
     conv = kind(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
@@ -126,31 +120,31 @@ def conv2d(
 
 
 def group_norm(channels: int, groups: int, *, relu: bool = False) -> GroupNorm:
-    """GroupNorm with the most groups up to ``groups`` that divide ``channels`` and leave two of them to each.
+    """GroupNorm with the most groups up to ``groups`` that divide ``channels`` with two or more channels each.
 
-    On a map of one cell a group of one channel has a single value, which can not be normalized.
+    On a 1x1 feature map a group of one channel is a single value, which cannot be normalized.
     """
     most = max(g for g in range(1, groups + 1) if channels % g == 0 and (g == 1 or 2 * g <= channels))
     return GroupNorm(most, channels, relu=relu)
 
 
 def norm2d(norm: NormKind, channels: int, groups: int, *, relu: bool = False) -> GroupNorm | BatchNorm:
-    """The norm that belongs behind :func:`conv2d` in a backbone, with ReLU if asked for."""
+    """The norm that follows :func:`conv2d` in a backbone, optionally with ReLU."""
     return group_norm(channels, groups, relu=relu) if norm == "gn-ws" else BatchNorm(channels, relu=relu)
 
 
 class ConvNorm(nn.Sequential):
-    """A convolution of the pyramid or a head, the norm that it has there and, unless told otherwise, ReLU.
+    """A convolution of the pyramid or a head, with its norm and ReLU.
 
     Args:
-        norm: With ``gn-ws`` a GroupNorm follows; with ``bn`` none, and the convolution has a bias.
-        in_channels: Channels that it reads.
-        out_channels: Channels that it writes.
-        kernel: Side.
-        stride: Of the convolution.
-        groups: Of a GroupNorm, at most.
+        norm: ``gn-ws`` adds a GroupNorm; ``bn`` adds none, and the convolution has a bias.
+        in_channels: Input channels.
+        out_channels: Output channels.
+        kernel: Kernel size.
+        stride: Stride.
+        groups: Maximal groups of the GroupNorm.
         relu: Whether ReLU comes last.
-        always_norm: With ``bn`` a GroupNorm follows, too.
+        always_norm: Add the GroupNorm with ``bn``, too.
     """
 
     def __init__(
@@ -170,8 +164,8 @@ class ConvNorm(nn.Sequential):
             layers.append(conv2d(norm, in_channels, out_channels, kernel, stride))
         else:
             conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2)
-            # Without a norm behind it the filters must keep the scale of the maps. torchvision draws its heads' with a
-            # deviation of 0.01, which does so for 256 channels only.
+            # Without a norm, the weights must preserve the scale of the activations. torchvision initialises its heads
+            # with a standard deviation of 0.01, which does so for 256 channels only.
             nn.init.kaiming_normal_(conv.weight, mode="fan_in", nonlinearity="relu" if relu else "linear")
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
             layers.append(conv)
@@ -183,7 +177,7 @@ class ConvNorm(nn.Sequential):
 
 
 def fold_weight_standardization(module: ModuleT) -> ModuleT:
-    """A copy whose inner standardized convolutions became plain ones with the standardized weights: equal outputs."""
+    """A copy with equal outputs whose inner standardized convolutions are plain ones with standardized weights."""
     folded = copy.deepcopy(module)
     for parent in list(folded.modules()):
         for name, child in list(parent.named_children()):
@@ -193,7 +187,7 @@ def fold_weight_standardization(module: ModuleT) -> ModuleT:
 
 
 def _folded(conv: WSConv2d) -> nn.Conv2d:
-    # skip_init: fresh weights would only cost time and draw from the global random numbers of whoever trains beside
+    # skip_init: initialisation would cost time and advance the global generator of a concurrent training run
     plain: nn.Conv2d = skip_init(  # type: ignore[no-untyped-call]
         nn.Conv2d,
         conv.in_channels,
@@ -213,5 +207,5 @@ def _folded(conv: WSConv2d) -> nn.Conv2d:
 
 
 def prior_bias(probability: float) -> float:
-    """Bias with which a sigmoid says ``probability`` at the start (Lin et al., "Focal Loss", arXiv 1708.02002)."""
+    """Bias at which a sigmoid outputs ``probability`` (Lin et al., "Focal Loss", arXiv 1708.02002)."""
     return -math.log((1 - probability) / probability)

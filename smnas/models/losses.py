@@ -1,4 +1,4 @@
-"""Which losses train boxes: a recipe's choices, apart from the architecture."""
+"""The losses of a recipe."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,19 +13,19 @@ BoxLoss = Literal["smooth-l1", "giou", "ciou"]
 Assignment = Literal["overlap", "atss"]
 
 _OVERLAP_LOSSES: dict[str, Callable[..., Tensor]] = {"giou": generalized_box_iou_loss, "ciou": complete_box_iou_loss}
-_WEIGHT = 2.0  # of the mean over boxes, as FCOS's head weighs it here
+_WEIGHT = 2.0  # weight of the mean over boxes, equal to FCOS's
 
 
 @dataclass(frozen=True)
 class LossOptions:
-    """What is minimised.
+    """Choice of losses.
 
     Attributes:
-        box: Of anchors and regions: ``smooth-l1`` (the usual loss of each head, on coded offsets), or ``giou`` or
-            ``ciou`` (Rezatofighi et al., arXiv 1902.09630; Zheng et al., arXiv 1911.08287) on the boxes themselves.
-            FCOS's head always has ``giou``.
-        assignment: Which anchors are positive: those above a fixed ``overlap``, or above one that is adapted to each
-            object (``atss``). FCOS's head and guided anchors have rules of their own.
+        box: For anchors and regions: ``smooth-l1`` (each head's usual loss, on encoded offsets), or ``giou`` or
+            ``ciou`` (Rezatofighi et al., arXiv 1902.09630; Zheng et al., arXiv 1911.08287) on boxes. FCOS always uses
+            ``giou``.
+        assignment: Positive anchors by a fixed IoU threshold (``overlap``) or one adapted to each object (``atss``).
+            FCOS and guided anchors have their own rules.
     """
 
     box: BoxLoss = "smooth-l1"
@@ -36,12 +36,12 @@ USUAL_LOSSES = LossOptions()
 
 
 def overlap_loss(kind: BoxLoss, boxes: Tensor, objects: Tensor) -> Tensor:
-    """The weighted mean of a loss of overlap; 0 without boxes.
+    """Weighted mean of an IoU loss; 0 without boxes.
 
     Args:
         kind: ``giou`` or ``ciou``.
         boxes: ``(N, 4)`` predicted, ``xyxy`` in pixels.
-        objects: ``(N, 4)`` wanted.
+        objects: ``(N, 4)`` targets.
     """
     total: Tensor = _OVERLAP_LOSSES[kind](boxes, objects, reduction="sum")
     return _WEIGHT * total / max(1, len(boxes))

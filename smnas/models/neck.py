@@ -1,4 +1,4 @@
-"""Feature pyramid with any levels (Lin et al., arXiv 1612.03144)."""
+"""Feature pyramid over any levels (Lin et al., arXiv 1612.03144)."""
 
 from typing import Literal
 
@@ -16,11 +16,11 @@ class FPN(nn.Module):
 
     Args:
         spec: Levels and width.
-        in_channels: Channels of each level of the backbone, ``{level: channels}``.
-        norm: With ``gn-ws`` every convolution is standardized and normalized, with ``bn`` none is.
-        extra: How levels above the backbone's coarsest come about: ``pool`` takes every second cell (two-stage
-            detectors), ``conv`` is a 3x3 convolution of stride 2 (RetinaNet), with ``bn`` behind a ReLU from the second
-            of them on, as torchvision's P7 is.
+        in_channels: ``{level: channels}`` of the backbone.
+        norm: ``gn-ws`` standardizes and normalizes every convolution, ``bn`` none.
+        extra: Levels above the backbone's coarsest: ``pool`` subsamples by 2 (two-stage detectors); ``conv`` is a 3x3
+            convolution of stride 2 (RetinaNet), which with ``bn`` follows a ReLU from the second level on, like
+            torchvision's P7.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class FPN(nn.Module):
         )
 
     def forward(self, *features: Tensor) -> tuple[Tensor, ...]:
-        """One ``(B, C_l, H_l, W_l)`` map per input level, finest first, to one ``(B, width, ...)`` per output level."""
+        """One ``(B, C_l, H_l, W_l)`` feature map per input level, finest first, to ``(B, width, ...)`` per output."""
         merged: list[Tensor] = []
         for lateral, feature in zip(reversed(self.lateral), reversed(features), strict=True):
             x = lateral(feature)
@@ -59,5 +59,5 @@ class FPN(nn.Module):
 
 def _convolved(norm: NormKind, width: int, *, rectified: bool) -> nn.Sequential:
     conv = ConvNorm(norm, width, width, 3, stride=2, relu=False)
-    # not in place: what it reads is an output, too
+    # not in place: its input is also an output of the pyramid
     return nn.Sequential(nn.ReLU(), conv) if rectified else conv

@@ -1,4 +1,4 @@
-"""Choices of a detector that are not part of its architecture, with defaults that fit the input size."""
+"""Settings of a detector beyond its architecture, with defaults by input size."""
 
 from dataclasses import dataclass, replace
 
@@ -11,27 +11,26 @@ __all__ = ["DetectorOptions"]
 
 @dataclass(frozen=True)
 class DetectorOptions:
-    """How a detector is built around its architecture.
+    """Settings of a detector beyond its architecture.
 
     Attributes:
         norm: ``gn-ws`` (GroupNorm + Weight Standardization everywhere) or ``bn`` (torchvision's: BatchNorm in the
-            backbone, plain convolutions with biases behind it, GroupNorm in FCOS's towers). With ``bn``, the stem
+            backbone, plain convolutions with biases after it, GroupNorm in FCOS's towers). With ``bn``, stem
             ``imagenet`` and an input of 400 pixels or more, ``bottleneck_64_111-2111-211111-211`` with
-            ``fpn_2-6_256+rpn+rcnn_1024`` is torchvision's ``fasterrcnn_resnet50_fpn`` and with
-            ``fpn_3-7_256+norpn+retina_256`` its ``retinanet_resnet50_fpn``, class order aside.
+            ``fpn_2-6_256+rpn+rcnn_1024`` is torchvision's ``fasterrcnn_resnet50_fpn``, and with
+            ``fpn_3-7_256+norpn+retina_256`` its ``retinanet_resnet50_fpn``, except for the order of classes.
         stem: ``deep`` (SM-NAS: two 3x3 convolutions) or ``imagenet`` (7x7 and max-pooling).
-        anchor_cells: Sides of an RPN anchor (of its square shape), in cells of its level.
-        rpn_overlap: Overlap from which an anchor is positive for the RPN (the best one of an object always is).
-        rpn_samples: Anchors per image that the RPN's loss sees.
-        canonical_size: Pixels of a box that RoIAlign reads at stride 16.
-        pre_nms_top_n: Proposals kept per level before NMS.
+        anchor_cells: Sides of the RPN's square anchors, in strides of their level.
+        rpn_overlap: IoU from which an anchor is positive for the RPN (an object's best anchor always is).
+        rpn_samples: Anchors per image in the RPN's loss.
+        canonical_size: Size in pixels of a box that RoIAlign reads at stride 16.
+        pre_nms_top_n: Proposals per level before NMS.
         proposals: Proposals after NMS.
         roi_samples: RoIs per image in a training step.
-        roi_overlaps: Overlap from which a proposal is positive, of the first RoI stage, the second, and so on (the
-            fourth's is a default of ours).
-        candidates: Detections kept before the last NMS.
+        roi_overlaps: IoU from which a proposal is positive, per RoI stage (the fourth is this project's default).
+        candidates: Detections before the last NMS.
         detections: Detections per image, the K of :class:`~smnas.models.target.Detections`.
-        score_threshold: Detections below it are dropped.
+        score_threshold: Minimal score of a detection.
     """
 
     norm: NormKind = "gn-ws"
@@ -52,10 +51,10 @@ class DetectorOptions:
     def for_architecture(
         cls, architecture: Architecture, norm: NormKind = "gn-ws", stem: StemKind = "deep"
     ) -> "DetectorOptions":
-        """Torchvision's numbers from 400 pixels on; below, objects and their number shrink with the image.
+        """Values of torchvision from 400 pixels on; for smaller inputs, anchors and counts shrink with the image.
 
-        Guided anchors propose better, so fewer proposals are kept and more is asked of them, as in SM-NAS (its 300
-        proposals are at inference; that a training samples from as many is a default of ours).
+        Guided anchors propose better, so fewer proposals are kept and IoU thresholds rise, as in SM-NAS (whose 300
+        proposals are for inference; using them in training is this project's default).
         """
         options = cls._for_input(architecture, norm, stem)
         if architecture.rpn is not RPNKind.GUIDED:
@@ -70,9 +69,9 @@ class DetectorOptions:
             norm=norm,
             stem=stem,
             anchor_cells=(2.0, 4.0),
-            # Small objects overlap with anchors little, so that few are positive: on real images at 160 pixels AP50
-            # after 10 of 20 epochs is 0.004 and 0.022 (two initial weights), with 0.7 and 256 twice 0.0003; on
-            # generated ones after 2 epochs 0.61 against 0.59 (one seed).
+            # Small objects have low IoUs with anchors, so few are positive: on real images at 160 pixels AP50 after 10
+            # of 20 epochs is 0.004 and 0.022 (two initial weights), with 0.7 and 256 twice 0.0003; on generated images
+            # after 2 epochs 0.61 against 0.59 (one seed).
             rpn_overlap=0.5,
             rpn_samples=64,
             canonical_size=112.0,

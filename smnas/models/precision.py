@@ -13,9 +13,9 @@ FRAGILE = (
     *(ProposalLayer, GuidedProposalLayer, RoIPool, BoxRefine),
     *(CascadePostprocess, RetinaPostprocess, FCOSPostprocess),
 )
-"""Modules that decode, clip, select, suppress and pool by coordinates: from 1024 on a half counts whole pixels."""
+"""Modules that compute with coordinates: above 1024, float16 resolves whole pixels only."""
 
 
 def fragile_modules(detector: Detector) -> tuple[str, ...]:
-    """Names of the modules that stay float32 in every precision."""
+    """Names of the modules that stay in float32 in every precision."""
     return tuple(name for name, module in detector.named_modules() if isinstance(module, FRAGILE))

@@ -1,4 +1,4 @@
-"""torchvision's ImageNet weights for a backbone of the same shape, by name."""
+"""Loads torchvision's ImageNet weights into a backbone of the same shape, by name."""
 
 import pickle
 import zipfile
@@ -15,19 +15,17 @@ from smnas.space.families.base import Backbone
 
 __all__ = ["load_pretrained", "load_torchvision_weights", "read_weights", "torchvision_names"]
 
-# What a classifier has and a detector has no use for: the last layer, and MobileNetV2's widening in front of it
+# parts of the classifier: the last layer, and MobileNetV2's 1x1 convolution before it
 _CLASSIFIER = ("fc.", "classifier.", "features.18.")
-# How many images a BatchNorm has seen; absent from files older than PyTorch 0.4.1, and without effect on a forward
+# BatchNorm's batch counter, absent from files older than PyTorch 0.4.1, has no effect on a forward pass
 _COUNTER = "num_batches_tracked"
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a file that ``torch.save(model.state_dict(), path)`` wrote, as torchvision's downloads are, onto the CPU.
-
-    Read with ``weights_only=True``: tensors and plain values, never code.
+    """Read a ``state_dict`` file, such as torchvision's downloads, onto the CPU with ``weights_only=True``.
 
     Raises:
-        UserError: no such file, or it holds something else.
+        UserError: no such file, or no ``state_dict`` in it.
     """
     rule = "ImageNet weights are a file with the state_dict of a torchvision network"
     if not path.is_file():
@@ -42,13 +40,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def torchvision_names(backbone: FeatureBackbone) -> dict[str, str]:
-    """Our names to torchvision's.
+    """Map our parameter names to torchvision's.
 
-    ``stage1.0.conv1.weight`` to ``layer1.0.conv1.weight`` and the stem to ``conv1`` and ``bn1``; of a MobileNetV2
-    ``stage1.0.conv.0.0.weight`` to ``features.2.conv.0.0.weight`` and the stem to ``features.0``.
+    ``stage1.0.conv1.weight`` to ``layer1.0.conv1.weight``, and the stem to ``conv1`` and ``bn1``; in MobileNetV2,
+    ``stage1.0.conv.0.0.weight`` to ``features.2.conv.0.0.weight``, and the stem to ``features.0``.
 
     Raises:
-        UserError: no published network has such a backbone.
+        UserError: no published network has this backbone.
     """
     stem = backbone.TORCHVISION_STEM
     if stem is None:
@@ -60,7 +58,7 @@ def torchvision_names(backbone: FeatureBackbone) -> dict[str, str]:
             part, _, leaf = rest.partition(".")
             names[name] = f"{stem[part]}.{leaf}"
         elif first == "reduce":
-            names[name] = name  # the deep stem's second convolution, which no published network has
+            names[name] = name  # the deep stem's second convolution, absent from published networks
         else:
             position, _, leaf = rest.partition(".")
             names[name] = f"{backbone.torchvision_block(int(first.removeprefix('stage')), int(position))}.{leaf}"
@@ -68,11 +66,11 @@ def torchvision_names(backbone: FeatureBackbone) -> dict[str, str]:
 
 
 def load_torchvision_weights(backbone: FeatureBackbone, state: Mapping[str, Tensor]) -> None:
-    """Copy the weights of a torchvision ResNet, ResNeXt or MobileNetV2 into ``backbone``, in place.
+    """Load a torchvision ResNet, ResNeXt or MobileNetV2 into ``backbone``; the classifier is ignored.
 
     Args:
-        backbone: With BatchNorm and the ImageNet stem; the code and base of the published network.
-        state: ``state_dict`` of the torchvision model; its classifier is not used.
+        backbone: Built with BatchNorm and the ImageNet stem, with the published network's code and base.
+        state: ``state_dict`` of the torchvision model.
 
     Raises:
         UserError: a weight is missing or has another shape; the message names the first.
@@ -81,14 +79,15 @@ def load_torchvision_weights(backbone: FeatureBackbone, state: Mapping[str, Tens
 
 
 def load_pretrained(detector: Detector, state: Mapping[str, Tensor]) -> None:
-    """Copy a torchvision classifier's weights into a detector's backbone, and into the blocks behind C4 if it has any.
+    """Load a torchvision classifier into a detector's backbone, and into its blocks after C4 if any.
 
     Args:
-        detector: With BatchNorm and the ImageNet stem.
-        state: ``state_dict`` of the published network that the backbone is.
+        detector: Built with BatchNorm and the ImageNet stem.
+        state: ``state_dict`` of the published network.
 
     Raises:
-        UserError: a weight is missing, has another shape or has no place in the backbone; the message names the first.
+        UserError: a weight is missing, has another shape or does not exist in the backbone; the message names the
+            first.
     """
     backbone = detector.backbone
     names = torchvision_names(backbone)

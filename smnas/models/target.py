@@ -1,4 +1,4 @@
-"""What goes into a detector's loss and what comes out of its forward pass."""
+"""Inputs of a detector's loss and outputs of its forward pass."""
 
 from typing import NamedTuple
 
@@ -20,13 +20,13 @@ class Target(NamedTuple):
 
 
 class Detections(NamedTuple):
-    """Detections of a batch, padded to a fixed count K, best first.
+    """Detections of a batch, padded with 0 to a fixed count K, best first.
 
     Attributes:
-        num: ``(B,)`` int64, how many rows of each image are real.
-        boxes: ``(B, K, 4)`` float32, ``xyxy`` in canvas pixels; padding is 0.
-        scores: ``(B, K)`` float32 in 0..1; padding is 0.
-        labels: ``(B, K)`` int64, 0-based class indices; padding is 0.
+        num: ``(B,)`` int64, number of valid rows per image.
+        boxes: ``(B, K, 4)`` float32, ``xyxy`` in canvas pixels.
+        scores: ``(B, K)`` float32 in 0..1.
+        labels: ``(B, K)`` int64, 0-based class indices.
     """
 
     num: Tensor

@@ -1,1 +1,1 @@
-"""What can be searched: architectures as values, the spaces they come from, and how they mutate. Needs no torch."""
+"""The search space: architectures as values, presets, sampling, mutation and encoding. Imports no torch."""

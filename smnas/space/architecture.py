@@ -1,14 +1,14 @@
-"""A detector's architecture: a frozen value with one canonical string.
+"""The architecture of a detector: a frozen value with one canonical string.
 
 ``backbone+neck+rpn+head+WxH``, for example
 ``basicblock_54_1211-211-1111-12111+fpn_2-6_128+rpn+cascade_3_1024+800x600``. The string is safe in a shell and in a
-file name, diffs, greps and is a primary key: ``Architecture.parse(str(a)) == a``.
+file name and serves as a primary key: ``Architecture.parse(str(a)) == a``.
 
-The backbone notation ``{block}_{base}_{code}`` is SM-NAS's (Yao et al., AAAI 2020): in the code, ``1`` is a block that
-keeps its channels, ``2`` one that doubles them and ``-`` starts the next stage. Of this project are the block kind
-``inverted`` (MobileNetV2's inverted residuals with a searched depth and width), a cardinality and path width other than
-ResNeXt's 32x4d (``resnext64x4_64_...``), the notation of MAE-DET's super-blocks
-(``k1kxk1_64_256b64k3r3-512b128k3r4-...``), and a letter behind a pyramid for how its extra levels come about.
+The backbone notation ``{block}_{base}_{code}`` is SM-NAS's (Yao et al., AAAI 2020): ``1`` is a block that keeps its
+channels, ``2`` one that doubles them, and ``-`` starts the next stage. This project adds the block ``inverted``
+(MobileNetV2's inverted residual with searched depth and width), cardinalities other than ResNeXt's 32x4d
+(``resnext64x4_64_...``), a notation for MAE-DET's super-blocks (``k1kxk1_64_256b64k3r3-512b128k3r4-...``), and a suffix
+for the extra levels of a pyramid.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ _DEFAULT_DENSE_DEPTH = 4
 
 @dataclass(frozen=True, order=True)
 class C4Spec:
-    """No pyramid: proposals and RoIs read C4 (stride 16); a stage behind C4 runs on every RoI instead."""
+    """No pyramid: the RPN and the RoIs read C4 (stride 16); stages after C4 run on each RoI."""
 
     def __str__(self) -> str:
         return "c4"
@@ -59,17 +59,15 @@ class C4Spec:
 class FPNSpec:
     """A feature pyramid ``fpn_{low}-{high}_{width}`` with outputs P_low..P_high.
 
-    Laterals read C_low up to the backbone's coarsest level, which its code decides: a finer level would reach no
-    output, and a pyramid that reads less of the top is that of a backbone with fewer stages. Outputs above the coarsest
-    level come from further down-sampling.
+    Laterals read C_low up to the backbone's coarsest level: a finer level reaches no output, and reading less of the
+    top equals a backbone with fewer stages. Outputs above the coarsest level are further downsampled.
 
     Attributes:
         low: Finest output.
         high: Coarsest output.
         width: Channels of every output.
-        extra: How outputs above the backbone's coarsest level come about: as is usual with the head (``head``), or the
-            other way, by pooling under a dense head (``fpn_3-7_256p``) or by convolutions under a two-stage one
-            (``fpn_2-6_256c``).
+        extra: Source of the outputs above the backbone's coarsest level: the head's usual one (``head``), or the other:
+            pooling under a dense head (``fpn_3-7_256p``), convolutions under a two-stage head (``fpn_2-6_256c``).
     """
 
     low: int
@@ -97,7 +95,7 @@ Neck = C4Spec | FPNSpec
 
 
 class RPNKind(StrEnum):
-    """How region proposals are made: not at all, by an RPN, or by Guided Anchoring."""
+    """Source of region proposals: none, an RPN, or Guided Anchoring."""
 
     NONE = "norpn"
     RPN = "rpn"
@@ -110,7 +108,7 @@ def _require_head_width(width: int) -> None:
 
 @dataclass(frozen=True, order=True)
 class RCNNSpec:
-    """Two fully connected layers of ``width`` on every RoI: ``rcnn_1024``."""
+    """Two fully connected layers of ``width`` on each RoI: ``rcnn_1024``."""
 
     width: int
 
@@ -123,7 +121,7 @@ class RCNNSpec:
 
 @dataclass(frozen=True, order=True)
 class CascadeSpec:
-    """Two to four RoI stages in a row, each two fully connected layers of ``width``: ``cascade_3_1024``."""
+    """Two to four successive RoI stages, each with two fully connected layers of ``width``: ``cascade_3_1024``."""
 
     stages: int
     width: int
@@ -138,7 +136,7 @@ class CascadeSpec:
 
 @dataclass(frozen=True, order=True)
 class DenseSpec:
-    """A one-stage head, which reads a pyramid and needs no proposals: ``depth`` convolutions of ``width`` a branch."""
+    """A one-stage head on a pyramid, without proposals: ``depth`` convolutions of ``width`` per branch."""
 
     KIND: ClassVar[str]
 
@@ -172,7 +170,7 @@ Head = RCNNSpec | CascadeSpec | RetinaSpec | FCOSSpec
 
 @dataclass(frozen=True, order=True)
 class Architecture:
-    """One detector: backbone, neck, proposals, head and the input size in pixels.
+    """Backbone, neck, proposals, head and input size in pixels.
 
     Raises:
         ArchitectureError: the parts do not fit together; the message names the rule.
@@ -227,12 +225,12 @@ class Architecture:
         return self._text
 
     def __hash__(self) -> int:
-        # A long search asks of thousands of architectures whether it has seen them, again for every proposal.
+        # hot in a long search, which checks every proposal against thousands of architectures
         return hash(self._text)
 
     @property
     def id(self) -> str:
-        """Ten hexadecimal digits that are stable across machines and versions."""
+        """Ten hexadecimal digits, stable across machines and versions."""
         return hashlib.sha256(str(self).encode()).hexdigest()[:10]
 
     @classmethod
@@ -270,7 +268,7 @@ def parse_head(text: str) -> Head:
     """Read ``rcnn_WIDTH``, ``cascade_STAGES_WIDTH``, ``retina_WIDTH[_DEPTH]`` or ``fcos_WIDTH[_DEPTH]``.
 
     Raises:
-        ArchitectureError: ``text`` is not a head.
+        ArchitectureError: ``text`` is none of these.
     """
     if match := re.fullmatch(r"rcnn_(\d{1,5})", text):
         return RCNNSpec(int(match[1]))

@@ -1,4 +1,4 @@
-"""The convolutions of a backbone in closed form: its cost and depth without building a module."""
+"""A backbone's convolutions in closed form: cost and depth without building a module."""
 
 from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
@@ -9,13 +9,13 @@ StemKind = Literal["deep", "imagenet"]
 
 
 class Convolution(NamedTuple):
-    """One convolution of a backbone; a norm follows each.
+    """One convolution of a backbone, followed by a norm.
 
     Attributes:
         in_channels, out_channels, kernel, groups: As in PyTorch.
-        halvings: How often the resolution was halved up to its output.
-        level: The pyramid level that it works for: C_level is the first level behind it.
-        shortcut: Whether it is a projection beside a block, and no part of the chain.
+        halvings: Number of halvings of the resolution, its own included.
+        level: The finest pyramid level computed from it.
+        shortcut: Whether it is the projection of a shortcut, which does not add to the depth.
     """
 
     in_channels: int
@@ -33,29 +33,29 @@ class Convolution(NamedTuple):
 
 
 def multiply_adds(convolutions: Iterable[Convolution], width: int, height: int) -> int:
-    """Multiply-adds of one image of ``width`` x ``height`` pixels; half of what is counted as FLOPs elsewhere."""
+    """Multiply-adds for one image of ``width`` x ``height`` pixels: half the FLOPs."""
     return sum(c.weights * _halved(width, c.halvings) * _halved(height, c.halvings) for c in convolutions)
 
 
 def parameters(convolutions: Iterable[Convolution]) -> int:
-    """Weights of the convolutions, and two parameters a channel for the norm behind each."""
+    """Weights of the convolutions, plus two parameters per channel for each norm."""
     return sum(c.weights + 2 * c.out_channels for c in convolutions)
 
 
 def layers(convolutions: Iterable[Convolution]) -> int:
-    """Convolutions of the chain: ResNet-50 has 49 of its 50 layers here, as shortcuts do not count."""
+    """Depth in convolutions, shortcuts excluded: 49 for ResNet-50, whose 50th layer is the classifier."""
     return sum(not c.shortcut for c in convolutions)
 
 
 def _halved(size: int, times: int) -> int:
-    # every halving rounds up, and rounding up once at the end is the same
+    # rounding up once equals rounding up at each halving
     return -(-size // (1 << times))
 
 
 def bottleneck(
     read: int, inner: int, out: int, kernel: int, groups: int, level: int, stride: int
 ) -> Iterator[Convolution]:
-    """1x1, ``kernel`` x ``kernel`` and 1x1 convolutions of the stage that ends at ``level``, and a projection."""
+    """1x1, ``kernel`` x ``kernel`` and 1x1 convolutions of the stage that ends at ``level``, and any projection."""
     yield Convolution(read, inner, 1, 1, level - (stride == 2), level)
     yield Convolution(inner, inner, kernel, groups, level, level)
     yield Convolution(inner, out, 1, 1, level, level)
@@ -66,7 +66,7 @@ def bottleneck(
 def inverted_residual(
     read: int, out: int, expansion: int, level: int, stride: int, kernel: int = 3
 ) -> Iterator[Convolution]:
-    """A 1x1 convolution to ``expansion`` times the channels (none for 1), a depthwise one and a 1x1 one."""
+    """1x1 expansion by ``expansion`` (absent for 1), depthwise and 1x1 projection."""
     inner = read * expansion
     if expansion != 1:
         yield Convolution(read, inner, 1, 1, level - (stride == 2), level)

@@ -1,14 +1,13 @@
-"""A space as a fixed row of genes: every architecture of both stages as a tuple of small integers, and back.
+"""A fixed-length integer encoding of every architecture of both stages, for crossover and surrogate models.
 
-Crossover and models over architectures need designs of one length. The genes are families first (kind of block with its
-cardinality and number of stages, pyramid levels, proposals, kind of head), then the input and what stage 2 varies
-inside the families. A gene without a meaning for a family (the blocks of a MobileNetV2) is carried along and ignored.
+The first genes select families (kind of block with cardinality and number of stages, pyramid levels, proposals, kind of
+head); the input and what stage 2 varies inside a family follow. Genes without a meaning for the selected family, such
+as the blocks of a MobileNetV2, are kept and ignored.
 
-Decoding repairs what crossover breaks. Families that do not fit together become the fitting row that differs in the
-fewest of them; of equals the one that the sum of all genes picks, so that none is favoured. A backbone's own genes are
-repaired by its family (:class:`smnas.space.families.base.Genes`).
-
-What is refused even so (a predicate of :meth:`Space.restricted`) decodes to None.
+Decoding repairs what crossover breaks. An incompatible combination of families becomes the compatible one that differs
+in the fewest; ties are broken by the sum of all genes, so that none is favoured. Backbone genes are repaired by their
+family (:class:`smnas.space.families.base.Genes`). If a predicate of :meth:`Space.restricted` still rejects the result,
+it decodes to None.
 """
 
 import math
@@ -33,18 +32,15 @@ _REMEMBERED = 1 << 14
 class Encoding:
     """The genes of one space.
 
-    Args:
-        space: With at least one structure.
-
     Raises:
-        SpaceError: there is none.
+        SpaceError: the space has no structures.
     """
 
     def __init__(self, space: Space) -> None:
         if not space.structures:
             raise SpaceError(f"a space must hold at least one architecture, but nothing in {space.name} fits together")
         self._space = space
-        # A search asks for the same parents over and over.
+        # a search encodes the same parents repeatedly
         self.encode = lru_cache(maxsize=_REMEMBERED)(self._encode)
         self.vector = lru_cache(maxsize=_REMEMBERED)(self._vector)
         self._backbone_family = lru_cache(maxsize=_REMEMBERED)(self._find_backbone_family)
@@ -57,7 +53,7 @@ class Encoding:
         self._head_widths = {family: self._widths_of(family) for family in self._heads}
         families = {family: family.genes(bounds, space.backbones) for family in FAMILIES}
         self._family_genes = {family: genes for family, genes in families.items() if genes is not None}
-        # every family's width first, then the rest of each
+        # the widths of all families, then the other genes
         places = [(family, at) for family, own in self._family_genes.items() for at in range(len(own.genes))]
         self._places = sorted(places, key=lambda place: place[1] > 0)
         self._neutral = [self._family_genes[family].neutral[at] for family, at in self._places]
@@ -88,7 +84,7 @@ class Encoding:
         """The genes of an architecture of the space.
 
         Raises:
-            ValueError: a part of it is none of the space's.
+            ValueError: a part of it is not in the space.
         """
         a = architecture
         head = _head_family(a.head)
@@ -110,11 +106,7 @@ class Encoding:
         )
 
     def decode(self, genes: Sequence[int]) -> Architecture | None:
-        """The architecture of a row of genes, repaired as the module says; None where the space refuses it.
-
-        Args:
-            genes: As many as :attr:`genes`, each inside its size.
-        """
+        """The repaired architecture of a row of genes, each within its size; None if the space rejects it."""
         backbone_at, neck_at, rpn_at, head_at = self._families(genes)
         size, fpn_width, head_width, *own = genes[_FAMILIES:]
         backbone, evolved = self._backbones[backbone_at]
@@ -131,7 +123,7 @@ class Encoding:
         return None if architecture is None or not self._space.permits(architecture) else architecture
 
     def _vector(self, architecture: Architecture) -> NDArray[np.float64]:
-        """Features for models: names as indicators, ordered genes in 0..1, and logarithms of rough costs."""
+        """Features for surrogate models: one-hot labels, ordered genes in 0..1, and logarithms of rough costs."""
         genes = self.encode(architecture)
         columns: list[float] = []
         for gene, value in zip(self.genes, genes, strict=True):
@@ -140,13 +132,13 @@ class Encoding:
             else:
                 columns += [float(value == choice) for choice in range(gene.size)]
         features = np.array([*columns, *_log_costs(architecture)])
-        features.setflags(write=False)  # it is handed out again
+        features.setflags(write=False)  # shared by the cache
         return features
 
     def _find_backbone_family(self, backbone: Backbone) -> tuple[Backbone, bool]:
-        """One backbone for all that stage 2 turns into each other, and whether it does; else the backbone itself.
+        """A representative of all backbones that stage 2 derives from each other, and True; or the backbone and False.
 
-        Families without genes: each backbone that the space lists is a family of its own.
+        In families without genes, each listed backbone is a family of its own.
         """
         genes = self._family_genes.get(type(backbone))
         family = None if genes is None else genes.family(backbone)
@@ -159,7 +151,7 @@ class Encoding:
         return tuple(self._fitting[nearest[sum(genes) % len(nearest)]].tolist())
 
 
-# Millions of designs share a few families: making one checks it, and that takes longer than the rest of an encoding.
+# Millions of designs share few families, and validating a new spec costs more than the rest of an encoding.
 
 
 @lru_cache(maxsize=_REMEMBERED)
@@ -173,7 +165,7 @@ def _head_family(head: Head) -> Head:
 
 
 def _log_costs(a: Architecture) -> tuple[float, ...]:
-    """Logarithms of: pixels, multiply-adds and width of the backbone, of the neck, width of the head; and the depth."""
+    """Logarithms of pixels, backbone multiply-adds and width, neck multiply-adds, head width, and depth."""
     pixels = a.input_width * a.input_height
     cost, last, depth = a.backbone.rough_cost(pixels)
     neck = 8.0 if isinstance(a.neck, C4Spec) else 9.0 * a.neck.width**2 * pixels / 4**a.neck.low

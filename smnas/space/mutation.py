@@ -1,7 +1,7 @@
-"""Small moves in a space. Pure functions of the space, the architecture and the generator.
+"""Mutations as pure functions of the space, the architecture and the generator.
 
-The modular move is SM-NAS's (Yao et al., AAAI 2020), without crossover: the backbone's family moves the backbone. The
-moves of the pyramid's and the head's width are choices of this project.
+The modular mutation is SM-NAS's (Yao et al., AAAI 2020), without crossover; the backbone is mutated by its family.
+Mutating the widths of pyramid and head is this project's choice.
 """
 
 from dataclasses import replace
@@ -20,17 +20,17 @@ _TWO_CHOICES_PROBABILITY = 0.5
 
 
 class NoMoveError(SpaceError):
-    """No move from this architecture leads to another one of the space."""
+    """No mutation of this architecture leads to another one of the space."""
 
 
 def mutate_structural(space: Space, architecture: Architecture, rng: np.random.Generator) -> Architecture:
-    """Change one or two of the five structural choices, then repair to compatibility with the fewest further changes.
+    """Change one or two of the five structural choices, then repair compatibility with the fewest further changes.
 
     Raises:
         NoMoveError: the space offers nothing else.
     """
-    # Structures as rows of choice numbers: which of them keep a change, and how many other choices they give up for it,
-    # are two array operations.
+    # Structures are rows of choice indices: finding those that keep a change, and counting their other differences,
+    # takes two array operations.
     table = space.structure_table
     sizes = [len(row) for row in space.structural_choices]
     present = np.array(
@@ -53,18 +53,18 @@ def mutate_structural(space: Space, architecture: Architecture, rng: np.random.G
 
 
 def _index(choices: tuple[object, ...], part: object) -> int:
-    """Where ``part`` is in ``choices``; -1, which no structure has, where it is not."""
+    """Index of ``part`` in ``choices``; -1, which matches no structure, if absent."""
     return choices.index(part) if part in choices else -1
 
 
 def mutate_modular(space: Space, architecture: Architecture, rng: np.random.Generator) -> Architecture:
-    """One SM-NAS move inside the modules; the structure (block, stages, levels, head kind, input) stays.
+    """Apply one SM-NAS mutation inside the modules; the structure (block, stages, levels, head kind, input) stays.
 
-    A backbone that the bounds do not evolve stays; then only the pyramid's and the head's width move. A backbone out of
-    bounds and a child equal to its parent are drawn again.
+    With a backbone outside the evolved kinds, only the widths of pyramid and head change. Draws that break the bounds
+    or equal the parent are repeated.
 
     Raises:
-        NoMoveError: 200 tries gave no other architecture inside the bounds that the space permits.
+        NoMoveError: 200 draws gave no other permitted architecture inside the bounds.
     """
     for _ in range(_TRIES):
         child = _move(space.modular, architecture, rng)
@@ -77,7 +77,7 @@ def mutate_modular(space: Space, architecture: Architecture, rng: np.random.Gene
 
 
 def _move(bounds: ModularBounds, parent: Architecture, rng: np.random.Generator) -> Architecture | None:
-    """One draw of the move; None where the backbone breaks the bounds."""
+    """One draw; None if the backbone breaks the bounds."""
     neck, head = parent.neck, parent.head
     backbone = parent.backbone.mutated(bounds, rng)
     if backbone is None:

@@ -1,7 +1,7 @@
 """The partial order of Partial Order Pruning (Li et al., 2019) over architectures.
 
-If A is nowhere deeper or wider than B and equal in everything else, then AP(A) <= AP(B) and latency(A) <= latency(B) is
-assumed. So the AP of an evaluated larger architecture bounds that of a smaller one which is not evaluated yet.
+If A is nowhere deeper or wider than B and otherwise equal, AP(A) <= AP(B) and latency(A) <= latency(B) are assumed, so
+the AP of an evaluated architecture bounds that of every smaller one.
 """
 
 from smnas.space.architecture import (
@@ -17,11 +17,11 @@ __all__ = ["not_larger"]
 
 
 def not_larger(a: Architecture, b: Architecture) -> bool:
-    """Whether ``a`` is nowhere deeper or wider than ``b``, and equal to it in everything that is neither.
+    """Whether ``a`` is nowhere deeper or wider than ``b`` and otherwise equal.
 
-    Reflexive, antisymmetric and transitive. Kind of block (with its cardinality and path width), number of stages,
-    pyramid levels and how the extra ones come about, proposals, kind of head, number of cascade stages and input size
-    must be equal; within a kind of backbone its family decides (:meth:`smnas.space.families.base.Backbone.not_larger`).
+    Reflexive, antisymmetric and transitive. Must be equal: the kind of block (with cardinality and path width), number
+    of stages, pyramid levels and their ``extra``, proposals, kind of head, number of cascade stages and input size.
+    Backbones are compared by :meth:`smnas.space.families.base.Backbone.not_larger`.
     """
     return (
         a.rpn is b.rpn

@@ -1,7 +1,7 @@
 """A search space as data: lists of structural choices, and bounds for the modular stage.
 
-A preset is one TOML file in ``presets/``. The structural space (stage 1 of SM-NAS) is every compatible combination of
-its choices; the modular space (stage 2) is every backbone code and every width inside its bounds, for one structure.
+A preset is a TOML file in ``presets/``. The structural space (stage 1 of SM-NAS) holds every compatible combination of
+the choices; the modular space (stage 2) every backbone code and width within the bounds, for one structure.
 """
 
 import json
@@ -54,7 +54,7 @@ __all__ = [
 
 
 class StructuralChoices(Bounds):
-    """What stage 1 chooses from, as the parts are written in an architecture string."""
+    """Choices of stage 1, written as in an architecture string."""
 
     backbones: tuple[str, ...] = Field(min_length=1)
     necks: tuple[str, ...] = Field(min_length=1)
@@ -71,7 +71,7 @@ class StructuralChoices(Bounds):
 
 
 class HeadWidths(Bounds):
-    """Widths that stage 2 may give to a head, by kind of head. An empty list keeps the parent's width."""
+    """Head widths for stage 2, by kind of head. An empty list keeps the parent's width."""
 
     rcnn: tuple[int, ...] = ()
     cascade: tuple[int, ...] = ()
@@ -81,7 +81,7 @@ class HeadWidths(Bounds):
     _check = field_validator("*")(ascending)
 
     def for_head(self, head: Head) -> tuple[int, ...]:
-        """The widths for heads of the kind of ``head``, ascending."""
+        """The widths for the kind of ``head``, ascending."""
         match head:
             case RCNNSpec():
                 return self.rcnn
@@ -94,7 +94,7 @@ class HeadWidths(Bounds):
 
 
 class ModularBounds(BackboneBounds):
-    """What stage 2 may change inside the modules that stage 1 chose. The kind of block and the stages stay."""
+    """Bounds of stage 2, which keeps the kind of block and the number of stages."""
 
     fpn_widths: tuple[int, ...] = Field(default=(), description="pyramid widths, ascending; empty keeps the parent's")
     head_widths: HeadWidths = HeadWidths()
@@ -107,15 +107,15 @@ def _everything(_: Architecture) -> bool:
 
 
 class Space(Bounds):
-    """A named search space. Frozen; :meth:`restricted` makes a smaller one.
+    """A named search space, frozen.
 
     Attributes:
-        name: The preset's name.
+        name: Name of the preset.
         description: One sentence for ``smnas space``.
-        recipe: The training recipe of a search in it by default.
+        recipe: Default training recipe.
         baseline: The architecture that every search trains beside its candidates.
-        structural: Stage 1's choices.
-        modular: Stage 2's bounds.
+        structural: Choices of stage 1.
+        modular: Bounds of stage 2.
     """
 
     name: str
@@ -129,7 +129,7 @@ class Space(Bounds):
 
     @model_validator(mode="after")
     def _readable(self) -> Self:
-        # Reads every part once, so that a wrong preset fails when it is loaded and not hours into a search.
+        # parse every part now, so that an invalid preset fails on loading and not hours into a search
         try:
             _ = (self.backbones, self.necks, self.rpns, self.heads, self.inputs)
             baseline = self.baseline_architecture
@@ -177,7 +177,7 @@ class Space(Bounds):
 
     @property
     def baseline_architecture(self) -> Architecture:
-        """The baseline as a value."""
+        """The parsed baseline."""
         return Architecture.parse(self.baseline)
 
     @cached_property
@@ -195,12 +195,12 @@ class Space(Bounds):
 
     @property
     def structural_choices(self) -> tuple[tuple[object, ...], ...]:
-        """The five rows of choices, in the order of :func:`parts`."""
+        """The five lists of choices, in the order of :func:`parts`."""
         return (self.backbones, self.necks, self.rpns, self.heads, self.inputs)
 
     @cached_property
     def structure_table(self) -> NDArray[np.int64]:
-        """``(N, 5)``: for every one of :attr:`structures`, which choice it has in each row."""
+        """``(N, 5)``: indices of the choices of each of :attr:`structures`."""
         places = [{choice: place for place, choice in enumerate(row)} for row in self.structural_choices]
         rows = [
             [place[part] for place, part in zip(places, parts(structure), strict=True)] for structure in self.structures
@@ -208,16 +208,16 @@ class Space(Bounds):
         return np.array(rows, dtype=np.int64).reshape(-1, len(places))
 
     def structural_size(self) -> int:
-        """The number of architectures of stage 1, exactly."""
+        """Exact number of architectures of stage 1."""
         return len(self.structures)
 
     def modular_size(self, parent: Architecture | None = None) -> int:
-        """The number of architectures of stage 2, exactly (a restriction by predicate is not counted off).
+        """Exact number of architectures of stage 2, ignoring restrictions by predicate.
 
         Args:
-            parent: Count the architectures that share this one's structure: block, number of stages, neck levels,
-                proposals, head and input. Without it, count for every evolved block and number of stages and for the
-                widths of MobileNetV2, with a pyramid and an RCNN head; backbones of super-blocks are not among them.
+            parent: Count the architectures that share its block, number of stages, neck levels, proposals, head and
+                input. By default, count over every evolved block and number of stages and MobileNetV2's widths, with a
+                pyramid and an RCNN head; super-block backbones are excluded.
         """
         bounds = self.modular
         if parent is None:
@@ -228,7 +228,7 @@ class Space(Bounds):
         return parent.backbone.variants(bounds) * necks * heads
 
     def contains_structural(self, architecture: Architecture) -> bool:
-        """Whether every part of ``architecture`` is a structural choice and the whole is permitted."""
+        """Whether every part is a structural choice and the architecture is permitted."""
         return (
             architecture.backbone in self.backbones
             and architecture.neck in self.necks
@@ -239,7 +239,7 @@ class Space(Bounds):
         )
 
     def contains_modular(self, architecture: Architecture) -> bool:
-        """Whether stage 2 could have made ``architecture`` from some structural choice of this space."""
+        """Whether stage 2 can derive ``architecture`` from a structural choice of this space."""
         bounds = self.modular
         neck, head = architecture.neck, architecture.head
         widths = bounds.head_widths.for_head(head)
@@ -255,17 +255,17 @@ class Space(Bounds):
         )
 
     def contains(self, architecture: Architecture) -> bool:
-        """Whether either stage of this space could propose ``architecture``."""
+        """Whether either stage can propose ``architecture``."""
         return self.contains_structural(architecture) or self.contains_modular(architecture)
 
     def permits(self, architecture: Architecture) -> bool:
-        """Whether the predicates given to :meth:`restricted` all accept ``architecture``."""
+        """Whether all predicates given to :meth:`restricted` accept ``architecture``."""
         return self._allowed(architecture)
 
     def restricted(self, allowed: Callable[[Architecture], bool]) -> "Space":
-        """This space without the architectures that ``allowed`` refuses, in both stages.
+        """This space without the architectures that ``allowed`` rejects, in both stages.
 
-        The excluded share of stage 1 is ``1 - restricted.structural_size() / space.structural_size()``.
+        The excluded fraction of stage 1 is ``1 - restricted.structural_size() / space.structural_size()``.
         """
         before = self._allowed
         smaller = Space.model_validate(self.model_dump())
@@ -280,7 +280,7 @@ def parts(architecture: Architecture) -> tuple[object, ...]:
 
 
 def compatible(backbone: Backbone, neck: Neck, rpn: RPNKind, head: Head, size: tuple[int, int]) -> Architecture | None:
-    """The architecture of these parts, or None where they do not fit together."""
+    """The architecture of these parts, or None if they do not fit together."""
     try:
         return Architecture(backbone, neck, rpn, head, *size)
     except ArchitectureError:
@@ -298,7 +298,7 @@ def _same_head(a: Head, b: Head) -> bool:
 
 
 def preset_names() -> tuple[str, ...]:
-    """The presets that ship with the package, smallest first."""
+    """The built-in presets, smallest first."""
     folder = resources.files("smnas.space") / "presets"
     names = [entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")]
     order = ("nano", "small", "paper")
@@ -306,13 +306,10 @@ def preset_names() -> tuple[str, ...]:
 
 
 def load_space(name: str) -> Space:
-    """Load a preset by name, or a space from a TOML file.
-
-    Args:
-        name: A known name, or the path of a file that ends in ``.toml``.
+    """Load a built-in preset by name, or a space from a ``.toml`` file.
 
     Raises:
-        SpaceError: no such preset or file, or one that breaks a rule; the message lists the known names.
+        SpaceError: no such preset or file, or a rule is broken; the message lists the known names.
     """
     if name.endswith(".toml"):
         try:
@@ -343,14 +340,14 @@ def parse_space(text: str, source: str) -> Space:
 
 
 def space_toml(space: Space) -> str:
-    """The TOML text of a space, without restrictions by predicate; :func:`parse_space` reads an equal one."""
+    """The TOML text of a space without its predicates; :func:`parse_space` reads an equal space."""
     tables: list[tuple[str, dict[str, Any]]] = [("", space.model_dump(mode="json"))]
     lines = []
-    for name, table in tables:  # grows as tables within tables are found
+    for name, table in tables:  # grows as nested tables are found
         lines += [f"\n[{name}]"] if name else []
         for key, value in table.items():
             if isinstance(value, dict):
                 tables.append((f"{name}.{key}" if name else key, value))
             else:
-                lines.append(f"{key} = {json.dumps(value)}")  # such strings, numbers and lists are TOML, too
+                lines.append(f"{key} = {json.dumps(value)}")  # JSON strings, numbers and lists are also TOML
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""Random architectures from a space. Pure functions of the space and the generator."""
+"""Random architectures of a space, as pure functions of the space and the generator."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ _TRIES = 1000
 
 
 def sample_structural(space: Space, rng: np.random.Generator) -> Architecture:
-    """One of the structural space's architectures, each equally likely.
+    """Sample the structural space uniformly.
 
     Raises:
         SpaceError: no combination of the choices is compatible and permitted.
@@ -24,12 +24,10 @@ def sample_structural(space: Space, rng: np.random.Generator) -> Architecture:
 
 
 def sample_modular(space: Space, parent: Architecture, rng: np.random.Generator) -> Architecture:
-    """An architecture with the structure of ``parent``, its backbone and widths drawn anew.
-
-    A backbone that the bounds do not evolve (another kind or number of stages) stays as it is.
+    """Sample the backbone and the widths of ``parent``; its structure, and a backbone outside the evolved kinds, stay.
 
     Raises:
-        SpaceError: 1000 draws gave nothing that the space permits.
+        SpaceError: 1000 draws gave no architecture that the space permits.
     """
     for _ in range(_TRIES):
         child = _draw_modular(space.modular, parent, rng)

@@ -1,6 +1,6 @@
-"""The random streams that share a user's seed, each independent of the others.
+"""Independent random streams derived from the user's seed.
 
-A trial has the stream of its number, so every other one begins beyond all of them.
+Each trial uses the stream of its number; all others start beyond the range of trials.
 """
 
 from functools import partial
@@ -13,7 +13,7 @@ _BEYOND_TRIALS = 1 << 32
 
 
 def trial(seed: int, number: int) -> np.random.Generator:
-    """The proposal of one trial."""
+    """Stream of one trial's proposal."""
     return np.random.default_rng([seed, number])
 
 
@@ -22,19 +22,19 @@ def _beyond(place: int, seed: int) -> np.random.Generator:
 
 
 calibration = partial(_beyond, 0)
-"""The detectors that calibrate a search's latency predictions."""
+"""Detectors on which a search calibrates its latency predictions."""
 
 zero_shot = partial(_beyond, 1)
-"""The search of super-blocks by entropy."""
+"""Zero-shot search of super-blocks by entropy."""
 
 audit = partial(_beyond, 1)
-"""The detectors of a table's audit, which no search draws from."""
+"""Detectors of a table's audit; the stream of ``zero_shot``, which no audit uses."""
 
 rebuilding = partial(_beyond, 2)
-"""The engines that are built again."""
+"""Engines that are rebuilt."""
 
 measuring_order = partial(_beyond, 3)
-"""The order in which blocks are measured."""
+"""Order in which blocks are measured."""
 
 latency_sample = partial(_beyond, 4)
-"""The designs whose latency is known before the first training run."""
+"""Random designs whose latency is determined before the first training run."""

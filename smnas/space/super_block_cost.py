@@ -1,7 +1,6 @@
 """Multiply-adds, parameters and layers of thousands of super-block backbones at once.
 
-The same numbers as :mod:`smnas.space.convolutions` gives for one backbone, as arrays. A shortcut has a projection
-where the resolution or the channels change.
+Array version of :mod:`smnas.space.convolutions`. A shortcut has a projection where resolution or channels change.
 """
 
 from dataclasses import dataclass
@@ -20,12 +19,12 @@ _COLOURS = 3
 
 @dataclass(frozen=True)
 class PopulationCost:
-    """What N backbones cost, an ``(N,)`` array each.
+    """Costs of N backbones, each an ``(N,)`` array.
 
     Attributes:
-        multiply_adds: Of one image, shortcuts included.
-        parameters: Weights, and two numbers a channel for each norm.
-        layers: Convolutions, shortcuts not counted.
+        multiply_adds: For one image, shortcuts included.
+        parameters: Weights, and two numbers per channel of each norm.
+        layers: Convolutions, shortcuts excluded.
     """
 
     multiply_adds: Ints
@@ -34,14 +33,14 @@ class PopulationCost:
 
 
 def population_cost(population: SuperBlockPopulation, size: tuple[int, int], *, stem_kernel: int = 3) -> PopulationCost:
-    """What N backbones cost at an input of ``size`` = (width, height) pixels."""
+    """Costs of N backbones at an input of ``size`` = (width, height) pixels."""
     p = population
     read, first, repeated, projection = unit_weights(p)
     level = block_levels(p.layout)
     cells_out = np.array([_cells(size, at) for at in level])
     cells_in = np.where(block_halvings(p.layout), [_cells(size, at - 1) for at in level], cells_out)
     units = first + (p.repeats - 1) * repeated + projection
-    # only the first 1x1 convolution of a block that halves the resolution works on the larger map
+    # only the first 1x1 convolution of a block that halves the resolution runs on the larger feature map
     blocks = units * cells_out + read * p.width * (cells_in - cells_out)
     stem = _COLOURS * stem_kernel**2 * p.stem
     norms = 2 * (p.repeats * (2 * p.width + p.out) + np.where(projection > 0, p.out, 0))
@@ -53,7 +52,7 @@ def population_cost(population: SuperBlockPopulation, size: tuple[int, int], *, 
 
 
 def unit_weights(population: SuperBlockPopulation) -> tuple[Ints, Ints, Ints, Ints]:
-    """``(N, B)`` each: channels read, weights of the first unit, of a repeated one, and of the projection."""
+    """``(N, B)`` each: input channels, weights of the first unit, of a repeated one, and of the projection."""
     p = population
     read = np.column_stack((p.stem, p.out[:, :-1]))
     middle = p.width * p.width * p.kernel * p.kernel

@@ -15,12 +15,12 @@ __all__ = ["FeatureBackbone", "Link", "stage_links"]
 
 
 class Link(NamedTuple):
-    """One module of a backbone's chain; each reads what the one before it wrote, the first the images.
+    """One module of a backbone's chain; it reads the previous module's output, the first one the images.
 
     Attributes:
-        name: Where it sits, e.g. ``stage2.block1``.
-        module: One map in, one out.
-        level: The level that it completes (C_level is its output), or None.
+        name: Position, e.g. ``stage2.block1``.
+        module: Maps one feature map to one.
+        level: The level l whose feature map C_l it outputs, or None.
     """
 
     name: str
@@ -32,16 +32,16 @@ class FeatureBackbone(nn.Module, ABC):
     """A backbone's modules, built by its family.
 
     Args:
-        spec: What to build, of the class's own family.
+        spec: The backbone, of the class's family.
         norm: Norm of every convolution.
-        stem: ``deep`` or ``imagenet``; a family may have one stem for both.
-        top_level: Coarsest level to build; all of them by default.
+        stem: ``deep`` or ``imagenet``; a family may ignore it.
+        top_level: Coarsest level to build; all by default.
 
     Attributes:
-        TORCHVISION_STEM: torchvision's names of the stem's ``conv`` and ``norm``; None where it has no such network.
-        spec: What it was built from.
-        channels: Channels of every level, ``{1: C1, 2: C2, ...}``; level l has stride ``2 ** l``.
-        stages: The stages in order, registered as ``stage1``, ``stage2``, ...; stage k ends at level k + 1.
+        TORCHVISION_STEM: torchvision's names of the stem's ``conv`` and ``norm``; None without a published network.
+        spec: The argument.
+        channels: ``{1: C1, 2: C2, ...}``; level l has stride ``2 ** l``.
+        stages: Registered as ``stage1``, ``stage2``, ...; stage k ends at level k + 1.
     """
 
     TORCHVISION_STEM: ClassVar[Mapping[str, str] | None] = None
@@ -68,26 +68,26 @@ class FeatureBackbone(nn.Module, ABC):
         """Add the modules before the first stage, and the channels of C1."""
 
     def entry(self) -> tuple[Link, ...]:
-        """The links before the first stage; one of them completes level 1, by default the stem."""
+        """The links before the first stage; one completes level 1, by default the stem."""
         return (Link("stem", self.stem, 1),)
 
     @abstractmethod
     def build_stage(self, index: int, norm: NormKind) -> nn.Sequential:
-        """The blocks of stage ``index`` (from 0), which reads C_(index + 1), with fresh weights."""
+        """The blocks of stage ``index`` (from 0), which reads C_(index + 1), freshly initialised."""
 
     def torchvision_block(self, stage: int, position: int) -> str:
-        """Torchvision's name of block ``position`` (from 0) of stage ``stage`` (from 1)."""
+        """Name in torchvision of block ``position`` (from 0) of stage ``stage`` (from 1)."""
         return f"layer{stage}.{position}"
 
     def chain(self) -> tuple[Link, ...]:
-        """Every module in the order of running: stem, then block by block."""
+        """All modules in execution order: stem, then block by block."""
         links = list(self.entry())
         for number, stage in enumerate(self.stages, start=1):
             links += stage_links(number, stage)
         return tuple(links)
 
     def forward(self, images: Tensor) -> dict[int, Tensor]:
-        """uint8 images ``(B, 3, H, W)`` to every level's map ``(B, channels[l], H/2^l, W/2^l)``."""
+        """uint8 images ``(B, 3, H, W)`` to feature maps ``{l: (B, channels[l], H/2^l, W/2^l)}``."""
         levels: dict[int, Tensor] = {}
         x = images
         for link in self.chain():
@@ -98,12 +98,12 @@ class FeatureBackbone(nn.Module, ABC):
 
     @property
     def groups(self) -> int:
-        """Most groups of a GroupNorm: two channels in each at C1, as SM-NAS has half the base width."""
+        """Maximal groups of a GroupNorm: two channels per group at C1, as in SM-NAS (half the base width)."""
         return self.channels[1] // 2
 
 
 def stage_links(number: int, stage: nn.Sequential) -> list[Link]:
-    """The blocks of stage ``number`` (from 1), the last of which completes level ``number + 1``."""
+    """The blocks of stage ``number`` (from 1); the last one completes level ``number + 1``."""
     return [
         Link(f"stage{number}.block{position}", block, number + 1 if position == len(stage) else None)
         for position, block in enumerate(stage, start=1)

@@ -1,4 +1,4 @@
-"""From a backbone's spec to its modules: a line for each family."""
+"""Builds the modules of a backbone: one line per family."""
 
 from smnas.models.backbones.base import FeatureBackbone
 from smnas.models.backbones.mbconv import MBConvBackbone
@@ -26,5 +26,5 @@ _BUILDERS: dict[type[Backbone], type[FeatureBackbone]] = {
 def build_backbone(
     spec: Backbone, norm: NormKind = "gn-ws", stem: StemKind = "deep", top_level: int | None = None
 ) -> FeatureBackbone:
-    """The backbone of any spec up to ``top_level``, by default its own; a family may have one stem for both kinds."""
+    """Build a backbone up to ``top_level``, by default its own; a family may ignore ``stem``."""
     return _BUILDERS[type(spec)](spec, norm, stem, top_level)

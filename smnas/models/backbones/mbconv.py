@@ -1,4 +1,4 @@
-"""Backbones of inverted residuals with a kernel and an expansion for each layer."""
+"""Backbones of inverted residuals with a kernel and an expansion per layer."""
 
 from torch import nn
 

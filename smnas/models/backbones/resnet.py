@@ -1,4 +1,4 @@
-"""Residual backbones from an SM-NAS code."""
+"""Residual backbones in SM-NAS's notation."""
 
 from types import MappingProxyType
 
@@ -21,13 +21,13 @@ class ResNetBackbone(FeatureBackbone):
     spec: ResNetSpec
 
     def build_stem(self, norm: NormKind, stem: StemKind) -> None:
-        """ImageNet's stem is 64 wide for every published ResNet, whose base is 64: both are as wide as the base."""
+        """Either stem is as wide as the base, like ImageNet's: 64 for every published ResNet."""
         self.channels[1] = base = self.spec.base
         self.stem = StemConv(norm, base, 3 if stem == "deep" else 7, self.groups)
         self.reduce = StemReduce(stem, norm, base, self.groups)
 
     def entry(self) -> tuple[Link, ...]:
-        """The stem, which is C1, and the way to stride 4."""
+        """The stem (C1), and the reduction to stride 4."""
         return Link("stem", self.stem, 1), Link("reduce", self.reduce, None)
 
     def build_stage(self, index: int, norm: NormKind) -> nn.Sequential:

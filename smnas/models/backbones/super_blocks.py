@@ -12,15 +12,12 @@ __all__ = ["SuperBlockBackbone"]
 
 
 class SuperBlockBackbone(FeatureBackbone):
-    """Stem and stages of a :class:`~smnas.space.families.super_blocks.SuperBlockSpec` (MAE-DET, arXiv 2111.13336).
-
-    One stem convolution of stride 2, its side by the kind of stem (3, or ImageNet's 7), then stages that all halve.
-    """
+    """Stem and stages of a :class:`~smnas.space.families.super_blocks.SuperBlockSpec` (MAE-DET, arXiv 2111.13336)."""
 
     spec: SuperBlockSpec
 
     def build_stem(self, norm: NormKind, stem: StemKind) -> None:
-        """One convolution of stride 2."""
+        """One convolution of stride 2, 3x3, or 7x7 for ``imagenet``."""
         self.channels[1] = self.spec.stem
         self.stem = StemConv(norm, self.spec.stem, 3 if stem == "deep" else 7, self.groups)
 

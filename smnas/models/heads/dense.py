@@ -1,4 +1,4 @@
-"""What heads that predict at every cell of a pyramid share: towers of convolutions, and the way to detections."""
+"""Shared by the dense heads: towers of convolutions, and the path to detections."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -15,7 +15,7 @@ __all__ = ["conv_tower", "detect_dense"]
 
 
 def conv_tower(norm: NormKind, in_channels: int, width: int, depth: int, *, always_norm: bool = False) -> nn.Sequential:
-    """``depth`` 3x3 convolutions of ``width`` channels, each with ReLU; ``always_norm`` as in ConvNorm."""
+    """``depth`` 3x3 convolutions of ``width`` channels with ReLU; ``always_norm`` as in ConvNorm."""
     widths = [in_channels] + [width] * depth
     return nn.Sequential(*(ConvNorm(norm, a, b, 3, always_norm=always_norm) for a, b in pairwise(widths)))
 
@@ -29,14 +29,14 @@ def detect_dense(
     size: tuple[int, int],
     options: DetectorOptions,
 ) -> Detections:
-    """Best (place, class) pairs of every level, decoded, then class-wise NMS.
+    """Decode the best (position, class) pairs of each level and run class-wise NMS.
 
     Args:
         logits: ``(B, A, classes)``.
         regressed: ``(B, A, 4)``.
-        references: ``(A, R)``, what a place's box is relative to: its anchor, or its centre and stride.
-        counts: Places of each level, finest first; they add up to A.
-        decode: From ``(N, 4)`` regressed and ``(N, R)`` references to ``(N, 4)`` boxes in pixels.
+        references: ``(A, R)``, reference of each box: an anchor, or a centre and stride.
+        counts: References per level, finest first; their sum is A.
+        decode: Maps ``(N, 4)`` regressed values and ``(N, R)`` references to ``(N, 4)`` boxes in pixels.
         size: Canvas ``(width, height)`` in pixels.
         options: Thresholds and counts.
     """
@@ -55,7 +55,7 @@ def detect_dense(
     width, height = size
     limit = torch.tensor([width, height, width, height], device=logits.device)
     box = torch.minimum(torch.cat(boxes, dim=1).clamp(min=0), limit.to(logits.dtype))
-    # one score per pair already: spread over the classes so that all heads share the last step
+    # each pair has one score: spread over the classes so that all heads share the last step
     label = torch.cat(labels, dim=1)[:, :, None]
     spread = torch.cat(scores, dim=1)[:, :, None] * (label == torch.arange(classes, device=logits.device))
     return select_detections(spread, box[:, :, None], options, max(width, height))

@@ -1,8 +1,7 @@
-"""An anchor-free dense head: every cell scores classes and measures its distance to the four sides of an object.
+"""Anchor-free dense head: each position scores the classes and regresses the distances to an object's four sides.
 
-Sources: Tian et al., "FCOS", arXiv 1904.01355, for cells that measure distances; Li et al., "Generalized Focal Loss",
-arXiv 2006.04388, for a score that is the overlap expected of the box, instead of FCOS's centerness; Rezatofighi et
-al., "Generalized Intersection over Union", arXiv 1902.09630.
+Sources: Tian et al., "FCOS", arXiv 1904.01355; Li et al., "Generalized Focal Loss", arXiv 2006.04388, whose score is
+the expected IoU of the box, replacing FCOS's centerness; Rezatofighi et al., "Generalized IoU", arXiv 1902.09630.
 """
 
 from collections.abc import Sequence
@@ -31,20 +30,20 @@ __all__ = [
     "level_cells",
 ]
 
-_LARGEST_LOG = 5.0  # distances end at 148 strides, so that exp of anything stays finite
-_RADIUS = 1.5  # strides between an object's centre and that of a cell which looks for it
-# Strides of the longer side from which on an object belongs to the next level. Generated images, one epoch: AP50 0.25
-# with 8, 0.22 with 4, 0.10 with a task-aligned assignment; aquarium, 128 px, 4 epochs: 0.0050, 0.0016 (one seed each).
+_LARGEST_LOG = 5.0  # distances are at most 148 strides, so that exp stays finite
+_RADIUS = 1.5  # maximal distance in strides between the centres of an object and a positive position
+# Longer side, in strides, from which an object belongs to the next level. Generated images, one epoch: AP50 0.25 with
+# 8, 0.22 with 4, 0.10 with a task-aligned assignment; aquarium, 128 px, 4 epochs: 0.0050, 0.0016 (one seed each).
 _LARGEST_SIDE = 8.0
 _GAMMA = 2.0
 _BOX_WEIGHT = 2.0
 
 
 class FCOSHead(nn.Module):
-    """Two towers of convolutions, one to classify and one to place boxes, the same weights on every level.
+    """A classification and a regression tower of convolutions; the levels share weights.
 
-    torchvision's has a centerness branch and no scale of a level, takes distances to be outputs where they are above 0
-    instead of their exponentials, and measures from a cell's corner instead of its centre.
+    torchvision's head has a centerness branch and no scale per level, applies ReLU instead of exp to distances, and
+    measures from a position's corner instead of its centre.
     """
 
     FLOAT_IN_INT8 = ("logits", "distances")
@@ -52,12 +51,12 @@ class FCOSHead(nn.Module):
     def __init__(self, in_channels: int, levels: int, spec: FCOSSpec, num_classes: int, norm: NormKind) -> None:
         super().__init__()
         self.num_classes = num_classes
-        # FCOS normalizes its towers by GroupNorm whatever the backbone has
+        # FCOS's towers have GroupNorm whatever the backbone's norm
         self.classify = conv_tower(norm, in_channels, spec.width, spec.depth, always_norm=True)
         self.regress = conv_tower(norm, in_channels, spec.width, spec.depth, always_norm=True)
         self.logits = nn.Conv2d(spec.width, num_classes, 3, padding=1)
         self.distances = nn.Conv2d(spec.width, 4, 3, padding=1)
-        # added to logarithms, so a learned scale of each level
+        # added to log-distances: a learned scale per level
         self.log_scales = nn.Parameter(torch.zeros(levels))
         for layer in (self.logits, self.distances):
             nn.init.normal_(layer.weight, std=0.01)
@@ -65,9 +64,10 @@ class FCOSHead(nn.Module):
         nn.init.zeros_(self.distances.bias)  # type: ignore[arg-type]
 
     def forward(self, *features: Tensor) -> tuple[Tensor, Tensor]:
-        """One map per level to ``(B, A, classes)`` logits and ``(B, A, 4)`` log-distances, level by level, row by row.
+        """One feature map per level to ``(B, A, classes)`` logits and ``(B, A, 4)`` log-distances, level by level.
 
-        Distances are to the left, top, right and bottom side, in strides of the level.
+        Distances are to the left, top, right and bottom side, in strides of the level; positions are in row-major
+        order.
         """
         logits, distances = [], []
         for feature, log_scale in zip(features, self.log_scales, strict=True):
@@ -77,7 +77,7 @@ class FCOSHead(nn.Module):
 
 
 def level_cells(level: int, width: int, height: int) -> Tensor:
-    """``(rows * columns, 3)`` float32: x and y of every cell's centre and its stride, in pixels, row by row."""
+    """``(rows * columns, 3)`` float32: x and y of each position's centre and its stride, in pixels, row by row."""
     rows, columns = grid_size(level, width, height)
     stride = float(2**level)
     y, x = torch.meshgrid(torch.arange(rows, device="cpu"), torch.arange(columns, device="cpu"), indexing="ij")
@@ -86,18 +86,18 @@ def level_cells(level: int, width: int, height: int) -> Tensor:
 
 
 def decode_distances(distances: Tensor, cells: Tensor) -> Tensor:
-    """``(..., 4)`` log-distances at ``(..., 3)`` cells to ``(..., 4)`` boxes, ``xyxy`` in pixels."""
+    """``(..., 4)`` log-distances at ``(..., 3)`` positions to ``(..., 4)`` boxes, ``xyxy`` in pixels."""
     pixels = distances.clamp(max=_LARGEST_LOG).exp() * cells[..., 2:]
     centre = cells[..., :2]
     return torch.cat([centre - pixels[..., :2], centre + pixels[..., 2:]], dim=-1)
 
 
 class FCOSPostprocess(nn.Module):
-    """Best (cell, class) pairs of every level, decoded, then class-wise NMS.
+    """Decodes the best (position, class) pairs of each level and runs class-wise NMS.
 
     Attributes:
         cells: ``(A, 3)`` of all levels: centre and stride.
-        counts: Cells of each level.
+        counts: Positions per level.
     """
 
     cells: Tensor
@@ -111,7 +111,7 @@ class FCOSPostprocess(nn.Module):
         self.options = options
 
     def extra_repr(self) -> str:
-        """All that decides this layer's cost."""
+        """Everything that affects the latency."""
         return (
             f"counts={self.counts}, pre_nms_top_n={self.options.pre_nms_top_n}, candidates={self.options.candidates}, "
             f"detections={self.options.detections}, score_threshold={self.options.score_threshold}"
@@ -124,11 +124,11 @@ class FCOSPostprocess(nn.Module):
 
 
 class Assignment(NamedTuple):
-    """Which object each of ``(B, A)`` cells is to find.
+    """Assignment of ``(B, A)`` positions to objects.
 
     Attributes:
-        object_index: ``(B, A)`` int64; meaningless where the cell has no object.
-        positive: ``(B, A)`` bool, whether the cell has an object.
+        object_index: ``(B, A)`` int64; meaningless without an object.
+        positive: ``(B, A)`` bool, whether the position has an object.
     """
 
     object_index: Tensor
@@ -136,12 +136,12 @@ class Assignment(NamedTuple):
 
 
 def assign_centres(cells: Tensor, targets: PaddedTargets) -> Assignment:
-    """Give every object the cells around its centre, on the one level that fits its size.
+    """Assign each object to positions near its centre, on the one level that fits its size.
 
-    A level takes objects whose longer side is 4 to 8 of its strides; the finest also smaller, the coarsest also larger
-    ones. There an object takes the cells whose centres are inside it and less than 1.5 strides from its own, and in any
-    case the nearest one, as it may be smaller than a cell. A cell that several objects want goes to the smallest, but
-    an object's nearest one is not taken away by objects that have others.
+    A level takes objects with a longer side of 4 to 8 strides; the finest also smaller, the coarsest also larger ones.
+    There, positive positions lie inside the object and less than 1.5 strides from its centre; the nearest one is always
+    positive, as the object may be smaller than a stride. A contested position goes to the smallest object, but an
+    object keeps its nearest position against objects that have others.
 
     Args:
         cells: ``(A, 3)`` centres and strides of all levels.
@@ -163,15 +163,15 @@ def assign_centres(cells: Tensor, targets: PaddedTargets) -> Assignment:
     nearest = torch.zeros_like(fits).scatter(2, nearest, targets.valid[:, :, None])
     wanted = (inside & (away < _RADIUS) & fits) | nearest
     area = side.prod(dim=2)[:, :, None].expand_as(away)
-    # of the objects that want a cell: first those whose nearest it is (below 0), then by area
+    # of the objects that contest a position: first those whose nearest it is (below 0), then by area
     rank = torch.where(nearest, -1 / (1 + area), torch.where(wanted, area, torch.inf))
     return Assignment(rank.argmin(dim=1), wanted.any(dim=1))
 
 
 def fcos_loss(layer: FCOSPostprocess, logits: Tensor, distances: Tensor, targets: PaddedTargets) -> dict[str, Tensor]:
-    """Quality focal loss over all cells, per sum of what they are asked for, and GIoU loss per cell with an object.
+    """Quality focal loss over all positions, normalized by the sum of target scores, and GIoU loss per positive one.
 
-    The score that a cell is asked for is the overlap of the box that it predicts, so that scores rank boxes.
+    The target score is the IoU of the predicted box, so that scores rank boxes.
     """
     found = assign_centres(layer.cells, targets)
     positive = found.positive

@@ -1,12 +1,11 @@
-"""Guided Anchoring: a region proposal network that predicts where objects are centred and of which shape they are.
+"""Guided Anchoring: an RPN that predicts the centres and the shapes of its anchors.
 
-Source: Wang et al., "Region Proposal by Guided Anchoring", arXiv 1901.03278. Instead of a dense set of fixed anchors
-each cell has one anchor of predicted width and height; a deformable convolution, steered by that shape, fits the map to
-the anchor; cells where no object is likely centred are masked. A mask instead of a selection keeps all shapes static.
+Source: Wang et al., "Region Proposal by Guided Anchoring", arXiv 1901.03278. Each position has one anchor of predicted
+width and height instead of fixed ones; a deformable convolution steered by that shape adapts the feature map; positions
+unlikely to be centres are masked rather than removed, which keeps all shapes static.
 
-One thing differs. The paper learns the shape at cells whose best anchor overlaps an object well, and estimates that
-best overlap from nine sampled shapes, for want of a closed form. There is one, :func:`best_overlap`, so here
-no shapes are sampled.
+One difference: the paper estimates the best possible overlap of a position's anchor with an object from nine sampled
+shapes, for want of a closed form; :func:`best_overlap` is one.
 """
 
 import math
@@ -37,16 +36,16 @@ __all__ = [
     "guided_targets",
 ]
 
-_CENTRE, _IGNORED = 0.2, 0.5  # share of an object's box, around its middle, that is centre, and that is not background
-_LOCATION_THRESHOLD = 0.01  # cells of a lower location probability propose nothing
-_SHAPE_OVERLAP = 0.5  # a cell learns an object's shape where an anchor could overlap the object by this at best
-_BETA = 0.2  # where the smooth L1 form of the bounded IoU loss turns linear
+_CENTRE, _IGNORED = 0.2, 0.5  # fractions of a box, around its middle, that are centre, and that are not background
+_LOCATION_THRESHOLD = 0.01  # positions of a lower probability propose nothing
+_SHAPE_OVERLAP = 0.5  # best overlap from which a position learns an object's shape
+_BETA = 0.2  # transition of the smooth L1 form of the bounded IoU loss
 _LARGEST_LOG = math.log(1000 / 16)  # as torchvision bounds box deltas
-_NEVER = -1e4  # a logit whose sigmoid is 0, in half precision too
+_NEVER = -1e4  # sigmoid is 0, in float16 too
 
 
 class DeformConv(nn.Module):
-    """A 3x3 deformable convolution. Its filters are not standardized: a norm behind it takes their scale away."""
+    """A 3x3 deformable convolution; not standardized, as the norm that follows removes the scale."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -54,18 +53,18 @@ class DeformConv(nn.Module):
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
 
     def extra_repr(self) -> str:
-        """All that decides this layer's cost."""
+        """Everything that affects the latency."""
         return f"{self.weight.shape[1]}, {self.weight.shape[0]}, kernel_size=3"
 
     def forward(self, x: Tensor, offset: Tensor) -> Tensor:
-        """``(B, C, H, W)`` and 18 offsets a cell ``(B, 18, H, W)`` to ``(B, C_out, H, W)``."""
+        """``(B, C, H, W)`` and 18 offsets per position ``(B, 18, H, W)`` to ``(B, C_out, H, W)``."""
         return deform_conv2d(x, offset, self.weight, padding=1)
 
 
 class GuidedRPNHead(nn.Module):
-    """The RPN's 3x3 convolution, location and shape of each cell, the fitted map, then objectness and box deltas."""
+    """The RPN's convolution, location and shape, the adapted feature map, then objectness and box deltas."""
 
-    # ONNX Runtime has no integer product with the weights as its first factor, which the fitted map is
+    # ONNX Runtime has no integer matmul with the weights as first operand, as in `adapt`
     FLOAT_IN_INT8 = ("location", "shape", "offset", "adapt", "objectness", "deltas")
 
     def __init__(self, in_channels: int, norm: NormKind) -> None:
@@ -82,22 +81,22 @@ class GuidedRPNHead(nn.Module):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         nn.init.constant_(self.location.bias, prior_bias(0.01))  # type: ignore[arg-type]
-        # larger, so that a shape moves the filter's taps from the start; the base shape moves none at first
+        # larger, so that shapes move the sampling positions from the start; a shape of 0 moves none at first
         nn.init.normal_(self.offset.weight, std=0.1)
         nn.init.zeros_(self.offset.bias)  # type: ignore[arg-type]
 
     def forward(self, *features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """One map per level to what each of the A cells of all levels predicts, level by level, row by row.
+        """One feature map per level to predictions at all A positions, level by level and row by row.
 
         Returns:
             ``(B, A)`` objectness logits, ``(B, A, 4)`` box deltas, ``(B, A)`` location logits, and ``(B, A, 2)``
-            logarithms of width and height of the anchor, in base sides of its level.
+            logarithms of the anchor's width and height in base sides of its level.
         """
         outputs: tuple[list[Tensor], ...] = ([], [], [], [])
         for feature in features:
             x = self.conv(feature)
             shape = self.shape(x)
-            # the shape is learned from objects' shapes alone, not from what suits the convolution
+            # shapes are trained on objects' shapes alone, not through the convolution
             x_fitted = self.norm(self.adapt(x, self.offset(shape.detach())))
             maps = (self.objectness(x_fitted), self.deltas(x_fitted), self.location(x), shape)
             for output, values in zip(outputs, maps, strict=True):
@@ -107,20 +106,20 @@ class GuidedRPNHead(nn.Module):
 
 
 class GuidedProposalLayer(nn.Module):
-    """Best guided anchors of every level, decoded, clipped and reduced by NMS to a fixed number of proposals.
+    """Reduces the best guided anchors of each level by NMS to a fixed number of proposals.
 
     Args:
-        levels: Levels of the maps, finest first.
-        sizes: Sides of the fixed anchors that a level would have, in pixels; their geometric mean is its base side.
+        levels: Levels of the feature maps, finest first.
+        sizes: Sides in pixels of the fixed anchors of each level; their geometric mean is its base side.
         width: Canvas width in pixels.
         height: Canvas height in pixels.
-        options: Counts.
+        options: Limits of the counts.
 
     Attributes:
-        centres: ``(A, 2)`` x and y of every cell in pixels: as the fixed anchors', ``stride`` times its index.
-        bases: ``(A, 1)`` side in pixels of the anchor whose predicted shape is 0.
-        cell_levels: ``(A,)`` int64, position of each cell's level in ``levels``.
-        counts: Cells of each level.
+        centres: ``(A, 2)`` x and y of each position in pixels, ``stride`` times its index, as for fixed anchors.
+        bases: ``(A, 1)`` side in pixels of an anchor with predicted shape 0.
+        cell_levels: ``(A,)`` int64, index of each position's level in ``levels``.
+        counts: Positions per level.
     """
 
     centres: Tensor
@@ -155,19 +154,19 @@ class GuidedProposalLayer(nn.Module):
         self.options = options
 
     def extra_repr(self) -> str:
-        """All that decides this layer's cost."""
+        """Everything that affects the latency."""
         return (
             f"counts={self.counts}, pre_nms_top_n={self.options.pre_nms_top_n}, proposals={self.options.proposals}, "
             f"location_threshold={_LOCATION_THRESHOLD}"
         )
 
     def forward(self, logits: Tensor, deltas: Tensor, locations: Tensor, shapes: Tensor) -> Tensor:
-        """What :class:`GuidedRPNHead` returns to ``(B, R, 4)`` proposals, best first; padding has no area."""
+        """Outputs of :class:`GuidedRPNHead` to ``(B, R, 4)`` proposals, best first; padding has no area."""
         likely = locations >= prior_bias(_LOCATION_THRESHOLD)
         return self.propose(torch.where(likely, logits, _NEVER), deltas, shapes)
 
     def propose(self, logits: Tensor, deltas: Tensor, shapes: Tensor) -> Tensor:
-        """As :meth:`forward`, of all cells: for training, where locations are yet to be learned."""
+        """As :meth:`forward` over all positions, for training, where locations are not learned yet."""
 
         def anchors_at(index: Tensor) -> Tensor:
             chosen = shapes.gather(1, index[:, :, None].expand(-1, -1, 2))
@@ -188,35 +187,31 @@ def _boxes(shapes: Tensor, centres: Tensor, bases: Tensor) -> Tensor:
 
 
 def best_overlap(x: Tensor, y: Tensor) -> Tensor:
-    """Largest IoU that a box of any shape, centred beside an object's middle, can have with the object.
+    """Largest IoU with an object of a box of any shape centred at an offset from the object's middle.
 
-    For a fixed height the IoU grows with the width until the box meets the object's nearer side, falls once it has
-    passed the farther one, and is monotone between, being a quotient of linear functions; the height behaves alike.
-    So the best box ends, on each axis, at the object's nearer or farther side: four boxes, of which the one that ends
-    at both nearer sides never wins.
+    For a fixed height the IoU grows with the width until the box meets the object's nearer side, falls beyond the
+    farther one, and is monotone between, as a quotient of linear functions; the height behaves alike. So on each axis
+    the best box ends at the nearer or the farther side: four boxes, of which both nearer sides never win.
 
     Args:
-        x: Distance of the centres along one axis, in half sides of the object, 0 or more.
-        y: The same along the other axis; any shapes that broadcast.
-
-    Returns:
-        In 0..1.
+        x: Offset of the centres along one axis, in half sides of the object, 0 or more.
+        y: The same along the other axis, broadcast against ``x``.
     """
     both = (1 + x) * (1 + y)
-    # beyond the object's side no box ends at the nearer one: the inverse is then as good as infinite
+    # beyond the object's side no box ends at the nearer one: its inverse is clamped to a large value
     first = y + 1 / (1 - x).clamp(min=1e-6)
     second = x + 1 / (1 - y).clamp(min=1e-6)
     return 1 / torch.minimum(both, torch.minimum(first, second))
 
 
 class GuidedTargets(NamedTuple):
-    """What each of ``(B, A)`` cells is to predict.
+    """Training targets of ``(B, A)`` positions.
 
     Attributes:
         location: bool, whether an object is centred here.
-        background: bool; what is neither is ignored by the location loss.
-        shaped: bool, whether the cell learns the shape of an object.
-        object_index: int64, of which one; meaningless elsewhere.
+        background: bool; the location loss ignores positions that are neither.
+        shaped: bool, whether the position learns an object's shape.
+        object_index: int64, which object's; meaningless elsewhere.
     """
 
     location: Tensor
@@ -226,13 +221,13 @@ class GuidedTargets(NamedTuple):
 
 
 def guided_targets(layer: GuidedProposalLayer, targets: PaddedTargets) -> GuidedTargets:
-    """Give every object to the level whose base side is nearest to its size, and there to the cells around its middle.
+    """Assign each object to the level with the base side nearest to its size, and there to positions near its middle.
 
-    - Location: cells in the central 0.2 of the object's box (and the cell nearest to its middle, for objects smaller
-      than a few cells) are centres; the rest of the central 0.5 is ignored, as is all of it on the two levels beside.
-      A centre of one object stays one inside the ignored part of another.
-    - Shape: cells of the object's level whose best overlap with it is at least 0.5, and the nearest one; of several
-      objects a cell takes the one of largest best overlap.
+    - Location: positions in the central 0.2 of the box, and the nearest position to its middle (for small objects), are
+      centres; the rest of the central 0.5 is ignored, as is all of it on the two adjacent levels. A centre of one
+      object remains one inside the ignored region of another.
+    - Shape: positions on the object's level with a best overlap of at least 0.5, and the nearest one; among several
+      objects, the one of largest best overlap.
     """
     corners = targets.boxes
     sides = (corners[..., 2:] - corners[..., :2]).clamp(min=1e-3)
@@ -257,7 +252,7 @@ def guided_targets(layer: GuidedProposalLayer, targets: PaddedTargets) -> Guided
 
 
 def _nearest_cell(layer: GuidedProposalLayer, middle: Tensor, level: Tensor) -> Tensor:
-    """``(B, G)`` index of the cell of ``level`` nearest to ``middle`` ``(B, G, 2)``."""
+    """``(B, G)`` index of the position of ``level`` nearest to ``middle`` ``(B, G, 2)``."""
     grids = torch.tensor(layer.grids, device=level.device)[level]
     counts = torch.tensor(layer.counts, device=level.device)
     starts = counts.cumsum(0) - counts
@@ -268,11 +263,11 @@ def _nearest_cell(layer: GuidedProposalLayer, middle: Tensor, level: Tensor) -> 
 
 
 def bounded_iou_loss(shapes: Tensor, wanted: Tensor) -> Tensor:
-    """``1 - min(w / w*, w* / w)`` and likewise of the height, in smooth L1 form: quadratic up to 0.2, then linear.
+    """``1 - min(w / w*, w* / w)``, and the same for the height, in smooth L1 form: quadratic up to 0.2, then linear.
 
     Args:
         shapes: ``(N, 2)`` logarithms of predicted width and height.
-        wanted: ``(N, 2)`` those of the object, in the same unit.
+        wanted: ``(N, 2)`` logarithms of the object's, in the same unit.
 
     Returns:
         ``(N, 2)``.
@@ -290,9 +285,9 @@ def guided_rpn_loss(
     targets: PaddedTargets,
     losses: LossOptions = USUAL_LOSSES,
 ) -> dict[str, Tensor]:
-    """Focal loss of the locations, bounded IoU loss of the shapes, and the RPN's two losses over guided anchors.
+    """Focal loss of locations, bounded IoU loss of shapes, and the RPN's two losses over guided anchors.
 
-    All four weigh alike but for the RPN's own box weight (a default of ours).
+    All four have equal weights, apart from the RPN's box weight (this project's default).
     """
     found = guided_targets(layer, targets)
     focal = sigmoid_focal_loss(locations, found.location.to(locations.dtype), alpha=0.25, gamma=2.0)

@@ -26,7 +26,7 @@ _CODER = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
 
 
 class RetinaHead(nn.Module):
-    """Two towers of convolutions, one to classify and one to place boxes, the same weights on every level."""
+    """A classification and a regression tower of convolutions; the levels share weights."""
 
     FLOAT_IN_INT8 = ("logits", "deltas")
 
@@ -43,7 +43,7 @@ class RetinaHead(nn.Module):
         nn.init.zeros_(self.deltas.bias)  # type: ignore[arg-type]
 
     def forward(self, *features: Tensor) -> tuple[Tensor, Tensor]:
-        """One map per level to ``(B, A, classes)`` logits and ``(B, A, 4)`` deltas, in the anchors' order."""
+        """One feature map per level to ``(B, A, classes)`` logits and ``(B, A, 4)`` deltas, in the anchors' order."""
         logits, deltas = [], []
         for feature in features:
             batch = len(feature)
@@ -54,11 +54,11 @@ class RetinaHead(nn.Module):
 
 
 class RetinaPostprocess(nn.Module):
-    """Best (anchor, class) pairs of every level, decoded, then class-wise NMS.
+    """Decodes the best (anchor, class) pairs of each level and runs class-wise NMS.
 
     Attributes:
-        anchors: ``(A, 4)`` of all levels: three sizes from 4 cells up, in three shapes.
-        counts: Anchors of each level.
+        anchors: ``(A, 4)`` of all levels: three sizes from 4 strides up, in three shapes.
+        counts: Anchors per level.
     """
 
     anchors: Tensor
@@ -75,7 +75,7 @@ class RetinaPostprocess(nn.Module):
         self.options = options
 
     def extra_repr(self) -> str:
-        """All that decides this layer's cost."""
+        """Everything that affects the latency."""
         return (
             f"counts={self.counts}, pre_nms_top_n={self.options.pre_nms_top_n}, candidates={self.options.candidates}, "
             f"detections={self.options.detections}, score_threshold={self.options.score_threshold}"
@@ -94,9 +94,9 @@ def retina_loss(
     targets: PaddedTargets,
     losses: LossOptions = USUAL_LOSSES,
 ) -> dict[str, Tensor]:
-    """Focal loss over all anchors that are not ignored, and L1 (or overlap) over the positive ones, per object anchor.
+    """Focal loss over all anchors that are not ignored, and L1 (or IoU) loss over positive ones, per positive anchor.
 
-    ATSS takes the anchors of the nine nearest cells of a level as an object's candidates.
+    ATSS considers the anchors at the nine nearest positions of a level.
     """
     if losses.assignment == "atss":
         matches = match_adaptive(layer.anchors[None], layer.counts, targets, _ATSS_CELLS * ANCHORS_PER_CELL)

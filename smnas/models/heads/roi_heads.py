@@ -1,4 +1,4 @@
-"""Heads that look at every proposal: RCNN with one stage, Cascade with several.
+"""RoI heads: RCNN with one stage, Cascade with several.
 
 Sources: Ren et al., "Faster R-CNN", arXiv 1506.01497; Cai and Vasconcelos, "Cascade R-CNN", arXiv 1712.00726.
 """
@@ -22,18 +22,18 @@ __all__ = ["BoxHead", "BoxRefine", "CascadePostprocess", "RoIPool", "RoIStage", 
 
 _BETA = 1 / 9
 _NMS_IOU = 0.5
-# per cascade stage: weight of its loss, scale of its box deltas; the paper has three, the fourth goes on likewise
+# per cascade stage: loss weight and scale of its box deltas; the paper has three, the fourth is extrapolated
 _STAGES = ((1.0, 10.0), (0.5, 20.0), (0.25, 30.0), (0.125, 40.0))
 
 
 def box_coder(stage: int) -> BoxCoder:
-    """Delta scaling of a stage: sharper stages predict smaller moves, so theirs are magnified more."""
+    """Delta scaling of a stage: later stages predict smaller deltas, which are magnified more."""
     scale = _STAGES[stage][1]
     return BoxCoder(weights=(scale, scale, scale / 2, scale / 2))
 
 
 class RoIPool(nn.Module):
-    """RoIAlign of every proposal from the level that fits its size."""
+    """RoIAlign of each proposal, from the level that fits its size."""
 
     def __init__(self, levels: Sequence[int], output_size: int, options: DetectorOptions) -> None:
         super().__init__()
@@ -42,11 +42,11 @@ class RoIPool(nn.Module):
         self.canonical_size = options.canonical_size
 
     def extra_repr(self) -> str:
-        """All that decides this layer's cost."""
+        """Everything that affects the latency."""
         return f"strides={self.strides}, output_size={self.output_size}, canonical_size={self.canonical_size}"
 
     def forward(self, boxes: Tensor, *features: Tensor) -> Tensor:
-        """``(B, R, 4)`` boxes and one map per level to ``(B * R, C, size, size)``."""
+        """``(B, R, 4)`` boxes and one feature map per level to ``(B * R, C, size, size)``."""
         return multi_level_roi_align(list(features), boxes, self.strides, self.output_size, self.canonical_size)
 
 
@@ -54,13 +54,13 @@ class BoxHead(nn.Module):
     """Two fully connected layers, then class logits (background last) and box deltas.
 
     Args:
-        in_channels: Channels of the pooled map.
-        size: Its cells a side; with 1 the map is averaged first (the c4 neck).
-        width: Of both layers.
-        num_classes: Without the background.
-        class_agnostic: One box for all classes (cascade) instead of one a class.
-        norm: With ``gn-ws`` each layer is followed by a LayerNorm (a GroupNorm of one group), without which boxes
-            learn more slowly from scratch; with ``bn`` by nothing, as in torchvision.
+        in_channels: Channels of the pooled feature map.
+        size: Its side; with 1 it is averaged first (the c4 neck).
+        width: Width of both layers.
+        num_classes: Classes, without the background.
+        class_agnostic: Whether the classes share one box (cascade).
+        norm: ``gn-ws`` adds a LayerNorm (a GroupNorm of one group) after each layer, without which boxes train more
+            slowly from scratch; ``bn`` adds none, as in torchvision.
     """
 
     FLOAT_IN_INT8 = ("logits", "deltas")
@@ -82,7 +82,7 @@ class BoxHead(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def extra_repr(self) -> str:
-        """What the layers do not show."""
+        """Add ``average``."""
         return f"average={self.average}"
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,7 +94,7 @@ class BoxHead(nn.Module):
 
 
 class BoxRefine(nn.Module):
-    """Moves a cascade stage's boxes by its deltas, for the next stage."""
+    """Applies a cascade stage's deltas to its boxes, for the next stage."""
 
     def __init__(self, stage: int, width: int, height: int) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class BoxRefine(nn.Module):
         self.width, self.height = width, height
 
     def forward(self, boxes: Tensor, deltas: Tensor) -> Tensor:
-        """``(B, R, 4)`` boxes and ``(B * R, 4)`` deltas to ``(B, R, 4)``; boxes without area stay so."""
+        """``(B, R, 4)`` boxes and ``(B * R, 4)`` deltas to ``(B, R, 4)``; boxes without area become 0."""
         moved: Tensor = self.coder.decode_single(deltas, boxes.reshape(-1, 4)).view_as(boxes)
         limit = torch.tensor([self.width, self.height, self.width, self.height], device=boxes.device, dtype=boxes.dtype)
         moved = torch.minimum(moved.clamp(min=0), limit)
@@ -111,11 +111,11 @@ class BoxRefine(nn.Module):
 
 
 def select_detections(scores: Tensor, boxes: Tensor, options: DetectorOptions, canvas_side: int) -> Detections:
-    """Class-wise NMS over all (box, class) pairs, then the best ones, padded to a fixed count.
+    """Run class-wise NMS over all (box, class) pairs and keep the best, padded to a fixed count.
 
     Args:
         scores: ``(B, N, C)`` in 0..1.
-        boxes: ``(B, N, C, 4)`` or ``(B, N, 1, 4)`` where classes share a box, ``xyxy`` in canvas pixels.
+        boxes: ``(B, N, C, 4)``, or ``(B, N, 1, 4)`` if the classes share a box, ``xyxy`` in canvas pixels.
         options: Thresholds and counts.
         canvas_side: The longer side in pixels.
     """
@@ -134,7 +134,7 @@ def select_detections(scores: Tensor, boxes: Tensor, options: DetectorOptions, c
 
 
 class CascadePostprocess(nn.Module):
-    """Class scores averaged over the stages, boxes from the last one, then NMS; with one stage it is RCNN's."""
+    """Averages the class scores of the stages, decodes the last stage's boxes and runs NMS; RCNN has one stage."""
 
     def __init__(self, stages: int, num_classes: int, width: int, height: int, options: DetectorOptions) -> None:
         super().__init__()
@@ -144,14 +144,14 @@ class CascadePostprocess(nn.Module):
         self.coder = box_coder(stages - 1)
 
     def extra_repr(self) -> str:
-        """All that decides this layer's cost."""
+        """Everything that affects the latency."""
         return (
             f"stages={self.stages}, classes={self.num_classes}, candidates={self.options.candidates}, "
             f"detections={self.options.detections}, score_threshold={self.options.score_threshold}"
         )
 
     def forward(self, boxes: Tensor, deltas: Tensor, *logits: Tensor) -> Detections:
-        """``(B, R, 4)`` boxes, the last stage's deltas, and every stage's ``(B * R, classes + 1)`` logits."""
+        """``(B, R, 4)`` boxes, last deltas and each stage's ``(B * R, classes + 1)`` logits to detections."""
         batch, count = boxes.shape[:2]
         probability = torch.stack([logit.softmax(dim=1) for logit in logits]).mean(dim=0)
         scores = probability[:, :-1].view(batch, count, self.num_classes)
@@ -165,12 +165,12 @@ class CascadePostprocess(nn.Module):
 
 
 class RoIStage(nn.Module):
-    """One stage: pool, run the backbone's blocks behind C4 if there are any, classify and move.
+    """One stage: pool, run any backbone blocks after C4, classify and regress.
 
     Args:
         index: Position in the cascade, from 0.
         pool: RoIAlign.
-        blocks: Blocks on the pooled maps (the c4 neck), or none.
+        blocks: Blocks on the pooled feature maps (the c4 neck), or none.
         head: Fully connected layers.
     """
 
@@ -195,17 +195,17 @@ class RoIStage(nn.Module):
         options: DetectorOptions,
         losses: LossOptions = USUAL_LOSSES,
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Losses over a balanced sample of the candidates (the objects themselves are added to them).
+        """Losses over a balanced sample of the candidates and the objects themselves.
 
         Args:
-            candidates: ``(B, R, 4)`` without gradient; boxes without area are not used.
-            features: One map per level.
+            candidates: ``(B, R, 4)`` without gradient; boxes without area are ignored.
+            features: One feature map per level.
             targets: The objects.
-            options: How many to sample, and which are positive.
+            options: Size of the sample, and thresholds of positive ones.
             losses: The box loss.
 
         Returns:
-            The losses by name, and the sampled boxes ``(B, S, 4)`` moved by the predicted deltas (no gradient).
+            The losses by name, and the sampled boxes ``(B, S, 4)`` with the predicted deltas applied (no gradient).
         """
         overlap, weight = options.roi_overlaps[self.index], _STAGES[self.index][0]
         candidates = torch.cat([candidates, targets.boxes], dim=1)

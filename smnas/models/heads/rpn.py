@@ -18,17 +18,17 @@ __all__ = ["NEGATIVE_OVERLAP", "ProposalLayer", "RPNHead", "anchor_loss", "best_
 
 _NMS_IOU = 0.7
 NEGATIVE_OVERLAP = 0.3
-"""Overlap under which an anchor is negative."""
+"""IoU below which an anchor is negative."""
 _ATSS_CELLS = 9
-_BETA = 1 / 9  # where the smooth L1 loss turns linear, as in torchvision
-# The box loss is divided by all sampled anchors, few of which hold a box; from scratch and in few steps that is too
-# little: with 5 a short training on 1,920 generated images went from AP 0.17 to 0.24.
+_BETA = 1 / 9  # transition of the smooth L1 loss, as in torchvision
+# The box loss is averaged over all sampled anchors, few of them positive, which is too little for short runs from
+# scratch: with 5, AP of a run on 1,920 generated images rose from 0.17 to 0.24.
 _BOX_WEIGHT = 5.0
 _CODER = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
 
 
 class RPNHead(nn.Module):
-    """A 3x3 convolution, then objectness and box deltas per anchor, the same weights on every level."""
+    """A 3x3 convolution, then objectness and box deltas per anchor; the levels share weights."""
 
     FLOAT_IN_INT8 = ("objectness", "deltas")
 
@@ -42,7 +42,7 @@ class RPNHead(nn.Module):
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, *features: Tensor) -> tuple[Tensor, Tensor]:
-        """One map per level to ``(B, A)`` logits and ``(B, A, 4)`` deltas, in the anchors' order."""
+        """One feature map per level to ``(B, A)`` logits and ``(B, A, 4)`` deltas, in the anchors' order."""
         logits, deltas = [], []
         for feature in features:
             x = self.conv(feature)
@@ -52,12 +52,12 @@ class RPNHead(nn.Module):
 
 
 class ProposalLayer(nn.Module):
-    """Best anchors of every level, decoded, clipped and reduced by NMS to a fixed number of proposals.
+    """Reduces the best anchors of each level by NMS to a fixed number of proposals.
 
     Attributes:
         anchors: ``(A, 4)`` of all levels, finest first.
-        counts: Anchors of each level.
-        per_cell: Anchors of a cell.
+        counts: Anchors per level.
+        per_cell: Anchors per position.
     """
 
     anchors: Tensor
@@ -80,7 +80,7 @@ class ProposalLayer(nn.Module):
         self.proposals = min(options.proposals, sum(min(options.pre_nms_top_n, count) for count in self.counts))
 
     def extra_repr(self) -> str:
-        """All that decides this layer's cost."""
+        """Everything that affects the latency."""
         return f"counts={self.counts}, pre_nms_top_n={self.options.pre_nms_top_n}, proposals={self.proposals}"
 
     def forward(self, logits: Tensor, deltas: Tensor) -> Tensor:
@@ -99,18 +99,18 @@ def best_proposals(
     size: tuple[int, int],
     options: DetectorOptions,
 ) -> Tensor:
-    """Best anchors of every level, moved by their deltas, clipped, and reduced by NMS within each level.
+    """Select the best anchors of each level, apply their deltas, clip, and run NMS within each level.
 
     Args:
         logits: ``(B, A)`` objectness.
         deltas: ``(B, A, 4)``.
-        anchors_at: From ``(B, K)`` indices of anchors to these anchors, ``(B * K, 4)`` ``xyxy`` in pixels.
-        counts: Anchors of each level, finest first; they add up to A.
+        anchors_at: Maps ``(B, K)`` anchor indices to ``(B * K, 4)`` boxes, ``xyxy`` in pixels.
+        counts: Anchors per level, finest first; their sum is A.
         size: Canvas ``(width, height)`` in pixels.
-        options: Counts.
+        options: Limits of the counts.
 
     Returns:
-        ``(B, R, 4)`` in pixels, best first; padding has no area. R is ``options.proposals`` or all that there are.
+        ``(B, R, 4)`` in pixels, best first; padding has no area. R is at most ``options.proposals``.
     """
     batch = logits.shape[0]
     width, height = size
@@ -143,7 +143,7 @@ def rpn_loss(
     targets: PaddedTargets,
     losses: LossOptions = USUAL_LOSSES,
 ) -> dict[str, Tensor]:
-    """:func:`anchor_loss` over the layer's anchors; ATSS takes those of an object's nine nearest cells of a level."""
+    """:func:`anchor_loss` over the layer's anchors; ATSS considers those at the nine nearest positions of a level."""
     anchors = layer.anchors[None]
     if losses.assignment == "atss":
         matches = match_adaptive(anchors, layer.counts, targets, _ATSS_CELLS * layer.per_cell)
@@ -164,12 +164,12 @@ def anchor_loss(
     """Objectness (binary cross-entropy) and box losses over a balanced sample of anchors.
 
     Args:
-        anchors: ``(B or 1, A, 4)`` ``xyxy`` in pixels, without gradient; 1 where all images share them.
-        matches: Which anchors are positive, and whose.
+        anchors: ``(B or 1, A, 4)`` ``xyxy`` in pixels, without gradient; 1 if all images share them.
+        matches: Assignment of anchors to objects.
         logits: ``(B, A)``.
         deltas: ``(B, A, 4)``.
         targets: The objects.
-        options: How many anchors are sampled, half of them positive at most.
+        options: Size of the sample, at most half of it positive.
         losses: The box loss.
     """
     index, positive, chosen = sample_balanced(matches, options.rpn_samples, 0.5)

@@ -1,7 +1,7 @@
 """The contract of a backbone family.
 
-A family is a frozen value with a canonical string: its grammar, the bounds and moves of stage 2, its genes, its partial
-order, and its convolutions, from which costs, depth and entropy follow.
+A family is a frozen value with a canonical string: grammar, bounds and moves of stage 2, genes, partial order, and
+convolutions, from which costs, depth and entropy follow.
 """
 
 from abc import ABC, abstractmethod
@@ -33,34 +33,34 @@ __all__ = [
 
 
 class ArchitectureError(UserError):
-    """A string that is not an architecture, or a combination of modules that does not fit together."""
+    """A string that is not an architecture, or parts that do not fit together."""
 
 
 class SpaceError(UserError):
-    """An unknown preset, a space's file that breaks a rule, or a space in which nothing is left to choose."""
+    """An unknown preset, an invalid space file, or an empty space."""
 
 
 def require(holds: bool, rule: str, *got: object) -> None:
-    """Raise :class:`ArchitectureError` unless ``holds``; ``got`` is joined by ``+`` only then, on a hot path."""
+    """Raise :class:`ArchitectureError` unless ``holds``; ``got`` is formatted only then, as this is a hot path."""
     if not holds:
         raise ArchitectureError(f"{rule}, but got {'+'.join(map(str, got))}")
 
 
 class Bounds(BaseModel):
-    """Keys of a space's TOML file; an unknown one is refused."""
+    """Keys of a space's TOML file; unknown ones are rejected."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def ascending(values: tuple[int, ...]) -> tuple[int, ...]:
-    """``values``, which a validator requires to ascend without repetition."""
+    """Validate that ``values`` ascend without repetition."""
     if list(values) != sorted(set(values)):
         raise ValueError("the values must ascend without repetition")
     return values
 
 
 class StageBounds(Bounds):
-    """Bounds of the families whose number of stages varies."""
+    """Bounds of the families with a variable number of stages."""
 
     stages: tuple[int, ...] = Field(min_length=1, description="numbers of backbone stages that are evolved")
 
@@ -68,7 +68,7 @@ class StageBounds(Bounds):
 
 
 def neighbour(value: int, values: tuple[int, ...], rng: np.random.Generator) -> int:
-    """The next smaller or the next larger of ``values``; ``value`` itself when there is neither."""
+    """The next smaller or next larger of ``values``; ``value`` itself if there is neither."""
     near = [v for v in values if v < value][-1:] + [v for v in values if v > value][:1]
     return near[int(rng.integers(len(near)))] if near else value
 
@@ -78,8 +78,8 @@ class Gene:
     """One position of an encoding.
 
     Attributes:
-        name: What it decides.
-        size: Its values are 0, 1, ..., size - 1.
+        name: The choice it encodes.
+        size: Number of values, 0 to size - 1.
         ordered: Whether near values are similar; otherwise they are labels.
     """
 
@@ -95,29 +95,29 @@ class Genes(Protocol[BackboneT]):
     """A family's part of an encoding.
 
     Attributes:
-        genes: Its positions; the first one is the backbone's width.
-        neutral: Their values where the backbone is of another family.
+        genes: Its positions; the first is the backbone's width.
+        neutral: Their values for backbones of other families.
     """
 
     genes: tuple[Gene, ...]
     neutral: tuple[int, ...]
 
     def family(self, backbone: BackboneT) -> BackboneT | None:
-        """One backbone for all that stage 2 turns into each other; None where stage 2 does not evolve ``backbone``."""
+        """A representative of all backbones that stage 2 derives from each other; None if it is not evolved."""
 
     def encode(self, backbone: BackboneT) -> tuple[int, ...]:
-        """The genes of a backbone that is evolved."""
+        """The genes of an evolved backbone."""
 
     def decode(self, family: BackboneT, values: Sequence[int]) -> BackboneT:
-        """The backbone of these genes, repaired to the bounds; ``family`` as :meth:`family` returns it."""
+        """The backbone of these genes, repaired to the bounds; ``family`` is a result of :meth:`family`."""
 
 
 class Backbone(ABC):
-    """What the rest of the package needs of a backbone.
+    """A backbone of any family.
 
     Attributes:
-        GRAMMAR: How the family is written, for error messages.
-        PARAMETERS: Ranges of what :meth:`parameters` returns.
+        GRAMMAR: Notation of the family, for error messages.
+        PARAMETERS: Ranges of the values that :meth:`parameters` returns.
     """
 
     GRAMMAR: ClassVar[str]
@@ -126,21 +126,21 @@ class Backbone(ABC):
     @classmethod
     @abstractmethod
     def parse(cls, text: str) -> Self | None:
-        """Read the canonical string; None where ``text`` is another family's.
+        """Read the canonical string; None if ``text`` is another family's.
 
         Raises:
-            ArchitectureError: ``text`` is this family's and breaks one of its rules.
+            ArchitectureError: ``text`` is this family's but breaks one of its rules.
         """
 
     @property
     @abstractmethod
     def top_level(self) -> int:
-        """The coarsest pyramid level: C2 is the first stage (stride 4), so four stages end at C5 (stride 32)."""
+        """The coarsest pyramid level: the first stage ends at C2 (stride 4), four stages end at C5 (stride 32)."""
 
     @property
     @abstractmethod
     def stem_channels(self) -> int:
-        """Output channels of the first convolution."""
+        """Output channels of the stem."""
 
     @abstractmethod
     def stage_channels(self, index: int) -> int:
@@ -152,11 +152,11 @@ class Backbone(ABC):
 
     @property
     def narrowing(self) -> int:
-        """Output channels of a block divided by those inside, where the block is a bottleneck."""
+        """Output channels of a block divided by its inner channels, as a bottleneck."""
         return 2
 
     def convolutions(self, stem: StemKind = "deep") -> tuple[Convolution, ...]:
-        """All convolutions in the order of execution; a block's projection follows its other ones."""
+        """All convolutions in execution order; a block's projection follows its other convolutions."""
         return tuple(self._convolutions(stem))
 
     @abstractmethod
@@ -164,40 +164,40 @@ class Backbone(ABC):
 
     @abstractmethod
     def not_larger(self, other: Self) -> bool:
-        """Whether it is nowhere deeper or wider than ``other``, and equal to it in everything that is neither."""
+        """Whether it is nowhere deeper or wider than ``other`` and otherwise equal."""
 
     @abstractmethod
     def inside(self, bounds: "BackboneBounds") -> bool:
-        """Whether it keeps the bounds of stage 2, which evolve its kind."""
+        """Whether stage 2 evolves its kind and it satisfies the bounds."""
 
     @abstractmethod
     def evolves(self, bounds: "BackboneBounds", listed: "Sequence[Backbone]") -> bool:
-        """Whether stage 2 can reach it from one of the backbones ``listed`` for stage 1."""
+        """Whether stage 2 can derive it from a backbone that stage 1 lists."""
 
     @abstractmethod
     def variants(self, bounds: "BackboneBounds") -> int:
-        """Number of backbones that stage 2 makes from its structure; 1 where it is not evolved."""
+        """Number of backbones that stage 2 derives from its structure; 1 if it is not evolved."""
 
     @classmethod
     def count(cls, bounds: "BackboneBounds", listed: "Sequence[Backbone]") -> int:
-        """Number of the family's backbones that stage 2 makes from those ``listed``; 0 where they are not counted."""
+        """Number of backbones that stage 2 derives from those ``listed``; 0 if the family is not counted."""
         return 0
 
     @abstractmethod
     def mutated(self, bounds: "BackboneBounds", rng: np.random.Generator) -> "Backbone | None":
-        """One draw of a small move: itself where it is not evolved, None where the draw breaks the bounds."""
+        """One draw of a mutation: itself if it is not evolved, None if the draw breaks the bounds."""
 
     @abstractmethod
     def sampled(self, bounds: "BackboneBounds", rng: np.random.Generator) -> "Backbone":
-        """A random backbone of its structure; the same one where it is not evolved."""
+        """A random backbone of its structure; itself if it is not evolved."""
 
     @classmethod
     def genes(cls, bounds: "BackboneBounds", listed: "Sequence[Backbone]") -> "Genes[Self] | None":
-        """The family's genes in a space; None where each listed backbone is a label of its own."""
+        """The family's genes in a space; None if each listed backbone is a label of its own."""
         return None
 
     def rough_cost(self, pixels: int) -> tuple[float, float, int]:
-        """Features for surrogate models: multiply-adds at about so many ``pixels``, last channels, and depth."""
+        """Features for surrogate models: approximate multiply-adds at ``pixels``, last channels, and depth."""
         side = round(pixels**0.5)
         depth = sum(self.stage_depth(index) for index in range(self.top_level - 1))
         cost = float(multiply_adds(self.convolutions(), side, side))
@@ -205,4 +205,4 @@ class Backbone(ABC):
 
     @abstractmethod
     def parameters(self) -> dict[str, str | int]:
-        """The backbone as values of a study's parameters."""
+        """The backbone as parameters of a study."""

@@ -1,4 +1,4 @@
-"""The backbone families: a new one is a module here, one in :mod:`smnas.models.backbones`, and a line in each list."""
+"""The backbone families. A new one is a module here, one in :mod:`smnas.models.backbones`, and a line in each list."""
 
 from smnas.space.families.base import ArchitectureError, Backbone
 from smnas.space.families.mbconv import MBConvBounds, MBConvSpec
@@ -12,14 +12,14 @@ FAMILIES: tuple[type[Backbone], ...] = (ResNetSpec, MobileNetV2Spec, SuperBlockS
 
 
 class BackboneBounds(ResNetBounds, MobileNetV2Bounds, SuperBlockBounds, MBConvBounds):
-    """The bounds of all families, in one table of a space's file."""
+    """The bounds of all families, in one TOML table."""
 
 
 def parse_backbone(text: str) -> Backbone:
     """Read a backbone of any family.
 
     Raises:
-        ArchitectureError: ``text`` is not a backbone.
+        ArchitectureError: no family reads ``text``.
     """
     for family in FAMILIES:
         if (backbone := family.parse(text)) is not None:

@@ -1,8 +1,8 @@
-"""Inverted residuals with a kernel and an expansion for each layer and a width for each stage.
+"""Inverted residuals with a kernel and an expansion per layer and a width per stage.
 
 The choices are those of ProxylessNAS and Once-for-All (Cai et al., arXiv 1812.00332 and 1908.09791): kernels of 3, 5
-and 7, and fewer layers by making the last ones of a stage the identity. An identity is left out of the string, so that
-one network has one string. Of this project are that widths never shrink from stage to stage, and the moves.
+and 7, and depth reduced by replacing a stage's last layers by the identity, which the string omits to stay canonical.
+The moves, and widths that never shrink from stage to stage, are this project's.
 """
 
 import re
@@ -21,12 +21,12 @@ from smnas.space.families.base import ArchitectureError, Backbone, Gene, StageBo
 
 __all__ = ["MBConvBounds", "MBConvSpec", "MBConvStage"]
 
-_MOST_LAYERS = 32  # the string of more fits into no file name
+_MOST_LAYERS = 32  # longer strings exceed the length of a file name
 _MOST_EDITS = 3
 
 
 class MBConvBounds(StageBounds):
-    """What stage 2 may change in an mbconv backbone."""
+    """Bounds of stage 2 for mbconv backbones."""
 
     mbconv_widths: tuple[Annotated[int, Field(ge=8, le=2048, multiple_of=2)], ...] = Field(
         default=(), description="mbconv's stage widths, ascending; empty evolves none"
@@ -44,7 +44,7 @@ class MBConvBounds(StageBounds):
 
 @dataclass(frozen=True, order=True)
 class MBConvStage:
-    """Layers at one resolution, ``24k3e6.k5e4``: the width that all write, then kernel and expansion of each."""
+    """Layers at one resolution, ``24k3e6.k5e4``: their common output width, then kernel and expansion of each."""
 
     width: int
     layers: tuple[tuple[int, int], ...]
@@ -79,10 +79,10 @@ class MBConvStage:
 class MBConvSpec(Backbone):
     """A backbone ``mbconv_{stem}_{stages}``, for example ``mbconv_16_24k3e6.k5e4-40k5e6.k3e3-80k7e6``.
 
-    Every stage halves the resolution at its first layer, the first stage that of the stem (C1).
+    The first layer of each stage halves the resolution.
 
     Attributes:
-        stem: Channels of the stem, a 3x3 convolution of stride 2.
+        stem: Channels of the stem, a 3x3 convolution of stride 2 (C1).
         stages: One to four; stage k ends at C_(k+1).
     """
 
@@ -111,7 +111,7 @@ class MBConvSpec(Backbone):
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """See :class:`Backbone`, also for the other methods without a docstring."""
+        """See :class:`Backbone`, also for the other undocumented methods."""
         match = re.fullmatch(r"mbconv_(\d{1,4})_(.+)", text)
         return None if match is None else cls(int(match[1]), tuple(map(MBConvStage.parse, match[2].split("-"))))
 
@@ -139,7 +139,7 @@ class MBConvSpec(Backbone):
                 read, stride = stage.width, 1
 
     def not_larger(self, other: Self) -> bool:
-        """Layers are compared in order, and those that ``other`` has beyond are the identity here."""
+        """Layers are compared in order; missing ones count as the identity."""
         return (
             self.stem <= other.stem
             and len(self.stages) == len(other.stages)
@@ -175,7 +175,7 @@ class MBConvSpec(Backbone):
         return sum(_count(bounds, stages) for _, stages in _kinds(bounds, listed))
 
     def mutated(self, bounds: MBConvBounds, rng: np.random.Generator) -> "MBConvSpec | None":
-        """One to three of: a stage's next width, another kernel or expansion of a layer, a layer more or fewer."""
+        """Apply one to three of: next stage width, next kernel or expansion of a layer, one layer more or fewer."""
         if not bounds.mbconv_widths or len(self.stages) not in bounds.stages:
             return self
         stages = list(self.stages)
@@ -228,13 +228,13 @@ class MBConvSpec(Backbone):
 
 
 def _kinds(bounds: MBConvBounds, listed: Sequence[Backbone]) -> set[tuple[int, int]]:
-    """Stem and number of stages of what stage 2 evolves."""
+    """Stem and number of stages of the evolved backbones."""
     own = {(choice.stem, len(choice.stages)) for choice in listed if isinstance(choice, MBConvSpec)}
     return {(stem, stages) for stem, stages in own if stages in bounds.stages}
 
 
 def _count(bounds: MBConvBounds, stages: int) -> int:
-    """Widths that never shrink times the layers of every stage; 0 where no such backbone is evolved."""
+    """Number of non-decreasing widths times layer choices of each stage; 0 if no such backbone is evolved."""
     if not bounds.mbconv_widths or stages not in bounds.stages:
         return 0
     choices = len(bounds.mbconv_kernels) * len(bounds.mbconv_expansions)
@@ -244,10 +244,10 @@ def _count(bounds: MBConvBounds, stages: int) -> int:
 
 
 class _Genes:
-    """The width of every stage; then the kernel, or the identity, and the expansion of all layers a stage may have.
+    """Stage widths, then kernels (or the identity), then expansions of the largest number of layers of each stage.
 
-    Decoding repairs: a width is at least that of the stage before, a stage's first layer is not the identity, and
-    layers behind an identity move up.
+    Decoding repairs: a width is at least that of the stage before, the first layer of a stage is not the identity, and
+    layers after an identity move up.
     """
 
     def __init__(self, bounds: MBConvBounds) -> None:

@@ -1,4 +1,4 @@
-"""MobileNetV2 (Sandler et al., arXiv 1801.04381, table 2) of any width, with torchvision's rounding."""
+"""MobileNetV2 (Sandler et al., arXiv 1801.04381, table 2) of any width, rounded as in torchvision."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ __all__ = ["MobileNetUnit", "MobileNetV2Bounds", "MobileNetV2Spec"]
 
 _MOVE_PROBABILITY = 0.5
 _STEM = 32
-# by level: rows of (expansion, channels, blocks) that share a resolution
+# per level: (expansion, channels, blocks)
 _PUBLISHED: dict[int, tuple[tuple[int, int, int], ...]] = {
     1: ((1, 16, 1),),
     2: ((6, 24, 2),),
@@ -26,7 +26,7 @@ _PUBLISHED: dict[int, tuple[tuple[int, int, int], ...]] = {
 
 
 class MobileNetV2Bounds(Bounds):
-    """MobileNetV2's widths in stage 2."""
+    """Widths of MobileNetV2 in stage 2."""
 
     mobilenetv2_percents: tuple[int, ...] = Field(
         default=(), description="MobileNetV2's widths in percent, ascending; empty keeps the parent's"
@@ -63,7 +63,7 @@ class MobileNetV2Spec(Backbone):
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """See :class:`Backbone`, also for the other methods without a docstring."""
+        """See :class:`Backbone`, also for the other undocumented methods."""
         match = re.fullmatch(r"mobilenetv2_(\d{1,4})", text)
         return None if match is None else cls(int(match[1]))
 
@@ -77,18 +77,18 @@ class MobileNetV2Spec(Backbone):
         return self._scaled(_STEM)
 
     def level_channels(self, level: int) -> int:
-        """Channels of C_``level``, from 1: the last block of each resolution."""
+        """Channels of C_``level`` (from 1): the last block of each resolution."""
         return self._scaled(_PUBLISHED[level][-1][1])
 
     def stage_channels(self, index: int) -> int:
         return self.level_channels(index + 2)
 
     def stage_depth(self, index: int) -> int:
-        """Blocks of stage ``index`` (from 0); the block before the first stage has index -1."""
+        """Blocks of stage ``index`` (from 0); -1 is the block before the first stage."""
         return sum(count for _, _, count in _PUBLISHED[index + 2])
 
     def units(self, level: int) -> list[MobileNetUnit]:
-        """The blocks at the resolution of ``level``; all but level 1's, which is the stem's, halve it first."""
+        """The blocks of ``level``, which halve the resolution first except at level 1."""
         channels = self.level_channels(level - 1) if level > 1 else self.stem_channels
         units: list[MobileNetUnit] = []
         for expansion, published, count in _PUBLISHED[level]:
@@ -99,13 +99,13 @@ class MobileNetV2Spec(Backbone):
         return units
 
     def _scaled(self, channels: int) -> int:
-        """``channels`` times the width, to a multiple of 8 that is not less than nine tenths of it (torchvision's)."""
+        """``channels`` times the width, rounded to a multiple of 8 of at least nine tenths of it, as in torchvision."""
         wanted = channels * (self.width_percent / 100)
         rounded = max(8, int(wanted + 4) // 8 * 8)
         return rounded + 8 if rounded < 0.9 * wanted else rounded
 
     def _convolutions(self, stem: StemKind) -> Iterator[Convolution]:
-        """Its stem is a 3x3 convolution for either kind of ``stem``."""
+        """The stem is a 3x3 convolution for either kind of ``stem``."""
         yield Convolution(3, self.stem_channels, 3, 1, 1, 1)
         for level in _PUBLISHED:
             for unit in self.units(level):

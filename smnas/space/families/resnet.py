@@ -1,8 +1,7 @@
-"""Residual backbones in SM-NAS's notation ``{block}_{base}_{code}`` (Yao et al., AAAI 2020), and its moves.
+"""Residual backbones in SM-NAS's notation ``{block}_{base}_{code}`` (Yao et al., AAAI 2020), and its mutation.
 
-The move is SM-NAS's: the base width to a neighbour with probability 1/2, then a few of {insert a ``1``, remove a ``1``,
-swap a ``2`` or ``-`` with a near neighbour}. How many "a few" are and how near a neighbour is are choices of this
-project.
+The base width moves to a neighbour with probability 1/2, then a few edits follow of {insert a ``1``, remove a ``1``,
+swap a ``2`` or ``-`` with a near neighbour}. The number of edits and the reach of a swap are this project's choices.
 """
 
 import re
@@ -24,15 +23,15 @@ BlockKind = Literal["basicblock", "bottleneck", "resnext", "inverted"]
 
 _BASE_PROBABILITY = 0.5
 _MOST_EDITS = 3
-_REACH = 2  # how far a 2 or a '-' travels in one swap
+_REACH = 2  # reach of a swap
 _EXPANSION: dict[str, int] = {"basicblock": 1, "bottleneck": 4, "resnext": 4, "inverted": 1}
 _KNOWN_BLOCKS = f"the block must be one of {', '.join(_EXPANSION)}"
-_RESNEXT_PATHS = (32, 4)  # 32x4d, the cardinality and path width that the word `resnext` alone stands for
+_RESNEXT_PATHS = (32, 4)  # 32x4d, the meaning of plain `resnext`
 _REMEMBERED = 1 << 14
 
 
 class ResNetBounds(StageBounds):
-    """What stage 2 may change in a coded backbone. The kind of block and the number of stages stay."""
+    """Bounds of stage 2 for residual backbones, which keep their kind of block and number of stages."""
 
     blocks: tuple[BlockKind, ...] = Field(default=(), description="kinds of blocks whose backbones are evolved")
     bases: tuple[int, ...] = Field(default=(), description="base widths, ascending")
@@ -56,7 +55,7 @@ class ResNetBounds(StageBounds):
         return self
 
     def contains_code(self, code: str) -> bool:
-        """Whether ``code`` keeps the bounds on stages, blocks and doublings, with no empty stage."""
+        """Whether ``code`` satisfies the bounds on stages, blocks and doublings, with no empty stage."""
         stages = code.split("-")
         return (
             all(stages)
@@ -66,10 +65,10 @@ class ResNetBounds(StageBounds):
         )
 
     def code_count(self, stages: int) -> int:
-        """How many codes of ``stages`` stages are inside the bounds.
+        """Number of codes of ``stages`` stages inside the bounds.
 
-        ``n`` blocks split into ``s`` stages that are not empty in C(n - 1, s - 1) ways, and ``d`` doublings fall on
-        them in C(n, d) ways.
+        ``n`` blocks split into ``s`` non-empty stages in C(n - 1, s - 1) ways, and ``d`` doublings fall on them in C(n,
+        d) ways.
         """
         if stages not in self.stages:
             return 0
@@ -88,8 +87,8 @@ class ResNetSpec(Backbone):
         block: ``basicblock``, ``bottleneck``, ``resnext`` or ``inverted``.
         base: Width of the first block before any doubling (64 for the published ResNets).
         code: Blocks per stage, e.g. ``11-21-21-21`` for ResNet-18.
-        paths: ResNeXt's cardinality and the channels of one path at width 64, written ``resnext64x4_64_...``;
-            ``resnext_`` alone is 32x4d. Other blocks have no paths and keep the default.
+        paths: ResNeXt's cardinality and channels per path at width 64, written ``resnext64x4_64_...``; plain
+            ``resnext_`` is 32x4d, the default, which other blocks keep.
     """
 
     GRAMMAR: ClassVar = f"{{{'|'.join(get_args(BlockKind))}}}_BASE_CODE, resnext{{PATHS}}x{{WIDTH}}_BASE_CODE"
@@ -118,7 +117,7 @@ class ResNetSpec(Backbone):
             "a backbone code is one to four stages of the digits 1 and 2 joined by '-', as in 11-21-21-21",
             repr(self.code),
         )
-        # more fits into no file name and no memory
+        # more exceed a file name's length and memory
         require(self.depth <= 100, "a backbone code has 100 blocks at most", self.depth)
         width = self.base << self.doublings
         require(width <= 8192, "a backbone's width must stay within 8192 channels", width)
@@ -139,7 +138,7 @@ class ResNetSpec(Backbone):
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """See :class:`Backbone`, also for the other methods without a docstring."""
+        """See :class:`Backbone`, also for the other undocumented methods."""
         for block in get_args(BlockKind):
             if match := re.fullmatch(rf"{block}_(\d{{1,4}})_([0-9-]+)", text):
                 return cls(block, int(match[1]), match[2])
@@ -149,7 +148,7 @@ class ResNetSpec(Backbone):
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The code of every stage, top to bottom."""
+        """The code of each stage."""
         return tuple(self.code.split("-"))
 
     @property
@@ -159,7 +158,7 @@ class ResNetSpec(Backbone):
 
     @property
     def doublings(self) -> int:
-        """How often the width doubles along the backbone."""
+        """Number of doublings of the width."""
         return self.code.count("2")
 
     @property
@@ -176,7 +175,7 @@ class ResNetSpec(Backbone):
         return 4 if self.expansion == 4 else 2
 
     def stage_widths(self) -> tuple[tuple[int, ...], ...]:
-        """Width (channels before expansion) of every block, by stage."""
+        """Width (channels before expansion) of each block, per stage."""
         width = self.base
         widths = []
         for stage in self.stages:
@@ -221,10 +220,10 @@ class ResNetSpec(Backbone):
                 read = out
 
     def not_larger(self, other: Self) -> bool:
-        """Every block of a stage needs one of ``other``'s stage, in the same order, that is at least as wide.
+        """Each block of a stage needs one of ``other``'s stage, in order, that is at least as wide.
 
-        As widths only grow along a backbone, comparing both stages from their ends decides that. Block, cardinality
-        and number of stages must be equal.
+        Widths only grow along a backbone, so comparing both stages from their ends decides that. Block, cardinality and
+        number of stages must be equal.
         """
         return (
             (self.block, self.paths) == (other.block, other.paths)
@@ -292,24 +291,23 @@ class ResNetSpec(Backbone):
 
 
 def bottleneck_inner(width: int, cardinality: int = 1, path_width: int = 64) -> int:
-    """Channels inside a bottleneck; a plain one is one path, 64 channels at width 64 and ``width`` exactly at any."""
+    """Inner channels of a bottleneck; exactly ``width`` for the plain one: one path of 64 channels at width 64."""
     return max(1, width * path_width // 64) * cardinality
 
 
 def _kinds(bounds: ResNetBounds, listed: Sequence[Backbone]) -> set[tuple[BlockKind, tuple[int, int]]]:
-    """Block and paths of what stage 2 evolves: each block by its word alone, and every cardinality that is listed."""
+    """Block and paths of the evolved backbones: each evolved block's default, and every listed cardinality."""
     plain = {(block, ResNetSpec.paths) for block in bounds.blocks}
     return plain | {(b.block, b.paths) for b in listed if isinstance(b, ResNetSpec) and b.block in bounds.blocks}
 
 
 def sample_code(bounds: ResNetBounds, stages: int, rng: np.random.Generator) -> str:
-    """A backbone code inside ``bounds``: first its depth, then its doublings, then where both fall.
+    """Sample a code inside ``bounds``: first its depth, then its doublings, then the position of both.
 
-    The depth is drawn first because deep codes are far more numerous: drawn evenly over codes, almost every sample
-    would be as deep as the bounds allow.
+    Deep codes are far more numerous: sampled uniformly, almost every code would be as deep as the bounds allow.
 
     Raises:
-        SpaceError: the bounds have no code of ``stages`` stages.
+        SpaceError: no code of ``stages`` stages is inside the bounds.
     """
     depths = [
         (blocks, doublings)
@@ -320,13 +318,13 @@ def sample_code(bounds: ResNetBounds, stages: int, rng: np.random.Generator) -> 
         raise SpaceError(f"the number of stages must be one of {bounds.stages}, but got {stages}")
     blocks, doublings = depths[int(rng.integers(len(depths)))]
     doubled = set(rng.choice(blocks, size=int(rng.choice(doublings)), replace=False).tolist())
-    # A stage border after block i, for stages - 1 distinct i, leaves no stage empty.
+    # distinct borders leave no stage empty
     borders = set(rng.choice(blocks - 1, size=stages - 1, replace=False).tolist()) if stages > 1 else set()
     return "".join(("2" if i in doubled else "1") + ("-" if i in borders else "") for i in range(blocks))
 
 
 def mutate_code(code: str, rng: np.random.Generator) -> str:
-    """Apply one to three edits to a backbone code. The result may have an empty stage or be the same: check it."""
+    """Apply one to three edits. The result may equal ``code`` or have an empty stage: the caller checks it."""
     for _ in range(1 + int(rng.integers(_MOST_EDITS))):
         code = _EDITS[int(rng.integers(len(_EDITS)))](code, rng)
     return code
@@ -363,11 +361,11 @@ _EDITS = (_insert_one, _remove_one, _swap)
 
 
 class _Genes:
-    """The base, the blocks of every stage and the positions of the doublings.
+    """The base, the blocks of each stage and the positions of the doublings.
 
-    Decoding repairs: stages give up blocks, the longest first, while there are more than the bounds allow, and get
-    some, the shortest first, while there are fewer. A doubling behind the last block, or where one is already, does not
-    count. Missing ones fall on the first blocks of the later stages, then on the first blocks that are free.
+    Decoding repairs: with too many blocks the longest stages shrink, with too few the shortest grow. Doublings after
+    the last block and duplicates are dropped; missing ones go to the first blocks of the later stages, then to the
+    first free blocks.
     """
 
     def __init__(self, bounds: ResNetBounds) -> None:
@@ -415,7 +413,7 @@ class _Genes:
         return "-".join(digits[begin : begin + length] for begin, length in zip((0, *firsts), lengths, strict=True))
 
 
-# Millions of designs share a few families: making one checks it, and that takes longer than the rest of an encoding.
+# Millions of designs share few families, and validating a new spec costs more than the rest of an encoding.
 @lru_cache(maxsize=_REMEMBERED)
 def _representative(block: BlockKind, paths: tuple[int, int], stages: int) -> ResNetSpec:
     return ResNetSpec(block, 8, "-".join("1" * stages), paths)

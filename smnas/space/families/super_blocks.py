@@ -1,11 +1,11 @@
 """Backbones of K1KXK1 super-blocks (MAE-DET, Sun et al., arXiv 2111.13336): one, or thousands of them as arrays.
 
 The moves and bounds are MAE-DET's: channels times 1.5, 1.25, 0.8, 0.6 or 0.5, rounded to multiples of 8; one or two
-bottlenecks more or fewer; the other kernel. Of this project are: that one of a super-block's four numbers is drawn for
-each move, each equally likely; that a super-block whose neighbour has moved is brought back inside the bounds instead
-of the child being thrown away; and that no kernel shrinks below 3.
+bottlenecks more or fewer; the other kernel. This project's choices: each move draws one of a super-block's four numbers
+uniformly; a super-block whose neighbour moved is repaired to the bounds instead of rejecting the child; and no kernel
+shrinks below 3.
 
-Moves are pure array functions of a population and a generator; no torch.
+Moves are pure array functions of a population and a generator. Imports no torch.
 """
 
 import math
@@ -43,14 +43,14 @@ _FACTORS = np.array([1.5, 1.25, 0.8, 0.6, 0.5])
 _STEPS = np.array([-2, -1, 1, 2])
 _KERNELS = (3, 5)
 _MOST_FIRST_REPEATS = 3
-_WIDEST_STEM = 512  # as the language of architectures allows
-_STEM = 0  # the block number of the stem in a move
+_WIDEST_STEM = 512  # as in the grammar
+_STEM = 0  # index of the stem in a move
 _ANY_IMAGE = (4096, 4096)
-_SAMPLE_MOVES = 20  # pairs of moves after which little of a parent's super-blocks is left
+_SAMPLE_MOVES = 20  # pairs of moves, after which little of the parent is left
 
 
 class SuperBlockBounds(StageBounds):
-    """What stage 2 may change in a backbone of super-blocks."""
+    """Bounds of stage 2 for super-block backbones."""
 
     super_block_layers: int = Field(
         default=0, ge=0, description="convolutions of a backbone of K1KXK1 super-blocks at most; 0 evolves none"
@@ -58,21 +58,21 @@ class SuperBlockBounds(StageBounds):
 
     @property
     def super_block_bounds(self) -> "MoveBounds":
-        """What moves of super-blocks keep; every kernel is allowed at every size of input."""
+        """The bounds of the moves, with every kernel allowed at every input size."""
         return MoveBounds(layers=self.super_block_layers, image=_ANY_IMAGE)
 
 
 @dataclass(frozen=True, order=True)
 class SuperBlock:
-    """A K1KXK1 super-block of MAE-DET (Sun et al., arXiv 2111.13336), ``256b64k3r3``: bottlenecks in a row.
+    """A K1KXK1 super-block of MAE-DET (Sun et al., arXiv 2111.13336), ``256b64k3r3``: consecutive bottlenecks.
 
-    Each one is a 1x1 convolution to ``width``, a ``kernel`` x ``kernel`` one and a 1x1 one to ``out``, with a shortcut.
+    Each is a 1x1 convolution to ``width``, a ``kernel`` x ``kernel`` one and a 1x1 one to ``out``, with a shortcut.
 
     Attributes:
-        out: Channels that it writes.
-        width: Channels inside, between the 1x1 convolutions.
-        kernel: Side of the middle convolution, 3 or 5.
-        repeats: How many bottlenecks.
+        out: Output channels.
+        width: Inner channels.
+        kernel: Kernel of the middle convolution, 3 or 5.
+        repeats: Number of bottlenecks.
     """
 
     out: int
@@ -104,7 +104,7 @@ class SuperBlock:
         return cls(*map(int, match.groups()))
 
     def not_larger(self, other: "SuperBlock") -> bool:
-        """Whether no number of it is larger than ``other``'s: a larger kernel holds a smaller one."""
+        """Whether none of its numbers exceeds ``other``'s: a larger kernel contains a smaller one."""
         return (
             self.out <= other.out
             and self.width <= other.width
@@ -117,12 +117,12 @@ class SuperBlock:
 class SuperBlockSpec(Backbone):
     """A backbone of K1KXK1 super-blocks, ``k1kxk1_{stem}_{stages}``.
 
-    Stages are joined by ``-`` and the super-blocks of a stage by ``.``; every stage halves the resolution at its first
-    bottleneck, the first stage that of the stem (C1), so that there is no second stem convolution and no pooling.
+    Stages are joined by ``-``, the super-blocks of a stage by ``.``. The first bottleneck of each stage halves the
+    resolution, so there is no second stem convolution and no pooling.
 
     Attributes:
-        stem: Channels of the stem.
-        stages: Super-blocks by stage, one to four stages; stage k ends at C_(k+1).
+        stem: Channels of the stem (C1).
+        stages: Super-blocks per stage, one to four stages; stage k ends at C_(k+1).
     """
 
     GRAMMAR: ClassVar = "k1kxk1_STEM_STAGES"
@@ -150,7 +150,7 @@ class SuperBlockSpec(Backbone):
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """See :class:`Backbone`, also for the other methods without a docstring."""
+        """See :class:`Backbone`, also for the other undocumented methods."""
         if not text.startswith("k1kxk1_"):
             return None
         match = re.fullmatch(r"k1kxk1_(\d{1,4})_([0-9bkr.-]+)", text)
@@ -164,12 +164,12 @@ class SuperBlockSpec(Backbone):
 
     @property
     def super_blocks(self) -> tuple[SuperBlock, ...]:
-        """All super-blocks, top to bottom."""
+        """All super-blocks in order."""
         return tuple(block for stage in self.stages for block in stage)
 
     @property
     def layout(self) -> tuple[int, ...]:
-        """Super-blocks by stage."""
+        """Number of super-blocks per stage."""
         return tuple(map(len, self.stages))
 
     @property
@@ -202,7 +202,7 @@ class SuperBlockSpec(Backbone):
                     read, stride = block.out, 1
 
     def not_larger(self, other: Self) -> bool:
-        """Super-blocks are compared one by one, their kernels too."""
+        """Super-blocks are compared one by one, kernels included."""
         return (
             self.stem <= other.stem
             and self.layout == other.layout
@@ -213,7 +213,7 @@ class SuperBlockSpec(Backbone):
         return len(self.stages) in bounds.stages and bounds.super_block_bounds.contains(self)
 
     def evolves(self, bounds: SuperBlockBounds, listed: Sequence[Backbone]) -> bool:
-        """They are evolved from whichever super-blocks a search begins with, listed or not."""
+        """Evolved from any initial super-blocks, listed or not."""
         return bounds.super_block_layers > 0 and self.inside(bounds)
 
     def variants(self, bounds: SuperBlockBounds) -> int:
@@ -221,7 +221,7 @@ class SuperBlockSpec(Backbone):
         return max(bounds.super_block_bounds.count(self.layout), 1) if evolved else 1
 
     def mutated(self, bounds: SuperBlockBounds, rng: np.random.Generator) -> "SuperBlockSpec | None":
-        """Two of MAE-DET's moves in a row."""
+        """Apply two of MAE-DET's moves."""
         if not bounds.super_block_layers or len(self.stages) not in bounds.stages:
             return self
         children, _ = mutate_super_blocks(SuperBlockPopulation.copies(self, 1), bounds.super_block_bounds, rng)
@@ -229,7 +229,7 @@ class SuperBlockSpec(Backbone):
         return child if child.inside(bounds) else None
 
     def sampled(self, bounds: SuperBlockBounds, rng: np.random.Generator) -> "SuperBlockSpec":
-        """A row of moves, without those that break the bounds."""
+        """Apply a sequence of moves, skipping those that break the bounds."""
         drawn = self
         if bounds.super_block_layers and len(self.stages) in bounds.stages:
             for _ in range(_SAMPLE_MOVES):
@@ -258,7 +258,7 @@ class SuperBlockSpec(Backbone):
 
 
 class _Genes:
-    """No genes: a backbone that is not listed is encoded as the first listed one of its layout."""
+    """No genes: an unlisted backbone is encoded as the first listed one of its layout."""
 
     genes = neutral = ()
 
@@ -281,9 +281,9 @@ class SuperBlockPopulation:
     """N backbones with the same stages, B super-blocks each.
 
     Attributes:
-        layout: Super-blocks by stage, e.g. ``(1, 1, 2, 1)``; they add up to B.
+        layout: Super-blocks per stage, e.g. ``(1, 1, 2, 1)``; their sum is B.
         stem: ``(N,)`` channels of the stem.
-        out, width, kernel, repeats: ``(N, B)`` numbers of every super-block.
+        out, width, kernel, repeats: ``(N, B)`` numbers of each super-block.
     """
 
     layout: tuple[int, ...]
@@ -295,7 +295,7 @@ class SuperBlockPopulation:
 
     @classmethod
     def copies(cls, spec: SuperBlockSpec, count: int) -> Self:
-        """``count`` times the same backbone."""
+        """``count`` copies of a backbone."""
         blocks = spec.super_blocks
         rows = [[getattr(block, name) for block in blocks] for name in ("out", "width", "kernel", "repeats")]
         columns = [np.tile(np.array(row, dtype=np.int64), (count, 1)) for row in rows]
@@ -303,7 +303,7 @@ class SuperBlockPopulation:
 
     @classmethod
     def of(cls, specs: Iterable[Backbone]) -> Self:
-        """The population of these super-block backbones, at least one, which have the same stages."""
+        """The population of one or more super-block backbones of the same layout."""
         population: Self | None = None
         for spec in specs:
             if not isinstance(spec, SuperBlockSpec):
@@ -338,7 +338,7 @@ class SuperBlockPopulation:
 
     @property
     def genes(self) -> Ints:
-        """``(N, 1 + 4 B)``: all numbers of a backbone in a row; two equal rows are one backbone."""
+        """``(N, 1 + 4 B)``: all numbers of a backbone in a row; equal rows are equal backbones."""
         return np.column_stack((self.stem, self.out, self.width, self.kernel, self.repeats))
 
     def spec(self, row: int) -> SuperBlockSpec:
@@ -351,25 +351,26 @@ class SuperBlockPopulation:
 
 
 def block_levels(layout: tuple[int, ...]) -> Ints:
-    """``(B,)``: the pyramid level that every super-block belongs to; the first stage is C2."""
+    """``(B,)``: pyramid level of each super-block; the first stage is C2."""
     return np.repeat(np.arange(2, 2 + len(layout)), layout)
 
 
 def block_halvings(layout: tuple[int, ...]) -> Mask:
-    """``(B,)``: which super-blocks halve the resolution, the first one of every stage."""
+    """``(B,)``: whether a super-block halves the resolution, as the first one of each stage does."""
     starts = np.concatenate(([0], np.cumsum(layout)[:-1]))
     return np.isin(np.arange(sum(layout)), starts)
 
 
 @dataclass(frozen=True)
 class MoveBounds:
-    """What the moves keep, beside ``in <= out <= 4 in`` and ``out / 10 <= width <= out``.
+    """Bounds of the moves, besides ``in <= out <= 4 in`` and ``out / 10 <= width <= out``.
 
     Attributes:
-        layers: Convolutions of the backbone, shortcuts not counted; the share of it that one super-block may have
-            follows from it. The whole is a budget of the search, not of a move.
-        image: (width, height) of the input in pixels: a kernel shrinks where 1.5 times its side is over a map's.
-        max_channels: Of the stem and of every super-block.
+        layers: Convolutions of the backbone, shortcuts excluded. Moves keep only the limit per super-block that follows
+            from it; the total is enforced by the search.
+        image: (width, height) of the input in pixels: a kernel shrinks where 1.5 times its size exceeds the feature
+            map.
+        max_channels: For the stem and each super-block.
     """
 
     layers: int = 91
@@ -377,12 +378,12 @@ class MoveBounds:
     max_channels: int = 2048
 
     def max_repeats(self, blocks: int) -> Ints:
-        """``(B,)``: repeats at most. The first super-block 3, the others shares of the layers (3 to a bottleneck)."""
+        """``(B,)``: at most 3 in the first super-block, an equal part of the layers (3 per bottleneck) in others."""
         others = max(1, int(self.layers / 3 / max(1, blocks - 1)))
         return np.array([_MOST_FIRST_REPEATS] + [others] * (blocks - 1), dtype=np.int64)
 
     def contains(self, spec: SuperBlockSpec) -> bool:
-        """Whether ``spec`` keeps the layers and every bound of the moves, but for the kernels'."""
+        """Whether ``spec`` satisfies all bounds but the kernels'."""
         most = self.max_repeats(len(spec.super_blocks)).tolist()
         if super_block_layers(spec) > self.layers or spec.stem > self.max_channels:
             return False
@@ -395,15 +396,15 @@ class MoveBounds:
         return True
 
     def count(self, layout: tuple[int, ...]) -> int:
-        """How many backbones of this layout with channels in multiples of 8 the bounds contain, exactly.
+        """Exact number of backbones of this layout inside the bounds, with channels in multiples of 8.
 
-        Block by block: a number of ways for every (channels written, bottlenecks so far).
+        Dynamic programming over blocks; the state is (output channels, bottlenecks so far).
         """
         depth = (self.layers - 1) // 3
         outs = range(8, self.max_channels + 1, 8)
         ways = {(stem, 0): 1 for stem in range(8, min(_WIDEST_STEM, self.max_channels) + 1, 8)}
         for most in self.max_repeats(sum(layout)).tolist():
-            # by depth: ways of everything that writes at most so many channels, so that a range is a difference
+            # per depth: cumulative over output channels, so that a range is a difference
             below = {used: list(accumulate(ways.get((out, used), 0) for out in (0, *outs))) for used in range(depth)}
             ways = {}
             for out in outs:
@@ -417,7 +418,7 @@ class MoveBounds:
         return sum(ways.values())
 
     def max_kernels(self, layout: tuple[int, ...]) -> Ints:
-        """``(B,)``: the largest kernel by the size of the map that a super-block writes, never below 3."""
+        """``(B,)``: largest kernel for the size of the feature map that a super-block writes, at least 3."""
         side = min(self.image)
         sides = np.ceil(side / 2.0 ** block_levels(layout))
         return np.where(sides >= 1.5 * _KERNELS[1], _KERNELS[1], _KERNELS[0]).astype(np.int64)
@@ -426,16 +427,10 @@ class MoveBounds:
 def mutate_super_blocks(
     parents: SuperBlockPopulation, bounds: MoveBounds, rng: np.random.Generator, moves: int = 2
 ) -> tuple[SuperBlockPopulation, Mask]:
-    """A child of every parent: ``moves`` moves in a row, each of one number of one block or of the stem's width.
-
-    Args:
-        parents: N backbones.
-        bounds: What every child keeps.
-        rng: Where all random numbers come from.
-        moves: Successive moves.
+    """Mutate every parent by ``moves`` successive moves, each of one number of one block or of the stem's width.
 
     Returns:
-        The N children, and ``(N, 1 + B)``: which blocks of each one (the stem first) moved to another number.
+        The N children, all inside ``bounds``, and ``(N, 1 + B)``: the blocks of each that changed, the stem first.
     """
     count, blocks = parents.out.shape
     rows = np.arange(count)
@@ -472,18 +467,18 @@ def mutate_super_blocks(
 
 
 def _scaled(channels: Ints, factor: NDArray[np.float64], most: int) -> Ints:
-    """Channels times a factor, to the nearest multiple of 8 (half upwards), from 8 to ``most``."""
+    """Channels times a factor, rounded to the nearest multiple of 8 (half up), from 8 to ``most``."""
     rounded = (np.floor(channels * factor / 8 + 0.5) * 8).astype(np.int64)
     return np.clip(rounded, 8, most)
 
 
 def _least_width(out: int) -> int:
-    """A tenth of the channels written, rounded up to a multiple of 8."""
+    """A tenth of the output channels, rounded up to a multiple of 8."""
     return -(-out // 80) * 8
 
 
 def _repair(stem: Ints, out: Ints, width: Ints, most: int) -> None:
-    """Bring ``in <= out <= 4 in`` and ``out / 10 <= width <= out`` back, top to bottom, in place."""
+    """Restore ``in <= out <= 4 in`` and ``out / 10 <= width <= out``, top to bottom, in place."""
     np.minimum(stem, min(_WIDEST_STEM, most), out=stem)
     read = stem
     for block in range(out.shape[1]):
@@ -493,12 +488,12 @@ def _repair(stem: Ints, out: Ints, width: Ints, most: int) -> None:
 
 
 def super_block_layers(spec: SuperBlockSpec) -> int:
-    """Convolutions of the backbone, shortcuts not counted: the stem and three to a bottleneck."""
+    """Convolutions of the backbone, shortcuts excluded: the stem and three per bottleneck."""
     return 1 + 3 * spec.depth
 
 
 def seed_like(stem: int, out: tuple[int, ...], width: tuple[int, ...], repeats: tuple[int, ...]) -> SuperBlockSpec:
-    """A backbone with one 3x3 super-block a stage, its channels rounded to multiples of 8."""
+    """A backbone with one 3x3 super-block per stage, its channels rounded to multiples of 8."""
 
     def rounded(channels: int) -> int:
         return max(8, math.floor(channels / 8 + 0.5) * 8)
@@ -508,7 +503,7 @@ def seed_like(stem: int, out: tuple[int, ...], width: tuple[int, ...], repeats: 
 
 
 def seed_of(backbone: Backbone) -> SuperBlockSpec:
-    """A backbone of super-blocks with the stem, the depths and the channels of ``backbone``'s stages."""
+    """A super-block backbone with the stem, depths and channels of ``backbone``."""
     if isinstance(backbone, SuperBlockSpec):
         return backbone
     stages = range(backbone.top_level - 1)
