@@ -1,4 +1,4 @@
-"""What a strategy and a scorer are given: the search that they work for, as one value."""
+"""The search that a strategy and a scorer work for, as one value."""
 
 import time
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from smnas.space.preset import Space
 __all__ = ["LatencyPredictor", "OnPrepare", "SearchContext"]
 
 OnPrepare = Callable[[str, float | None], None]
-"""Called with one line on what is being prepared, and with the fraction done where it is known."""
+"""Callback during preparation: a line of text, and the fraction done or None."""
 
 
 class LatencyPredictor(Protocol):
@@ -35,15 +35,13 @@ def _silent(_text: str, _done: float | None) -> None:
 
 @dataclass(frozen=True)
 class SearchContext:
-    """One search. It can be sent to a worker process as :meth:`portable`.
+    """One search; :meth:`portable` makes it picklable for a worker process.
 
     Attributes:
-        folder: The run folder. What a scorer or a strategy prepares is kept here, under a name of its own.
-        settings: What the search is run with.
-        space: Where it searches.
-        latency: Predicts end-to-end latency before anything is trained; None in a worker process.
-        time_limit_s: Seconds that this run of the search may take; None: no limit.
-        on_progress: Called while something is prepared.
+        folder: Run folder; scorers and strategies keep what they prepare here, under names of their own.
+        latency: Predicts end-to-end latency before any training; None in a worker process.
+        time_limit_s: Time limit of this run of the search; None: no limit.
+        on_progress: Called during preparation.
     """
 
     folder: Path
@@ -60,7 +58,7 @@ class SearchContext:
 
     @property
     def data(self) -> CocoFolder:
-        """The data set, opened at every access: keep it."""
+        """The data set, opened anew at every access."""
         facts = self.settings.data
         return CocoFolder(facts.root, drop_bad_boxes=facts.drop_bad_boxes)
 
@@ -71,16 +69,14 @@ class SearchContext:
 
     @property
     def slowest_ms(self) -> float | None:
-        """The latency limit with its tolerance; None without a limit."""
+        """The latency limit times its tolerance; None without a limit."""
         limit = self.settings.latency_ms
         return None if limit is None else limit * self.settings.latency_tolerance
 
     def known_ms(self, architecture: Architecture, until: float) -> float | None:
-        """Latency before anything is trained; None for a design that does not run, and from ``until`` on.
+        """Predicted end-to-end latency in ms; None for a design that does not run, and after ``until``.
 
-        Args:
-            architecture: The design.
-            until: A time of :func:`time.monotonic`: predicting may have to measure blocks first.
+        Predicting may measure blocks first, which ``until``, a :func:`time.monotonic`, bounds.
         """
         if self.latency is None or time.monotonic() > until:
             return None
@@ -90,6 +86,6 @@ class SearchContext:
             return None
 
     def portable(self) -> "SearchContext":
-        """The same search for a process of its own, without latency, time limit and progress."""
-        space = Space.model_construct(**dict(self.space))  # without the list of its structures
+        """The same search for another process, without latency, time limit and progress."""
+        space = Space.model_construct(**dict(self.space))  # without the cached list of structures
         return SearchContext(self.folder, self.settings, space)

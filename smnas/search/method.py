@@ -1,6 +1,6 @@
-"""Which strategy, scorer and prior go together, and the settings that follow from what they state.
+"""Compatible choices of strategy, scorer and prior, and the settings that follow from what they state.
 
-Pure functions of names or objects: nothing here knows a strategy or a scorer by its name.
+Nothing here depends on the name of a strategy or a scorer.
 """
 
 from dataclasses import dataclass
@@ -20,25 +20,14 @@ _STATED = ("name", "metric", "trains", "stops")
 
 @dataclass(frozen=True)
 class Method:
-    """How a search proposes and scores.
-
-    Attributes:
-        strategy: Proposes.
-        scorer: Scores what the search proposes.
-        prior: The name of a score without training that orders proposals, or None.
-    """
+    """A strategy, a scorer, and the name of the training-free score that orders proposals, or None."""
 
     strategy: StrategyKind
     scorer: ScorerFacts
     prior: str | None
 
     def settings(self, structural: int, modular: int) -> dict[str, Any]:
-        """The fields of :class:`~smnas.search.study.settings.SearchSettings` that follow.
-
-        Args:
-            structural: Trials of stage 1 that the user wants.
-            modular: Trials of stage 2.
-        """
+        """Fields of :class:`~smnas.search.study.settings.SearchSettings` that follow, for the trials of both stages."""
         return {
             "strategy": self.strategy.name,
             "scorer": self.scorer.name,
@@ -51,11 +40,9 @@ class Method:
         }
 
     def recipe(self, recipe: Recipe, images: int) -> Recipe:
-        """The recipe, with averaged weights for runs that are read before their learning rate has come down.
+        """Add averaged weights to the recipe of a strategy that stops runs before their learning rate has decayed.
 
-        Args:
-            recipe: The user's.
-            images: Of the training split. The weights are averaged over the steps of about an epoch.
+        The average covers about one epoch of steps over the ``images`` of the training split.
         """
         if not self.strategy.stops or recipe.ema_decay:
             return recipe
@@ -69,17 +56,17 @@ def choose_method(
     prior: str | None = None,
     final_epochs: int | None = None,
 ) -> Method:
-    """Check what goes together, and fill in the default strategy.
+    """Check that the choices go together, and fill in the default strategy.
 
     Args:
-        strategy: None: the one that the scorer states (else ``halving`` if it can stop, ``surrogate`` if not), or with
-            a prior the first strategy that gains by one, if that one does not.
-        scorer: Name or one's own.
-        prior: Name of a scorer that needs nothing but the architecture.
-        final_epochs: Epochs of the final phase; None: not decided yet.
+        strategy: None: the scorer's own default (else ``halving`` if it can stop, ``surrogate`` if not), or with a
+            prior that this one ignores, the first strategy that gains by one.
+        scorer: Name or object.
+        prior: Name of a scorer that needs only the architecture.
+        final_epochs: Epochs of the final phase; None: undecided.
 
     Raises:
-        UserError: a name is unknown, or two choices do not go together; one line that names the option.
+        UserError: an unknown name, or choices that do not go together; one line that names the option.
     """
     found = get_scorer(scorer)
     unsaid = next((member for member in _STATED if not hasattr(found, member)), None)

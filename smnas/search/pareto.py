@@ -1,7 +1,7 @@
 """Pareto fronts of (AP, latency): AP is maximised, latency minimised. Pure array functions over moocore.
 
-Ties: equal points do not dominate each other, so all of them are kept. NaN and infinity: a point with a value that is
-not finite is on no front, dominates nothing and adds no hypervolume.
+Equal points do not dominate each other, so all are kept. A point with a NaN or infinite value is on no front, dominates
+nothing and adds no hypervolume.
 """
 
 import math
@@ -31,14 +31,7 @@ def _finite(points: Points) -> NDArray[np.bool_]:
 
 
 def non_dominated(points: Points) -> NDArray[np.bool_]:
-    """Which points no other one dominates.
-
-    Args:
-        points: ``(N, 2)`` of (AP, latency).
-
-    Returns:
-        ``(N,)`` bool.
-    """
+    """Mask, ``(N,)``, of the points of ``(N, 2)`` (AP, latency) that no other point dominates."""
     on_front = np.zeros(len(points), dtype=np.bool_)
     finite = _finite(points)
     if finite.any():
@@ -47,7 +40,7 @@ def non_dominated(points: Points) -> NDArray[np.bool_]:
 
 
 def joined(front: Sequence[tuple[float, float]], point: tuple[float, float]) -> list[tuple[float, float]]:
-    """The front of a front and one more (AP, latency) point, in a time that only the front's length decides."""
+    """Add an (AP, latency) point to a front, in time linear in the front's length."""
     if not all(map(math.isfinite, point)) or any(_dominates(other, point) for other in front):
         return list(front)
     return [*(other for other in front if not _dominates(point, other)), point]
@@ -58,14 +51,7 @@ def _dominates(a: tuple[float, float], b: tuple[float, float]) -> bool:
 
 
 def front_layers(points: Points) -> NDArray[np.int64]:
-    """The layer of every point: 0 on the front, 1 on the front of the rest, and so on; -1 where a value is not finite.
-
-    Args:
-        points: ``(N, 2)`` of (AP, latency).
-
-    Returns:
-        ``(N,)`` int64.
-    """
+    """Front index, ``(N,)``, of ``(N, 2)`` points: 0 on the front, 1 on that of the rest, ...; -1 if not finite."""
     layers = np.full(len(points), -1, dtype=np.int64)
     finite = _finite(points)
     if finite.any():
@@ -74,10 +60,7 @@ def front_layers(points: Points) -> NDArray[np.int64]:
 
 
 def hypervolume(points: Points, reference: tuple[float, float]) -> float:
-    """The area that ``points`` dominate, bounded by ``reference`` = (lowest AP, highest latency in ms).
-
-    Points at or beyond the reference add nothing.
-    """
+    """Area that ``points`` dominate, bounded by ``reference`` = (lowest AP, highest latency in ms)."""
     finite = points[_finite(points)]
     inside = finite[(finite[:, 0] > reference[0]) & (finite[:, 1] < reference[1])]
     if len(inside) == 0:
@@ -86,24 +69,22 @@ def hypervolume(points: Points, reference: tuple[float, float]) -> float:
 
 
 def reference_point(points: Points) -> tuple[float, float]:
-    """A reference a tenth of the range beyond the worst of both values, so that the extremes count as well."""
+    """Reference a tenth of the range beyond the worst of both values, so that the extremes contribute too."""
     finite = points[_finite(points)]
     if len(finite) == 0:
         raise ValueError("a reference point needs at least one finite point, but got none")
     low, high = finite.min(axis=0), finite.max(axis=0)
-    # Where all values are equal any positive margin does: the order of contributions does not depend on it.
+    # If all values are equal any positive margin will do: the order of contributions does not depend on it.
     margin = np.where(high > low, 0.1 * (high - low), 0.1 * np.maximum(np.abs(high), 1e-9))
     return float(low[0] - margin[0]), float(high[1] + margin[1])
 
 
 def spread(points: Points, count: int) -> list[int]:
-    """Up to ``count`` points of the front, each the one that adds most hypervolume to those already taken.
-
-    That spreads them over latency: near a point that is taken there is little left to add.
+    """Pick up to ``count`` front points greedily by hypervolume contribution, which spreads them over latency.
 
     Returns:
-        Indices into ``points`` in the order of choice; of equal contributions the lower index. A point that adds
-        nothing (the second of two equal ones) is not taken.
+        Indices into ``points`` in order of choice; ties go to the lower index. A point that adds nothing (the second of
+        two equal ones) is left out.
     """
     candidates = [int(i) for i in np.flatnonzero(non_dominated(points))]
     if not candidates:

@@ -1,4 +1,4 @@
-"""The events of a running search. Rendering is the command line's."""
+"""Events of a running search; the command line renders them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,17 +12,16 @@ __all__ = ["SearchEvent", "SearchProgress", "is_timed", "planned_trainings"]
 
 @dataclass(frozen=True)
 class SearchEvent:
-    """The state of the search after a trial, or at the start of a training (``state`` is ``running``).
+    """State of the search after a trial, or at the start of a training run (``state`` is ``running``).
 
     Attributes:
-        trained: Training runs finished so far, of all stages; short ones count together, by their epochs.
-        total: Training runs planned, of all stages.
-        metric: What ``score`` and ``best_score`` are, such as ``AP``.
-        score: The trial's own result, where it has one.
-        best_score: Best one so far among the runs with the trial's epochs, within the latency limit if there is one.
-        front: (score, latency in ms) of the front of the search's trials, fastest first.
-        seconds_left: Estimate from the mean time of an epoch so far and the runs that run at once; None before the
-            first training ended.
+        trained: Training runs finished so far in all stages; partial runs count by their epochs.
+        total: Training runs planned in all stages.
+        metric: Metric of ``score`` and ``best_score``, such as ``AP``.
+        best_score: Best so far among runs of the same number of epochs, within the latency limit if there is one.
+        front: (score, latency in ms) of the Pareto front of the search, fastest first.
+        seconds_left: Estimate from the mean epoch time and the number of parallel runs; None before the first run
+            ended.
         reason: Why the trial failed or was pruned.
     """
 
@@ -43,23 +42,23 @@ class SearchEvent:
 
 
 def planned_trainings(settings: SearchSettings) -> tuple[int, int]:
-    """Training runs of the search with the baseline's, and of the final phase."""
+    """Training runs of the search, baseline included, and of the final phase."""
     search = 1 + settings.trials.structural + settings.trials.modular
     final = (1 + settings.top) * settings.final_seeds if settings.final_epochs else 0
     return search, final
 
 
 def is_timed(candidate: Candidate) -> bool:
-    """Whether it tells how long an epoch takes: trained here, not in another search or by a score without training."""
+    """Whether the trial gives an epoch time: trained here, not in another search or by a training-free score."""
     return candidate.state == "complete" and bool(candidate.seconds) and candidate.own_epochs > 0
 
 
 class SearchProgress:
-    """How far a search is, kept up to date trial by trial: an event takes as long after thousands of them as at first.
+    """Progress of a search, updated trial by trial: an event costs the same after thousands of trials as at first.
 
     Args:
         settings: The search's.
-        at_once: Training runs that can run at the same time.
+        at_once: Number of parallel training runs.
         candidates: Trials of earlier runs.
     """
 
@@ -71,12 +70,12 @@ class SearchProgress:
         self._timed_epochs = 0
         self._timed_s = 0.0
         self._front: list[tuple[float, float]] = []
-        self._best: dict[bool, Candidate] = {}  # of the final phase, and of the search
+        self._best: dict[bool, Candidate] = {}  # by whether of the final phase
         for candidate in candidates:
             self._add(candidate)
 
     def event(self, candidate: Candidate) -> SearchEvent:
-        """The event for a trial that begins or has ended; an ended one is told once."""
+        """The event of a trial that begins or has ended; to be called once for an ended one."""
         self._add(candidate)
         best = self._best.get(candidate.stage == "final")
         search, final = planned_trainings(self._settings)
@@ -121,7 +120,7 @@ class SearchProgress:
         settings = self._settings
         search, final = planned_trainings(settings)
         searched = self._spent / settings.epochs
-        # In the final phase nothing of the search is left, also where a stage ended before its planned number.
+        # In the final phase nothing of the search is left, even if a stage ended early.
         left = max(search - searched, 0) * settings.epochs / min(self._at_once, settings.generation)
         left = 0.0 if self._finals else left
         left += max(final - self._finals, 0) * settings.final_epochs / min(self._at_once, final or 1)

@@ -1,4 +1,4 @@
-"""Partial Order Pruning (Li et al., 2019): candidates that need not be trained because they are beaten already."""
+"""Partial Order Pruning (Li et al., 2019): skip candidates that are beaten before they are trained."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,20 +15,15 @@ def why_beaten(
 ) -> str | None:
     """Why ``architecture`` need not be trained, or None.
 
-    The AP of every trained architecture that is not smaller bounds its AP from above. It is beaten where a trained one
-    is faster and better than the lowest bound by ``margin`` at least.
-
-    Args:
-        architecture: The candidate.
-        latency_ms: Its predicted latency.
-        trained: Complete candidates of one budget.
-        margin: AP; a guard against the noise of short training runs.
+    Its AP is bounded from above by that of every trained architecture that is not smaller. It is beaten if a faster
+    trained one exceeds the lowest bound by at least ``margin`` (AP), a guard against the noise of short training runs.
+    All of ``trained`` are complete and of one training budget.
     """
     faster = [c for c in trained if c.point[1] < latency_ms]
     if not faster:
         return None
     winner = max(faster, key=lambda c: (c.point[0], -c.number))
-    # Comparing architectures is what takes time here, so only bounds that the winner beats are looked at.
+    # Comparing architectures dominates the cost, so only bounds that the winner beats are compared.
     beaten = [c for c in trained if winner.point[0] >= c.point[0] + margin and not_larger(architecture, c.architecture)]
     if not beaten:
         return None
@@ -41,15 +36,15 @@ def why_beaten(
 
 
 def broken_order(trained: Sequence[Candidate]) -> tuple[int, int]:
-    """How often the assumption behind the pruning failed.
+    """Count the pairs that break the assumption behind the pruning.
 
     Returns:
-        Pairs in which the smaller architecture had the higher AP, and all pairs that the order compares.
+        Pairs whose smaller architecture had the higher AP, and all comparable pairs.
     """
     groups: dict[tuple[object, ...], list[Candidate]] = defaultdict(list)
     for candidate in trained:
         a = candidate.architecture
-        # Members of different groups are never comparable; this only saves comparing them.
+        # Members of different groups are never comparable; grouping only saves time.
         groups[(a.rpn, a.input_width, a.input_height, type(a.head), type(a.neck), type(a.backbone))].append(candidate)
     broken = pairs = 0
     for group in groups.values():

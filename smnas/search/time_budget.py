@@ -1,4 +1,4 @@
-"""A search's time limit: when to stop proposing, so that what is being trained and the final phase end in time."""
+"""A search's time limit: when to stop proposing so that running training and the final phase end in time."""
 
 import math
 import time
@@ -12,13 +12,13 @@ __all__ = ["Clock"]
 
 
 class Clock:
-    """Runs from when it is made.
+    """A clock that starts when it is made.
 
     Args:
-        limit_s: Seconds that this run of the search may take; infinite without a limit.
-        settings: The search's, for the final phase that is to come.
-        at_once: Training runs at the same time.
-        now: Seconds that only go forward.
+        limit_s: Time limit of this run of the search; infinite without one.
+        settings: The search's.
+        at_once: Number of parallel training runs.
+        now: Monotonic seconds.
     """
 
     def __init__(
@@ -32,10 +32,10 @@ class Clock:
         self._was_up = False
 
     def is_up(self, share: float, candidates: Sequence[Candidate]) -> bool:
-        """Whether a training that is proposed now would end after ``share`` of the time for the search.
+        """Whether a training run proposed now would end after ``share`` of the limit less the final phase.
 
-        That is the limit less what the final phase will take. Both are expected from the mean time of an epoch so far,
-        a proposal as a whole training; until one is known they count nothing.
+        Both times are estimated from the mean epoch time so far, a proposal as a full-length run; they are 0 until one
+        is known.
         """
         if math.isinf(self._limit_s):
             return False
@@ -46,11 +46,11 @@ class Clock:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader of the ranking should know."""
+        """Notes for the reader of the ranking."""
         return ("Proposing stopped at the time limit; run again, the search resumes.",) if self._was_up else ()
 
     def _expected(self, candidates: Sequence[Candidate]) -> tuple[float, float]:
-        """Seconds that a generation takes, and the final phase."""
+        """Expected seconds of a generation, and of the final phase."""
         timed = [c for c in candidates if is_timed(c)]
         epochs = sum(c.reached_epoch for c in timed)
         if not epochs:

@@ -1,4 +1,4 @@
-"""How two ranked detectors compare: latencies by their intervals, APs by their spread over seeds."""
+"""Comparison of two ranked detectors: latencies by their intervals, APs by their spread over seeds."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +10,7 @@ __all__ = ["Accuracy", "RowLatency", "Speed", "accuracy", "alike", "latency", "o
 Speed = Literal["faster", "same", "slower"]
 Accuracy = Literal["better", "equal", "lower", "unknown"]
 
-_LEAST_AP_DIFFERENCE = 0.0005  # what three printed decimals can not show
+_LEAST_AP_DIFFERENCE = 0.0005  # below three printed decimals
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class RowLatency:
 
 
 def latency(row: RankingRow, measured: bool = True) -> RowLatency:
-    """The latency measured on the exported file, where there is one and it is wanted; else the predicted one."""
+    """Latency of the exported file if it was measured and is wanted; else the predicted one."""
     if measured and row.measured_latency_ms is not None:
         value, low, high = row.measured_latency_ms, row.measured_latency_low_ms, row.measured_latency_high_ms
         kind = "measured"
@@ -35,18 +35,18 @@ def latency(row: RankingRow, measured: bool = True) -> RowLatency:
 
 
 def alike(row: RankingRow, other: RankingRow) -> tuple[RowLatency, RowLatency]:
-    """Both latencies of one kind: measured where both were, else predicted."""
+    """Both latencies of one kind: measured if both were, else predicted."""
     both = row.measured_latency_ms is not None and other.measured_latency_ms is not None
     return latency(row, both), latency(other, both)
 
 
 def overlap(a: RowLatency, b: RowLatency) -> bool:
-    """Whether two latencies can not be told apart."""
+    """Whether two latency intervals overlap."""
     return a.low_ms <= b.high_ms and b.low_ms <= a.high_ms
 
 
 def speed(row: RankingRow, other: RankingRow) -> Speed:
-    """Whether ``row`` is faster than ``other``; ``same`` where their intervals overlap."""
+    """Speed of ``row`` against ``other``; ``same`` if their intervals overlap."""
     own, its = alike(row, other)
     if overlap(own, its):
         return "same"
@@ -54,7 +54,7 @@ def speed(row: RankingRow, other: RankingRow) -> Speed:
 
 
 def within_spread(row: RankingRow, other: RankingRow) -> bool:
-    """Whether two APs can not be told apart; False where the spread is not known and they differ."""
+    """Whether two APs of equal epochs agree within their spread over seeds; an unknown spread counts as 0."""
     if row.epochs != other.epochs:
         return False
     spread = 0.0 if row.ap_std is None or other.ap_std is None else row.ap_std + other.ap_std
@@ -62,10 +62,9 @@ def within_spread(row: RankingRow, other: RankingRow) -> bool:
 
 
 def accuracy(row: RankingRow, other: RankingRow) -> Accuracy:
-    """Whether the AP of ``row`` is better than that of ``other``.
+    """AP of ``row`` against ``other``.
 
-    ``equal`` within the spread over seeds, or to the printed three decimals; ``unknown`` where the two were not trained
-    for as long.
+    ``equal`` within the spread over seeds or three printed decimals, ``unknown`` for different numbers of epochs.
     """
     if row.epochs != other.epochs:
         return "unknown"

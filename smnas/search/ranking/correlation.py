@@ -1,4 +1,4 @@
-"""How well one number orders detectors as another one does."""
+"""Rank correlation between two numbers of the ranked detectors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ _LEAST_PAIRS = 3
 
 @dataclass(frozen=True)
 class Correlation:
-    """Kendall's tau-b between two numbers of the ranked detectors, NaN-free: it is left out where it is undefined.
+    """Kendall's tau-b between two numbers of the ranked detectors; left out where undefined.
 
     Attributes:
         what: Both numbers in words.
-        tau: -1 (opposite orders) to 1 (the same order).
+        tau: -1 (opposite orders) to 1 (same order).
         detectors: How many have both.
     """
 
@@ -27,7 +27,7 @@ class Correlation:
 
 
 def rank_correlations(rows: Sequence[RankingRow]) -> tuple[Correlation, ...]:
-    """AP in the search against AP in the final phase, and predicted against measured latency, where three have both."""
+    """AP in the search against the final phase, and predicted against measured latency, for three detectors or more."""
     ap = [(row.search_ap, row.ap) for row in rows if row.search_ap is not None]
     latency = [
         (row.predicted_latency_ms, row.measured_latency_ms) for row in rows if row.measured_latency_ms is not None

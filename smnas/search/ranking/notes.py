@@ -1,4 +1,4 @@
-"""What a reader of the ranking should know about how the search went, derived from its trials."""
+"""Notes for the reader of a ranking on how the search went, derived from its trials."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,10 @@ from smnas.search.study.settings import SearchSettings
 __all__ = ["OVER_LIMIT", "PRELIMINARY", "TOO_LARGE", "search_notes"]
 
 OVER_LIMIT = "over the latency limit"
-"""How the reason of a trial that is pruned for its latency begins."""
+"""Start of the reason of a trial that is pruned for its latency."""
 
 TOO_LARGE = "over the limit of parameters"
-"""How the reason of a trial that is pruned for its size begins."""
+"""Start of the reason of a trial that is pruned for its size."""
 
 PRELIMINARY = "The search has not finished: this ranking is preliminary."
 
@@ -22,13 +22,9 @@ PRELIMINARY = "The search has not finished: this ranking is preliminary."
 def search_notes(
     candidates: Sequence[Candidate], settings: SearchSettings, planned: Mapping[StageName, int], finished: bool
 ) -> tuple[str, ...]:
-    """One sentence for each thing worth knowing.
+    """One sentence for each noteworthy fact, given the ``planned`` training runs of each stage.
 
-    Args:
-        candidates: All trials.
-        settings: The search's.
-        planned: Training runs of the whole budget that each stage was to make.
-        finished: Whether nothing is left to do; else the first note says that the ranking is preliminary.
+    Unless ``finished``, the first note says that the ranking is preliminary.
     """
     notes = [] if finished else [PRELIMINARY]
     verb = "trained" if settings.trains else "scored"

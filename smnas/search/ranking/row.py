@@ -13,20 +13,18 @@ class RankingRow:
     """One detector of the ranking; the field names are the files' columns.
 
     Attributes:
-        rank: 1 is the recommended one.
-        role: The baseline, or a candidate of the search.
-        stage: The stage whose training runs the AP is from: ``final`` where it was trained again.
-        on_front: Not dominated in (AP, predicted latency) by an architecture trained with the same budget.
+        rank: 1 is recommended.
+        stage: Stage that trained the AP: ``final`` if trained again.
+        on_front: Not dominated in (AP, predicted latency) by an architecture of the same training budget.
         ap: Mean over the seeds, in 0..1.
         ap_std: Sample standard deviation over the seeds; None with one seed.
-        seeds: The training runs' seeds, as ``ap_per_seed`` is ordered.
+        seeds: In the order of ``ap_per_seed``.
         predicted_latency_ms: From the latency table, with its interval.
-        measured_latency_ms: Of the exported file, with its interval; None until it is exported.
-        flops: Floating-point operations for one image.
-        checkpoint: The weights of the seed with the best AP, relative to the run folder.
-        model: The exported file, relative to the run folder; None until it is exported.
-        exported_ap: AP of the exported file.
-        search_ap: AP of the search's training, where the final phase trained it again.
+        measured_latency_ms: Of the exported file, with its interval; None until exported.
+        flops: Floating-point operations per image.
+        checkpoint: Weights of the seed with the best AP, relative to the run folder.
+        model: Exported file, relative to the run folder; None until exported.
+        search_ap: AP in the search, if the final phase trained it again.
     """
 
     rank: int

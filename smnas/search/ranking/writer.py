@@ -1,4 +1,4 @@
-"""When a search writes its ranking, and what it says there."""
+"""When a search writes its ranking, and with which notes."""
 
 import math
 import time
@@ -15,7 +15,7 @@ from smnas.search.study.settings import SearchSettings
 __all__ = ["RankingWriter"]
 
 _EVERY_S = 5.0
-_SHARE = 0.05  # of the time, at most: ranking takes longer the more there is to rank
+_SHARE = 0.05  # of the time at most: ranking costs more the more there is to rank
 
 
 @dataclass
@@ -23,8 +23,6 @@ class RankingWriter:
     """Writes the ranking of a run folder.
 
     Attributes:
-        folder: The run folder.
-        settings: The search's.
         planned: Trial budget of each stage.
         due_s: When the next preliminary ranking is due, by :func:`time.monotonic`.
     """
@@ -35,7 +33,7 @@ class RankingWriter:
     due_s: float = field(default=-math.inf, init=False)
 
     def preliminary(self, candidates: Sequence[Candidate], notes: Sequence[str]) -> None:
-        """Write one, if it is due."""
+        """Write a preliminary ranking, if it is due."""
         began = time.monotonic()
         if began >= self.due_s:
             self._write(candidates, notes, finished=False)
@@ -43,7 +41,7 @@ class RankingWriter:
             self.due_s = now + max(_EVERY_S, (now - began) / _SHARE)
 
     def final(self, candidates: Sequence[Candidate], notes: Sequence[str]) -> Ranking:
-        """The ranking of a finished search; that of an earlier run, which an export may have completed, if it holds."""
+        """Ranking of a finished search; an earlier one that still holds is kept, as an export may have completed it."""
         if RunFolder(self.folder).ranking.exists():
             before = read_ranking(self.folder)
             if PRELIMINARY not in before.notes and same_trainings(before, rank(candidates, self.settings.latency_ms)):

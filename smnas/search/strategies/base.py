@@ -1,11 +1,11 @@
-"""What a search strategy is: a row of stages, each of which proposes the next architecture.
+"""Search strategies: a sequence of stages, each of which proposes the next architecture.
 
-A strategy is made from the :class:`~smnas.search.context.SearchContext`. A function that does it is enough::
+A strategy is made from the :class:`~smnas.search.context.SearchContext`. A function is enough::
 
     def cheapest_first(context: SearchContext) -> Strategy:
         return Strategy("cheapest-first", (CheapestFirst(context.choices, context.trials),))
 
-A strategy with other needs than the defaults states them in a :class:`StrategyKind`.
+Needs other than the defaults are stated in a :class:`StrategyKind`.
 """
 
 from collections.abc import Callable, Sequence, Set
@@ -29,30 +29,27 @@ class SearchStage(Protocol):
 
     @property
     def name(self) -> StageName:
-        """The label of its trials; ``joint`` searches both spaces at once."""
+        """Label of its trials; ``joint`` searches both spaces at once."""
         ...
 
     @property
     def trials(self) -> int:
-        """Trial budget, in training runs of the full number of epochs; shorter runs count by their epochs.
-
-        Pruned and failed trials do not count.
-        """
+        """Trial budget in full-length training runs: partial ones count by epochs, pruned and failed ones do not."""
         ...
 
     def ask(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
-        """The next architecture; None where the stage finds no more.
+        """The next architecture; None if the stage finds no more.
 
-        It is none that ``history`` holds, unless a stopped training run resumes (a ``promotion``). A pure function of
-        its arguments: a search that was killed and resumed proposes the same architectures. A history that is kept up
-        to date (:class:`smnas.search.study.history.History`) is answered faster than a list of the same trials.
+        It is new to ``history``, unless a stopped training run resumes (a ``promotion``). A pure function of its
+        arguments, so that a search that was killed and resumes proposes the same architectures. A
+        :class:`smnas.search.study.history.History` is faster than a list of the same trials.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """A named row of stages, run one after the other."""
+    """A named sequence of stages, run one after the other."""
 
     name: str
     stages: tuple[SearchStage, ...]
@@ -60,15 +57,14 @@ class Strategy:
 
 @dataclass(frozen=True)
 class StrategyKind:
-    """How a strategy is made, and what it needs: known before the search is.
+    """How a strategy is made and what it needs, known before the search is.
 
     Attributes:
-        name: What ``--strategy`` takes, and ``settings.json`` keeps.
-        make: Makes it, once the run folder exists and before the first trial. It may prepare: what takes long is kept
-            in ``context.folder`` and found there by a search that resumes, and ``context.on_progress`` is called
-            meanwhile.
+        name: Value of ``--strategy``, kept in ``settings.json``.
+        make: Makes it, once the run folder exists and before the first trial. Expensive preparation is kept in
+            ``context.folder`` for a search that resumes, and reported to ``context.on_progress``.
         stops: It stops training runs and resumes some of them, so its scorer must be able to.
-        takes_prior: It gains by a prior that orders its proposals; one with a model of its own does not.
+        takes_prior: It gains by a prior on its proposals; one with a model of its own does not.
         one_stage: All trials are modular.
     """
 
@@ -79,14 +75,14 @@ class StrategyKind:
     one_stage: bool = False
 
     def split(self, structural: int, modular: int) -> StageTrials:
-        """The trial budget of each stage, from the user's two numbers."""
+        """Trial budget of each stage, from the user's two numbers."""
         return StageTrials(
             structural=0 if self.one_stage else structural, modular=modular + structural * self.one_stage
         )
 
 
 def first_unseen(draw: Callable[[], Architecture | None], seen: Set[Architecture]) -> Architecture | None:
-    """The first of 200 draws that is one and not in ``seen``; None where there is none."""
+    """First of 200 draws that is neither None nor in ``seen``; None if there is none."""
     for _ in range(_TRIES):
         architecture = draw()
         if architecture is not None and architecture not in seen:

@@ -1,4 +1,4 @@
-"""The strategies by name."""
+"""Strategies by name."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ from smnas.search.strategies.sm_nas import SM_NAS
 __all__ = ["STRATEGIES", "AnyStrategy", "UnknownStrategyError", "get_strategy"]
 
 AnyStrategy = str | StrategyKind | Callable[[SearchContext], Strategy]
-"""A name, or one's own: a kind, or a function whose name is the strategy's."""
+"""A name, a :class:`StrategyKind`, or a function whose name is the strategy's."""
 
 STRATEGIES: dict[str, StrategyKind] = {
     "sm-nas": SM_NAS,
@@ -33,11 +33,7 @@ class UnknownStrategyError(UserError):
 
 
 def get_strategy(strategy: AnyStrategy) -> StrategyKind:
-    """Find a strategy.
-
-    Raises:
-        UnknownStrategyError: unknown name.
-    """
+    """Find a strategy; raises :class:`UnknownStrategyError`."""
     if isinstance(strategy, StrategyKind):
         return strategy
     if not isinstance(strategy, str):

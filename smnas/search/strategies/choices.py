@@ -1,7 +1,7 @@
-"""What a strategy knows of a space: how designs are drawn, varied, and written as genes.
+"""A space as strategies see it: how designs are drawn, varied and encoded as genes.
 
-Strategies see no detectors. A design is an opaque value that can be compared, hashed and printed, so that other
-problems can be searched with the same strategies.
+A design is an opaque value that can be compared, hashed and printed, so that the same strategies can search other
+problems.
 """
 
 from collections.abc import Sequence
@@ -21,49 +21,49 @@ __all__ = ["Choices", "DetectorChoices"]
 
 
 class Choices(Protocol):
-    """A space as a strategy sees it. Every draw is a pure function of its arguments and the generator."""
+    """Interface of a space to strategies. Every draw is a pure function of its arguments and the generator."""
 
     @property
     def structures(self) -> Sequence[Architecture]:
-        """Every design of the structural stage."""
+        """All designs of the structural stage."""
         ...
 
     @property
     def genes(self) -> tuple[Gene, ...]:
-        """What :meth:`encode` writes a design as."""
+        """Genes of :meth:`encode`."""
         ...
 
     def random_structure(self, rng: np.random.Generator) -> Architecture:
-        """One of the structures; raises :class:`SpaceError` where there is none."""
+        """A random structure; raises :class:`SpaceError` if there is none."""
         ...
 
     def random_variant(self, structure: Architecture, rng: np.random.Generator) -> Architecture:
-        """A random design with this structure; raises :class:`SpaceError` where none may be proposed."""
+        """A random design of this structure; raises :class:`SpaceError` if none may be proposed."""
         ...
 
     def mutated_structure(self, parent: Architecture, rng: np.random.Generator) -> Architecture:
-        """A structure near this one; raises :class:`SpaceError` where there is none."""
+        """A structure near this one; raises :class:`SpaceError` if there is none."""
         ...
 
     def mutated_variant(self, parent: Architecture, rng: np.random.Generator) -> Architecture:
-        """A design near this one with the same structure; raises :class:`SpaceError` where there is none."""
+        """A design near this one with the same structure; raises :class:`SpaceError` if there is none."""
         ...
 
     def encode(self, design: Architecture) -> tuple[int, ...]:
-        """The genes of a design of either stage."""
+        """Genes of a design of either stage."""
         ...
 
     def decode(self, genes: Sequence[int]) -> Architecture | None:
-        """The design of a row of genes, repaired to the space's rules; None where that is not possible."""
+        """Design of these genes, repaired to the space's rules; None if that is impossible."""
         ...
 
     def vector(self, design: Architecture) -> NDArray[np.float64]:
-        """Features for models of AP and latency, roughly in 0..1 each."""
+        """Features for models of AP and latency, each roughly in 0..1."""
         ...
 
 
 class DetectorChoices:
-    """A space of detectors as strategies see it."""
+    """Choices of a space of detectors."""
 
     def __init__(self, space: Space) -> None:
         self._space = space

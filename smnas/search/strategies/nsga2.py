@@ -1,11 +1,10 @@
 """NSGA-II (Deb et al., 2002) through optuna's own sampler, over a space's genes.
 
-optuna keeps the population, selects by fronts and crowding, crosses and mutates; here are only the translation of
-designs to its parameters and back, and that a stage is asked with a history. The sampler is told the history in
-the order of its trials, so that what it proposes is a function of the history and the generator.
+optuna keeps the population, selects by fronts and crowding, crosses and mutates; this module translates designs to its
+parameters and back. The sampler replays the history in trial order, so that a proposal is a function of the history and
+the generator.
 
-Genes that optuna crosses into something that does not fit together are repaired by :mod:`smnas.space.encoding`; what is
-refused even so, and what was looked at before, is drawn again.
+Invalid crossovers are repaired by :mod:`smnas.space.encoding`; those beyond repair or already seen are drawn again.
 """
 
 import warnings
@@ -34,7 +33,7 @@ _TRIES = 50
 
 
 def nsga2(choices: Choices, trials: int) -> Strategy:
-    """The strategy ``nsga2``: both spaces at once, with a fifth of ``trials``, 8 to 50, as its population."""
+    """The strategy ``nsga2``: both spaces at once, with a population of a fifth of ``trials``, 8 to 50."""
     population = min(max(trials // _TRIALS_PER_MEMBER, _POPULATION[0]), _POPULATION[1])
     return Strategy("nsga2", (Nsga2Stage(choices, trials, population),))
 
@@ -43,9 +42,9 @@ class Nsga2Stage:
     """A first population of random designs, then optuna's children.
 
     Args:
-        choices: Where to search.
+        choices: Search space.
         trials: Candidates to train.
-        population: Of every generation.
+        population: Size of every generation.
     """
 
     name: StageName = "joint"
@@ -55,8 +54,7 @@ class Nsga2Stage:
         self.trials = trials
         self.population = population
         self._study: optuna.Study | None = None
-        # What the study was told. It saves telling everything again for every ask and decides nothing: another history
-        # begins another study.
+        # Trials of the study, a cache: another history starts another study.
         self._told: list[tuple[Architecture, tuple[float, float]]] = []
 
     def ask(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
@@ -87,7 +85,7 @@ class Nsga2Stage:
         }
 
     def _tell(self, known: list[tuple[Architecture, tuple[float, float]]]) -> optuna.Study:
-        """The study that was told exactly ``known``, in this order."""
+        """The study of exactly ``known``, in this order."""
         if self._study is None or self._told != known[: len(self._told)]:
             verbosity = optuna.logging.get_verbosity()
             optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -96,7 +94,7 @@ class Nsga2Stage:
             self._told = []
         distributions = self._distributions
         for design, point in known[len(self._told) :]:
-            # Asked and told, not added: the sampler files a trial under its generation when it is asked.
+            # `ask` and `tell` instead of `add_trial`: the sampler assigns the generation in `ask`.
             genes = dict(zip(distributions, self.choices.encode(design), strict=True))
             self._study.enqueue_trial(genes)
             self._study.tell(self._study.ask(distributions), point)

@@ -1,7 +1,7 @@
-"""A score without training in front of one with: of a few proposals only the highest one is looked at.
+"""Pre-screening of proposals by a training-free score: of a few only the highest one is evaluated.
 
-It orders what is trained; it never judges what was. As the entropy is close to a depth count, proposals over the
-latency limit are set aside first, so that the deepest one does not always win.
+It orders proposals and never judges results. Entropy is close to a depth count, so proposals over the latency limit are
+set aside first, lest the deepest always wins.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,11 +18,11 @@ __all__ = ["PriorStage", "with_prior"]
 
 @dataclass(frozen=True)
 class PriorStage:
-    """A stage whose proposals are the best of several of another stage's.
+    """A stage that proposes the best of several of another stage's proposals.
 
     Attributes:
-        stage: Proposes.
-        prior: Scores an architecture without training; greater is better.
+        stage: Source of the proposals.
+        prior: Training-free score of an architecture; greater is better.
         fits: Whether an architecture is fast enough to be trained.
         draws: Proposals to choose from.
     """
@@ -43,14 +43,14 @@ class PriorStage:
         return self.stage.trials
 
     def ask(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
-        """See :class:`smnas.search.strategies.base.SearchStage`. Of equal scores the first proposal is taken."""
+        """See :class:`smnas.search.strategies.base.SearchStage`. Ties go to the first proposal."""
         drawn: dict[Architecture, Proposal] = {}
         for _ in range(self.draws):
             proposal = self.stage.ask(history, rng)
             if proposal is None:
                 break
             if proposal.origin == "promotion":
-                return proposal  # a training that goes on was chosen by what it showed
+                return proposal  # a run that resumes was chosen by its results
             drawn.setdefault(proposal.architecture, proposal)
         fitting = [proposal for proposal in drawn.values() if self.fits(proposal.architecture)]
         return max(
@@ -61,6 +61,6 @@ class PriorStage:
 def with_prior(
     strategy: Strategy, prior: Callable[[Architecture], float], fits: Callable[[Architecture], bool], draws: int
 ) -> Strategy:
-    """The strategy with a prior in every stage."""
+    """Put a prior in front of every stage."""
     stages = tuple(PriorStage(stage, prior, fits, draws) for stage in strategy.stages)
     return Strategy(strategy.name, stages)

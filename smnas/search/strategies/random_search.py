@@ -1,4 +1,4 @@
-"""Random search over the same two spaces: the control that every other strategy is compared with."""
+"""Random search over the same two spaces: the control for every other strategy."""
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
@@ -26,12 +26,12 @@ def random_search(choices: Choices, *, structural_trials: int, modular_trials: i
 
 
 def random_unseen_structure(choices: Choices, seen: Set[Architecture], rng: np.random.Generator) -> Proposal | None:
-    """A random structure that is not in ``seen``; None where all are."""
+    """A random structure that is not in ``seen``; None if all are."""
     if all(architecture in seen for architecture in choices.structures):
         return None
     drawn = first_unseen(partial(choices.random_structure, rng), seen)
     if drawn is None:
-        # Almost everything was looked at: draws miss what is left, so it is listed instead.
+        # Almost all are seen: draws miss the rest, so it is listed instead.
         left = [architecture for architecture in choices.structures if architecture not in seen]
         drawn = left[int(rng.integers(len(left)))]
     return Proposal(drawn, "random")
@@ -39,7 +39,7 @@ def random_unseen_structure(choices: Choices, seen: Set[Architecture], rng: np.r
 
 @dataclass(frozen=True)
 class RandomStructuralStage:
-    """Structural choices drawn at random, without repetition."""
+    """Random structures without repetition."""
 
     choices: Choices
     trials: int
@@ -52,7 +52,7 @@ class RandomStructuralStage:
 
 @dataclass(frozen=True)
 class RandomModularStage:
-    """Random codes and widths for random structures."""
+    """Random modular variants of random structures."""
 
     choices: Choices
     trials: int
@@ -62,7 +62,7 @@ class RandomModularStage:
         """See :class:`smnas.search.strategies.base.SearchStage`."""
         try:
             architecture = first_unseen(partial(random_design, self.choices, rng), History.of(history).seen)
-        except SpaceError:  # nothing that may be proposed is left
+        except SpaceError:  # nothing valid is left
             return None
         return None if architecture is None else Proposal(architecture, "random")
 

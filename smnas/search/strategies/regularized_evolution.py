@@ -1,9 +1,9 @@
 """Regularized evolution (Real et al., AAAI 2019, arXiv 1802.01548), for two objectives.
 
-The population is the most recently trained designs: the oldest dies, however good it is. A parent is chosen by a
-tournament, and its mutation is trained next; there is no crossover. The paper's tournament is won by the highest
-accuracy. Here it is won by a design that no other one of the tournament dominates in (AP, latency), drawn at random
-where there are several; sizes that follow the number of training runs are choices of this project, too.
+The population is the most recently trained designs: the oldest dies, however good it is. A tournament chooses the
+parent, whose mutation is trained next; there is no crossover. In the paper the highest accuracy wins; here a design
+that no other one of the tournament dominates in (AP, latency), a random one of several. Sizes that scale with the trial
+budget are this project's choice, too.
 """
 
 from collections.abc import Sequence
@@ -30,10 +30,8 @@ _TOURNAMENT_SHARE = 0.25
 def regularized_evolution(choices: Choices, trials: int) -> Strategy:
     """The strategy ``regularized-evolution``: both spaces at once.
 
-    Args:
-        choices: Where to search.
-        trials: Candidates to train. A fifth of them is the population, 8 to 100; the paper's is 100 of 20,000. A
-            quarter of the population is in a tournament, as in the paper.
+    The population is a fifth of ``trials``, 8 to 100 (the paper: 100 of 20,000), a tournament a quarter of it, as
+    there.
     """
     population = min(max(trials // _TRIALS_PER_MEMBER, _POPULATION[0]), _POPULATION[1])
     sample = max(2, round(population * _TOURNAMENT_SHARE))

@@ -1,9 +1,9 @@
 """SM-NAS's two stages (Yao et al., AAAI 2020, arXiv 1911.09929).
 
-Stage 1 evolves combinations of modules; stage 2 starts from several of its Pareto points and evolves the depth, the
-widths and the stage layout inside the modules, each within its latency window. Mutation only, no crossover, and a
-share of random candidates in both. How many Pareto points stage 2 starts from, where their windows end, and that
-training runs are shared out evenly between them, are choices of this project.
+Stage 1 evolves combinations of modules; stage 2 starts from several of its Pareto points and evolves depth, widths and
+stage layout inside the modules, each within its latency window. Both mutate without crossover, and draw a fraction of
+candidates at random. The number of Pareto points, the borders of their windows and the even split of training runs
+between them are choices of this project.
 """
 
 import math
@@ -46,12 +46,12 @@ def sm_nas(
     """The strategy ``sm-nas``.
 
     Args:
-        choices: Where both stages search.
-        structural_trials: Candidates that stage 1 trains.
-        modular_trials: Candidates that stage 2 trains.
-        random_share: Share of random candidates in each stage.
-        parents: Pareto points of stage 1 that stage 2 starts from, at most.
-        latency_limit_ms: Stage 2 starts from points within this latency only, where there are any.
+        choices: Search space.
+        structural_trials: Training runs of stage 1.
+        modular_trials: Training runs of stage 2.
+        random_share: Fraction of random candidates in each stage.
+        parents: Most Pareto points of stage 1 that stage 2 starts from.
+        latency_limit_ms: Limits these points to this latency, unless none is within it.
     """
     return Strategy(
         "sm-nas",
@@ -63,7 +63,7 @@ def sm_nas(
 
 
 def _quota(trials: int, share: float) -> int:
-    """How many of ``trials`` are random: every fifth one for a share of 0.2."""
+    """Number of random candidates among ``trials``: every fifth one for a share of 0.2."""
     return math.floor(trials * share + 1e-9)  # 15 * 0.2 is a little more than 3, 10 * 0.7 a little less than 7
 
 
@@ -101,7 +101,7 @@ class StructuralStage:
 def modular_parents(
     history: Sequence[Candidate], count: int, latency_limit_ms: float | None = None
 ) -> tuple[Candidate, ...]:
-    """The Pareto points of stage 1 and the baseline that stage 2 evolves, spread by hypervolume contribution.
+    """Pareto points of stage 1 and the baseline that stage 2 evolves, spread by hypervolume contribution.
 
     Points over the latency limit are left out unless nothing is within it.
     """
@@ -112,9 +112,9 @@ def modular_parents(
 
 
 def latency_windows(parents: Sequence[Candidate]) -> tuple[float, ...]:
-    """Where the windows of stage 2 end, ascending: half way, in ratio, between neighbouring parents' latencies.
+    """Upper borders of stage 2's windows, ascending: geometric means of neighbouring parents' latencies.
 
-    The first window begins at 0 and the last one has no end, so there is one border fewer than parents.
+    The first window begins at 0 and the last one is open, so there is one border fewer than parents.
     """
     latencies = sorted(c.point[1] for c in parents)
     return tuple(math.sqrt(a * b) for a, b in pairwise(latencies))
@@ -122,7 +122,7 @@ def latency_windows(parents: Sequence[Candidate]) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class _Family:
-    """One window of stage 2: its Pareto point of stage 1, and what stage 2 trained inside the window."""
+    """A window of stage 2: its Pareto point of stage 1, and the trials of stage 2 inside the window."""
 
     root: Candidate
     members: list[Candidate]
@@ -136,9 +136,9 @@ class ModularStage:
 
     The window whose parents had the fewest trained children is next. A random candidate (every fifth, for a share of
     0.2) varies the window's Pareto point of stage 1 at random; the others mutate a member of the window's own front. A
-    child that is faster or slower than its window is a member of the window that it falls into.
+    child that misses its window joins the one that it falls into.
 
-    It remembers the last Pareto points of stage 1, which another stage would find the same.
+    The last Pareto points of stage 1 are cached.
     """
 
     choices: Choices
@@ -156,8 +156,8 @@ class ModularStage:
         trials = History.of(history)
         own = trials.tally("modular")
         origin: Origin = "random" if own.random < _quota(own.trainings + 1, self.random_share) else "mutation"
-        # Trained children first; of equals the window that was asked least, so that one whose candidates are all over
-        # the latency limit does not keep the turn.
+        # Fewest trained children first, then fewest proposals, so that a window whose candidates are all over the
+        # latency limit does not keep the turn.
         for family in sorted(self._families(trials), key=lambda f: (f.trained, f.asked)):
             proposal = self._child(family, origin, trials.seen, rng)
             if proposal is not None:
@@ -165,11 +165,11 @@ class ModularStage:
         return None
 
     def _families(self, trials: History) -> list[_Family]:
-        """In the order in which the Pareto points were chosen."""
+        """Windows in the order in which their Pareto points were chosen."""
         roots = self._roots([c for c in trials.whole if c.stage in _BEFORE_STAGE_2])
         borders = latency_windows(roots)
         own = [c for c in trials if c.stage == "modular"]
-        # Parents are chosen inside the window that asks, so a child's parent tells which one asked for it.
+        # Parents lie in the window that proposes, so a child's parent identifies its window.
         latency_ms = {str(c.architecture): c.point[1] for c in trials.whole}
         asked: Counter[int] = Counter()
         trained: Counter[int] = Counter()
@@ -185,7 +185,7 @@ class ModularStage:
         return [_Family(root, inside[at], asked[at], trained[at]) for root, at in zip(roots, places, strict=True)]
 
     def _roots(self, known: list[Candidate]) -> tuple[Candidate, ...]:
-        """The parents that the training runs before this stage give; the last ones are kept, as those do not change."""
+        """Parents from the training runs before this stage, cached as those no longer change."""
         if self._last_roots is None or self._last_roots[0] != known:
             self._last_roots = known, modular_parents(known, self.parents, self.latency_limit_ms)
         return self._last_roots[1]

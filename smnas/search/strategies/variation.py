@@ -1,4 +1,4 @@
-"""Small and large steps in the whole space, both stages at once, for the strategies that search it in one."""
+"""Small and large steps in the whole space, for strategies that search both stages at once."""
 
 import numpy as np
 
@@ -9,23 +9,19 @@ from smnas.space.preset import SpaceError
 __all__ = ["crossed", "mutated", "random_design"]
 
 _TRIES = 20
-_REACH = 2  # how far an ordered gene moves at most
+_REACH = 2  # largest step of an ordered gene
 _MOST_GENES = 2
 
 
 def random_design(choices: Choices, rng: np.random.Generator) -> Architecture:
-    """A random variant of a random structure.
-
-    Raises:
-        SpaceError: nothing may be proposed.
-    """
+    """A random variant of a random structure; raises :class:`SpaceError` if nothing may be proposed."""
     return choices.random_variant(choices.random_structure(rng), rng)
 
 
 def mutated(choices: Choices, parent: Architecture, rng: np.random.Generator) -> Architecture | None:
-    """A design near ``parent``: every other time SM-NAS's move inside the modules, else one or two genes changed.
+    """A design near ``parent``: half of the time SM-NAS's move inside the modules, else one or two genes changed.
 
-    An ordered gene moves by one or two, another one is drawn anew. None where 20 tries gave nothing else.
+    An ordered gene moves by one or two, any other is drawn anew. None if 20 tries change nothing.
     """
     for _ in range(_TRIES):
         if rng.random() < 0.5:
@@ -55,7 +51,7 @@ def _moved(choices: Choices, parent: Architecture, rng: np.random.Generator) -> 
 
 
 def crossed(choices: Choices, a: Architecture, b: Architecture, rng: np.random.Generator) -> Architecture | None:
-    """A design that has every gene from one of two parents; None where repair fails or it is a parent again."""
+    """Uniform crossover of two parents' genes; None if repair fails or the child is a parent again."""
     from_b = rng.random(len(choices.genes)) < 0.5
     genes = [y if other else x for x, y, other in zip(choices.encode(a), choices.encode(b), from_b, strict=True)]
     child = choices.decode(genes)

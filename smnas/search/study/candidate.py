@@ -1,4 +1,4 @@
-"""What the search knows about one architecture it looked at, and what a strategy proposes next."""
+"""A trial of a search, and a strategy's next proposal."""
 
 import math
 from collections.abc import Mapping
@@ -18,13 +18,12 @@ State = Literal["running", "complete", "failed", "pruned"]
 
 @dataclass(frozen=True)
 class Proposal:
-    """An architecture to look at next.
+    """An architecture to evaluate next.
 
     Attributes:
-        origin: How it was made.
-        parent: The architecture string it was mutated from or whose structure it has, where there is one.
-        stop_epoch: Where to stop for now, under the schedule of the whole budget; None trains to the end. A
-            ``promotion`` goes on with an architecture that an earlier trial stopped.
+        parent: String of the architecture that it was mutated from or whose structure it has, if any.
+        stop_epoch: Where to stop for now, under the schedule of the full budget; None trains to the end. A
+            ``promotion`` resumes an architecture that an earlier trial stopped.
     """
 
     architecture: Architecture
@@ -35,7 +34,7 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Complexity:
-    """Size of the whole detector: its parameters, and its floating-point operations for one image."""
+    """Parameters and floating-point operations per image of the whole detector."""
 
     parameters: int
     flops: int
@@ -46,22 +45,21 @@ class Candidate:
     """One trial of the study.
 
     Attributes:
-        number: The trial's number in the study, from 0 and without gaps.
-        seed: The training's seed.
-        epochs: The training's budget, which its schedule is made for.
-        start_epoch: Epochs that earlier trials of the same architecture have trained already.
+        number: Trial number, from 0 and without gaps.
+        epochs: Full training budget, which the schedule is made for.
+        start_epoch: Epochs trained by earlier trials of the architecture.
         stop_epoch: Where this trial stops; None is the end of the budget.
-        generation: Which group of candidates it was proposed and trained with, from 0 for the baseline; None for what
-            is not trained by the search.
-        latency_ms: Predicted median latency of the whole detector at batch size 1, with the bounds of its interval.
-        latency_calibrated: Whether that interval comes from measured wholes; if not, it is an assumption.
-        flops: Floating-point operations for one image.
-        score: What the scorer gave, greater is better; None unless complete.
-        metric: What the score is: ``AP`` (COCO's, in 0..1) of a training run, else as its scorer states.
-        metrics: All the scorer's numbers; may hold NaN where a number is not defined.
-        seconds: What the training took, with its earlier trials; of a failed one, the time until it failed.
+        generation: Group of candidates proposed and trained together, 0 for the baseline; None if the search does not
+            train it.
+        latency_ms: Predicted median end-to-end latency at batch size 1, with the bounds of its interval.
+        latency_calibrated: Whether that interval is calibrated on measured detectors; if not, it is an assumption.
+        flops: Floating-point operations per image.
+        score: Greater is better; None unless complete.
+        metric: ``AP`` (COCO's, in 0..1) of a training run, else as the scorer states.
+        metrics: All numbers of the scorer; NaN where undefined.
+        seconds: Training time with earlier trials; of a failed trial the time until it failed.
         reason: Why it failed or was pruned, else None.
-        checkpoint: The trained weights, relative to the run folder, where there are any.
+        checkpoint: Trained weights, relative to the run folder, if any.
     """
 
     number: int
@@ -90,7 +88,7 @@ class Candidate:
 
     @cached_property
     def point(self) -> tuple[float, float]:
-        """(score, latency in ms), NaN where unknown: what Pareto fronts are made of."""
+        """(score, latency in ms) for Pareto fronts, NaN where unknown."""
         return (
             math.nan if self.score is None else self.score,
             math.nan if self.latency_ms is None else self.latency_ms,
@@ -98,7 +96,7 @@ class Candidate:
 
     @property
     def reached_epoch(self) -> int:
-        """Where this trial's training ends."""
+        """Epoch at which this trial's training ends."""
         return self.epochs if self.stop_epoch is None else self.stop_epoch
 
     @property
@@ -108,10 +106,10 @@ class Candidate:
 
 
 def in_search(candidate: Candidate) -> bool:
-    """Whether it was scored by the search with the full number of epochs, so that its score compares with others."""
+    """Whether the search scored it at the full number of epochs, so that its score compares with others."""
     return candidate.state == "complete" and candidate.stage != "final" and candidate.stop_epoch is None
 
 
 def will_count(candidate: Candidate) -> bool:
-    """Whether it is one of its stage's training runs: a finished one, or one that is still to be made."""
+    """Whether it is one of its stage's training runs, finished or running."""
     return candidate.state in ("complete", "running") and candidate.stage != "final"

@@ -1,8 +1,6 @@
-"""The trials of a search, and what is counted of them, kept up to date trial by trial.
+"""Trials of a search, with counts that are kept up to date trial by trial.
 
-For every proposal strategies and the loop ask what was looked at, what is trained to the end and what is left of the
-budget. Counting that anew takes longer the longer a search is; here an answer takes as long after thousands of trials
-as after ten.
+Strategies and the search loop need them for every proposal; counting anew would slow down with the number of trials.
 """
 
 from bisect import insort
@@ -20,14 +18,13 @@ __all__ = ["History", "Tally"]
 
 @dataclass
 class Tally:
-    """What a stage's trials add up to.
+    """Counts of a stage's trials.
 
     Attributes:
         trials: All of them.
-        failed: Those that failed.
-        trainings: Those that are trained or will be (:func:`smnas.search.study.candidate.will_count`).
-        random: Of these, the ones that were drawn at random.
-        epochs: Of these, what they train themselves.
+        trainings: Those trained or to be trained (:func:`smnas.search.study.candidate.will_count`).
+        random: Of ``trainings``, those drawn at random.
+        epochs: Epochs that ``trainings`` train themselves.
     """
 
     trials: int = 0
@@ -37,7 +34,7 @@ class Tally:
     epochs: int = 0
 
     def count(self, candidate: Candidate, times: int) -> None:
-        """Add a trial, or take it away (``times`` is 1 or -1)."""
+        """Add a trial, or remove it (``times`` is 1 or -1)."""
         self.trials += times
         self.failed += times * (candidate.state == "failed")
         if will_count(candidate):
@@ -47,11 +44,7 @@ class Tally:
 
 
 class History(Sequence[Candidate]):
-    """The trials of a search by number.
-
-    Args:
-        candidates: Those that there are.
-    """
+    """Trials of a search by number."""
 
     def __init__(self, candidates: Iterable[Candidate] = ()) -> None:
         self._candidates: list[Candidate] = []
@@ -66,7 +59,7 @@ class History(Sequence[Candidate]):
 
     @classmethod
     def of(cls, candidates: Sequence[Candidate]) -> "History":
-        """The history itself where it is one."""
+        """The history itself if it is one."""
         return candidates if isinstance(candidates, History) else cls(candidates)
 
     @overload
@@ -96,7 +89,7 @@ class History(Sequence[Candidate]):
         self._enter(number, candidate)
 
     def finish(self, candidate: Candidate) -> None:
-        """Put a trial that has ended instead of the running one with its number."""
+        """Replace the running trial of this number by the ended one."""
         self._tallies[candidate.stage].count(self._candidates[candidate.number], -1)
         del self._running[candidate.number]
         self._candidates[candidate.number] = candidate
@@ -112,38 +105,38 @@ class History(Sequence[Candidate]):
 
     @property
     def seen(self) -> Set[Architecture]:
-        """Every architecture that was looked at, trained or not."""
+        """Every proposed architecture, trained or not."""
         return self._latest.keys()
 
     def latest(self, architecture: Architecture) -> Candidate:
-        """The last trial of an architecture that was looked at."""
+        """Last trial of a seen architecture."""
         return self._candidates[self._latest[architecture]]
 
     @property
     def running(self) -> tuple[Candidate, ...]:
-        """The trials that have not ended."""
+        """Trials that have not ended."""
         return tuple(self._candidates[number] for number in self._running)
 
     @property
     def whole(self) -> Sequence[Candidate]:
-        """The trials that were trained with the whole budget (:func:`~smnas.search.study.candidate.in_search`)."""
+        """Trials of full length (:func:`~smnas.search.study.candidate.in_search`)."""
         return self._whole
 
     @property
     def generation(self) -> int:
-        """The last generation's number; 0 is the baseline's."""
+        """Number of the last generation; 0 is the baseline's."""
         return self._generation[0]
 
     @property
     def members(self) -> tuple[Candidate, ...]:
-        """The trials of the last generation."""
+        """Trials of the last generation."""
         return tuple(self._candidates[number] for number in self._generation[1])
 
     @property
     def trainings(self) -> Trainings:
-        """The trials by training."""
+        """Trials by training run."""
         return self._trainings
 
     def tally(self, stage: StageName) -> Tally:
-        """What a stage's trials add up to."""
+        """Counts of a stage's trials."""
         return self._tallies[stage]

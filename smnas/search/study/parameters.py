@@ -15,9 +15,9 @@ from smnas.space.families.by_name import FAMILIES
 
 __all__ = ["DISTRIBUTIONS", "parameters_of"]
 
-# The ranges are the language's and not a preset's, so that studies of different presets can be compared.
+# The ranges are the grammar's, not a preset's, so that studies of different presets compare.
 DISTRIBUTIONS: dict[str, BaseDistribution] = {
-    # a study's categories can not grow: families beside these have numbers of their own instead
+    # a study's categories cannot grow: other families have numbers of their own instead
     "block": CategoricalDistribution(("basicblock", "bottleneck", "resnext", "inverted", "mobilenetv2")),
     **{name: IntDistribution(*ends) for family in FAMILIES for name, ends in family.PARAMETERS.items()},
     "neck": CategoricalDistribution(("c4", "fpn")),
@@ -37,7 +37,7 @@ DISTRIBUTIONS: dict[str, BaseDistribution] = {
 
 
 def parameters_of(architecture: Architecture) -> dict[str, str | int]:
-    """The values of :data:`DISTRIBUTIONS` that apply to ``architecture``; the others are left out."""
+    """Values of those :data:`DISTRIBUTIONS` that apply to ``architecture``."""
     parameters = architecture.backbone.parameters()
     match architecture.neck:
         case FPNSpec(low, high, width, extra):

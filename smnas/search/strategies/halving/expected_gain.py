@@ -1,8 +1,7 @@
-"""How much hypervolume a design is expected to add whose latency is known and whose AP is not.
+"""Expected hypervolume improvement of a design with known latency and uncertain AP.
 
-With latency known, the expected hypervolume improvement is a sum over the steps of the front's staircase, each the
-step's width times the expected improvement over the step's AP (derived here; the one-objective part is Jones et al.,
-1998).
+It is a sum over the steps of the front's staircase: a step's width times the expected improvement over its AP (derived
+here; the one-objective part is Jones et al., 1998).
 """
 
 import math
@@ -27,7 +26,7 @@ def expected_gain(
     """Expected growth of the hypervolume by each design alone.
 
     Args:
-        front: ``(N, 2)`` of (AP, latency), dominated points included or not.
+        front: ``(N, 2)`` of (AP, latency), with or without dominated points.
         mean: ``(M,)`` expected AP.
         deviation: ``(M,)`` standard deviation of AP, above 0; AP is taken as normal.
         latency_ms: ``(M,)``.
@@ -40,7 +39,7 @@ def expected_gain(
     inside = front[(front[:, 0] > low_ap) & (front[:, 1] < high_ms)]
     steps = np.unique(inside[non_dominated(inside)], axis=0)
     steps = steps[np.argsort(steps[:, 1])]
-    # A step reaches from its point's latency to the next point's; before the first point the reference's AP is best.
+    # A step reaches from its point's latency to the next; before the first point the reference's AP is best.
     begins = np.concatenate(([-np.inf], steps[:, 1]))
     ends = np.concatenate((steps[:, 1], [high_ms]))
     heights = np.concatenate(([low_ap], steps[:, 0]))

@@ -1,19 +1,19 @@
-"""Successive halving for a whole front: short runs first, and the longer ones for the best of every latency band.
+"""Successive halving for a whole front: short runs first, longer ones for the best of every latency band.
 
-Latency is known before anything is trained, so designs compete with those that are as fast. A new design is trained to
-the first rung only (Jamieson & Talwalkar, 2016; asynchronously as Li et al., 2020). A stopped training may go on when
-its AP is in the best third of its band on its rung; of those that may, the one goes on that is expected to add most
-hypervolume. Nothing is trained twice: a training goes on from its checkpoint.
+Latency is known before any training, so designs compete with those of similar latency. A new design is trained to the
+first rung only (Jamieson & Talwalkar, 2016; asynchronously as Li et al., 2020). A stopped run may resume if its AP is
+in the best third of its band on its rung; of those, the one with the largest expected gain of hypervolume does, from
+its checkpoint.
 
-New designs are children of the best ones so far (SM-NAS's moves, changed genes, crossover) and random ones. A model of
-AP and of latency over the genes orders them by expected gain (:mod:`.expected_gain`). Where the model knows
-a design as well as a rung would tell, the rung is left out. Where latency can be asked for, and the budget is worth it,
-it is for a sample of the space (:mod:`.latency_sample`) before anything is trained.
+New designs are random, or children of the best so far (SM-NAS's moves, changed genes, crossover). Gaussian-process
+surrogates of AP and latency over the genes order them by expected gain (:mod:`.expected_gain`). A rung is skipped if
+the surrogate knows a design as well as the rung would tell. Before any training a sample of the space is measured
+(:mod:`.latency_sample`), if a predictor is at hand and the trial budget is worth it.
 
-Why every training follows the cosine of the whole budget: a schedule that ends with the rung would have to be thrown
-away, or restarted at a high rate, whenever a training goes on. Its price is that the AP on a rung is read before the
-rate has come down; averaged weights (a recipe's ``ema_decay``) make up for that, and :mod:`.rungs` learns
-what such an AP is worth. The combination of these parts is this project's own.
+Every run follows the cosine schedule of the full budget: a schedule that ends with the rung would have to be thrown
+away, or restarted at a high rate, on every resume. The price is that the AP on a rung is read before the rate has
+decayed; averaged weights (a recipe's ``ema_decay``) make up for that, and :mod:`.rungs` learns what such an AP is
+worth. The combination of these parts is this project's own.
 """
 
 import math
@@ -41,21 +41,21 @@ from smnas.space.preset import SpaceError
 
 __all__ = ["HALVING", "SURROGATE", "HalvingStage", "halving", "surrogate_search"]
 
-_FIRST_DESIGNS = 10  # random ones, before there is a model; in a small search half of its training runs, but not under
+_FIRST_DESIGNS = 10  # random ones before there is a model; in a small search half of its training runs, but not under
 _LEAST_DESIGNS = 3
-_DRAWS = 64  # whose latency is asked for first
-_DRAWN_FROM = 40  # training runs: in a smaller search, measuring their blocks would take too large a part of the time
-_SAMPLE_SHARE = 0.1  # of a time limit, for latencies of designs that may never be trained
+_DRAWS = 64  # random designs measured up front
+_DRAWN_FROM = 40  # training runs: in a smaller search, measuring their blocks would take too large a share of the time
+_SAMPLE_SHARE = 0.1  # of a time limit, for measuring the sample
 _ROUNDS = 3
-_POOL = 40  # children in a round
+_POOL = 40  # children per round
 _MOST_COMPARED = 160  # stopped training runs
 _BEST_CHILDREN = 8
 _RANDOM_SHARE = 0.2
 _CROSSED_SHARE = 0.2
 _BAND_MEMBERS = 6
 _MOST_BANDS = 5
-_LAST_SHARE = 0.15  # of the budget, for training runs that were begun
-_CLARITY = 4.0  # a rung is worth its epochs where its variance is a quarter of the model's at most
+_LAST_SHARE = 0.15  # of the budget, to finish training runs that were begun
+_CLARITY = 4.0  # a rung is worth its epochs if its variance is at most a quarter of the model's
 
 
 def halving(
@@ -68,11 +68,11 @@ def halving(
     """The strategy ``halving``: both spaces at once.
 
     Args:
-        choices: Where to search.
-        trials: The budget, in training runs of ``epochs`` epochs; it is spent in more and shorter ones.
-        epochs: The longest training.
+        choices: Search space.
+        trials: Trial budget in runs of ``epochs`` epochs, spent on more and shorter ones.
+        epochs: The longest training run.
         latency_limit_ms: Slower designs gain nothing.
-        latency: Where latency can be asked for before anything is trained.
+        latency: Predicts latency before any training, if available.
     """
     return Strategy("halving", (HalvingStage(choices, trials, rung_epochs(epochs), latency_limit_ms, latency),))
 
@@ -84,7 +84,7 @@ def surrogate_search(
     latency_limit_ms: float | None = None,
     latency: KnownLatency | None = None,
 ) -> Strategy:
-    """The strategy ``surrogate``: :func:`halving` without short runs, for scorers that know one budget only."""
+    """The strategy ``surrogate``: :func:`halving` without short runs, for scorers of one budget only."""
     return Strategy("surrogate", (HalvingStage(choices, trials, (epochs,), latency_limit_ms, latency),))
 
 
@@ -95,15 +95,15 @@ def _sampled_designs(trials: int) -> int:
 
 @dataclass(frozen=True)
 class _Known:
-    """The training runs that have shown an AP, ``n`` of them.
+    """The ``n`` training runs with an AP.
 
     Attributes:
-        last: The last trial of each.
-        designs: What each trains.
+        last: Last trial of each.
+        designs: Architecture of each.
         latency_ms: ``(n,)``.
-        ap: ``(n, rungs)``, NaN on rungs that a training has not stopped on.
+        ap: ``(n, rungs)``, NaN on rungs that a run has not stopped on.
         asked_epoch: ``(n,)``, where each stops or will stop.
-        stopped: ``(n,)``, whether it waits to go on.
+        stopped: ``(n,)``, whether it waits to resume.
     """
 
     last: list[Candidate]
@@ -124,7 +124,7 @@ class _Known:
         return cls(last, designs, trainings.latency_ms[rows], ap[rows], asked, stopped)
 
     def same_aps(self, other: "_Known") -> bool:
-        """Whether a model of the other one is a model of this one."""
+        """Whether a model of ``other`` is also one of this."""
         return (
             self.designs == other.designs
             and np.array_equal(self.latency_ms, other.latency_ms)
@@ -134,14 +134,14 @@ class _Known:
 
 @dataclass(frozen=True)
 class _Fit:
-    """What the APs so far say.
+    """Models of AP and latency from the results so far.
 
     Attributes:
-        points: ``(n, 2)`` of the AP to expect at the end, and latency.
-        lines: What an AP on each rung says of the end.
-        layers: The front that each training is on; 0 is the best.
-        observed: What the model of AP is fitted on.
-        timed: What the model of latency is fitted on: these, and the sample's designs.
+        points: ``(n, 2)`` of expected final AP and latency.
+        lines: Final AP as a line of the AP on each rung.
+        layers: Front index of each training run; 0 is the best.
+        observed: Designs that the model of AP is fitted on.
+        timed: Designs that the model of latency is fitted on: these and the sample's.
     """
 
     points: Points
@@ -155,10 +155,10 @@ class _Fit:
 
 @dataclass(frozen=True)
 class _Model:
-    """What is known of AP and latency, running training runs included.
+    """A fit and the front that designs must improve on, running training runs included.
 
     Attributes:
-        front: The best points of the training runs so far and of what is expected of the running ones.
+        front: Best points of the results so far and of those expected of running training runs.
         reference: Lowest AP and highest latency that count.
     """
 
@@ -176,16 +176,14 @@ class _Model:
 
 @dataclass
 class HalvingStage:
-    """See the module.
-
-    It remembers the last model and the sample, which another stage would compute the same from the same history.
+    """Stage of :mod:`.halving`; it caches the last fit and the sample, both functions of the history.
 
     Attributes:
-        choices: Where to search.
-        trials: Budget in training runs of the full number of epochs.
-        rungs: Epochs where training runs stop, rising; the last one is the full number.
+        choices: Search space.
+        trials: Trial budget in full-length training runs.
+        rungs: Epochs where training runs stop, ascending; the last one is the full number.
         latency_limit_ms: Slower designs gain nothing.
-        latency: Latency of a design before anything is trained.
+        latency: Latency of a design before any training.
     """
 
     choices: Choices
@@ -201,7 +199,7 @@ class HalvingStage:
         """See :class:`smnas.search.strategies.base.SearchStage`."""
         trials = History.of(history)
         known = _Known.of(trials.trainings, self.rungs)
-        # What is left of the budget at the end is for training runs that were begun: an unfinished one is not ranked.
+        # The end of the budget finishes training runs that were begun: an unfinished one is not ranked.
         ending = self._budget_left(trials) <= self._kept_for_the_end()
         to_end = np.flatnonzero(known.stopped) if ending else np.zeros(0, dtype=np.int64)
         if len(known.last) < min(max(self.trials // 2, _LEAST_DESIGNS), _FIRST_DESIGNS) and not len(to_end):
@@ -215,7 +213,7 @@ class HalvingStage:
         return self._new(model, known, trials, rng)
 
     def _sample(self, trials: Sequence[Candidate]) -> LatencySample | None:
-        """The same for all of a search, also for one that is resumed."""
+        """The sample of this search, the same after it resumes."""
         draws = _sampled_designs(self.trials)
         if self.latency is None or not draws:
             return None
@@ -250,7 +248,7 @@ class HalvingStage:
         return np.array([self.choices.vector(design) for design in designs])
 
     def _fit(self, known: _Known, sample: LatencySample | None) -> _Fit:
-        """A model of what is known. The last one is kept: what is asked for in one generation has the same APs."""
+        """Fit the models, or reuse the last fit: proposals of one generation share the same APs."""
         if self._last_fit is not None and self._last_fit[0].same_aps(known):
             return self._last_fit[1]
         ends, lines = expected_ends(known.ap)
@@ -274,14 +272,14 @@ class HalvingStage:
         sample = self._sample(trials)
         fit = self._fit(known, sample)
         points = fit.points
-        # What is being trained counts as what the model expects of it, so that its neighbours do not come at once.
+        # A running design counts with its expected AP, so that its neighbours are not proposed at once.
         first_runs = [c for c in trials.running if will_count(c) and c.start_epoch == 0]
         if first_runs:
             expected = fit.ap.expect(fit.observed.compared(self._features(c.architecture for c in first_runs)))
             points = np.vstack([points, np.column_stack([expected, [c.point[1] for c in first_runs]])])
         low_ap, high_ms = reference_point(points)
         if sample is not None:
-            # Slower than all that was trained is no reason to gain nothing.
+            # A design slower than all trained ones can still gain.
             high_ms = max(high_ms, float(sample.latency_ms.max()))
         if self.latency_limit_ms is not None:
             high_ms = self.latency_limit_ms
@@ -290,8 +288,7 @@ class HalvingStage:
     def _promotable(self, known: _Known) -> NDArray[np.int64]:
         """Stopped runs in the best third of their latency band on their rung, on the highest rung that has any.
 
-        Bands move as designs come, so what is a third in each of them adds up to more in time; a third of all is the
-        most that goes on from a rung.
+        Bands move as designs arrive, so their thirds add up to more over time; at most a third of a rung's runs resume.
         """
         bands = _bands(known.latency_ms)
         for rung in range(len(self.rungs) - 2, -1, -1):
@@ -310,7 +307,7 @@ class HalvingStage:
 
     def _promotion(self, model: _Model, known: _Known, may_go_on: NDArray[np.int64]) -> Proposal:
         if len(may_go_on) > _MOST_COMPARED:
-            # Only those nearest to the front are looked at: the end of a long search begins with thousands.
+            # Only those nearest to the front: the end of a long search begins with thousands.
             may_go_on = may_go_on[np.argsort(model.fit.layers[may_go_on], kind="stable")[:_MOST_COMPARED]]
         features = self._features(known.designs[i] for i in may_go_on.tolist())
         chosen = int(may_go_on[int(np.argmax(model.gain(features, known.latency_ms[may_go_on])))])
@@ -319,7 +316,7 @@ class HalvingStage:
         return Proposal(last.architecture, "promotion", last.parent, stop)
 
     def _stop(self, model: _Model, design: Architecture, reached: int) -> int | None:
-        """The first rung that tells clearly more of the design than the model knows already; None is the end."""
+        """The first rung that tells clearly more of the design than the model already does; None is the end."""
         deviation = float(model.fit.ap.predict(model.fit.observed.compared(self._features([design])))[1][0])
         for rung, line in zip(self.rungs[:-1], model.fit.lines[:-1], strict=True):
             if rung > reached and _CLARITY * line.variance <= deviation**2:
@@ -327,10 +324,10 @@ class HalvingStage:
         return None
 
     def _new(self, model: _Model, known: _Known, trials: History, rng: np.random.Generator) -> Proposal | None:
-        """The design that is expected to gain most, of children of the front and, in rounds, of the best children."""
+        """Design of the largest expected gain among children of the front and, in rounds, of the best children."""
         layers = model.fit.layers
         designs = [known.designs[i] for i in np.flatnonzero((layers == 0) | (layers == 1)).tolist()]
-        # With each parent the trained design that it descends from: a child of a child that nobody trained names that.
+        # Each parent comes with its trained ancestor, which children of untrained children name as theirs.
         parents: list[tuple[Architecture, str | None]] = [(design, str(design)) for design in designs]
         pool: dict[Architecture, Proposal] = {}
         gains = np.zeros(0)
@@ -366,14 +363,14 @@ class HalvingStage:
 
 
 def _bands(latencies_ms: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Bands of about equally many designs, some six or more in each, five at most."""
+    """Band index of each latency: bands of about equally many designs, at least six in each, at most five bands."""
     count = min(max(len(latencies_ms) // _BAND_MEMBERS, 1), _MOST_BANDS)
     edges = np.quantile(latencies_ms, np.arange(1, count) / count)
     return np.asarray(np.searchsorted(edges, latencies_ms, side="right"), dtype=np.int64)
 
 
 def _most_telling(layers: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Indices of what a model is fitted on: half of it the layers nearest to the front, the rest the latest."""
+    """Indices that a model is fitted on: half from the layers nearest to the front, the rest the latest."""
     if len(layers) <= MOST_OBSERVATIONS:
         return np.arange(len(layers))
     order = np.lexsort((-np.arange(len(layers)), layers))

@@ -1,7 +1,7 @@
-"""Random designs whose latency is asked for before anything is trained: how fast designs of a space can be.
+"""Random designs whose latency is measured before any training: how fast designs of a space can be.
 
-The first designs of a search are spread over it, a model of latency knows it beside what is trained, and it says how
-slow a design may be that still counts.
+They spread the first designs over latency, train the latency model beside the trained designs, and bound the latency
+that still counts.
 """
 
 from collections.abc import Callable, Iterable, Set
@@ -22,17 +22,12 @@ __all__ = ["KnownLatency", "LatencySample"]
 _BANDS = 6
 
 KnownLatency = Callable[[Architecture], float | None]
-"""The latency of a design in milliseconds, None for one that does not run."""
+"""Latency of a design in milliseconds; None if it does not run."""
 
 
 @dataclass(frozen=True)
 class LatencySample:
-    """Different designs and their latencies.
-
-    Attributes:
-        designs: ``n`` of them.
-        latency_ms: ``(n,)``.
-    """
+    """``n`` distinct designs and their latencies, ``(n,)``."""
 
     designs: tuple[Architecture, ...]
     latency_ms: NDArray[np.float64]
@@ -41,7 +36,7 @@ class LatencySample:
     def draw(
         cls, choices: Choices, latency: KnownLatency, seed: int, draws: int, limit_ms: float | None = None
     ) -> Self:
-        """The sample of one seed. Designs that do not run or are slower than the limit are not in it."""
+        """The sample of a seed, without designs that do not run or exceed the limit."""
         rng = streams.latency_sample(seed)
         found: dict[Architecture, float] = {}
         try:
@@ -57,10 +52,10 @@ class LatencySample:
     def away_from(
         self, latencies_ms: Iterable[float], seen: Set[Architecture], rng: np.random.Generator
     ) -> Architecture | None:
-        """One that is not in ``seen``, of the band of latency that holds the fewest of ``latencies_ms``.
+        """A design not in ``seen`` from the latency band that holds the fewest of ``latencies_ms``.
 
-        Bands are six of equal width on the logarithm's scale, between the fastest and the slowest design. None where
-        all designs are in ``seen``.
+        There are six bands of equal width in log latency between the fastest and the slowest design. None if all are
+        seen.
         """
         unseen = np.array([i for i, design in enumerate(self.designs) if design not in seen], dtype=np.int64)
         if not len(unseen):

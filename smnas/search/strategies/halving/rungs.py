@@ -1,8 +1,7 @@
-"""Short training runs on the way to long ones: the rungs, and what an AP on one of them says of the AP at the end.
+"""Rungs: where short training runs stop, and what an AP there says of the final AP.
 
-All runs of a search follow the schedule of the whole budget; a rung only stops one for a while. What a rung's AP
-is worth is learned from the designs that went on: a straight line from each rung to the next, with the variance around
-it.
+All runs of a search follow the schedule of the full budget; a rung only pauses one. A line from each rung's AP to the
+final AP, with the variance around it, is fitted to the designs that resumed.
 """
 
 import math
@@ -20,7 +19,7 @@ __all__ = ["FACTOR", "Line", "Trainings", "expected_ends", "reached_rungs", "run
 
 FACTOR = 3
 _LEAST_EPOCHS = 3
-_PRIOR_PAIRS = 3.0  # how many pairs the assumption of a slope of 1 is worth
+_PRIOR_PAIRS = 3.0  # weight of the prior slope of 1, in pairs
 
 
 def rung_epochs(epochs: int) -> tuple[int, ...]:
@@ -28,19 +27,16 @@ def rung_epochs(epochs: int) -> tuple[int, ...]:
 
     After one epoch of nine, detectors of the nano space are in no order yet (Kendall's tau 0.10), after three they are
     (0.84): the kept answer ``rank-budget``. After three of 27 they hardly are (0.34), after nine they are (0.85), and
-    most searches with a rung at a ninth as well end lower: the kept answers ``search-quality-*-27-epochs``.
+    most searches with another rung at a ninth end lower: the kept answers ``search-quality-*-27-epochs``.
     """
     stop = round(epochs / FACTOR)
     return (stop, epochs) if stop >= _LEAST_EPOCHS else (epochs,)
 
 
 class Trainings:
-    """The training runs of a search, a row each in the order in which they began, without the final phase's.
+    """Training runs of a search, one row each in starting order, without the final phase's.
 
-    One design's training may be several trials, each of which goes on from where the one before it stopped.
-
-    Args:
-        candidates: Trials.
+    A run may span several trials, each of which resumes where the one before it stopped.
     """
 
     def __init__(self, candidates: Iterable[Candidate] = ()) -> None:
@@ -54,7 +50,7 @@ class Trainings:
             self.enter(candidate)
 
     def enter(self, candidate: Candidate) -> None:
-        """Take note of a trial; of one that is entered running again when it has ended."""
+        """Record a trial; one entered while running is entered again when it has ended."""
         c = candidate
         if c.stage == "final" or c.state == "pruned" or c.latency_ms is None:
             return
@@ -79,7 +75,7 @@ class Trainings:
 
     @property
     def last(self) -> Sequence[Candidate]:
-        """The last trial of each."""
+        """Last trial of each."""
         return self._last
 
     @property
@@ -89,23 +85,23 @@ class Trainings:
 
     @property
     def asked_epoch(self) -> NDArray[np.int64]:
-        """Where the last trial of each stops or will stop, ``(N,)``."""
+        """Epoch where the last trial of each stops or will stop, ``(N,)``."""
         return np.array(self._asked, dtype=np.int64)
 
     @property
     def stopped(self) -> NDArray[np.bool_]:
-        """Whether each waits to go on, ``(N,)``; else it runs, failed or is at its end."""
+        """Whether each waits to resume, ``(N,)``; else it runs, failed or is at its end."""
         return np.array(self._stopped, dtype=np.bool_)
 
     def ap(self, epochs: Sequence[int]) -> NDArray[np.float64]:
-        """AP of each after each of ``epochs``, ``(N, len(epochs))``, NaN where there is none."""
+        """AP after each of ``epochs``, ``(N, len(epochs))``, NaN where there is none."""
         nothing = array("d", [math.nan]) * len(self)
         return np.column_stack([np.array(self._ap.get(epoch, nothing), dtype=np.float64) for epoch in epochs])
 
 
 @dataclass(frozen=True)
 class Line:
-    """What an AP on a rung says of the AP at the end: ``offset + slope * ap``, with a variance."""
+    """Prediction of the final AP from the AP on a rung: ``offset + slope * ap``, with a variance."""
 
     offset: float
     slope: float
@@ -113,20 +109,20 @@ class Line:
 
 
 def reached_rungs(ap: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The last rung of every row of ``(N, rungs)`` APs that has one, ``(N,)``; -1 where there is none."""
+    """Last rung with an AP in each row of ``(N, rungs)``, ``(N,)``; -1 where there is none."""
     rungs = ap.shape[1]
     there = ~np.isnan(ap)
     return np.where(there.any(axis=1), rungs - 1 - np.argmax(there[:, ::-1], axis=1), -1)
 
 
 def expected_ends(ap: NDArray[np.float64]) -> tuple[NDArray[np.float64], tuple[Line, ...]]:
-    """The AP to expect of every training at its end, and the line of every rung that says so.
+    """Expected final AP of every training run, and the line of every rung behind it.
 
-    A line is learned from the runs that went on from its rung. A few pairs are stretched towards a slope of 1, and
-    where there are none yet, half of the rung's variance counts.
+    Lines are fitted to the runs that resumed from their rung. Few pairs are shrunk towards a slope of 1; without any,
+    half of the rung's variance counts.
 
     Args:
-        ap: ``(N, rungs)`` of the training runs on the rungs, NaN where a training has none; the last rung is the end.
+        ap: ``(N, rungs)``, NaN where a run has none; the last rung is the end.
 
     Returns:
         ``(N,)``, by the last rung of each (NaN without any), and a line for each rung.

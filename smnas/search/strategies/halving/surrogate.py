@@ -1,10 +1,9 @@
-"""A model of a number over designs that knows how sure it is: a Gaussian process.
+"""Gaussian-process surrogate over encoded designs.
 
-Small on purpose. The kernel adds up what each feature does alone (linear, and a bend around it) and what they do
-together (Matern 5/2 of one length); length, noise and the weight of the first part are chosen from a grid by the
-evidence. It looks at 160 observations at most, so that a fit takes the same few milliseconds in a long search; which
-ones is the caller's choice. How alike designs are does not depend on the number, so models of several numbers over the
-same designs share that.
+The kernel adds up what each feature does alone (linear, and a bend around it) and what they do together (Matern 5/2 of
+one length); length, noise and the weight of the first part are chosen from a grid by the evidence. The caller picks at
+most 160 observations, so that a fit takes the same few milliseconds in a long search. Similarity does not depend on the
+modelled value, so models of several values over the same designs share it.
 """
 
 import math
@@ -27,7 +26,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Compared:
-    """How alike designs are to the observed ones.
+    """Similarity of ``m`` designs to the ``n`` observed ones.
 
     Attributes:
         distances: ``(m, n)``, over all features together.
@@ -41,10 +40,10 @@ class Compared:
 
 
 class Observed:
-    """The designs that models are fitted on.
+    """Designs that models are fitted on.
 
     Args:
-        features: ``(n, d)``, n from 1. They are standardized inside.
+        features: ``(n, d)``, n from 1; standardized inside.
     """
 
     def __init__(self, features: Array) -> None:
@@ -53,21 +52,21 @@ class Observed:
         self._features = (features - self._centre) / self._scale
         self.size, self.dimensions = features.shape
         self.among = self.compared(features)
-        """The observed designs with each other."""
+        """Observed designs compared with each other."""
 
     def compared(self, features: Array) -> Compared:
-        """Other designs, ``(m, d)``, with the observed ones."""
+        """Compare other designs, ``(m, d)``, with the observed ones."""
         x = (features - self._centre) / self._scale
         return Compared(_distances(x, self._features), _alone(x, self._features), (x * x).mean(axis=1) + _BEND)
 
 
 @dataclass(frozen=True)
 class GaussianProcess:
-    """A fitted model. Values are standardized inside.
+    """A fitted model; values are standardized inside.
 
     Attributes:
         mean, spread: Of the values.
-        length, weight: The kernel's.
+        length, weight: Of the kernel.
         whitening: Inverse of the lower Cholesky factor of the observations' covariance.
         weights: Covariance solved for the values.
     """
@@ -86,14 +85,14 @@ class GaussianProcess:
         Args:
             observed: n designs.
             values: ``(n,)`` finite.
-            noise: ``(n,)`` variances that are known of the values, in their unit squared; none by default.
+            noise: ``(n,)`` known variances of the values, in their unit squared; none by default.
         """
         n = observed.size
         mean, spread = float(values.mean()), float(values.std()) or 1.0
         y = (values - mean) / spread
         known = np.zeros(n) if noise is None else noise / spread**2
-        # The values are a last row of the covariance, so that its factor's last row is the values, whitened. The corner
-        # decides nothing; it only has to be large enough for a factor to exist.
+        # With the values as the covariance's last row, its factor's last row is the whitened values. The corner only
+        # has to be large enough for a factor to exist.
         bordered = np.zeros((n + 1, n + 1))
         bordered[n, :n], bordered[n, n] = y, 1.0 + 2.0 * float(y @ y) / min(_NOISES)
         best: tuple[float, float, float, Array] | None = None
@@ -119,7 +118,7 @@ class GaussianProcess:
         return np.asarray(self.mean + self.spread * (self._across(compared) @ self.weights), dtype=np.float64)
 
     def predict(self, compared: Compared) -> tuple[Array, Array]:
-        """Mean and standard deviation of the value without its noise, ``(m,)`` each, at m designs."""
+        """Mean and standard deviation of the noise-free value at m designs, ``(m,)`` each."""
         across = self._across(compared)
         explained = self.whitening @ across.T
         variance = np.maximum(1.0 + self.weight * compared.own - (explained * explained).sum(axis=0), 1e-9)
@@ -135,11 +134,11 @@ def _distances(a: Array, b: Array) -> Array:
 
 
 def _alone(a: Array, b: Array) -> Array:
-    """The mean over features of each one's own kernel: a line, and a rational quadratic bend."""
+    """Mean over features of each one's own kernel: a line, and a rational quadratic bend."""
     bends = np.zeros((len(a), len(b)))
     for left, right in zip(a.T, b.T, strict=True):
         bend = left[:, None] - right[None, :]
-        bend *= bend  # in place: a matrix for every step is most of what a fit would take
+        bend *= bend  # in place: a new matrix per step would dominate a fit
         bend += 1.0
         bends += np.reciprocal(bend, out=bend)
     return np.asarray((a @ b.T + _BEND * bends) / a.shape[1], dtype=np.float64)

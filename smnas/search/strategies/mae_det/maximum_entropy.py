@@ -1,12 +1,11 @@
 """MAE-DET's search (arXiv 2111.13336): evolution of super-block backbones by their entropy, without training.
 
-The published loop makes one child a step: a random member of the population is mutated, dropped if it breaks a budget,
-and the best 256 distinct backbones stay. Here a step is a child, too, but a generation of them is made at once from the
-same population, as arrays; with a generation as large as the population, 100,000 steps are 390 generations. Members may
-be parents several times or not at all, as in the published loop. There is no crossover.
+The published loop mutates one random member a step, drops the child if it breaks a budget, and keeps the best 256
+distinct backbones. Here a generation of children is made at once from the same population, as arrays, with parents
+drawn with replacement: 100,000 steps are 390 generations of 256. There is no crossover.
 
-The Pareto form keeps, in place of the best, the members of the front of entropy against latency and of the layers
-behind it, the most crowded ones of the last layer left out.
+The Pareto form keeps, instead of the best, the members of the front of entropy against latency and of the layers behind
+it, less the most crowded ones of the last layer.
 """
 
 from collections.abc import Callable
@@ -30,13 +29,12 @@ Latency = Callable[[SuperBlockPopulation], Floats]
 
 @dataclass(frozen=True)
 class Budget:
-    """What a backbone may cost; None is no limit.
+    """Cost limits of a backbone; None is no limit.
 
     Attributes:
-        multiply_adds: Of one image of the search's size.
-        parameters: Of the backbone.
-        layers: Its convolutions, shortcuts not counted.
-        latency_ms: As the search's own prediction gives it.
+        multiply_adds: Per image of the search's input size.
+        layers: Convolutions, shortcuts excluded.
+        latency_ms: As the search predicts it.
     """
 
     multiply_adds: float | None = None
@@ -45,7 +43,7 @@ class Budget:
     latency_ms: float | None = None
 
     def excess(self, cost: PopulationCost, latency_ms: Floats | None) -> Floats:
-        """``(N,)``: by which share the limits are exceeded, added up; 0 for a backbone that keeps them all."""
+        """Sum of relative excesses over the limits, ``(N,)``; 0 for a feasible backbone."""
         total = np.zeros(len(cost.layers))
         limits = (
             (self.multiply_adds, cost.multiply_adds),
@@ -61,18 +59,17 @@ class Budget:
 
 @dataclass(frozen=True)
 class EntropySearch:
-    """How to search.
+    """Settings of a search.
 
     Attributes:
-        budget: What every member of the result keeps.
-        bounds: What every move keeps.
+        budget: Limits of every member of the result.
+        bounds: Limits of every move.
         size: Input (width, height) in pixels.
-        form: The score.
         stem_kernel: Side of the stem's convolution.
-        steps: Children made.
-        population: Members.
+        steps: Number of children.
+        population: Number of members.
         generation: Children made at once from one population.
-        pareto: Keep the front of entropy against latency in place of the highest entropies.
+        pareto: Keep the front of entropy against latency instead of the highest entropies.
     """
 
     budget: Budget
@@ -93,9 +90,8 @@ class Found:
     Attributes:
         backbones: N distinct ones.
         entropy: ``(N,)``.
-        cost: What they cost.
-        latency_ms: ``(N,)``; None where the search had no prediction.
-        moved: ``(N, 1 + B)``: which blocks, the stem first, a move has changed somewhere on the way from the seed.
+        latency_ms: ``(N,)``; None without a predictor.
+        moved: ``(N, 1 + B)``: blocks, the stem first, that a move has changed on the way from the seed.
         best: Highest entropy after every generation.
     """
 
@@ -117,15 +113,14 @@ def maximum_entropy_search(
     """Evolve copies of ``seed``.
 
     Args:
-        seed: Where all members come from. It need not keep the budget: until a child does, the members nearest to it
-            stay.
-        search: How.
-        rng: Where all random numbers come from.
-        latency: Gives N backbones their latency in ms, ``(N,)``.
+        seed: Ancestor of all members. It need not keep the budget: until a child does, the members nearest to it stay.
+        search: Settings.
+        rng: Source of all random numbers.
+        latency: Predicts the latencies of N backbones in ms, ``(N,)``.
 
     Raises:
-        SpaceError: no child of any step kept the budget.
-        ValueError: a limit or a front over latency, and no prediction of it.
+        SpaceError: no child kept the budget.
+        ValueError: a latency limit or a Pareto search without ``latency``.
     """
     if latency is None and (search.pareto or search.budget.latency_ms is not None):
         raise ValueError("a search by latency needs a prediction of it")
@@ -146,7 +141,7 @@ def maximum_entropy_search(
 
 @dataclass(frozen=True)
 class _Members:
-    """A population with all that is known of it."""
+    """A population with its scores and costs."""
 
     backbones: SuperBlockPopulation
     entropy: Floats
@@ -197,7 +192,7 @@ class _Members:
 
 
 def _survivors(members: _Members, search: EntropySearch) -> _Members:
-    """The members that stay; of equal backbones the older one. Who breaks the budget goes, unless nobody keeps it."""
+    """Surviving members; of equal backbones the older one. Infeasible ones are dropped unless none is feasible."""
     kept = members.excess == 0.0
     if not kept.any():
         return members.take(np.argsort(members.excess, kind="stable")[: search.population])
@@ -213,7 +208,7 @@ def _survivors(members: _Members, search: EntropySearch) -> _Members:
 
 
 def _by_layers(entropy: Floats, latency_ms: Floats, count: int) -> NDArray[np.intp]:
-    """Rows by front layer; of the layer that does not fit whole, the least crowded ones."""
+    """Rows by front layer; of the layer that does not fit whole, the least crowded."""
     layers = moocore.pareto_rank(np.column_stack((-entropy, latency_ms)))
     crowding = np.zeros(len(entropy))
     for layer in np.unique(layers):
@@ -223,7 +218,7 @@ def _by_layers(entropy: Floats, latency_ms: Floats, count: int) -> NDArray[np.in
 
 
 def _crowding(entropy: Floats, latency_ms: Floats) -> Floats:
-    """How far apart each point's neighbours in its layer are, by both values (Deb et al., 2002); ends: infinity."""
+    """Crowding distance of each point in its layer (Deb et al., 2002); infinite at the ends."""
     total = np.zeros(len(entropy))
     for values in (entropy, latency_ms):
         order = np.argsort(values, kind="stable")

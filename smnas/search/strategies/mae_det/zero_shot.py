@@ -1,12 +1,12 @@
 """The strategy ``mae-det``: backbones found by entropy within a latency, in the frame of a space's baseline.
 
-Neck, proposals, head and input are the baseline's, as the score knows nothing of them. Its backbone becomes a seed of
-super-blocks, and a search over arrays (:mod:`.maximum_entropy`) finds the front of entropy against latency.
-That latency is fitted on measured blocks (:mod:`smnas.latency.super_blocks`): on those of a few random backbones
-first, then on those of a first search's best, then the search that counts is made. Its front goes on to the run as
-candidates, the ones that add most hypervolume first. No detector is built before; only blocks are, to be measured.
+Neck, proposals, head and input are the baseline's, as the score ignores them. Its backbone becomes a seed of
+super-blocks, and an array search (:mod:`.maximum_entropy`) finds the front of entropy against latency. That latency is
+fitted on measured blocks (:mod:`smnas.latency.super_blocks`): those of a few random backbones, then also those of a
+first search's best. The front of the second search becomes the run's candidates, those that add most hypervolume first.
+Until then only blocks are built, to be measured.
 
-What was found is kept in ``zero-shot.json``, so that a run that resumes goes on with the same candidates.
+The result is kept in ``zero-shot.json``, so that a run that resumes has the same candidates.
 """
 
 import json
@@ -54,11 +54,11 @@ _LISTED = 48
 
 @dataclass(frozen=True)
 class ZeroShotCandidate:
-    """One backbone of the front, in its detector.
+    """A backbone of the front, in its detector.
 
     Attributes:
         entropy: Its score.
-        latency_ms: Of the whole detector, by the fit over blocks.
+        latency_ms: End-to-end latency by the fit over blocks.
         multiply_adds, parameters, layers: Of the backbone.
     """
 
@@ -72,13 +72,13 @@ class ZeroShotCandidate:
 
 @dataclass(frozen=True)
 class ZeroShotResult:
-    """What a search found.
+    """Result of a search.
 
     Attributes:
-        candidates: In the order in which a run looks at them.
-        limit_ms: Latency that they keep by the fit.
-        steps: Children made, of both searches.
-        search_s: Time that took, without measuring.
+        candidates: In the order in which a run scores them.
+        limit_ms: Latency limit, kept according to the fit.
+        steps: Children of both searches.
+        search_s: Search time, without measuring.
         relative_error: Of the fit over blocks, see :class:`~smnas.latency.super_blocks.SuperBlockLatency`.
     """
 
@@ -91,7 +91,7 @@ class ZeroShotResult:
 
 @dataclass(frozen=True)
 class ZeroShotStage:
-    """Hands out the candidates one after the other."""
+    """Proposes the candidates in turn."""
 
     candidates: tuple[Architecture, ...]
     trials: int
@@ -105,10 +105,10 @@ class ZeroShotStage:
 
 
 def mae_det(context: SearchContext) -> Strategy:
-    """The strategy, from the run folder's ``zero-shot.json``, which is made first where it is missing.
+    """The strategy, from the run folder's ``zero-shot.json``, which is made first if it is missing.
 
     Args:
-        context: Its space gives the baseline, and the layers that a backbone may have; its settings the seed, the
+        context: Its space gives the baseline and the layers that a backbone may have; its settings the seed, the
             latency limit (None: the baseline's latency) and the trials; its latency measures blocks.
 
     Raises:
@@ -152,12 +152,12 @@ def zero_shot_search(
     Args:
         frame: Gives neck, proposals, head, input and, by its backbone, the seed.
         latency: Measures blocks.
-        layers: Convolutions that a backbone may have, shortcuts not counted.
-        limit_ms: Latency of the whole detector that is kept; None: that of ``frame``.
+        layers: Convolutions that a backbone may have, shortcuts excluded.
+        limit_ms: End-to-end latency limit; None: latency of ``frame``.
         form: The score.
-        seed: What every random number comes from.
-        steps: Children made in each of the two searches.
-        on_step: Told in one line what is being done.
+        seed: Random seed.
+        steps: Children of each of the two searches.
+        on_step: Called with a line about each step.
 
     Raises:
         SpaceError: no layers, or nothing keeps the limit.
@@ -199,12 +199,12 @@ def zero_shot_search(
 def _random_detectors(
     frame: Architecture, seed: SuperBlockSpec, bounds: MoveBounds, rng: np.random.Generator
 ) -> list[Architecture]:
-    """The seed, and backbones at the ends of random walks from it, evenly over their multiply-adds."""
+    """The seed, and ends of random walks from it, spread evenly over multiply-adds."""
     start = SuperBlockPopulation.copies(seed, _WALKS)
     walked = start
     for step in range(_LONGEST_WALK):
         moved, _ = mutate_super_blocks(walked, bounds, rng)
-        # every walk has a length of its own
+        # walks differ in length
         going = np.arange(_WALKS) % _LONGEST_WALK >= step
         walked = _chosen(going, moved, walked)
     cost = population_cost(walked, bounds.image)
@@ -222,7 +222,7 @@ def _chosen(mask: np.ndarray, yes: SuperBlockPopulation, no: SuperBlockPopulatio
 
 
 def _by_spread(found: Found) -> list[int]:
-    """Rows of the front, the one of the highest entropy first, then by what they add; then the layers behind."""
+    """Rows of the highest entropy first, then of the front by hypervolume contribution, then of the layers behind."""
     if found.latency_ms is None:
         raise ValueError("a front needs a latency")
     points = as_points(list(zip(found.entropy.tolist(), found.latency_ms.tolist(), strict=True)))
