@@ -1,1 +1,1 @@
-"""The command line: parse, call the library, format. Nothing is decided here that a library user could not decide."""
+"""The command line: parse, call the library, format. Every decision is open to library users too."""

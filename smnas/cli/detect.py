@@ -74,11 +74,11 @@ class DetectOptions(OutputOptions):
 
 
 def detect(options: DetectOptions) -> None:
-    """Find objects in images, videos and through a camera.
+    """Find objects in images, videos and camera streams.
 
     Lists the detections of every image, best first: class, score and box (left, top, right, bottom in pixels of the
-    image), how many of each class there are in every video, and what each stage took. With --out they are drawn on
-    copies. With --json everything is one document, each frame of a video with its index and its time in seconds.
+    image); the number of objects of each class in every video; and the time of each stage. --out draws them on copies.
+    --json writes everything as one document, each frame of a video with its index and its time in seconds.
 
     Videos need PyAV: pip install 'smnas[video]'. Ctrl-C keeps what is finished.
     """
@@ -96,7 +96,7 @@ def detect(options: DetectOptions) -> None:
             report = api.detect(**options.values(), keep_frames=options.as_json, on_image=on_image, on_frame=on_frame)
         for remark in report.remarks:
             output.note(remark)
-        if report.times.images or options.as_json:  # a program reads the document, also where nothing could be read
+        if report.times.images or options.as_json:  # programs expect a document even if nothing could be read
             usual = api.DEFAULT_SCORE if options.coco is None else 0.0
             lowest = usual if options.score is None else options.score
             output.result(report.to_dict(), lambda console: _show(console, report, lowest))

@@ -1,4 +1,4 @@
-"""``smnas doctor``: what this machine can do, and the command that adds what is missing."""
+"""``smnas doctor``: capabilities of this machine, and the commands that add what is missing."""
 
 import importlib.metadata
 import os
@@ -20,11 +20,11 @@ EXAMPLES = examples("smnas doctor", "smnas doctor --json", "smnas-doctor --quiet
 
 
 def doctor(as_json: JsonOption = False, quiet: QuietOption = False) -> None:
-    """Say what this machine can do.
+    """Show what this machine can do.
 
-    Lists Python, PyTorch, the CPU, CUDA devices, whether training on them uses PyTorch's operators or our kernels, what
-    reads videos, and the backends that can run and time a network, each with its version. What is missing is named with
-    the command that adds it. Nothing is installed or changed.
+    Lists Python, PyTorch, the CPU, CUDA devices, the kernels used for training (PyTorch's or ours), the video library,
+    and the backends that can run and time a network, each with its version. Missing parts are listed with the command
+    that adds them. Nothing is installed or changed.
     """
     with Output.open(as_json=as_json, quiet=quiet) as output:
         with output.working("looking at this machine"):
@@ -33,7 +33,7 @@ def doctor(as_json: JsonOption = False, quiet: QuietOption = False) -> None:
 
 
 def examine() -> dict[str, Any]:
-    """The facts that ``smnas doctor`` shows, in JSON's types."""
+    """Facts of ``smnas doctor``, as JSON types."""
     import torch
     import torchvision
 
@@ -107,7 +107,7 @@ def _video() -> dict[str, Any]:
 
 
 def _kernels() -> dict[str, Any]:
-    """Who computes what has a Triton kernel, and whether Triton is there."""
+    """The chosen implementation of operators with a Triton kernel, and whether Triton is installed."""
     from kernels.dispatch import VARIABLE, can_build, choice
 
     found: dict[str, Any] = {"chosen": choice(), "variable": VARIABLE, "triton": None, "reason": None}

@@ -1,4 +1,4 @@
-"""``smnas eval``: the 12 COCO numbers of a model file."""
+"""``smnas eval``: the 12 COCO metrics of a model file."""
 
 from typing import Annotated
 
@@ -41,9 +41,8 @@ def evaluate(
 ) -> None:
     """Evaluate a model file on the validation images.
 
-    The model may be a checkpoint, an exported ONNX file or an engine on its GPU; the file is run as it is, so the
-    numbers of an exported file are those of what will be deployed. Prints the 12 numbers of the COCO evaluation,
-    computed by pycocotools.
+    The model may be a checkpoint, an exported ONNX file or an engine on its GPU. The file itself is run, so the metrics
+    of an exported file are those of the deployed detector. Prints the 12 COCO metrics, computed by pycocotools.
     """
     with Output.open(as_json=as_json, quiet=quiet) as output:
         from smnas import api

@@ -56,15 +56,15 @@ class ExportOptions(OutputOptions):
 def export(options: ExportOptions) -> None:
     """Export a trained checkpoint to one file.
 
-    From an image on the canvas (uint8) to boxes, scores and labels after non-maximum suppression. Class names, input
-    size and preprocessing facts are in the file's metadata, or in the manifest beside an engine. The graph is run in
-    ONNX Runtime and compared with the checkpoint's own outputs; a difference fails the export.
+    The file takes an image on the canvas (uint8) to boxes, scores and labels after NMS. Class names, input size and
+    preprocessing are in its metadata, or in the manifest beside an engine. The graph is run in ONNX Runtime and
+    compared with the checkpoint's own outputs; a difference fails the export.
 
-    With --data, AP of the exported graph is measured on the validation images beside the checkpoint's; a loss above
-    --max-ap-drop fails the export and leaves no file. int8 takes its ranges from 64 training images of all
-    over the file.
+    With --data, AP of the exported graph and of the checkpoint are measured on the validation images; a loss above
+    --max-ap-drop fails the export and leaves no file. int8 calibrates its activation ranges on 64 training images
+    spread over the file.
 
-    With --batch the file takes that many images a run; smnas eval, smnas detect and Detector fill up the last run.
+    With --batch the file takes that many images per run; smnas eval, smnas detect and Detector pad the last run.
 
     tensorrt-rtx builds on a machine without a GPU, for one or more compute capabilities in one engine; tensorrt builds
     on the GPU that the engine is for.

@@ -1,4 +1,4 @@
-"""The command line's composition: every command once, as ``smnas NAME`` and as ``smnas-NAME``."""
+"""Composition of the command line: every command once, as ``smnas NAME`` and as ``smnas-NAME``."""
 
 import sys
 from collections.abc import Callable
@@ -52,7 +52,7 @@ def _about(
 
 
 def application(*names: str) -> typer.Typer:
-    """The application of one command, or of several as a group with subcommands."""
+    """Application of one command, or of several as subcommands of a group."""
     app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
     if len(names) > 1:
         app.callback(invoke_without_command=True)(_about)
@@ -72,7 +72,7 @@ def application(*names: str) -> typer.Typer:
 
 
 def _paragraphs(text: str) -> str:
-    # typer keeps the line breaks of a docstring, which were made for the source's width and not for the terminal's.
+    # typer keeps a docstring's line breaks, made for the source's width instead of the terminal's.
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
 
 
@@ -91,7 +91,7 @@ def main() -> None:
     sys.exit(run(application(*COMMANDS), "smnas", arguments))
 
 
-# What the scripts `smnas-NAME` start.
+# Entry points of the scripts `smnas-NAME`.
 doctor_main = partial(_run_one, "doctor")
 space_main = partial(_run_one, "space")
 profile_main = partial(_run_one, "profile")

@@ -1,4 +1,4 @@
-"""The 12 COCO numbers, for people."""
+"""Display of the 12 COCO metrics."""
 
 from collections.abc import Mapping
 
@@ -25,5 +25,5 @@ _TITLES = {
 
 
 def show_metrics(console: Console, metrics: Mapping[str, float]) -> None:
-    """One number a line, 0 to 1; a dash where the data has no object of that size."""
+    """Print one metric a line, 0 to 1; a dash if the data has no object of that size."""
     show_facts(console, [(title, metrics[name]) for name, title in _TITLES.items()])

@@ -33,7 +33,7 @@ _EXCLUSIVE = {
     "estimate": ("audit", "time_limit", "cold", "builds"),
     "build_engines": ("estimate", "audit", "time_limit", "cold", "builds", "table"),
 }
-"""What has no meaning together."""
+"""Options that exclude each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +77,11 @@ class ProfileOptions(MeasuringOptions):
     ] = None
 
     def given(self) -> dict[str, Any]:
-        """The options that differ from their defaults."""
+        """Options that differ from their defaults."""
         return {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) != one.default}
 
     def for_call(self, *others: str) -> dict[str, Any]:
-        """The arguments that all calls share, and these others."""
+        """Arguments shared by all calls, and these others."""
         shared = ("preset", "arch", "sample", "device", "precision", "batch", "classes", "seed", *others)
         return {name: value for name, value in self.values().items() if name in shared}
 
@@ -90,16 +90,16 @@ def profile(options: ProfileOptions) -> None:
     """Measure the blocks of detectors on a device.
 
     Builds or completes a latency table: every distinct block of the preset's structural choices, or of the given
-    architectures, is exported and timed in the backend until the confidence interval of its median is narrow. What the
-    table already holds is not measured again; interrupted, the same command resumes. The table's default name is
-    latency-DEVICE.db. --audit measures whole detectors that the prediction has not seen and says how far it was off.
-    Blocks that most detectors need come first, so a --time-limit that is too short is not lost.
+    architectures, is exported and timed in the backend until the confidence interval of its median is narrow. Blocks
+    already in the table are not measured again; an interrupted command resumes. The default table is latency-DEVICE.db.
+    --audit measures unseen whole detectors and reports the prediction error. Blocks that most detectors need come
+    first, so a --time-limit that is too short is not wasted.
 
-    --build-engines exports and builds the same blocks as engines, each under a hash of what it was built from with a
-    manifest beside it, for every compute capability that is given (or of --device's data sheet, or all). What is there
-    is not built again.
+    --build-engines exports and builds the same blocks as engines, each under a hash of its inputs with a manifest
+    beside it, for every given compute capability (default: of --device's data sheet, or all). Existing engines are not
+    built again.
 
-    A table that is there is merged, compared, checked, exported and drawn by smnas table.
+    To merge, compare, check, export or draw an existing table use smnas table.
     """
     with Output.open(as_json=options.as_json, quiet=options.quiet) as output:
         given = options.given()
@@ -126,7 +126,7 @@ def profile(options: ProfileOptions) -> None:
                     document = _document(api.profile(**options.for_call(*names), on_progress=steps.step))
                     show = _show
                 except DeviceNotPresentError as absent:
-                    # A table that was filled on that GPU is read anywhere; only measuring needs the GPU itself.
+                    # A table from that GPU can be read anywhere; only measuring needs the GPU.
                     file = options.table or Path(f"latency-{options.device}.db")
                     if given.keys() & {"audit", "cold", "builds", "time_limit"} or not file.exists():
                         raise
@@ -140,7 +140,7 @@ def _flag(name: str) -> str:
 
 
 def _document(found: "Profile") -> dict[str, Any]:
-    """As JSON values."""
+    """The profile as JSON values."""
     document = {one.name: getattr(found, one.name) for one in fields(found)}
     document |= asdict(document.pop("blocks"))
     cold, builds, audit = (document.pop(name) for name in ("cold", "builds", "audit"))
@@ -220,7 +220,7 @@ def _show_estimate(console: Console, document: dict[str, Any]) -> None:
 
 
 def _show_engines(console: Console, document: dict[str, Any]) -> None:
-    """The document for a person: failures once a reason."""
+    """Print the document; each reason of failure once."""
     show_facts(
         console,
         [
@@ -236,7 +236,7 @@ def _show_engines(console: Console, document: dict[str, Any]) -> None:
 
 
 def _show_measured(console: Console, document: dict[str, Any]) -> None:
-    """The table of a GPU that is elsewhere, for people."""
+    """Print the table of a GPU that is elsewhere."""
     console.print(f"{document['table']}: measured on {document['gpu']}, read here", soft_wrap=True, markup=False)
     names = ["device", "backend", "backend_version", "precision", "batch", "blocks", "wholes", "failed", "disturbed"]
     rows = [[target[name] for name in names] for target in document["targets"]]

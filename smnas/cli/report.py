@@ -31,8 +31,8 @@ def report(
 ) -> None:
     """Write a run folder as one HTML page.
 
-    Ranking, Pareto front, training curves and what failed, in a single file that needs no network. A run that is still
-    going, or that was interrupted, gives a page of what is there so far.
+    Ranking, Pareto front, training curves and failures, in a single file that needs no network. A search that is still
+    running or was interrupted gives a page of its results so far.
     """
     with Output.open(as_json=as_json, quiet=quiet) as output:
         from smnas import api

@@ -113,14 +113,13 @@ class SearchOptions(MeasuringOptions):
 def search(options: SearchOptions) -> None:
     """Find the detector to deploy on a device, for your images, within a latency limit.
 
-    Stage 1 looks for the best combinations of modules, stage 2 evolves depth and width inside the best ones. Latency of
-    every candidate comes from the device's latency table, AP from training it from scratch; a baseline is trained
-    for as long. The best are trained again, ranked, exported to ONNX and measured again as exported files.
-    With --precision int8 (fp16 on a GPU) latencies and files are of that precision; training and its AP stay fp32, and
-    the file's own AP stands beside it.
-    With --scorer entropy candidates are scored without training, and only the best are trained at all.
-    The run folder holds the ranking, the models and a report. Interrupted, even killed, the same command resumes, also
-    with other workers: their number does not change what is found, only how soon.
+    Stage 1 searches combinations of modules, stage 2 evolves depth and width inside the best ones. The latency of every
+    candidate comes from the device's latency table, its AP from training from scratch; a baseline is trained for as
+    long. The best are trained again, ranked, exported to ONNX and measured again as exported files. With --precision
+    int8 (fp16 on a GPU) latencies and files are of that precision; training and its AP stay fp32, and the file's own AP
+    is listed beside it. With --scorer entropy candidates are scored without training, and only the best are trained.
+    The run folder holds the ranking, the models and a report. Interrupted or even killed, the same command resumes,
+    with any number of workers: it changes how soon results come, not which.
     """
     with Output.open(as_json=options.as_json, quiet=options.quiet) as output:
         values = {**options.values(), "trials": _trial_counts(options.trials)}

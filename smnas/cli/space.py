@@ -1,4 +1,4 @@
-"""``smnas space``: a preset's size and choices, samples from it, and what one architecture consists of."""
+"""``smnas space``: a preset's size, choices and samples, and the parts of one architecture."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,12 +34,11 @@ def space(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Look into a search space.
+    """Inspect a search space.
 
-    Without further options: how many architectures a preset holds and what there is to choose from. With --sample:
-    random architectures of its structural space, as strings that every other command takes. With --toml: the space as a
-    file, which --preset takes once it is edited. With --describe: what one architecture consists of, counted on the
-    detector itself.
+    By default: how many architectures a preset holds, and its choices. With --sample: random architectures of its
+    structural space, as strings that every other command takes. With --toml: the space as a file, to edit and pass to
+    --preset. With --describe: the parts of one architecture, counted on the detector itself.
     """
     if describe is not None and sample:
         raise UserError("--sample and --describe exclude each other, but got both")

@@ -1,4 +1,4 @@
-"""``smnas table``: merge, compare, check, export and draw latency tables. No device is needed, nothing is measured."""
+"""``smnas table``: merge, compare, check, export and draw latency tables, without a device and without measuring."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -32,8 +32,7 @@ TableArgument = Annotated[Path, typer.Argument(metavar="TABLE", help="Latency ta
 def table() -> None:
     """Merge, compare, check, export and draw latency tables.
 
-    A latency table is the SQLite file that smnas profile fills. These commands work on the tables alone: they need no
-    device and measure nothing.
+    A latency table is the SQLite file that smnas profile fills. These commands need no device and measure nothing.
     """
 
 
@@ -43,15 +42,15 @@ def merge(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Add the rows of other tables to one, which is made if it is missing.
+    """Add the rows of other tables to one, which is created if it is missing.
 
-    Rows that are there already are not added again, so tables may be merged in any order and any number of times.
+    Duplicate rows are skipped, so tables may be merged in any order and any number of times.
     """
     from profiler.table import merge as table_merge
     from profiler.table.latency_table import LatencyTable
 
     with Output.open(as_json=as_json, quiet=quiet) as output:
-        for other in others:  # what can be refused is refused before a new table is made
+        for other in others:  # unreadable tables are refused before a new one is made
             LatencyTable(other, read_only=True).close()
         with output.working("merging"), LatencyTable(table) as rows:
             merged = table_merge.merge(rows, others)
@@ -106,9 +105,9 @@ def diff(
 
 
 def validate(table: TableArgument, as_json: JsonOption = False, quiet: QuietOption = False) -> None:
-    """Check a table and list what is wrong with it, a line each.
+    """Check a table and list its problems, one a line.
 
-    Exits with code 2 if anything is: schema, triggers, intervals, counts of samples and versions are checked.
+    Schema, triggers, intervals, sample counts and versions are checked; the exit code is 2 if there is any problem.
     """
     from profiler.table import validate as table_validate
 
@@ -191,11 +190,7 @@ TASKS: dict[str, Callable[..., None]] = {
 
 
 def as_table_command(arguments: Sequence[str]) -> list[str] | None:
-    """The arguments of ``smnas table`` for those of ``smnas profile`` as it was spelt before, ``--table A --merge B``.
-
-    Returns:
-        None where ``smnas profile`` is to measure.
-    """
+    """Arguments of ``smnas table`` for the former spelling ``smnas profile --table A --merge B``; None for others."""
     words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
     task = next((task for task in TASKS if f"--{task}" in words), None)
     if task is None:
@@ -214,7 +209,7 @@ def as_table_command(arguments: Sequence[str]) -> list[str] | None:
 
 
 def _fields_apart(first: "LatencyTable", second: "LatencyTable") -> list[str]:
-    """Fields of the target of which the two tables share no value."""
+    """Fields of the target in which the two tables share no value."""
     from profiler.table.latency_table import Target
 
     one, other = first.targets(), second.targets()
@@ -252,7 +247,7 @@ def _facts(row: "Row | None") -> dict[str, Any] | None:
 
 
 def _show_diff(console: Console, file: Path, other: Path, found: "Difference") -> None:
-    """The counts, and a row for each workload that became faster or slower, the largest change first."""
+    """Print the counts and a row for each faster or slower workload, the largest change first."""
     changed = [one for one in found.comparisons if one.verdict in ("faster", "slower")]
     changed.sort(key=lambda one: -abs(math.log(one.ratio)) if one.ratio else -math.inf)
     rows = [[one.verdict, one.ratio, _interval(one.first), _interval(one.second), one.name] for one in changed]

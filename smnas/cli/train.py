@@ -80,13 +80,13 @@ class TrainOptions(OutputOptions):
 def train(options: TrainOptions) -> None:
     """Train one architecture from scratch.
 
-    Trains on the data's training images, on a GPU where there is one, and evaluates on its validation images.
-    --out holds checkpoint.pt, curve.jsonl and metrics.json. Interrupted, the same command resumes at the last finished
-    epoch and gives what an uninterrupted run gives.
+    Trains on the data's training images, on a GPU if there is one, and evaluates on its validation images. --out holds
+    checkpoint.pt, curve.jsonl and metrics.json. An interrupted command resumes at the last finished epoch and gives the
+    same result as an uninterrupted one.
 
-    --pretrained starts the backbone from the weights of torchvision's ResNet, ResNeXt or MobileNetV2 of the same shape,
-    and builds the detector of torchvision's kind: BatchNorm in the backbone and nowhere else, and ImageNet's stem.
-    --norm bn --stem imagenet trains such a detector from scratch.
+    --pretrained starts the backbone from torchvision's weights of a ResNet, ResNeXt or MobileNetV2 of the same shape,
+    and builds the detector as torchvision does: BatchNorm in the backbone only, and ImageNet's stem. --norm bn --stem
+    imagenet trains such a detector from scratch.
 
     On several GPUs, torchrun starts one process for each; they share every batch.
     """

@@ -1,1 +1,1 @@
-"""A run folder to one self-contained HTML page that opens without a network."""
+"""Reports: a run folder as one self-contained HTML page."""

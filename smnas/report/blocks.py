@@ -1,4 +1,4 @@
-"""The latency of a detector's blocks, as the latency table holds them."""
+"""Latencies of a detector's blocks from the latency table."""
 
 from pathlib import Path
 
@@ -17,11 +17,7 @@ __all__ = ["block_latencies", "blocks_of_run"]
 def block_latencies(
     table: LatencyTable, target: Target, architecture: Architecture, classes: int
 ) -> tuple[BlockLatency, ...]:
-    """Every block of a detector with its measured latency, in the order in which they run.
-
-    Raises:
-        UserError: The table lacks one of them.
-    """
+    """Blocks of a detector with their measured latencies, as they run; :class:`UserError` if the table lacks one."""
     known = table.current(target)
     blocks = []
     for part in detector_workloads(architecture, classes, target.batch):
@@ -36,15 +32,15 @@ def block_latencies(
 
 
 def blocks_of_run(run: RunFolder, architecture: str, table: Path | None = None) -> tuple[BlockLatency, ...]:
-    """Every block of a detector of a run.
+    """Blocks of a run's detector with their latencies.
 
     Args:
-        run: Says on which device and how latencies were measured.
+        run: Gives device and settings of the measurement.
         architecture: Of the detector.
-        table: The latency table; by default the run folder's own.
+        table: Latency table; by default the run folder's own.
 
     Raises:
-        UserError: There is no table, it has no rows for the run's device, or it lacks a block.
+        UserError: No table, no rows for the run's device, or a missing block.
     """
     settings = run.settings
     with LatencyTable(table or RunFiles(run.path).table, create=False) as rows:
@@ -53,7 +49,7 @@ def blocks_of_run(run: RunFolder, architecture: str, table: Path | None = None) 
 
 
 def _target(settings: SearchSettings, table: LatencyTable) -> Target:
-    """The run's target; of several backend versions the last one."""
+    """The run's target; the last of several backend versions."""
     wanted = (settings.device, settings.backend, settings.precision, settings.batch, settings.threads)
     found = [t for t in table.targets() if (t.device, t.backend, t.precision, t.batch, t.threads) == wanted]
     if not found:

@@ -1,4 +1,4 @@
-"""What a score without training is worth on a run's own trained detectors, wherever a run used one."""
+"""Worth of a training-free score on the trained detectors of a run that used one."""
 
 import math
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Controls:
     """The table.
 
     Attributes:
-        score: The score without training that the run used.
+        score: The training-free score of the run.
         epochs: Epochs of the training runs that it is compared with.
         groups: All detectors, and those of a narrow band.
     """
@@ -29,7 +29,7 @@ class Controls:
 
 
 def score_controls(run: RunFolder) -> Controls | None:
-    """The table of a run that used such a score, over the epochs with the most trained detectors; None for others."""
+    """Table of a run with a training-free score, over the epochs with the most trained detectors; None without one."""
     used = run.settings.prior if run.settings.trains else run.settings.scorer
     budgets = trained_detectors(run)
     if used is None or not budgets:
@@ -44,10 +44,10 @@ def score_controls(run: RunFolder) -> Controls | None:
 
 
 def trained_detectors(run: RunFolder) -> dict[int, list[TrainedDetector]]:
-    """By epochs: the architectures that were trained so long, with the mean AP over their seeds."""
+    """Architectures by their number of epochs, with the mean AP over seeds."""
     found: dict[tuple[int, Architecture], list[Candidate]] = {}
     for trial in run.trials:
-        whole = trial.stop_epoch is None  # what stopped on the way has the AP of fewer epochs
+        whole = trial.stop_epoch is None  # a stopped run has the AP of fewer epochs
         if whole and trial.state == "complete" and trial.metric == AP and trial.flops and trial.parameters:
             found.setdefault((trial.epochs, trial.architecture), []).append(trial)
     budgets: dict[int, list[TrainedDetector]] = {}

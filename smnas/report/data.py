@@ -1,4 +1,4 @@
-"""What the report shows, as plain values: the numbers of every figure and table. Drawing is elsewhere."""
+"""Plain values behind every figure and table of the report; drawing is elsewhere."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ __all__ = [
     "training_curves",
 ]
 
-# Where nobody is left to compare with, the box that hypervolume is measured in still needs a border beyond every point.
+# The box that hypervolume is measured in needs a border beyond every point.
 _REFERENCE_MARGIN = 1.1
 _SEARCH_STAGES = ("baseline", "warm", "structural", "modular", "joint")
 _FRONT_STAGES = ("warm", "structural", "modular", "joint", "final")
@@ -41,7 +41,7 @@ class FrontPoint:
     """A trained detector in the plane that the search optimises.
 
     Attributes:
-        latency_ms: Median latency with its interval ``latency_low_ms`` to ``latency_high_ms`` (``None``: unknown).
+        latency_ms: Median with its interval ``latency_low_ms`` to ``latency_high_ms`` (``None``: unknown).
         ap: COCO AP in 0..1.
         ap_std: Spread over seeds, ``None`` with one seed.
         on_front: Not dominated within its stage.
@@ -58,7 +58,7 @@ class FrontPoint:
 
 @dataclass(frozen=True)
 class Front:
-    """All finished detectors of one stage, fastest first."""
+    """Finished detectors of one stage, fastest first."""
 
     stage: str
     points: tuple[FrontPoint, ...]
@@ -66,12 +66,12 @@ class Front:
 
 @dataclass(frozen=True)
 class Hypervolume:
-    """Quality of the front after every finished training.
+    """Quality of the front after every finished training run.
 
     Attributes:
-        training runs: 1, 2, ... in the order in which the trials were proposed.
-        epochs: Epochs spent so far, those of training runs that were stopped on the way included.
-        share: Area that the front so far dominates, as a share of the box AP 0..1 by 0..``reference_latency_ms``.
+        trainings: 1, 2, ... in the order in which the trials were proposed.
+        epochs: Epochs spent so far, stopped training runs included.
+        share: Dominated fraction of the box AP 0..1 by 0..``reference_latency_ms``.
         reference_latency_ms: The slow border of the box.
     """
 
@@ -83,7 +83,7 @@ class Hypervolume:
 
 @dataclass(frozen=True)
 class CurveLine:
-    """One number of one training, epoch by epoch."""
+    """One number of one training run, epoch by epoch."""
 
     architecture: str
     run: str
@@ -93,7 +93,7 @@ class CurveLine:
 
 @dataclass(frozen=True)
 class Child:
-    """A stage-2 detector and what it gained over the detector that it came from."""
+    """A stage-2 detector and its gain over the detector that it came from."""
 
     architecture: str
     ap: float
@@ -104,7 +104,7 @@ class Child:
 
 @dataclass(frozen=True)
 class Family:
-    """A parent that stage 2 started from and its trained children, best AP first."""
+    """A parent of stage 2 and its trained children, best AP first."""
 
     parent: str
     ap: float | None
@@ -114,7 +114,7 @@ class Family:
 
 @dataclass(frozen=True)
 class ScoredCandidate:
-    """A candidate that was scored without training; ``ap`` is that of its final training, where it had one."""
+    """A candidate with a training-free score; ``ap`` is that of its final training run, if any."""
 
     architecture: str
     score: float
@@ -143,7 +143,7 @@ class BlockLatency:
 
 
 def _finished(trials: Sequence[Candidate], *stages: str) -> list[Candidate]:
-    """Trials trained to the end: those with an AP."""
+    """Trials trained to the end."""
     return [
         t for t in trials if t.state == "complete" and t.metric == AP and t.stage in stages and t.stop_epoch is None
     ]
@@ -157,7 +157,7 @@ def _by_architecture(trials: Sequence[Candidate]) -> dict[str, list[Candidate]]:
 
 
 def fronts(run: RunFolder) -> tuple[Front, ...]:
-    """The plane of every stage that finished a detector; seeds of one architecture become mean and spread."""
+    """Plane of every stage with a finished detector; seeds of one architecture become mean and spread."""
     found = []
     for stage in _FRONT_STAGES:
         by_architecture = _by_architecture(_finished(run.trials, stage))
@@ -184,9 +184,9 @@ def fronts(run: RunFolder) -> tuple[Front, ...]:
 
 
 def hypervolume_by_training(run: RunFolder) -> Hypervolume | None:
-    """How the front grew while the search trained; ``None`` before the first finished training.
+    """Growth of the front during the search; ``None`` before the first finished training run.
 
-    The final phase is left out: it trains known architectures again, for longer, so its AP is on another scale.
+    The final phase is left out: its longer runs put AP on another scale.
     """
     trials = sorted(_finished(run.trials, *_SEARCH_STAGES), key=lambda t: t.number)
     if not trials:
@@ -203,15 +203,9 @@ def hypervolume_by_training(run: RunFolder) -> Hypervolume | None:
 
 
 def training_curves(run: RunFolder, value: str, count: int = 8) -> tuple[CurveLine, ...]:
-    """The curves of the ``count`` best ranked architectures and the baseline, longest training runs only.
+    """Curves of the ``count`` best ranked architectures and the baseline, of the longest training runs of each only.
 
-    An architecture that was trained shortly in the search and longer at the end shows its long training runs. Without a
-    ranking there is no best; the first ones by name are shown.
-
-    Args:
-        run: The run folder.
-        value: A key of ``curve.jsonl``, such as ``loss``.
-        count: How many architectures besides the baseline.
+    Without a ranking the first ones by name are shown. ``value`` is a key of ``curve.jsonl``, such as ``loss``.
     """
     rows = [row for row in run.ranking.rows if row.rank <= count or row.role == "baseline"]
     ranked = [row.architecture for row in rows] or sorted({c.architecture for c in run.curves})[:count]
@@ -232,7 +226,7 @@ def _line(curve: Curve, value: str) -> CurveLine | None:
 
 
 def families(run: RunFolder) -> tuple[Family, ...]:
-    """Stage 1's parents with stage 2's children, or a joint stage's; the parent of the best child first."""
+    """Parents of stage 1 with children of stage 2, or of a joint stage; the parent of the best child first."""
     trained = {str(t.architecture): t for t in _finished(run.trials, *_SEARCH_STAGES)}
     by_parent: dict[str, list[Candidate]] = {}
     for trial in _finished(run.trials, "modular", "joint"):
@@ -256,7 +250,7 @@ def _child(trial: Candidate, parent: Candidate | None) -> Child:
 
 
 def scored_candidates(run: RunFolder) -> tuple[ScoredCandidate, ...]:
-    """What was scored without training, highest score first; nothing in a run that trains its candidates."""
+    """Candidates with a training-free score, highest first; none in a run that trains its candidates."""
     finals = _by_architecture(_finished(run.trials, "final"))
     found = []
     for t in run.trials:
@@ -268,7 +262,7 @@ def scored_candidates(run: RunFolder) -> tuple[ScoredCandidate, ...]:
 
 
 def outcomes(run: RunFolder, state: str) -> tuple[Outcome, ...]:
-    """The trials of one state (``failed``, ``pruned``, ``running``) with their reasons."""
+    """Trials of one state (``failed``, ``pruned``, ``running``) with their reasons."""
     return tuple(
         Outcome(t.number, str(t.architecture), t.stage, t.reason or "no reason was stored")
         for t in run.trials

@@ -1,4 +1,4 @@
-"""Plotly figures from the report's plot data. Colours of text and grid come from the page, so that dark mode holds."""
+"""Plotly figures from the report's plot data. Text and grid take their colours from the page, for dark mode."""
 
 import html
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from smnas.search.ranking.ranking import RankingRow
 
 __all__ = ["LINES", "STAGE_COLOURS", "curves_figure", "front_figure", "hypervolume_figure", "layout", "wrapped"]
 
-# Mid-tones that keep a contrast of 3:1 or more on the page's white and on its near-black.
+# Mid-tones with a contrast of 3:1 or more on the page's white and on its near-black.
 STAGE_COLOURS = {
     "warm": "#7f6ad6",
     "structural": "#2f7ed8",
@@ -33,7 +33,7 @@ _INTERVAL = {"thickness": 1.2, "width": 3}
 
 
 def layout(x: str, y: str, height: int) -> dict[str, Any]:
-    """The layout that all figures share, with the titles of the axes."""
+    """Layout shared by all figures, with axis titles."""
     return {
         "height": height,
         "margin": {"l": 52, "r": 12, "t": 10, "b": 44},
@@ -53,7 +53,7 @@ def layout(x: str, y: str, height: int) -> dict[str, Any]:
 
 
 def wrapped(architecture: str) -> str:
-    """An architecture as hover text, one part a line."""
+    """Architecture as hover text, one component a line."""
     return html.escape(architecture).replace("+", "<br>+")
 
 
@@ -74,7 +74,7 @@ def _above(points: Sequence[FrontPoint]) -> list[float]:
 
 
 def front_figure(fronts: Sequence[Front], baseline: RankingRow | None, winner: RankingRow | None) -> go.Figure:
-    """AP against latency: every stage's detectors, its front as a staircase, the baseline and the winner marked."""
+    """AP against latency: detectors of every stage, fronts as staircases, baseline and winner marked."""
     figure = go.Figure(layout=layout("predicted latency (ms)", "AP", 440))
     figure.update_yaxes(rangemode="nonnegative")
     for front in fronts:
@@ -135,7 +135,7 @@ def _mark(figure: go.Figure, row: RankingRow | None, name: str, symbol: str, col
 
 
 def hypervolume_figure(growth: Hypervolume) -> go.Figure:
-    """The dominated share of the box against finished training runs."""
+    """Dominated fraction of the box against finished training runs."""
     figure = go.Figure(layout=layout("finished training runs", "dominated share of the box", 320))
     figure.update_yaxes(rangemode="tozero")
     figure.add_scatter(
@@ -155,7 +155,7 @@ def hypervolume_figure(growth: Hypervolume) -> go.Figure:
 
 
 def curves_figure(lines: Sequence[CurveLine], label: str, run: RunFolder) -> go.Figure:
-    """One line a training; seeds of one architecture share a colour and a legend entry (its rank)."""
+    """One line for each training run; seeds of one architecture share a colour and a legend entry (its rank)."""
     figure = go.Figure(layout=layout("epoch", label, 340))
     architectures = list(dict.fromkeys(line.architecture for line in lines))
     shown: set[str] = set()

@@ -1,4 +1,4 @@
-"""Which choices mattered: how much of the differences in AP and in latency each choice explains alone."""
+"""Importance of choices: how much of the variance of AP and of latency each explains alone."""
 
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
@@ -14,12 +14,12 @@ from smnas.search.study.parameters import parameters_of
 __all__ = ["Importance", "explained", "importances"]
 
 _LEAST_TRIALS = 10
-_GROUPS = 3  # a number's values are grouped by thirds
+_GROUPS = 3  # numbers are grouped by thirds
 
 
 @dataclass(frozen=True)
 class Importance:
-    """One choice: the shares of the variance of AP and of log latency that it explains alone, 0 to 1."""
+    """Fractions of the variance of AP and of log latency that a choice explains alone, 0 to 1."""
 
     choice: str
     ap: float
@@ -27,9 +27,9 @@ class Importance:
 
 
 def importances(run: RunFolder) -> tuple[Importance, ...]:
-    """Choices that every trained detector has, the most telling first; empty with fewer than ten detectors.
+    """Choices that every trained detector has, most important first; empty with fewer than ten detectors.
 
-    What goes together is not told apart: where wide backbones came with large inputs, both explain the same.
+    Correlated choices are not told apart: where wide backbones came with large inputs, both explain the same.
     """
     trials = [t for t in run.trials if in_search(t) and t.metric == AP]
     if len(trials) < _LEAST_TRIALS:
@@ -56,7 +56,7 @@ def _grouped(values: Sequence[str | int]) -> list[Hashable]:
 
 
 def explained(groups: Sequence[Hashable], values: Sequence[float]) -> float:
-    """The adjusted share of the variance that lies between the groups: about 0 for groups drawn at random."""
+    """Adjusted fraction of the variance between the groups: about 0 for random groups."""
     by_group: dict[Hashable, list[float]] = defaultdict(list)
     for group, value in zip(groups, values, strict=True):
         by_group[group].append(value)

@@ -1,4 +1,4 @@
-"""What the page of a latency table shows, as values: blocks with their work, the roof above them, an audit."""
+"""Values behind the page of a latency table: blocks with their work, the roofline, an audit."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -23,16 +23,12 @@ class BlockPoint:
     """One measured block with its work.
 
     Attributes:
-        name: What a person calls it.
         family: Class of the block.
-        latency_ms: Median.
-        low_ms: Lower end of its interval.
-        high_ms: Upper end.
-        channels: Of its largest input.
-        cells: Of its largest input, batch included.
+        latency_ms: Median, with its interval ``low_ms`` to ``high_ms``.
+        channels, cells: Of its largest input; the positions include the batch.
         flops: Of one run.
         bytes_moved: Inputs, outputs and weights once.
-        bound_ms: The least that a run can take below the roof.
+        bound_ms: Lower bound of a run by the roofline.
     """
 
     name: str
@@ -49,15 +45,15 @@ class BlockPoint:
 
 @dataclass(frozen=True)
 class TableFacts:
-    """What the rows of a target come to.
+    """Counts of a target's rows.
 
     Attributes:
-        blocks: Measured parts.
+        blocks: Measured blocks.
         wholes: Measured whole detectors.
-        cold: Cold rows.
+        cold: Rows with flushed caches.
         failed: Name and reason of every failure.
         disturbed: Rows measured on a disturbed machine.
-        without_work: Measured parts whose work no row says, as older releases wrote them.
+        without_work: Measured blocks without their work, as older releases wrote them.
     """
 
     blocks: int
@@ -73,11 +69,9 @@ class TableView:
     """A latency table for one target.
 
     Attributes:
-        target: Whose rows are shown.
-        facts: Counts and failures.
-        points: Blocks, longest first.
-        roof: Above them; ``None`` without any.
-        roof_text: What the roof stands on.
+        points: Blocks, slowest first.
+        roof: Roofline of the blocks; ``None`` without any.
+        roof_text: Source of the roofline.
     """
 
     target: Target
@@ -88,11 +82,7 @@ class TableView:
 
 
 def choose_target(table: LatencyTable) -> Target:
-    """The target with the most current measurements.
-
-    Raises:
-        UserError: The table holds no measurement.
-    """
+    """Target with the most current measurements; :class:`UserError` if the table holds none."""
     counts = Counter(row.target for row in table.rows() if row.target.backend != ESTIMATE_BACKEND)
     if not counts:
         raise UserError(f"a report shows measurements, but {table.path} holds none")
@@ -100,7 +90,7 @@ def choose_target(table: LatencyTable) -> Target:
 
 
 def read_view(table: LatencyTable, target: Target) -> TableView:
-    """Read what is shown of a target."""
+    """Read the rows of a target."""
     rows = table.current(target).values()
     hot = [row for row in rows if row.conditions.get("caches", "hot") == "hot"]
     parts = [row for row in hot if row.kind == "part" and row.status == "ok"]

@@ -17,7 +17,7 @@ _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", 
 
 
 def blocks_figure(points: Sequence[BlockPoint]) -> go.Figure:
-    """Latency against width, a colour for each kind of block and a size for each resolution."""
+    """Latency against width, coloured by kind of block and sized by resolution."""
     figure = _logarithmic("channels of the input", "latency (ms)", 460)
     largest = max((point.cells for point in points), default=1)
     for index, family in enumerate(_families(points)):
@@ -48,7 +48,7 @@ def blocks_figure(points: Sequence[BlockPoint]) -> go.Figure:
 
 
 def roofline_figure(points: Sequence[BlockPoint], roof: Roof) -> go.Figure:
-    """Reached operations a second against operations per byte, below the roof that nothing exceeds."""
+    """Achieved operations per second against operations per byte, below the roofline."""
     figure = _logarithmic("operations per byte", "reached, GFLOP/s", 440)
     computing = [point for point in points if point.flops]
     if not computing:
@@ -85,7 +85,7 @@ def roofline_figure(points: Sequence[BlockPoint], roof: Roof) -> go.Figure:
 
 
 def audit_figure(points: Sequence[AuditPoint]) -> go.Figure:
-    """Predicted against measured latency of held-out wholes, with their intervals and the line of equality."""
+    """Predicted against measured end-to-end latency of held-out detectors, with intervals and the line of equality."""
     figure = _logarithmic("measured (ms)", "predicted (ms)", 440)
     ends = [min(point.measured_ms for point in points), max(point.measured_ms for point in points)]
     figure.add_scatter(
@@ -123,7 +123,7 @@ def audit_figure(points: Sequence[AuditPoint]) -> go.Figure:
 
 def _logarithmic(x: str, y: str, height: int) -> go.Figure:
     figure = go.Figure(layout=layout(x, y, height))
-    # Labels at 1, 2 and 5 of every decade: at all nine digits they lie on top of each other.
+    # Labels at 1, 2 and 5 of every decade: at all nine digits they overlap.
     figure.update_xaxes(type="log", dtick="D2")
     figure.update_yaxes(type="log", dtick="D2")
     return figure

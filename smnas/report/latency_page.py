@@ -1,4 +1,4 @@
-"""The page of a latency table: one HTML file with everything inside, which opens from a disk without a network."""
+"""Page of a latency table: one self-contained HTML file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,21 +22,16 @@ _SHOWN_BLOCKS = 25
 
 
 def write_latency_page(table: Path, out: Path, *, architectures: Sequence[str] = (), classes: int = 80) -> TableView:
-    """Write the page of a table.
-
-    Of several targets that with the most measurements is shown.
+    """Write the page of a table, for the target with the most measurements.
 
     Args:
-        table: A latency table, which is left as it is.
-        out: The file to write; a reader never sees half a page.
-        architectures: Detectors whose blocks' shares are shown.
+        table: Latency table, only read.
+        out: File to write, atomically.
+        architectures: Detectors to show block by block.
         classes: Their object classes.
 
-    Returns:
-        What is shown.
-
     Raises:
-        UserError: The table holds no measurement, or lacks a block of these detectors, or ``out`` can not be written.
+        UserError: no measurement, a missing block of these detectors, or ``out`` can not be written.
     """
     with LatencyTable(table, read_only=True) as rows:
         target = choose_target(rows)
@@ -59,12 +54,12 @@ def render_latency_page(
     audit: Sequence[AuditPoint] = (),
     detectors: dict[str, tuple[BlockLatency, ...]] | None = None,
 ) -> str:
-    """The page as text.
+    """Render the page as text.
 
     Args:
         name: Of the table.
-        view: What is shown of it.
-        audit: Predicted against measured wholes.
+        view: Its rows.
+        audit: Predicted against measured end-to-end latencies.
         detectors: Blocks with their latencies, by architecture.
     """
     drawn: dict[str, go.Figure] = {}

@@ -1,4 +1,4 @@
-"""The report page: one HTML file with everything inside, which opens from a disk without a network."""
+"""The report page: one self-contained HTML file."""
 
 import base64
 import io
@@ -37,17 +37,17 @@ def write_report(
 ) -> Path:
     """Write the report of a run folder.
 
-    Sample detections and the winner's blocks are shown where the data set and the latency table are still there; else
-    the page says why they are missing.
+    Sample detections and the winner's blocks need the data set and the latency table; without them the page says why
+    they are missing.
 
     Args:
-        run_folder: What ``smnas-search --out`` wrote; it may still be running.
-        out: The file to write; ``run_folder/report.html`` by default.
-        data_root: The data set; by default where it was at the time of the search.
-        table: The latency table; by default the run folder's own.
+        run_folder: Output of ``smnas-search --out``; the search may still be running.
+        out: File to write, atomically; ``run_folder/report.html`` by default.
+        data_root: Data set; by default where it was during the search.
+        table: Latency table; by default the run folder's own.
 
     Returns:
-        The file that was written. It is replaced in one step, so a reader never sees half a page.
+        The written file.
 
     Raises:
         RunFolderError: ``run_folder`` is no run folder of this version.
@@ -82,13 +82,13 @@ def render_report(
     blocks: Sequence[data.BlockLatency] = (),
     notes: Sequence[str] = (),
 ) -> str:
-    """The page as text.
+    """Render the page as text.
 
     Args:
-        run: What was read from the run folder.
+        run: The run folder.
         samples: Images with drawn detections of the winner.
-        blocks: The winner's parts with their latencies.
-        notes: Shown beside the ranking's own.
+        blocks: Blocks of the winner with their latencies.
+        notes: Added to the ranking's own.
     """
     fronts = data.fronts(run)
     growth = data.hypervolume_by_training(run)
@@ -126,12 +126,12 @@ def render_report(
 
 
 def render_page(template: str, drawn: Mapping[str, go.Figure], **values: object) -> str:
-    """A page of this folder's style with its figures inside.
+    """Render a template of this folder with figures inside.
 
     Args:
-        template: A file of this folder, which extends ``base.html``.
+        template: File of this folder that extends ``base.html``.
         drawn: Figures by the name of their place, ``data-figure``.
-        values: What the template shows; text in it is escaped.
+        values: Values for the template; text in them is escaped.
     """
     folder = Path(__file__).parent
     environment = jinja2.Environment(
@@ -156,9 +156,9 @@ def render_page(template: str, drawn: Mapping[str, go.Figure], **values: object)
 
 
 def _embedded_json(figure: go.Figure) -> Markup:
-    """A figure for a ``<script type="application/json">``: a ``<`` inside could end the element early."""
+    """A figure for ``<script type="application/json">``: a ``<`` inside could end the element early."""
     specification = figure.to_plotly_json()
-    # The default template is 7 kB of colours for trace types that the page does not use; the page brings its own.
+    # The default template is 7 kB of unused colours; the page brings its own.
     specification["layout"].pop("template", None)
     text = json.dumps(specification, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("<", "\\u003c"))
@@ -179,7 +179,7 @@ def _architecture(text: str) -> Markup:
 
 
 def _breakable(name: str) -> Markup:
-    """A dotted name that may break behind a dot or an underscore, so that a phone does not break it inside a word."""
+    """A dotted name that may break after a dot or an underscore, so that a phone does not break it inside a word."""
     return escape(name).replace(".", Markup(".<wbr>")).replace("_", Markup("_<wbr>"))
 
 

@@ -1,7 +1,6 @@
-"""A run folder as values: its settings, its trials, its training curves and its ranking.
+"""Read a run folder: settings, trials, training curves and ranking.
 
-Only reading happens here. Every file is optional except ``settings.json``, because a report of a search that is still
-running, or that was killed, is wanted too.
+Only ``settings.json`` is required, since a search that is still running or was killed has a report too.
 """
 
 import json
@@ -23,7 +22,7 @@ __all__ = ["Curve", "RunFolder", "read_run_folder"]
 
 @dataclass(frozen=True)
 class Curve:
-    """How one training went: a mapping of numbers for every finished epoch."""
+    """Curve of one training run: a mapping of numbers for every finished epoch."""
 
     architecture: str
     run: str
@@ -32,7 +31,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Everything that a report needs from a run folder."""
+    """Contents of a run folder for a report."""
 
     path: Path
     settings: SearchSettings
@@ -41,12 +40,12 @@ class RunFolder:
     ranking: Ranking = field(default_factory=lambda: Ranking((), None))
 
     def row(self, architecture: str) -> RankingRow | None:
-        """The ranking's row of an architecture, if it has one."""
+        """Row of an architecture in the ranking, if any."""
         return next((row for row in self.ranking.rows if row.architecture == architecture), None)
 
     @property
     def ended(self) -> bool:
-        """Whether the search came to its end, with a detector or without one."""
+        """Whether the search has ended, with a detector or without one."""
         return bool(self.ranking.rows or self.ranking.notes) and PRELIMINARY not in self.ranking.notes
 
     @property
@@ -57,18 +56,15 @@ class RunFolder:
 
     @property
     def baseline(self) -> RankingRow | None:
-        """The row that every candidate is compared with."""
+        """The baseline's row."""
         return next((row for row in self.ranking.rows if row.role == "baseline"), None)
 
 
 def read_run_folder(path: Path) -> RunFolder:
     """Read a run folder that is complete, still running or was killed.
 
-    Args:
-        path: The folder that ``smnas-search --out`` wrote.
-
     Raises:
-        RunFolderError: not a run folder, another format version, or a file in it that can not be read.
+        RunFolderError: not a run folder, another format version, or an unreadable file.
     """
     if not path.is_dir():
         raise RunFolderError(f"a run folder must exist, but got {path}")
@@ -86,7 +82,7 @@ def _read_curves(models: Path) -> tuple[Curve, ...]:
             try:
                 entry = json.loads(line)
             except ValueError:
-                break  # a killed run may leave half a last line, a lost disk anything; the whole ones before it stand
+                break  # a killed run may leave half a last line, a lost disk anything; earlier lines hold
             if isinstance(entry, dict):
                 epochs.append({name: float(value) for name, value in entry.items() if _is_number(value)})
         if epochs:

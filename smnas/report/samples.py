@@ -1,4 +1,4 @@
-"""What the recommended detector finds on images that it was not trained on."""
+"""Detections of the recommended detector on validation images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ _SCORE = 0.3
 
 @dataclass(frozen=True)
 class Sample:
-    """An image for the page, its boxes already drawn."""
+    """An image for the page with its boxes drawn."""
 
     caption: str
     image: Image.Image
@@ -29,11 +29,11 @@ def sample_detections(run: RunFolder, count: int = 6, data: Path | None = None) 
 
     Args:
         run: Its recommended row names the exported file.
-        count: How many images at most.
-        data: The data set; by default where it was at the time of the search.
+        count: Most images.
+        data: Data set; by default where it was during the search.
 
     Raises:
-        UserError: No exported winner, or the data set is not there any more.
+        UserError: no exported winner, or no data set.
     """
     winner = run.winner
     if winner is None or winner.model is None:
@@ -54,6 +54,6 @@ def sample_detections(run: RunFolder, count: int = 6, data: Path | None = None) 
 
 
 def _named(found: Detection) -> str:
-    """A class's name, behind its number where no font has the letters for the image."""
+    """Name of a class, behind its number if no font has its letters."""
     drawn = drawn_name(found.name, found.category_id)
     return found.name if drawn == found.name else f"{drawn} {found.name}"

@@ -1,4 +1,4 @@
-"""Whether the recommended detector keeps the promise: not slower than the baseline at equal or better AP."""
+"""Whether the recommended detector is no slower than the baseline at equal or better AP."""
 
 from dataclasses import dataclass
 
@@ -10,14 +10,14 @@ __all__ = ["Verdict", "verdict"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """How the winner compares with the baseline.
+    """Comparison of the winner with the baseline.
 
     Attributes:
-        speed: ``same`` when the two latency intervals overlap.
-        accuracy: ``equal`` within the spread over seeds, or to the printed three decimals; ``unknown`` when the two
-            were not trained for as long.
+        speed: ``same`` if the two latency intervals overlap.
+        accuracy: ``equal`` within the spread over seeds or three printed decimals; ``unknown`` for different numbers of
+            epochs.
         keeps_promise: Not slower at equal or better AP.
-        sentence: The comparison in plain words; its numbers are in the recommendation's reason and in the table.
+        sentence: The comparison in words, without the numbers of the recommendation and the table.
     """
 
     speed: Speed
@@ -27,9 +27,9 @@ class Verdict:
 
 
 def verdict(winner: RankingRow | None, baseline: RankingRow | None) -> Verdict | None:
-    """Compare the recommended row with the baseline's; ``None`` where one of them is missing.
+    """Compare the recommended row with the baseline's; ``None`` if one is missing.
 
-    Like is compared with like: measured latencies only if both rows have one, else predicted ones.
+    Measured latencies are compared only if both rows have one, else predicted ones.
     """
     if winner is None or baseline is None:
         return None

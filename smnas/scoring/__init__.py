@@ -1,1 +1,1 @@
-"""What a candidate is worth: its accuracy by training it, its latency from the table."""
+"""Scores of candidates: AP by training, or training-free scores."""

@@ -1,6 +1,6 @@
-"""What a scorer is: an architecture in, a number out, or a reason why there is none.
+"""Scorers: an architecture in, a number out, or a reason why there is none.
 
-One's own scorer is any object with these members, which worker processes can import::
+A custom scorer is any object with these members that worker processes can import::
 
     class FewFlops:
         name, metric, trains, stops = "few-flops", "negative GFLOPs", False, False
@@ -32,11 +32,11 @@ __all__ = [
 ]
 
 AP = "AP"
-"""The metric of training runs: only what has one is ranked."""
+"""Metric of training runs; only they are ranked."""
 
 
 class ScoringFailedError(RuntimeError):
-    """This candidate has no score: it does not build, fit in memory or converge. Stored, never fatal to a search.
+    """The candidate has no score: it does not build, fit in memory or converge. Stored, never fatal to a search.
 
     Attributes:
         reason: One line.
@@ -49,16 +49,14 @@ class ScoringFailedError(RuntimeError):
 
 @dataclass(frozen=True)
 class ScoringProgress:
-    """How far a score is.
+    """Progress of one score.
 
     Attributes:
-        phase: What is going on.
-        done: Share of the phase, 0 to 1.
+        done: Fraction of the phase, 0 to 1.
         epoch: Running epoch, from 1.
-        epochs: How many there are.
+        epochs: Total number of epochs.
         loss: Of the last step; ``None`` while evaluating.
-        images_per_s: Images a second.
-        eta_s: Expected time until the phase ends; ``None`` where nothing is known.
+        eta_s: Expected time until the phase ends; ``None`` if unknown.
     """
 
     phase: Literal["train", "evaluate"]
@@ -72,14 +70,14 @@ class ScoringProgress:
 
 @dataclass(frozen=True)
 class Score:
-    """An architecture's score; greater is better.
+    """Score of an architecture; greater is better.
 
     Attributes:
-        value: What the search maximises; finite.
-        metrics: All that was measured by the way, such as the 12 COCO numbers (NaN where undefined).
-        seconds: Time spent in training, over all processes that took part; 0 for a score that trains nothing.
-        epochs: Epochs trained; 0 for a score that trains nothing.
-        checkpoint: Trained weights, if there are any.
+        value: Maximised by the search; finite.
+        metrics: Everything measured, such as the 12 COCO numbers (NaN where undefined).
+        seconds: Training time over all processes that took part; 0 without training.
+        epochs: Epochs trained; 0 without training.
+        checkpoint: Trained weights, if any.
     """
 
     value: float
@@ -90,20 +88,20 @@ class Score:
 
 
 class ScorerFacts(Protocol):
-    """What a scorer states, also as a class that is not made yet.
+    """Facts that a scorer states, also as a class before it is made.
 
-    It may also state ``strategy``, the name of the strategy that a search with this scorer uses by default, and
-    ``remark``, a sentence about its scores for the reader of a ranking.
+    Optional: ``strategy``, the name of the default strategy for this scorer, and ``remark``, a sentence about its
+    scores for the reader of a ranking.
     """
 
     @property
     def name(self) -> str:
-        """What ``--scorer`` takes, and ``settings.json`` keeps."""
+        """Value of ``--scorer``, kept in ``settings.json``."""
         ...
 
     @property
     def metric(self) -> str:
-        """What its values are, as a reader calls them; ``AP`` is what rankings are made of."""
+        """Name of its values for a reader; rankings are made of ``AP``."""
         ...
 
     @property
@@ -113,7 +111,7 @@ class ScorerFacts(Protocol):
 
     @property
     def stops(self) -> bool:
-        """Whether it can stop a training run and resume it: it is a :class:`StoppingScorer`."""
+        """Whether it can stop a training run and resume it, as a :class:`StoppingScorer`."""
         ...
 
 
@@ -132,15 +130,15 @@ class Scorer(ScorerFacts, Protocol):
         """Score one architecture.
 
         Args:
-            architecture: What to score.
-            seed: What every random number comes from.
-            epochs: Training budget, where the scorer trains.
-            out_dir: A folder for this score alone. Called again with the same arguments, a scorer resumes from what it
+            architecture: Candidate.
+            seed: Random seed.
+            epochs: Training budget, if the scorer trains.
+            out_dir: Folder of this score alone. Called again with the same arguments, a scorer resumes from what it
                 finds there and does nothing twice.
-            on_progress: Called now and then.
+            on_progress: Called from time to time.
 
         Raises:
-            ScoringFailedError: the candidate has no score, with its reason.
+            ScoringFailedError: the candidate has no score, with the reason.
         """
         ...
 
@@ -152,9 +150,8 @@ class PreparingScorer(Scorer, Protocol):
     def prepare(self, context: "SearchContext") -> None:
         """Make what scores need in ``context.folder``, or find it there.
 
-        Called in one process before the first score, and then in every process that scores, before its first score
-        there. Resumable: after a kill it continues, and where all is made it only reads it. ``context.on_progress`` is
-        called meanwhile.
+        Called before the first score in one process, then before the first score of every other process. Resumable:
+        after a kill it continues, and if all is made it only reads. It reports to ``context.on_progress``.
 
         Raises:
             UserError, OSError: it can not be made; the search ends.
@@ -176,11 +173,11 @@ class StoppingScorer(Scorer, Protocol):
         out_dir: Path,
         on_progress: Callable[[ScoringProgress], None] | None = None,
     ) -> Score:
-        """The score after ``stop_epoch`` epochs of a training run of ``epochs``, resumed if it was stopped before.
+        """Score after ``stop_epoch`` epochs of a training run of ``epochs``, resumed if it was stopped before.
 
-        ``seconds`` and ``epochs`` of the score are those of the whole training run so far.
+        ``seconds`` and ``epochs`` of the score cover the whole training run so far.
 
         Raises:
-            ScoringFailedError: the candidate has no score, with its reason.
+            ScoringFailedError: the candidate has no score, with the reason.
         """
         ...

@@ -1,4 +1,4 @@
-"""The scorers by name."""
+"""Scorers by name."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ __all__ = ["SCORERS", "AnyScorer", "ScorerClass", "ScorerOnDevices", "UnknownSco
 
 
 class ScorerClass(ScorerFacts, Protocol):
-    """A scorer that is made for a data set, a recipe and a device."""
+    """A scorer class that takes a data set, a recipe and a device."""
 
     def __call__(self, data: CocoFolder, recipe: Recipe, device: torch.device | str, /) -> Scorer:
         """Make it."""
@@ -27,7 +27,7 @@ class ScorerClass(ScorerFacts, Protocol):
 
 
 AnyScorer = str | Scorer | ScorerClass
-"""A name, or one's own: an object that scores, or a class of such, made with data set, recipe and device."""
+"""A name, an object that scores, or a class of such, made with data set, recipe and device."""
 
 SCORERS: dict[str, Scorer | ScorerClass] = {
     "ap": TrainedAP,
@@ -41,10 +41,10 @@ class UnknownScorerError(UserError):
 
 
 def get_scorer(scorer: AnyScorer) -> Scorer | ScorerClass:
-    """Find a scorer by the name that the command line uses; one's own is returned as it is.
+    """Find a scorer by its command-line name; an object is returned as it is.
 
     Raises:
-        UnknownScorerError: no such scorer, or it is not part of this version; the message lists those that are.
+        UnknownScorerError: unknown name, or planned for a later version; the message lists the known ones.
     """
     if not isinstance(scorer, str):
         return scorer
@@ -57,7 +57,7 @@ def get_scorer(scorer: AnyScorer) -> Scorer | ScorerClass:
 
 
 def quick_score(scorer: AnyScorer) -> Callable[[Architecture], float] | None:
-    """The values of a scorer that needs nothing but the architecture; None for any other one."""
+    """Score function of a scorer that needs only the architecture; None for any other."""
     found = get_scorer(scorer)
     if isinstance(found, type) or found.trains or hasattr(found, "prepare"):
         return None
@@ -67,15 +67,14 @@ def quick_score(scorer: AnyScorer) -> Callable[[Architecture], float] | None:
 
 @dataclass(frozen=True)
 class ScorerOnDevices:
-    """Makes a worker's scorer, on that worker's device. Small enough to be sent to a process.
+    """Makes a worker's scorer on that worker's device; picklable.
 
     Attributes:
-        scorer: Its name, or one's own.
+        scorer: Name or object.
         data: Root of the data set.
         recipe: How to train.
-        devices: Worker i takes the i-th, and starts over where there are fewer devices than workers.
-        drop_bad_boxes: See :class:`~smnas.data.coco.CocoFolder`.
-        drop_bad_images: See there.
+        devices: Assigned to workers in turn, cyclically.
+        drop_bad_boxes, drop_bad_images: See :class:`~smnas.data.coco.CocoFolder`.
     """
 
     scorer: AnyScorer
@@ -87,11 +86,11 @@ class ScorerOnDevices:
 
     @property
     def prepares(self) -> bool:
-        """Whether its scorers make something before the first score."""
+        """Whether its scorers prepare something before the first score."""
         return hasattr(get_scorer(self.scorer), "prepare")
 
     def __call__(self, worker: int) -> Scorer:
-        """The scorer of one worker."""
+        """Scorer of one worker."""
         found = get_scorer(self.scorer)
         if not isinstance(found, type):
             return cast("Scorer", found)

@@ -1,8 +1,8 @@
-"""How well a score without training orders trained detectors, beside what is cheaper to know.
+"""How well a training-free score orders trained detectors, compared with cheaper quantities.
 
-Kendall's tau-b with AP, for the score and for its controls: a score that is close to a count of layers must be better
-than that count, and better than FLOPs, parameters and speed, to be worth anything. It is asked over all detectors,
-where size alone orders much, and inside a narrow band of FLOPs and of latency, where size is held.
+Kendall's tau-b with AP, for the score and its controls: a score close to a count of layers must beat that count, and
+FLOPs, parameters and speed, to be worth anything. Computed over all detectors, where size alone orders much, and inside
+a narrow band of FLOPs and of latency, which holds size fixed.
 """
 
 import math
@@ -20,7 +20,7 @@ __all__ = ["ControlGroup", "ControlTau", "TrainedDetector", "control_table"]
 Floats = NDArray[np.float64]
 
 BAND = 1.5
-"""The costliest detector of a band costs at most so many times what the cheapest does."""
+"""Largest ratio of the costs of two detectors in a band."""
 
 _LEAST = 5
 _RESAMPLES = 1000
@@ -28,12 +28,12 @@ _RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class TrainedDetector:
-    """A detector with what is known of it; all of one table were trained with the same budget.
+    """A trained detector with its costs; all of one table share a training budget.
 
     Attributes:
         ap: COCO AP in 0..1.
         flops, parameters: Of the whole detector.
-        latency_ms: Of the whole detector; NaN where it is not known.
+        latency_ms: End-to-end latency; NaN if unknown.
     """
 
     architecture: Architecture
@@ -47,7 +47,7 @@ class TrainedDetector:
 class ControlTau:
     """One row of a group: Kendall's tau-b with AP and its 95% interval, by a bootstrap over detectors.
 
-    NaN where it is not defined: nothing differs, or fewer than 5 detectors.
+    NaN where undefined: nothing differs, or fewer than 5 detectors.
     """
 
     name: str
@@ -58,11 +58,11 @@ class ControlTau:
 
 @dataclass(frozen=True)
 class ControlGroup:
-    """All rows over one group of detectors.
+    """All rows of one group of detectors.
 
     Attributes:
         name: ``all``, ``FLOPs band`` or ``latency band``.
-        detectors: How many it holds.
+        detectors: Their number.
         low, high: Limits of the band in FLOPs or ms; None for all.
     """
 
@@ -76,12 +76,12 @@ class ControlGroup:
 def control_table(
     detectors: Sequence[TrainedDetector], scores: Sequence[float], name: str, *, seed: int = 0
 ) -> tuple[ControlGroup, ...]:
-    """The score and its controls against AP, over all detectors and inside the two bands with the most detectors.
+    """Correlate the score and its controls with AP, over all detectors and in the two bands with the most detectors.
 
     Args:
         detectors: Trained for the same number of epochs.
-        scores: Of each, greater is better; NaN where it is not known.
-        name: What the score is called.
+        scores: One for each, greater is better; NaN if unknown.
+        name: Name of the score.
         seed: Of the bootstrap.
     """
     ap = np.array([detector.ap for detector in detectors])
@@ -113,7 +113,7 @@ def _group(
 
 
 def _widest_band(cost: Floats) -> NDArray[np.intp]:
-    """Rows of the band with the most detectors; of equal ones the cheapest. NaN is in no band."""
+    """Rows of the band with the most detectors, the cheapest of equal ones. NaN is in no band."""
     known = np.flatnonzero(np.isfinite(cost))
     order = known[np.argsort(cost[known], kind="stable")]
     ends = np.searchsorted(cost[order], cost[order] * BAND, side="right")
@@ -145,10 +145,9 @@ def _resamples(count: int, rng: np.random.Generator) -> NDArray[np.int64]:
 
 
 def _tau_of(x: Floats, y: Floats) -> float:
-    """Kendall's tau-b from the signs of all differences, ``(N, N)`` each; NaN where one side does not differ at all.
+    """Kendall's tau-b from the signs of all differences, ``(N, N)`` each; NaN if one side is constant.
 
-    As :func:`profiler.prediction.audit.kendall`; a resample's signs are looked up in those of all detectors, not
-    computed anew.
+    As :func:`profiler.prediction.audit.kendall`, but a resample's signs are taken from those of all detectors.
     """
     scale = math.sqrt(float(np.abs(x).sum()) * float(np.abs(y).sum()))
     return float((x * y).sum()) / scale if scale else math.nan

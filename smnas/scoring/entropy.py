@@ -1,11 +1,11 @@
-"""MAE-DET's score of a backbone: the entropy of its maps, without data, weights or training (arXiv 2111.13336).
+"""MAE-DET's score of a backbone: entropy of its feature maps without data, weights or training (arXiv 2111.13336).
 
-A backbone is taken as a plain chain of convolutions: no norm, no activation, no shortcut, weights and input drawn from
-N(0, 1), every output divided by its standard deviation. The deviation of a convolution is then ``sqrt(C_in k^2)``, and
-the score is a weighted sum over the levels C1 to C5 of ``sum of ln(deviation) up to there + ln(channels there)``.
+The backbone counts as a plain chain of convolutions: no norm, activation or shortcut, weights and input from N(0, 1),
+every output divided by its standard deviation. A convolution's deviation is then ``sqrt(C_in k^2)``, and the score is a
+weighted sum over the levels C1 to C5 of ``sum of ln(deviation) up to there + ln(channels there)``.
 
-It grows with every convolution: it is close to a count of layers, and of little use where depth is not bounded. Levels
-that a backbone does not have add nothing, so backbones of fewer stages score less.
+It grows with every convolution: it is close to a count of layers, and of little use where depth is unbounded. Missing
+levels add nothing, so backbones of fewer stages score less.
 """
 
 import math
@@ -24,7 +24,7 @@ class EntropyForm:
 
     Attributes:
         weights: Of the levels C1 to C5.
-        by_resolution: ``(ln C + ln(H W)) * sum of ln(deviation)`` for a level in place of the sum of ``ln C`` and that
+        by_resolution: ``(ln C + ln(H W)) * sum of ln(deviation)`` for a level instead of the sum of ``ln C`` and that
             sum, as in DeepMAD; the input size enters.
     """
 
@@ -37,7 +37,7 @@ ENTROPY_FORMS: Mapping[str, EntropyForm] = {
     "entropy-16": EntropyForm((0.0, 0.0, 1.0, 1.0, 16.0)),
     "entropy-deepmad": EntropyForm((1.0, 1.0, 1.0, 1.0, 8.0), by_resolution=True),
 }
-"""The published forms, under the names that the command line has for them."""
+"""Published forms by command-line name."""
 
 PUBLISHED = ENTROPY_FORMS["entropy"]
 
@@ -45,13 +45,13 @@ PUBLISHED = ENTROPY_FORMS["entropy"]
 def backbone_entropy(
     spec: Backbone, form: EntropyForm = PUBLISHED, *, stem: StemKind = "deep", size: tuple[int, int] = (480, 480)
 ) -> float:
-    """The score in closed form.
+    """Score in closed form.
 
     Args:
         spec: Any backbone.
         form: Weights and terms.
         stem: ``deep`` or ``imagenet`` (7x7).
-        size: Input (width, height) in pixels, which only a form ``by_resolution`` reads.
+        size: Input (width, height) in pixels, used only ``by_resolution``.
     """
     deviations, channels = {}, {}
     for level, convolutions in _by_level(spec.convolutions(stem)).items():
@@ -61,14 +61,14 @@ def backbone_entropy(
 
 
 def detector_entropy(architecture: Architecture, form: EntropyForm = PUBLISHED) -> float:
-    """The score of a detector's backbone; neck, proposals and head do not enter."""
+    """Score of a detector's backbone; neck, proposals and head do not enter."""
     return backbone_entropy(architecture.backbone, form, size=(architecture.input_width, architecture.input_height))
 
 
 def weighted_entropy(
     deviations: Mapping[int, float], channels: Mapping[int, int], form: EntropyForm, size: tuple[int, int]
 ) -> float:
-    """The score from each level's own sum of ``ln(deviation)`` and its channels, by level from 1."""
+    """Score from each level's own sum of ``ln(deviation)`` and its channels, by level from 1."""
     total = score = 0.0
     for level, weight in enumerate(form.weights, start=1):
         if level not in deviations:
@@ -84,7 +84,7 @@ def weighted_entropy(
 
 
 def _by_level(convolutions: Iterable[Convolution]) -> dict[int, list[Convolution]]:
-    """The chain's convolutions by the level that they work for, each level's in the order of running."""
+    """Convolutions of the chain by level, in the order of running."""
     levels: dict[int, list[Convolution]] = {}
     for convolution in convolutions:
         if not convolution.shortcut:
@@ -93,5 +93,5 @@ def _by_level(convolutions: Iterable[Convolution]) -> dict[int, list[Convolution
 
 
 def _log_deviation(convolution: Convolution) -> float:
-    """As published, a grouped convolution counts as a dense one."""
+    """Half the log of the fan-in; as published, a grouped convolution counts as a dense one."""
     return 0.5 * math.log(convolution.in_channels * convolution.kernel**2)

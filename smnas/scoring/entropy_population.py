@@ -1,4 +1,4 @@
-"""Entropy of thousands of super-block backbones at once; the same as :mod:`smnas.scoring.entropy` gives for one."""
+"""Entropy of thousands of super-block backbones at once; equal to :mod:`smnas.scoring.entropy` of each."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,17 +20,17 @@ def entropy_of(
     stem_kernel: int = 3,
     size: tuple[int, int] = (480, 480),
 ) -> Floats:
-    """``(N,)`` scores in closed form.
+    """Scores in closed form, ``(N,)``.
 
     Args:
         population: N backbones.
         form: Weights and terms.
         stem_kernel: Side of the stem's convolution, 3 or ImageNet's 7.
-        size: Input (width, height) in pixels, which only a form ``by_resolution`` reads.
+        size: Input (width, height) in pixels, used only ``by_resolution``.
     """
     p = population
     read = np.column_stack((p.stem, p.out[:, :-1]))
-    # ln(deviation) of a super-block: its first unit reads what comes in, the others what it writes itself
+    # ln(deviation) of a super-block: its first unit reads the input, the others the block's own output
     blocks = 0.5 * (
         np.log(read) + (p.repeats - 1) * np.log(p.out) + 2.0 * p.repeats * (np.log(p.width) + np.log(p.kernel))
     )

@@ -1,4 +1,4 @@
-"""The entropy as a scorer: a number in microseconds instead of a training run."""
+"""Entropy as a scorer: microseconds instead of a training run."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ __all__ = ["ENTROPY_SCORERS", "EntropyScorer"]
 
 
 class EntropyScorer:
-    """Scores a detector by its backbone's entropy. Nothing is trained, built or read.
+    """Scores a detector by its backbone's entropy; nothing is trained, built or read.
 
     Args:
         name: One of :data:`~smnas.scoring.entropy.ENTROPY_FORMS`.
@@ -39,7 +39,7 @@ class EntropyScorer:
         out_dir: Path,
         on_progress: Callable[[ScoringProgress], None] | None = None,
     ) -> Score:
-        """The entropy of ``architecture``; seed, epochs and folder are not used."""
+        """Entropy of ``architecture``; seed, epochs and folder are ignored."""
         value = detector_entropy(architecture, self._form)
         depth = layers(architecture.backbone.convolutions())
         return Score(value, {"entropy": value, "layers": float(depth)})

@@ -1,4 +1,4 @@
-"""The score that everything else is judged by: train from scratch, then the AP on the validation split."""
+"""The reference score: AP on the validation split after training from scratch."""
 
 import hashlib
 import json
@@ -34,20 +34,19 @@ METRICS_FILE = "metrics.json"
 
 
 class TrainedAP:
-    """AP (IoU .50 to .95) after a training from scratch.
+    """AP (IoU .50 to .95) after training from scratch.
 
-    The folder of a score holds ``checkpoint.pt`` (weights and metrics), ``curve.jsonl`` and, once it is complete,
+    The folder of a score holds ``checkpoint.pt`` (weights and metrics), ``curve.jsonl`` and, once complete,
     ``metrics.json``; a complete one is read back, never trained again.
 
     Args:
         data: Trained on its training split, evaluated on its validation split.
         recipe: How to train; :meth:`score` sets the epochs.
-        device: Where.
-        norm: The detector's, see :class:`~smnas.models.options.DetectorOptions`.
-        stem: Likewise.
-        pretrained: ``state_dict`` of torchvision's network of the backbone's shape, from which the backbone starts.
-            None trains from scratch.
-        replicas: The processes that train together; the first one evaluates, the others end without a score's numbers.
+        device: Where to train.
+        norm, stem: See :class:`~smnas.models.options.DetectorOptions`.
+        pretrained: ``state_dict`` of torchvision's network of the backbone's shape, to start from; None trains from
+            scratch.
+        replicas: DDP ranks that train together; the first one evaluates and writes.
         on_epoch: Called after every epoch.
 
     Raises:
@@ -96,8 +95,8 @@ class TrainedAP:
         """Train ``architecture`` for ``epochs`` epochs and evaluate it.
 
         Raises:
-            ScoringFailedError: it diverges, or building, training or evaluating it breaks.
-            UserError: ``out_dir`` holds another run; the data can not be read, or its validation split has no box.
+            ScoringFailedError: it diverges, or building, training or evaluating it fails.
+            UserError: ``out_dir`` holds another run, or the data can not be read or has no validation box.
         """
         return self._score(architecture, seed, epochs, None, out_dir, on_progress)
 
@@ -113,7 +112,7 @@ class TrainedAP:
     ) -> Score:
         """Train until ``stop_epoch`` under the schedule of ``epochs`` and evaluate; see :class:`StoppingScorer`.
 
-        The numbers are kept in ``metrics-epoch-N.json``, and read from it when they are asked for again.
+        The metrics are kept in ``metrics-epoch-N.json`` and read back from it.
 
         Raises:
             ScoringFailedError, UserError: as :meth:`score`.
@@ -170,7 +169,7 @@ class TrainedAP:
                 if self.replicas.first and not load_checkpoint(path).info.metrics:
                     last = on_the_way.last if recipe.evaluate_every and result.trained else None
                     record_metrics(path, last or self._evaluate(detector, recipe, on_progress))
-                self.replicas.wait()  # the others read what the first has written
+                self.replicas.wait()  # the other ranks read what the first has written
                 metrics = load_checkpoint(path).info.metrics
             else:
                 file = out_dir / f"metrics-epoch-{stop_epoch}.json"
@@ -180,7 +179,7 @@ class TrainedAP:
         except TrainingFailedError as error:
             raise ScoringFailedError(error.reason) from error
         except (RuntimeError, ValueError, MemoryError) as error:
-            # torch refuses what a candidate asks of it (shapes, kernels, memory) with these
+            # torch's errors of a candidate's shapes, kernels and memory
             raise ScoringFailedError(named_line(error)) from error
         if math.isnan(metrics["ap"]):
             raise UserError("the validation split must hold at least one box that is not a crowd, but got none")
@@ -224,7 +223,7 @@ class TrainedAP:
 
 
 def _digest(weights: Mapping[str, Tensor]) -> str:
-    """Names weights by their content."""
+    """Hash of the weights' content."""
     content = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         content.update(name.encode())
@@ -234,7 +233,7 @@ def _digest(weights: Mapping[str, Tensor]) -> str:
 
 
 class _Evaluations:
-    """Evaluations during a training; the last one is the finished detector's."""
+    """Evaluations during a training run; the last one is the finished detector's."""
 
     def __init__(self, evaluate: Callable[[Detector], dict[str, float]]) -> None:
         self._evaluate = evaluate
@@ -246,7 +245,7 @@ class _Evaluations:
 
 
 def write_metrics(path: Path, metrics: Mapping[str, float]) -> None:
-    """Write metrics as one JSON object, atomically; what is undefined (NaN) becomes ``null``."""
+    """Write metrics as one JSON object, atomically; NaN becomes ``null``."""
     plain = {name: None if math.isnan(value) else value for name, value in metrics.items()}
     write_whole(path, json.dumps(plain, indent=2) + "\n")
 

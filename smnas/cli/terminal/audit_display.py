@@ -1,4 +1,4 @@
-"""An audit of predicted latencies, on a terminal."""
+"""Display of an audit of predicted latencies."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ _OPERATORS_SHOWN = 5
 
 
 def show_audit(console: Console, audit: dict[str, Any]) -> None:
-    """The worst predictions, the accuracy of all beside simpler ones, and where the worst differ inside."""
+    """Print the worst predictions, the overall accuracy beside simpler ones, and the residuals of the worst."""
     detectors = audit["detectors"]
     if detectors:
         _line(

@@ -1,4 +1,4 @@
-"""Where a command's words go: one result on standard output, everything else on standard error."""
+"""Output streams of a command: one result on standard output, everything else on standard error."""
 
 import contextlib
 import dataclasses
@@ -32,7 +32,7 @@ class _PipeAwareConsole(Console):
 
 
 class _MessagesConsole(_PipeAwareConsole):
-    """One of messages on the way: who closes their pipe (``2>&1 | head``) ends a command that is not done."""
+    """Console of messages: closing their pipe (``2>&1 | head``) ends the running command."""
 
     def on_broken_pipe(self) -> None:
         raise KeyboardInterrupt
@@ -43,7 +43,7 @@ def _console(stream: TextIO, kind: type[Console] = _PipeAwareConsole) -> Console
 
 
 def plain(value: Any) -> Any:
-    """``value`` in JSON's own types: dataclasses and mappings as objects, paths as text, NaN and infinities as null."""
+    """Convert to JSON's own types: dataclasses and mappings to objects, paths to text, NaN and infinities to null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -64,11 +64,11 @@ def plain(value: Any) -> Any:
 
 
 class Output:
-    """One command's output.
+    """Output of one command.
 
     Attributes:
-        as_json: The result is one JSON document instead of text for people.
-        quiet: Only the result and errors are written.
+        as_json: Write the result as one JSON document instead of text for people.
+        quiet: Write only the result and errors.
         messages: Console on standard error.
     """
 
@@ -81,9 +81,9 @@ class Output:
     @classmethod
     @contextlib.contextmanager
     def open(cls, *, as_json: bool, quiet: bool) -> Iterator["Output"]:
-        """Own standard output for the duration of a command.
+        """Take over standard output during a command.
 
-        Anything that a library prints meanwhile lands on standard error, so that ``--json`` stays one document.
+        Whatever a library prints meanwhile goes to standard error, so that ``--json`` stays one document.
         """
         results = sys.stdout
         with contextlib.redirect_stdout(sys.stderr):
@@ -92,7 +92,7 @@ class Output:
                 yield output
 
     def note(self, text: str) -> None:
-        """A line on standard error, unless quiet."""
+        """Print a line on standard error, unless quiet."""
         if not self.quiet:
             self.messages.print(Text(text), soft_wrap=True)
 
@@ -106,7 +106,7 @@ class Output:
             yield
 
     def result(self, document: Any, show: Callable[[Console], None]) -> None:
-        """Write the result: ``document`` as JSON, or ``show`` for people."""
+        """Write ``document`` as JSON, or ``show`` it for people."""
         if self.as_json:
             self._results.write(json.dumps(plain(document), indent=2, allow_nan=False) + "\n")
         else:
@@ -115,7 +115,7 @@ class Output:
 
 
 class _Notes(logging.Handler):
-    """Writes the library's log lines as notes of a command."""
+    """Writes the library's log records as notes of a command."""
 
     def __init__(self, output: Output) -> None:
         super().__init__()
@@ -139,10 +139,10 @@ def _noted(output: Output) -> Iterator[None]:
 
 
 def show_table(console: Console, headings: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> None:
-    """A table; columns of numbers are right-aligned, ``None`` is shown as a dash.
+    """Print a table; columns of numbers are right-aligned, ``None`` is a dash.
 
-    On a terminal that is too narrow, lines break between words. Where not even that is enough, the last columns are a
-    second line of every row, so that a number or an architecture is never broken.
+    On a narrow terminal, lines break between words. If that is not enough, the last columns become a second line of
+    every row, so that no number or architecture is broken.
     """
     cells = [[_cell(value) for value in row] for row in rows]
     numeric = [all(isinstance(row[index], int | float | None) for row in rows) for index in range(len(headings))]
@@ -186,7 +186,7 @@ def _show_in_two_lines(
 
 
 def show_facts(console: Console, facts: Sequence[tuple[str, object]]) -> None:
-    """Name and value, one fact a line."""
+    """Print name and value, one fact a line."""
     width = max((len(name) for name, _ in facts), default=0)
     for name, value in facts:
         console.print(Text(f"{name:<{width}}  {_cell(value)}"), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Run a command and turn what goes wrong into one line and an exit code.
+"""Run a command; map errors to one line and an exit code.
 
 0 done, 1 our failure, 2 the user's mistake, 130 interrupted from the keyboard.
 """
@@ -28,8 +28,8 @@ OUR_FAILURE = 1
 USER_MISTAKE = 2
 _INTERRUPTED = 130
 _RESUMABLE = frozenset({"profile", "train", "search"})
-# A place that can not be read or written, whichever part of a command finds it out. A missing file is not among them:
-# what users name is looked for where it is used, so that what is missing elsewhere is ours.
+# Unusable files and folders, wherever in a command that shows. Missing ones are excluded: those that users name are
+# checked where they are used, so any other is our failure.
 _THE_PLACE = frozenset(
     {
         *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
@@ -44,10 +44,10 @@ def run(app: typer.Typer, program: str, arguments: Sequence[str]) -> int:
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # Names of files and classes may hold what a terminal's encoding does not, or no encoding at all.
+            # Names of files and classes may not be encodable for the terminal.
             stream.reconfigure(errors="backslashreplace")
     if not sys.warnoptions:
-        # A deprecation inside a dependency is nothing that the user of a command can act on; -W brings them back.
+        # Users cannot act on deprecations inside dependencies; -W brings them back.
         warnings.simplefilter("ignore")
     try:
         check_package_names()
@@ -60,11 +60,11 @@ def run(app: typer.Typer, program: str, arguments: Sequence[str]) -> int:
         _say(f"interrupted{hint}")
         return _INTERRUPTED
     except BrokenPipeError:
-        # The reader of the result (`| head`) has had enough. Python would complain again when it flushes at exit.
+        # The reader (`| head`) has closed the pipe. Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except SystemExit as request:
-        if isinstance(request.__context__, BrokenPipeError):  # as typer's help ends where nobody reads on
+        if isinstance(request.__context__, BrokenPipeError):  # as typer's help ends on a closed pipe
             return 0
         raise
     except UserError as error:
@@ -76,12 +76,12 @@ def run(app: typer.Typer, program: str, arguments: Sequence[str]) -> int:
             return _internal(error)
         place = "the disk" if error.filename is None else error.filename
         return _fail(f"error: a file or folder must be usable, but {place} is not: {error.strerror}", USER_MISTAKE)
-    except Exception as error:  # noqa: BLE001  the last handler: everything that is left is a failure of ours
+    except Exception as error:  # noqa: BLE001  the last handler: the rest is our failure
         return _internal(error)
 
 
 def _open_closed_streams() -> None:
-    """Without them (`>&-`) the next file that is opened would be what libraries print into."""
+    """Open closed streams (`>&-`), or libraries would print into the next file that is opened."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123  for the whole process
@@ -97,7 +97,7 @@ def _invoke(app: typer.Typer, program: str, arguments: list[str]) -> int:
     except typer.Abort:
         raise KeyboardInterrupt from None
     except Exception as error:
-        # typer raises click's exceptions, from click itself or from its own copy of it, depending on the version.
+        # typer raises exceptions of click or of its own copy of click, depending on the version.
         format_message = getattr(error, "format_message", None)
         if format_message is None:
             raise
@@ -107,10 +107,10 @@ def _invoke(app: typer.Typer, program: str, arguments: list[str]) -> int:
 
 
 def check_package_names() -> None:
-    """Make sure that ``kernels`` is this project's: another distribution is imported under the same name.
+    """Check that ``kernels`` is this project's package, as another distribution has the same import name.
 
     Raises:
-        UserError: a foreign ``kernels`` package is in front of, or instead of, ours.
+        UserError: a foreign ``kernels`` package shadows or replaces ours.
     """
     spec = importlib.util.find_spec("kernels")
     ours = Path(str(profiler.__file__)).resolve().parent.parent / "kernels"
@@ -123,13 +123,9 @@ def check_package_names() -> None:
 
 
 def _check_kernels() -> None:
-    """Make sure that what the environment says of kernels can be followed.
-
-    Raises:
-        UserError: it names no way to compute, or one that is not installed.
-    """
+    """Check the choice of kernels in the environment; :class:`UserError` if it is unknown or not installed."""
     if "SMNAS_KERNELS" not in os.environ:
-        return  # without loading torch
+        return  # avoids loading torch
     from kernels.dispatch import VARIABLE, choice
 
     try:
@@ -141,11 +137,7 @@ def _check_kernels() -> None:
 
 
 def _refuse_empty(arguments: Sequence[str]) -> None:
-    """Refuse what an unset variable leaves of ``--out "$OUT"``: as a path, empty text is the current folder.
-
-    Raises:
-        UserError: an argument, or the value of an option, is empty.
-    """
+    """Refuse an empty argument, as ``--out "$OUT"`` gives for an unset variable: as a path it is the current folder."""
     for before, argument in pairwise(["the command", *arguments]):
         if argument == "" or re.fullmatch(r"--[a-z-]+=", argument):
             raise UserError(f"a value must not be empty, but got '' for {argument.removesuffix('=') or before}")
@@ -166,5 +158,5 @@ def _say(line: str) -> None:
     try:
         print(line, file=sys.stderr, flush=True)  # noqa: T201
     except OSError:
-        # Nobody reads on, or a log's disk is full: the exit code has to say it, if Python's last flush does not fail.
+        # Closed pipe or full disk: only the exit code can tell, so Python's last flush must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())

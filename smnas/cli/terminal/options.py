@@ -1,4 +1,4 @@
-"""Options that several commands share, each with its help written once, and commands that take them as one value."""
+"""Options shared by several commands, each with its help written once, and commands that take them as one value."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -38,7 +38,7 @@ __all__ = [
 
 
 def _require_cores(threads: int) -> int:
-    """More threads than cores wait for each other: a measurement takes minutes, and is worth nothing."""
+    """Refuse more threads than cores: they wait for each other, and a slow measurement is worth nothing."""
     if threads > (cores := cpu_cores()):
         raise UserError(f"--threads must be at most the cores that this process may use, {cores}, but got {threads}")
     return threads
@@ -116,14 +116,14 @@ class OutputOptions:
     quiet: QuietOption = False
 
     def values(self) -> dict[str, Any]:
-        """What was given of the other options, by the names that :mod:`smnas.api` has for them."""
+        """Given values of the other options, by their names in :mod:`smnas.api`."""
         output = ("as_json", "quiet")
         return {name: value for name, value in vars(self).items() if name not in output and value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuringOptions(OutputOptions):
-    """Options of the commands that measure latency."""
+    """Options of commands that measure latency."""
 
     device: DeviceOption = "local"
     backend: BackendOption = "onnxruntime"
@@ -135,7 +135,7 @@ class MeasuringOptions(OutputOptions):
 
 
 def single_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command as typer wants it, with one parameter an option, where it takes a dataclass of options instead."""
+    """Turn a command that takes a dataclass of options into one with a parameter for each option, as typer needs."""
     first = next(iter(get_type_hints(command).values()))
     if not (isinstance(first, type) and is_dataclass(first)):
         return command
@@ -150,7 +150,7 @@ def single_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _parameters(options: Any) -> Iterator[inspect.Parameter]:
-    """Its own options first, then those of the groups that it shares."""
+    """The command's own options first, then those of shared groups."""
     hints, defaults = get_type_hints(options, include_extras=True), {one.name: one.default for one in fields(options)}
     for group in options.__mro__:
         for name in inspect.get_annotations(group):
@@ -159,5 +159,5 @@ def _parameters(options: Any) -> Iterator[inspect.Parameter]:
 
 
 def examples(*lines: str) -> str:
-    """The closing part of a command's help: one example a line, each a command that can be typed as it is."""
+    """Closing part of a command's help: runnable examples, one a line."""
     return "\n\n".join(["Examples:", *(f"$ {line}" for line in lines)])

@@ -1,4 +1,4 @@
-"""How far a long command is, with the time left: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of a long command with the time left: a bar on a terminal, an occasional line elsewhere."""
 
 import math
 import time
@@ -17,14 +17,14 @@ _SECONDS_BETWEEN_LINES = 15.0
 
 
 class Steps:
-    """A context in which steps are counted.
+    """Context manager that counts steps.
 
-    Time left is what the steps since the first one took, times those that are left. Steps that an earlier run of the
-    same command finished are known at the first call and do not count as fast ones.
+    Time left is extrapolated from the steps since the first call, so steps finished by an earlier run of the same
+    command do not count as fast ones.
 
     Args:
         output: Where to write; a quiet one writes nothing.
-        title: What is being done, e.g. ``training``.
+        title: Name of the task, e.g. ``training``.
     """
 
     def __init__(self, output: Output, title: str) -> None:
@@ -34,7 +34,7 @@ class Steps:
         self._last_line = float("-inf")
         self._bar: Progress | None = None
         if output.messages.is_terminal and not output.quiet:
-            # names of files are among the texts: without markup, as one in square brackets is no style
+            # file names in square brackets are no markup
             title_column, text_column = (
                 TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[text]}")
             )
@@ -77,7 +77,7 @@ class Steps:
 
 
 class PhaseSteps:
-    """A context in which steps of one phase after the other are counted, each phase on a bar of its own."""
+    """Context manager that counts steps of consecutive phases, each on a bar of its own."""
 
     def __init__(self, output: Output) -> None:
         self._output = output
@@ -93,12 +93,12 @@ class PhaseSteps:
         self.close()
 
     def close(self) -> None:
-        """End the phase; the next step starts another one."""
+        """End the phase; the next step starts another."""
         self._stack.close()
         self._title = None
 
     def step(self, title: str, done: float, total: float | None, text: str = "") -> None:
-        """See :meth:`Steps.at`; another title than before starts another phase."""
+        """See :meth:`Steps.at`; a new title starts another phase."""
         if title != self._title:
             self._stack.close()
             self._title = title

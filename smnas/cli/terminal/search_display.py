@@ -1,4 +1,4 @@
-"""A running search on the screen: a line for every finished trial, and on a terminal what is going on below them."""
+"""Display of a running search: a line for every finished trial, and on a terminal live progress below."""
 
 import time
 from types import TracebackType
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = ["SearchDisplay", "front_line", "show_ranking", "trial_line"]
 
-_SECONDS_BETWEEN_LINES = 60.0  # where there is no terminal; a finished trial has a line of its own
+_SECONDS_BETWEEN_LINES = 60.0  # without a terminal, between lines of finished trials
 
 
 class SearchDisplay:
-    """A context in which a search is followed: its trials and training runs, and the phases before and after them."""
+    """Context manager that displays a search: its trials and training runs, and the phases before and after."""
 
     def __init__(self, output: Output) -> None:
         self._output = output
@@ -47,13 +47,13 @@ class SearchDisplay:
             self._bars.stop()
 
     def on_progress(self, phase: str, done: float, total: float | None, text: str = "") -> None:
-        """A phase before or after the trials; see :meth:`PhaseSteps.step`."""
+        """Show a phase before or after the trials; see :meth:`PhaseSteps.step`."""
         if self._bars is not None:
             self._bars.stop()  # a terminal shows one live display at a time
         self._phases.step(phase, done, total, text)
 
     def on_event(self, event: "SearchEvent") -> None:
-        """A trial began or ended."""
+        """Show that a trial began or ended."""
         if event.state != "running":
             self._output.note(trial_line(event))
         if event.stage != "final" and event.front != self._front:
@@ -72,7 +72,7 @@ class SearchDisplay:
             self._bars.remove_task(self._trainings.pop(event.number))
 
     def on_training(self, number: int, progress: "ScoringProgress") -> None:
-        """The training of a running trial is a little further."""
+        """Show the progress of a running trial's training."""
         doing = "evaluating" if progress.loss is None else f"loss {progress.loss:.3f}"
         if self._bars is None:
             now = time.monotonic()
@@ -92,7 +92,7 @@ class SearchDisplay:
 
 
 def trial_line(event: "SearchEvent") -> str:
-    """One line about a finished trial."""
+    """Format a finished trial as one line."""
     latency = "" if event.latency_ms is None else f"{event.latency_ms:.2f} ms"
     result = event.state if event.score is None else f"{event.metric} {event.score:.3f}"
     tail = event.reason if event.reason else _summary(event)
@@ -100,7 +100,7 @@ def trial_line(event: "SearchEvent") -> str:
 
 
 def front_line(event: "SearchEvent") -> str:
-    """The front so far, fastest first."""
+    """Format the front so far, fastest first."""
     points = ", ".join(f"{ap:.3f} at {latency_ms:.2f} ms" for ap, latency_ms in event.front)
     return f"front so far, {event.metric}: {points}"
 
@@ -115,7 +115,7 @@ def _summary(event: "SearchEvent") -> str:
 
 
 def show_ranking(console: Console, ranking: "Ranking") -> None:
-    """The ranking as a table, and what is recommended."""
+    """Print the ranking as a table, and the recommendation."""
     from smnas.search.ranking.recommendation import band_limits
 
     rows = [

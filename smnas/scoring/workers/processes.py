@@ -1,6 +1,6 @@
-"""Where scores are made: in this process one after the other, or in several worker processes at once.
+"""Scorer pools: one score after the other in this process, or several in worker processes.
 
-Both kinds take jobs and give outcomes; which one is used changes how long a search takes and nothing else.
+The choice changes how long a search takes and nothing else.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ __all__ = [
 OnStart = Callable[["Job"], None]
 OnProgress = Callable[["Job", ScoringProgress], None]
 
-_TRIES = 2  # a worker that dies may have been the victim of another program; one that dies twice was not
+_TRIES = 2  # a worker may die of another program's doing, but hardly twice
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ class Job:
     """One score to make.
 
     Attributes:
-        number: What the caller calls it.
-        epochs: The whole budget.
-        out_dir: A folder for this score alone.
-        stop_epoch: Where to stop, under the schedule of the whole budget; None does not stop.
+        number: The caller's label.
+        epochs: Full training budget.
+        out_dir: Folder of this score alone.
+        stop_epoch: Where to stop, under the schedule of the full budget; None does not stop.
     """
 
     number: int
@@ -75,11 +75,11 @@ class ScorerPool(Protocol):
 
     @property
     def size(self) -> int:
-        """How many are made at once."""
+        """Number of scores at once."""
         ...
 
     def prepare(self, context: "SearchContext") -> None:
-        """Prepare the scorers of a search, before their first score (:class:`~smnas.scoring.base.PreparingScorer`).
+        """Prepare the scorers before their first score (:class:`~smnas.scoring.base.PreparingScorer`).
 
         Raises:
             UserError, OSError, ScorerNotMadeError: see :meth:`score_all`.
@@ -89,32 +89,32 @@ class ScorerPool(Protocol):
     def score_all(
         self, jobs: Sequence[Job], on_start: OnStart | None = None, on_progress: OnProgress | None = None
     ) -> Iterator[tuple[Job, Score | ScoringFailedError]]:
-        """Score every job; outcomes come as they are ready. A reason why there is no score is an outcome, too.
+        """Score every job; outcomes, reasons for failure included, come as they are ready.
 
         Args:
-            jobs: Begun in this order.
-            on_start: Called when a job begins, in this process.
-            on_progress: Called now and then, in this process.
+            jobs: Started in this order.
+            on_start: Called in this process when a job starts.
+            on_progress: Called in this process from time to time.
 
         Raises:
-            UserError, OSError: not the architecture's fault: a data set that went away, a full disk.
-            ScorerNotMadeError: nor this: a worker could not make its scorer.
+            UserError, OSError: not the architecture's fault, such as a missing data set or a full disk.
+            ScorerNotMadeError: a worker could not make its scorer.
         """
         ...
 
 
 class ScorerNotMadeError(RuntimeError):
-    """A worker could not make its scorer, so that no score can be made there: ours, and the end of the search."""
+    """A worker could not make its scorer: an internal failure that ends the search."""
 
 
 def prepare(scorer: Scorer, context: "SearchContext") -> None:
-    """Prepare a scorer that wants to be."""
+    """Prepare a scorer, if it needs to."""
     if isinstance(scorer, PreparingScorer):
         scorer.prepare(context)
 
 
 def outcome_of(scorer: Scorer, job: Job, on_progress: Callable[[ScoringProgress], None] | None) -> "Outcome":
-    """Make one score, or find out why there is none."""
+    """Make one score, or return why there is none."""
     try:
         if job.stop_epoch is None:
             return scorer.score(
@@ -131,11 +131,11 @@ def outcome_of(scorer: Scorer, job: Job, on_progress: Callable[[ScoringProgress]
             on_progress=on_progress,
         )
     except ScoringFailedError as error:
-        # A new one: the traceback holds the failed training's tensors, which would lie in the next one's way.
+        # A new error: the old traceback keeps the failed run's tensors in memory.
         return ScoringFailedError(error.reason)
     except (UserError, OSError) as error:
         return error
-    except Exception as error:  # noqa: BLE001  one odd architecture must not end a search of days; it is stored
+    except Exception as error:  # noqa: BLE001  one odd architecture must not end a search of days
         return ScoringFailedError(f"unexpected {type(error).__name__}: {one_line(error)}")
 
 
@@ -143,7 +143,7 @@ Outcome = Score | ScoringFailedError | ScorerNotMadeError | UserError | OSError
 
 
 def blameless(outcome: Outcome) -> Score | ScoringFailedError:
-    """What is the architecture's own; what is not its fault is raised."""
+    """Raise an outcome that is not the architecture's fault; return any other."""
     if isinstance(outcome, UserError | OSError | ScorerNotMadeError):
         raise outcome
     return outcome
@@ -190,14 +190,14 @@ class _Queue:
 
 
 class Workers:
-    """Several scores at once, each in a process of its own. Use it as a context manager.
+    """Several scores at once, each in a process of its own. Use as a context manager.
 
-    The processes start with the first jobs and end with the context, and at the latest when this process dies, even
-    by SIGKILL. A job whose worker dies is tried once more.
+    The processes start with the first jobs and end with the context, or when this process dies, even by SIGKILL. A job
+    whose worker dies is retried once.
 
     Args:
-        make: Makes the scorer of worker 0, 1, ... in that worker; it must be picklable. One whose ``prepares`` is False
-            makes scorers that prepare nothing, so that no worker waits for another one.
+        make: Makes the scorer of worker 0, 1, ... in that worker; picklable. If its ``prepares`` is False, no worker
+            waits for another to prepare.
         size: Number of workers.
         threads: CPU threads of each; None leaves PyTorch's choice.
     """
@@ -221,7 +221,7 @@ class Workers:
         self.close()
 
     def close(self) -> None:
-        """End all workers. What they were scoring stays as their folders hold it."""
+        """End all workers; unfinished scores stay as their folders hold them."""
         for worker in self._workers:
             if worker is not None:
                 worker.process.kill()
@@ -231,7 +231,7 @@ class Workers:
         self._workers = [None] * self.size
 
     def prepare(self, context: "SearchContext") -> None:
-        """See :meth:`ScorerPool.prepare`; worker 0 prepares when there is something to score."""
+        """See :meth:`ScorerPool.prepare`; worker 0 prepares once there is something to score."""
         self._context = context
         self._unprepared = getattr(self._make, "prepares", True)
 
@@ -282,15 +282,15 @@ class Workers:
         job = queue.waiting.popleft()
         worker.job = job
         queue.tries[job.number] = queue.tries.get(job.number, 0) + 1
-        with contextlib.suppress(OSError):  # it has died already: _hear finds out
+        with contextlib.suppress(OSError):  # it is dead already: _hear notices
             worker.connection.send(job)
         if on_start is not None and queue.tries[job.number] == 1:
             on_start(job)
 
     def _hear(self, index: int, queue: _Queue, on_progress: OnProgress | None) -> tuple[Job, Outcome] | None:
-        """One message of a busy worker; its job and outcome, if that was it."""
+        """Receive one message of a busy worker; return its job and outcome once complete."""
         worker = self._workers[index]
-        assert worker is not None  # noqa: S101  only the connections of busy workers are waited for
+        assert worker is not None  # noqa: S101  only busy workers are waited for
         job = worker.job
         assert job is not None  # noqa: S101
         try:
@@ -347,9 +347,9 @@ def _work(
     threads: int | None,
     context: "SearchContext | None",
 ) -> None:
-    """A worker's life: jobs in, progress and outcomes out; None in to be prepared, and None out when it is."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent ends its workers
-    end_with_parent()  # a search that resumes must not find an old worker in its folders
+    """Worker loop: jobs in, progress and outcomes out; None in to prepare, None out when done."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
+    end_with_parent()  # an old worker must not write in the folders of a resumed search
     if threads is not None:
         import torch
 
@@ -370,7 +370,7 @@ def _work(
                 scorer = made
         except (UserError, OSError) as error:
             outcome = error
-        except Exception as error:  # noqa: BLE001  dying of it would look like the fault of every job in turn
+        except Exception as error:  # noqa: BLE001  a crash would be blamed on every job in turn
             outcome = ScorerNotMadeError(f"worker {index} has no scorer: {type(error).__name__}: {one_line(error)}")
         if job is not None and outcome is None and scorer is not None:
             outcome = outcome_of(scorer, job, connection.send)
@@ -382,7 +382,7 @@ def _nothing(*_: object) -> None:
 
 
 def portable(outcome: Outcome) -> Outcome:
-    """The outcome as something that can be sent: errors of subclasses may ask for arguments that are not kept."""
+    """Make the outcome picklable: subclasses of errors may need arguments that are not kept."""
     if isinstance(outcome, ScoringFailedError):
         return ScoringFailedError(outcome.reason)
     if isinstance(outcome, UserError):

@@ -1,8 +1,8 @@
 """Scores made on a Ray cluster: one task a score, on whichever node has room.
 
-Every node must see the data set and the run folder under the same paths (a shared file system): a training whose node
-is lost is begun again on another one and goes on from its checkpoint. The study stays with the process that searches;
-when the cluster's head is restarted, the same search command resumes with everything that was finished.
+Every node must see the data set and the run folder under the same paths (a shared file system): a training run whose
+node is lost resumes from its checkpoint on another one. The study stays with the process that searches; after a restart
+of the cluster's head, the same search command resumes with everything that was finished.
 """
 
 import importlib
@@ -31,22 +31,22 @@ if TYPE_CHECKING:
 
 __all__ = ["RayWorkers", "import_ray"]
 
-_RETRIES = 3  # of a task whose process or node dies; its own errors are outcomes and not tried again
+_RETRIES = 3  # of a task whose process or node dies; its own errors are outcomes, not retried
 
 
 class RayWorkers:
-    """A pool on a cluster. Use it as a context manager.
+    """A pool on a cluster. Use as a context manager.
 
     Args:
-        make_on: From device names, what makes a scorer in a process of the cluster; that is picklable; a
-            process makes its scorer once. A task sees its own GPU as ``cuda:0``.
-        address: The cluster's, as ``ray.init`` takes it (``auto``, ``host:port``).
-        threads: CPU threads, and CPUs of the cluster, of one score; where the cluster has GPUs, it takes one of them.
-        at_most: Scores at once; None: as many as there is room for.
+        make_on: Maps device names to a picklable factory, which makes one scorer a process. A task sees its own GPU as
+            ``cuda:0``.
+        address: Of the cluster, as ``ray.init`` takes it (``auto``, ``host:port``).
+        threads: CPU threads, and CPUs of the cluster, of one score; if the cluster has GPUs, it takes one of them too.
+        at_most: Scores at once; None: as room permits.
 
     Raises:
         BackendUnavailableError: Ray is not installed.
-        UserError: there is no cluster at the address, or it is too small for one score.
+        UserError: no cluster at the address, or too small for one score.
     """
 
     def __init__(
@@ -86,18 +86,18 @@ class RayWorkers:
         self.close()
 
     def close(self) -> None:
-        """Leave the cluster; what it was scoring is stopped and stays as its folders hold it."""
+        """Leave the cluster; unfinished scores stop and stay as their folders hold them."""
         self._ray.shutdown()
 
     def prepare(self, context: "SearchContext") -> None:
-        """See :meth:`ScorerPool.prepare`; a task prepares, without progress, when there is something to score."""
+        """See :meth:`ScorerPool.prepare`; a task prepares, without progress, once there is something to score."""
         self._context = context.portable()
         self._unprepared = getattr(self._make, "prepares", True)
 
     def score_all(
         self, jobs: Sequence[Job], on_start: OnStart | None = None, on_progress: OnProgress | None = None
     ) -> Iterator[tuple[Job, Score | ScoringFailedError]]:
-        """See :meth:`ScorerPool.score_all`; there is no progress from inside a score."""
+        """See :meth:`ScorerPool.score_all`; without progress inside a score."""
         ray = self._ray
         options = {"num_cpus": self._threads, "num_gpus": 1 if self.gpus else 0, "max_retries": _RETRIES}
         task = ray.remote(**options)(_score)
@@ -127,17 +127,13 @@ class RayWorkers:
         try:
             outcome: Outcome | None = self._ray.get(reference)
         except (errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError) as error:
-            # Any other error of Ray's is the cluster's, not the architecture's: it ends the search, which resumes.
+            # Ray's other errors are the cluster's, not the architecture's: they end the search, which can resume.
             return ScoringFailedError(f"its process or node died {1 + _RETRIES} times: {first_line(error)}")
         return outcome
 
 
 def import_ray() -> Any:
-    """The module.
-
-    Raises:
-        BackendUnavailableError: it is not installed.
-    """
+    """Import Ray; raises :class:`BackendUnavailableError` if it is not installed."""
     try:
         return importlib.import_module("ray")
     except ImportError as error:
@@ -145,13 +141,13 @@ def import_ray() -> Any:
 
 
 _SCORERS: dict[str, Scorer] = {}
-"""By pool, of this process of the cluster: reading a data set takes longer than some scores."""
+"""By pool, in this process of the cluster: reading a data set takes longer than some scores."""
 
 
 def _score(
     of: tuple[str, Callable[[int], Scorer], "SearchContext | None"], job: Job | None, threads: int
 ) -> Outcome | None:
-    """A task's life in a process of the cluster; without a job it only prepares."""
+    """Task in a process of the cluster; without a job it only prepares."""
     import torch
 
     torch.set_num_threads(threads)
