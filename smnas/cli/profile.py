@@ -140,7 +140,6 @@ def _flag(name: str) -> str:
 
 
 def _document(found: "Profile") -> dict[str, Any]:
-    """The profile as JSON values."""
     document = {one.name: getattr(found, one.name) for one in fields(found)}
     document |= asdict(document.pop("blocks"))
     cold, builds, audit = (document.pop(name) for name in ("cold", "builds", "audit"))
@@ -236,7 +235,6 @@ def _show_engines(console: Console, document: dict[str, Any]) -> None:
 
 
 def _show_measured(console: Console, document: dict[str, Any]) -> None:
-    """Print the table of a GPU that is elsewhere."""
     console.print(f"{document['table']}: measured on {document['gpu']}, read here", soft_wrap=True, markup=False)
     names = ["device", "backend", "backend_version", "precision", "batch", "blocks", "wholes", "failed", "disturbed"]
     rows = [[target[name] for name in names] for target in document["targets"]]

@@ -143,7 +143,6 @@ class BlockLatency:
 
 
 def _finished(trials: Sequence[Candidate], *stages: str) -> list[Candidate]:
-    """Trials trained to the end."""
     return [
         t for t in trials if t.state == "complete" and t.metric == AP and t.stage in stages and t.stop_epoch is None
     ]

@@ -29,7 +29,7 @@ class Importance:
 def importances(run: RunFolder) -> tuple[Importance, ...]:
     """Choices that every trained detector has, most important first; empty with fewer than ten detectors.
 
-    Correlated choices are not told apart: where wide backbones came with large inputs, both explain the same.
+    Correlated choices are confounded: where wide backbones came with large inputs, both explain the same.
     """
     trials = [t for t in run.trials if in_search(t) and t.metric == AP]
     if len(trials) < _LEAST_TRIALS:

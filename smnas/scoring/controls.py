@@ -1,8 +1,8 @@
-"""How well a training-free score orders trained detectors, compared with cheaper quantities.
+"""Rank correlation of a training-free score with AP, compared with that of cheaper quantities.
 
-Kendall's tau-b with AP, for the score and its controls: a score close to a count of layers must beat that count, and
-FLOPs, parameters and speed, to be worth anything. Computed over all detectors, where size alone orders much, and inside
-a narrow band of FLOPs and of latency, which holds size fixed.
+A score close to a count of layers must beat that count, and FLOPs, parameters and speed, to be worth anything.
+Kendall's tau-b is computed over all detectors, where size alone orders much, and inside a narrow band of FLOPs and of
+latency, which holds size fixed.
 """
 
 import math

@@ -223,7 +223,6 @@ class TrainedAP:
 
 
 def _digest(weights: Mapping[str, Tensor]) -> str:
-    """Hash of the weights' content."""
     content = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         content.update(name.encode())

@@ -59,7 +59,7 @@ class SearchProgress:
     Args:
         settings: The search's.
         at_once: Number of parallel training runs.
-        candidates: Trials of earlier runs.
+        candidates: Trials of earlier runs of the search.
     """
 
     def __init__(self, settings: SearchSettings, at_once: int, candidates: Iterable[Candidate] = ()) -> None:

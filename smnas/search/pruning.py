@@ -36,11 +36,7 @@ def why_beaten(
 
 
 def broken_order(trained: Sequence[Candidate]) -> tuple[int, int]:
-    """Count the pairs that break the assumption behind the pruning.
-
-    Returns:
-        Pairs whose smaller architecture had the higher AP, and all comparable pairs.
-    """
+    """Number of pairs that break the pruning's assumption (the smaller has the higher AP), and of comparable pairs."""
     groups: dict[tuple[object, ...], list[Candidate]] = defaultdict(list)
     for candidate in trained:
         a = candidate.architecture

@@ -115,8 +115,6 @@ class Output:
 
 
 class _Notes(logging.Handler):
-    """Writes the library's log records as notes of a command."""
-
     def __init__(self, output: Output) -> None:
         super().__init__()
         self._output = output

@@ -1,1 +1,1 @@
-"""Where scorers run: this process, worker processes, a Ray cluster."""
+"""Pools that run scorers: in this process, in worker processes, on a Ray cluster."""

@@ -1,4 +1,4 @@
-"""When a search writes its ranking, and with which notes."""
+"""Writes a search's ranking and its notes, while it runs and at the end."""
 
 import math
 import time

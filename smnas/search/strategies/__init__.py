@@ -1,1 +1,1 @@
-"""How candidates are proposed."""
+"""Strategies that propose candidates."""

@@ -57,7 +57,7 @@ class Strategy:
 
 @dataclass(frozen=True)
 class StrategyKind:
-    """How a strategy is made and what it needs, known before the search is.
+    """Constructor and needs of a strategy, known before the search is.
 
     Attributes:
         name: Value of ``--strategy``, kept in ``settings.json``.

@@ -39,13 +39,7 @@ def nsga2(choices: Choices, trials: int) -> Strategy:
 
 
 class Nsga2Stage:
-    """A first population of random designs, then optuna's children.
-
-    Args:
-        choices: Search space.
-        trials: Candidates to train.
-        population: Size of every generation.
-    """
+    """Random designs up to the size of the ``population``, then optuna's children."""
 
     name: StageName = "joint"
 

@@ -23,7 +23,7 @@ def expected_gain(
     latency_ms: NDArray[np.float64],
     reference: tuple[float, float],
 ) -> NDArray[np.float64]:
-    """Expected growth of the hypervolume by each design alone.
+    """Expected growth of the hypervolume by each design alone, ``(M,)`` in AP times ms; 0 beyond the reference latency.
 
     Args:
         front: ``(N, 2)`` of (AP, latency), with or without dominated points.
@@ -31,9 +31,6 @@ def expected_gain(
         deviation: ``(M,)`` standard deviation of AP, above 0; AP is taken as normal.
         latency_ms: ``(M,)``.
         reference: Lowest AP and highest latency that count.
-
-    Returns:
-        ``(M,)``, in AP times ms; 0 for a latency beyond the reference.
     """
     low_ap, high_ms = reference
     inside = front[(front[:, 0] > low_ap) & (front[:, 1] < high_ms)]

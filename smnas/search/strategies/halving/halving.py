@@ -84,7 +84,7 @@ def surrogate_search(
     latency_limit_ms: float | None = None,
     latency: KnownLatency | None = None,
 ) -> Strategy:
-    """The strategy ``surrogate``: :func:`halving` without short runs, for scorers of one budget only."""
+    """The strategy ``surrogate``: :func:`halving` without short runs, for scorers with a single budget."""
     return Strategy("surrogate", (HalvingStage(choices, trials, (epochs,), latency_limit_ms, latency),))
 
 

@@ -23,7 +23,7 @@ _PRIOR_PAIRS = 3.0  # weight of the prior slope of 1, in pairs
 
 
 def rung_epochs(epochs: int) -> tuple[int, ...]:
-    """Where training runs of ``epochs`` epochs stop: at a third, unless that is under three epochs, and at the end.
+    """Epochs at which runs of ``epochs`` epochs stop: a third, unless that is under three, and the end.
 
     After one epoch of nine, detectors of the nano space are in no order yet (Kendall's tau 0.10), after three they are
     (0.84): the kept answer ``rank-budget``. After three of 27 they hardly are (0.34), after nine they are (0.85), and

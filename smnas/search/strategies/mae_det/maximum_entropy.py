@@ -141,8 +141,6 @@ def maximum_entropy_search(
 
 @dataclass(frozen=True)
 class _Members:
-    """A population with its scores and costs."""
-
     backbones: SuperBlockPopulation
     entropy: Floats
     cost: PopulationCost
