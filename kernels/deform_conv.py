@@ -1,11 +1,10 @@
-"""Deformable convolution: every tap of the filter reads where a predicted offset points.
+"""Deformable convolution: every filter tap samples at a predicted offset.
 
 Source: Dai et al., "Deformable Convolutional Networks", arXiv 1703.06211 (version 1: no modulation).
 
-Sampling and a matmul are plain tensor operators, so that a graph exports to ``GridSample`` and ``MatMul`` and
-needs no operator of its own. On one core of a CPU this form is also faster than torchvision's operator (1.5 to 7 times
-forward, 3 to 10 with its backward pass, over maps of 8 x 8 to 136 x 100) and as fast or faster in ONNX Runtime than
-gathering the four neighbours (1.0 to 1.9 times).
+Plain sampling and a matmul export to ``GridSample`` and ``MatMul`` and need no custom operator. On one CPU core this is
+also faster than torchvision's operator (1.5 to 7 times forward, 3 to 10 with backward, for feature maps of 8 x 8 to
+136 x 100) and 1.0 to 1.9 times as fast in ONNX Runtime as gathering the four neighbours.
 """
 
 import torch
@@ -18,17 +17,14 @@ __all__ = ["deform_conv2d", "deform_conv2d_reference"]
 def deform_conv2d_reference(
     x: Tensor, offset: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, dilation: int = 1
 ) -> Tensor:
-    """The specification: one tap after the other, each the weighted sum of the four pixels around its position.
-
-    Pixels outside the feature map count as 0, so that values fade out over one pixel beyond the border.
+    """Reference: per tap, the bilinear sample at its offset position; pixels outside the feature map count as 0.
 
     Args:
         x: ``(B, C, H, W)``.
-        offset: ``(B, 2 * kh * kw, H', W')`` in pixels of ``x``: y and x of the first tap, y and x of the second, row by
-            row, in torchvision's order.
+        offset: ``(B, 2 * kh * kw, H', W')`` in pixels of ``x``: (y, x) per tap, row by row, as in torchvision.
         weight: ``(O, C, kh, kw)``.
         stride: Pixels between two outputs, on both axes.
-        padding: Pixels by which the filter's grid starts outside the map.
+        padding: Pixels by which the filter starts outside the feature map.
         dilation: Pixels between two taps.
 
     Returns:
@@ -55,10 +51,10 @@ def deform_conv2d_reference(
 def deform_conv2d(
     x: Tensor, offset: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, dilation: int = 1
 ) -> Tensor:
-    """As :func:`deform_conv2d_reference`: all taps sampled at once, then one matmul; differentiable."""
+    """Equals :func:`deform_conv2d_reference`: samples all taps at once, then one matmul; differentiable."""
     dtype = x.dtype
     if dtype in (torch.float16, torch.bfloat16):
-        x = x.float()  # positions in half precision are off by half a pixel from 256 pixels on
+        x = x.float()  # half-precision positions are off by half a pixel from 256 pixels on
     offset = offset.to(x.dtype)
     batch, channels, height, width = x.shape
     out_channels, _, tap_rows, tap_columns = weight.shape
@@ -72,7 +68,7 @@ def deform_conv2d(
     tap_x = axis(tap_columns, dilation, -padding).repeat(tap_rows)
     y = moved[:, :, 0] + (tap_y[:, None, None] + axis(rows, stride, 0)[:, None])
     z = moved[:, :, 1] + (tap_x[:, None, None] + axis(columns, stride, 0))
-    # grid_sample's coordinates: -1 and 1 are the outer edges of the map, half a pixel from its outer pixels' centres
+    # grid_sample's coordinates: -1 and 1 are the outer edges of the map, half a pixel beyond its outer pixels' centres
     grid = torch.stack([(2 * z + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1).flatten(2, 3)
     read = F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     out = weight.flatten(1).to(x.dtype) @ read.view(batch, channels * taps, rows * columns)

@@ -1,12 +1,10 @@
 """Dispatch of an operator to PyTorch or to a Triton kernel of this package.
 
-``SMNAS_KERNELS`` in the environment, or ``use`` around a block of code, chooses ``torch``, ``triton`` or ``measured``,
-the default: kernels that a stored result of ``benchmarks/`` shows to be faster, PyTorch's operators for the rest.
-Tensors on CUDA go through the kernels, and tensors elsewhere (a CPU, ``meta``) through PyTorch. Nothing is decided when
-a module is loaded.
+The environment variable ``SMNAS_KERNELS``, or ``use`` around a block of code, selects ``torch``, ``triton`` or
+``measured``. The default, ``measured``, runs the kernels that a stored result of ``benchmarks/`` shows to be faster and
+PyTorch's operators otherwise. Only CUDA tensors reach a kernel. Nothing is decided at import.
 
-While a graph is exported PyTorch's own operators are traced, so that an exported graph knows no operator of ours and is
-the same whatever was chosen.
+Export always traces PyTorch's operators, so the graph is the same whatever the choice.
 """
 
 import importlib.util
@@ -29,14 +27,14 @@ VARIABLE = "SMNAS_KERNELS"
 
 _KNOWN: dict[str, Choice] = {"measured": "measured", "torch": "torch", "triton": "triton"}
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_inside: list[Choice] = []  # of the blocks of `use` that are open, the innermost last
+_inside: list[Choice] = []  # choices of the open `use` blocks, the innermost last
 
 
 def choice() -> Choice:
-    """The choice of the innermost :func:`use`, else of the environment, else ``measured``.
+    """Return the choice of the innermost :func:`use`, else of the environment, else ``measured``.
 
     Raises:
-        ValueError: the environment names something else.
+        ValueError: the environment names an unknown choice.
     """
     if _inside:
         return _inside[-1]
@@ -48,10 +46,7 @@ def choice() -> Choice:
 
 @contextmanager
 def use(kernels: Choice) -> Iterator[None]:
-    """Choose for a block of code, whatever the environment says.
-
-    A backward pass goes the way of its forward pass, wherever it runs.
-    """
+    """Override the environment's choice within a block; a backward pass follows its forward pass, wherever it runs."""
     _inside.append(kernels)
     try:
         yield
@@ -61,7 +56,7 @@ def use(kernels: Choice) -> Iterator[None]:
 
 @cache
 def can_build() -> bool:
-    """Whether Triton is here with the C compiler that it starts kernels by.
+    """Whether Triton and the C compiler that it needs are installed.
 
     Otherwise ``measured`` falls back to PyTorch, and ``triton`` is an error.
     """
@@ -70,10 +65,10 @@ def can_build() -> bool:
 
 
 def runs_triton(*tensors: Tensor, pays: bool = False) -> bool:
-    """Whether these tensors go through a Triton kernel.
+    """Whether these tensors run through a Triton kernel.
 
     Args:
-        tensors: All that the kernel would read, on one device.
+        tensors: All inputs of the kernel, on one device.
         pays: Whether a stored result shows this kernel to be faster.
 
     Raises:
@@ -94,14 +89,14 @@ def runs_triton(*tensors: Tensor, pays: bool = False) -> bool:
 
 
 def interpreted() -> bool:
-    """Whether Triton runs kernels in its interpreter, on CPU tensors, which is for tests.
+    """Whether Triton interprets kernels on CPU tensors, for tests.
 
-    ``TRITON_INTERPRET=1`` must be in the environment before Triton is loaded, by whatever part of PyTorch.
+    ``TRITON_INTERPRET=1`` must be set before anything, PyTorch included, imports Triton.
     """
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
-    """Launch there: Triton takes the current device, wherever the tensors are."""
+    """Launch on the tensor's device; Triton takes the current one otherwise."""
     elsewhere = tensor.is_cuda and tensor.device.index != torch.cuda.current_device()
     return torch.cuda.device(tensor.device) if elsewhere else nullcontext()

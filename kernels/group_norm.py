@@ -1,4 +1,4 @@
-"""GroupNorm, an addition and ReLU as one operator.
+"""GroupNorm, residual addition and ReLU as one operator.
 
 Source: Wu and He, "Group Normalization", arXiv 1803.08494.
 """
@@ -25,16 +25,16 @@ def group_norm_relu_reference(
     *,
     relu: bool = True,
 ) -> Tensor:
-    """The specification: normalize each group of an image's channels, scale and shift channels, add, cut below 0.
+    """Reference: normalize each group of an image's channels, scale and shift, add the residual, apply ReLU.
 
     Args:
         x: ``(B, C, ...)``.
-        groups: Groups of equally many neighbouring channels; divides C.
+        groups: Groups of consecutive channels; divides C.
         weight: ``(C,)``.
         bias: ``(C,)``.
         eps: Added to the (biased) variance.
-        residual: As ``x``; added before ReLU.
-        relu: Whether what is below 0 becomes 0. What is not a number stays.
+        residual: Shape of ``x``; added before ReLU.
+        relu: Whether to apply ReLU, which lets NaN pass.
 
     Returns:
         A tensor of the shape of ``x``.
@@ -60,25 +60,25 @@ def group_norm_relu(
     *,
     relu: bool = True,
 ) -> Tensor:
-    """As :func:`group_norm_relu_reference`: by PyTorch's operators, or by one kernel forward and one backward.
+    """Equals :func:`group_norm_relu_reference`: PyTorch's operators, or one kernel forward and one backward.
 
-    The kernel keeps the type and the layout of ``x`` and computes in float32. Under autocast PyTorch's operators give
-    float32 instead.
+    The kernel keeps dtype and layout of ``x`` and computes in float32. Under autocast PyTorch's operators return
+    float32.
     """
     if runs_triton(x, weight, bias, *(() if residual is None else (residual,))):
-        # Dozens of these are in a detector, and a registered operator costs Python more than its launches do: only a
-        # compiler has to see one.
+        # A detector has dozens of these, and a registered operator costs more Python time than its launches do: only
+        # a compiler needs one.
         operator: Any = _forward if torch.compiler.is_compiling() else _GroupNormRelu.apply
         out: Tensor = operator(x, residual, weight, bias, groups, eps, relu)[0]
         return out
     out = F.group_norm(x, groups, weight, bias, eps)
     if residual is not None:
-        out += residual  # in place: no gradient reads it, and another large feature map would only take time
+        out += residual  # in place: no gradient reads it, and another large feature map would only cost time
     return F.relu(out, inplace=True) if relu else out
 
 
 def _layout(x: Tensor) -> torch.memory_format:
-    """The layout in which the kernel reads and writes: channels-last if ``x`` is so and not both."""
+    """Memory layout for the kernel: channels-last if ``x`` is so and not also contiguous."""
     last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format
 
@@ -86,7 +86,7 @@ def _layout(x: Tensor) -> torch.memory_format:
 def _compute(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, relu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The output, and mean and reciprocal deviation ``(B, groups)`` in float32, which the backward pass reads."""
+    """Return the output, and mean and reciprocal deviation ``(B, groups)`` in float32 for the backward pass."""
     layout = _layout(x)
     x = x.contiguous(memory_format=layout)
     if x.numel() == 0:
@@ -134,7 +134,7 @@ def _differentiate(
     relu: bool,
     residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient of ``x``, the residual's if there is one, and every image's contribution to bias' and weight's."""
+    """Return gradients of ``x`` and of any residual, and each image's contribution to those of bias and weight."""
     layout = _layout(x)
     x, upstream = (tensor.contiguous(memory_format=layout) for tensor in (x, upstream.to(x.dtype)))
     if x.numel() == 0:
@@ -191,7 +191,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tens
     y, mean, rstd = output
     ctx.set_materialize_grads(False)
     ctx.relu, ctx.residual_dtype = relu, None if residual is None else residual.dtype
-    # without an addition the input shows what ReLU cut off, and one feature map less is read
+    # without a residual the input shows what ReLU cut off, which saves reading one feature map
     ctx.save_for_backward(x, y if relu and residual is not None else None, weight, bias, mean, rstd)
 
 

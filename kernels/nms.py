@@ -1,17 +1,17 @@
 """Greedy non-maximum suppression of a batch, as a mask of fixed shape.
 
-A mask keeps every shape static, so that a whole detector exports to a graph without data-dependent shapes; how the mask
-is computed is then the backend's choice: torchvision's operator on a CPU, ``NonMaxSuppression`` in a native ONNX graph,
-tensor operators in a plain one.
+A mask keeps every shape static, so a whole detector exports without data-dependent shapes. The backend chooses how to
+compute it: torchvision's operator on a CPU, ``NonMaxSuppression`` in a native ONNX graph, tensor operators in a plain
+one.
 
-The plain form finds which of the better boxes suppress a box, for all pairs at once, and then repeats
+The plain form finds the suppressors of every box for all pairs at once and repeats
 ``keep = candidate and not any(keep of its suppressors)`` until nothing changes.
 
-- It ends, and greedily so. A box has better boxes as suppressors only. The best one has none, so that its ``keep`` is
-  right from the first round on; if those of the r best are right from round r on, the next one's is right from round
-  r + 1 on. After N rounds all are, whatever the start was, and a state that repeats itself is the same for that reason.
-- It is usually short: one round per link of the longest chain of boxes of which each is kept or dropped because of
-  the one before, four to ten in a detector. No constant below N holds for every input, so a loop stops by itself.
+- It converges to the greedy result. Only better boxes suppress a box. The best one has no suppressor and is right from
+  round 1 on; if the r best are right from round r on, the next one is right from round r + 1 on. After N rounds all
+  are, whatever the start, and a repeated state is therefore the same one.
+- It is usually short: one round per link of the longest chain of boxes that decide each other, four to ten in a
+  detector. No constant below N bounds every input, so the loop stops by itself.
 """
 
 import numpy as np
@@ -33,13 +33,13 @@ __all__ = [
 
 
 def nms_mask_reference(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """The specification: take boxes by falling score, drop those that overlap a kept one by more than the threshold.
+    """Reference: take boxes by falling score, drop those that overlap a kept one by more than the threshold.
 
     Args:
         boxes: ``(B, N, 4)`` float, ``xyxy``.
-        scores: ``(B, N)`` float; a box with a score of 0 or less is never kept and suppresses nothing. Among equal
-            scores the lower index goes first.
-        iou_threshold: Overlap, in 0..1, above which the lower-scored box is dropped.
+        scores: ``(B, N)`` float; a box with a score of 0 or less is never kept and suppresses nothing. Ties go to the
+            lower index.
+        iou_threshold: IoU in 0..1 above which the lower-scored box is dropped.
 
     Returns:
         ``(B, N)`` bool, True where a box is kept.
@@ -58,17 +58,7 @@ def nms_mask_reference(boxes: Tensor, scores: Tensor, iou_threshold: float) -> T
 
 
 def grouped_nms_mask_reference(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
-    """The specification: :func:`nms_mask_reference` of each group by itself.
-
-    Args:
-        boxes: ``(B, N, 4)`` float, ``xyxy``.
-        scores: ``(B, N)`` float.
-        groups: ``(B, N)`` integers: classes, or levels.
-        iou_threshold: Overlap, in 0..1, above which the lower-scored box of a group is dropped.
-
-    Returns:
-        ``(B, N)`` bool, True where a box is kept.
-    """
+    """Reference: :func:`nms_mask_reference` of each group, ``(B, N)`` integers (classes, or levels), by itself."""
     keep = torch.zeros_like(scores, dtype=torch.bool)
     for group in torch.unique(groups).tolist():
         keep |= nms_mask_reference(boxes, torch.where(groups == group, scores, 0.0), iou_threshold)
@@ -77,7 +67,7 @@ def grouped_nms_mask_reference(boxes: Tensor, scores: Tensor, groups: Tensor, io
 
 @torch.library.custom_op("smnas::nms_mask", mutates_args=())
 def nms_mask(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """As :func:`nms_mask_reference`, through torchvision's NMS operator (no gradient)."""
+    """Equals :func:`nms_mask_reference`, through torchvision's NMS operator (no gradient)."""
     keep = torch.zeros_like(scores, dtype=torch.bool)
     for image in range(boxes.shape[0]):
         candidates = (scores[image] > 0).nonzero().squeeze(1)
@@ -92,24 +82,24 @@ def _(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 
 
 def grouped_nms_mask(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float, canvas_side: float) -> Tensor:
-    """As :func:`grouped_nms_mask_reference`: by moving groups apart, or by kernels that compare them.
+    """Equals :func:`grouped_nms_mask_reference`: by an offset per group, or by kernels that compare groups.
 
-    Moved apart, boxes lose as many bits of their coordinates as the shift is long, so that an overlap of almost the
-    threshold may fall on its other side. The kernels compare the boxes as they are, without host synchronisation.
+    Offsets cost coordinate bits, so an IoU within rounding of the threshold may fall on its other side. The kernels
+    compare the boxes as they are, without host synchronisation.
 
     Args:
         boxes: ``(B, N, 4)`` float, ``xyxy`` in 0..``canvas_side``.
         scores: ``(B, N)`` float.
         groups: ``(N,)`` or ``(B, N)`` int64, small and not negative.
-        iou_threshold: As there.
-        canvas_side: No coordinate is larger.
+        iou_threshold: As in the reference.
+        canvas_side: Upper bound of all coordinates.
     """
     keep: Tensor
-    # on an H200 3.5 to 11 times as fast as torchvision's operator at a training step's shapes, with the same boxes kept
+    # on an H200 3.5 to 11 times as fast as torchvision's operator at a training step's shapes, with the same result
     if runs_triton(boxes, scores, pays=True):
         keep = _grouped(boxes.detach().float(), scores.detach(), groups.expand_as(scores), iou_threshold)
     else:
-        # at least float32: half precision ends where a few classes are side by side
+        # at least float32: half precision runs out after a few classes side by side
         apart = groups.to(torch.promote_types(boxes.dtype, torch.float32)) * (canvas_side + 1)
         keep = nms_mask(boxes + apart.unsqueeze(-1), scores, iou_threshold)
     return keep
@@ -136,12 +126,7 @@ def _(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Te
 
 
 def suppressors(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """Matrix of which boxes suppress which, if they are kept themselves.
-
-    Args:
-        boxes: ``(B, N, 4)`` float, ``xyxy``.
-        scores: ``(B, N)`` float.
-        iou_threshold: Overlap, in 0..1, above which the lower-scored box is dropped.
+    """Return which boxes suppress which, provided that they are kept themselves.
 
     Returns:
         ``(B, N, N)`` bool, True at ``(b, i, j)`` where j is better than i and overlaps it by more than the threshold.
@@ -152,8 +137,8 @@ def suppressors(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     shared = width.clamp(min=0) * height.clamp(min=0)
     area = (right - left) * (bottom - top)
     union = area + area.mT - shared
-    # Two boxes without area, and two infinite ones, have a quotient that is not a number, and drop nothing. Which way a
-    # comparison with it goes is not left to the backend.
+    # Two boxes without area, or two infinite ones, have a NaN quotient and drop nothing; backends differ in how NaN
+    # compares.
     overlaps = (union > 0) & (shared / union > _at_most(iou_threshold))
     score = scores.unsqueeze(2)
     index = torch.arange(boxes.shape[1], device=boxes.device)
@@ -162,18 +147,18 @@ def suppressors(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 
 
 def _at_most(threshold: float) -> float:
-    """The largest float32 up to a number: ``x > t`` is then the same as with a double, which torchvision compares."""
+    """Return the largest float32 up to a number, so that ``x > t`` agrees with torchvision's double comparison."""
     nearest = np.float32(threshold)
     return float(nearest if float(nearest) <= threshold else np.nextafter(nearest, np.float32(-np.inf)))
 
 
 @torch.library.custom_op("smnas::greedy_keep", mutates_args=())
 def greedy_keep(candidate: Tensor, suppressed_by: Tensor) -> Tensor:
-    """The only state in which a candidate is kept exactly if none of its suppressors is; an ONNX ``Loop`` in a graph.
+    """Return the one state in which a candidate is kept exactly if no suppressor is; an ONNX ``Loop`` in a graph.
 
     Args:
-        candidate: ``(B, N)`` bool; others are never kept.
-        suppressed_by: ``(B, N, N)`` bool, True at ``(b, i, j)`` where a kept j drops i; free of cycles.
+        candidate: ``(B, N)`` bool; other boxes are never kept.
+        suppressed_by: ``(B, N, N)`` bool, True at ``(b, i, j)`` where a kept j drops i; acyclic.
 
     Returns:
         ``(B, N)`` bool.
@@ -195,6 +180,6 @@ def _(candidate: Tensor, suppressed_by: Tensor) -> Tensor:
 
 
 def nms_mask_plain(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """As :func:`nms_mask_reference`, by tensor operators of static shapes: the form that needs no NMS operator."""
+    """Equals :func:`nms_mask_reference`, by tensor operators of static shapes, without an NMS operator."""
     keep: Tensor = greedy_keep(scores > 0, suppressors(boxes, scores, iou_threshold))
     return keep

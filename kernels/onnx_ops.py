@@ -1,10 +1,9 @@
 """ONNX forms of this package's operators, for ``torch.onnx.export``.
 
-``native``: operators of the same meaning (``NonMaxSuppression``, ``RoiAlign``), the fastest in ONNX Runtime on a CPU.
+``native``: the matching ONNX operators (``NonMaxSuppression``, ``RoiAlign``), fastest in ONNX Runtime on a CPU.
 
-``plain``: tensor operators of static shapes (``GridSample``, ``MatMul``, one ``Loop`` a NMS), which a backend
-without those operators builds too. What they compute is written in PyTorch beside each operator; the exporter is given
-that as the operator's decomposition.
+``plain``: tensor operators of static shapes (``GridSample``, ``MatMul``, one ``Loop`` per NMS), for backends without
+those operators. The exporter receives the PyTorch code beside each operator as its decomposition.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +29,7 @@ def _constant(value: object, dtype: type[np.generic]) -> Any:
 
 
 def _nms_mask(boxes: Any, scores: Any, iou_threshold: float) -> Any:
-    """Indices of ``NonMaxSuppression`` scattered into a mask; ``(x, y)`` order does not change an IoU."""
+    """Scatter the indices of ``NonMaxSuppression`` into a mask; ``(x, y)`` order does not change an IoU."""
     count = _constant([np.iinfo(np.int32).max], np.int64)
     selected = op.NonMaxSuppression(
         boxes,
@@ -49,7 +48,7 @@ def _nms_mask(boxes: Any, scores: Any, iou_threshold: float) -> Any:
 def _multi_level_roi_align(
     features: Sequence[Any], boxes: Any, strides: Sequence[int], output_size: int, canonical_size: float
 ) -> Any:
-    """Each level pools its own boxes; the pieces are put back in order by one gather."""
+    """Pool each level's own boxes, and restore their order by one gather."""
     shape = op.Shape(boxes)
     flat = op.Reshape(boxes, _constant([-1, 4], np.int64))
     batch, count = op.Gather(shape, _constant(0, np.int64)), op.Gather(shape, _constant(1, np.int64))
@@ -92,7 +91,7 @@ def _multi_level_roi_align(
         order.append(chosen)
         pooled.append(pool(feature, op.Gather(flat, chosen, axis=0), op.Gather(images, chosen), stride))
     positions = op.Concat(*order, axis=0)
-    # the inverse of a permutation: positions[i] is where row i belongs
+    # inverse permutation: positions[i] is where row i belongs
     rows = op.Shape(positions)
     arange = op.Range(_constant(0, np.int64), op.Squeeze(rows, _constant([0], np.int64)), _constant(1, np.int64))
     inverse = op.ScatterElements(positions, positions, arange)
@@ -100,11 +99,11 @@ def _multi_level_roi_align(
 
 
 def _greedy_keep(candidate: Any, suppressed_by: Any) -> Any:
-    """Rounds until nothing changes, at most one for every box: a ``Loop`` that stops by itself."""
+    """Repeat rounds until nothing changes, at most one per box."""
     votes: Any = op.Cast(suppressed_by, to=onnx.TensorProto.FLOAT)
     allowed: Any = op.Cast(op.Unsqueeze(candidate, _constant([1], np.int64)), to=onnx.TensorProto.FLOAT)
     half, zero = _constant(0.5, np.float32), _constant(0.0, np.float32)
-    # by name: given by position, torch 2.14 takes the fixed inputs for loop variables once more
+    # by name: with positional inputs torch 2.14 takes the fixed ones for loop variables once more
     keep = values.Op(op, "Loop")(
         M=_constant(candidate.shape[1], np.int64),
         cond=_constant(True, np.bool_),
@@ -115,9 +114,9 @@ def _greedy_keep(candidate: Any, suppressed_by: Any) -> Any:
 
 
 def _round(votes: ir.Value, allowed: ir.Value, half: ir.Value, zero: ir.Value, shape: tuple[int, int]) -> ir.Graph:
-    """``keep = 0 where any kept box votes against one, else what is allowed``, and whether that changed anything.
+    """``keep = allowed and not any(votes of kept boxes)``, and whether that changed anything.
 
-    The largest vote and not a matmul: TensorRT-RTX has none in float32 for compute capability 7.5.
+    The largest vote, not a matmul: TensorRT-RTX has no float32 matmul for compute capability 7.5.
     """
     batch, count = shape
 
@@ -145,7 +144,7 @@ def _round(votes: ir.Value, allowed: ir.Value, half: ir.Value, zero: ir.Value, s
 
 
 def translation_table(operators: Operators = "native") -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Operator overload to the function that writes its ONNX form."""
+    """Map each operator overload to the function that writes its ONNX form."""
     if operators == "plain":
         return {torch.ops.smnas.greedy_keep.default: _greedy_keep}
     return {
@@ -155,7 +154,7 @@ def translation_table(operators: Operators = "native") -> dict[Callable[..., Any
 
 
 def decompositions(operators: Operators = "native") -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Operator overload to the PyTorch function that it is replaced by before it is translated."""
+    """Map each operator overload to the PyTorch function that replaces it before translation."""
     if operators == "native":
         return {}
     return {
@@ -164,5 +163,5 @@ def decompositions(operators: Operators = "native") -> dict[Callable[..., Any], 
     }
 
 
-# the operators exist once their modules are loaded
+# importing the modules registers the operators
 _ = (nms, roi_align)

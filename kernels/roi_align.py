@@ -1,7 +1,7 @@
 """RoIAlign over a feature pyramid: every box reads the level that fits its size.
 
-Sources: He et al., "Mask R-CNN", arXiv 1703.06870 (RoIAlign); Lin et al., "Feature Pyramid Networks", arXiv 1612.03144,
-equation 1 (the level of a box).
+Sources: He et al., "Mask R-CNN", arXiv 1703.06870; Lin et al., "Feature Pyramid Networks", arXiv 1612.03144, equation 1
+(the level of a box).
 """
 
 import math
@@ -23,39 +23,39 @@ __all__ = [
     "roi_levels",
 ]
 
-_OUTSIDE = -3.0  # a coordinate of ``grid_sample`` that reads 0, whatever the size of the map
+_OUTSIDE = -3.0  # a ``grid_sample`` coordinate that reads 0, whatever the size of the feature map
 SAMPLES = 2  # bilinear samples per bin and axis, as in torchvision's detectors
 
 
 def roi_levels(boxes: Tensor, strides: list[int], canonical_size: float) -> Tensor:
-    """Index of the pyramid level that each box reads.
+    """Return the index of the pyramid level that each box reads.
 
-    A box of ``canonical_size`` pixels (square root of its area) reads the level of stride 16, one of half that size the
-    level of stride 8, and so on, clamped to the levels there are.
+    A box of ``canonical_size`` reads the level of stride 16, one of half that size stride 8, and so on, clamped to the
+    existing levels.
 
     Args:
         boxes: ``(..., 4)`` float, ``xyxy``.
         strides: Strides of the levels, finest first, each twice the one before.
-        canonical_size: Pixels.
+        canonical_size: Square root of a box's area, in pixels.
 
     Returns:
         ``(...)`` int64 index into ``strides``.
     """
     area = (boxes[..., 2] - boxes[..., 0]).clamp(min=0) * (boxes[..., 3] - boxes[..., 1]).clamp(min=0)
     finest = math.log2(16 / strides[0])
-    # 1e-6 as in torchvision: a box of exactly the canonical size must not fall below it by rounding
+    # 1e-6 as in torchvision: rounding must not push a box of exactly the canonical size below it
     level = torch.floor(torch.log2(torch.sqrt(area) / canonical_size + 1e-6) + finest)
-    # a box that is not a number has no level; it must still be pooled, so that the loss shows what happened
+    # a NaN box has no level, but is pooled all the same, so that the loss shows it
     return level.clamp(min=0, max=len(strides) - 1).nan_to_num(0).to(torch.int64)
 
 
 def multi_level_roi_align_reference(
     features: list[Tensor], boxes: Tensor, strides: list[int], output_size: int, canonical_size: float
 ) -> Tensor:
-    """The specification: RoIAlign of every box on every level, then each box's own level is picked.
+    """Reference: RoIAlign of every box on every level, of which each box's own level is picked.
 
     Args:
-        features: One ``(B, C, H_l, W_l)`` map per level, finest first.
+        features: One ``(B, C, H_l, W_l)`` feature map per level, finest first.
         boxes: ``(B, R, 4)`` float, ``xyxy`` in image pixels.
         strides: Pixels per position of each level.
         output_size: Positions on each side of the pooled feature maps.
@@ -76,9 +76,9 @@ def multi_level_roi_align_reference(
 def multi_level_roi_align(
     features: list[Tensor], boxes: Tensor, strides: list[int], output_size: int, canonical_size: float
 ) -> Tensor:
-    """As :func:`multi_level_roi_align_reference`, pooling each box on its own level alone; differentiable.
+    """Equals :func:`multi_level_roi_align_reference`, pooling each box on its own level only; differentiable.
 
-    By torchvision's operator for each level, or by one kernel for all of them, without host synchronisation.
+    One torchvision operator per level, or one kernel for all of them, without host synchronisation.
     """
     pooled: Tensor
     if runs_triton(*features, boxes):
@@ -93,10 +93,9 @@ def multi_level_roi_align(
 def multi_level_roi_align_plain(
     features: list[Tensor], boxes: Tensor, strides: list[int], output_size: int, canonical_size: float
 ) -> Tensor:
-    """As :func:`multi_level_roi_align_reference`, by tensor operators of static shapes: ``grid_sample`` once.
+    """Equals :func:`multi_level_roi_align_reference`, by tensor operators of static shapes: one ``grid_sample``.
 
-    The maps are laid below each other in one, so that a box's level is but an offset of its rows and no box is pooled
-    on a level that it does not read.
+    The feature maps are stacked vertically, so a box's level is a row offset and no box is pooled on another level.
     """
     dtype = features[0].dtype
     maps = [feature.float() if dtype in (torch.float16, torch.bfloat16) else feature for feature in features]
@@ -118,7 +117,7 @@ def multi_level_roi_align_plain(
     x = _sample_positions(scaled[..., 0:1], scaled[..., 2:3], fact(widths), output_size)
     y = _sample_positions(scaled[..., 1:2], scaled[..., 3:4], fact(heights), output_size)
     first_row = fact([sum(heights[:index]) for index in range(len(heights))])
-    # grid_sample's coordinates: -1 and 1 are the outer edges of the map, half a cell from its outer cells' centres
+    # grid_sample's coordinates: -1 and 1 are the outer edges of the map, half a cell beyond its outer cells' centres
     grid_x = torch.where(x < 0, _OUTSIDE, (2 * x + 1) / width - 1)
     grid_y = torch.where(y < 0, _OUTSIDE, (2 * (y + first_row) + 1) / height - 1)
     samples = output_size * SAMPLES
@@ -130,7 +129,7 @@ def multi_level_roi_align_plain(
 
 
 def _sample_positions(start: Tensor, end: Tensor, cells: Tensor, output_size: int) -> Tensor:
-    """Sampling positions of a box on an axis: ``(..., 1)`` ends to ``(..., samples)``, -1 for those outside."""
+    """Return a box's sampling positions on an axis: ``(..., 1)`` ends to ``(..., samples)``, -1 for those outside."""
     step = (end - start).clamp(min=1.0) / (output_size * SAMPLES)
     offset = torch.arange(output_size * SAMPLES, device=start.device, dtype=start.dtype) + 0.5
     position = start + step * offset
@@ -144,10 +143,10 @@ def _roi_align(feature: Tensor, rois: Tensor, output_size: int, stride: int) -> 
 
 
 class _Bags(torch.autograd.Function):
-    """RoIAlign on a CPU, all levels at once: a bin is a weighted sum of 16 positions, a bag of embeddings.
+    """RoIAlign on a CPU, all levels at once: a bin is a weighted sum of 16 positions, as in an embedding bag.
 
-    PyTorch sums bags in a fraction of the time that torchvision pools in. The gradient is sums of the same kind: a
-    position's is a bag of the bins that read it, found by sorting. ``benchmarks/kernels/pooling_on_cpu.py`` times both.
+    PyTorch sums bags in a fraction of torchvision's pooling time. The gradient of a position is a bag of the bins that
+    read it, found by sorting. ``benchmarks/kernels/pooling_on_cpu.py`` times both.
     """
 
     @staticmethod
@@ -158,7 +157,7 @@ class _Bags(torch.autograd.Function):
         ctx.save_for_backward(cells, weights)
         ctx.shapes, ctx.last = [feature.shape for feature in features], _channels_last(features)
         channels = features[0].shape[1]
-        # a row for every cell of every image and level
+        # one row per cell of every image and level
         table = torch.cat([feature.permute(0, 2, 3, 1).reshape(-1, channels) for feature in features])
         bins = F.embedding_bag(cells, table, mode="sum", per_sample_weights=weights)
         return bins.view(-1, output_size, output_size, channels).permute(0, 3, 1, 2).contiguous()
@@ -168,7 +167,7 @@ class _Bags(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         cells, weights = ctx.saved_tensors
         sizes = [shape[0] * shape[2] * shape[3] for shape in ctx.shapes]
-        # stable: what a cell sums up is in the same order every time
+        # stable: a cell sums in the same order every time
         reads = cells.flatten().sort(stable=True)
         first = torch.searchsorted(reads.values, torch.arange(sum(sizes), dtype=torch.int32))
         bins = upstream.permute(0, 2, 3, 1).reshape(-1, upstream.shape[1])
@@ -190,7 +189,7 @@ class _Bags(torch.autograd.Function):
 def _bin_cells(
     features: Sequence[Tensor], boxes: Tensor, strides: list[int], output_size: int, canonical_size: float
 ) -> tuple[Tensor, Tensor]:
-    """Positions that every bin reads, as int32 rows over all levels, and their weights, both ``(bins, 16)``."""
+    """Return the positions that every bin reads, int32 rows over all levels, and their weights: ``(bins, 16)`` each."""
     level = roi_levels(boxes, strides, canonical_size).flatten()
     heights, widths = torch.tensor([feature.shape[2:] for feature in features])[level].unbind(1)
     sizes = torch.tensor([0, *(feature.shape[0] * feature[0, 0].numel() for feature in features)])
@@ -206,16 +205,16 @@ def _bin_cells(
 
 
 def _axis_cells(start: Tensor, end: Tensor, cells: Tensor, output_size: int) -> tuple[Tensor, Tensor]:
-    """Positions of an axis that each bin reads, and their weights, ``(N, output_size, 2 * SAMPLES)``."""
+    """Return the positions of an axis that each bin reads, and their weights, ``(N, output_size, 2 * SAMPLES)``."""
     side = ((end - start).clamp(min=1.0) / output_size)[:, None, None]
     index = torch.arange(output_size)[:, None]
     sample = torch.arange(SAMPLES) + 0.5
-    # in the order of torchvision's operator, so that positions are its to the last bit
+    # in the order of torchvision's operator, so that positions agree to the last bit
     position = start[:, None, None] + index * side + sample * side / SAMPLES
     last = (cells - 1)[:, None, None]
     inside = ~((position < -1) | (position > last + 1))
     position = torch.minimum(position.clamp(min=0), last)
-    # what is not a number reads the first cell, with a weight that is not one
+    # NaN reads the first cell, with a NaN weight
     low = position.nan_to_num(0.0).to(torch.int64)
     part = position - low
     both = torch.stack([low, torch.minimum(low + 1, last)], dim=3)
@@ -232,12 +231,12 @@ def _with_batch_index(boxes: Tensor) -> Tensor:
 def _pool(features: list[Tensor], boxes: Tensor, strides: list[int], output_size: int, canonical_size: float) -> Tensor:
     dtype = features[0].dtype
     if dtype in (torch.float16, torch.bfloat16):
-        # half a pixel is lost on coordinates from 256 on, and not every device pools halves: pool in float32
+        # half precision loses half a pixel from 256 pixels on, and not every device pools it: pool in float32
         wide = [feature.float() for feature in features]
         return _pool(wide, boxes.float(), strides, output_size, canonical_size).to(dtype)
     cells = sum(feature.shape[0] * feature.shape[2] * feature.shape[3] for feature in features)
     reads = boxes.shape[0] * boxes.shape[1] * output_size**2 * (2 * SAMPLES) ** 2
-    # where few boxes read large maps, copying the maps would take longer than pooling
+    # with few boxes on large feature maps, copying the maps would take longer than pooling
     if features[0].device.type == "cpu" and 2 * cells <= reads:
         pooled: Tensor = _Bags.apply(boxes.to(dtype), strides, output_size, canonical_size, *features)
         return pooled
@@ -258,7 +257,7 @@ def _pool(features: list[Tensor], boxes: Tensor, strides: list[int], output_size
 def _inference_op(
     features: list[Tensor], boxes: Tensor, strides: list[int], output_size: int, canonical_size: float
 ) -> Tensor:
-    # one level and no boxes both return fresh memory, as a custom operator must
+    # with one level and with no boxes, too, the result is fresh memory, as a custom operator requires
     return _pool(features, boxes, strides, output_size, canonical_size)
 
 
@@ -269,7 +268,7 @@ def _(features: list[Tensor], boxes: Tensor, strides: list[int], output_size: in
 
 
 def _channels_last(features: Sequence[Tensor]) -> bool:
-    """Whether the kernel reads the maps channels-last: if all are so, and not all are contiguous as well."""
+    """Whether the kernel reads channels-last: all feature maps are so, and not all are also contiguous."""
     last = all(feature.is_contiguous(memory_format=torch.channels_last) for feature in features)
     return last and not all(feature.is_contiguous() for feature in features)
 
@@ -306,7 +305,7 @@ def _pyramid_backward(
     canonical_size: float,
     channels_last: bool,
 ) -> list[Tensor]:
-    """Gradients of the maps, of the type of ``upstream``."""
+    """Return gradients of the feature maps, in the dtype of ``upstream``."""
     gradients = _empty_gradients(upstream, boxes, heights, widths, channels_last)
     if 0 in gradients[0].shape:
         return gradients

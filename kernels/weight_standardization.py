@@ -16,14 +16,14 @@ __all__ = ["weight_standardize", "weight_standardize_all", "weight_standardize_r
 
 
 def weight_standardize_reference(weight: Tensor, eps: float = 1e-5) -> Tensor:
-    """The specification: subtract each filter's mean, divide by ``sqrt(variance + eps)``.
+    """Reference: subtract each filter's mean, divide by ``sqrt(variance + eps)``.
 
     Args:
         weight: ``(O, I, kh, kw)`` convolution weight.
         eps: Added to the (biased) variance.
 
     Returns:
-        A tensor of the shape and type of ``weight``.
+        A tensor of the shape and dtype of ``weight``.
     """
     flat = weight.flatten(1)
     mean = flat.mean(dim=1, keepdim=True)
@@ -32,11 +32,10 @@ def weight_standardize_reference(weight: Tensor, eps: float = 1e-5) -> Tensor:
 
 
 def weight_standardize(weight: Tensor, eps: float = 1e-5) -> Tensor:
-    """As :func:`weight_standardize_reference`, in one operator forward and one backward.
+    """Equals :func:`weight_standardize_reference`, in one operator forward and one backward.
 
-    Layer normalization of the filters is the same arithmetic, and PyTorch has it fused. On one core of a CPU it is,
-    forward and backward, 1.4 (the filters of a ResNet-18 detector) to 2.1 times (of the nano baseline) as fast as batch
-    normalization of a batch of one.
+    Layer normalization of the filters is the same arithmetic, fused in PyTorch. On one CPU core, forward and backward,
+    it is 1.4 (ResNet-18 detector) to 2.1 times (nano baseline) as fast as batch normalization of a batch of one.
     """
     if runs_triton(weight):
         return weight_standardize_all([weight], eps)[0]
@@ -45,11 +44,9 @@ def weight_standardize(weight: Tensor, eps: float = 1e-5) -> Tensor:
 
 
 def weight_standardize_all(weights: Sequence[Tensor], eps: float = 1e-5) -> list[Tensor]:
-    """As :func:`weight_standardize` of each weight; a kernel takes all of them in one launch, and so back.
+    """Apply :func:`weight_standardize` to each weight; on a GPU one kernel launch each way for all of them.
 
-    Args:
-        weights: ``(O, I, kh, kw)`` each, of one type, on one device.
-        eps: Added to the (biased) variance.
+    All weights ``(O, I, kh, kw)`` share one dtype and device.
     """
     if not weights or not runs_triton(*weights):
         return [weight_standardize(weight, eps) for weight in weights]
@@ -58,14 +55,14 @@ def weight_standardize_all(weights: Sequence[Tensor], eps: float = 1e-5) -> list
 
 
 def _filters_together(weight: Tensor) -> Tensor:
-    """The weight in one of the two layouts in which a filter's elements are neighbours in memory."""
+    """Return the weight in a layout, of two, in which a filter's elements are contiguous."""
     last = weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
     return weight if last else weight.contiguous()
 
 
 @torch.library.custom_op("smnas::weight_standardize", mutates_args=())
 def _forward(weights: Sequence[Tensor], eps: float) -> tuple[list[Tensor], Tensor]:
-    """The standardized weights, and every filter's reciprocal deviation, which the backward pass reads."""
+    """Return the standardized weights, and each filter's reciprocal deviation for the backward pass."""
     weights = [_filters_together(weight) for weight in weights]
     if weights[0].is_cuda or interpreted():
         from kernels.triton import weight_standardization
@@ -91,7 +88,7 @@ def _(weights: Sequence[Tensor], eps: float) -> tuple[list[Tensor], Tensor]:
 
 @torch.library.custom_op("smnas::weight_standardize_backward", mutates_args=())
 def _backward(upstream: Sequence[Tensor], out: Sequence[Tensor], rstd: Tensor) -> list[Tensor]:
-    """The gradients of the weights, each laid out like its output."""
+    """Return the gradients of the weights, each in the layout of its output."""
     upstream = [
         up.to(one.dtype) if up.stride() == one.stride() else torch.empty_like(one).copy_(up)
         for up, one in zip(upstream, out, strict=True)

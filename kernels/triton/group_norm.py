@@ -1,12 +1,11 @@
-"""GroupNorm, an addition and ReLU in one pass forward and one backward.
+"""GroupNorm, residual addition and ReLU in one pass forward and one backward.
 
-A feature map is read through its strides, ``(image, channel, position)``, so that contiguous and channels-last ones
-take the same code. Small groups are read once: a program holds them in registers. Large ones would leave most of a GPU
-idle that way. They are cut into tiles over channels and positions, whose moments (forward) or sums (backward) are
-gathered for each group before a second pass over the tiles; nothing is added atomically, so that the same numbers give
-the same sums.
+A feature map is read through its strides, ``(image, channel, position)``, so contiguous and channels-last ones share
+the code. Small groups are read once: a program holds them in registers. For large ones that would leave most of a GPU
+idle, so they are cut into tiles over channels and positions, whose moments (forward) or sums (backward) are gathered
+per group before a second pass over the tiles. Without atomic additions the same inputs give the same sums.
 
-All arithmetic is in float32. ``NaN <= 0`` is false: what is not a number passes ReLU, as it does in PyTorch.
+All arithmetic is in float32. ``NaN <= 0`` is false: NaN passes ReLU, as in PyTorch.
 """
 
 from dataclasses import dataclass
@@ -21,9 +20,9 @@ from kernels.dispatch import interpreted
 
 __all__ = ["Launch", "backward", "forward", "launch"]
 
-_WHOLE = 8192  # elements of a padded group up to which a program holds it: 32 a thread in eight warps
+_WHOLE = 8192  # largest padded group, in elements, that one program holds: 32 per thread in eight warps
 _TILE = 4096
-_INTERPRETED = 1 << 20  # a program costs the interpreter a millisecond, however much it computes
+_INTERPRETED = 1 << 20  # the interpreter needs a millisecond per program, however much it computes
 _GATHER = 1024
 
 
@@ -32,11 +31,11 @@ class Launch:
     """Tiling of a feature map; sizes are powers of 2.
 
     Attributes:
-        whole: A program holds groups as they are; otherwise it holds a tile of an image.
-        rows: Groups that a program holds, if whole.
-        channels: Of a group, if whole, otherwise of a tile.
-        cells: Positions of a group, if whole, otherwise of a tile.
-        warps: Of a program.
+        whole: A program holds whole groups; otherwise a tile of an image.
+        rows: Groups per program, if whole.
+        channels: Per group, if whole, otherwise per tile.
+        cells: Positions per group, if whole, otherwise per tile.
+        warps: Per program.
     """
 
     whole: bool
@@ -51,12 +50,12 @@ def launch(batch: int, channels: int, groups: int, cells: int, *, channels_last:
     return _launch(batch, channels, groups, cells, channels_last, interpreted())
 
 
-@lru_cache(maxsize=1024)  # Python that runs dozens of times a step, always with the same few maps
+@lru_cache(maxsize=1024)  # called dozens of times a step, always with the same few shapes
 def _launch(batch: int, channels: int, groups: int, cells: int, channels_last: bool, slowly: bool) -> Launch:
     group_channels, group_cells = (triton.next_power_of_2(n) for n in (channels // groups, cells))
     group = group_channels * group_cells
     whole, tile = (_INTERPRETED, _INTERPRETED) if slowly else (_WHOLE, _TILE)
-    # a few channels of every cell would be read in pieces smaller than what memory hands out
+    # a few channels of every cell would be read in pieces smaller than a memory transaction
     scattered = channels_last and group_channels < 8 and cells > 256
     if group <= whole and (slowly or not scattered):
         rows = max(1, min(triton.next_power_of_2(batch * groups), tile // group))
@@ -84,20 +83,20 @@ def forward(
     relu: bool,
     shape: Launch | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The output, and mean and reciprocal deviation of every group.
+    """Return the output, and mean and reciprocal deviation of every group.
 
     Args:
         x: ``(B, C, ...)``, not empty, contiguous or channels-last.
-        residual: As ``x``, laid out in memory like it; added before ReLU.
+        residual: Shape and layout of ``x``; added before ReLU.
         weight: ``(C,)``.
         bias: ``(C,)``.
         groups: Divides C.
         eps: Added to the variance.
-        relu: Whether negative outputs become 0.
+        relu: Whether to apply ReLU.
         shape: Tiling; that of :func:`launch` if ``None``.
 
     Returns:
-        The shape, type and layout of ``x``; two of ``(B, groups)`` float32.
+        Shape, dtype and layout of ``x``; then twice ``(B, groups)`` float32.
     """
     batch, channels, cells, *strides = _geometry(x)
     plan = shape or launch(batch, channels, groups, cells, channels_last=strides[1] == 1 and cells > 1)
@@ -146,23 +145,14 @@ def backward(
     residual: bool,
     shape: Launch | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of :func:`forward`.
+    """Return the gradients of :func:`forward`.
 
-    Args:
-        upstream: Of its output; laid out like ``x``.
-        x: Its input.
-        y: Its output where ReLU and a residual were in it; without a residual ``x`` shows what was below 0.
-        weight: Its weight.
-        bias: Its bias.
-        mean: Its second output.
-        rstd: Its third output.
-        relu: As there.
-        residual: Whether there was one.
-        shape: As there.
+    ``upstream`` has the layout of ``x``; ``y`` is the output if there were ReLU and a residual (without one ``x`` shows
+    what was below 0); ``mean`` and ``rstd`` are the other two results; ``residual`` is whether there was one.
 
     Returns:
-        The gradient of ``x``, that of the residual (of no elements without one), and ``(2, B, C)`` float32, every
-        image's contribution to the gradients of bias and weight.
+        Gradient of ``x``, that of the residual (empty without one), and ``(2, B, C)`` float32, every image's
+        contribution to the gradients of bias and weight.
     """
     batch, channels, cells, *strides = _geometry(x)
     groups = mean.shape[1]
@@ -206,7 +196,7 @@ def backward(
 
 
 def _geometry(x: Tensor) -> tuple[int, int, int, int, int, int]:
-    """Numbers of images, channels and positions, and their strides in elements."""
+    """Return the numbers of images, channels and positions, and their strides in elements."""
     batch, channels = x.shape[:2]
     cells = x.numel() // (batch * channels)
     if x.is_contiguous():
@@ -228,11 +218,11 @@ def _groups(
     CHANNELS: tl.constexpr,
     CELLS: tl.constexpr,
 ):
-    """The groups of a program: their rows, channels with a mask, and elements' offsets with a mask."""
+    """Return a program's groups: rows, channels with a mask, and element offsets with a mask."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     c = tl.arange(0, CHANNELS)
     s = tl.arange(0, CELLS)
-    # where no channel is masked the compiler may read several at once
+    # without masked channels the compiler may vectorize the reads
     width = CHANNELS if EVEN else group_channels
     channel = (row % groups)[:, None] * width + c[None, :]
     is_channel = (row < rows)[:, None] & (c < width)[None, :]
@@ -246,7 +236,7 @@ def _groups(
 
 @triton.jit
 def _tile(channels, cells, stride_b, stride_c, stride_s, CHANNELS: tl.constexpr, CELLS: tl.constexpr):
-    """The tile of a program: its image, channels with a mask, and elements' offsets with a mask."""
+    """Return a program's tile: image, channels with a mask, and element offsets with a mask."""
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     image = tl.program_id(2)
     s = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
@@ -258,7 +248,7 @@ def _tile(channels, cells, stride_b, stride_c, stride_s, CHANNELS: tl.constexpr,
 
 @triton.jit
 def _spread(pointer, index, mask):
-    """One number per channel, for every cell of it."""
+    """Load one number per channel and broadcast it over the cells."""
     return tl.expand_dims(tl.load(pointer + index, mask=mask, other=0.0).to(tl.float32), -1)
 
 
@@ -266,7 +256,7 @@ def _spread(pointer, index, mask):
 def _upstream(
     upstream, y, bias, at, inside, normal, scale, channel, is_channel, RELU: tl.constexpr, SAVED: tl.constexpr
 ):
-    """The gradient behind ReLU: 0 where the output, saved or computed again, is not above 0."""
+    """Return the gradient behind ReLU: 0 where the output, saved or recomputed, is not above 0."""
     up = tl.load(upstream + at, mask=inside, other=0.0).to(tl.float32)
     if RELU:
         if SAVED:
@@ -428,7 +418,7 @@ def _group_moments(
         weight = tl.minimum(cells - chunk * CELLS, CELLS)
         total += tl.where(i < count, tl.load(means + at, mask=i < count, other=0.0) * weight, 0.0)
     mean = tl.sum(total, axis=0) / size
-    # Chan et al.: squares around a tile's mean, and the squares of the tiles' means around the whole's
+    # Chan et al.: squares around each tile's mean, plus the tile means' squares around the overall mean
     spread = tl.zeros([GATHER], dtype=tl.float32)
     for start in range(0, count, GATHER):
         i = start + tl.arange(0, GATHER)

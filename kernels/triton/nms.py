@@ -1,12 +1,11 @@
-"""Greedy non-maximum suppression of a whole batch in two launches, without a word from the host in between.
+"""Greedy NMS of one batch in two kernel launches, without host synchronisation.
 
-The first finds, for every box, which of the worse ones it would drop: a bit each, 32 to a word, all pairs at once. The
-second goes down each image's boxes from the best one, one program an image: a box whose bit is not set yet is kept,
-and its row of bits is added. Within 32 boxes that is a chain of scalars; the rows behind them are read beside it.
+The first finds the worse boxes that each box would drop: one bit each, 32 per word, all pairs at once. The second runs
+one program per image down its boxes from the best one: a box whose bit is not yet set is kept, and its row of bits is
+ORed in. Within 32 boxes that is a chain of scalars; the rows behind them load in parallel.
 
-Overlaps are those of torchvision's operator on a CPU to the last bit: float32, every operation rounded by itself (no
-fused multiply-add), and a quotient that is not a number, of two boxes without area or of an infinite one, exceeds
-nothing.
+IoUs equal torchvision's CPU operator to the last bit: float32, every operation rounded by itself (no fused
+multiply-add), and a NaN quotient (boxes without area, infinite boxes) exceeds nothing.
 """
 
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ _WORD = 32  # bits
 
 @dataclass(frozen=True)
 class Launch:
-    """Better boxes (rows) and words of worse ones that a program of the first kernel compares; powers of 2."""
+    """Better boxes (rows) and words of worse ones per program of the first kernel; powers of 2."""
 
     rows: int
     words: int
@@ -34,22 +33,21 @@ class Launch:
 
 
 def launch(boxes: int) -> Launch:
-    """Choose how pairs of ``boxes`` boxes per image are spread over programs."""
+    """Choose how the pairs of ``boxes`` boxes per image are spread over programs."""
     words = triton.cdiv(boxes, _WORD)
     scan_warps = max(1, min(16, triton.next_power_of_2(words) // 64))
     return Launch(256, 8, 4, scan_warps) if interpreted() else Launch(32, 2, 4, scan_warps)
 
 
 def keep(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float, shape: Launch | None = None) -> Tensor:
-    """Find the boxes that are kept.
+    """Return the mask of kept boxes.
 
     Args:
         boxes: ``(B, N, 4)`` float32, ``xyxy``; neither B nor N is 0.
-        scores: ``(B, N)``; what has no score above 0 is not kept and drops nothing. Of equal scores the lower index
-            goes first.
+        scores: ``(B, N)``; a box without a score above 0 is not kept and drops nothing. Ties go to the lower index.
         groups: ``(B, N)`` integers; boxes of different groups do not drop each other.
-        threshold: Overlap above which the worse box is dropped, a float32.
-        shape: How it is launched, if not as :func:`launch` says.
+        threshold: IoU above which the worse box is dropped, a float32.
+        shape: Launch parameters; those of :func:`launch` if ``None``.
 
     Returns:
         ``(B, N)`` bool.
@@ -58,10 +56,10 @@ def keep(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float, shape:
     plan = shape or launch(count)
     words = triton.cdiv(count, _WORD)
     candidate = scores > 0
-    # what is no candidate, a score that is not a number among it, goes behind all that are
+    # non-candidates, NaN scores included, sort behind all candidates
     order = torch.where(candidate, scores, 0).sort(dim=1, descending=True, stable=True).indices
     candidates = candidate.sum(dim=1, dtype=torch.int32)
-    # a row for each bit of the last word too: the second kernel reads whole words of rows
+    # rows for all bits of the last word: the second kernel reads whole words of rows
     bits = torch.empty((batch, words * _WORD, words), dtype=torch.int32, device=boxes.device)
     kept = torch.zeros((batch, count), dtype=torch.uint8, device=boxes.device)
     _drops[(triton.cdiv(words, plan.words), triton.cdiv(count, plan.rows), batch)](
@@ -84,7 +82,7 @@ def _drops(boxes, groups, order, bits, count, words, threshold, ROWS: tl.constex
     first_word = tl.program_id(0) * WORDS
     first_row = tl.program_id(1) * ROWS
     image = tl.program_id(2).to(tl.int64)
-    # words of better boxes alone are never read
+    # words that hold only better boxes are never read
     if (first_word + WORDS) * 32 > first_row:
         row = first_row + tl.arange(0, ROWS)[:, None, None]
         word = first_word + tl.arange(0, WORDS)[None, :, None]
@@ -96,7 +94,7 @@ def _drops(boxes, groups, order, bits, count, words, threshold, ROWS: tl.constex
         top_a, top_b = tl.load(boxes + better * 4 + 1), tl.load(boxes + worse * 4 + 1)
         right_a, right_b = tl.load(boxes + better * 4 + 2), tl.load(boxes + worse * 4 + 2)
         bottom_a, bottom_b = tl.load(boxes + better * 4 + 3), tl.load(boxes + worse * 4 + 3)
-        # a coordinate that is not a number makes the area one too, whatever minimum and maximum give
+        # a NaN coordinate makes the area NaN too, however minimum and maximum treat it
         width = tl.maximum(tl.minimum(right_a, right_b) - tl.maximum(left_a, left_b), 0.0)
         height = tl.maximum(tl.minimum(bottom_a, bottom_b) - tl.maximum(top_a, top_b), 0.0)
         shared = width * height

@@ -1,13 +1,12 @@
 """RoIAlign over all levels of a pyramid in one launch forward and one backward.
 
-Forward, a program pools some channels of a box; it finds the box's level first. Backward, a program owns a tile of
-cells of a level's gradient and gathers from the boxes that reach it, in the order of their indices. So nothing is added
-atomically: the same numbers give the same sums, every cell is written once, in the type of its map and without having
-been cleared before, and sums are in float32 whatever that type is. The price is that every program looks over its
-image's boxes, a block at a time.
+Forward, a program finds a box's level and pools some of its channels. Backward, a program owns a tile of a level's
+gradient and gathers from the boxes that reach it, in index order. Without atomic additions the same inputs give the
+same sums (in float32), and every cell is written once, in its feature map's dtype, without clearing. The price: every
+program scans all boxes of its image, a block at a time.
 
-Maps are read as they are, contiguous or channels-last. All arithmetic is in float32, in the order of torchvision's
-operator. A box that is not a number is pooled to what is not a number; so is its level's gradient.
+Feature maps may be contiguous or channels-last. All arithmetic is in float32, in the order of torchvision's operator.
+A NaN box is pooled to NaN, and its level's gradient is NaN.
 """
 
 import math
@@ -33,11 +32,11 @@ class Launch:
     """Work of a program; powers of 2.
 
     Attributes:
-        channels: Of a box, forward, or of a tile, backward.
+        channels: Per box forward, per tile backward.
         rows: Rows of a tile.
         columns: Columns of a tile.
-        boxes: That a program looks over at once.
-        warps: Of a program.
+        boxes: Scanned at once.
+        warps: Per program.
     """
 
     channels: int
@@ -48,17 +47,17 @@ class Launch:
 
 
 def launch(channels: int) -> Launch:
-    """Choose how feature maps of a number of channels are spread over programs."""
+    """Choose how feature maps of ``channels`` channels are spread over programs."""
     most = triton.next_power_of_2(channels)
     return Launch(min(most, 256), 16, 16, 64, 4) if interpreted() else Launch(min(most, 32), 4, 16, 128, 4)
 
 
 @cache
 def level_thresholds(levels: int, finest_stride: int) -> tuple[float, ...]:
-    """The least ``side / canonical_size + 1e-6`` of a box that reads each level, or a coarser one.
+    """Return the least ``side / canonical_size + 1e-6`` of a box that reads each level, or a coarser one.
 
-    A comparison is what :func:`kernels.roi_align.roi_levels` computes by a logarithm, and is the same on every device.
-    Just below a power of two that logarithm is rounded to it, so the thresholds are those of its float32 arithmetic.
+    Comparisons give the result of :func:`kernels.roi_align.roi_levels` on every device. Its float32 logarithm rounds
+    numbers just below a power of two up to it, and the thresholds follow that.
     """
     finest = math.log2(16 / finest_stride)
     found = [0.0]
@@ -80,7 +79,7 @@ def forward(
     channels_last: bool,
     shape: Launch | None = None,
 ) -> Tensor:
-    """Every box pooled on the level that fits its size.
+    """Pool every box on the level that fits its size.
 
     Args:
         features: ``(B, C, H_l, W_l)`` per level, finest first, all contiguous or all channels-last, none empty.
@@ -89,11 +88,11 @@ def forward(
         output_size: Positions on each side of the pooled feature maps.
         samples: Per bin and axis.
         canonical_size: See :func:`kernels.roi_align.roi_levels`.
-        channels_last: How the maps lie in memory.
-        shape: How it is launched, if not as :func:`launch` says.
+        channels_last: Layout of the feature maps.
+        shape: Launch parameters; those of :func:`launch` if ``None``.
 
     Returns:
-        ``(B * R, C, output_size, output_size)``, contiguous, of the maps' type.
+        ``(B * R, C, output_size, output_size)``, contiguous, in the feature maps' dtype.
     """
     plan = shape or launch(features[0].shape[1])
     batch, count = boxes.shape[:2]
@@ -127,21 +126,9 @@ def backward(
     channels_last: bool,
     shape: Launch | None = None,
 ) -> list[Tensor]:
-    """Gradients of the maps of :func:`forward`.
+    """Return the gradients of the feature maps of :func:`forward`, ``(B, C, H_l, W_l)`` per level, in their layout.
 
-    Args:
-        upstream: ``(B * R, C, output_size, output_size)`` of the pooled maps' type.
-        boxes: As there; R may be 0 here.
-        heights: Of the maps.
-        widths: Their widths.
-        strides: As there.
-        samples: As there.
-        canonical_size: As there.
-        channels_last: As there, and so for the gradients.
-        shape: As there.
-
-    Returns:
-        ``(B, C, H_l, W_l)`` per level, of the type of ``upstream``.
+    ``upstream`` is ``(B * R, C, output_size, output_size)``, and its dtype that of the gradients; R may be 0.
     """
     batch, count = boxes.shape[:2]
     channels, output_size = upstream.shape[1:3]
@@ -156,7 +143,7 @@ def backward(
         for height, width in zip(heights, widths, strict=True)
     ]
     *first_tiles, total = accumulate(tiles, initial=0)
-    # A program reads a bin of many channels: turned so that they are neighbours, it gets them in one piece.
+    # A program reads many channels of a bin: channels-last, it gets them in one piece.
     turned = upstream.permute(0, 2, 3, 1).contiguous()
     _backward[(total, triton.cdiv(channels, plan.channels), batch)](
         tuple(gradients),
@@ -180,7 +167,7 @@ def backward(
 def _geometry(
     heights: Sequence[int], widths: Sequence[int], strides: Sequence[int]
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...], tuple[float, ...]]:
-    """Heights, widths, positions per pixel and smallest box sizes of the levels."""
+    """Return heights, widths, positions per pixel and smallest box sizes of the levels."""
     return tuple(heights), tuple(widths), tuple(1 / one for one in strides), level_thresholds(len(strides), strides[0])
 
 
@@ -198,7 +185,7 @@ def _level(left, top, right, bottom, canonical_size, thresholds, LEVELS: tl.cons
     width = tl.where(width < 0.0, 0.0, width)
     height = tl.where(height < 0.0, 0.0, height)
     relative = tl.div_rn(tl.sqrt_rn(width * height), canonical_size) + 1e-6
-    level = (relative < 0.0).to(tl.int32)  # 0, as for what is not a number
+    level = (relative < 0.0).to(tl.int32)  # 0, as for NaN
     for i in tl.static_range(1, LEVELS):
         level += (relative >= thresholds[i]).to(tl.int32)
     return level
@@ -212,7 +199,7 @@ def _bin_side(start, end, SIZE: tl.constexpr):
 
 @triton.jit
 def _position(start, bin_side, index, sample, cells, SAMPLES: tl.constexpr):
-    """Position of a bin's sample on an axis, and whether it is inside."""
+    """Return the position of a bin's sample on an axis, and whether it is inside."""
     position = start + index * bin_side + (sample + 0.5) * bin_side / SAMPLES
     outside = (position < -1.0) | (position > cells)
     position = tl.where(position <= 0.0, 0.0, position)
@@ -222,7 +209,7 @@ def _position(start, bin_side, index, sample, cells, SAMPLES: tl.constexpr):
 
 @triton.jit
 def _neighbours(position, cells):
-    """The pixels on both sides of a position, and how far it is from the first; 0 if it is not a number."""
+    """Return the pixels on both sides of a position, and its distance from the first; 0 for NaN."""
     low = tl.where(position >= 0.0, position, 0.0).to(tl.int32)
     return low, tl.minimum(low + 1, cells - 1), position - low
 
@@ -280,7 +267,7 @@ def _forward(
 
 @triton.jit
 def _share(start, bin_side, index, cell, cells, SAMPLES: tl.constexpr):
-    """Weights of an axis' pixels in a bin: a tent around each sample."""
+    """Return the weights of an axis' pixels in a bin: a tent around each sample."""
     total = cell * 0.0
     for sample in tl.static_range(SAMPLES):
         position, inside = _position(start, bin_side, index, sample, cells, SAMPLES)
@@ -291,9 +278,9 @@ def _share(start, bin_side, index, cell, cells, SAMPLES: tl.constexpr):
 
 @triton.jit
 def _bins(start, bin_side, first, after, SIZE: tl.constexpr):
-    """The bins of a box with samples between two places of an axis: the first, and the one behind the last."""
+    """Return the bins of a box with samples between two points of an axis: the first, and one past the last."""
     lowest, highest = (first - start) / bin_side, (after - start) / bin_side
-    # what is not a number compares as false: all bins then
+    # NaN compares as false: all bins then
     lowest = tl.where((lowest > 0.0) & (lowest < SIZE), lowest, tl.where(lowest >= SIZE, SIZE * 1.0, 0.0))
     highest = tl.where((highest >= 0.0) & (highest < SIZE), highest + 1.0, tl.where(highest < 0.0, 0.0, SIZE * 1.0))
     return lowest.to(tl.int32), highest.to(tl.int32)
@@ -343,8 +330,8 @@ def _backward(
         right, bottom = tl.load(box + 2, mask=exists, other=0.0), tl.load(box + 3, mask=exists, other=0.0)
         start_x, start_y = left * scale, top * scale
         side_x, side_y = _bin_side(start_x, right * scale, SIZE), _bin_side(start_y, bottom * scale, SIZE)
-        # a sample in the last cell before a tile, or up to a cell outside the map, counts in it; not "within", but
-        # "not beside": so a box that is not a number reaches every tile
+        # a sample in the last cell before a tile, or up to a cell outside the map, counts in it; "not beside" rather
+        # than "within", so that a NaN box reaches every tile
         beside = (start_x > first_x + COLUMNS) | (start_x + SIZE * side_x < first_x - 1)
         beside |= (start_y > first_y + ROWS) | (start_y + SIZE * side_y < first_y - 1)
         reaches = exists & ~beside
@@ -365,7 +352,7 @@ def _backward(
                     share = share_y * _share(box_x, bin_width, bin_x, x, width, SAMPLES)
                     bin_at = value_at + (bin_y * SIZE + bin_x) * channels
                     value = tl.load(bin_at, mask=c < channels, other=0.0).to(tl.float32)
-                    # cells that a bin does not read have no part in a value that is not finite either
+                    # cells that a bin does not read stay finite whatever the bin's value
                     total += tl.where(share[None, :] == 0.0, 0.0, value[:, None] * share[None, :])
     gradient = _of(gradients, level, LEVELS) + image.to(tl.int64) * channels * height * width
     if CHANNELS_LAST:

@@ -1,8 +1,8 @@
 """Weight Standardization of all filters of a network in one launch forward and one backward.
 
-Weights stay where they are; a table of addresses says where. A program takes a few filters, whatever weight they belong
-to, and looks at them three times: for the mean, for the variance, and to write. They are small enough that the second
-and third look find them in a cache. All arithmetic is in float32.
+Weights stay in place and are read through a table of addresses. A program takes a few filters, of whichever weights,
+and passes over them three times: mean, variance, write. They are small enough that the last two passes hit the cache.
+All arithmetic is in float32.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ __all__ = ["Launch", "backward", "forward", "launch"]
 
 @dataclass(frozen=True)
 class Launch:
-    """Filters of a program, elements of each that it looks at together (powers of 2), and its warps."""
+    """Filters per program, elements of each per step (powers of 2), and warps."""
 
     filters: int
     elements: int
@@ -29,17 +29,17 @@ class Launch:
 
 
 def launch() -> Launch:
-    """Choose how filters are spread over programs: the same for every network."""
+    """Choose how filters are spread over programs, the same for every network."""
     return Launch(256, 128, 4) if interpreted() else Launch(4, 512, 4)
 
 
 def forward(weights: Sequence[Tensor], eps: float, shape: Launch | None = None) -> tuple[list[Tensor], Tensor]:
-    """All weights standardized, and the reciprocal deviation of every filter, ``(F,)`` float32.
+    """Return all weights standardized, and the reciprocal deviation of every filter, ``(F,)`` float32.
 
     Args:
-        weights: ``(O, ...)`` each, not empty, of one type, on one device, each filter's elements together in memory.
+        weights: ``(O, ...)`` each, not empty, of one dtype, on one device, each filter contiguous in memory.
         eps: Added to the variance.
-        shape: How it is launched, if not as :func:`launch` says.
+        shape: Launch parameters; those of :func:`launch` if ``None``.
     """
     plan = shape or launch()
     out = [torch.empty_like(weight) for weight in weights]
@@ -57,13 +57,9 @@ def forward(weights: Sequence[Tensor], eps: float, shape: Launch | None = None) 
 def backward(
     upstream: Sequence[Tensor], out: Sequence[Tensor], rstd: Tensor, shape: Launch | None = None
 ) -> list[Tensor]:
-    """The gradients of all weights.
+    """Return the gradients of all weights.
 
-    Args:
-        upstream: Of the outputs of :func:`forward`, each of its output's type and laid out in memory like it.
-        out: Those outputs.
-        rstd: Its second result.
-        shape: As there.
+    ``out`` and ``rstd`` are the results of :func:`forward`; ``upstream`` has dtype and layout of ``out``.
     """
     plan = shape or launch()
     gradient = [torch.empty_like(one) for one in out]
@@ -79,7 +75,7 @@ def backward(
 
 @lru_cache(maxsize=256)
 def _filters(shapes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Every filter's weight, its first element in there, and its length, for ``(filters, length)`` of each weight."""
+    """Return every filter's weight, first element and length, given ``(filters, length)`` of each weight."""
     filters, lengths = torch.tensor(shapes).unbind(1)
     weight_of = torch.arange(len(shapes)).repeat_interleave(filters)
     length = lengths.repeat_interleave(filters)
@@ -88,10 +84,10 @@ def _filters(shapes: tuple[tuple[int, int], ...], device: torch.device) -> tuple
 
 
 def _addresses(*tensors: Sequence[Tensor]) -> Tensor:
-    """Addresses of some lists of tensors, one list behind the other."""
+    """Return the addresses of some lists of tensors, concatenated."""
     device = tensors[0][0].device
     table = torch.tensor([one.data_ptr() for several in tensors for one in several], dtype=torch.int64)
-    # from page-locked memory the copy waits for nothing
+    # from pinned memory the copy does not synchronise
     return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table
 
 
