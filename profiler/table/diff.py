@@ -14,22 +14,14 @@ __all__ = ["VERDICTS", "Comparison", "Difference", "Verdict", "diff", "verdict"]
 
 Verdict = Literal["faster", "slower", "equal", "failed", "only in the first", "only in the second"]
 VERDICTS: tuple[Verdict, ...] = ("faster", "slower", "equal", "failed", "only in the first", "only in the second")
-"""``faster`` is the second one's; ``failed`` where at least one of the two has no latency."""
+"""Verdict about the second row; ``failed`` where at least one of the two has no latency."""
 
 _TARGET_FIELDS = tuple(field.name for field in fields(Target))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One workload in two tables.
-
-    Attributes:
-        key: the workload's key.
-        name: human-readable name.
-        first: its current row in the first table; ``None`` where there is none.
-        second: in the second one.
-        verdict: about the second one.
-    """
+    """Current rows of one workload in two tables, ``None`` where a table has none; the verdict is about the second."""
 
     key: str
     name: str
@@ -39,7 +31,7 @@ class Comparison:
 
     @property
     def ratio(self) -> float | None:
-        """Median of the second by median of the first; ``None`` unless both have one and the first is above 0."""
+        """Median of the second by that of the first; ``None`` unless both have one and the first is above 0."""
         if self.first is None or self.second is None or not self.first.median_ms or self.second.median_ms is None:
             return None
         return self.second.median_ms / self.first.median_ms
@@ -50,9 +42,9 @@ class Difference:
     """Two tables compared.
 
     Attributes:
-        comparisons: one per workload and target that either table holds, by key and target.
+        comparisons: one per workload and target of either table, by key and target.
         counts: of every verdict.
-        median_ratio: median of the ratios second by first; ``None`` where no workload has a latency in both.
+        median_ratio: median of second by first; ``None`` where no workload has a latency in both.
     """
 
     comparisons: tuple[Comparison, ...]
@@ -64,13 +56,13 @@ def diff(first: LatencyTable, second: LatencyTable, *, across: Sequence[str] = (
     """Compare the current rows of two tables.
 
     Args:
-        first: what is compared with.
-        second: what the verdicts are about.
-        across: fields of the target in which the two may differ, such as ``device`` or ``backend_version``: rows are
-            paired that agree in the key and in all other fields.
+        first: baseline.
+        second: subject of the verdicts.
+        across: target fields in which the two may differ, such as ``device`` or ``backend_version``: rows pair up if
+            key and all other fields agree.
 
     Raises:
-        UserError: a name in ``across`` is no field of a target, or a table holds several rows that would make a pair.
+        UserError: a name in ``across`` is no field of a target, or a table holds several rows for one pair.
     """
     for name in across:
         if name not in _TARGET_FIELDS:
@@ -91,7 +83,7 @@ def diff(first: LatencyTable, second: LatencyTable, *, across: Sequence[str] = (
 
 
 def verdict(first: Row | None, second: Row | None) -> Verdict:
-    """Compare the second row with the first: two latencies inside each other's intervals are equal."""
+    """Compare the second row with the first; two latencies inside each other's intervals are equal."""
     if first is None or second is None:
         if first is second:
             raise ValueError("a verdict needs a row, but got none")

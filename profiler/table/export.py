@@ -41,27 +41,22 @@ COLUMNS: Mapping[str, str] = {
     "created_at": "string",
     "superseded_by": "int64",
 }
-"""Exported columns in this order, with their types: the table's own columns, the samples unpacked."""
+"""Exported columns in order, with their types: the table's own, the samples unpacked."""
 
 Record = dict[str, Any]
 
 
 def export_rows(table: LatencyTable, to: Path | str, *, superseded: bool = False) -> int:
-    """Write the rows of a table to a file whose suffix says the format; an older file of that name is replaced.
+    """Write the rows of a table to a ``.csv``, ``.json`` or ``.parquet`` file, replacing an older one.
 
-    CSV has the samples and the conditions as JSON in their cells, and nothing in the cell of a number that is not
-    there. JSON is a list of objects. Parquet has the samples as lists and the conditions as JSON.
-
-    Args:
-        table: what is written.
-        to: ends in ``.csv``, ``.json`` or ``.parquet``.
-        superseded: write superseded rows too, not only current ones.
+    CSV cells hold samples and conditions as JSON, and nothing for a missing number. JSON is a list of objects. Parquet
+    has samples as lists and conditions as JSON. ``superseded`` includes superseded rows.
 
     Returns:
-        How many rows were written.
+        Number of rows.
 
     Raises:
-        UserError: the suffix is another one, pyarrow is missing for Parquet, or the file can not be written.
+        UserError: unknown suffix, pyarrow is missing for Parquet, or the file can not be written.
     """
     to = Path(to)
     write = _WRITERS.get(to.suffix.lower())
@@ -70,7 +65,7 @@ def export_rows(table: LatencyTable, to: Path | str, *, superseded: bool = False
     if to.resolve() == table.path.resolve():
         raise UserError(f"an export must not take the table's own place, but got {to}")
     records = [record(row) for row in table.rows(superseded=superseded)]
-    # Written beside and moved into place once complete: a reader never sees half a file.
+    # Written beside and renamed once complete: a reader never sees half a file.
     unfinished = to.with_name(f".{to.name}.{os.getpid()}")
     try:
         try:
@@ -84,7 +79,7 @@ def export_rows(table: LatencyTable, to: Path | str, *, superseded: bool = False
 
 
 def record(row: Row) -> Record:
-    """A row as plain values by column, samples as a list of milliseconds."""
+    """Return a row as plain values by column, samples as a list of milliseconds."""
     values = {
         **{name: getattr(row, name) for name in COLUMNS if hasattr(row, name)},
         **asdict(row.target),
@@ -105,7 +100,7 @@ def _write_csv(records: Sequence[Record], to: Path) -> None:
 
 
 def _write_json(records: Sequence[Record], to: Path) -> None:
-    # A line per row: the file can be looked through with line tools, and is one JSON document all the same.
+    # One row per line, for line tools; the file is one JSON document all the same.
     lines = ",\n".join(json.dumps(one) for one in records)
     to.write_text(f"[\n{lines}\n]\n" if records else "[]\n", encoding="utf-8")
 

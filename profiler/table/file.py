@@ -1,6 +1,6 @@
-"""Open the latency table's file for writing or only for reading; errors are one line.
+"""Open the latency table's file for reading and writing, or only for reading; errors are one line.
 
-Write-ahead logging lets any number of processes read while one of them writes; writers wait for each other.
+With write-ahead logging any number of processes read while one writes; writers wait for each other.
 """
 
 import os
@@ -19,11 +19,11 @@ _HEADER = b"SQLite format 3\x00"
 
 
 def open_for_writing(path: Path) -> sqlite3.Connection:
-    """Open a table, made where it is missing and brought up to date where it is of an older version.
+    """Open a table for writing: create a missing one, migrate an older one.
 
     Raises:
-        sqlite3.Error: whatever SQLite says; :func:`file_errors` makes a line of it.
-        TableError: the file is a database of something else, or a table of a newer version.
+        sqlite3.Error: any error of SQLite; :func:`file_errors` turns it into one line.
+        TableError: the file is another kind of database, or a table of a newer version.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     connection = sqlite3.connect(path.absolute(), timeout=_BUSY_TIMEOUT_S, isolation_level=None)
@@ -32,7 +32,7 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA foreign_keys = ON")
         check_schema(connection, path)
         _switch_to_wal(connection)
-        # FULL: a committed row survives a power cut too. One sync per measurement is nothing beside measuring.
+        # FULL: a committed row survives a power cut too. One sync per measurement costs nothing beside measuring.
         connection.execute("PRAGMA synchronous = FULL")
         with transaction(connection):
             migrate(connection)
@@ -43,16 +43,14 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
 
 
 def open_for_reading(path: Path) -> tuple[sqlite3.Connection, int]:
-    """Open an existing table that stays as it is, also where nothing may be written beside it.
-
-    A table of an older version is brought up to date in a copy in memory.
+    """Open an existing table without changing it, even on a read-only medium; an older one is migrated in memory.
 
     Returns:
         The connection, and the version of the file.
 
     Raises:
-        sqlite3.Error: whatever SQLite says; :func:`file_errors` makes a line of it.
-        TableError: the file is a database of something else, or a table of a newer version.
+        sqlite3.Error: any error of SQLite; :func:`file_errors` turns it into one line.
+        TableError: the file is another kind of database, or a table of a newer version.
     """
     connection = sqlite3.connect(_reading_uri(path), uri=True, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
     try:
@@ -68,7 +66,7 @@ def open_for_reading(path: Path) -> tuple[sqlite3.Connection, int]:
 
 
 def damage(connection: sqlite3.Connection, path: Path) -> TableError | None:
-    """Damage of the file's pages, by the quick check that every opening can afford."""
+    """Return any damage of the file's pages, by the quick check that every opening can afford."""
     (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if verdict == "ok":
         return None
@@ -77,7 +75,7 @@ def damage(connection: sqlite3.Connection, path: Path) -> TableError | None:
 
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """All of the block is committed, or none of it."""
+    """Commit all of the block, or none of it."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -90,15 +88,11 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 @contextmanager
 def file_errors(path: Path) -> Iterator[None]:
-    """Turn errors of the file into one line.
-
-    Raises:
-        TableError: instead of SQLite's and the operating system's errors.
-    """
+    """Turn SQLite's and the operating system's errors into a one-line :class:`TableError`."""
     try:
         yield
     except sqlite3.ProgrammingError:
-        raise  # our own mistake, such as use after close
+        raise  # a bug of ours, such as use after close
     except sqlite3.DatabaseError as error:
         raise TableError(f"a latency table must be readable and writable, but {path} gave: {error}") from error
     except OSError as error:
@@ -106,14 +100,10 @@ def file_errors(path: Path) -> Iterator[None]:
 
 
 def refuse_foreign_file(path: Path, *, create: bool) -> None:
-    """Refuse what is no SQLite file, before SQLite sees it.
-
-    Args:
-        path: of the table.
-        create: whether it may be missing.
+    """Refuse a file that is not SQLite, before SQLite opens it; ``create`` allows a missing one.
 
     Raises:
-        TableError: one line that says what it is instead.
+        TableError: one line that says what the file is instead.
     """
     try:
         if path.is_dir():
@@ -126,14 +116,14 @@ def refuse_foreign_file(path: Path, *, create: bool) -> None:
             header = stream.read(len(_HEADER))
     except OSError as error:
         raise TableError(f"a latency table must be readable, but {path} gave: {error.strerror}") from error
-    # An empty file is a table whose creation was cut off before its first commit.
+    # An empty file is a table whose creation was interrupted before its first commit.
     if header and header != _HEADER:
         raise TableError(f"a latency table must be a SQLite file, but {path} is not one")
 
 
 def _switch_to_wal(connection: sqlite3.Connection) -> None:
-    # Two processes that create one file at the same moment: SQLite refuses the loser at once here, without waiting as
-    # it does everywhere else, so the wait is ours.
+    # When two processes create one file at the same moment, SQLite refuses the loser here at once instead of waiting
+    # as everywhere else.
     deadline = time.monotonic() + _BUSY_TIMEOUT_S
     while True:
         try:
@@ -149,9 +139,9 @@ def _reading_uri(path: Path) -> str:
     file = path.resolve()
     log = file.with_name(f"{file.name}-wal")
     # Reading in WAL mode needs a file beside the table. Where none can be made (a read-only medium), no process writes
-    # the table either, and `immutable` does without. With a log beside it there are rows that only the log holds.
+    # the table either, and `immutable` does without, except with a log beside it, which holds rows of its own.
     alone = not os.access(file.parent, os.W_OK) and not (log.exists() and log.stat().st_size)
-    # Otherwise `rw`, not `ro`: the last reader tidies the files beside the table away only if it may write.
+    # Otherwise `rw`, not `ro`: the last reader removes the files beside the table only if it may write.
     return f"{file.as_uri()}?{'immutable=1' if alone else 'mode=rw'}"
 
 

@@ -1,10 +1,10 @@
 """The latency table: one SQLite file of measured workloads.
 
-A row is one finished measurement (or one failure with its reason) under the key of its workload and the target that it
-holds for. Rows are never changed: a newer measurement supersedes the older one, which stays readable. Every row is
-committed as it is added, so a killed run keeps all it had finished, and several processes may write one file.
+A row is one finished measurement, or one failure with its reason, under the key of its workload and its target. Rows
+never change: a newer measurement supersedes the older one, which stays readable. Every row is committed as it is added,
+so a killed run keeps what it finished, and several processes may write one file.
 
-The schema is meant to be read with the ``sqlite3`` shell; it is in :mod:`profiler.table.schema`.
+The schema, :mod:`profiler.table.schema`, is legible in the ``sqlite3`` shell.
 """
 
 import hashlib
@@ -38,12 +38,11 @@ __all__ = ["LatencyTable", "Row", "TableError", "Target", "pack_samples"]
 
 @dataclass(frozen=True)
 class Target:
-    """Device, and the way in which a workload runs on it.
+    """Device, and how a workload runs on it.
 
     Attributes:
         device: the device's own name, such as ``NVIDIA H200``.
-        backend: name of the backend.
-        backend_version: its version; another version is another target.
+        backend_version: another version is another target.
         precision: ``fp32``, ``fp16``, ...
         batch: images per run.
         threads: CPU threads of the backend.
@@ -66,24 +65,21 @@ class Row:
         name: human-readable name of the workload.
         target: what the latency holds for.
         kind: ``part`` of a network, or a ``whole`` one.
-        status: ``ok`` or ``failed``.
-        reason: why it failed; empty for ``ok``.
-        median_ms: median latency; ``None`` when failed, as are all fields of the measurement.
-        low_ms: lower end of the median's confidence interval.
-        high_ms: upper end.
+        reason: of a failure; empty for ``ok``.
+        median_ms: median latency; ``None`` when failed, as are all fields of the measurement. ``low_ms`` and
+            ``high_ms`` are its confidence interval.
         n: number of samples.
         inner_runs: runs per sample.
         stop_reason: why sampling ended.
         samples: raw samples, packed by :func:`pack_samples`.
         parameters: of the module.
         flops: of one run.
-        conditions: driver, clocks, load and versions before and after, ``reference_ms`` of the reference workload read
-            last, as JSON values.
-        reference_drift: of the interleaved reference workload against its first reading, relative (0.02 = 2%
+        conditions: driver, clocks, load and versions before and after, and ``reference_ms``, the latest reading of the
+            reference workload, as JSON values.
+        reference_drift: latest against first reading of the interleaved reference workload, relative (0.02 = 2%
             slower); ``None`` without a reference.
-        created_at: when it was measured, ISO 8601 with its offset from UTC; filled in by the table where it is empty.
-        id: filled in by the table.
-        superseded_by: id of the row that took this one's place, ``None`` while it is current.
+        created_at: time of measurement, ISO 8601 with offset from UTC; the table fills it in where empty, and ``id``.
+        superseded_by: id of the newer row, ``None`` while this one is current.
     """
 
     key: str
@@ -120,13 +116,13 @@ class Row:
 
     @property
     def samples_ms(self) -> NDArray[np.float64]:
-        """The raw samples in milliseconds, in the order in which they were taken; empty when failed."""
+        """The raw samples in milliseconds, in measured order; empty when failed."""
         raw = zlib.decompress(self.samples) if self.samples else b""
         return np.frombuffer(raw, dtype="<f8").astype(np.float64)
 
     @property
     def rounds_ms(self) -> tuple[NDArray[np.float64], ...]:
-        """The raw samples by round; those of rows from before there were rounds are one. Empty when failed."""
+        """The raw samples by round; older rows, without rounds, have one. Empty when failed."""
         samples = self.samples_ms
         sizes = [one["n"] for one in self.conditions.get("rounds", ())] or [len(samples)]
         return tuple(np.split(samples, np.cumsum(sizes)[:-1])) if len(samples) else ()
@@ -138,15 +134,15 @@ def pack_samples(samples_ms: NDArray[np.float64]) -> bytes:
 
 
 class LatencyTable:
-    """A latency table on disk. Not shared between threads or processes: each opens its own on the same file.
+    """A latency table on disk; each thread or process opens its own on the same file.
 
     Args:
-        path: the file; created with its folders where it is missing, unless ``create`` is false.
-        create: whether a missing file is made.
-        read_only: leave the file as it is; it may then lie where nothing can be written, and must exist.
+        path: the file; created with its folders where missing, unless ``create`` is false.
+        create: whether to create a missing file.
+        read_only: leave an existing file as it is; it may lie on a read-only medium.
 
     Raises:
-        TableError: the file is missing and may not be made, or is not a latency table of a version known here.
+        TableError: the file is missing and may not be created, or is not a latency table of a known version.
     """
 
     def __init__(self, path: Path | str, *, create: bool = True, read_only: bool = False) -> None:
@@ -178,12 +174,12 @@ class LatencyTable:
     def add(self, row: Row) -> Row:
         """Commit one row, superseding the older rows of the same key and target.
 
-        A row that says when it was measured goes to its place among them: it is superseded itself where a newer one is
-        there, and it is not added again where it is there already.
+        A row with ``created_at`` takes its place in time: a newer row supersedes it, and a row already there is not
+        added again.
 
         Returns:
-            The row as stored, with its ``id`` and ``created_at``. Rows of one key and target never share their time:
-            where the clock stood still or went back, the new row's is a microsecond after the last one's.
+            The row as stored. Rows of one key and target never share their time: where the clock stood still or went
+            back, the new row's is a microsecond after the last one's.
         """
         with self._errors(), transaction(self._connection):
             row_id, _ = self._insert(row)
@@ -193,10 +189,9 @@ class LatencyTable:
         return self._row(stored)
 
     def add_many(self, rows: Iterable[Row]) -> int:
-        """Commit rows as :meth:`add` does, all of them in one transaction or none.
+        """Commit rows as :meth:`add` does, in one transaction; returns the number of new ones.
 
-        Returns:
-            How many are new. The same measurement, every field of it, is one row however often it is added.
+        The same measurement, equal in every field, is one row however often it is added.
         """
         added = 0
         touched: set[tuple[Target, str]] = set()
@@ -210,7 +205,7 @@ class LatencyTable:
         return added
 
     def lookup(self, key: str, target: Target) -> Row | None:
-        """The current row of a workload on a target, or ``None`` where it was never measured."""
+        """Return the current row of a workload on a target, ``None`` if it was never measured."""
         with self._errors():
             found = self._connection.execute(
                 f"SELECT * FROM measurement WHERE {_SAME_TARGET} AND key = ? AND superseded_by IS NULL",
@@ -219,7 +214,7 @@ class LatencyTable:
         return None if found is None else self._row(found)
 
     def current(self, target: Target) -> dict[str, Row]:
-        """All current rows of a target by key."""
+        """Return all current rows of a target by key."""
         with self._errors():
             found = self._connection.execute(
                 f"SELECT * FROM measurement WHERE {_SAME_TARGET} AND superseded_by IS NULL ORDER BY id",
@@ -228,14 +223,14 @@ class LatencyTable:
         return {row.key: row for row in map(self._row, found)}
 
     def rows(self, *, superseded: bool = False) -> Iterator[Row]:
-        """Rows of all targets in the order in which they were added, current ones only unless ``superseded``."""
+        """Iterate over the rows of all targets in the order of insertion, current ones only unless ``superseded``."""
         condition = "" if superseded else "WHERE superseded_by IS NULL"
         with self._errors():
             found = self._connection.execute(f"SELECT * FROM measurement {condition} ORDER BY id").fetchall()
         return map(self._row, found)
 
     def targets(self) -> tuple[Target, ...]:
-        """Every target that has a current row, sorted."""
+        """Return every target that has a current row, sorted."""
         columns = ", ".join(_TARGET_COLUMNS)
         with self._errors():
             found = self._connection.execute(
@@ -244,7 +239,7 @@ class LatencyTable:
         return tuple(Target(*values) for values in found)
 
     def count(self) -> int:
-        """Number of current rows of all targets."""
+        """Count the current rows of all targets."""
         with self._errors():
             (count,) = self._connection.execute(
                 "SELECT count(*) FROM measurement WHERE superseded_by IS NULL"
@@ -252,9 +247,9 @@ class LatencyTable:
         return int(count)
 
     def _insert(self, row: Row) -> tuple[int, bool]:
-        """Insert a row; its id, and whether it is new. The caller holds a transaction.
+        """Insert a row within the caller's transaction; return its id and whether it is new.
 
-        A row with its own time waits for :meth:`_arrange`, superseded by itself: one row is current at every moment.
+        A row with its own time supersedes itself until :meth:`_arrange`, so one row is current at every moment.
         """
         run = self._connection.execute
         values = _values(row)
@@ -279,7 +274,7 @@ class LatencyTable:
         return int(row_id), True
 
     def _arrange(self, target: Target, key: str) -> None:
-        """Let each row of a workload be superseded by the next newer one, and the newest be current."""
+        """Make each row of a workload superseded by the next newer one, and the newest current."""
         found = self._connection.execute(
             f"SELECT * FROM measurement WHERE {_SAME_TARGET} AND key = ?", (*_target_values(target), key)
         ).fetchall()
@@ -316,7 +311,7 @@ def _target_values(target: Target) -> tuple[str | int, ...]:
 
 
 def _values(row: Row) -> dict[str, Any]:
-    """A row by column, without its id and what superseded it."""
+    """Return a row by column, without its id and ``superseded_by``."""
     columns = {one.name: getattr(row, one.name) for one in fields(row) if one.name not in ("target", *_NUMBERING)}
     return {
         **columns,
@@ -336,10 +331,10 @@ def _moment(created_at: str) -> datetime:
     try:
         return datetime.fromisoformat(created_at).astimezone(UTC)
     except (ValueError, OverflowError):
-        return datetime.min.replace(tzinfo=UTC)  # damaged: older than whatever says when it was measured
+        return datetime.min.replace(tzinfo=UTC)  # damaged: older than any valid time
 
 
 def _age(stored: sqlite3.Row) -> tuple[datetime, str]:
-    """Older rows first. Which of two of one moment comes first is decided by what they say, so alike in every table."""
+    """Sort key, older rows first; ties are broken by the rows' contents, so the same way in every table."""
     said = [stored[column] for column in stored.keys() if column not in _NUMBERING]  # noqa: SIM118
     return _moment(stored["created_at"]), hashlib.sha256(repr(said).encode()).hexdigest()

@@ -16,7 +16,7 @@ class Merged:
     Attributes:
         path: of the table that was read.
         rows: that it holds, superseded ones too.
-        added: how many of them were not yet in the table that was written.
+        added: those of them that were new.
     """
 
     path: Path
@@ -27,16 +27,12 @@ class Merged:
 def merge(into: LatencyTable, others: Sequence[Path | str]) -> tuple[Merged, ...]:
     """Add every row of other tables, superseded ones and failures too, each table in one transaction.
 
-    The same measurement, every field of it, is one row however often it comes. Of different measurements of one key
-    and target the newest is current and the others stay, superseded. So merging again changes nothing, and the order of
-    merging decides nothing but the rows' numbers. The other tables stay as they are, also those of an older version.
-
-    Args:
-        into: the table that is written.
-        others: the files of the others.
+    Measurements equal in every field are one row. Of different ones for one key and target the newest is current and
+    the others stay, superseded. So merging is idempotent, and its order decides only the rows' numbers. The other
+    tables, older versions included, stay as they are.
 
     Raises:
-        TableError: one of the others is missing or is no latency table; then nothing was written.
+        TableError: another table is missing or is no latency table; then nothing was written.
     """
     read = []
     for path in others:

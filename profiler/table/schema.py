@@ -1,7 +1,7 @@
-"""The schema of the latency table, as SQL that is meant to be read, and its history as named migrations.
+"""Schema of the latency table, as legible SQL, and its history as named migrations.
 
-A migration is a function applied once. A table of an older version is brought up to date when it is opened, all
-migrations that it lacks in one transaction; a table of a newer version is refused.
+A migration is a function applied once. Opening an older table applies all missing migrations in one transaction; a
+newer table is refused.
 """
 
 import sqlite3
@@ -66,9 +66,9 @@ def create_measurement(connection: sqlite3.Connection) -> None:
 
 
 def keep_measurements_as_they_are(connection: sqlite3.Connection) -> None:
-    """Version 2: the file itself refuses to change or delete a row; only which row superseded it may be set.
+    """Version 2: the file itself refuses to change or delete a row, except for which row superseded it.
 
-    Merging looks for a measurement among all of its key, superseded ones too: the index is for that.
+    The index serves merging, which looks up a measurement among all rows of its key, superseded ones too.
     """
     connection.execute("CREATE INDEX measurement_history ON measurement (key, created_at)")
     connection.execute(
@@ -100,13 +100,10 @@ MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (create_measureme
 
 
 def check_schema(connection: sqlite3.Connection, path: Path) -> int:
-    """Look before touching anything: someone else's file must stay as it is.
-
-    Returns:
-        The table's version; 0 for an empty file, which is a table whose creation was cut off.
+    """Return the table's version without changing a foreign file; 0 for an empty file, an interrupted creation.
 
     Raises:
-        TableError: the file is a database of something else, or a table of a newer version.
+        TableError: the file is another kind of database, or a table of a newer version.
     """
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -122,7 +119,7 @@ def check_schema(connection: sqlite3.Connection, path: Path) -> int:
 
 
 def migrate(connection: sqlite3.Connection) -> None:
-    """Apply the migrations that the table lacks. The caller holds a write transaction and commits it."""
+    """Apply the missing migrations. The caller holds a write transaction and commits it."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     for number, migration in enumerate(MIGRATIONS[version:], start=version + 1):
         migration(connection)
@@ -130,7 +127,7 @@ def migrate(connection: sqlite3.Connection) -> None:
 
 
 def schema_differences(connection: sqlite3.Connection) -> list[str]:
-    """Differences between an up-to-date table's schema and the one made here, a line each; additions are allowed."""
+    """Return the differences from an up-to-date schema, a line each; additions are allowed."""
     fresh = sqlite3.connect(":memory:", isolation_level=None)
     try:
         migrate(fresh)

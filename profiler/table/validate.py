@@ -19,7 +19,7 @@ from profiler.table.schema import schema_differences
 
 __all__ = ["Validation", "validate"]
 
-_ROUNDING = 1e-9  # a median stored in milliseconds, beside the samples that it was taken of in nanoseconds
+_ROUNDING = 1e-9  # a median stored in milliseconds, of samples taken in nanoseconds
 _LATENCIES = ("median_ms", "low_ms", "high_ms")
 _COUNTS = ("n", "inner_runs", "parameters", "flops")
 _WORKLOAD = ("device", "backend", "backend_version", "precision", "batch", "threads", "key")
@@ -31,11 +31,10 @@ class Validation:
     """Contents of a table, and its problems.
 
     Attributes:
-        path: of the table.
         version: of the file's schema; an older one than today's is no problem.
-        rows: of all measurements and failures, superseded ones too.
-        current: those not superseded.
-        problems: one line each; none where the table is whole.
+        rows: number of measurements and failures, superseded ones too.
+        current: number of those not superseded.
+        problems: one line each; none for a valid table.
     """
 
     path: Path
@@ -46,7 +45,7 @@ class Validation:
 
 
 def validate(path: Path | str) -> Validation:
-    """Check a table without changing it: the file's pages, the schema, every row's numbers, and who supersedes whom.
+    """Check a table without changing it: file pages, schema, every row's numbers, and the chains of superseded rows.
 
     Raises:
         TableError: the file is missing, is something else, or is a table of a newer version.
@@ -57,7 +56,7 @@ def validate(path: Path | str) -> Validation:
         try:
             connection, version = open_for_reading(path)
         except sqlite3.OperationalError:
-            raise  # locked, or not to be read: nothing is known of what it holds
+            raise  # locked or unreadable: its contents are unknown
         except sqlite3.DatabaseError as error:
             return Validation(path, 0, 0, 0, (f"file: {error}",))
         try:
@@ -76,7 +75,7 @@ def _validated(path: Path, connection: sqlite3.Connection, version: int) -> Vali
             f"row {row_id}: the {parent} that it refers to is not there"
             for _, row_id, parent, _ in connection.execute("PRAGMA foreign_key_check").fetchall()
         )
-        # by name, so that a column that is not there is said as SQLite says it
+        # by name, so that SQLite names a missing column itself
         columns = ", ".join((*_OTHERS, *_WORKLOAD, *_LATENCIES, *_COUNTS))
         rows = connection.execute(f"SELECT {columns} FROM measurement ORDER BY id").fetchall()
     except sqlite3.DatabaseError as error:
@@ -89,12 +88,12 @@ def _validated(path: Path, connection: sqlite3.Connection, version: int) -> Vali
 
 def _integrity(connection: sqlite3.Connection) -> Iterator[str]:
     for (answer,) in connection.execute("PRAGMA integrity_check"):
-        # Pages of one B-tree come as one answer of several lines under a heading between stars.
+        # The pages of one B-tree are one answer of several lines under a heading between stars.
         yield from (line for line in answer.splitlines() if line != "ok" and not line.startswith("***"))
 
 
 def _row_problems(row: Mapping[str, Any]) -> Iterator[str]:
-    """Problems of the numbers of one row."""
+    """Yield the problems of one row's numbers."""
     latencies = [row[column] for column in _LATENCIES]
     if row["status"] == "failed":
         if not row["reason"]:
@@ -148,7 +147,7 @@ def _sample_problems(row: Mapping[str, Any]) -> Iterator[str]:
         if not math.isclose(median, row["median_ms"], rel_tol=_ROUNDING):
             yield f"median_ms must be the samples' median {median}, but it is {row['median_ms']}"
         outside = row["low_ms"] < least * (1 - _ROUNDING) or row["high_ms"] > most * (1 + _ROUNDING)
-        if outside and len(rounds) < 2:  # the spread between rounds gives an interval of its own
+        if outside and len(rounds) < 2:  # the spread between rounds gives its own interval
             yield f"the interval must lie within the samples, but it is {row['low_ms']} to {row['high_ms']}"
 
 
@@ -170,7 +169,7 @@ def _conditions(text: object) -> dict[str, Any] | None:
 
 
 def _chain_problems(rows: list[sqlite3.Row]) -> Iterator[str]:
-    """Every row must lead, from newer to newer ones of its own workload and target, to the current one."""
+    """Yield rows that do not lead, through newer ones of the same workload and target, to the current one."""
     by_id = {row["id"]: row for row in rows}
     current = Counter(tuple(row[column] for column in _WORKLOAD) for row in rows if row["superseded_by"] is None)
     for row in rows:

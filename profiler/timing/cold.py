@@ -1,8 +1,7 @@
-"""Cold measurements: latency when nothing that a run reads is in a cache.
+"""Cold measurements: latency with nothing that a run reads in a cache.
 
-Timed back to back, a small workload finds its weights and inputs in the cache, which inside a large network they have
-left by the time they are needed. Both are facts and neither is the other, so a cold latency is a row of its own: the
-same workload under a key that says so.
+Timed back to back, a small workload finds its weights and inputs in the cache, which they have left by the time a large
+network needs them. Both latencies are facts, so a cold one is a row of its own, under a key that says so.
 """
 
 from collections.abc import Callable
@@ -22,28 +21,24 @@ __all__ = ["as_cold", "cache_bytes", "cold_key", "flusher"]
 _CPU_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 _TIMES_THE_CACHE = 2
-"""A buffer of the cache's own size would leave lines behind where replacement is not strictly by age."""
+"""A buffer of exactly the cache's size would leave lines behind where replacement is not strictly by age."""
 
 
 def cold_key(key: str) -> str:
-    """The key under which a workload's cold latency is stored."""
+    """Return the key of a workload's cold latency."""
     return f"{key}|cold"
 
 
 def as_cold(workload: Workload) -> Workload:
-    """The same workload, to be measured with caches flushed before every run."""
+    """Return the workload under its cold key, to be measured with caches flushed before every run."""
     return replace(workload, name=f"{workload.name} (cold)", key=cold_key(workload.key))
 
 
 def cache_bytes(device: Device, cpu_caches: Path = _CPU_CACHES) -> int:
-    """Size of the device's last cache before its memory.
-
-    Args:
-        device: a CPU, or a CUDA device that is here.
-        cpu_caches: where Linux describes a processor's caches.
+    """Return the size of the last-level cache of the CPU, or of a CUDA device of this machine.
 
     Raises:
-        UserError: the system does not say.
+        UserError: the system does not report it.
     """
     if device.kind == "cuda":
         properties: Any = torch.cuda.get_device_properties(device.index)
@@ -56,7 +51,7 @@ def cache_bytes(device: Device, cpu_caches: Path = _CPU_CACHES) -> int:
 
 
 def flusher(device: Device) -> tuple[Callable[[], None], int]:
-    """A function that puts other data into the device's caches, and how many bytes it touches.
+    """Return a function that evicts the device's caches, and the number of bytes it touches.
 
     Raises:
         UserError: the size of the caches is not known.

@@ -1,4 +1,4 @@
-"""Conditions of a measurement: versions, load, clocks and throttling, read before and after it."""
+"""Conditions of a measurement, before and after it: versions, load, clocks, throttling."""
 
 import importlib
 import os
@@ -28,7 +28,7 @@ _GPU_FIELDS = (
 
 
 def read_versions() -> dict[str, str]:
-    """Versions that matter to every backend."""
+    """Read the versions that matter to every backend."""
     import torch
 
     return {
@@ -43,10 +43,10 @@ def read_state(device: Device) -> dict[str, Any]:
     """Read the state of the machine that may disturb a measurement.
 
     Returns:
-        The machine's load averages and core count; for a CPU its governor and clock where the system exposes them
-        (virtual machines rarely do); for a GPU its clocks in MHz, temperature in degrees Celsius, power in watts,
-        active throttle reasons and driver, and whether they come from NVML (microseconds; package ``nvidia-ml-py``) or
-        ``nvidia-smi`` (tens of milliseconds). What can not be read is left out.
+        Load averages and core count; for a CPU its governor and clock where exposed (rarely in virtual machines); for a
+        GPU its clocks in MHz, temperature in degrees Celsius, power in watts, active throttle reasons, driver, and
+        source: NVML (microseconds; package ``nvidia-ml-py``) or ``nvidia-smi`` (tens of milliseconds). Unreadable
+        values are left out.
     """
     state: dict[str, Any] = {"cpus": os.cpu_count()}
     if hasattr(os, "getloadavg"):
@@ -59,7 +59,7 @@ def read_state(device: Device) -> dict[str, Any]:
 
 
 def stolen_s() -> float:
-    """Seconds that the hypervisor has taken from all cores since the start; 0 where the system does not count them."""
+    """Return the seconds stolen from all cores since boot by the hypervisor; 0 where the system does not count them."""
     if not _STAT.is_file():
         return 0.0
     figures = _STAT.read_text(encoding="ascii").partition("\n")[0].split()
@@ -67,12 +67,9 @@ def stolen_s() -> float:
 
 
 def disturbances(before: Mapping[str, Any], after: Mapping[str, Any], threads: int = 1) -> list[str]:
-    """Disturbances of a measurement, a phrase each; empty for a quiet one.
+    """Return one phrase per disturbance, given :func:`read_state` before and after; empty for a quiet measurement.
 
-    Args:
-        before: state before the measurement, as :func:`read_state` returns it.
-        after: state after it.
-        threads: busy threads of the measurement itself.
+    ``threads`` are the busy threads of the measurement itself.
     """
     found = []
     cpus, loads = before.get("cpus") or 1, before.get("loadavg")
@@ -88,7 +85,7 @@ def disturbances(before: Mapping[str, Any], after: Mapping[str, Any], threads: i
 
 
 _OWN_LOAD = 0.5
-"""Tolerated load beyond that of the measurement: the average still counts what ended a minute ago."""
+"""Tolerated load beyond the measurement's own: the average still counts work that ended a minute ago."""
 _STEADY_CLOCK = 0.05
 _THROTTLE = "clocks_throttle_reasons.active"
 _THROTTLE_BITS = {
@@ -98,7 +95,7 @@ _THROTTLE_BITS = {
     0x40: "hardware thermal slowdown",
     0x80: "hardware power brake",
 }
-"""NVML's bits that slow a busy GPU; idle and the user's own clock settings are not among them."""
+"""NVML's bits that slow a busy GPU, without idle and the user's own clock settings."""
 
 
 def _number(value: object) -> float | None:
@@ -114,7 +111,7 @@ def _is_hexadecimal(value: object) -> bool:
 
 def _cpu_clock(folder: Path) -> Mapping[str, Any]:
     facts: dict[str, Any] = {}
-    with suppress(OSError, ValueError):  # missing, not for this user, or not text
+    with suppress(OSError, ValueError):  # missing, unreadable for this user, or not text
         facts["governor"] = (folder / "scaling_governor").read_text().strip()
     with suppress(OSError, ValueError):  # "<unknown>" on some machines
         facts["clock_mhz"] = int((folder / "scaling_cur_freq").read_text()) / 1000
@@ -126,7 +123,7 @@ def _gpu_state(index: int) -> Mapping[str, Any]:
 
 
 def _uuid(index: int) -> str:
-    """The GPU by its identity: CUDA_VISIBLE_DEVICES renumbers PyTorch's devices, and the driver's not."""
+    """Return the GPU's UUID: CUDA_VISIBLE_DEVICES renumbers PyTorch's devices, but not the driver's."""
     import torch
 
     return f"GPU-{torch.cuda.get_device_properties(index).uuid}"
@@ -136,7 +133,7 @@ def _read_nvml(index: int) -> Mapping[str, Any]:
     try:
         nvml: Any = importlib.import_module("pynvml")
         nvml.nvmlInit()
-    except Exception:  # noqa: BLE001 - the package, the library or the driver is not there: each is its own class
+    except Exception:  # noqa: BLE001 - package, library or driver is missing, each with an exception class of its own
         return {}
     try:
         handle = nvml.nvmlDeviceGetHandleByUUID(_uuid(index))

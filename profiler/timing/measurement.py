@@ -1,9 +1,8 @@
 """Time a callable until its median is known well enough or a limit is reached.
 
-The interval of the median is the order-statistic (binomial) one: of ``n`` sorted samples, the k-th smallest and k-th
-largest enclose the true median with a probability that follows from fair coin tosses alone, whatever the samples'
-distribution. It assumes independent samples; slow drift (clocks, neighbours on the machine) breaks that, which is why
-profiling interleaves a reference workload.
+The median's interval comes from order statistics: the probability that the k-th smallest and k-th largest of ``n``
+samples enclose the true median is binomial, whatever their distribution. It assumes independent samples; slow drift
+(clocks, neighbours on the machine) breaks that, hence the interleaved reference workload in profiling.
 """
 
 import gc
@@ -31,12 +30,12 @@ __all__ = [
 ]
 
 _BATCH_BELOW_NS = 50_000
-"""Runs shorter than this are timed several at a time: reading the clock would weigh too much on a single one."""
+"""Shorter runs are timed in batches: reading the clock would weigh too much on a single one."""
 _BATCH_TARGET_NS = 200_000
-"""The least time that such a batch lasts."""
+"""Minimum duration of such a batch."""
 _CHECK_GROWTH = 1.25
-"""The interval is checked each time the number of samples has grown by this factor: a check after every sample would
-stop too often on a narrow interval by luck."""
+"""Growth of the sample count between checks of the interval: checking after every sample would stop too often on an
+interval that is narrow by luck."""
 
 
 class StopReason(StrEnum):
@@ -55,13 +54,13 @@ class TimingSettings:
     Attributes:
         confidence: of the median's interval.
         relative_half_width: stop when half the interval is at most this fraction of the median.
-        min_samples: never stop as converged on fewer.
+        min_samples: samples needed to count as converged.
         max_samples: give up after this many.
-        least_samples: take at least this many despite the time limit (capped by ``min_samples``): one or two runs of a
-            network that takes a second each say little.
+        least_samples: samples to take despite the time limit (capped by ``min_samples``): one or two runs of a network
+            that takes a second each say little.
         time_limit_s: give up after this long, warm-up included.
-        warmup_runs: least number of runs before the first sample.
-        warmup_s: least duration of the warm-up.
+        warmup_runs: minimum.
+        warmup_s: minimum.
     """
 
     confidence: float = 0.95
@@ -93,16 +92,13 @@ class TimingSettings:
 
 @dataclass(frozen=True)
 class Measurement:
-    """The latency of one callable, with its raw samples.
+    """Latency of one callable, with its raw samples.
 
     Attributes:
-        samples_ns: nanoseconds per run, one per sample, in the order in which they were taken. With ``inner_runs`` > 1
-            each is the mean of that many runs back to back.
-        inner_runs: runs per sample.
-        median_ms: median of the samples.
-        low_ms: lower end of the median's interval.
-        high_ms: upper end of the median's interval.
-        stop_reason: why sampling ended; anything but ``converged`` means that the interval is wider than requested.
+        samples_ns: nanoseconds per run, in measured order; with ``inner_runs`` > 1 each is the mean of that many runs
+            back to back.
+        median_ms: median of the samples; ``low_ms`` and ``high_ms`` are its interval.
+        stop_reason: anything but ``converged`` means that the interval is wider than requested.
     """
 
     samples_ns: tuple[float, ...]
@@ -126,10 +122,10 @@ class Timer(Protocol):
     """A clock that can time runs, on whichever device they run."""
 
     def elapsed_ns(self, run: Callable[[], None], count: int) -> float:
-        """Nanoseconds for ``count`` runs back to back."""
+        """Time ``count`` runs back to back, in nanoseconds."""
 
     def now_ns(self) -> int:
-        """Nanoseconds on a clock that the time limit is held against."""
+        """Read the clock of the time limit."""
 
 
 class WallTimer:
@@ -139,7 +135,7 @@ class WallTimer:
         self._clock_ns = clock_ns
 
     def elapsed_ns(self, run: Callable[[], None], count: int) -> float:
-        """Nanoseconds for ``count`` runs back to back."""
+        """Time ``count`` runs back to back."""
         clock_ns = self._clock_ns
         start = clock_ns()
         for _ in range(count):
@@ -147,7 +143,7 @@ class WallTimer:
         return clock_ns() - start
 
     def now_ns(self) -> int:
-        """The same clock."""
+        """Read the same clock."""
         return self._clock_ns()
 
 
@@ -161,7 +157,7 @@ class CudaTimer:
         self._device_index = device_index
 
     def elapsed_ns(self, run: Callable[[], None], count: int) -> float:
-        """Nanoseconds between an event before the first and one after the last of ``count`` runs."""
+        """Time ``count`` runs between two CUDA events."""
         with self._cuda.device(self._device_index):
             start = self._cuda.Event(enable_timing=True)
             end = self._cuda.Event(enable_timing=True)
@@ -174,7 +170,7 @@ class CudaTimer:
             return float(start.elapsed_time(end)) * 1e6
 
     def now_ns(self) -> int:
-        """The host's clock."""
+        """Read the host's clock."""
         return time.perf_counter_ns()
 
 
@@ -189,10 +185,10 @@ def measure(
 
     Args:
         run: one run of the workload.
-        timer: how to time it; a :class:`WallTimer` when not given.
+        timer: a :class:`WallTimer` if ``None``.
         settings: precision and limits.
-        before_each: called before every sample and not timed, to flush caches. Samples are then of single runs, also
-            of runs so short that the clock weighs in.
+        before_each: called untimed before every sample, to flush caches. Each sample is then a single run, even one so
+            short that the clock weighs in.
     """
     timer = timer or WallTimer()
     settings = settings or TimingSettings()
@@ -207,7 +203,7 @@ def measure(
             now = timer.now_ns()
             if now >= deadline or (len(warm) >= settings.warmup_runs and now - start >= settings.warmup_s * 1e9):
                 break
-        # The later half only: the first runs pay for caches and lazy initialisation.
+        # Only the later half: the first runs pay for caches and lazy initialisation.
         typical_ns = max(1.0, statistics.median(warm[len(warm) // 2 :]))
         single = before_each is not None or typical_ns >= _BATCH_BELOW_NS
         inner_runs = 1 if single else math.ceil(_BATCH_TARGET_NS / typical_ns)
@@ -234,15 +230,11 @@ def measure(
 
 
 def median_interval(samples: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Distribution-free interval of the median from order statistics.
+    """Distribution-free interval of the median from order statistics of at least one sample, in any order.
 
-    Takes the largest ``k`` for which the k-th smallest and the k-th largest of the ``n`` samples still enclose the
-    median with at least ``confidence``, that is ``1 - 2 P(Binomial(n, 1/2) < k) >= confidence``. Too few samples for
-    any ``k`` (below 6 at 95%) give the smallest and the largest sample, which then cover less than ``confidence``.
-
-    Args:
-        samples: any order, at least one.
-        confidence: in (0, 1).
+    Uses the largest ``k`` for which the k-th smallest and k-th largest of ``n`` samples enclose the median with at
+    least ``confidence``: ``1 - 2 P(Binomial(n, 1/2) < k) >= confidence``. Below 6 samples (at 95%) no ``k`` does, and
+    the smallest and largest sample are returned, which cover less than ``confidence``.
     """
     if not samples:
         raise ValueError("median_interval needs at least one sample, but got none")

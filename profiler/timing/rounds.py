@@ -1,9 +1,8 @@
-"""One latency from several rounds of samples that lie apart in time.
+"""Combine rounds of samples that lie apart in time into one latency.
 
-The samples of one burst agree with each other even when a neighbour on the machine slows all of them. Rounds that lie
-apart in time, between measurements of other workloads, do not: what they agree on is the workload's own latency.
-Interference only adds, so where rounds disagree the lowest ones that agree with each other are kept. The interval comes
-from the spread between the kept rounds, not from the spread within a burst.
+The samples of one burst agree even when a neighbour on the machine slows all of them; rounds apart in time, between
+measurements of other workloads, do not. Interference only adds, so where rounds disagree, the lowest ones that agree
+are kept. The interval comes from the spread between the kept rounds, not within a burst.
 """
 
 import math
@@ -19,14 +18,14 @@ from profiler.timing.measurement import Measurement, StopReason, TimingSettings
 __all__ = ["agreeing", "combine", "round_settings", "settled"]
 
 _AGREE = 0.03
-"""Relative difference up to which two rounds agree, at least; the noise within rounds widens it."""
+"""Minimum relative difference up to which two rounds agree; the noise within rounds widens it."""
 _LEAST_AGREEING = 3
 _MOST = 2
-"""Limit of rounds, as a multiple of the number requested."""
+"""Limit of rounds, as a multiple of the requested number."""
 
 
 def round_settings(timing: TimingSettings, rounds: int) -> TimingSettings:
-    """Settings of one of several rounds, which together cost as much as one burst under the given settings."""
+    """Return the settings of one of several rounds, which together cost as much as one burst under ``timing``."""
     if rounds == 1:
         return timing
     return replace(
@@ -42,33 +41,21 @@ def round_settings(timing: TimingSettings, rounds: int) -> TimingSettings:
 
 
 def agreeing(rounds: Sequence[Measurement]) -> list[Measurement]:
-    """The lowest rounds that agree with each other.
-
-    Args:
-        rounds: at least one.
-
-    Returns:
-        The fastest round, and those whose medians are within 3% of it, or within the noise of single rounds if
-        that is more.
-    """
+    """Return the fastest round and those whose medians are within 3% of it, or within the noise of single rounds."""
     fastest = min(one.median_ms for one in rounds)
     noise = statistics.median(one.relative_half_width for one in rounds)
     return [one for one in rounds if one.median_ms <= fastest * (1 + max(_AGREE, 4 * noise))]
 
 
 def settled(rounds: Sequence[Measurement], wanted: int) -> bool:
-    """Whether no further round is needed: three of them agree at the low end, or twice the wanted number is reached."""
+    """Whether no further round is needed: three agree at the low end, or there are twice the wanted number."""
     if len(rounds) < wanted or not rounds:
         return False
     return len(agreeing(rounds)) >= min(wanted, _LEAST_AGREEING) or len(rounds) >= _MOST * wanted
 
 
 def combine(rounds: Sequence[Measurement], timing: TimingSettings) -> Measurement:
-    """Combine rounds into one measurement.
-
-    Args:
-        rounds: in the order in which they were measured; a single one is returned as it is.
-        timing: confidence of the interval, and the half-width that counts as converged.
+    """Combine rounds, given in measured order, into one measurement; a single one is returned as it is.
 
     Returns:
         All samples; the median of the kept rounds' samples; Student's interval from the kept rounds' medians.
@@ -83,7 +70,7 @@ def combine(rounds: Sequence[Measurement], timing: TimingSettings) -> Measuremen
         half = float(stdtrit(len(kept) - 1, (1 + timing.confidence) / 2)) * spread
     if len(kept) < min(len(rounds), _LEAST_AGREEING):
         reason = StopReason.ROUNDS_DISAGREE
-        half = max(one.median_ms for one in rounds) - median  # as far as the rounds are apart
+        half = max(one.median_ms for one in rounds) - median  # the distance between the rounds
     elif half <= timing.relative_half_width * median:
         reason = StopReason.CONVERGED
     else:
