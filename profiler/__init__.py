@@ -9,5 +9,5 @@
 - ``prediction``: end-to-end latency from block latencies.
 - ``measuring``: fill a latency table.
 
-Importing the package itself is cheap: torch is loaded by the submodules that need it.
+Only submodules that need torch import it.
 """

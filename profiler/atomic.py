@@ -1,7 +1,7 @@
-"""Files that are there whole or not at all: killed at any moment, a writer leaves the old file or the new one.
+"""Atomic file writes: killed at any moment, a writer leaves the old file or the new one, complete.
 
-As with ``open``, a new file's mode follows the umask, an existing one keeps its mode, a link keeps pointing to its
-target, and what is no regular file (``/dev/stdout``, a pipe) is written to.
+As with ``open``, a new file's mode follows the umask, an existing file keeps its mode, a link keeps pointing to its
+target, and anything but a regular file (``/dev/stdout``, a pipe) is written in place.
 """
 
 import io
@@ -24,14 +24,12 @@ _ROOM_BYTES = 1 << 16
 
 
 def require_room(folder: Path, what: str) -> None:
-    """Make a folder and try it with a temporary file of 64 KiB, before minutes of work are for nothing.
+    """Create a folder and test it with a temporary file of 64 KiB, before minutes of work are lost.
 
-    Args:
-        folder: Where something will be written.
-        what: For the message, as in ``drawn copies``.
+    ``what`` is named in the message, as in ``drawn copies``.
 
     Raises:
-        UserError: It can not be made or written to, or its disk is full.
+        UserError: the folder can not be created or written to, or its disk is full.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -44,20 +42,20 @@ def require_room(folder: Path, what: str) -> None:
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
-    """Replace the file at ``path`` by bytes, or by text in UTF-8; makes its folder. Several may write it at once."""
+    """Replace the file at ``path`` by bytes, or text in UTF-8; creates its folder. Safe with concurrent writers."""
     data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
-    # short: the file's own name may be as long as allowed
+    # short: the file's own name may have the maximum length
     _replace(path, f".{secrets.token_hex(8)}.part", lambda file: file.write(data))
 
 
 def replace_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let ``write`` fill the new file, for large files with one writer at a time.
+    """Let ``write`` fill the new file; for large files with one writer at a time.
 
-    The temporary file's name is fixed, so that what a killed process left there is overwritten by the next one.
+    The temporary file's name is fixed, so the next writer overwrites what a killed one left.
 
     Raises:
-        OSError: the disk is full, say, also where ``write`` makes another error of that.
+        OSError: for example a full disk, even if ``write`` raises another error for it.
     """
     _replace(path, f".{path.name}.tmp", write)
 
@@ -71,7 +69,7 @@ def _replace(path: Path, temporary_name: str, write: Callable[[BinaryIO], object
         return
     temporary = path.with_name(temporary_name)
     try:
-        # the system applies umask and the folder's default ACL, as tempfile would not
+        # open applies umask and the folder's default ACL; tempfile would not
         with temporary.open("wb", buffering=0) as raw:
             if mode is not None:
                 os.fchmod(raw.fileno(), stat.S_IMODE(mode))
@@ -89,12 +87,12 @@ def _replace(path: Path, temporary_name: str, write: Callable[[BinaryIO], object
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None:
-            error.filename = str(path)  # a full disk names no file, others name the temporary one
+            error.filename = str(path)  # a full disk names no file, other errors the temporary one
         raise
 
 
 class _Watched(io.RawIOBase):
-    """A file that remembers why it could not be written: torch raises a ``RuntimeError`` that does not say so."""
+    """File that keeps its write error: torch raises a ``RuntimeError`` without the cause."""
 
     def __init__(self, file: io.FileIO) -> None:
         self._file = file

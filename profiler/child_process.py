@@ -8,9 +8,9 @@ __all__ = ["end_with_parent"]
 
 
 def end_with_parent() -> None:
-    """End this process, from now on, at once when the one that started it is gone, even by SIGKILL.
+    """Exit from now on as soon as the parent process is gone, even by SIGKILL.
 
-    Otherwise it would wait for its next job forever, or write to files that belong to the parent's successor.
+    Otherwise this process would wait for its next job forever, or write to files of the parent's successor.
     """
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -1,6 +1,6 @@
 """Devices: resolve a name on this machine; data sheets of common GPUs.
 
-Importing this loads no torch; looking up a GPU does.
+Torch is imported only when a GPU is looked up.
 """
 
 import os
@@ -31,20 +31,18 @@ __all__ = [
 
 @dataclass(frozen=True)
 class GpuSheet:
-    """A GPU's published figures.
+    """A GPU's data sheet.
 
     Attributes:
-        name: what the user calls it, such as ``v100``.
+        name: short name for users, such as ``v100``.
         title: the card that the figures describe.
-        match: words by which the driver's device name is recognised.
+        match: words that identify it in the driver's device name.
         compute_capability: such as ``7.0``.
-        multiprocessors: number of streaming multiprocessors.
-        boost_mhz: boost clock.
         memory_gb_s: memory bandwidth in 10^9 bytes per second.
         l2_mib: second-level cache.
         fp32_tflops: dense peak, ordinary cores.
         fp16_tflops: dense peak, tensor cores.
-        int8_tops: dense peak, tensor cores; ``None`` where there is none.
+        int8_tops: dense peak, tensor cores; ``None`` without int8.
     """
 
     name: str
@@ -60,7 +58,7 @@ class GpuSheet:
     int8_tops: float | None = None
 
     def is_called(self, device_name: str) -> bool:
-        """Whether a driver's device name is this GPU: ``Tesla V100-SXM2-16GB`` is ``v100``, ``A100`` is no ``a10``."""
+        """Match a driver's device name: ``Tesla V100-SXM2-16GB`` is ``v100``, ``A100`` is no ``a10``."""
         return any(
             re.search(rf"(?<!\w){re.escape(word)}(?!\w)(?! (?:Ti|D|Laptop)\b)", device_name, re.IGNORECASE)
             for word in self.match
@@ -72,10 +70,9 @@ class Device:
     """A device of this machine.
 
     Attributes:
-        name: as the latency table keeps it: the driver's or the processor's own name.
-        kind: ``cpu`` or ``cuda``.
-        index: of the GPU among its machine's.
-        sheet: the vendor's figures where the GPU is a known one.
+        name: the driver's or the processor's own name, as in the latency table.
+        index: of the GPU on its machine.
+        sheet: data sheet of a known GPU.
     """
 
     name: str
@@ -85,11 +82,7 @@ class Device:
 
 
 class DeviceNotPresentError(UserError):
-    """A known GPU that this machine does not have.
-
-    Attributes:
-        sheet: the vendor's figures of the requested GPU.
-    """
+    """A known GPU that this machine does not have; ``sheet`` is its data sheet."""
 
     def __init__(self, sheet: GpuSheet, present: Sequence[str]) -> None:
         self.sheet = sheet
@@ -103,7 +96,7 @@ class DeviceNotPresentError(UserError):
 
 @cache
 def gpu_sheets() -> Mapping[str, GpuSheet]:
-    """All known GPUs by name."""
+    """Return all known GPUs by name."""
     text = resources.files("profiler").joinpath("devices.toml").read_text(encoding="utf-8")
     sheets: dict[str, GpuSheet] = {}
     for name, values in tomllib.loads(text).items():
@@ -113,14 +106,14 @@ def gpu_sheets() -> Mapping[str, GpuSheet]:
 
 
 def resolve_device(name: str) -> Device:
-    """Find the device of this machine with a user's name for it.
+    """Find a device of this machine by a user's name.
 
     Args:
-        name: ``cpu``; ``local`` (the first GPU, or the CPU where there is none); or a GPU of the sheet.
+        name: ``cpu``; ``local`` (the first GPU, else the CPU); or a GPU with a data sheet.
 
     Raises:
         UserError: unknown name.
-        DeviceNotPresentError: it is a known GPU that is not in this machine.
+        DeviceNotPresentError: a known GPU that is not in this machine.
     """
     wanted = _as_listed(name)
     if wanted == "cpu":
@@ -138,7 +131,7 @@ def resolve_device(name: str) -> Device:
 
 
 def named_sheet(name: str) -> GpuSheet | None:
-    """The data sheet of a user's name, such as ``V100`` or ``RTX 4090``; ``None`` if there is none."""
+    """Return the data sheet of a user's name, such as ``V100`` or ``RTX 4090``; ``None`` if there is none."""
     return gpu_sheets().get(_as_listed(name))
 
 
@@ -147,12 +140,12 @@ def _as_listed(name: str) -> str:
 
 
 def matching_names(sheet: GpuSheet, device_names: Sequence[str]) -> tuple[str, ...]:
-    """Filter device names, of a latency table say, by the GPU of a data sheet."""
+    """Filter device names, such as a latency table's, by the GPU of a data sheet."""
     return tuple(name for name in device_names if sheet.is_called(name))
 
 
 def local_gpus() -> tuple[Device, ...]:
-    """The CUDA devices of this machine, as torch sees them."""
+    """List the CUDA devices of this machine, as torch sees them."""
     import torch
 
     if not torch.cuda.is_available():
@@ -161,15 +154,14 @@ def local_gpus() -> tuple[Device, ...]:
 
 
 def cpu_device() -> Device:
-    """This machine's processor."""
+    """Return this machine's processor."""
     return Device(cpu_name(Path("/proc/cpuinfo")), "cpu")
 
 
 def cpu_name(cpuinfo: Path) -> str:
-    """The processor's name: model name with family and model number, because virtual machines shorten the former.
+    """Return the processor's name: model name with family and model number, since virtual machines shorten the former.
 
-    Args:
-        cpuinfo: Linux's ``/proc/cpuinfo``; where it is missing or names nothing, Python's ``platform`` module answers.
+    Without a usable ``cpuinfo`` (Linux's ``/proc/cpuinfo``) Python's ``platform`` module supplies it.
     """
     facts: dict[str, str] = {}
     if cpuinfo.is_file():

@@ -1,4 +1,4 @@
-"""Precisions by the names that users type."""
+"""Precisions by user-facing name."""
 
 import copy
 from collections.abc import Sequence
@@ -14,16 +14,16 @@ PRECISIONS: dict[str, torch.dtype] = {
     "bf16": torch.bfloat16,
     "int8": torch.float32,
 }
-"""Type of weights and floating-point inputs by precision.
+"""Dtype of weights and floating-point inputs by precision; float32 for ``int8``, whose graph quantises inside.
 
-In ``int8`` they are float32 and the graph quantises inside, see :mod:`profiler.graphs.quantized_onnx`.
+See :mod:`profiler.graphs.quantized_onnx`.
 """
 
 
 def typed_copy(
     module: nn.Module, inputs: Sequence[Tensor], precision: str, device: str
 ) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """Copy a module in evaluation mode and its inputs to a device, in a precision."""
+    """Copy a module, in evaluation mode, and its inputs to a device and precision."""
     dtype = PRECISIONS[precision]
     moved = copy.deepcopy(module).to(device=device, dtype=dtype).eval().requires_grad_(False)
     return moved, tuple(

@@ -1,4 +1,4 @@
-"""Work of one run of a workload: operations, bytes, sizes. Counted from shapes, without computing anything."""
+"""Work of one run of a workload, counted from shapes alone: operations, bytes, sizes."""
 
 import math
 from collections.abc import Mapping
@@ -14,17 +14,17 @@ __all__ = ["Work"]
 
 @dataclass(frozen=True)
 class Work:
-    """The work of one run.
+    """Work of one run.
 
     Attributes:
-        family: class of the module: latencies of one family follow one law of the other figures.
-        flops: a multiply-add counted as two, as :func:`profiler.workload.count_flops` says.
-        float_elements: numbers in inputs, outputs and weights that take the size of the precision.
-        other_bytes: of integers and booleans among them.
+        family: class of the module; the latencies of a family follow one law of the other figures.
+        flops: as :func:`profiler.workload.count_flops` counts them.
+        float_elements: floating-point numbers in inputs, outputs and weights, whose size depends on the precision.
+        other_bytes: of integers and booleans there.
         parameters: of the module.
-        channels: of the largest input (its second axis).
+        channels: second axis of the largest input.
         cells: positions of the largest input: batch times the axes after the channels.
-        layers: number of modules without children, a measure of depth.
+        layers: number of leaf modules, a measure of depth.
     """
 
     family: str
@@ -58,15 +58,11 @@ class Work:
         )
 
     def bytes_moved(self, float_bytes: int = 4) -> int:
-        """Bytes of inputs, outputs and weights, which cross the memory at least once.
-
-        Args:
-            float_bytes: size of a floating-point number in the precision.
-        """
+        """Bytes of inputs, outputs and weights, each of which crosses the memory bus at least once."""
         return self.float_elements * float_bytes + self.other_bytes
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return JSON values."""
         return asdict(self)
 
     @classmethod

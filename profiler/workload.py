@@ -1,4 +1,4 @@
-"""Workloads: a module, the shapes of its inputs, and the key under which its latency is stored."""
+"""Workloads: a module, its input shapes, and the key of its latency."""
 
 import math
 from collections.abc import Sequence
@@ -26,16 +26,15 @@ _DTYPES: dict[str, torch.dtype] = {
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Distribution of one random input.
+    """Shape and distribution of one random input.
 
     Attributes:
-        shape: the tensor's shape, batch included.
+        shape: batch included.
         dtype: ``float32``, ``float16``, ``bfloat16``, ``uint8``, ``int32``, ``int64`` or ``bool``.
-        low: lower bound, inclusive. Floats without bounds are drawn from the standard normal distribution.
+        low: lower bound, inclusive. Floats without bounds are standard normal.
         high: upper bound, exclusive. ``uint8`` defaults to 0..255; ``int32`` and ``int64`` need both bounds.
-        draw: ``values`` draws every element alone. ``boxes`` draws axis-aligned boxes: the last axis has 4 elements
-            ``(x1, y1, x2, y2)`` with ``x1 <= x2`` and ``y1 <= y2``, because operators that read boxes do less work
-            on inverted ones.
+        draw: ``values`` draws every element alone; ``boxes`` draws boxes with ``x1 <= x2`` and ``y1 <= y2`` on a last
+            axis of 4, because operators do less work on inverted boxes.
     """
 
     shape: tuple[int, ...]
@@ -60,7 +59,7 @@ class TensorSpec:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The dtype as torch names it."""
+        """The torch dtype."""
         return _DTYPES[self.dtype]
 
     @property
@@ -69,7 +68,7 @@ class TensorSpec:
         return math.prod(self.shape)
 
     def meta(self) -> Tensor:
-        """An input of this shape without storage, on the ``meta`` device."""
+        """Return an input of this shape without storage, on the ``meta`` device."""
         return torch.empty(self.shape, dtype=self.torch_dtype, device="meta")
 
     def sample(self, generator: torch.Generator) -> Tensor:
@@ -94,12 +93,9 @@ class Workload:
     """A module to time.
 
     Attributes:
-        name: what a person calls it, such as ``backbone.stage2.block1``. Two workloads may share a key under
-            different names.
-        key: the text that alone decides the latency (what is computed, and on which shapes). Rows of the latency
-            table are found by it.
-        module: takes ``inputs`` as positional arguments. It may live on the ``meta`` device for counting; to be
-            measured it must have real weights.
+        name: human-readable, such as ``backbone.stage2.block1``; workloads of different names may share a key.
+        key: text that alone determines the latency (the computation and its shapes); the latency table's key.
+        module: takes ``inputs`` as positional arguments. On ``meta`` it can be counted; measuring needs real weights.
         inputs: one spec per positional argument.
     """
 
@@ -115,25 +111,21 @@ class Workload:
 
     @property
     def flops(self) -> int:
-        """Floating point operations of one run, a multiply-add counted as two, as :func:`count_flops` says."""
+        """Floating point operations of one run, as :func:`count_flops` counts them."""
         return count_flops(self.module, self.inputs)
 
     @property
     def is_meta(self) -> bool:
-        """Whether any weight is still without storage."""
+        """Whether any weight lacks storage."""
         tensors = [*self.module.parameters(), *self.module.buffers()]
         return any(tensor.is_meta for tensor in tensors)
 
 
 def count_flops(module: nn.Module, inputs: Sequence[TensorSpec]) -> int:
-    """Count the operations of one run from shapes alone, without computing anything.
+    """Count the operations of one run from shapes alone; the module may be on any device.
 
-    Convolutions, matmuls and attention count, a multiply-add as two operations; element-wise work,
-    normalisation and pooling do not. That is :class:`torch.utils.flop_counter.FlopCounterMode`'s convention.
-
-    Args:
-        module: on any device; its weights are replaced by storage-free ones for the count.
-        inputs: one spec per positional argument.
+    Convolutions, matmuls and attention count, a multiply-add as two operations; element-wise work, normalisation and
+    pooling do not. That is :class:`torch.utils.flop_counter.FlopCounterMode`'s convention.
     """
     counter = FlopCounterMode(display=False)
     with counter:
@@ -142,12 +134,7 @@ def count_flops(module: nn.Module, inputs: Sequence[TensorSpec]) -> int:
 
 
 def meta_outputs(module: nn.Module, inputs: Sequence[TensorSpec]) -> tuple[Tensor, ...]:
-    """Shapes and types of a module's outputs, flattened, as tensors on ``meta``; nothing is computed.
-
-    Args:
-        module: on any device; its weights are replaced by storage-free ones for the run.
-        inputs: one spec per positional argument.
-    """
+    """Return a module's outputs, flattened, as ``meta`` tensors, without computing; the module may be on any device."""
     weights = {name: torch.empty_like(tensor, device="meta") for name, tensor in module.named_parameters()}
     weights |= {name: torch.empty_like(tensor, device="meta") for name, tensor in module.named_buffers()}
     with torch.no_grad():
@@ -156,7 +143,7 @@ def meta_outputs(module: nn.Module, inputs: Sequence[TensorSpec]) -> tuple[Tenso
 
 
 def random_inputs(inputs: Sequence[TensorSpec], seed: int = 0) -> tuple[Tensor, ...]:
-    """Draw all inputs on the CPU; the same seed gives the same numbers."""
+    """Draw all inputs on the CPU, reproducibly for a seed."""
     generator = torch.Generator().manual_seed(seed)
     return tuple(spec.sample(generator) for spec in inputs)
 

@@ -15,8 +15,8 @@ def get_backend(name: str, device: Device | None = None, *, threads: int = 1) ->
 
     Args:
         name: one of :data:`BACKENDS`; ``_`` is accepted for ``-``.
-        device: where workloads run; this machine's CPU if ``None``.
-        threads: CPU threads that a workload may use.
+        device: this machine's CPU if ``None``.
+        threads: CPU threads of a workload.
 
     Raises:
         UserError: unknown name, or ``threads`` is less than 1.
@@ -63,7 +63,7 @@ BACKENDS: dict[str, Callable[[Device, int], Backend]] = {
     "tensorrt": partial(_engine, name="tensorrt"),
     "tensorrt-rtx": partial(_engine, name="tensorrt_rtx"),
 }
-"""Backends by name. Each is imported on use, since its packages are optional.
+"""Backends by name, imported on use since their packages are optional.
 
-Tables and manifests store TensorRT-RTX under the name of its module, ``tensorrt_rtx``.
+Tables and manifests store TensorRT-RTX under its module's name, ``tensorrt_rtx``.
 """

@@ -15,10 +15,10 @@ __all__ = ["Backend", "Session", "check_precision"]
 
 
 class Session(Protocol):
-    """A module made ready on a backend, with its inputs bound.
+    """A module prepared on a backend, with its inputs bound.
 
-    Runs belong inside ``with session:``, which sets what the backend needs around them (a thread count, say) and puts
-    it back; a session may be entered any number of times.
+    ``with session:`` around the runs sets what the backend needs (a thread count, say) and restores it afterwards; a
+    session may be entered repeatedly.
     """
 
     timer: Timer
@@ -30,13 +30,13 @@ class Session(Protocol):
     ) -> None: ...
 
     def run(self) -> None:
-        """One run. On a GPU the work may still be queued when this returns: ``timer`` knows how to wait for it."""
+        """Run once. On a GPU the work may still be queued on return; ``timer`` waits for it."""
 
     def outputs(self) -> tuple[NDArray[Any], ...]:
-        """Run once and copy the outputs to the host, flattened in order; half precisions as float32."""
+        """Run once and copy the outputs to the host, flattened in order; half precision as float32."""
 
     def describe(self) -> dict[str, Any]:
-        """Details of what runs: provider, versions, threads, options, as JSON values."""
+        """Return provider, versions, threads and options as JSON values."""
 
 
 class Backend(Protocol):
@@ -44,10 +44,10 @@ class Backend(Protocol):
 
     Attributes:
         name: as users type it.
-        version: of the software behind it; a row of the latency table holds for this version only.
-        precisions: those that it runs on its device.
+        version: of the software behind it; part of the target of its latencies.
+        precisions: supported on its device.
         device: where it runs.
-        threads: CPU threads that a workload may use.
+        threads: CPU threads of a workload.
     """
 
     name: str
@@ -57,34 +57,30 @@ class Backend(Protocol):
     threads: int
 
     def prepare(self, module: nn.Module, inputs: Sequence[Tensor], precision: str = "fp32") -> Session:
-        """Make a module ready to run.
+        """Prepare a module to run.
 
         Args:
-            module: with real weights, on any device; it is left as it was.
-            inputs: one tensor per positional argument, on the CPU.
-            precision: one of ``precisions``; weights and floating-point inputs are converted to it.
+            module: with real weights, on any device; left unchanged.
+            inputs: one CPU tensor per positional argument.
+            precision: of weights and floating-point inputs, which are converted.
 
         Raises:
             UserError: this backend does not run that precision here.
-            Exception: whatever keeps this module from running; the profiler stores it as a failure.
+            Exception: anything that keeps this module from running; the profiler stores it as a failure.
         """
 
     def prepare_many(
         self, items: Sequence[tuple[nn.Module, Sequence[Tensor]]], precision: str = "fp32"
     ) -> list[Callable[[], Session]]:
-        """Start making several modules ready, where that is cheaper than one at a time.
+        """Start preparing several modules, where that is cheaper than one at a time.
 
         Returns:
-            One function per item that finishes the work: it returns the session, or raises what ``prepare`` would.
+            One function per item that finishes the work: returns the session, or raises what ``prepare`` would.
         """
 
 
 def check_precision(backend: Backend, precision: str) -> None:
-    """Refuse a precision that the backend does not run on its device.
-
-    Raises:
-        UserError: with the precisions that it does run.
-    """
+    """Raise a :class:`UserError`, with the supported ones, for a precision that the backend does not run here."""
     if precision not in backend.precisions:
         raise UserError(
             f"{backend.name} on {backend.device.name} runs {', '.join(backend.precisions)}, but got {precision!r}"

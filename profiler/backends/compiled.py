@@ -23,11 +23,11 @@ _COMPILERS = ("c++", "g++", "clang++")
 class CompiledBackend(EagerBackend):
     """Compiles modules for the exact shapes that they are timed on.
 
-    What the compiler can not trace splits a module into several graphs with plain Python between them. That is what
-    ``torch.compile`` does for its users too; a session's description says into how many.
+    Code that the compiler can not trace splits a module into several graphs with plain Python between them, as for any
+    user of ``torch.compile``; a session's description has their number.
 
     Raises:
-        BackendUnavailableError: a CPU's code needs a C++ compiler, a GPU's needs Triton.
+        BackendUnavailableError: no C++ compiler (CPU) or no Triton (GPU).
     """
 
     def __init__(self, device: Device, threads: int) -> None:
@@ -56,20 +56,20 @@ class CompiledSession(EagerSession):
         super().__init__(backend, module, inputs)
         self._module: Any = torch.compile(_under_a_code_of_its_own(module), dynamic=False)
         before = _graphs_compiled()
-        # A module that would silently run uncompiled (the compiler gives up after some variants) is an error instead.
+        # A module that would silently run uncompiled (the compiler gives up after some variants) is an error.
         with _dynamo_config().patch(fail_on_recompile_limit_hit=True), self:
-            self.run()  # compiles, for the thread count that it will run with
+            self.run()  # compiles, for the thread count of later runs
         self._graphs = _graphs_compiled() - before
 
     def describe(self) -> dict[str, Any]:
-        """As eager, and into how many graphs the module was split."""
+        """Add the number of graphs to the eager description."""
         return {**super().describe(), "compiler": "inductor", "graphs": self._graphs}
 
 
 def _under_a_code_of_its_own(module: nn.Module) -> Callable[..., Any]:
-    """A function that calls the module, and shares its code object with no other.
+    """Return a function that calls the module and shares its code object with no other.
 
-    Compiled graphs are kept by code object: modules of one class would be looked up among each other's at every run,
+    Compiled graphs are cached by code object: modules of one class would be searched among each other's at every run,
     which takes time, and be refused after some.
     """
 

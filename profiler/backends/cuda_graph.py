@@ -1,7 +1,7 @@
-"""CUDA graphs: the kernels of a function recorded once and started again as one. Not run yet: on a GPU.
+"""CUDA graphs: a function's kernels, recorded once and replayed as one. Not run yet: on a GPU.
 
-Everything that the function reads and writes must stay where it is, and nothing in it may wait for the GPU, as asking
-for the number of true elements does.
+All tensors that the function reads and writes must keep their addresses, and nothing in it may synchronise with the
+host, as counting true elements does.
 """
 
 from collections.abc import Callable
@@ -12,14 +12,14 @@ import torch
 __all__ = ["Replayed", "record"]
 
 T = TypeVar("T")
-_WARM_UPS = 3  # what is set up, chosen or allocated in first runs must not be recorded
+_WARM_UPS = 3  # first runs set up, choose and allocate, which must not be recorded
 
 
 class Replayed(Protocol):
     """A recorded CUDA graph."""
 
     def replay(self) -> None:
-        """Start it on PyTorch's current stream, on what its tensors hold now."""
+        """Start it on PyTorch's current stream, on the current contents of its tensors."""
 
 
 def record(run: Callable[[], T], device: torch.device) -> tuple[Replayed, T]:
@@ -30,7 +30,7 @@ def record(run: Callable[[], T], device: torch.device) -> tuple[Replayed, T]:
         device: a CUDA device, on whose current stream the tensors are ready.
 
     Returns:
-        The graph, and what ``run`` returned while it was recorded: tensors that every replay writes anew.
+        The graph, and the recorded result of ``run``: tensors that every replay overwrites.
 
     Raises:
         RuntimeError: something in it can not be recorded.
@@ -43,7 +43,7 @@ def record(run: Callable[[], T], device: torch.device) -> tuple[Replayed, T]:
             run()
     current.wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    # other threads may decode images meanwhile: what they do is none of this recording's
+    # other threads may decode images meanwhile, which must not disturb the recording
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         found = run()
     return graph, found

@@ -20,7 +20,7 @@ __all__ = ["EagerBackend", "EagerSession", "torch_version"]
 
 
 class EagerBackend:
-    """Runs modules as they are, under inference mode."""
+    """Runs modules unchanged, under inference mode."""
 
     def __init__(self, device: Device, threads: int) -> None:
         self.name = "eager"
@@ -40,18 +40,18 @@ class EagerBackend:
 
     @property
     def place(self) -> str:
-        """The device as torch names it."""
+        """The torch device name."""
         return "cpu" if self.device.kind == "cpu" else f"cuda:{self.device.index}"
 
     def prepare_many(
         self, items: Sequence[tuple[nn.Module, Sequence[Tensor]]], precision: str = "fp32"
     ) -> list[Callable[[], Session]]:
-        """One at a time: there is nothing to share."""
+        """Prepare one at a time: there is nothing to share."""
         return [partial(self.prepare, module, inputs, precision) for module, inputs in items]
 
 
 def torch_version(device: Device) -> str:
-    """PyTorch's version, and which of our kernels replace its operators: those latencies are another target's."""
+    """Return PyTorch's version and the kernels that replace its operators, whose latencies are another target's."""
     which = {"triton": " with our kernels", "measured": " with measured kernels" if can_build() else ""}
     return f"{torch.__version__}{which.get(choice(), '') if device.kind == 'cuda' else ''}"
 
@@ -78,7 +78,7 @@ class EagerSession:
         torch.set_num_threads(self._threads_outside.pop())
 
     def run(self) -> None:
-        """One run, its outputs dropped."""
+        """Run once and drop the outputs."""
         with torch.inference_mode():
             self._module(*self._inputs)
 
@@ -89,7 +89,7 @@ class EagerSession:
         return tuple(_to_numpy(tensor) for tensor in tensors)
 
     def describe(self) -> dict[str, Any]:
-        """Version and threads."""
+        """Return version and threads."""
         facts: dict[str, Any] = {"torch": self._backend.version, "threads": self._backend.threads}
         if self._backend.device.kind == "cuda":
             cudnn: Any = torch.backends.cudnn  # torch leaves it untyped

@@ -1,13 +1,12 @@
-"""Running a TensorRT or TensorRT-RTX engine on PyTorch's tensors.
+"""Run a TensorRT or TensorRT-RTX engine on PyTorch's tensors.
 
-The calls are those that both modules have (``deserialize_cuda_engine``, ``create_execution_context``,
-``set_tensor_address``, ``execute_async_v3``, ``create_engine_inspector``); what only TensorRT-RTX has, its cache of
-compiled kernels, is detected by attribute. Not run yet: on a GPU. A test checks that TensorRT-RTX 1.7.1 has every
-attribute that is used here, and another runs this file on a module that reads and writes the same addresses.
+Only calls common to both modules are used (``deserialize_cuda_engine``, ``create_execution_context``,
+``set_tensor_address``, ``execute_async_v3``, ``create_engine_inspector``); TensorRT-RTX's cache of compiled kernels is
+detected by attribute. Not run yet: on a GPU. Tests check that TensorRT-RTX 1.7.1 has every attribute used here, and run
+this file on a stand-in that reads and writes the same addresses.
 
-Inputs and outputs stay where they are between runs, so that a run can be a CUDA graph. An engine with a loop, as greedy
-NMS is in a plain graph, may be none that can be recorded: TensorRT-RTX reports that beforehand, ordinary
-TensorRT fails while recording.
+Inputs and outputs keep their addresses, so a run can be a CUDA graph. An engine with a loop, such as greedy NMS in a
+plain graph, may not be recordable: TensorRT-RTX reports that beforehand, ordinary TensorRT fails while recording.
 """
 
 import json
@@ -45,23 +44,23 @@ _INSPECTED_TYPES = {
     **dict.fromkeys(("BF16", "BFloat16"), "bf16"),
     **dict.fromkeys(("INT8", "Int8"), "int8"),
 }
-"""Types of an inspector's ``Format/Datatype``, as older and newer versions write them, by the names that users type."""
+"""Precision names of an inspector's ``Format/Datatype``, as older and newer versions write it."""
 
 
 class Engine:
     """An engine with static shapes, ready to run.
 
     Args:
-        trt: the module that built it, as :func:`profiler.engines.tensorrt.import_tensorrt` returns it.
+        trt: the module that built it, from :func:`profiler.engines.tensorrt.import_tensorrt`.
         content: the engine's bytes.
-        device: where its tensors live.
-        cuda_graph: record a run and replay it, instead of starting its kernels one by one.
-        kernels: file for the kernels that TensorRT-RTX compiles at the first run, read if it is there and written by
-            :meth:`keep_kernels`; of no use to a module that compiles everything when it builds.
+        device: of its tensors.
+        cuda_graph: record a run and replay it instead of launching its kernels one by one.
+        kernels: file for the kernels that TensorRT-RTX compiles at the first run, read if present, written by
+            :meth:`keep_kernels`; unused by a module that compiles everything at build time.
 
     Attributes:
-        inputs: shape and type of every input, by name.
-        outputs: shape and type of every output, by name.
+        inputs: shape and type by name.
+        outputs: shape and type by name.
 
     Raises:
         EngineRefusedError: the module does not load it here, or it can not be a CUDA graph.
@@ -80,7 +79,7 @@ class Engine:
         self._device = torch.device(device)
         logger = logger_of(trt)
         logger.errors.clear()
-        self._runtime = trt.Runtime(logger)  # engines and contexts live no longer than it
+        self._runtime = trt.Runtime(logger)  # engines and contexts live no longer than their runtime
         self._engine = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
             raise EngineRefusedError(f"{trt.__name__} does not load the engine: {logger.one_line()}")
@@ -90,7 +89,7 @@ class Engine:
             if hasattr(config, "create_runtime_cache"):
                 self._cache = config.create_runtime_cache()
                 if kernels.is_file():
-                    self._cache.deserialize(kernels.read_bytes())  # what it does not take, it compiles again
+                    self._cache.deserialize(kernels.read_bytes())  # rejected kernels are compiled again
                 config.set_runtime_cache(self._cache)
             self._context = self._engine.create_execution_context(config)
         else:
@@ -118,11 +117,11 @@ class Engine:
         self._graph = self._recorded() if cuda_graph else None
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Run once, in order with PyTorch's current stream; on a GPU the work may still be queued when this returns.
+        """Run once, in order with PyTorch's current stream; on a GPU the work may still be queued on return.
 
         Args:
-            tensors: one per input, of its shape and type, on any device. Page-locked memory is read while this returns
-                and must not change before the outputs are there.
+            tensors: one per input, of its shape and type, on any device. Pinned memory is read asynchronously and must
+                not change before the outputs are there.
 
         Returns:
             One new tensor per output, on the engine's device.
@@ -138,7 +137,7 @@ class Engine:
 
     @contextmanager
     def on_stream(self) -> Iterator[None]:
-        """The engine's own stream as PyTorch's current one, in order with the one before and the one after."""
+        """Make the engine's stream PyTorch's current one, in order with the streams before and after."""
         if self._stream is None:
             yield
             return
@@ -149,7 +148,7 @@ class Engine:
         outside.wait_stream(self._stream)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy what the following runs read; see :meth:`__call__`."""
+        """Copy the inputs of the following runs; see :meth:`__call__`."""
         for name, (shape, kind) in self.inputs.items():
             if name not in tensors or tuple(tensors[name].shape) != shape or tensors[name].dtype != kind:
                 found = {key: (tuple(value.shape), value.dtype) for key, value in tensors.items()}
@@ -158,7 +157,7 @@ class Engine:
             self._tensors[name].copy_(tensors[name], non_blocking=True)
 
     def run(self) -> None:
-        """Run once on what was loaded, on PyTorch's current stream.
+        """Run once on the loaded inputs, on PyTorch's current stream.
 
         Raises:
             RuntimeError: the run could not be started.
@@ -170,14 +169,13 @@ class Engine:
 
     @property
     def results(self) -> dict[str, Tensor]:
-        """One tensor per output, which every run fills anew."""
+        """Return one tensor per output, which every run overwrites."""
         return {name: self._tensors[name] for name in self.outputs}
 
     def layer_types(self) -> dict[str, int]:
-        """Count the finished engine's layers by output type, as its inspector lists them.
+        """Count layers by precision of their output, without integers and booleans, as the inspector lists them.
 
-        Returns:
-            Layers by precision; whole numbers and truth values are left out. Empty if the inspector lists no types.
+        Empty if it lists no types.
         """
         inspector = self._engine.create_engine_inspector()
         document = json.loads(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
@@ -189,7 +187,7 @@ class Engine:
         return dict(sorted(counts.items()))
 
     def keep_kernels(self) -> None:
-        """Write the kernels that were compiled so far, so that the next process need not."""
+        """Write the kernels compiled so far, so that the next process need not compile them."""
         if self._cache is not None and self._kernels is not None:
             write_whole(self._kernels, bytes(self._cache.serialize()))
 

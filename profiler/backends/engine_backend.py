@@ -1,6 +1,6 @@
-"""TensorRT and TensorRT-RTX as backends: modules become engines, kept on disk, and are timed on their GPU.
+"""TensorRT and TensorRT-RTX as backends: modules become engines, stored on disk, and are timed on their GPU.
 
-Not run yet: on a GPU. Tests run all of it on a module that reads and writes the same addresses.
+Not run yet: on a GPU. Tests run all of it on a stand-in that reads and writes the same addresses.
 """
 
 import hashlib
@@ -34,14 +34,14 @@ __all__ = ["EngineBackend", "EngineSession"]
 
 
 class EngineBackend:
-    """Builds an engine of every module, or finds it on disk, and runs it.
+    """Finds every module's engine on disk, or builds it, and runs it.
 
     Args:
         device: the GPU.
-        threads: CPU threads that a workload may use; an engine needs the one that starts it.
+        threads: CPU threads of a workload; an engine needs one.
         name: ``tensorrt_rtx`` or ``tensorrt``.
-        store: of engines; the user's own where none is given. Engines that were built ahead of time are found there.
-        place: where tensors live, if not on the device.
+        store: of engines, those built ahead of time included; the user's own if ``None``.
+        place: of tensors; the device if ``None``.
 
     Raises:
         BackendUnavailableError: the module is not installed, or builds nothing for this device.
@@ -106,7 +106,7 @@ class EngineBackend:
         request = EngineRequest(
             self.name,
             self.version,
-            # an engine for a capability runs on every GPU of it; one that was tuned here, on this kind of GPU
+            # an engine built for a capability runs on every GPU of it; one tuned here, on this model of GPU
             self.capability if self._ahead else f"{self.capability} {self.device.name}",
             precision,
             hashlib.sha256(graph).hexdigest(),
@@ -124,7 +124,7 @@ class EngineBackend:
 
 
 class EngineSession:
-    """An engine with its inputs loaded, run on its own stream."""
+    """An engine with its inputs loaded, running on its own stream."""
 
     def __init__(self, backend: EngineBackend, manifest: Manifest, content: bytes, inputs: Sequence[Tensor]) -> None:
         self._backend, self._manifest = backend, manifest
@@ -137,7 +137,7 @@ class EngineSession:
         given = dict(zip(names, inputs, strict=True))
         self._engine.load({name: given[name].to(kind) for name, (_, kind) in self._engine.inputs.items()})
         with self:
-            self.run()  # an error in a kernel belongs to preparing, not to timing; nor does compiling kernels
+            self.run()  # compiling kernels, and errors in them, belong to preparing, not to timing
             self._wait()
         self._engine.keep_kernels()
         self._layer_types = self._engine.layer_types()
@@ -157,7 +157,7 @@ class EngineSession:
         self._entered.pop().close()
 
     def run(self) -> None:
-        """One run on the bound inputs, queued on the current stream."""
+        """Queue one run on the current stream."""
         self._engine.run()
 
     def outputs(self) -> tuple[NDArray[Any], ...]:
@@ -169,7 +169,7 @@ class EngineSession:
         return tuple((one.float() if one.is_floating_point() else one).numpy() for one in host)
 
     def describe(self) -> dict[str, Any]:
-        """Version, facts about the engine, and the fraction of its layers in the requested precision."""
+        """Return version, facts about the engine, and the fraction of its layers in the requested precision."""
         layers = sum(self._layer_types.values())
         request = self._manifest.request
         return {

@@ -25,9 +25,9 @@ from profiler.timing.measurement import Timer, WallTimer
 __all__ = ["OnnxRuntimeBackend", "OnnxRuntimeSession", "session_options"]
 
 _SESSION_CONFIG = {
-    # Denormal numbers are a hundred times slower; random weights make more of them than trained ones.
+    # Denormals are a hundred times slower, and random weights make more of them than trained ones.
     "session.set_denormal_as_zero": "1",
-    # Workers may spin while a run lasts but not after it: another session may be timed next.
+    # Workers may spin during a run but not after it: another session may be timed next.
     "session.force_spinning_stop": "1",
 }
 
@@ -39,7 +39,7 @@ _PROVIDERS: dict[str, dict[str, tuple[str, ...]]] = {
     "onnxruntime-cuda": {"cuda": (_CUDA, _CPU)},
     "onnxruntime-tensorrt": {"cuda": (_TENSORRT, _CUDA, _CPU)},
 }
-"""Execution providers by the backend's name and the kind of device: the first runs what it can, the next the rest."""
+"""Execution providers by backend name and kind of device; each runs what those before it can not."""
 
 
 class OnnxRuntimeBackend:
@@ -47,12 +47,12 @@ class OnnxRuntimeBackend:
 
     Args:
         device: where workloads run.
-        threads: CPU threads that a workload may use.
-        name: ``onnxruntime`` (the device's own provider), ``onnxruntime-cuda`` or ``onnxruntime-tensorrt``. Where there
-            is more than the CPU's provider their list is part of ``version``: other providers, other latencies.
+        threads: CPU threads of a workload.
+        name: ``onnxruntime`` (the device's own provider), ``onnxruntime-cuda`` or ``onnxruntime-tensorrt``. A list of
+            more than the CPU's provider is part of ``version``: other providers, other latencies.
 
     Raises:
-        BackendUnavailableError: the installed ONNX Runtime lacks the provider, or the device is not one of it.
+        BackendUnavailableError: the installed ONNX Runtime lacks the provider, or it is not for this device.
     """
 
     def __init__(self, device: Device, threads: int, name: str = "onnxruntime") -> None:
@@ -93,7 +93,7 @@ class OnnxRuntimeBackend:
         try:
             typed = [typed_copy(module, inputs, precision, "cpu") for module, inputs in items]
             models = to_onnx_many([module for module, _ in typed], [inputs for _, inputs in typed])
-        except Exception:  # noqa: BLE001 - only a shortcut: exported singly, the module at fault says what is wrong
+        except Exception:  # noqa: BLE001 - only a shortcut: singly exported, the faulty module raises its own error
             return singly
         return [partial(self._load, model, *item, precision) for model, item in zip(models, typed, strict=True)]
 
@@ -108,11 +108,11 @@ class OnnxRuntimeBackend:
 
     @property
     def provider(self) -> str:
-        """Name of the execution provider that runs what it can."""
+        """Name of the first execution provider."""
         return self._provider
 
     def provider_list(self, precision: str = "fp32") -> list[Any]:
-        """Providers in order with their options, as a session takes them."""
+        """Return the providers in order with their options, for a session."""
         device_id = str(self.device.index)
         options = {
             _CPU: {},
@@ -123,7 +123,7 @@ class OnnxRuntimeBackend:
 
 
 class OnnxRuntimeSession:
-    """An ONNX model loaded with its inputs bound once."""
+    """An ONNX model with its inputs bound once."""
 
     def __init__(
         self,
@@ -151,7 +151,7 @@ class OnnxRuntimeSession:
         place, index = ("cuda", backend.device.index) if cuda else ("cpu", 0)
         self._binding = self._session.io_binding()
         wanted = {value.name for value in self._session.get_inputs()}
-        # The binding reads these buffers at every run.
+        # every run reads these buffers
         self._values = {
             name: runtime.OrtValue.ortvalue_from_numpy(array, place, index)
             for name, array in feeds.items()
@@ -173,7 +173,7 @@ class OnnxRuntimeSession:
         return None
 
     def run(self) -> None:
-        """One run on the bound inputs."""
+        """Run once on the bound inputs."""
         self._run(self._binding)
 
     def outputs(self) -> tuple[NDArray[Any], ...]:
@@ -183,7 +183,7 @@ class OnnxRuntimeSession:
         return tuple(array.astype(np.float32) if array.dtype == np.float16 else array for array in arrays)
 
     def describe(self) -> dict[str, Any]:
-        """Provider, version, threads and options."""
+        """Return provider, version, threads and options."""
         return {
             "onnxruntime": self._backend.runtime_version,
             "provider": self._backend.provider,
@@ -198,7 +198,7 @@ class OnnxRuntimeSession:
 
 
 def _integer_layers(requested: bytes, optimized: str) -> dict[str, Any]:
-    """Count convolutions and matmuls that compute in integers in the graph that ONNX Runtime has optimized.
+    """Count the convolutions and matmuls that run in integers in ONNX Runtime's optimized graph.
 
     Raises:
         PrecisionNotMetError: fewer than the graph quantises.
@@ -212,25 +212,23 @@ def _integer_layers(requested: bytes, optimized: str) -> dict[str, Any]:
         raise PrecisionNotMetError(
             f"int8 was requested for {wanted} layers, but ONNX Runtime computes {integer} in integers"
         )
-    fused = sum(node.op_type.startswith("Fused") for node in run.graph.node)  # with what follows, in float
+    fused = sum(node.op_type.startswith("Fused") for node in run.graph.node)  # with the next operator, in float
     layers = integer + fused + len(dense_nodes(run))
     return {"integer_layers": integer, "layers_in_precision": integer / layers if layers else None}
 
 
 def session_options(runtime: Any, threads: int) -> Any:
-    """The options under which latencies are measured, for a session of the same kind elsewhere.
+    """Return the options under which latencies are measured, for any session of ``runtime``, the ONNX Runtime module.
 
-    Args:
-        runtime: the ``onnxruntime`` module.
-        threads: for one operator; operators run one after another.
+    ``threads`` work on one operator; operators run one after another.
     """
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    # Errors, which are raised as well. A session on CUDA also warns, through the log that is no session's, of what its
-    # providers are not; whether it runs on the right provider is checked afterwards.
+    # Errors only, which are raised as well: a CUDA session also warns about its providers, through the global log.
+    # Whether it runs on the right provider is checked afterwards.
     options.log_severity_level = 3
     runtime.set_default_logger_severity(3)
     for key, value in _SESSION_CONFIG.items():
