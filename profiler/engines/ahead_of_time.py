@@ -1,6 +1,6 @@
-"""Engines ahead of time: workloads exported, typed and built in parallel processes, on a machine without their GPU.
+"""Ahead-of-time engines: workloads exported, typed and built in parallel processes, without their GPU.
 
-What is on disk already is not built again, so a killed build resumes. Failures are kept with their reason.
+Engines on disk are not built again, so a killed build resumes. Failures are stored with their reason.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from profiler.workload import Workload, random_inputs
 __all__ = ["AheadReport", "build_ahead"]
 
 _GROUP = 16
-"""Workloads exported together, which takes a fraction of the time."""
+"""Workloads exported together, which is much faster than singly."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class AheadReport:
     Attributes:
         built: engines built now.
         cached: engines and failures found on disk.
-        failed: manifests without an engine, of now and before.
+        failed: manifests without an engine, from now and before.
     """
 
     built: int
@@ -70,17 +70,17 @@ def build_ahead(
 
     Args:
         workloads: with real weights; consumed as the builders keep up.
-        store: looked up first, filled after every engine.
-        capabilities: such as ``8.9``; one engine each, so that one that fails takes no other along.
+        store: searched first, filled after every engine.
+        capabilities: such as ``8.9``; one engine each, so that failures are independent.
         backend: ``tensorrt_rtx``, or another module of this interface that builds for given capabilities.
         precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
-        workers: processes that build.
-        retry_failed: build again what is remembered as failed.
-        on_done: called after every engine or failure, those found on disk included.
+        workers: builder processes.
+        retry_failed: build stored failures again.
+        on_done: called after every engine or failure, those on disk included.
 
     Raises:
         BackendUnavailableError: the module is not installed.
-        UserError: an unknown precision, or a capability that it does not build for.
+        UserError: unknown precision, or a capability that the module does not build for.
     """
     trt = import_tensorrt(backend)
     known = compute_capabilities(trt)
@@ -105,7 +105,7 @@ def build_ahead(
 
     def to_build() -> Iterator[_Job]:
         for workload, capability, graph in _graphs(workloads, precision, capabilities):
-            # where there is no graph, the key stands for it
+            # without a graph, the key stands for it
             model, reason = (workload.key.encode(), named_line(graph)) if isinstance(graph, Exception) else (graph, "")
             request = EngineRequest(
                 backend, str(trt.__version__), capability, precision, hashlib.sha256(model).hexdigest()
@@ -130,7 +130,7 @@ def build_ahead(
 def _graphs(
     workloads: Iterable[Workload], precision: str, capabilities: Sequence[str]
 ) -> Iterator[tuple[Workload, str, bytes | Exception]]:
-    """Every workload for every capability, with its typed graph or what keeps it from one."""
+    """Yield every workload for every capability, with its typed graph or the error instead."""
     convolutions = {capability: needs_convolutions(precision, capability) for capability in capabilities}
     rest = iter(workloads)
     while group := list(islice(rest, _GROUP)):
@@ -142,7 +142,7 @@ def _graphs(
 
 
 def _built(jobs: Iterator[_Job], workers: int) -> Iterator[tuple[_Job, BuiltEngine | str]]:
-    """Jobs as they finish, with an engine or a reason; few are exported before a builder is free."""
+    """Yield jobs as they finish, with an engine or a reason; exports stay only slightly ahead of the builders."""
     running: dict[Future[BuiltEngine | str], _Job] = {}
     pool = _pool(workers)
     try:
@@ -163,7 +163,7 @@ def _built(jobs: Iterator[_Job], workers: int) -> Iterator[tuple[_Job, BuiltEngi
                 except BrokenProcessPool:
                     suspects.append(job)
             if suspects:
-                # A builder died and took the pool with it: whose fault it was shows each job on its own.
+                # A builder died and broke the pool: each job runs alone to find the culprit.
                 suspects += running.values()
                 running.clear()
                 pool.shutdown()
@@ -183,7 +183,7 @@ def _build_alone(job: _Job) -> BuiltEngine | str:
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
-    # fresh processes: a forked one would inherit the locks of torch's threads
+    # spawned: a forked process would inherit the locks of torch's threads
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent)
 
@@ -193,5 +193,5 @@ def _build(job: _Job) -> BuiltEngine | str:
     try:
         trt = importlib.import_module(request.backend)
         return build_engine(trt, job.model, request.precision, [request.device])
-    except Exception as error:  # noqa: BLE001 - whatever the builder raises for this graph is its result
+    except Exception as error:  # noqa: BLE001 - any error of the builder is this graph's result
         return named_line(error)

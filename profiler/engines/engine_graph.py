@@ -1,4 +1,4 @@
-"""Graphs that engines are built from: plain operators, typed, the same bytes for the same module."""
+"""Graphs to build engines from: plain operators, typed, the same bytes for the same module."""
 
 from collections.abc import Sequence
 
@@ -16,46 +16,46 @@ __all__ = ["engine_graphs"]
 def engine_graphs(
     items: Sequence[tuple[nn.Module, Sequence[Tensor]]], precision: str, *, convolutions: bool = False
 ) -> list[bytes | Exception]:
-    """Export several modules at once, in a fraction of the time.
+    """Export several modules at once, which is much faster than singly.
 
     Args:
         items: modules with real weights, and one tensor per positional argument.
-        precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``; in half precision an input that only feature maps read is
-            of that type, see :func:`profiler.graphs.typed_onnx.typed_onnx`. Activation ranges in ``int8`` are those of
-            the given tensors.
+        precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``. In half precision an input read only as feature maps is of
+            that type, see :func:`profiler.graphs.typed_onnx.typed_onnx`; in ``int8`` activation ranges are those of the
+            given tensors.
         convolutions: write matmuls with weights as 1x1 convolutions.
 
     Returns:
-        For each item a serialised graph with inputs ``input_1``, ``input_2``, ... in order, or the error of its export.
+        Per item a serialised graph with inputs ``input_1``, ``input_2``, ... in order, or the error of its export.
     """
     models: list[onnx.ModelProto | None] = [None] * len(items)
     if len(items) > 1:
         try:
             modules, inputs = [module for module, _ in items], [tensors for _, tensors in items]
             models = list(to_onnx_many(modules, inputs, operators="plain"))
-        except Exception:  # noqa: BLE001 - only a shortcut: exported singly, the module at fault says what is wrong
+        except Exception:  # noqa: BLE001 - only a shortcut: singly exported, the faulty module raises its own error
             models = [None] * len(items)
     graphs: list[bytes | Exception] = []
     for (module, tensors), exported in zip(items, models, strict=True):
         try:
             names = [f"input_{index}" for index in range(len(tensors))]
             whole = exported or to_onnx(module, tensors, input_names=names, operators="plain")
-            if convolutions:  # before weights are integers, and no weights any more
+            if convolutions:  # before quantisation turns weights into computed tensors
                 whole = matmuls_as_convolutions(whole)
             if precision == "int8":
                 typed = quantized_block(whole, module, tensors, symmetric=True)
             else:
                 typed = typed_onnx(whole, precision)
             graphs.append(_renamed(typed).SerializeToString(deterministic=True))
-        except Exception as error:  # noqa: BLE001 - whatever keeps this module from a graph is its result
+        except Exception as error:  # noqa: BLE001 - any error is this module's result
             graphs.append(error)
     return graphs
 
 
 def _renamed(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Names by position: the exporter's depend on what else was exported beside, and so would the graph's hash."""
+    """Rename by position: the exporter's names, and thus the hash, depend on the other modules exported alongside."""
     graph = model.graph
-    names = {"": ""}  # an optional input left out
+    names = {"": ""}  # an omitted optional input
     for value in graph.input:
         names.setdefault(value.name, f"input_{len(names)}")
     weights = {tensor.name: tensor for tensor in graph.initializer}
@@ -83,7 +83,7 @@ def _rename_nodes(graph: onnx.GraphProto, names: dict[str, str]) -> None:
         for name in node.input:
             names.setdefault(name, f"value_{len(names)}")
         for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:  # what it reads from outside has its name already
+            if attribute.type == onnx.AttributeProto.GRAPH:  # outer names are renamed already
                 for value in attribute.g.input:
                     value.name = names.setdefault(value.name, f"value_{len(names)}")
                 _rename_nodes(attribute.g, names)

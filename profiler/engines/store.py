@@ -19,7 +19,7 @@ _FORMAT = 1
 
 
 class EngineRefusedError(RuntimeError):
-    """An engine on disk is not the requested one; the message names the difference."""
+    """The engine on disk is not the requested one; the message names the difference."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,6 @@ class EngineRequest:
     """Everything that determines an engine's bytes.
 
     Attributes:
-        backend: ``tensorrt_rtx`` or ``tensorrt``.
         version: of the backend; other versions do not load its engines.
         device: compute capability, such as ``8.9``.
         precision: of the graph.
@@ -42,7 +41,7 @@ class EngineRequest:
 
     @property
     def digest(self) -> str:
-        """The name under which the engine is kept."""
+        """File name of the engine."""
         return hashlib.sha256(json.dumps([_FORMAT, asdict(self)], sort_keys=True).encode()).hexdigest()
 
 
@@ -51,13 +50,10 @@ class Manifest:
     """Record beside an engine, or instead of one that failed to build.
 
     Attributes:
-        request: what it was built from.
-        status: ``built`` or ``failed``.
         name: of the workload.
-        key: of the workload, as the latency table knows it.
+        key: of the workload in the latency table.
         reason: of a failure, in one line.
         engine_sha256: of the engine's bytes.
-        size_bytes: of the engine.
         facts: seconds, proof of precision and the like, as JSON values.
     """
 
@@ -72,28 +68,28 @@ class Manifest:
 
 
 def default_folder() -> Path:
-    """Default folder of engines: ``$SMNAS_ENGINES``, or the user's cache."""
+    """Return ``$SMNAS_ENGINES``, or a folder in the user's cache."""
     chosen = os.environ.get("SMNAS_ENGINES")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(chosen) if chosen else cache / "smnas" / "engines"
 
 
 class EngineStore:
-    """A folder of engines. Files appear whole or not at all, so a killed build leaves nothing half written."""
+    """A folder of engines. Writes are atomic, so a killed build leaves no partial file."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def engine_path(self, request: EngineRequest) -> Path:
-        """Path of the engine, whether or not it exists."""
+        """Return the path of the engine, existing or not."""
         return self.folder / f"{request.digest}.engine"
 
     def manifest_path(self, request: EngineRequest) -> Path:
-        """Path of its manifest, whether or not it exists."""
+        """Return the path of its manifest, existing or not."""
         return self.folder / f"{request.digest}.json"
 
     def find(self, request: EngineRequest) -> Manifest | None:
-        """The manifest of a usable engine, or of its failure; ``None`` if it must be built (again)."""
+        """Return the manifest of a usable engine, or of its failure; ``None`` if it must be built (again)."""
         try:
             manifest = self._manifest(request)
             if manifest.status == "built":
@@ -103,10 +99,10 @@ class EngineStore:
         return manifest
 
     def read(self, request: EngineRequest) -> bytes:
-        """The engine's bytes.
+        """Read the engine's bytes.
 
         Raises:
-            EngineRefusedError: it is not there, failed, was built from something else, or is damaged.
+            EngineRefusedError: the engine is missing, failed, was built from something else, or is damaged.
         """
         manifest = self._manifest(request)
         if manifest.status != "built":
@@ -114,7 +110,7 @@ class EngineStore:
         return self._content(manifest)
 
     def add(self, request: EngineRequest, content: bytes, *, name: str, key: str, facts: dict[str, Any]) -> Manifest:
-        """Store an engine; the manifest is written last and vouches for it."""
+        """Store an engine; the manifest, written last, vouches for it."""
         digest = hashlib.sha256(content).hexdigest()
         manifest = Manifest(request, "built", name, key, "", digest, len(content), facts)
         write_whole(self.engine_path(request), content)
@@ -122,13 +118,13 @@ class EngineStore:
         return manifest
 
     def add_failure(self, request: EngineRequest, reason: str, *, name: str, key: str) -> Manifest:
-        """Store the reason why there is no engine."""
+        """Store the reason for a missing engine."""
         manifest = Manifest(request, "failed", name, key, reason)
         self._write_manifest(manifest)
         return manifest
 
     def manifests(self) -> Iterator[Manifest]:
-        """All manifests, failures included, in the order of file names."""
+        """Iterate over all manifests, failures included, by file name."""
         for path in sorted(self.folder.glob("*.json")):
             yield _parse(path)
 

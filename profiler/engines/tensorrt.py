@@ -1,13 +1,11 @@
-"""TensorRT and TensorRT-RTX: building engines from typed ONNX graphs.
+"""TensorRT and TensorRT-RTX: build engines from typed ONNX graphs.
 
-One route for both: the precision is in the graph (:mod:`profiler.graphs.typed_onnx`) and the network is strongly typed.
-TensorRT-RTX builds for chosen compute capabilities on a machine without a GPU; whether a module can do that is detected
-by attribute, not by version. A timing cache is for ordinary TensorRT only: in TensorRT-RTX, which times nothing when it
-builds, any call of it needs a GPU.
+Both take the precision from the graph (:mod:`profiler.graphs.typed_onnx`); the network is strongly typed. TensorRT-RTX
+builds for chosen compute capabilities without a GPU; that ability is detected by attribute, not by version. Only
+ordinary TensorRT gets a timing cache: TensorRT-RTX times nothing at build time, and any call of its cache needs a GPU.
 
-Run so far: TensorRT-RTX 1.7.1 without a GPU; on one of compute capability 9.0 (H200), which it has no name for, it
-builds and then refuses to load what it built. Not run: ordinary TensorRT, and any engine at all;
-:mod:`profiler.backends.engine` is what would.
+Run so far: TensorRT-RTX 1.7.1 without a GPU; with one of compute capability 9.0 (H200), which it has no name for, it
+builds but refuses to load the result. Not run: ordinary TensorRT, and any engine (:mod:`profiler.backends.engine`).
 """
 
 import importlib
@@ -41,28 +39,27 @@ __all__ = [
 _EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
 _DENSE_LAYERS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")
 _DATA_TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16", "int8": "FLOAT"}
-"""Output type of a dense layer; in ``int8`` it is quantised around the layer."""
+"""Output type of a dense layer; ``int8`` quantises around the layer."""
 _LOGGED_TYPES = {"fp16": "Half", "bf16": "BFloat16", "int8": "Int8"}
 NO_FP32_MATMULS = "7.5"
-"""TensorRT-RTX has convolutions in float32 for this compute capability, but no matmuls."""
+"""Compute capability for which TensorRT-RTX has float32 convolutions, but no matmuls."""
 
 
 class EngineBuildError(RuntimeError):
-    """No engine was built, or one in another precision than requested; the message is one line."""
+    """No engine, or one in another precision than requested; the message is one line."""
 
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """An engine, and facts that need no loading.
+    """An engine, and facts known without loading it.
 
     Attributes:
-        content: as it is deserialised.
+        content: serialised.
         seconds: build time.
-        dense_layers: convolutions and matmuls of the network, all of the requested type; in ``int8`` those that
-            stay float32 count as well, but none where nothing is quantised.
-        tensor_types: number of tensors by type in the finished engine's layers, as TensorRT logs them; empty if the
-            builder does not.
-        tf32: whether float32 convolutions may use the shorter TF32 significand; TensorRT's default.
+        dense_layers: convolutions and matmuls, all of the requested type; ``int8`` includes those that stay float32,
+            but is 0 where nothing is quantised.
+        tensor_types: number of tensors by type in the engine's layers, as logged by the builder; empty if it logs none.
+        tf32: whether float32 convolutions may use TF32's shorter significand, TensorRT's default.
     """
 
     content: bytes
@@ -72,7 +69,7 @@ class BuiltEngine:
     tf32: bool = False
 
     def facts(self) -> dict[str, Any]:
-        """All but the bytes, as JSON values for a manifest."""
+        """Return all but the bytes, as JSON values for a manifest."""
         return {
             "seconds": round(self.seconds, 3),
             "dense_layers": self.dense_layers,
@@ -82,26 +79,19 @@ class BuiltEngine:
 
 
 def installed_version(module_name: str) -> str | None:
-    """Version of an importable TensorRT module, ``None`` where it can not be imported.
-
-    Args:
-        module_name: ``tensorrt`` or ``tensorrt_rtx``.
-    """
+    """Return the version of ``tensorrt`` or ``tensorrt_rtx``, ``None`` if it can not be imported."""
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, OSError):  # the wheel may be there without the libraries that it loads
+    except (ImportError, OSError):  # the wheel may be installed without the libraries that it loads
         return None
     return str(getattr(module, "__version__", "unknown"))
 
 
 def import_tensorrt(module_name: str) -> Any:
-    """Import a TensorRT module.
-
-    Args:
-        module_name: ``tensorrt`` or ``tensorrt_rtx``.
+    """Import ``tensorrt`` or ``tensorrt_rtx``.
 
     Raises:
-        BackendUnavailableError: it can not be imported; the message names the command that adds it.
+        BackendUnavailableError: it can not be imported; the message names the command that installs it.
     """
     try:
         return importlib.import_module(module_name)
@@ -112,7 +102,7 @@ def import_tensorrt(module_name: str) -> Any:
 
 
 def needs_convolutions(precision: str, capability: str) -> bool:
-    """Whether matmuls must become convolutions before a graph is quantised: the GPU has none in float32.
+    """Whether matmuls must become convolutions before quantisation, for a GPU without float32 matmuls.
 
     In float32 :func:`build_engine` converts them itself.
     """
@@ -120,9 +110,9 @@ def needs_convolutions(precision: str, capability: str) -> bool:
 
 
 def compute_capabilities(trt: Any) -> dict[str, Any]:
-    """Compute capabilities, such as ``8.9``, for which a module builds engines without the GPU.
+    """Return the compute capabilities, such as ``8.9``, that a module builds for without the GPU.
 
-    Empty for a module that builds for the GPU it runs on.
+    Empty for a module that builds only for the local GPU.
     """
     members = getattr(trt, "ComputeCapability", None)
     found = {}
@@ -138,13 +128,11 @@ def build_engine(
     """Build one engine.
 
     Args:
-        trt: the module, as :func:`import_tensorrt` returns it.
-        model: a serialised ONNX graph with static shapes, typed as :func:`profiler.graphs.typed_onnx.typed_onnx` does.
-        precision: that the graph is typed in; checked. ``int8`` is a graph that quantises and dequantises.
-        capabilities: compute capabilities that the engine must run on, such as ``8.9``; none means the GPU that is
-            here, which there must then be.
-        timings: file for what a builder that times kernels has found out, read if it is there and written again; left
-            alone by one that builds ahead of time.
+        trt: the module, from :func:`import_tensorrt`.
+        model: serialised ONNX graph with static shapes, typed by :func:`profiler.graphs.typed_onnx.typed_onnx`.
+        precision: of the graph; checked. An ``int8`` graph quantises and dequantises.
+        capabilities: compute capabilities that the engine must run on, such as ``8.9``; none means the local GPU.
+        timings: timing cache file of a builder that times kernels, read if present and rewritten; unused ahead of time.
 
     Raises:
         UserError: the module does not build for such a capability.
@@ -160,7 +148,7 @@ def build_engine(
     logger.errors.clear()
     logger.layers = ""
     builder = trt.Builder(logger)
-    builder.max_threads = 1  # engines are built side by side, in processes
+    builder.max_threads = 1  # builds run side by side, in processes
     network = builder.create_network(_network_flags(trt))
     parser = trt.OnnxParser(network, logger)
     if precision == "fp32" and NO_FP32_MATMULS in capabilities:
@@ -172,7 +160,7 @@ def build_engine(
     if precision == "int8" and not _quantises(trt, network):
         dense = 0  # a stem, or the last layers of a head: they stay float32
     config = builder.create_builder_config()
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that an inspector can list types later
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # lets an inspector list types later
     if capabilities:
         config.num_compute_capabilities = len(capabilities)
         for index, capability in enumerate(capabilities):
@@ -206,7 +194,7 @@ def _network_flags(trt: Any) -> int:
 
 
 def _dense_layers(trt: Any, network: Any, precision: str) -> int:
-    """Number of dense layers; all must be of the precision.
+    """Count the dense layers and check their precision.
 
     A request for half precision that yields a float32 engine raises nothing by itself.
     """
@@ -231,10 +219,10 @@ def _quantises(trt: Any, network: Any) -> bool:
 
 @cache
 def logger_of(trt: Any) -> Any:
-    """The single logger of a module; keeps its errors as ``errors`` and ``one_line()``."""
+    """Return a module's single logger, with its errors as ``errors`` and ``one_line()``."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]  # the module is known when it runs
-        """Keeps errors, and the builder's list of the finished engine's layers."""
+        """Keeps errors, and the builder's list of the engine's layers."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
@@ -248,7 +236,7 @@ def logger_of(trt: Any) -> Any:
                 self.layers = message
 
         def one_line(self) -> str:
-            """The first error; the rest follow from it."""
+            """Return the first error; the rest follow from it."""
             return " ".join(self.errors[0].split()) if self.errors else "no reason was given"
 
     return Logger()

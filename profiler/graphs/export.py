@@ -1,4 +1,4 @@
-"""Export modules to ONNX: static types, checked, files written whole or not at all."""
+"""Export modules to ONNX: static types, checked, files written atomically."""
 
 import ast
 import copy
@@ -35,19 +35,19 @@ __all__ = [
 ]
 
 OPSET = 18
-"""The ONNX operator set of every export: the one that the exporter writes natively, read by all backends here."""
+"""ONNX operator set of every export: the exporter's native one, supported by all backends here."""
 
 _KNOWN_WARNINGS: tuple[tuple[type[Warning], str], ...] = (
     (FutureWarning, r"`isinstance\(treespec, LeafSpec\)` is deprecated"),  # torch 2.11 using itself
 )
-"""Warnings of torch and onnxscript about their own insides, which no caller can act on."""
+"""Internal warnings of torch and onnxscript, which no caller can act on."""
 
 
 _REGISTRIES: dict[Any, Any] = {}
 
 
 class ExportError(RuntimeError):
-    """The module has no ONNX form; the message is one line with the cause."""
+    """The module has no ONNX form; the message is the cause in one line."""
 
 
 def export_onnx(
@@ -61,26 +61,24 @@ def export_onnx(
     dynamic_batch: bool = False,
     operators: "Operators" = "native",
 ) -> str:
-    """Export a module to an ONNX file.
-
-    The file appears whole under its name or not at all. The same module exports to the same bytes.
+    """Export a module to an ONNX file, written atomically; the same module exports to the same bytes.
 
     Args:
-        module: with real weights; exported as it computes in evaluation mode. Its own mode is left as it was.
+        module: with real weights; exported in evaluation mode, and its own mode restored.
         example_inputs: one tensor per positional argument.
         path: the file; an older one is replaced.
         input_names: one per input.
         output_names: one per output tensor.
-        metadata: written into the file's ``metadata_props``.
-        dynamic_batch: leave the first axis of every input open. The example's first axis must then be at least 2,
-            because the tracer takes a 1 for a constant.
-        operators: ``native`` or ``plain``, see :mod:`kernels.onnx_ops`; plain graphs have static shapes alone.
+        metadata: for the file's ``metadata_props``.
+        dynamic_batch: leave the first axis of every input open. The example's must then be at least 2, because the
+            tracer takes a 1 for a constant.
+        operators: ``native`` or ``plain``, see :mod:`kernels.onnx_ops`; plain graphs are always static.
 
     Returns:
-        The file's SHA-256, as :func:`file_sha256` gives it.
+        The file's SHA-256, as from :func:`file_sha256`.
 
     Raises:
-        ExportError: the module can not be exported, or the result is no valid ONNX.
+        ExportError: the module can not be exported, or the result is not valid ONNX.
     """
     model = to_onnx(
         module,
@@ -106,7 +104,7 @@ def to_onnx(
     dynamic_batch: bool = False,
     operators: "Operators" = "native",
 ) -> onnx.ModelProto:
-    """Export a module to an ONNX model in memory; see :func:`export_onnx`. Outputs without names get the exporter's."""
+    """Export a module to an ONNX model in memory; see :func:`export_onnx`. Unnamed outputs get the exporter's names."""
     if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
         raise ValueError("a module must have real weights to be exported, but got one on the meta device")
     dynamic_shapes = None
@@ -132,19 +130,18 @@ def to_onnx(
 def to_onnx_many(
     modules: Sequence[nn.Module], inputs: Sequence[Sequence[Tensor]], *, operators: "Operators" = "native"
 ) -> list[onnx.ModelProto]:
-    """Export several independent modules at once.
+    """Export several independent modules at once, with the exporter's names for inputs and outputs.
 
-    The exporter spends most of its time on setting itself up, so that sixteen blocks together take about a sixth of
-    what they take one by one. Each model is cut out of the common graph again; inputs and outputs get the exporter's
-    names.
+    The exporter spends most of its time on setup: sixteen blocks together take about a sixth of the time. Each model is
+    then cut out of the common graph.
 
     Args:
-        modules: with real weights; exported as they compute in evaluation mode.
+        modules: with real weights; exported in evaluation mode.
         inputs: per module, one tensor per positional argument.
         operators: as in :func:`export_onnx`.
 
     Raises:
-        ExportError: some module can not be exported; exporting them one by one shows which.
+        ExportError: some module can not be exported; exporting them singly shows which.
     """
     input_counts = [len(tensors) for tensors in inputs]
     output_counts: list[int] = []
@@ -153,7 +150,7 @@ def to_onnx_many(
         output_counts[:] = counts  # of the last trace, should the exporter need several
 
     group = _SideBySide(modules, input_counts, note_outputs)
-    # Clones, because the exporter takes one tensor given twice for one input.
+    # Cloned: the exporter takes one tensor given twice for one input.
     flat_inputs = [tensor.clone() for tensors in inputs for tensor in tensors]
     names = [f"input_{index}" for index in range(len(flat_inputs))]
     model = to_onnx(group, flat_inputs, input_names=names, operators=operators)
@@ -161,7 +158,7 @@ def to_onnx_many(
     models: list[onnx.ModelProto] = []
     for input_count, output_count in zip(input_counts, output_counts, strict=True):
         cut = _cut(model, names[:input_count], outputs[:output_count])
-        for node in cut.graph.node:  # named by the modules of their own model again
+        for node in cut.graph.node:  # drop the module's index in the common graph
             node.name = _IN_ORDER.sub("", node.name)
         _check(cut)
         models.append(cut)
@@ -173,7 +170,7 @@ _IN_ORDER = re.compile(r"^modules_in_order\.\d+\.?")
 
 
 class _SideBySide(nn.Module):
-    """Several modules in one, each on inputs of its own."""
+    """Several modules side by side, each on its own inputs."""
 
     def __init__(
         self, modules: Sequence[nn.Module], input_counts: Sequence[int], note_outputs: Callable[[list[int]], None]
@@ -181,7 +178,7 @@ class _SideBySide(nn.Module):
         super().__init__()
         self.modules_in_order = nn.ModuleList(modules)
         self.input_counts = tuple(input_counts)
-        # A function, because the exporter puts back whatever a trace changes in the module itself.
+        # A function, because the exporter restores whatever a trace changes in the module itself.
         self.note_outputs = note_outputs
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -195,7 +192,7 @@ class _SideBySide(nn.Module):
 
 
 def captured_names(node: onnx.NodeProto) -> set[str]:
-    """Names that a node's subgraphs read, those of their own included."""
+    """Return the names that a node's subgraphs read, including those defined inside."""
     names: set[str] = set()
     for attribute in node.attribute:
         if attribute.type == onnx.AttributeProto.GRAPH:
@@ -205,7 +202,7 @@ def captured_names(node: onnx.NodeProto) -> set[str]:
 
 
 def _cut(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:
-    """The part of a model that leads to some outputs; onnx's own extractor does not follow subgraphs."""
+    """Cut out the part of a model that leads to some outputs; onnx's own extractor does not follow subgraphs."""
     graph = model.graph
     wanted, nodes = set(outputs), []
     for node in reversed(graph.node):
@@ -227,7 +224,7 @@ def _cut(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]) 
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, as 64 hexadecimal digits."""
+    """Return a file's SHA-256 as 64 hexadecimal digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -236,7 +233,7 @@ def _trace(
     module: nn.Module,
     inputs: tuple[Tensor, ...],
     input_names: list[str],
-    output_names: list[str],  # empty: as the exporter calls them
+    output_names: list[str],  # empty: the exporter's
     dynamic_shapes: Any,
     operators: "Operators",
 ) -> onnx.ModelProto:
@@ -283,8 +280,8 @@ def _trace(
 def _one_operator_registry() -> Iterator[None]:
     """Let the exporter keep its list of operators between calls.
 
-    It reads some 500 operator definitions from source anew at every call, most of the time of a small export, though
-    they can not change within a process. Where torch has moved that function, exports work and take their time.
+    Parsing some 500 operator definitions from source at every call is most of the time of a small export, though they
+    never change within a process. If torch moves that function, exports still work, at the old speed.
     """
     try:
         owner: Any = importlib.import_module("torch.onnx._internal.exporter._registration").ONNXRegistry
@@ -298,7 +295,7 @@ def _one_operator_registry() -> Iterator[None]:
         if key not in _REGISTRIES:
             _REGISTRIES[key] = original.__func__(cls, *arguments, **settings)
         registry = copy.copy(_REGISTRIES[key])
-        # the caller adds its own operators: to lists of its own
+        # the caller adds its own operators: give it lists of its own
         registry.functions = {name: list(forms) for name, forms in registry.functions.items()}
         return registry
 
@@ -311,10 +308,10 @@ def _one_operator_registry() -> Iterator[None]:
 
 @contextmanager
 def _rules_by_operator() -> Iterator[None]:
-    """Try a rewrite rule of the optimiser only at nodes of the operator that it replaces.
+    """Try the optimiser's rewrite rules only at nodes of the operator that they replace.
 
-    The optimiser tries all rules at all nodes, and lists the graph anew for each rule of several outputs: up to half of
-    an export of thousands of nodes. Where onnxscript has moved that function, exports work and take their time.
+    The optimiser tries all rules at all nodes, and lists the graph again for each rule of several outputs: up to half
+    the time of exporting thousands of nodes. If onnxscript moves that function, exports still work, at the old speed.
     """
     try:
         owner: Any = importlib.import_module("onnxscript.rewriter._matcher").SimplePatternMatcher
@@ -344,17 +341,17 @@ def _check(model: onnx.ModelProto) -> None:
 
 
 def _name_nodes(graph: onnx.GraphProto) -> None:
-    """Nodes by the module that they compute, as in ``neck.smooth.0/Conv_57``: what a name stands for can be chosen."""
+    """Name nodes after the module that they compute, as in ``neck.smooth.0/Conv_57``, so that names can be selected."""
     for index, node in enumerate(graph.node):
         scopes = {one.key: one.value for one in node.metadata_props}.get("pkg.torch.onnx.name_scopes", "[]")
-        *modules, _ = ast.literal_eval(scopes) or [""]  # from the whole to the innermost, then the operator
+        *modules, _ = ast.literal_eval(scopes) or [""]  # from the root to the innermost module, then the operator
         node.name = f"{modules[-1] if modules else ''}/{node.op_type}_{index}"
 
 
 def _fold_weights(graph: onnx.GraphProto) -> None:
-    """Weights in the shape in which they are used: the exporter's optimiser leaves large ones behind a ``Reshape``.
+    """Fold the ``Reshape`` that the exporter's optimiser leaves on large weights.
 
-    What reads a weight, to convert or to quantise it, then finds it as one.
+    Converting and quantising then find each weight as one tensor.
     """
     weights = {tensor.name: tensor for tensor in graph.initializer}
     folded: dict[tuple[object, ...], str] = {}
@@ -388,7 +385,7 @@ def _fold_weights(graph: onnx.GraphProto) -> None:
 
 
 def in_modules(node: onnx.NodeProto, modules: Collection[str]) -> bool:
-    """Whether a node of an exported graph computes (a part of) one of some modules, by their names in the whole."""
+    """Whether a node of an exported graph belongs to one of some modules, named from the root."""
     path = node.name.partition("/")[0]
     return any(path == module or path.startswith(f"{module}.") for module in modules)
 
@@ -418,7 +415,7 @@ def _strip_nodes(nodes: Iterable[onnx.NodeProto]) -> None:
 
 
 def _root_cause(error: BaseException) -> str:
-    """The innermost cause in one line: the exporter wraps it in pages of advice."""
+    """Return the innermost cause in one line: the exporter wraps it in pages of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
     return named_line(error)

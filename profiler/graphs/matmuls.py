@@ -11,11 +11,8 @@ __all__ = ["matmuls_as_convolutions"]
 def matmuls_as_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
     """Copy a graph with every ``Gemm`` and ``MatMul`` of a tensor with a weight matrix replaced by a ``Conv``.
 
-    ``x @ w`` becomes a convolution of feature maps of one position, ``w @ x`` one of feature maps of one column; the
-    multiplications and additions stay the same.
-
-    Args:
-        model: with inferred or inferable shapes.
+    ``x @ w`` becomes a convolution of feature maps of one position, ``w @ x`` one of feature maps of one column, with
+    the same multiplications and additions. Shapes must be inferred or inferable.
     """
     copied = onnx.shape_inference.infer_shapes(model)
     graph = copied.graph
@@ -50,7 +47,7 @@ def matmuls_as_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
 def _weight(
     node: onnx.NodeProto, weights: dict[str, onnx.TensorProto], axes: dict[str, int]
 ) -> tuple[str, NDArray[np.generic], list[int]] | None:
-    """The tensor that a matmul reads, its weights ``(out, in)``, and the axes that make the tensor four-dimensional."""
+    """Return a matmul's input, its weights ``(out, in)``, and the axes that make the input four-dimensional."""
     if node.op_type not in ("Gemm", "MatMul"):
         return None
     first, second = node.input[:2]

@@ -1,11 +1,10 @@
 """Post-training quantisation of an ONNX graph to 8 bits: QDQ nodes around convolutions and matmuls.
 
-Weights are signed, with zero at zero and a scale for every channel. Activation ranges come from calibration
-images, by ONNX Runtime's own quantiser. The format of activations depends on the backend: TensorRT takes signed
-integers with zero at zero; ONNX Runtime multiplies unsigned ones by signed weights faster than signed ones, and a zero
-point leaves activations that are never negative their whole eighth bit. Its weights have seven bits: on x86 processors
-without VNNI a sum of two 8-bit products saturates 16 bits (ONNX Runtime's documentation, "Quantize ONNX models"), and a
-file has to be right on every processor.
+Weights are signed and symmetric, with one scale per channel. Activation ranges come from calibration images, by ONNX
+Runtime's quantiser. The format of activations depends on the backend: TensorRT takes symmetric signed integers; ONNX
+Runtime multiplies unsigned by signed integers faster, and a zero point gives non-negative activations the full eight
+bits. Its weights have seven bits: on x86 processors without VNNI a sum of two 8-bit products saturates 16 bits (ONNX
+Runtime's documentation, "Quantize ONNX models"), and a file has to be right on every processor.
 """
 
 import tempfile
@@ -28,10 +27,9 @@ _PREPARED = {"key": "onnx.quant.pre_process", "value": "onnxruntime.quant"}
 
 
 def float_layers(module: nn.Module) -> tuple[str, ...]:
-    """Names of the layers of a module that stay float32 in ``int8``.
+    """Return the names of the layers of a module that stay float32 in ``int8``.
 
-    A module names those of its children in ``FLOAT_IN_INT8``, a tuple of the class: who made them knows that scores
-    tie and boxes step where they are rounded to 8 bits.
+    A module's class names those children in ``FLOAT_IN_INT8``: rounded to 8 bits, scores tie and boxes jump.
     """
     return tuple(
         f"{name}.{child}" if name else child
@@ -43,15 +41,15 @@ def float_layers(module: nn.Module) -> tuple[str, ...]:
 def quantized_block(
     model: onnx.ModelProto, module: nn.Module, inputs: Sequence[Tensor], *, symmetric: bool
 ) -> onnx.ModelProto:
-    """Quantise a module's float32 graph to be timed: activation ranges are those of the given inputs.
+    """Quantise a module's float32 graph for timing, with the activation ranges of the given inputs.
 
-    A graph without anything to quantise (proposals, pooling, a stem) is returned as it is: in ``int8`` it stays float.
+    A graph without anything to quantise (proposals, pooling, a stem) is returned unchanged: it stays float in ``int8``.
 
     Args:
-        model: of ``module``, as :func:`profiler.graphs.export.to_onnx` returns it.
-        module: says by ``FLOAT_IN_INT8`` what stays float32.
+        model: of ``module``, from :func:`profiler.graphs.export.to_onnx`.
+        module: its ``FLOAT_IN_INT8`` stays float32.
         inputs: one tensor per input of the graph.
-        symmetric: see :func:`quantized_onnx`, as for its errors.
+        symmetric: see :func:`quantized_onnx`, also for errors.
     """
     kept = float_layers(module)
     nodes = [node.name for node in dense_nodes(model) if not in_modules(node, kept)]
@@ -71,12 +69,11 @@ def quantized_onnx(
     """Copy a float32 model with some convolutions and matmuls reading and writing 8-bit integers.
 
     Args:
-        model: as :func:`profiler.graphs.export.to_onnx` returns it.
-        calibration: inputs by name, from images as they will come.
+        model: from :func:`profiler.graphs.export.to_onnx`.
+        calibration: inputs by name, from representative images.
         nodes: names of the nodes to quantise.
-        symmetric: activations as TensorRT takes them, signed and with zero at zero; results stay float, although it
-            computes in integers. Otherwise as ONNX Runtime computes in integers: activations are unsigned, with a zero
-            point, and results are quantised as well.
+        symmetric: for TensorRT: symmetric signed activations, and results that stay float, although it computes in
+            integers. Otherwise for ONNX Runtime: unsigned activations with a zero point, and quantised results.
 
     Raises:
         BackendUnavailableError: ONNX Runtime is not installed.
@@ -127,6 +124,6 @@ def quantized_onnx(
         quantized = onnx.load_from_string(target.read_bytes())
     del quantized.metadata_props[:]
     quantized.metadata_props.extend(model.metadata_props)
-    # the quantiser notes itself; the same model gives the same bytes whichever of its versions wrote it
+    # without the quantiser's version, which would change the bytes
     quantized.producer_name, quantized.producer_version = model.producer_name, model.producer_version
     return quantized

@@ -1,8 +1,8 @@
 """Half precision for an ONNX graph: the types are in the graph itself, as strongly typed networks require.
 
-Feature maps are converted, numbers that need the accuracy are not. Convolutions and matmuls, and operators that
-normalise, activate, add and resize their results, compute in half precision. Boxes, scores and their selection
-stay float32: a half has 11 significant bits, so that from 1024 pixels on it counts whole pixels.
+Feature maps are half precision: convolutions, matmuls, and operators that normalise, activate, add and resize their
+results. Boxes, scores and their selection stay float32: a half has 11 significant bits and cannot resolve fractions of
+a pixel from 1024 pixels on.
 """
 
 from collections.abc import Collection, Iterable, Iterator
@@ -28,12 +28,12 @@ _FOLLOWING = {
     *("Reshape", "Transpose", "Concat", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Split", "Slice", "Gather"),
     *("Expand", "Pad", "DepthToSpace", "SpaceToDepth"),
 }
-"""Operators that compute in half precision if all of their inputs are."""
+"""Operators that compute in half precision if all of their inputs are half."""
 _ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Clip", "Sigmoid", "Tanh", "Max", "Min", "Sum"}
-"""The same on feature maps; on fewer axes they decode boxes and scores."""
+"""As above, but only on feature maps; on fewer axes they decode boxes and scores."""
 _MAP_AXES = 4
 _SCALES = {"Resize": (1, 2)}
-"""Inputs by position that are float32 whatever the data is."""
+"""Inputs, by position, that are float32 whatever the data's type."""
 
 
 def typed_onnx(
@@ -42,11 +42,11 @@ def typed_onnx(
     """Copy a float32 model with its feature maps in another precision.
 
     Args:
-        model: as :func:`profiler.graphs.export.to_onnx` returns it, with static shapes.
+        model: from :func:`profiler.graphs.export.to_onnx`, with static shapes.
         precision: ``fp32`` (an unchanged copy), ``fp16`` or ``bf16``.
-        keep_io: leave inputs and outputs float32. Otherwise an input is of the half type if everything that reads
-            it is, and an output if it is computed in it, as tensors between the blocks of a half-precision network are.
-        keep_fp32: names of modules that stay float32 whatever they are made of.
+        keep_io: leave inputs and outputs float32. Otherwise, as between the blocks of a half-precision network, an
+            input is half if all its readers are, and an output if it is computed in half.
+        keep_fp32: names of modules that stay float32.
 
     Raises:
         UserError: unknown precision.
@@ -66,7 +66,7 @@ def typed_onnx(
 
 
 def dense_nodes(model: onnx.ModelProto) -> tuple[onnx.NodeProto, ...]:
-    """The convolutions and matmuls of a graph."""
+    """Return the convolutions and matmuls of a graph."""
     return tuple(node for node in model.graph.node if node.op_type in _DENSE)
 
 
@@ -90,14 +90,14 @@ class _Conversion:
                 self._readers.setdefault(name, []).append(node)
         self._keep_io = keep_io
         self._keep_fp32 = keep_fp32
-        # of the half type in the new graph; what a source (an input, a cast of whole numbers) is follows its readers
+        # half tensors of the new graph; sources (inputs, casts of integers) take the type of their readers
         self._halves: set[str] = set()
         self._half_nodes: set[int] = set()
 
     def run(self) -> onnx.ModelProto:
         self._decide()
         self._rewrite()
-        # types that the old graph noted hold no longer
+        # the old graph's types no longer hold
         del self._graph.value_info[:]
         return self._model
 
@@ -123,13 +123,13 @@ class _Conversion:
         return self._types.get(name) == TensorProto.FLOAT
 
     def _is_map(self, name: str) -> bool:
-        """By its axes, or because a dense operator reads it: boxes that are only moved about must not be rounded."""
+        """By its axes, or a dense reader: boxes that only move through the graph must not be rounded."""
         return self._axes.get(name, 0) >= _MAP_AXES or any(
             node.op_type in _DENSE for node in self._readers.get(name, ())
         )
 
     def _is_source(self, node: onnx.NodeProto) -> bool:
-        """An image of whole numbers becoming one of floats."""
+        """Whether a node casts integers, such as an image, to floats."""
         return (
             node.op_type == "Cast"
             and not in_modules(node, self._keep_fp32)
@@ -139,7 +139,7 @@ class _Conversion:
         )
 
     def _computes_half(self, node: onnx.NodeProto) -> bool:
-        """Whether a node computes in the half type, given those before it; notes its outputs."""
+        """Whether a node computes in half, given those before it; records its outputs."""
         if in_modules(node, self._keep_fp32):
             return False
         if node.op_type == "Cast":
@@ -168,7 +168,7 @@ class _Conversion:
         made: set[str] = set()
 
         def as_type(name: str, half: bool) -> str:
-            """The name under which a float tensor is there in a type, cast once where it is in the other."""
+            """Return the name of a float tensor in a type, casting it once if needed."""
             if half == (name in self._halves):
                 return name
             other = f"{name}_{self._precision if half else 'fp32'}"
@@ -209,7 +209,7 @@ class _Conversion:
         self._graph.initializer.extend(kept)
 
     def _float_outputs(self, nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-        """Casts that keep the outputs' names and types; what was computed goes by another name."""
+        """Yield casts that keep the outputs' names and types; the computed tensors are renamed."""
         renamed = {value.name: f"{value.name}_{self._precision}" for value in self._graph.output}
         renamed = {name: other for name, other in renamed.items() if name in self._halves}
         for node in nodes:

@@ -1,7 +1,7 @@
 """Latency variance between builds of the same workload.
 
-A builder that picks kernels by timing them, or memory that falls elsewhere, makes two builds of one workload two
-latencies. A table holds one of them, so its interval can not be narrower than builds differ.
+A builder that picks kernels by timing them, or another placement in memory, gives two builds of one workload two
+latencies. A table holds one of them, so its interval can not be narrower than the spread of builds.
 """
 
 from dataclasses import dataclass
@@ -24,10 +24,9 @@ class BuildVariance:
     """One workload built several times.
 
     Attributes:
-        name: of the workload.
-        medians_ms: of each build, the median of its rounds' medians.
-        rounds_ms: of each build, the medians of its rounds: the builds are measured in turns.
-        half_width: of a single measurement's interval relative to its median, the widest of them.
+        medians_ms: per build, the median of its rounds' medians.
+        rounds_ms: per build, the medians of its rounds; the builds take turns.
+        half_width: the widest relative half-width of a single measurement's interval.
     """
 
     name: str
@@ -37,15 +36,12 @@ class BuildVariance:
 
     @property
     def spread(self) -> float:
-        """Difference of the slowest and the fastest build relative to the median one."""
+        """Difference between the slowest and the fastest build, relative to the median one."""
         return (max(self.medians_ms) - min(self.medians_ms)) / median(self.medians_ms)
 
     @property
     def differs(self) -> bool:
-        """Whether two builds differ: all rounds of one are slower than all of another.
-
-        The number of rounds makes that rare (5% at most) for builds that are equal.
-        """
+        """Whether all rounds of one build are slower than all of another, in at most 5% of the cases by chance."""
         return any(min(one) > max(other) for one in self.rounds_ms for other in self.rounds_ms)
 
 
@@ -59,12 +55,7 @@ def build_variance(
 ) -> BuildVariance:
     """Build a workload several times, keep all builds, and measure them in turns.
 
-    Args:
-        workload: with real weights.
-        backend: builds and runs it.
-        builds: at least 2; 3 or more say something of the spread.
-        precision: of weights and floating-point inputs.
-        timing: of one measurement.
+    ``builds`` is at least 2; 3 or more give an idea of the spread.
     """
     if builds < 2:
         raise ValueError(f"builds >= 2 must hold, but got {builds}")
@@ -81,10 +72,10 @@ def build_variance(
 
 
 def rounds_for(builds: int) -> int:
-    """Number of rounds that distinguish builds.
+    """Return the number of rounds that distinguishes builds.
 
-    Of two equal builds measured n times each, all of one are above all of the other with a probability of 2 of the
-    (2n choose n) orders (as in the rank-sum test); each pair of builds may raise the alarm.
+    For two equal builds measured n times each, all of one exceed all of the other with probability 2 / (2n choose n)
+    (as in the rank-sum test); every pair of builds may raise the alarm.
     """
     pairs = builds * (builds - 1) / 2
     return next(rounds for rounds in count(1) if pairs * 2 / comb(2 * rounds, rounds) <= _FALSE_ALARMS)

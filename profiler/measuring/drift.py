@@ -1,4 +1,4 @@
-"""Drift of the machine during profiling, read off a reference workload."""
+"""Drift of the machine during profiling, from a reference workload."""
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ __all__ = ["DriftWatch", "reference_workload"]
 
 
 def reference_workload() -> Workload:
-    """A small fixed network whose latency should not change while others are measured."""
+    """Return a small fixed network whose latency should not change while others are measured."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = nn.Sequential(
@@ -24,15 +24,7 @@ def reference_workload() -> Workload:
 
 
 class DriftWatch:
-    """Times the reference workload repeatedly and compares each reading with the first.
-
-    Args:
-        workload: the reference.
-        backend: runs it.
-        precision: of its weights and inputs.
-        timing: of one reading.
-        every: number of measurements between two readings.
-    """
+    """Times the reference workload after every ``every`` measurements and compares each reading with the first."""
 
     def __init__(
         self, workload: Workload, backend: Backend, precision: str, timing: TimingSettings, every: int
@@ -52,7 +44,7 @@ class DriftWatch:
         self._since = 0
 
     def count(self) -> None:
-        """Count one measurement, and take a reading if one is due."""
+        """Count one measurement, and take a reading if due."""
         self._since += 1
         if self._since == self._every:
             self.read()
@@ -64,12 +56,12 @@ class DriftWatch:
 
     @property
     def latest_ms(self) -> float:
-        """The last reading."""
+        """Last reading."""
         return self._readings_ms[-1]
 
     @property
     def latest(self) -> float:
-        """Relative change of the last reading against the first; 0 before the second."""
+        """Relative change of the last reading from the first; 0 before the second."""
         return self.latest_ms / self._readings_ms[0] - 1
 
     @property

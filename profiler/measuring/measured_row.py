@@ -24,16 +24,13 @@ __all__ = ["Terms", "Visits"]
 
 @dataclass(frozen=True)
 class Terms:
-    """Everything that the rows of one run have in common.
+    """Terms shared by all rows of one run.
 
     Attributes:
-        target: of the rows.
-        kind: blocks or whole networks.
-        timing: of each measurement.
-        device: whose state is read before and after each measurement.
+        device: its state is read before and after each measurement.
         conditions: copied into every row's.
         flush: called before every sample, ``None`` for hot caches.
-        rounds: of each workload, more of them where they disagree.
+        rounds: per workload; more where they disagree.
     """
 
     target: Target
@@ -46,13 +43,13 @@ class Terms:
 
 
 class Visits:
-    """The rounds in which one workload is measured, until they are one row.
+    """Rounds of one workload, combined into one row.
 
-    Whatever keeps the workload from running becomes the reason of a failed row.
+    Anything that keeps the workload from running becomes the reason of a failed row.
 
     Args:
         workload: with real weights.
-        open_session: returns its session, or raises why there is none; called at the first round.
+        open_session: returns its session, or raises the reason; called at the first round.
         terms: of the run.
     """
 
@@ -70,7 +67,7 @@ class Visits:
         try:
             self._work = Work.of(workload)
             self._conditions["work"] = self._work.as_dict()
-        except Exception as error:  # noqa: BLE001 - a module that shapes alone can not run may still run, and be timed
+        except Exception as error:  # noqa: BLE001 - a module that does not run on meta may still run, and be timed
             self._conditions["flops_error"] = named_line(error)
 
     @property
@@ -121,7 +118,7 @@ class Visits:
                 conditions["reference_ms"], self._drift = drift.latest_ms, drift.latest
         except UserError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever a backend raises for this module is this module's result
+        except Exception as error:  # noqa: BLE001 - any error of the backend is this workload's result
             if terms.device.kind == "cuda":
                 torch.cuda.empty_cache()
             self._reason = named_line(error)
@@ -129,7 +126,7 @@ class Visits:
             self._session = None
 
     def row(self) -> Row:
-        """The row of all rounds so far, at least one."""
+        """Combine all rounds so far, at least one, into a row."""
         outcome: dict[str, Any] = {"status": "failed", "reason": self._reason}
         conditions = dict(self._conditions)
         if not self._reason:

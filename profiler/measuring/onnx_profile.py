@@ -1,8 +1,7 @@
-"""Time by operator inside ONNX Runtime, by its own profiler, of a whole network against its blocks.
+"""Time by operator inside ONNX Runtime, by its profiler: a whole network against its blocks.
 
-ONNX Runtime writes an event for every node that it runs, after its graph optimizations: fused nodes, and the reorder
-nodes that convert feature maps to and from its blocked layout, appear under their own types. The rest of a run is the
-runtime's own overhead.
+ONNX Runtime writes one event per node that it runs after graph optimization: fused nodes, and the reorder nodes that
+convert feature maps to and from its blocked layout, have types of their own. The rest of a run is runtime overhead.
 """
 
 import importlib
@@ -26,9 +25,9 @@ from profiler.precision import typed_copy
 __all__ = ["OperatorDifference", "OperatorTimes", "Residual", "operator_times", "residual"]
 
 LAYOUT_OPERATORS = frozenset({"ReorderInput", "ReorderOutput", "Transpose", "Cast", "MemcpyFromHost", "MemcpyToHost"})
-"""Node types that only change how numbers lie in memory."""
+"""Node types that only change the layout in memory."""
 _HOLDS_OTHERS = frozenset({"If", "Loop", "Scan"})
-"""Node types whose time is that of the nodes inside, which have events of their own."""
+"""Node types whose time is that of the nodes inside, which have their own events."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,8 @@ class OperatorTimes:
 
     Attributes:
         kernel_ms: time in kernels by node type.
-        nodes: how many nodes of each type ran.
-        run_ms: median of a whole run as the runtime sees it, profiling switched on.
+        nodes: number of nodes that ran by type.
+        run_ms: median of a run as the runtime measures it, under profiling.
     """
 
     kernel_ms: Mapping[str, float]
@@ -53,7 +52,7 @@ class OperatorTimes:
 
 @dataclass(frozen=True)
 class OperatorDifference:
-    """One node type in a whole and in its parts taken together."""
+    """One node type in the whole network and in all of its blocks."""
 
     operator: str
     whole_ms: float
@@ -72,13 +71,13 @@ class Residual:
     """Difference between a network's latency and the sum of its blocks', in four summands.
 
     Attributes:
-        whole_ms: a run of the whole.
-        parts_ms: the parts' runs added up.
-        overhead_ms: of the difference, what is outside kernels: every part starts a session's run. On a busy machine
-            that is where waiting for a core shows, more of it in longer runs.
+        whole_ms: a run of the network.
+        parts_ms: the blocks' runs added up.
+        overhead_ms: difference outside kernels: every block starts a session's run. On a busy machine it includes
+            waiting for a core, more so in longer runs.
         layout_ms: nodes that only change the layout in memory, which the cuts add or remove.
-        fusion_ms: node types of which the network runs more or fewer than the blocks.
-        kernels_ms: node types of which both run equally many: the same kernels on other caches and memory.
+        fusion_ms: node types of which network and blocks run different numbers.
+        kernels_ms: node types of which both run equal numbers: the same kernels on other caches and memory.
         operators: by node type, the largest difference first.
     """
 
@@ -101,10 +100,10 @@ def operator_times(
 
     Args:
         backend: decides provider and threads.
-        items: modules with real weights, each with one tensor per positional argument, on the CPU. They are exported
-            together, as parts are when they are measured.
+        items: modules with real weights, each with one CPU tensor per positional argument; exported together, as blocks
+            are for measuring.
         precision: of weights and floating-point inputs.
-        runs: measured runs, preceded by equally many to warm up; their medians resist a busy neighbour.
+        runs: measured runs, after the same number of warm-up runs; medians resist a busy neighbour.
     """
     typed = [typed_copy(module, inputs, precision, "cpu") for module, inputs in items]
     models = to_onnx_many([module for module, _ in typed], [inputs for _, inputs in typed])
@@ -136,18 +135,16 @@ def _profiled(
 
 
 def read_events(events: Sequence[Mapping[str, Any]], runs: int) -> OperatorTimes:
-    """Sum up a trace of ONNX Runtime by node type.
+    """Sum up an ONNX Runtime trace of ``runs`` runs by node type.
 
-    Args:
-        events: of the trace.
-        runs: that it holds. Of each node the median of the later half counts, as often as it ran in a run.
+    Each node counts with the median of its later half, times its occurrences per run.
     """
     nodes: dict[tuple[str, int, str], list[float]] = defaultdict(list)
     whole: list[float] = []
     for event in events:
         facts = event.get("args", {})
         if event.get("cat") == "Node" and str(event["name"]).endswith("_kernel_time"):
-            # Nodes may lack a name of their own; the index tells them apart.
+            # Nodes may lack a name; the index distinguishes them.
             nodes[event["name"], int(facts.get("node_index", -1)), facts["op_name"]].append(event["dur"] / 1e3)
         elif event.get("name") == "model_run":
             whole.append(event["dur"] / 1e3)
@@ -163,7 +160,7 @@ def read_events(events: Sequence[Mapping[str, Any]], runs: int) -> OperatorTimes
 
 
 def residual(whole: OperatorTimes, parts: Sequence[OperatorTimes]) -> Residual:
-    """Compare a whole with its parts, repeated ones given as often as they occur."""
+    """Compare a network with its blocks, repeated ones given as often as they occur."""
     operators = sorted({*whole.nodes, *(operator for part in parts for operator in part.nodes)})
     rows = [
         OperatorDifference(

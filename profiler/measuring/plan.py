@@ -1,6 +1,6 @@
-"""Plan of a profiling run: what is cached, what failed before, and what to measure, in which order.
+"""Plan of a profiling run: what is cached, what failed before, and what to measure in which order.
 
-Pure functions of values: nothing is measured or written here.
+Pure functions: nothing is measured or written here.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ WorkloadT = TypeVar("WorkloadT", bound=Workload)
 
 @dataclass(frozen=True)
 class Failure:
-    """A workload without a latency, and why."""
+    """A workload without a latency, and the reason."""
 
     key: str
     name: str
@@ -31,8 +31,8 @@ class Plan:
     """Plan of a profiling run.
 
     Attributes:
-        schedule: workloads to measure, in this order.
-        cached: number of workloads that the table holds, remembered failures included.
+        schedule: workloads to measure, in order.
+        cached: number of workloads in the table, remembered failures included.
         failed: remembered failures that are not measured again.
     """
 
@@ -52,9 +52,9 @@ def plan_profile(
     """Decide what to measure and in which order: the most valuable first, random order among equals.
 
     Args:
-        workloads: any number under one key; those that are missing need real weights.
+        workloads: several may share a key; missing ones need real weights.
         known: current rows of the target, by key.
-        rng: draws the order, which keeps slow drift from falling on one kind of block.
+        rng: draws the order, which keeps slow drift from biasing one kind of block.
         value: of knowing each workload's latency, by key; 0 where absent.
         retry_failed: measure remembered failures again.
 
@@ -78,16 +78,10 @@ def plan_profile(
 def missing(
     workloads: Iterable[WorkloadT], table: LatencyTable, target: Target, *, retry_failed: bool = False
 ) -> tuple[WorkloadT, ...]:
-    """Find the workloads that a table does not hold for a target, one per key, in the given order.
+    """Find the workloads that a table lacks for a target, one per key, in the given order.
 
-    Only keys are compared, so the workloads may still be on the ``meta`` device: give real weights to what is returned
-    and pass it to :func:`profiler.measuring.profile.profile_workloads`.
-
-    Args:
-        workloads: any number under one key.
-        table: where to look.
-        target: what the latencies must hold for.
-        retry_failed: count remembered failures as missing.
+    Only keys are compared, so the workloads may be on ``meta``: give real weights to the result and pass it to
+    :func:`profiler.measuring.profile.profile_workloads`. ``retry_failed`` counts remembered failures as missing.
     """
     return _missing(workloads, table.current(target), retry_failed)
 

@@ -1,4 +1,4 @@
-"""Fill a latency table: measure what it lacks; a workload that fails does not stop the others."""
+"""Fill a latency table: measure what it lacks; a failing workload does not stop the others."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,10 +22,10 @@ from profiler.workload import Workload, random_inputs
 __all__ = ["Caches", "ProfileReport", "ProfileSettings", "Progress", "measurement_target", "profile_workloads"]
 
 _GROUP = 16
-"""Blocks prepared together. Whole networks are prepared one at a time: several may not fit in memory."""
+"""Blocks prepared together; whole networks are prepared singly, as several may not fit in memory."""
 
 _WINDOW = 50_000_000
-"""Parameters of the workloads whose rounds are interleaved, all of them in memory at once."""
+"""Total parameters of the workloads whose rounds are interleaved, all of them in memory at once."""
 
 Caches = Literal["hot", "cold"]
 
@@ -36,15 +36,13 @@ class ProfileSettings:
 
     Attributes:
         precision: of weights and floating-point inputs.
-        batch: images per run, as the rows will say; the shapes themselves are the workloads'.
+        batch: images per run, recorded in the rows; the workloads define the shapes themselves.
         kind: whether the workloads are blocks (``part``) or whole networks.
-        caches: ``cold`` flushes them before every run; those rows have keys of their own, see
-            :mod:`profiler.timing.cold`.
+        caches: ``cold`` flushes them before every run; those rows have their own keys, see :mod:`profiler.timing.cold`.
         timing: precision and limits of one measurement.
-        rounds: in which each workload is measured, apart in time and between the others; up to twice as many where
-            they disagree.
-        time_limit_s: start no further measurement after this long; the report lists what is left.
-        reference_every: measurements between two readings of the reference workload; 0 reads none.
+        rounds: per workload, apart in time; up to twice the number where they disagree.
+        time_limit_s: start no further measurement after this long.
+        reference_every: measurements between two readings of the reference workload; 0 disables it.
         retry_failed: measure remembered failures again.
     """
 
@@ -64,11 +62,9 @@ class Progress:
     """Progress of a profiling run.
 
     Attributes:
-        done: workloads finished, those already in the table included.
-        total: workloads with different keys.
-        cached: how many of ``done`` were in the table.
-        failed: how many of ``done`` have failed.
-        name: of the workload that was finished last; empty at the start.
+        done: workloads finished, those in the table included; of these ``cached`` were in the table, ``failed`` failed.
+        total: number of different keys.
+        name: of the last finished workload; empty at the start.
         seconds_left: estimated from those measured so far; ``None`` before the first.
     """
 
@@ -87,14 +83,13 @@ class ProfileReport:
     Attributes:
         measured: workloads measured in this run, failures included.
         cached: workloads found in the table, remembered failures included.
-        failed: all workloads without a latency, whether they failed in this run or before.
-        unsteady: names of workloads measured in this run whose interval is wider than requested.
-        drift: the largest relative change of the reference workload against its first reading; ``None`` with fewer
-            than two readings.
+        failed: all workloads without a latency, from this run or before.
+        unsteady: names of workloads measured now whose interval is wider than requested.
+        drift: largest relative change of the reference workload from its first reading; ``None`` without a second one.
         seconds: duration of the run.
-        disturbed: names of workloads measured in this run under load, throttled or with changing clocks; their rows'
-            conditions list the causes.
-        left: names of workloads that the time limit left out, in the order in which they would have been measured.
+        disturbed: names of workloads measured now under load, throttling or changing clocks; their rows' conditions
+            list the causes.
+        left: names of workloads that the time limit left out, in scheduled order.
     """
 
     measured: int
@@ -108,7 +103,7 @@ class ProfileReport:
 
 
 def measurement_target(backend: Backend, *, precision: str = "fp32", batch: int = 1) -> Target:
-    """The target under which a backend's measurements are stored."""
+    """Return the target of a backend's measurements."""
     return Target(backend.device.name, backend.name, backend.version, precision, batch, backend.threads)
 
 
@@ -125,16 +120,16 @@ def profile_workloads(
 ) -> ProfileReport:
     """Measure the workloads that the table lacks, the most valuable first, in random order among equals.
 
-    Every result is committed before the next workload starts, or with several rounds as soon as these agree, so an
-    interrupted run resumes where it stopped. A workload that fails (to export, to build, to run, for memory) becomes a
-    row with its reason.
+    Every result is committed before the next workload starts, or with several rounds once these agree, so an
+    interrupted run resumes. A workload that fails (to export, build or run, or for memory) becomes a row with its
+    reason.
 
     Args:
-        workloads: any number under one key; those that are missing need real weights.
+        workloads: several may share a key; missing ones need real weights.
         table: filled in.
-        backend: how they run, and on which device.
+        backend: with its device.
         rng: draws the order.
-        settings: what to measure and how; the defaults if ``None``.
+        settings: the defaults if ``None``.
         value: of knowing each workload's latency, by key; 0 where absent.
         reference: timed before, between and after the others; :func:`profiler.measuring.drift.reference_workload` if
             ``None``.
@@ -186,9 +181,9 @@ def _settled(
     rng: np.random.Generator,
     in_time: Callable[[], bool],
 ) -> Iterator[Visits]:
-    """Visit the schedule's workloads round after round, in an order drawn anew, and yield each once it is settled.
+    """Visit the scheduled workloads round after round, in a new order each, and yield each once it is settled.
 
-    When the time is up, the unsettled ones come with the rounds that they have.
+    When the time is up, the unsettled ones follow with the rounds that they have.
     """
     waiting: list[Visits] = []
 
@@ -221,13 +216,7 @@ def _settled(
 
 
 def progress_of(plan: Plan, rows: Sequence[Row], elapsed_s: float) -> Progress:
-    """Progress after some rows of a plan.
-
-    Args:
-        plan: of the run.
-        rows: measured so far.
-        elapsed_s: seconds since the start.
-    """
+    """Return the progress ``elapsed_s`` seconds after the start, with these rows of a plan measured."""
     left = len(plan.schedule) - len(rows)
     return Progress(
         done=plan.cached + len(rows),
@@ -240,7 +229,7 @@ def progress_of(plan: Plan, rows: Sequence[Row], elapsed_s: float) -> Progress:
 
 
 def report_of(plan: Plan, rows: Sequence[Row], drift: float | None, seconds: float) -> ProfileReport:
-    """Report of a run that measured some rows of a plan."""
+    """Return the report of a run that measured some rows of a plan."""
     measured = {row.key for row in rows}
     return ProfileReport(
         measured=len(rows),
@@ -265,7 +254,7 @@ def _terms(target: Target, settings: ProfileSettings, backend: Backend) -> Terms
 def _prepared(
     workloads: Sequence[Workload], backend: Backend, precision: str, group_size: int, in_time: Callable[[], bool]
 ) -> Iterator[tuple[Workload, Callable[[], Session]]]:
-    """Each workload in turn, with a function that returns its session or raises why there is none."""
+    """Yield each workload with a function that returns its session or raises the reason for having none."""
     for start in range(0, len(workloads), group_size):
         if not in_time():
             return
@@ -275,7 +264,7 @@ def _prepared(
         for index, workload in enumerate(group):
             try:
                 items.append((workload.module, random_inputs(workload.inputs)))
-            except Exception as error:  # noqa: BLE001 - inputs that no memory can hold are this workload's failure
+            except Exception as error:  # noqa: BLE001 - inputs too large for memory are this workload's failure
                 refused[index] = partial(_raise, error)
         prepared = iter(backend.prepare_many(items, precision))
         for index, workload in enumerate(group):

@@ -1,6 +1,6 @@
 """Accuracy of latency predictions: errors and rank correlations, beside simpler predictors.
 
-Pure array functions of numbers: no torch here.
+Pure array functions without torch.
 """
 
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ class Accuracy:
     """Predicted against measured latencies.
 
     Attributes:
-        count: how many were compared.
+        count: number of pairs.
         mape: mean of ``|predicted / measured - 1|``.
         within_5: fraction of errors up to 5%.
-        within_10: up to 10%.
-        spearman: rank correlation, ``None`` where it is not defined.
-        kendall: Kendall's tau-b, ``None`` where it is not defined.
+        within_10: fraction of errors up to 10%.
+        spearman: rank correlation, ``None`` where undefined.
+        kendall: Kendall's tau-b, ``None`` where undefined.
     """
 
     count: int
@@ -36,12 +36,7 @@ class Accuracy:
 
 
 def accuracy(predicted_ms: ArrayLike, measured_ms: ArrayLike) -> Accuracy:
-    """Compare predictions with measurements.
-
-    Args:
-        predicted_ms: ``(N,)``, finite; N at least 1.
-        measured_ms: ``(N,)``, positive.
-    """
+    """Compare predictions, finite ``(N,)`` with N at least 1, with positive measurements ``(N,)``."""
     predicted, measured = (np.asarray(values, dtype=np.float64) for values in (predicted_ms, measured_ms))
     if predicted.shape != measured.shape or predicted.ndim != 1 or not predicted.size:
         raise ValueError(f"one prediction per measurement is needed, but got {predicted.shape} and {measured.shape}")
@@ -58,11 +53,11 @@ def accuracy(predicted_ms: ArrayLike, measured_ms: ArrayLike) -> Accuracy:
 
 @dataclass(frozen=True)
 class Coverage:
-    """Coverage of intervals over many random choices of the calibration networks.
+    """Coverage of intervals over random choices of the calibration networks.
 
     Attributes:
         splits: number of choices.
-        mean: fraction of intervals that hold the measured latency, the mean over splits.
+        mean: fraction of intervals that hold the measured latency, averaged over splits.
         low: 5% quantile over splits.
         high: 95% quantile over splits.
     """
@@ -84,16 +79,16 @@ def coverage_over_splits(
 ) -> Coverage:
     """Fit on a random choice of the networks, check the intervals of the others, and repeat.
 
-    One fit on few wholes says little about intervals: by luck its worst residuals are large or small. An interval that
-    is right on average over choices is right.
+    One fit on few networks says little about intervals: its worst residuals may be large or small by chance. So
+    coverage is averaged over choices.
 
     Args:
-        parts: what the parts of each whole add up to; more than ``calibrated_on``.
-        wholes_ms: ``(N,)`` measured latency of each whole.
-        calibrated_on: wholes of every fit, at least 2.
+        parts: sums over the blocks of each network; more than ``calibrated_on``.
+        wholes_ms: ``(N,)`` measured end-to-end latencies.
+        calibrated_on: networks per fit, at least 2.
         level: of the intervals.
         rng: draws the choices.
-        splits: how many.
+        splits: number of choices.
     """
     wholes = np.asarray(wholes_ms, dtype=np.float64)
     sums, counts, halves = (
@@ -111,25 +106,25 @@ def coverage_over_splits(
 
 
 def fitted_line(values: ArrayLike, wholes_ms: ArrayLike, others: ArrayLike) -> Array:
-    """Predict by ``a * value + b`` with ``a, b >= 0``, fitted as the latency model is, by relative errors.
+    """Predict by ``a * value + b`` with ``a, b >= 0``, fitted by relative errors like the latency model.
 
     Args:
-        values: ``(N,)`` of the wholes that are fitted, such as their FLOPs.
+        values: ``(N,)`` of the fitted networks, such as their FLOPs.
         wholes_ms: ``(N,)`` their latencies.
-        others: ``(M,)`` values of the wholes to predict.
+        others: ``(M,)`` values of the networks to predict.
 
     Returns:
         ``(M,)`` milliseconds.
     """
     known, wholes, wanted = (np.asarray(one, dtype=np.float64) for one in (values, wholes_ms, others))
-    # Solved in units of the largest value: FLOPs are 10^9 times the constant beside them.
+    # Solved in units of the largest value: FLOPs are 10^9 times the constant.
     unit = known.max(initial=0.0) or 1.0
     scale, constant = fit_relative(known / unit, np.ones_like(known), wholes, True)
     return scale * wanted / unit + constant
 
 
 def spearman(first: ArrayLike, second: ArrayLike) -> float | None:
-    """Rank correlation, ties ranked by their mean; ``None`` for fewer than two or all-equal values."""
+    """Return the rank correlation with mean ranks for ties; ``None`` for fewer than two or all-equal values."""
     a, b = (_ranks(np.asarray(values, dtype=np.float64)) for values in (first, second))
     a, b = a - a.mean(), b - b.mean()
     spread = float(np.sqrt((a @ a) * (b @ b)))
@@ -137,7 +132,7 @@ def spearman(first: ArrayLike, second: ArrayLike) -> float | None:
 
 
 def kendall(first: ArrayLike, second: ArrayLike) -> float | None:
-    """Kendall's tau-b: pairs in the same order less pairs in the opposite one; ``None`` where all pairs are tied."""
+    """Return Kendall's tau-b: concordant minus discordant pairs, normalised; ``None`` where all pairs are tied."""
     a, b = (np.asarray(values, dtype=np.float64) for values in (first, second))
     upper = np.triu_indices(a.size, 1)
     signs = [np.sign(values[:, None] - values[None, :])[upper] for values in (a, b)]

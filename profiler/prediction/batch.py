@@ -1,6 +1,6 @@
 """Batch prediction: rows as arrays, networks as indices into them.
 
-:func:`profiler.prediction.predict.sum_parts` is the same for one network; here a million take seconds.
+:func:`profiler.prediction.predict.sum_parts` does the same for one network; here a million take seconds.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,8 +25,8 @@ class Networks:
     """Networks as indices into :class:`LatencyArrays`.
 
     Attributes:
-        network: ``(P,)`` which network each part belongs to, ascending.
-        row: ``(P,)`` which row each part has.
+        network: ``(P,)`` network of each block, ascending.
+        row: ``(P,)`` row of each block.
         count: number of networks ``N``.
     """
 
@@ -37,9 +37,9 @@ class Networks:
 
 @dataclass(frozen=True)
 class PartsSums:
-    """Sums over the blocks of many networks: :class:`profiler.prediction.predict.PartsSum` as arrays ``(N,)``.
+    """:class:`profiler.prediction.predict.PartsSum` of many networks as arrays ``(N,)``.
 
-    A network with a failed part has no latency: its ``ms`` and ``half_ms`` are NaN.
+    ``ms`` and ``half_ms`` are NaN for a network with a failed block.
     """
 
     ms: Array
@@ -49,7 +49,7 @@ class PartsSums:
 
 @dataclass(frozen=True)
 class LatencyArrays:
-    """Rows of a table, and guesses where it has none.
+    """Rows of a table, and guesses for missing ones.
 
     Attributes:
         place: index of each key in the arrays.
@@ -65,11 +65,9 @@ class LatencyArrays:
 
     @classmethod
     def of(cls, rows: Mapping[str, Row], guesses: Mapping[str, Guess] | None = None) -> Self:
-        """Collect rows by key, as :meth:`profiler.table.latency_table.LatencyTable.current` gives them.
+        """Collect rows by key, from :meth:`profiler.table.latency_table.LatencyTable.current`, failures included.
 
-        Args:
-            rows: measured ones, failures included.
-            guesses: used for keys that have no row.
+        ``guesses`` serve keys without a row.
         """
         added = {key: guess for key, guess in (guesses or {}).items() if key not in rows}
         values = [
@@ -82,10 +80,7 @@ class LatencyArrays:
         return cls(place, table[:, 0], (table[:, 2] - table[:, 1]) / 2, guessed)
 
     def find(self, keys_of: Sequence[Iterable[str]]) -> Networks:
-        """Look up the parts of networks.
-
-        Args:
-            keys_of: of each network, one key per part, as often as it occurs.
+        """Look up the blocks of networks, given one key per block of each network, repeated ones included.
 
         Raises:
             MissingPartsError: some keys have no row; names them all.
@@ -95,19 +90,19 @@ class LatencyArrays:
         found = map(self.place.get, chain.from_iterable(listed))
         try:
             row = np.fromiter(found, dtype=np.int64, count=int(sizes.sum()))
-        except TypeError:  # a None among them
+        except TypeError:  # a missing key gave None
             absent = dict.fromkeys(key for keys in listed for key in keys if key not in self.place)
             raise MissingPartsError(list(absent)) from None
         return Networks(np.repeat(np.arange(len(listed)), sizes), row, len(listed))
 
     def sum(self, networks: Networks) -> PartsSums:
-        """Add up the parts of every network, as :func:`profiler.prediction.predict.sum_parts` does for one.
+        """Add up the blocks of every network, as :func:`profiler.prediction.predict.sum_parts` does for one.
 
-        Errors of guesses within one network are taken to be fully correlated: their half-widths add up linearly.
+        Errors of guesses within one network count as fully correlated: their half-widths add up linearly.
         """
         network, row, count = networks.network, networks.row, networks.count
         ms = np.bincount(network, weights=self.median_ms[row], minlength=count).astype(np.float64, copy=False)
-        # One row used several times is one error several times over: equal (network, row) pairs are counted first.
+        # A repeated row repeats the same error: equal (network, row) pairs are counted first.
         pairs, times = np.unique(network * len(self.median_ms) + row, return_counts=True)
         owner, used = np.divmod(pairs, max(len(self.median_ms), 1))
         error = times * self.half_ms[used]

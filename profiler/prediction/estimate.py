@@ -1,8 +1,8 @@
-"""Roofline estimates for a GPU that is not here: labelled as such, never mixed with measurements.
+"""Roofline estimates for a missing GPU: labelled as such, never mixed with measurements.
 
 A workload can not be faster than its operations at the peak rate, nor than its inputs, outputs and weights through the
-memory once (Williams, Waterman, Patterson: Roofline, CACM 2009). Real kernels reach a part of that; how much is not
-known without the device, so the interval is an assumption and wide.
+memory once (Williams, Waterman, Patterson: Roofline, CACM 2009). Real kernels reach a fraction of that, unknown without
+the device, so the interval is a wide assumption.
 """
 
 from collections.abc import Iterable, Sequence
@@ -32,9 +32,9 @@ ESTIMATE_BACKEND = "estimate-roofline"
 
 _VERSION = "1"
 _LAUNCH_MS = 0.005
-"""Approximate cost of a kernel launch on current GPUs; each workload is charged for one."""
+"""Approximate cost of one kernel launch, added to each workload, on current GPUs."""
 _WORST_UTILISATION = 0.1
-"""The fraction of the roofline that a poor kernel is assumed to reach: the upper end of the interval."""
+"""Fraction of the roofline that a poor kernel is assumed to reach: the upper end of the interval."""
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 _ESTIMATED = ("fp32", "fp16")
 """Precisions whose peak every data sheet states."""
@@ -45,7 +45,7 @@ class Roof:
     """The two rates that no run exceeds.
 
     Attributes:
-        flops_per_s: peak of the operations, infinite where nothing is known of it.
+        flops_per_s: peak of the operations, infinite where unknown.
         bytes_per_s: memory bandwidth.
         float_bytes: size of a floating-point number.
     """
@@ -56,10 +56,10 @@ class Roof:
 
     @classmethod
     def of_sheet(cls, sheet: GpuSheet, precision: str = "fp32") -> Self:
-        """Rates from a GPU's data sheet.
+        """Take the rates from a GPU's data sheet.
 
         Raises:
-            UserError: the precision is not one that can be estimated.
+            UserError: the precision can not be estimated.
         """
         if precision not in _ESTIMATED:
             raise UserError(f"an estimate is for one of {', '.join(_ESTIMATED)}, but got {precision!r}")
@@ -68,12 +68,7 @@ class Roof:
 
     @classmethod
     def reached(cls, measured: Iterable[tuple[Work, float]], float_bytes: int = 4) -> Self:
-        """The highest rates that any of these runs has reached: a roof for a device without a data sheet.
-
-        Args:
-            measured: work and latency in milliseconds of each; at least one.
-            float_bytes: size of a floating-point number.
-        """
+        """Return the highest rates in at least one measured (work, ms) run: a roof for a device without data sheet."""
         runs = list(measured)
         if not runs:
             raise ValueError("a roof is read off measured runs, but got none")
@@ -90,7 +85,7 @@ class Roof:
         return work.bytes_moved(self.float_bytes) / self.bytes_per_s * 1e3
 
     def bound_ms(self, work: Work) -> float:
-        """The least time that a run can take."""
+        """Lower bound of a run's time."""
         return max(self.compute_ms(work), self.memory_ms(work))
 
 
@@ -99,9 +94,8 @@ class EstimateError:
     """Error of the estimates for one target.
 
     Attributes:
-        target: of the measurements.
-        rows: that were compared.
-        median_ratio: measured latency as a multiple of the estimated one, in the median.
+        rows: number of compared measurements.
+        median_ratio: median of measured over estimated latency.
         inside: fraction of measured latencies inside the estimates' intervals.
     """
 
@@ -112,7 +106,7 @@ class EstimateError:
 
 
 def estimate_errors(table: LatencyTable) -> list[EstimateError]:
-    """Compare estimates with every GPU of the data sheets that the table holds measurements of; empty without any."""
+    """Compare estimates with the table's measurements on GPUs that have a data sheet; empty without any."""
     found = []
     for target in table.targets():
         sheet = next((sheet for sheet in gpu_sheets().values() if sheet.is_called(target.device)), None)
@@ -135,27 +129,22 @@ def estimate_errors(table: LatencyTable) -> list[EstimateError]:
 
 
 def float_bytes(precision: str) -> int:
-    """Bytes of an element of a feature map in a precision."""
+    """Return the bytes per element of a feature map."""
     return _BYTES[precision]
 
 
 def estimate_workloads(
     workloads: Sequence[Workload], table: LatencyTable, sheet: GpuSheet, *, precision: str = "fp32", batch: int = 1
 ) -> int:
-    """Add estimates for the workloads that the table holds none for.
+    """Add estimates for the workloads, on any device or ``meta``, that the table has none for.
 
-    Args:
-        workloads: on any device, ``meta`` too.
-        table: filled in.
-        sheet: the GPU.
-        precision: ``fp32`` or ``fp16``.
-        batch: images per run, as the rows will say.
+    ``precision`` is ``fp32`` or ``fp16``; ``batch`` is recorded in the rows.
 
     Returns:
-        How many rows were added.
+        Number of rows added.
 
     Raises:
-        UserError: the precision is not one that can be estimated.
+        UserError: the precision can not be estimated.
     """
     known = table.current(estimate_target(sheet, precision=precision, batch=batch))
     distinct = {workload.key: workload for workload in workloads if workload.key not in known}
@@ -165,15 +154,15 @@ def estimate_workloads(
 
 
 def estimate_target(sheet: GpuSheet, *, precision: str = "fp32", batch: int = 1) -> Target:
-    """The target under which estimates for a GPU are stored."""
+    """Return the target of estimates for a GPU."""
     return Target(sheet.title, ESTIMATE_BACKEND, _VERSION, precision, batch, 1)
 
 
 def estimate_row(workload: Workload, sheet: GpuSheet, *, precision: str = "fp32", batch: int = 1) -> Row:
-    """The roofline of one workload: ``max(operations / peak, bytes / bandwidth)``, and a launch.
+    """Estimate one workload: ``max(operations / peak, bytes / bandwidth)``, and a launch.
 
     Raises:
-        UserError: the precision is not one that can be estimated.
+        UserError: the precision can not be estimated.
     """
     roof = Roof.of_sheet(sheet, precision)
     work = Work.of(workload)

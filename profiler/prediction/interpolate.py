@@ -1,12 +1,12 @@
-"""Latencies of workloads that were not measured, from those of their family that were, with an honest interval.
+"""Interpolate latencies of unmeasured workloads from measured ones of their family, with calibrated intervals.
 
-Within a family (blocks of one class) the logarithm of the latency follows the logarithms of the work (operations,
-bytes, channels, cells, depth) nearly linearly, with smooth deviations where caches and kernels change. So it is a
-Gaussian process on those logarithms: a linear part, a smooth part and noise (Rasmussen and Williams, Gaussian Processes
-for Machine Learning, 2006, sections 2.7 and 5.4.2). How wide the three are is chosen by how well each row is predicted
-by the others, and the interval is scaled until it holds those left-out rows as often as it claims.
+Within a family (blocks of one class) log latency is nearly linear in log work (operations, bytes, channels, cells,
+depth), with smooth deviations where caches and kernels change. So each family has a Gaussian process on these
+logarithms: a linear part, a smooth part and noise (Rasmussen and Williams, Gaussian Processes for Machine Learning,
+2006, sections 2.7 and 5.4.2). Their scales are chosen by leave-one-out prediction, and the interval is widened until it
+holds left-out rows at its nominal rate.
 
-Pure array functions of numbers: no torch here.
+Pure array functions without torch.
 """
 
 import math
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["FewRowsError", "Guess", "Interpolation", "value_of_measuring"]
 
 _MIN_ROWS = 6
-"""Rows from which a family gets a law of its own; with fewer it shares one with all others."""
+"""Rows from which a family gets a law of its own; smaller families share one over all rows."""
 _MAX_ROWS = 200
-"""Rows of a family that its law is read off, evenly spread over its latencies: the cost grows with their cube."""
+"""Rows that a family's law is fitted to, evenly spread over its latencies: the cost grows with their cube."""
 _MIN_FOR_QUANTILE = 20
 _LINEAR = 3.0
 _LENGTHS = (0.5, 1.0, 2.0, 4.0)
@@ -39,19 +39,17 @@ _LEAST_SPREAD = 1e-9
 
 
 class FewRowsError(LookupError):
-    """Too few measured rows to read any law off them."""
+    """Too few measured rows to fit any law."""
 
 
 @dataclass(frozen=True)
 class Guess:
-    """A latency that was not measured.
+    """An interpolated latency.
 
     Attributes:
-        ms: the most likely one.
-        low_ms: lower end of its interval.
-        high_ms: upper end.
-        family: whose rows it is read off; ``all`` where its own family has too few.
-        rows: how many.
+        ms: the most likely value, with the interval ``low_ms`` to ``high_ms``.
+        family: whose law it comes from; ``all`` where its own family has too few rows.
+        rows: number of rows behind that law.
     """
 
     ms: float
@@ -67,15 +65,15 @@ class _Law:
 
     Attributes:
         centre: ``(F,)`` mean of the features.
-        scale: ``(F,)`` their spread, 1 where they are all equal.
+        scale: ``(F,)`` their standard deviation, 1 where they are all equal.
         features: ``(n, F)`` of the rows, standardized.
         mean: of the rows' log latencies.
         weights: ``(n,)`` of the rows in a prediction.
         precision: ``(n, n)`` inverse of the rows' covariance.
         smooth: standard deviation of the smooth part.
-        length: over which it changes.
+        length: length scale of the smooth part.
         noise: standard deviation of a single row.
-        widen: half-width of the interval in standard deviations, as left-out rows need it.
+        widen: half-width of the interval in standard deviations, from left-out rows.
     """
 
     centre: Array
@@ -112,7 +110,7 @@ class _Law:
         return cls(centre, scale, x, mean, inverse @ y, inverse, smooth, length, noise, _widening(left_out, level))
 
     def predict(self, features: Array) -> tuple[Array, Array]:
-        """Mean ``(M,)`` and covariance ``(M, M)`` of log latencies, without the noise of measuring them."""
+        """Mean ``(M,)`` and covariance ``(M, M)`` of log latencies, without measurement noise."""
         x = (features - self.centre) / self.scale
         across = _kernel(x, self.features, self.smooth, self.length)
         covariance = _kernel(x, x, self.smooth, self.length) - across @ self.precision @ across.T
@@ -121,11 +119,7 @@ class _Law:
 
 @dataclass(frozen=True)
 class Interpolation:
-    """Laws by family, read off measured rows.
-
-    Attributes:
-        level: how often intervals are meant to hold the latency that measuring would give.
-    """
+    """Laws by family, fitted to measured rows; ``level`` is the nominal coverage of measured latencies."""
 
     level: float
     _laws: dict[str, _Law]
@@ -133,11 +127,11 @@ class Interpolation:
 
     @classmethod
     def fit(cls, works: Sequence["Work"], medians_ms: Sequence[float], *, level: float = 0.9) -> Self:
-        """Read the laws off measured rows.
+        """Fit the laws to measured rows.
 
         Args:
-            works: of each row.
-            medians_ms: of each row, positive.
+            works: one per row.
+            medians_ms: one per row, positive.
             level: of the intervals, in (0, 1).
 
         Raises:
@@ -160,7 +154,7 @@ class Interpolation:
         return cls(level, laws, _Law.fit(features[rows], log_ms[rows], level))
 
     def guess(self, works: Sequence["Work"]) -> list[Guess]:
-        """The latency of each workload, with the interval that measuring it should fall into."""
+        """Guess each workload's latency, with an interval for its measurement."""
         guesses = []
         for work in works:
             law = self._laws.get(work.family, self._common)
@@ -176,7 +170,7 @@ class Interpolation:
         """Joint covariance of the errors of guesses.
 
         Returns:
-            ``(M, M)`` covariance in ms^2, zero between families, and ``(M,)`` the variance of measuring each.
+            ``(M, M)`` covariance in ms^2, zero between families, and the ``(M,)`` variance of measuring each.
         """
         features = _features(works)
         names = np.array([work.family if work.family in self._laws else "all" for work in works])
@@ -186,7 +180,7 @@ class Interpolation:
             law = self._laws.get(name, self._common)
             mean, covariance = law.predict(features[rows])
             ms = np.exp(mean)
-            # Left-out rows say by how much the law's own standard deviation is off.
+            # Left-out rows correct the law's own standard deviation.
             factor = (law.widen / float(ndtri((1 + self.level) / 2))) ** 2
             joint[np.ix_(rows, rows)] = factor * covariance * np.outer(ms, ms)
             noise[rows] = factor * (law.noise * ms) ** 2
@@ -196,8 +190,8 @@ class Interpolation:
 def value_of_measuring(counts: NDArray[np.integer], covariance: Array, noise: Array) -> Array:
     """Fraction of the uncertainty of many predictions that measuring one missing row removes.
 
-    The uncertainty is the sum of the variances of all networks' predictions. A row takes away more that many networks
-    use, that is long, or whose guess says much of the others'.
+    The uncertainty is the sum of the variances of all networks' predictions. A row removes more if many networks use
+    it, if it is slow, or if its guess is correlated with others.
 
     Args:
         counts: ``(N, M)`` how often each network uses each missing row.
@@ -205,10 +199,10 @@ def value_of_measuring(counts: NDArray[np.integer], covariance: Array, noise: Ar
         noise: ``(M,)`` variance of a measurement.
 
     Returns:
-        ``(M,)`` fractions of the total uncertainty, each as if that row alone were measured next.
+        ``(M,)`` fractions of the total uncertainty, each as if only that row were measured next.
     """
     use = counts.astype(np.float64)
-    shared = use @ covariance  # (N, M): how each network's error goes with each row's
+    shared = use @ covariance  # (N, M): covariance of each network's error with each row's
     whole = float(np.sum(shared * use))
     if whole <= 0:
         return np.zeros(use.shape[1])

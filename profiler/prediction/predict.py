@@ -1,10 +1,10 @@
 """Predict a network's end-to-end latency from its blocks' rows, with an interval.
 
-The blocks' sum alone is biased: operators fuse across the cut, every block pays for its own launch. So whole networks
-are measured too, and ``whole = a * sum + b * blocks`` is fitted with ``a, b >= 0``. Its errors on networks left out of
-the fit give the interval.
+The blocks' sum alone is biased: operators fuse across the cuts, and every block pays for its own launch. So whole
+networks are measured too, and ``whole = a * sum + b * blocks`` is fitted with ``a, b >= 0``; its leave-one-out errors
+give the interval.
 
-Pure array functions of numbers: no torch here.
+Pure array functions without torch.
 """
 
 import math
@@ -30,10 +30,10 @@ __all__ = [
 ]
 
 UNCALIBRATED_RELATIVE = 0.5
-"""Relative half-width of an interval without calibration: an assumption, and labelled as one."""
+"""Relative half-width of an uncalibrated interval: an assumption, and labelled as one."""
 
 _MIN_FOR_TWO = 8
-"""Calibration networks needed to fit the cost per block beside the scale; with fewer it would follow the noise."""
+"""Calibration networks needed to fit the cost per block beside the scale; with fewer it would overfit the noise."""
 _MIN_FOR_QUANTILE = 20
 """Calibration networks from which the interval is a quantile of the residuals instead of Student's distribution."""
 
@@ -41,11 +41,7 @@ Array = NDArray[np.float64]
 
 
 class MissingPartsError(LookupError):
-    """Workloads that the table has no row for.
-
-    Attributes:
-        keys: theirs, each once.
-    """
+    """Some workloads, with their distinct ``keys``, have no row in the table."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         self.keys = tuple(keys)
@@ -53,12 +49,7 @@ class MissingPartsError(LookupError):
 
 
 class FailedPartError(RuntimeError):
-    """A workload that has no latency because measuring it failed.
-
-    Attributes:
-        name: of the workload.
-        reason: of the failure.
-    """
+    """A workload, ``name``, has no latency because measuring it failed with ``reason``."""
 
     def __init__(self, name: str, reason: str) -> None:
         self.name = name
@@ -72,8 +63,8 @@ class PartsSum:
 
     Attributes:
         ms: sum of the medians.
-        half_ms: half-width of the sum's own interval: the parts' half-widths added as independent errors.
-        count: number of parts, repeated ones counted each time.
+        half_ms: half-width of the sum's own interval: the blocks' half-widths added as independent errors.
+        count: number of blocks, repeated ones included.
     """
 
     ms: float
@@ -83,14 +74,7 @@ class PartsSum:
 
 @dataclass(frozen=True)
 class Latency:
-    """A predicted latency.
-
-    Attributes:
-        ms: the prediction.
-        low_ms: lower end of its interval.
-        high_ms: upper end.
-        calibrated: whether the interval comes from measured wholes. If not, it is an assumption.
-    """
+    """A predicted latency with its interval; uncalibrated, without measured networks, the interval is an assumption."""
 
     ms: float
     low_ms: float
@@ -98,7 +82,7 @@ class Latency:
     calibrated: bool
 
     def ties(self, other: "Latency") -> bool:
-        """Whether each prediction lies inside the other's interval: then neither is faster."""
+        """Whether each prediction lies inside the other's interval, so that neither is faster."""
         return self.low_ms <= other.ms <= self.high_ms and other.low_ms <= self.ms <= other.high_ms
 
     def __str__(self) -> str:
@@ -117,15 +101,15 @@ class Latencies:
 
 
 def sum_parts(keys: Iterable[str], rows: Mapping[str, Row]) -> PartsSum:
-    """Add up the parts of one network.
+    """Add up the blocks of one network.
 
     Args:
-        keys: one per part, as often as it occurs.
-        rows: by key, as :meth:`profiler.table.latency_table.LatencyTable.current` gives them.
+        keys: one per block, repeated ones included.
+        rows: by key, from :meth:`profiler.table.latency_table.LatencyTable.current`.
 
     Raises:
-        MissingPartsError: some key has no row; names them all.
-        FailedPartError: some part's row is a failure.
+        MissingPartsError: some keys have no row; names them all.
+        FailedPartError: some block's row is a failure.
     """
     keys = list(keys)
     absent = [key for key in dict.fromkeys(keys) if key not in rows]
@@ -138,7 +122,7 @@ def sum_parts(keys: Iterable[str], rows: Mapping[str, Row]) -> PartsSum:
         if row.median_ms is None or row.low_ms is None or row.high_ms is None:
             raise FailedPartError(row.name, row.reason)
         total += row.median_ms
-        # One row used several times is one error several times over, not several independent ones.
+        # A repeated row repeats the same error; its uses are not independent.
         halves[key] = halves.get(key, 0.0) + (row.high_ms - row.low_ms) / 2
     return PartsSum(total, math.hypot(*halves.values()), len(keys))
 
@@ -150,10 +134,10 @@ class LatencyModel:
     Attributes:
         scale: factor of the blocks' sum.
         per_part_ms: extra cost per block.
-        relative_half_width: half-width of a prediction's interval relative to it, without the blocks' own.
+        relative_half_width: of a prediction's interval, without the blocks' own.
         level: nominal coverage of the interval.
-        residuals: ``measured / predicted - 1`` of every calibration whole, predicted by a fit without it.
-        calibrated: whether the interval comes from measured wholes, at least two of them.
+        residuals: leave-one-out ``measured / predicted - 1`` of every calibration network.
+        calibrated: whether the interval comes from at least two measured networks.
     """
 
     scale: float = 1.0
@@ -165,14 +149,14 @@ class LatencyModel:
 
     @classmethod
     def fit(cls, parts: Sequence[PartsSum], wholes_ms: Sequence[float], *, level: float = 0.9) -> Self:
-        """Fit on measured wholes by non-negative least squares of the relative error.
+        """Fit on measured networks by non-negative least squares of the relative error.
 
-        With fewer than 8 wholes only the scale is fitted. With none the model is the plain sum, with one the interval
-        stays the assumed one: a single whole says nothing about how far the next may lie off.
+        With fewer than 8 only the scale is fitted. With none the model is the plain sum; with one the interval stays
+        the assumed one, as a single network says nothing about the spread.
 
         Args:
-            parts: what the parts of each whole add up to.
-            wholes_ms: measured latency of each whole.
+            parts: sums over the blocks of each network.
+            wholes_ms: measured end-to-end latency of each.
             level: of the intervals, in (0, 1).
         """
         if len(parts) != len(wholes_ms):
@@ -193,18 +177,12 @@ class LatencyModel:
         return cls(scale, per_part_ms, half, level, tuple(residuals.tolist()), len(wholes) > 1)
 
     def predict(self, parts: PartsSum) -> Latency:
-        """Predict one whole."""
+        """Predict one network."""
         many = self.predict_many([parts.ms], [parts.count], [parts.half_ms])
         return Latency(float(many.ms[0]), float(many.low_ms[0]), float(many.high_ms[0]), self.calibrated)
 
     def predict_many(self, sums_ms: ArrayLike, counts: ArrayLike, halves_ms: ArrayLike = 0.0) -> Latencies:
-        """Predict many wholes at once.
-
-        Args:
-            sums_ms: ``(N,)`` sums of the parts' medians.
-            counts: ``(N,)`` numbers of parts.
-            halves_ms: ``(N,)`` half-widths of the sums' own intervals, or one for all.
-        """
+        """Predict ``(N,)`` networks from their sums, numbers of blocks, and the half-widths of the sums' intervals."""
         sums, parts, halves = (np.asarray(values, dtype=np.float64) for values in (sums_ms, counts, halves_ms))
         ms = self.scale * sums + self.per_part_ms * parts
         half = np.hypot(self.relative_half_width * ms, self.scale * halves)
@@ -212,10 +190,7 @@ class LatencyModel:
 
 
 def fit_relative(sums: Array, counts: Array, wholes: Array, per_part: bool) -> tuple[float, float]:
-    """Least squares of the relative error over ``scale >= 0`` and ``per_part_ms >= 0``, in closed form.
-
-    Without ``per_part`` the second is 0.
-    """
+    """Least squares of the relative error over ``scale >= 0`` and ``per_part_ms >= 0`` (or 0), in closed form."""
     x, y = sums / wholes, counts / wholes  # the target is then 1 everywhere
     xx, yy, xy, x1, y1 = float(x @ x), float(y @ y), float(x @ y), float(x.sum()), float(y.sum())
     scale_only = x1 / xx
@@ -226,7 +201,7 @@ def fit_relative(sums: Array, counts: Array, wholes: Array, per_part: bool) -> t
         scale, cost = (yy * x1 - xy * y1) / determinant, (xx * y1 - xy * x1) / determinant
         if scale >= 0 and cost >= 0:
             return scale, cost
-    # The unconstrained optimum lies outside: the constrained one is on a border, where one coefficient is 0.
+    # The unconstrained optimum is infeasible: the constrained one is on a border, where one coefficient is 0.
     part_only = y1 / yy
     error_scale = len(wholes) - scale_only * x1
     error_part = len(wholes) - part_only * y1
@@ -249,7 +224,7 @@ def _half_width(residuals: Array, degrees: int, level: float) -> float:
     if n < 2 or degrees < 1:
         return UNCALIBRATED_RELATIVE
     if n >= _MIN_FOR_QUANTILE and (rank := math.ceil((n + 1) * level)) <= n:
-        # The conformal rank: of n + 1 exchangeable residuals the new one is among the smallest `rank` that often.
+        # Conformal rank: of n + 1 exchangeable residuals the new one is among the `rank` smallest with that probability
         return float(np.sort(np.abs(residuals))[rank - 1])
     spread = math.sqrt(float(residuals @ residuals) / n)
     return float(stdtrit(degrees, (1 + level) / 2)) * spread
