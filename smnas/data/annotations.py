@@ -1,7 +1,7 @@
 """One COCO annotation file, read and checked.
 
-The rules are checked when a file is opened, not when training meets the entry hours later. Everything is kept in
-arrays (the 860,000 boxes of COCO take 60 MB instead of gigabytes of dictionaries); segmentations are not kept.
+Rules are checked on opening, not when training meets an entry hours later. Everything is kept in arrays (the 860,000
+boxes of COCO take 60 MB instead of gigabytes of dictionaries); segmentations are dropped.
 """
 
 import gc
@@ -21,7 +21,7 @@ from smnas.data.errors import DataError
 __all__ = ["BOX_TOLERANCE_PX", "AnnotationFile", "ImageList", "read_annotations", "read_image_list"]
 
 BOX_TOLERANCE_PX = 1.0
-"""How far a box may stand out of its image, in pixels; rounding in annotation tools reaches this."""
+"""Pixels by which a box may exceed its image; rounding in annotation tools reaches this."""
 _LARGEST_SIDE = 1 << 31
 _NO_BOX = (float("nan"),) * 4
 _DROPPABLE = "--drop-bad-boxes leaves such boxes out"
@@ -30,23 +30,21 @@ _HALF_CHARACTERS = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class AnnotationFile:
-    """The checked content of one annotation file.
+    """Checked content of one annotation file.
 
     Attributes:
-        path: where it was read from.
         classes: class names, by ascending category id.
-        category_ids: the category id of each class.
+        category_ids: of each class.
         image_ids: ``(I,)`` int64, in file order.
-        file_names: the image file of each image, relative to the image folder.
+        file_names: of each image, relative to the image folder.
         sizes: ``(I, 2)`` int64, width and height in pixels.
         boxes: ``(A, 4)`` float64, ``x, y, width, height`` as annotated, sorted by image.
         labels: ``(A,)`` int64, index into ``classes``.
         crowd: ``(A,)`` bool.
         areas: ``(A,)`` float64, as annotated, else width times height.
         offsets: ``(I + 1,)`` int64; image ``i`` owns annotations ``offsets[i]:offsets[i + 1]``.
-        dropped: how many annotations were left out because of their boxes.
-        root: label of the class that is only the others' supercategory, as Roboflow writes one with id 0; ``None``
-            where there is none.
+        dropped: number of annotations left out for their boxes.
+        root: label of the class that is only the others' supercategory, such as Roboflow's with id 0, or ``None``.
     """
 
     path: Path
@@ -64,7 +62,7 @@ class AnnotationFile:
     root: int | None = None
 
     def without_class(self, label: int) -> "AnnotationFile":
-        """The same file without a class that no box has."""
+        """Return a copy without a class that no box has."""
         return replace(
             self,
             classes=self.classes[:label] + self.classes[label + 1 :],
@@ -74,11 +72,7 @@ class AnnotationFile:
         )
 
     def with_images(self, kept: NDArray[np.bool_]) -> "AnnotationFile":
-        """The same file with some of its images and their boxes only.
-
-        Args:
-            kept: ``(I,)``.
-        """
+        """Return a copy with only the images ``kept``, ``(I,)``, and their boxes."""
         counts = np.diff(self.offsets)
         rows = np.repeat(kept, counts)
         return replace(
@@ -96,14 +90,13 @@ class AnnotationFile:
 
 @dataclass(frozen=True)
 class ImageList:
-    """The part of an annotation file that says which images there are and what may be found on them.
+    """Images and categories of an annotation file.
 
     Attributes:
-        path: where it was read from.
         classes: class names, by ascending category id.
-        category_ids: the category id of each class.
-        image_ids: the id of each image, in file order.
-        file_names: the image file of each image, relative to the image folder.
+        category_ids: of each class.
+        image_ids: of each image, in file order.
+        file_names: of each image, relative to the image folder.
         sizes: width and height of each image in pixels.
     """
 
@@ -116,7 +109,7 @@ class ImageList:
 
 
 def read_image_list(path: Path) -> ImageList:
-    """Read the images and categories of an annotation file; it needs no annotations, as that of a test set has none.
+    """Read the images and categories of an annotation file, which, as for a test set, may lack annotations.
 
     Raises:
         DataError: the file or one of these entries breaks a rule.
@@ -129,12 +122,12 @@ def read_image_list(path: Path) -> ImageList:
 
 
 def read_annotations(path: Path, *, drop_bad_boxes: bool = False) -> AnnotationFile:
-    """Read and check an annotation file.
+    """Read and check a COCO ``instances_*.json``.
 
     Args:
-        path: a COCO ``instances_*.json``.
-        drop_bad_boxes: leave out annotations whose box breaks a rule instead of refusing the file (the ``train2017``
-            file of COCO itself has two boxes of zero size).
+        path: the file.
+        drop_bad_boxes: leave out annotations whose box breaks a rule instead of refusing the file (COCO's own
+            ``train2017`` has two boxes of zero size).
 
     Raises:
         DataError: the file or one of its entries breaks a rule.
@@ -145,7 +138,7 @@ def read_annotations(path: Path, *, drop_bad_boxes: bool = False) -> AnnotationF
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Millions of small objects that all stay make Python's garbage collector look at all of them over and over."""
+    """Suspend Python's garbage collector, which would scan millions of small permanent objects again and again."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -194,7 +187,7 @@ def _read(path: Path, drop_bad_boxes: bool) -> AnnotationFile:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Annotations in file order, one array a column."""
+    """Annotations in file order, one array per column."""
 
     ids: list[Any]
     image_index: NDArray[np.int64]
@@ -207,7 +200,7 @@ class _Rows:
 def _load(path: Path, keys: Sequence[str]) -> Mapping[str, list[Any]]:
     try:
         document = json.loads(path.read_bytes(), object_hook=_without_segmentation)
-    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or a number of thousands of digits
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or a number of thousands of digits
         raise DataError(f"an annotation file must be JSON, but {path} is not: {error}") from None
     except OSError as error:
         raise DataError(f"an annotation file must be readable, but {path} is not: {error.strerror}") from None
@@ -223,7 +216,7 @@ def _load(path: Path, keys: Sequence[str]) -> Mapping[str, list[Any]]:
 
 
 def _without_segmentation(entry: dict[str, Any]) -> dict[str, Any]:
-    # Dropped as each object is read: the polygons of COCO would take more than a gigabyte until the file is.
+    # Dropped as each object is parsed: the polygons of COCO would take more than a gigabyte by the end of the file.
     entry.pop("segmentation", None)
     return entry
 
@@ -246,7 +239,7 @@ def _read_categories(entries: list[Any], path: Path) -> tuple[tuple[str, ...], t
 
 
 def _root(entries: list[Any], labels: NDArray[np.int64]) -> int | None:
-    """The class without a box that all others name as their supercategory; one of them may have its name."""
+    """Return the class without boxes that all others name as their supercategory; one of them may share its name."""
     ordered = sorted(entries, key=lambda entry: int(entry["id"]))
     for label, entry in enumerate(ordered):
         above = [other.get("supercategory") for other in ordered if other is not entry]
@@ -336,7 +329,7 @@ def _read_boxes(
 
 
 def _box_problems(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> Iterable[tuple[str, NDArray[np.bool_]]]:
-    """Each rule about boxes, with the annotations that break it; a box is counted under its first broken rule."""
+    """Yield each rule about boxes with the annotations that break it; a box counts under its first broken rule."""
     finite = np.asarray(np.isfinite(boxes).all(axis=1))
     yield "a box must hold finite numbers", ~finite
     positive = np.asarray((boxes[:, 2:] > 0).all(axis=1))
@@ -344,13 +337,13 @@ def _box_problems(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> Itera
     with np.errstate(invalid="ignore", over="ignore"):
         corner = boxes[:, :2] + boxes[:, 2:]
     inside = (boxes[:, :2] >= -BOX_TOLERANCE_PX) & (corner <= sizes + BOX_TOLERANCE_PX)
-    # A box within the tolerance can still lie wholly outside, where clipping would leave nothing.
+    # A box within the tolerance can still lie entirely outside, where clipping would leave nothing.
     inside &= (boxes[:, :2] < sizes) & (corner > 0)
     yield "a box must lie inside its image", finite & positive & ~np.asarray(inside.all(axis=1))
 
 
 def _is_text(value: object) -> bool:
-    """Whether it is text that a file name and UTF-8 can hold: JSON's may have zeros and halves of characters."""
+    """Whether it is text that file names and UTF-8 can hold: JSON allows zeros and lone surrogates."""
     return isinstance(value, str) and value != "" and "\0" not in value and not _HALF_CHARACTERS.search(value)
 
 
@@ -371,14 +364,14 @@ def _whole(entry: Mapping[str, Any], key: str, owner: str, path: Path) -> int:
 
 
 def _box(value: Any) -> tuple[float, ...] | None:
-    """Four numbers, which may still break a rule; ``None`` for anything else."""
+    """Return four numbers, which may still break a rule; ``None`` for anything else."""
     if not isinstance(value, list) or len(value) != 4 or not all(type(number) in (int, float) for number in value):
         return None
     return tuple(_number(number) for number in value)
 
 
 def _crowd(value: Any, annotation: int, image: int, path: Path) -> bool:
-    if value not in (0, 1, None):  # True and 1.0 are 1; a text would be neither what it looks like nor what COCO's do
+    if value not in (0, 1, None):  # True and 1.0 are 1; a string "0" would be true, which nobody means
         raise DataError(
             f"'iscrowd' must be 0 or 1, but annotation {annotation} of image {image} in {path} has {value!r}"
         )

@@ -1,7 +1,7 @@
-"""Augmentation of training images: flips, scale jitter, colours and mosaics, straight onto their place in a batch.
+"""Augmentation of training images: flips, scale jitter, colours and mosaics, written directly into the batch.
 
-An image is resampled once, from the window that will be seen, so that an enlarged crop costs no more than a fit. A
-mosaic (Bochkovskiy et al., "YOLOv4", arXiv 2004.10934) is four such windows of four images.
+An image is resampled once, from its visible window, so an enlarged crop costs no more than a fit. A mosaic (Bochkovskiy
+et al., "YOLOv4", arXiv 2004.10934) is four such windows of four images.
 """
 
 from dataclasses import dataclass
@@ -17,19 +17,18 @@ __all__ = ["Augmentation", "Tile", "View", "draw_tiles", "draw_view", "place_box
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to a training image.
+    """Settings of training augmentation.
 
     Attributes:
         flip: probability of a horizontal flip.
-        scale_jitter: range of the factor by which the image is larger than a letterboxed one. Above 1 a random part
-            of it is seen; below 1 it lies at a random place of the canvas. ``(1, 1)`` is letterboxing itself.
-        mosaic: probability that an image shares its canvas with three others, each in a quarter of its own.
-        mosaic_scale: range of the factor by which an image of a mosaic is larger than a letterboxed one, times the
-            scale jitter's; what does not fit into its quarter is cut off at random.
-        color_jitter: brightness, contrast and saturation are each multiplied by a factor drawn from 1 minus to 1 plus
-            this.
-        min_visible: a box with less than this share of its area on the canvas is dropped.
-        min_side_px: a box narrower or lower than this on the canvas is dropped.
+        scale_jitter: range of the factor relative to letterboxing. Above 1 a random crop is visible; below 1 the image
+            lies at a random place of the canvas. ``(1, 1)`` is letterboxing itself.
+        mosaic: probability that an image shares its canvas with three others, each in its own quarter.
+        mosaic_scale: range of the factor relative to letterboxing for images of a mosaic, times the scale jitter's;
+            whatever does not fit into the quarter is cropped at random.
+        color_jitter: brightness, contrast and saturation are each multiplied by a factor from 1 minus to 1 plus this.
+        min_visible: boxes with a smaller fraction of their area on the canvas are dropped.
+        min_side_px: boxes narrower or lower than this on the canvas are dropped.
     """
 
     flip: float = 0.5
@@ -51,17 +50,16 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class View:
-    """Where an image lies on the canvas: ``canvas = image * scale + shift`` on each axis, then the flip.
+    """Placement of an image on the canvas: ``canvas = image * scale + shift`` on each axis, then the flip.
 
     Attributes:
-        scale: pixels of the canvas per pixel of the image.
-        shift_x: in pixels of the canvas; negative where the left of the image is cut off.
-        shift_y: likewise.
-        left: first column of the canvas that the image covers, before the flip.
-        top: first row of the canvas that the image covers.
-        width: columns that it covers.
-        height: rows that it covers.
-        flipped: the canvas is mirrored horizontally at the end.
+        scale: canvas pixels per image pixel.
+        shift_x: in canvas pixels, as is ``shift_y``; negative where the image is cropped on the left (at the top).
+        left: first canvas column that the image covers, before the flip.
+        top: first canvas row that it covers.
+        width: number of columns that it covers.
+        height: number of rows that it covers.
+        flipped: whether the canvas is mirrored horizontally at the end.
     """
 
     scale: float
@@ -76,7 +74,7 @@ class View:
 
 @dataclass(frozen=True)
 class Tile:
-    """A rectangle of a canvas that shows one image, in pixels."""
+    """A rectangle of a canvas, in pixels, that shows one image."""
 
     left: int
     top: int
@@ -90,11 +88,9 @@ class Tile:
 
 
 def draw_tiles(canvas: tuple[int, int], rng: np.random.Generator) -> tuple[Tile, Tile, Tile, Tile]:
-    """Four tiles that meet in a random point of the canvas' middle half (on each axis), top left first.
+    """Draw four tiles, top left first, that meet at a random point of the canvas' middle half on each axis.
 
-    Args:
-        canvas: width and height in pixels, at least 4 each.
-        rng: two numbers are drawn.
+    ``canvas`` is width and height in pixels, at least 4 each; two numbers are drawn.
     """
     width, height = canvas
     x, y = (round(side * (0.25 + 0.5 * where)) for side, where in zip(canvas, rng.random(2).tolist(), strict=True))
@@ -115,8 +111,8 @@ def draw_view(
         size: width and height of the image in pixels.
         canvas: width and height of the canvas in pixels.
         augmentation: the ranges to draw from.
-        rng: five numbers are drawn, whatever the settings, so that one setting does not shift the others' draws.
-        mosaic_of: width and height of the mosaic in pixels where ``canvas`` is a tile of one.
+        rng: always draws five numbers, so that one setting does not shift the others' draws.
+        mosaic_of: width and height of the mosaic in pixels if ``canvas`` is one of its tiles.
     """
     flip, stretch, across, down, shrink = rng.random(5).tolist()
     low, high = augmentation.scale_jitter
@@ -132,7 +128,7 @@ def draw_view(
 
 
 def _along(content: float, canvas: int, position: float) -> tuple[float, int, int]:
-    """Shift, first covered pixel and number of covered pixels on one axis; ``position`` in [0, 1) says where."""
+    """Return shift, first covered pixel and number of covered pixels on one axis; ``position`` is in [0, 1)."""
     covered = max(1, int(content + 1e-6))
     if covered > canvas:
         return -position * (content - canvas), 0, canvas
@@ -144,10 +140,10 @@ def place_image(image: NDArray[np.uint8], image_scale: float, view: View, out: N
     """Resample the visible window of an image onto its canvas.
 
     Args:
-        image: ``(h, w, 3)`` ``uint8``, the image or a smaller copy of it.
-        image_scale: pixels of ``image`` per pixel of the image.
-        view: where the image goes.
-        out: ``(3, H, W)`` ``uint8``, filled with the image and the pad value.
+        image: ``(h, w, 3)`` ``uint8``, the image or a smaller copy.
+        image_scale: pixels of ``image`` per pixel of the original.
+        view: placement.
+        out: ``(3, H, W)`` ``uint8``, overwritten with the image and the pad value.
     """
     ratio = view.scale / image_scale
     x = (view.left - view.shift_x) / ratio
@@ -172,17 +168,17 @@ def place_boxes(
     canvas: tuple[int, int],
     augmentation: Augmentation,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Boxes of an image as boxes of its canvas; what is hardly visible is dropped.
+    """Map the boxes of an image to its canvas and drop hardly visible ones.
 
     Args:
-        boxes: ``(N, 4)`` float32, ``xyxy`` in pixels of the image.
+        boxes: ``(N, 4)`` float32, ``xyxy`` in image pixels.
         labels: ``(N,)`` int64.
-        view: where the image goes.
-        canvas: width and height of the canvas in pixels.
-        augmentation: what counts as visible.
+        view: placement of the image.
+        canvas: width and height in pixels.
+        augmentation: defines visibility.
 
     Returns:
-        The kept boxes ``(M, 4)`` float32, ``xyxy`` in pixels of the canvas, and their labels ``(M,)`` int64.
+        The kept boxes ``(M, 4)`` float32, ``xyxy`` in canvas pixels, and their labels ``(M,)`` int64.
     """
     if not len(boxes):
         return boxes.reshape(0, 4), labels
@@ -203,12 +199,9 @@ def place_boxes(
 
 
 def shift_colors(image: NDArray[np.uint8], jitter: float, rng: np.random.Generator) -> None:
-    """Change brightness, contrast and saturation of an image in place.
+    """Change brightness, contrast and saturation of a ``(3, H, W)`` ``uint8`` RGB image in place.
 
-    Args:
-        image: ``(3, H, W)`` ``uint8`` RGB.
-        jitter: each factor lies between ``1 - jitter`` and ``1 + jitter``; 0 changes nothing.
-        rng: three numbers are drawn, whatever ``jitter`` is.
+    Each factor lies between ``1 - jitter`` and ``1 + jitter``; three numbers are drawn even if ``jitter`` is 0.
     """
     brightness, contrast, saturation = (1 + jitter * (2 * rng.random(3) - 1)).astype(np.float32).tolist()
     if jitter == 0:

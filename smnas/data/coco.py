@@ -1,4 +1,4 @@
-"""COCO-format folders: ``train``, ``val`` and ``annotations`` as COCO's own, or splits with their files beside them."""
+"""COCO-format folders: ``train``, ``val`` and ``annotations`` as COCO's own, or splits with annotations inside."""
 
 import os
 import threading
@@ -40,10 +40,10 @@ _SUFFIXES = ("", "2017")
 _FILE_BESIDE = "_annotations.coco.json"
 _FOLDERS_BESIDE: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("valid", "val")}
 
-_DECODERS = 4  # threads that look through a split
+_DECODERS = 4  # threads that decode a whole split
 
 DEFAULT_CACHE_BYTES = 1 << 30
-"""How many bytes of decoded pixels a split keeps in memory, unless told otherwise: 1 GiB."""
+"""Default memory limit of a split's decoded pixels: 1 GiB."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ class Sample:
 
     Attributes:
         image: ``(H, W, 3)`` ``uint8``, RGB.
-        boxes: ``(N, 4)`` float32, ``xyxy`` in pixels of the image, clipped to it.
+        boxes: ``(N, 4)`` float32, ``xyxy`` in pixels, clipped to the image.
         labels: ``(N,)`` int64, 0-based index into the classes.
         crowd: ``(N,)`` bool; crowds count in evaluation only, never as training targets.
-        image_id: the id in the annotation file.
+        image_id: of the annotation file.
     """
 
     image: NDArray[np.uint8]
@@ -66,24 +66,24 @@ class Sample:
 
 
 class DetectionDataset:
-    """One split of a folder. Images are decoded when asked for; annotations are in memory.
+    """One split of a folder: annotations in memory, images decoded on demand.
 
     Args:
         annotations: the checked annotation file.
-        folder: where the images lie.
+        folder: of the images.
         cache_bytes: the memory limit of :meth:`shrunk`.
 
     Attributes:
-        root_class: category id and name of the others' group, which is no class, where the file has one.
-        orientation_is_assumed: an image was turned as its EXIF orientation says although nothing in the file proves
-            that its boxes were drawn on the turned image.
+        root_class: category id and name of the others' supercategory, which is no class, if the file has one.
+        orientation_is_assumed: an EXIF orientation was applied although nothing in the file proves that the boxes were
+            drawn on the rotated image.
     """
 
     def __init__(self, annotations: AnnotationFile, folder: Path, cache_bytes: int = DEFAULT_CACHE_BYTES) -> None:
         self.folder = folder
         self.cache_bytes = cache_bytes
         self._annotations = annotations
-        # By canvas, the least recently used one first, then by image.
+        # By canvas, least recently used first, then by image.
         self._cache: dict[tuple[int, int], dict[int, tuple[NDArray[np.uint8], float]]] = {}
         self._cached_bytes = 0
         self._lock = threading.Lock()
@@ -95,30 +95,30 @@ class DetectionDataset:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names, by ascending category id; a label is an index into this."""
+        """Class names, by ascending category id; labels index this."""
         return self._annotations.classes
 
     @property
     def category_ids(self) -> tuple[int, ...]:
-        """The COCO category id of each class."""
+        """COCO category id of each class."""
         return self._annotations.category_ids
 
     @property
     def dropped(self) -> int:
-        """How many annotations were left out because their boxes broke a rule (0 unless that was asked for)."""
+        """Number of annotations left out for their boxes (0 unless requested)."""
         return self._annotations.dropped
 
     @cached_property
     def image_ids(self) -> tuple[int, ...]:
-        """The id of each image in the annotation file."""
+        """Id of each image in the annotation file."""
         return tuple(int(image) for image in self._annotations.image_ids)
 
     def path(self, index: int) -> Path:
-        """The image file."""
+        """Return the path of an image file."""
         return self.folder / self._annotations.file_names[index]
 
     def size(self, index: int) -> tuple[int, int]:
-        """Width and height of the image in pixels, as annotated (decoding checks that they are right)."""
+        """Annotated width and height of an image in pixels (checked by decoding)."""
         width, height = self._annotations.sizes[index]
         return int(width), int(height)
 
@@ -138,7 +138,7 @@ class DetectionDataset:
 
     @cached_property
     def _proven_orientation(self) -> bool | None:
-        """What the first image proves whose stated size is that of one orientation only; ``None`` without any."""
+        """Result of the first image whose stated size fits only one orientation; ``None`` without any."""
         for index in range(len(self)):
             stored = stored_size(self.path(index))
             if stored is not None and self.size(index) in (stored, stored[::-1]):
@@ -146,13 +146,10 @@ class DetectionDataset:
         return None
 
     def boxes_left(self, width: int, height: int, min_side_px: float = 2.0) -> tuple[int, int]:
-        """How many boxes to train on are large enough on a canvas, and how many there are; crowds do not count.
+        """Count the training boxes large enough on a canvas of this size in pixels, and all of them, without crowds.
 
-        Args:
-            width: of the canvas in pixels.
-            height: of the canvas in pixels.
-            min_side_px: narrower or lower boxes are left out of training, see
-                :class:`~smnas.data.augment.Augmentation`.
+        Training leaves out boxes narrower or lower than ``min_side_px``, see
+        :class:`~smnas.data.augment.Augmentation`.
         """
         annotations = self._annotations
         sizes = np.repeat(annotations.sizes, np.diff(annotations.offsets), axis=0)
@@ -163,11 +160,9 @@ class DetectionDataset:
         return int(left.sum()), int((~annotations.crowd).sum())
 
     def spread(self, count: int, seed: int = 0) -> list[NDArray[np.uint8]]:
-        """Decode images from all over the file, which may be sorted by class or by day.
+        """Decode up to ``count`` images from all over the file, which may be sorted by class or by day.
 
-        Args:
-            count: how many; all of them where the split has fewer.
-            seed: of the draw, one from each of ``count`` equal parts of the file.
+        One is drawn from each of ``count`` equal parts of the file.
 
         Raises:
             DataError: as :meth:`image`.
@@ -176,13 +171,12 @@ class DetectionDataset:
         return [self.image(index) for index in np.random.default_rng(seed).integers(edges[:-1], edges[1:]).tolist()]
 
     def require_decodable(self, on_progress: Callable[[int, int], None] | None = None) -> None:
-        """Decode every image once, so that a damaged one is found before hours of work and not after.
+        """Decode every image once, to find a damaged one before hours of work and not after.
 
-        Args:
-            on_progress: told how many images are done, and of how many.
+        ``on_progress`` gets the numbers of finished and of all images.
 
         Raises:
-            DataError: as :meth:`image`, of the first image that breaks a rule.
+            DataError: as :meth:`image`, for the first bad image.
         """
 
         def decode(index: int) -> None:
@@ -194,7 +188,7 @@ class DetectionDataset:
                     on_progress(done, len(self))
 
     def boxes(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
-        """Boxes ``(N, 4)`` ``xyxy`` clipped to the image, 0-based labels ``(N,)`` and crowd flags ``(N,)``."""
+        """Return boxes ``(N, 4)`` ``xyxy`` clipped to the image, 0-based labels ``(N,)`` and crowd flags ``(N,)``."""
         rows = slice(int(self._annotations.offsets[index]), int(self._annotations.offsets[index + 1]))
         boxes = self._annotations.boxes[rows].copy()
         boxes[:, 2:] += boxes[:, :2]
@@ -202,7 +196,7 @@ class DetectionDataset:
         return boxes.astype(np.float32), self._annotations.labels[rows], self._annotations.crowd[rows]
 
     def sample(self, index: int) -> Sample:
-        """One image at its full size, with all its boxes.
+        """Return an image at full size, with all its boxes.
 
         Raises:
             DataError: the file can not be decoded, or is not of the annotated size.
@@ -211,12 +205,11 @@ class DetectionDataset:
         return Sample(self.image(index), boxes, labels, crowd, self.image_ids[index])
 
     def shrunk(self, index: int, width: int, height: int) -> tuple[NDArray[np.uint8], float]:
-        """The image, made smaller where it does not fit into ``width x height``, and its scale (at most 1).
+        """Return a read-only image, shrunk if it exceeds ``width x height``, and its scale (at most 1). Thread-safe.
 
-        Results stay in memory while they fit into ``cache_bytes``. When that is full, images kept for other sizes
-        make room (a search moves from one input size to the next); among those of one size nothing is thrown out,
-        because over epochs in random order a fixed set of residents is hit as often as any other.
-        Threads may call this together. The returned array can not be written to.
+        Results stay in memory up to ``cache_bytes``. Then images of other sizes make room (a search moves from one
+        input size to the next); those of the same size stay, because over epochs in random order a fixed set of
+        residents is hit as often as any other.
         """
         size = (width, height)
         found = self._cache.get(size, {}).get(index)
@@ -241,9 +234,9 @@ class DetectionDataset:
                 self._cached_bytes += made[0].nbytes
 
     def ground_truth(self) -> COCO:
-        """The split as pycocotools knows it, built in memory, boxes as annotated, crowds included.
+        """Return the split for pycocotools, built in memory, boxes as annotated, crowds included.
 
-        Annotations are numbered anew from 1: pycocotools takes a match with annotation 0 for no match.
+        Annotations are renumbered from 1: pycocotools takes a match with annotation 0 for no match.
         """
         annotations = self._annotations
         image_of = np.repeat(annotations.image_ids, np.diff(annotations.offsets)).tolist()
@@ -281,17 +274,17 @@ class DetectionDataset:
 
 
 class CocoFolder:
-    """A data set folder, checked as a whole when it is opened.
+    """A data set folder, checked as a whole on opening.
 
     Args:
         root: holds ``annotations/instances_train.json`` and ``instances_val.json`` with the images in ``train/`` and
             ``val/``, where each of these names may end in ``2017``; or, as Roboflow exports them, ``train/`` and
             ``valid/`` (or ``val/``), each with its images and ``_annotations.coco.json``. A class without boxes that
-            all others name as their supercategory, as Roboflow writes one with id 0, is none.
+            all others name as their supercategory, such as Roboflow's with id 0, is dropped.
         drop_bad_boxes: leave out annotations whose box breaks a rule instead of refusing the data set.
-        drop_bad_images: decode every image now, and leave out those that are missing, damaged or of another size than
-            annotated.
-        cache_bytes: how many bytes of decoded pixels each split may keep in memory.
+        drop_bad_images: decode every image now, and leave out those that are missing, damaged or not of the annotated
+            size.
+        cache_bytes: memory limit of each split's decoded pixels.
 
     Raises:
         DataError: the folder, a file or an entry breaks a rule; the message names it.
@@ -344,17 +337,17 @@ class CocoFolder:
 
     @property
     def dropped(self) -> int:
-        """How many annotations of both splits were left out because their boxes broke a rule."""
+        """Number of annotations of both splits left out for their boxes."""
         return sum(split.dropped for split in self._splits.values())
 
     @property
     def category_ids(self) -> tuple[int, ...]:
-        """The COCO category id of each class."""
+        """COCO category id of each class."""
         return self._splits["train"].category_ids
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was left out or assumed, a line each."""
+        """One line for everything left out or assumed."""
         notes = []
         if self.dropped:
             notes.append(f"left out {self.dropped} boxes of {self.root} without a size or outside their image")
@@ -374,17 +367,14 @@ class CocoFolder:
         return tuple(notes)
 
     def split(self, name: Split) -> DetectionDataset:
-        """The images to train on, or those to evaluate on."""
+        """Return the training or the validation split."""
         return self._splits[name]
 
 
 def box_notes(dataset: DetectionDataset, sizes: Iterable[tuple[int, int]], min_side_px: float = 2.0) -> tuple[str, ...]:
-    """A line about the boxes that are too small to train on, for each input size that loses some.
+    """Return a line about boxes too small to train on for each input size ``(width, height)`` that loses some.
 
-    Args:
-        dataset: the images to train on.
-        sizes: width and height in pixels of each input.
-        min_side_px: as for :meth:`DetectionDataset.boxes_left`.
+    ``min_side_px`` is as for :meth:`DetectionDataset.boxes_left`.
 
     Raises:
         DataError: at none of the sizes a box is left.
@@ -406,7 +396,7 @@ def box_notes(dataset: DetectionDataset, sizes: Iterable[tuple[int, int]], min_s
 
 
 def _whole_images(dataset: DetectionDataset) -> NDArray[np.bool_]:
-    """``(I,)`` which images can be read as annotated."""
+    """``(I,)`` whether each image can be read as annotated."""
 
     def is_whole(index: int) -> bool:
         try:
@@ -421,13 +411,13 @@ def _whole_images(dataset: DetectionDataset) -> NDArray[np.bool_]:
 
 @contextmanager
 def quiet_pycocotools() -> Iterator[None]:
-    """Swallow what pycocotools prints: standard output belongs to the command."""
+    """Swallow pycocotools' prints: standard output belongs to the command."""
     with redirect_stdout(StringIO()):
         yield
 
 
 def _find_split(root: Path, split: Split) -> tuple[Path, Path]:
-    """A split's annotation file and the folder of its images."""
+    """Return a split's annotation file and image folder."""
     for suffix in _SUFFIXES:
         file = root / "annotations" / f"instances_{split}{suffix}.json"
         if file.is_file():
@@ -451,7 +441,7 @@ def _image_folder(root: Path, split: Split) -> Path:
 
 
 def _require_files(annotations: AnnotationFile, folder: Path) -> None:
-    """Every image must exist: one listing of the folder, not a question to the disk for each of 118,000 files."""
+    """Check that every image exists, by one listing of the folder instead of a disk access for each of 118,000."""
     listed: dict[str, set[str]] = {}
     for image, name in zip(annotations.image_ids, annotations.file_names, strict=True):
         parent, _, base = name.rpartition("/")
@@ -466,7 +456,7 @@ def _require_files(annotations: AnnotationFile, folder: Path) -> None:
 
 
 def _nearest(name: str, folder: Path) -> str:
-    """The file that was probably meant: without folders in front, percent-encoding, another case or suffix."""
+    """Guess the intended file: without leading folders or percent-encoding, in another case or with another suffix."""
     plain = unquote(name).replace("\\", "/").rpartition("/")[2].lower()
     files = {file.name.lower(): file for file in folder.rglob("*") if file.is_file()}
     close = [one for one in files if Path(one).stem == Path(plain).stem] or get_close_matches(plain, files, 1, 0.8)
@@ -475,7 +465,7 @@ def _nearest(name: str, folder: Path) -> str:
 
 
 def _require_names(annotations: AnnotationFile) -> None:
-    """Two classes of one name are one object under two labels, of which each is wrong for the other's boxes."""
+    """Refuse two classes of one name: one object under two labels, each wrong for the other's boxes."""
     for name in annotations.classes:
         if annotations.classes.count(name) > 1:
             pairs = zip(annotations.category_ids, annotations.classes, strict=True)
@@ -484,7 +474,7 @@ def _require_names(annotations: AnnotationFile) -> None:
 
 
 def _require_a_box(annotations: AnnotationFile) -> None:
-    """Nothing to learn, and no AP: better said now than after hours of training."""
+    """Refuse a split without boxes (nothing to learn, no AP) now instead of after hours of training."""
     if annotations.crowd.all():
         raise DataError(
             f"a split must have at least one box that is not a crowd, but the {len(annotations.image_ids)} images of "

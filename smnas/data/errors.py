@@ -1,4 +1,4 @@
-"""The error that every mistake in a data set is reported with."""
+"""The error for every mistake in a data set."""
 
 from profiler.errors import UserError
 
@@ -6,4 +6,4 @@ __all__ = ["DataError"]
 
 
 class DataError(UserError):
-    """A data set breaks a rule. One line: the rule, then the file and the entry that breaks it."""
+    """A data set breaks a rule. One line: the rule, then the file and entry that break it."""

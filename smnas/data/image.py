@@ -21,9 +21,9 @@ HEIC_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
 CONVERT_HEIC = "HEIC needs to be converted first, as by `magick photo.heic photo.jpg` or `heif-convert`"
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _LARGE_IMAGES = "SMNAS_LARGE_IMAGES"
-"""Environment variable: with ``1`` images beyond Pillow's limit against decompression bombs are decoded."""
+"""Environment variable: ``1`` allows images beyond Pillow's limit against decompression bombs."""
 
-# What Pillow's decoders raise on damaged files, beside OSError (which covers UnidentifiedImageError and truncation).
+# Errors of Pillow's decoders on damaged files, beside OSError (which covers UnidentifiedImageError and truncation).
 _DECODE_ERRORS = (
     OSError,
     SyntaxError,
@@ -39,12 +39,12 @@ _DECODE_ERRORS = (
 )
 # Orientations 5 to 8 swap width and height.
 _FIRST_SWAPPING_ORIENTATION = 5
-# The further images in a camera's MPO file are previews and other views of the first.
+# Further images in a camera's MPO file are previews and other views of the first.
 _ONE_IMAGE_FORMATS = frozenset({"MPO"})
 
 _LARGEST_OF_12_BITS = 4095
 _REDUCIBLE_FORMATS = frozenset({"JPEG", "MPO"})
-# Pixels a side that a reduced image keeps for one of the canvas.
+# Pixels per side of a reduced image for each pixel of the canvas.
 _MARGIN = 4
 
 
@@ -52,10 +52,9 @@ class Decoded(NamedTuple):
     """A decoded image.
 
     Attributes:
-        image: RGB, the right way up.
-        frames: how many images the file holds: more than 1 for an animation or several pages, of which this is the
-            first.
-        reduction: pixels of the file to a side of one of the image's; more than 1 only where that was asked for.
+        image: upright RGB.
+        frames: number of images in the file; ``image`` is the first of an animation or of several pages.
+        reduction: pixels per side of the file for each of ``image``; more than 1 only if requested.
     """
 
     image: Image.Image
@@ -64,7 +63,7 @@ class Decoded(NamedTuple):
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height of the whole image in pixels."""
+        """Width and height of the full image in pixels."""
         return self.image.width * self.reduction, self.image.height * self.reduction
 
 
@@ -73,16 +72,14 @@ def load_rgb(
 ) -> NDArray[np.uint8]:
     """Decode an image.
 
-    Grayscale, palette, CMYK and other colour modes become RGB; 16-bit images are scaled to 8 bits, those whose values
-    all fit in 12 bits, as many cameras write them, from there; an alpha channel is dropped. The
-    EXIF orientation is applied, as every viewer does, unless ``size`` says that the boxes were drawn on the stored
-    pixels.
+    Grayscale, palette, CMYK and other colour modes become RGB; 16-bit images are scaled to 8 bits, from 12 bits if all
+    values fit, as many cameras write them; an alpha channel is dropped. The EXIF orientation is applied, as in every
+    viewer, unless ``size`` shows that the boxes were drawn on the stored pixels.
 
     Args:
         path: the image file.
-        size: the width and height in pixels that the annotations state, where there are annotations.
-        stored: called where that size leaves it open, as of a square image: whether boxes were drawn on the stored
-            pixels.
+        size: annotated width and height in pixels, if any.
+        stored: decides whether boxes were drawn on the stored pixels where ``size`` does not, as for square images.
 
     Returns:
         ``(H, W, 3)`` ``uint8``, RGB, contiguous.
@@ -94,7 +91,7 @@ def load_rgb(
 
 
 def stored_size(path: Path) -> tuple[int, int] | None:
-    """Width and height of stored pixels, where the EXIF orientation swaps two different sides; else ``None``."""
+    """Return the stored width and height, if the EXIF orientation swaps two different sides; else ``None``."""
     try:
         with Image.open(path) as image:
             swaps = _orientation(image) >= _FIRST_SWAPPING_ORIENTATION and image.width != image.height
@@ -110,15 +107,15 @@ def decode(
     canvas: tuple[int, int] | None = None,
     stored: Callable[[], bool] | None = None,
 ) -> Decoded:
-    """What :func:`load_rgb` does, without the array; of an animation the first frame.
+    """Decode as :func:`load_rgb`, without the array; of an animation the first frame.
 
     Args:
         path: the image file.
-        size: the width and height in pixels that the annotations state, where there are annotations.
-        canvas: width and height that the image will be fitted into. A JPEG file may then be decoded at a half, a
-            quarter or an eighth of its size, which is several times as fast: where the sides divide evenly and the
-            result still has four times the pixels a side that the canvas can show. Resized, it differs from the whole
-            image by little more than a copy saved at quality 92 does.
+        size: annotated width and height in pixels, if any.
+        canvas: width and height to fit the image into. A JPEG file may then be decoded at a half, a quarter or an
+            eighth of its size, several times as fast: where the sides divide evenly and the result keeps four times
+            the canvas' pixels per side. Resized, it differs from the full image by little more than a copy saved at
+            quality 92.
         stored: as for :func:`load_rgb`.
 
     Raises:
@@ -157,12 +154,12 @@ def upright_rgb(
     size: tuple[int, int] | None = None,
     stored: Callable[[], bool] | None = None,
 ) -> Image.Image:
-    """An image in any colour mode as 8-bit RGB, turned as its EXIF orientation says.
+    """Convert a Pillow image of any colour mode to upright 8-bit RGB.
 
     Args:
-        image: as Pillow opened it.
+        image: as opened by Pillow.
         name: for the message.
-        size: the width and height in pixels that the annotations state, where there are annotations.
+        size: annotated width and height in pixels, if any.
         stored: as for :func:`load_rgb`.
 
     Raises:
@@ -172,7 +169,7 @@ def upright_rgb(
 
 
 def _reduce(image: Image.Image, canvas: tuple[int, int]) -> int:
-    """Have a JPEG file decoded smaller, see :func:`decode`, and say by which factor."""
+    """Decode a JPEG file at reduced size, see :func:`decode`, and return the factor."""
     if image.format not in _REDUCIBLE_FORMATS:
         return 1
     turned = _orientation(image) >= _FIRST_SWAPPING_ORIENTATION
@@ -185,7 +182,7 @@ def _reduce(image: Image.Image, canvas: tuple[int, int]) -> int:
 
 
 def _orientation(image: Image.Image) -> int:
-    """1 to 8; what a file states in another way than as a number, viewers take for none stated."""
+    """Return 1 to 8; viewers ignore an orientation that is not a number."""
     stated = image.getexif().get(ExifTags.Base.Orientation, 1)
     return stated if isinstance(stated, int) else 1
 
@@ -202,7 +199,7 @@ def _upright(image: Image.Image, size: tuple[int, int] | None, stored: Callable[
 
 
 def _is_heic(path: Path) -> bool:
-    """By its first bytes, as phones' images may be named ``.jpg``."""
+    """Check the first bytes, as phones' images may be named ``.jpg``."""
     try:
         with path.open("rb") as file:
             start = file.read(12)
@@ -222,6 +219,6 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         largest = _LARGEST_OF_12_BITS if deep.max(initial=0) <= _LARGEST_OF_12_BITS else 65535
         return Image.fromarray((deep * 255 // largest).astype(np.uint8)).convert("RGB")
     if image.mode in ("P", "PA"):
-        # Straight to RGB warns where the palette has transparency.
+        # Converting directly to RGB warns where the palette has transparency.
         return image.convert("RGBA").convert("RGB")
     return image.convert("RGB")

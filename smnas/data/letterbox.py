@@ -1,7 +1,7 @@
-"""An image onto a canvas of fixed size, and boxes back onto the image.
+"""Letterboxing: an image onto a canvas of fixed size, and boxes back onto the image.
 
-The image keeps its ratio and lies at the top left; the rest of the canvas is gray. One scale holds for both axes
-exactly: the resized side is rounded down and the resampling window with it, so that a box needs no second factor.
+The image keeps its aspect ratio and lies at the top left; the rest of the canvas is gray. One scale holds exactly on
+both axes: the resampling window is rounded down with the resized side, so boxes need no second factor.
 """
 
 import numpy as np
@@ -11,28 +11,28 @@ from PIL import Image
 __all__ = ["PAD_VALUE", "fit_scale", "letterbox", "resized", "shrink", "to_original"]
 
 PAD_VALUE = 114
-"""The gray level of the canvas outside the image."""
+"""Gray level of the canvas outside the image."""
 _GAP = 4.0
-"""Pixels a side that averaging whole squares first leaves for one of the result; ``None`` resamples in one step."""
+"""Pixels per side that block averaging leaves for each of the result's; ``None`` resamples in one step."""
 
 
 def fit_scale(width: int, height: int, canvas_width: int, canvas_height: int) -> float:
-    """The factor by which a ``width x height`` image just fits into the canvas."""
+    """Return the largest factor at which a ``width x height`` image fits into the canvas."""
     return min(canvas_width / width, canvas_height / height)
 
 
 def resized(image: NDArray[np.uint8] | Image.Image, scale: float) -> NDArray[np.uint8]:
-    """The image times ``scale`` by antialiased bilinear resampling; sides are rounded down, at least 1 pixel.
+    """Scale an image by antialiased bilinear resampling; sides are rounded down, at least 1 pixel.
 
-    From an eighth on whole squares are averaged first. On photographs that is three times as fast, and moves the result
-    by what one gray level in one of ten values does (``benchmarks/README.md``, ``quick-decode``).
+    At an eighth or less, blocks are averaged first: three times as fast on photographs, and equivalent to one gray
+    level in a tenth of the values (``benchmarks/README.md``, ``quick-decode``).
 
     Args:
-        image: ``(H, W, 3)`` ``uint8``, or an RGB image, which saves turning it into an array and back.
-        scale: pixels of the result per pixel of the image; ``scale > 0``.
+        image: ``(H, W, 3)`` ``uint8``, or an RGB image, which saves converting it to an array and back.
+        scale: result pixels per image pixel; ``scale > 0``.
     """
     width, height = _size(image)
-    # A hair is added because 96 / 120 * 120 may come out as 95.999...
+    # The epsilon is there because 96 / 120 * 120 may come out as 95.999...
     new_width = max(1, int(width * scale + 1e-6))
     new_height = max(1, int(height * scale + 1e-6))
     if (new_width, new_height) == (width, height):
@@ -44,15 +44,15 @@ def resized(image: NDArray[np.uint8] | Image.Image, scale: float) -> NDArray[np.
 
 
 def letterbox(image: NDArray[np.uint8] | Image.Image, width: int, height: int) -> tuple[NDArray[np.uint8], float]:
-    """Fit an image into a canvas, enlarging it if it is smaller.
+    """Fit an image into a canvas of ``width x height`` pixels, enlarging a smaller one.
 
     Args:
         image: ``(H, W, 3)`` ``uint8``, or an RGB image.
-        width: of the canvas, in pixels.
-        height: of the canvas, in pixels.
+        width: of the canvas.
+        height: of the canvas.
 
     Returns:
-        The canvas ``(height, width, 3)`` ``uint8`` and the scale: pixels of the canvas per pixel of the image.
+        The canvas ``(height, width, 3)`` ``uint8`` and the scale: canvas pixels per image pixel.
     """
     scale = fit_scale(*_size(image), width, height)
     small = resized(image, scale)
@@ -62,26 +62,22 @@ def letterbox(image: NDArray[np.uint8] | Image.Image, width: int, height: int) -
 
 
 def shrink(image: NDArray[np.uint8], width: int, height: int) -> tuple[NDArray[np.uint8], float]:
-    """Fit an image into ``width x height`` without padding and without ever enlarging it.
-
-    Returns:
-        The image ``(h, w, 3)`` ``uint8`` and its scale, at most 1.
-    """
+    """Fit an image into ``width x height`` without padding or enlarging; returns it and its scale, at most 1."""
     scale = min(1.0, fit_scale(image.shape[1], image.shape[0], width, height))
     return resized(image, scale), scale
 
 
 def to_original(boxes: NDArray[np.float32], scale: float, width: int, height: int) -> NDArray[np.float32]:
-    """Boxes of the canvas as boxes of the image, clipped to it.
+    """Map canvas boxes back to the image and clip them to it.
 
     Args:
-        boxes: ``(N, 4)`` float32, ``xyxy`` in pixels of the canvas.
-        scale: as :func:`letterbox` returned it.
+        boxes: ``(N, 4)`` float32, ``xyxy`` in canvas pixels.
+        scale: from :func:`letterbox`.
         width: of the image, in pixels.
         height: of the image, in pixels.
 
     Returns:
-        ``(N, 4)`` float32, ``xyxy`` in pixels of the image.
+        ``(N, 4)`` float32, ``xyxy`` in image pixels.
     """
     limit = np.array([width, height, width, height], dtype=np.float32)
     moved: NDArray[np.float32] = np.clip(boxes / np.float32(scale), np.float32(0), limit)

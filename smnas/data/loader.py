@@ -1,4 +1,4 @@
-"""Batches: of augmented images to train on, and of letterboxed ones to evaluate on."""
+"""Batches: augmented for training, letterboxed for evaluation."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -18,16 +18,16 @@ from smnas.models.target import Target
 
 __all__ = ["Batch", "EvalBatch", "TrainLoader", "eval_batches"]
 
-# Images are kept at this multiple of the canvas, so that scale jitter up to it still enlarges no pixel.
+# Images are cached at this multiple of the canvas, so that scale jitter up to it enlarges no pixel.
 _CACHE_HEADROOM = 1.5
 
 
 class Batch(NamedTuple):
-    """Images to train on.
+    """Training images.
 
     Attributes:
         images: ``(B, 3, H, W)`` ``uint8``, RGB, contiguous.
-        targets: for each image its boxes in pixels of the canvas and 0-based labels; crowds are left out.
+        targets: per image, boxes in canvas pixels and 0-based labels, without crowds.
     """
 
     images: Tensor
@@ -36,12 +36,12 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class EvalBatch:
-    """Images to evaluate on.
+    """Evaluation images.
 
     Attributes:
         images: ``(B, 3, H, W)`` ``uint8``, RGB, contiguous; letterboxed.
-        image_ids: of each image in the annotation file.
-        scales: of each image: pixels of the canvas per pixel of the image.
+        image_ids: of the annotation file.
+        scales: canvas pixels per image pixel.
         sizes: width and height of each image in pixels.
     """
 
@@ -52,23 +52,22 @@ class EvalBatch:
 
 
 class TrainLoader:
-    """Augmented batches in a random order that is a function of the seed and the epoch alone.
+    """Augmented batches in a random order that depends only on seed and epoch.
 
-    Neither the number of threads nor what was read before changes a batch: order and each image's augmentation come
-    from generators of their own, seeded with ``(seed, epoch)`` and ``(seed, epoch, image)``. Decoded images stay
-    in the data set's memory at up to 1.5 times the canvas (see :meth:`DetectionDataset.shrunk`).
+    Neither the number of threads nor earlier reads change a batch: order and augmentation have generators of their own,
+    seeded with ``(seed, epoch)`` and ``(seed, epoch, image)``. Decoded images stay in the data set's memory at up to
+    1.5 times the canvas (see :meth:`DetectionDataset.shrunk`).
 
     Args:
         dataset: the images.
         width: of the canvas in pixels.
         height: of the canvas in pixels.
-        batch_size: images in a batch. The last batch of an epoch is dropped if it is smaller, unless it is the only.
+        batch_size: images per batch. An epoch drops its last batch if smaller, unless it is the only one.
         seed: not negative.
-        augmentation: what happens to each image.
-        mosaic_epochs: epochs with mosaics; the later ones show whole images, as at inference. ``None``: all of them.
-        share: which of how many equal parts of each batch this loader makes, for processes that train together; the
-            parts of one batch are the whole one's.
-        workers: threads that make batches ahead of time; 0 makes each batch when it is asked for.
+        augmentation: of each image.
+        mosaic_epochs: epochs with mosaics; later ones show whole images, as at inference. ``None``: all of them.
+        share: rank and number of the DDP ranks; each makes its equal part of the same batch.
+        workers: threads that make batches ahead; 0 makes each batch on demand.
     """
 
     def __init__(
@@ -104,11 +103,11 @@ class TrainLoader:
         self.workers = workers
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Return the number of batches per epoch."""
         return max(1, len(self.dataset) // self.batch_size)
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of one epoch.
+        """Iterate over the batches of one epoch.
 
         Raises:
             DataError: an image can not be decoded.
@@ -137,8 +136,8 @@ class TrainLoader:
         mosaics = self.mosaic_epochs is None or epoch < self.mosaic_epochs
         targets: list[Target] = []
         for out, index in zip(images, indices.tolist(), strict=True):
-            # Seeds of fewer than five words are filled up with zeros, so image 0 must not be a word 0: it would
-            # get the generator of the order.
+            # Seeds of fewer than five words are padded with zeros, so image 0 must not be a word 0: it would get the
+            # generator of the order.
             rng = np.random.default_rng([self.seed, epoch, index + 1])
             if rng.random() < self.augmentation.mosaic and mosaics:
                 boxes, labels = self._mosaic(index, out, rng)
@@ -151,7 +150,7 @@ class TrainLoader:
     def _mosaic(
         self, index: int, out: NDArray[np.uint8], rng: np.random.Generator
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The image in one of four tiles, three random ones in the others."""
+        """Place the image in one of four tiles, three random ones in the others."""
         tiles = draw_tiles((self.width, self.height), rng)
         images = rng.permutation([index, *rng.integers(0, len(self.dataset), 3).tolist()]).tolist()
         placed = [self._place(image, tile, out, rng) for image, tile in zip(images, tiles, strict=True)]
@@ -161,7 +160,7 @@ class TrainLoader:
     def _place(
         self, index: int, tile: Tile, out: NDArray[np.uint8], rng: np.random.Generator
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Draw an image onto a tile of ``out``; its boxes in pixels of the canvas, and their labels."""
+        """Draw an image onto a tile of ``out``; returns its boxes in canvas pixels and their labels."""
         canvas = (self.width, self.height)
         view = draw_view(
             self.dataset.size(index),
@@ -178,13 +177,13 @@ class TrainLoader:
 
 
 def eval_batches(dataset: DetectionDataset, width: int, height: int, batch_size: int) -> Iterator[EvalBatch]:
-    """All images of a split in file order, letterboxed as for a deployed detector; the last batch may be smaller.
+    """Iterate over a split in file order, letterboxed as for a deployed detector; the last batch may be smaller.
 
     Args:
         dataset: the images.
         width: of the canvas in pixels.
         height: of the canvas in pixels.
-        batch_size: images in a batch.
+        batch_size: images per batch.
 
     Raises:
         DataError: an image can not be decoded.
@@ -198,7 +197,7 @@ def eval_batches(dataset: DetectionDataset, width: int, height: int, batch_size:
         for out, index in zip(images, indices, strict=True):
             pixels, scale = dataset.shrunk(index, width, height)
             if scale == 1.0:
-                # The image is smaller than the canvas (or fits exactly): what is in memory has still to be enlarged.
+                # The image fits into the canvas: the cached copy has still to be enlarged.
                 scale = fit_scale(*dataset.size(index), width, height)
                 pixels = resized(pixels, scale)
             out[:, : pixels.shape[0], : pixels.shape[1]] = pixels.transpose(2, 0, 1)

@@ -1,8 +1,8 @@
-"""One generated image: shapes of several classes on a cluttered ground, and the boxes of what is seen of them.
+"""One generated image: shapes of several classes on a cluttered ground, and boxes of their visible parts.
 
-The class of a shape is in its outline; its hue is a hint that is right nine times out of ten, as colour is for real
+A shape's outline determines its class; its hue is a hint that is right nine times out of ten, as colour is for real
 objects, so that a detector finds its first objects within minutes of training and learns form for the rest. Fills,
-sizes and angles are drawn alike for every class; the clutter is of thin strokes and soft blotches.
+sizes and angles have one distribution for all classes; the clutter is thin strokes and soft blotches.
 """
 
 import colorsys
@@ -19,32 +19,24 @@ Box = tuple[float, float, float, float]
 
 CLASSES = ("circle", "square", "triangle", "star", "ring", "cross")
 MIN_VISIBLE = 0.3
-"""A shape of which less than this share is seen is taken out of the scene."""
+"""Shapes with a smaller visible fraction are removed from the scene."""
 
-_FINE = 4  # points of the supersampled grid along a pixel
+_FINE = 4  # points of the supersampled grid per pixel
 _SMALLEST_PX = 18.0
 _LARGEST_SHARE = 0.7  # of the image's shorter side
 _MIN_SEEN_SIDE_PX = 4
 _RING_HOLE = 0.55  # inner radius over outer
 _STAR_NOTCH = 0.42
 _CROSS_ARM = 0.34  # half width over half length
-_HUE_IS_RIGHT = 0.9  # share of shapes painted in a hue of their class
+_HUE_IS_RIGHT = 0.9  # fraction of shapes painted in a hue of their class
 _HUE_SPREAD = 0.04  # standard deviation around the class's hue, of the colour circle
-_COLOUR_DRAWS = 8  # of which the first that stands out is taken
-_MIN_CONTRAST = 90.0  # Euclidean distance in RGB between a shape and what is around it
+_COLOUR_DRAWS = 8  # the first one that stands out is taken
+_MIN_CONTRAST = 90.0  # Euclidean distance in RGB between a shape and its surroundings
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A shape on the image.
-
-    Attributes:
-        label: index into :data:`CLASSES`.
-        x: of the centre, in pixels.
-        y: of the centre, in pixels.
-        radius: from the centre to the farthest point, in pixels.
-        angle: in radians.
-    """
+    """A shape: index into :data:`CLASSES`, centre and radius (to the farthest point) in pixels, angle in radians."""
 
     label: int
     x: float
@@ -55,13 +47,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scene:
-    """Shapes from back to front; each is seen by :data:`MIN_VISIBLE` or more.
-
-    Attributes:
-        width: of the image, in pixels.
-        height: of the image, in pixels.
-        shapes: later ones cover earlier ones.
-    """
+    """Shapes from back to front, each visible by :data:`MIN_VISIBLE` or more, on an image of this size in pixels."""
 
     width: int
     height: int
@@ -69,7 +55,7 @@ class Scene:
 
 
 def draw_scene(width: int, height: int, rng: np.random.Generator) -> Scene:
-    """Draw one to seven shapes; those that end up mostly hidden or outside are taken out again."""
+    """Draw one to seven shapes; those that end up mostly hidden or outside are removed."""
     shapes: list[Shape] = []
     for _ in range(int(rng.integers(1, 8))):
         largest = min(width, height) * _LARGEST_SHARE
@@ -83,7 +69,7 @@ def draw_scene(width: int, height: int, rng: np.random.Generator) -> Scene:
                 angle=float(rng.uniform(0, 2 * np.pi)),
             )
         )
-    # Large ones go to the back: a big shape thrown last would hide all others.
+    # Large ones go to the back: a big shape drawn last would hide all others.
     shapes.sort(key=lambda shape: -shape.radius * float(rng.uniform(0.5, 1.0)))
     while True:
         scene = Scene(width, height, tuple(shapes))
@@ -96,7 +82,7 @@ def draw_scene(width: int, height: int, rng: np.random.Generator) -> Scene:
 
 
 def outline(shape: Shape) -> NDArray[np.float64]:
-    """The corners of a shape, ``(K, 2)`` in pixels; circles and rings are polygons of many corners."""
+    """Return the corners of a shape, ``(K, 2)`` in pixels; circles and rings are polygons of many corners."""
     name = CLASSES[shape.label]
     if name in ("circle", "ring"):
         corners = _polar(np.ones(96))
@@ -120,13 +106,13 @@ def outline(shape: Shape) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Seen:
-    """What is seen of a shape, on a grid of 4 x 4 points a pixel.
+    """Visible part of a shape, on a grid of 4 x 4 points per pixel.
 
     Attributes:
-        left: first column of the window that holds the shape, in pixels.
-        top: first row of it.
-        mask: ``(4h, 4w)`` bool, the window's points where the shape is seen.
-        share: of the shape's whole area, 0 to 1.
+        left: first column of the window around the shape, in pixels.
+        top: first row of the window.
+        mask: ``(4h, 4w)`` bool, points of the window where the shape is visible.
+        share: visible fraction of the shape's area.
     """
 
     left: int
@@ -135,7 +121,7 @@ class Seen:
     share: float
 
     def box(self) -> Box:
-        """The extent of what is seen: ``x, y, width, height`` in pixels, a multiple of a quarter each."""
+        """Return the visible extent: ``x, y, width, height`` in pixels, multiples of a quarter."""
         columns = np.flatnonzero(self.mask.any(axis=0))
         rows = np.flatnonzero(self.mask.any(axis=1))
         if not len(rows):
@@ -149,7 +135,7 @@ class Seen:
 
 
 def seen(scene: Scene) -> list[Seen]:
-    """What is seen of each shape: it lies inside the image and no later shape covers it."""
+    """Return the visible part of each shape: inside the image and not covered by a later shape."""
     free = np.ones((scene.height * _FINE, scene.width * _FINE), dtype=bool)
     parts: list[Seen] = []
     for shape in reversed(scene.shapes):
@@ -168,7 +154,7 @@ def render(scene: Scene, rng: np.random.Generator) -> tuple[NDArray[np.uint8], l
     """Paint a scene.
 
     Returns:
-        The image ``(H, W, 3)`` ``uint8`` RGB, and the box of what is seen of each shape.
+        The image ``(H, W, 3)`` ``uint8`` RGB, and the box of each shape's visible part.
     """
     canvas = _ground(scene.width, scene.height, rng)
     parts = seen(scene)
@@ -194,7 +180,7 @@ def _area(shape: Shape) -> float:
 def _mask(shape: Shape, left: int, top: int, width: int, height: int) -> NDArray[np.bool_]:
     image = Image.new("L", (width * _FINE, height * _FINE))
     draw = ImageDraw.Draw(image)
-    # Pixel k of the fine grid covers [k, k + 1), its centre is at k + 0.5.
+    # Pixel k of the fine grid covers [k, k + 1); its centre is at k + 0.5.
     corners = (outline(shape) - (left, top)) * _FINE - 0.5
     draw.polygon([(x, y) for x, y in corners.tolist()], fill=1)
     if CLASSES[shape.label] == "ring":
@@ -211,7 +197,7 @@ def _most_hidden(scene: Scene) -> int | None:
 
 
 def _ground(width: int, height: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """A gradient with soft blotches of several sizes and thin strokes, ``(H, W, 3)`` float32 in 0..255."""
+    """Paint a gradient with soft blotches of several sizes and thin strokes, ``(H, W, 3)`` float32 in 0..255."""
     corners = rng.integers(30, 226, size=3) + rng.integers(-40, 41, size=(2, 2, 3))
     canvas = _smooth(corners, width, height)
     for cells, strength in ((3, 22), (8, 16), (24, 10)):
@@ -229,7 +215,7 @@ def _ground(width: int, height: int, rng: np.random.Generator) -> NDArray[np.flo
 
 
 def _smooth(grid: NDArray[np.float64] | NDArray[np.int64], width: int, height: int) -> NDArray[np.float32]:
-    """A coarse ``(h, w, 3)`` grid, interpolated to the image."""
+    """Interpolate a coarse ``(h, w, 3)`` grid to the image."""
     planes = [
         np.asarray(
             Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32)).resize(
@@ -242,7 +228,7 @@ def _smooth(grid: NDArray[np.float64] | NDArray[np.int64], width: int, height: i
 
 
 def _colour(label: int, around: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float64]:
-    """A colour that hints at the class and, if one of the draws does, stands out from what is around."""
+    """Draw a colour that hints at the class and, if any draw does, stands out from its surroundings."""
     hint = rng.random() < _HUE_IS_RIGHT
     colour = np.zeros(3)
     for _ in range(_COLOUR_DRAWS):
@@ -254,7 +240,7 @@ def _colour(label: int, around: NDArray[np.float32], rng: np.random.Generator) -
 
 
 def _fill(label: int, under: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """A flat, shaded or striped paint, ``(h, w, 3)``."""
+    """Draw a flat, shaded or striped paint, ``(h, w, 3)``."""
     colour = _colour(label, under.mean(axis=(0, 1)), rng)
     height, width = under.shape[:2]
     direction = rng.uniform(0, 2 * np.pi)
@@ -272,7 +258,7 @@ def _fill(label: int, under: NDArray[np.float32], rng: np.random.Generator) -> N
 
 
 def _expose(canvas: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """The camera: blur, exposure and noise."""
+    """Apply the camera: blur, exposure and noise."""
     blur, gain, bias, noise = rng.uniform((0.0, 0.75, -20.0, 0.0), (0.8, 1.25, 20.0, 9.0)).tolist()
     soft = Image.fromarray(canvas.clip(0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(blur))
     exposed = (np.asarray(soft, dtype=np.float32) - 128) * gain + 128 + bias

@@ -31,17 +31,17 @@ def generate_shapes(
 ) -> Path:
     """Write a data set of shapes, or find it already written.
 
-    Every image comes from a generator of its own, so a larger data set begins with the images of a smaller one.
-    The folder appears under its name only when it is whole.
+    Every image has its own generator, so a larger data set begins with the images of a smaller one. The folder is
+    written atomically.
 
     Args:
         root: the folder to write.
-        train: images to train on.
-        val: images to evaluate on.
+        train: number of training images.
+        val: number of validation images.
         width: of each image, in pixels; at least 32.
         height: of each image, in pixels; at least 32.
         seed: not negative.
-        on_progress: told how many images are done, and of how many.
+        on_progress: gets the numbers of finished and of all images.
 
     Returns:
         ``root`` as a path; open it with :class:`smnas.data.coco.CocoFolder`.
@@ -84,11 +84,11 @@ def generate_shapes(
                     on_progress(done, train + val)
             _write_json(partial / "annotations" / f"instances_{split}.json", document)
         _write_json(partial / _MANIFEST, manifest)
-        partial.chmod(0o755)  # a temporary folder is its owner's alone
+        partial.chmod(0o755)  # a temporary folder is private to its owner
         try:
             partial.replace(root)
         except OSError:
-            # Another process may have finished the same data set meanwhile.
+            # Another process may have finished the same data set in the meantime.
             if not _already_there(root, manifest):
                 raise
     finally:
