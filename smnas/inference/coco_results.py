@@ -16,22 +16,22 @@ __all__ = ["ListedImages", "require_place"]
 
 
 class ListedImages:
-    """Images that an annotation file lists, found there by their file names.
+    """Images with ids from an annotation file.
 
-    An image is the listed one whose ``file_name`` its path ends with, so that ``val/1.jpg`` and ``train/1.jpg`` are
-    told apart where the file tells them apart.
+    An image matches the entry whose ``file_name`` its path ends with, so ``val/1.jpg`` and ``train/1.jpg`` are distinct
+    if they are so in the file.
 
     Args:
         annotations: A COCO annotation file, with or without annotations.
-        paths: Images, every one of them listed.
-        model: Its classes are the file's.
+        paths: Images, all of them listed.
+        model: Has the file's classes.
 
     Attributes:
-        sizes: Width and height of each image as the file states them.
+        sizes: Annotated width and height of each image.
 
     Raises:
         DataError: The annotation file breaks a rule.
-        UserError: An image that is not listed or two images that are the same listed one; other classes.
+        UserError: An unlisted image, two images for one entry, or other classes.
     """
 
     def __init__(self, annotations: Path, paths: Iterable[Path], model: Model) -> None:
@@ -51,7 +51,7 @@ class ListedImages:
             self.sizes[path] = listed.sizes[index]
 
     def results(self, images: Iterable[ImageResult]) -> list[dict[str, Any]]:
-        """One entry a detection: ``image_id``, ``category_id``, ``bbox`` (x, y, width, height in pixels), ``score``."""
+        """Return ``image_id``, ``category_id``, ``bbox`` (``xywh`` in pixels) and ``score`` per detection."""
         return [
             {
                 "image_id": self._image_ids[image.path],
@@ -64,16 +64,16 @@ class ListedImages:
         ]
 
     def write(self, images: Iterable[ImageResult], path: Path) -> str | None:
-        """Write :meth:`results` as the file that COCO's tools load.
+        """Write :meth:`results` as a file that COCO's tools load.
 
-        They load no empty list. Where nothing was found, the file holds one detection of score 0 and without a size on
-        the first image: it matches no object, and AP is 0 with it as without.
+        They load no empty list. Without detections the file holds one of score 0 and zero size on the first image,
+        which matches no object: AP is 0 either way.
 
         Returns:
-            A line about that detection, where it is written.
+            A line about that detection, if written.
 
         Raises:
-            UserError: It can not be written.
+            UserError: The file can not be written.
         """
         results = self.results(images)
         nothing = not results and bool(self._image_ids)
@@ -89,10 +89,10 @@ class ListedImages:
 
 
 def require_place(path: Path) -> None:
-    """Refuse, before the first image, a file that could not be written afterwards; make its folder.
+    """Create the file's folder and refuse, before the first image, a file that could not be written afterwards.
 
     Raises:
-        UserError: The folder can not be made or written to, its disk is full, or the file is a folder.
+        UserError: The folder can not be created or written to, its disk is full, or the file is a folder.
     """
     if path.is_dir():
         raise _no_place(path, "a folder")

@@ -1,7 +1,7 @@
-"""A detector on a GPU whose dense parts are CUDA graphs: one start for each instead of one for every operator.
+"""A detector on a GPU with its dense parts as CUDA graphs: one launch per part instead of one per operator.
 
-What selects and pools (see :data:`~smnas.models.precision.FRAGILE`) asks the GPU how many boxes there are, which a
-graph can not hold: it runs between the graphs as it is. Not run yet: on a GPU.
+Selection and pooling (see :data:`~smnas.models.precision.FRAGILE`) synchronise to learn the number of boxes, which a
+graph can not hold, so they run eagerly between the graphs. Not run yet: on a GPU.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,10 +26,9 @@ class Part(NamedTuple):
     """Consecutive steps of a detector.
 
     Attributes:
-        steps: In their order.
-        dense: Whether they are convolutions and products of fixed shapes, all of them.
-        inputs: Names of the values from before that they read.
-        outputs: Names of their values that are read afterwards.
+        dense: Whether all of them are convolutions and matmuls of fixed shapes.
+        inputs: Names of earlier values that they read.
+        outputs: Names of their values that later steps read.
     """
 
     steps: tuple[Step, ...]
@@ -38,7 +37,7 @@ class Part(NamedTuple):
     outputs: tuple[str, ...]
 
     def run(self, inputs: Outputs) -> Outputs:
-        """From the inputs in their order to the outputs in theirs."""
+        """Compute the outputs from the inputs, both in order."""
         values = dict(zip(self.inputs, inputs, strict=True))
         for step in self.steps:
             found = step.module(*(values[name] for name in step.inputs))
@@ -47,7 +46,7 @@ class Part(NamedTuple):
 
 
 def split_parts(steps: Sequence[Step]) -> tuple[Part, ...]:
-    """The fewest parts in which dense steps and others are apart."""
+    """Split into the fewest parts that separate dense steps from others."""
     runs = [(dense, tuple(run)) for dense, run in groupby(steps, key=lambda step: not isinstance(step.module, FRAGILE))]
     parts: list[Part] = []
     wanted = set(Detections._fields)
@@ -61,7 +60,7 @@ def split_parts(steps: Sequence[Step]) -> tuple[Part, ...]:
 
 
 class GraphedDetector(nn.Module):
-    """A detector that computes what it did, its dense parts recorded at the first batch of every size.
+    """An equivalent detector whose dense parts are recorded at the first batch of every size.
 
     Args:
         detector: For inference, on its device.
@@ -85,7 +84,7 @@ class GraphedDetector(nn.Module):
         return Detections(*(values[name] for name in Detections._fields))
 
     def _replay(self, number: int, inputs: Outputs) -> Outputs:
-        """A dense part on other values; what it returns is written anew by the next replay."""
+        """Run a dense part on new values; the next replay overwrites the result."""
         key = number, inputs[0].shape
         if key not in self._recorded:
             own = tuple(tensor.clone() for tensor in inputs)

@@ -1,4 +1,4 @@
-"""Detection over files: images, videos and a camera in; results and drawn copies out; one bad file stops nothing."""
+"""Detection over files: images, videos and a camera in, results and drawn copies out; a bad file stops nothing."""
 
 import io
 import time
@@ -41,24 +41,24 @@ def detect_inputs(
     on_image: OnImage | None = None,
     on_frame: OnFrame | None = None,
 ) -> DetectReport:
-    """Find objects in images and videos: first all images, then one video after the other, then the camera.
+    """Detect objects in all images, then in one video after the other, then on the camera.
 
-    Of an animation the first frame counts. A file that can not be read gives a result with its reason, and the others
-    go on. Interrupted from the keyboard, the report holds what was finished, and a drawn video ends there.
+    An animation counts with its first frame. An unreadable file gives a result with the reason. After a keyboard
+    interrupt the report holds everything finished, and a drawn video ends there.
 
     Args:
         model: The detector.
-        inputs: What to find objects in.
+        inputs: Images, videos and camera.
         options: Score, batch and threads.
-        out_dir: Where copies with drawn boxes are written, under their names (numbered where two are the same).
-        sizes: Width and height of images as their annotations state them; one of another size is an error.
-        max_frames: A video or camera ends after that many frames.
-        keep_frames: Results of videos hold every frame's detections; without them memory does not grow with length.
-        on_image: Told every image's result, how many are done and of how many.
-        on_frame: Told every frame's result, its video, and of how many frames it is, where that is known.
+        out_dir: Folder for drawn copies, under their images' names (numbered if ambiguous).
+        sizes: Annotated width and height of images; an image of another size is an error.
+        max_frames: Limit per video or camera.
+        keep_frames: Keep every frame's detections of videos; otherwise memory does not grow with length.
+        on_image: Gets every image's result, and the numbers of finished and of all images.
+        on_frame: Gets every frame's result, its video, and the number of frames if known.
 
     Raises:
-        UserError: ``out_dir`` can not be made, or drawn copies would replace the files they are made from.
+        UserError: ``out_dir`` can not be created, or drawn copies would replace their source files.
     """
     options = options or DetectOptions()
     drawn = _drawn_files(inputs, out_dir)
@@ -120,7 +120,7 @@ def _images(
         return result, time.perf_counter() - began
 
     with warnings.catch_warnings():
-        # Pillow warns from 89 million pixels on and refuses from 179 million on; between, the image is fine.
+        # Pillow warns from 89 million pixels and refuses from 179 million; in between, the image is fine.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with closing(find_objects(model, paths, read, options, times, keep_images=bool(drawn))) as found:
             for result, seconds in map_ahead(finish, found, options.workers if drawn else 0, options.workers):
@@ -129,7 +129,7 @@ def _images(
 
 
 def _save(image: Image.Image, path: Path) -> None:
-    # By way of memory: on a full disk Pillow's own writing of a JPEG file leaves a part of it and says nothing.
+    # Via memory: on a full disk Pillow's own writing of a JPEG file leaves a truncated file without an error.
     content = io.BytesIO()
     image.save(content, format="JPEG" if path.suffix == ".jpg" else "PNG", quality=92)
     try:
@@ -149,7 +149,7 @@ def _video(
     keep_frames: bool,
     on_frame: OnFrame | None,
 ) -> tuple[VideoResult, bool]:
-    """One video's result, and whether it was interrupted from the keyboard."""
+    """Return a video's result, and whether it was interrupted from the keyboard."""
     name = f"camera {source}" if isinstance(source, int) else str(source)
     result = VideoResult(name)
     kept: list[FrameResult] = []
@@ -192,10 +192,10 @@ def _frames(
     drawn: Path | None,
     max_frames: int | None,
 ) -> Generator[FrameResult, None, None]:
-    """Every frame's detections; with ``drawn`` the file is whole when this ends, however it ends."""
+    """Yield every frame's detections; a drawn file is complete when this ends, however it ends."""
     batch = options.batch_for(model)
     with ExitStack() as stack:
-        # Closed in turn, last stage first, so that no thread is still at work when the file behind it is closed.
+        # Closed in order, last stage first, so that no thread works on a file that is being closed.
         frames: Iterable[VideoFrame] = islice(reader, max_frames)
         if options.workers:
             frames = stack.enter_context(closing(read_ahead(frames, batch)))
@@ -210,7 +210,7 @@ def _frames(
 
         run = find_objects(model, frames, VideoFrame.decoded, options, times, keep_images=writer is not None)
         found = stack.enter_context(closing(run))
-        # One thread draws: the frames of a file have an order.
+        # One drawing thread: the frames of a file have an order.
         threads = min(1, options.workers) if writer is not None else 0
         for one, seconds in stack.enter_context(closing(map_ahead(finish, found, threads, batch))):
             if one.error is not None:
@@ -226,14 +226,14 @@ def _smaller(stated: int | None, limit: int | None) -> int | None:
 
 
 def _reason(name: Path | str, error: Exception) -> str:
-    """A user's error as it is; another with the file it is about."""
+    """Return a user's error as it is, any other with its file."""
     if isinstance(error, UserError):
         return str(error)
     return f"{name} could not be handled: {str(error) or type(error).__name__}"
 
 
 def _drawn_files(inputs: Inputs, out_dir: Path | None) -> dict[Path | int, Path]:
-    """A file for every drawn copy: JPEG for JPEG, MP4 for videos, else PNG; where two have one name it is numbered."""
+    """Return a file for each drawn copy: JPEG for JPEG, MP4 for videos, else PNG; numbered if ambiguous."""
     if out_dir is None:
         return {}
     require_room(out_dir, "drawn copies")

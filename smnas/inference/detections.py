@@ -1,4 +1,4 @@
-"""Objects with names, in pixels of their image."""
+"""Named objects in image pixels."""
 
 from dataclasses import dataclass
 
@@ -14,11 +14,11 @@ class Detection:
     """One object.
 
     Attributes:
-        name: Its class.
+        name: Of the class.
         label: 0-based index of the class.
         category_id: The data set's id of the class.
         score: In 0..1.
-        box: ``(x1, y1, x2, y2)`` in pixels of the image, inside it.
+        box: ``(x1, y1, x2, y2)`` in pixels, inside the image.
     """
 
     name: str
@@ -31,12 +31,12 @@ class Detection:
 def named_detections(
     model: Model, arrays: DetectionArrays, row: int, scale: float, size: tuple[int, int], score: float
 ) -> tuple[Detection, ...]:
-    """One row of a batch as named boxes of the image, best first.
+    """Convert one row of a batch to named boxes of the image, best first.
 
     Args:
-        model: Names its classes.
-        arrays: What the model found.
-        row: Which image of the batch.
+        model: Provides the class names.
+        arrays: Detections of the batch.
+        row: Index of the image.
         scale: Of its letterbox.
         size: Width and height of the image in pixels.
         score: Lowest score to keep.

@@ -1,4 +1,4 @@
-"""The detector as a Python object: images in, named boxes in the images' own pixels out."""
+"""The detector as a Python object: images in, named boxes in image pixels out."""
 
 from collections.abc import Generator, Iterable
 from contextlib import ExitStack, closing
@@ -30,7 +30,7 @@ class DetectedFrame:
         index: From 0.
         time_s: Since the start of the video, in seconds.
         image: RGB.
-        detections: Best first, boxes in pixels of the image.
+        detections: Best first, boxes in image pixels.
     """
 
     index: int
@@ -40,7 +40,7 @@ class DetectedFrame:
 
 
 class Detector:
-    """A trained detector, ready to use: what ``smnas detect`` finds, from Python.
+    """A trained detector ready to use: ``smnas detect`` from Python.
 
     Example::
 
@@ -51,17 +51,16 @@ class Detector:
     Args:
         path: An exported ``.onnx`` file, an ``.engine`` or a checkpoint ``.pt``; or the folder of a search (its
             recommended detector) or of a training run.
-        score: Detections with a lower score are left out; the file itself keeps those from 0.01 on.
-        batch: Images of one call of the network; by default as many as the file is made for, which of a checkpoint
-            is 1.
-        workers: Threads that decode and resize beside the network; with 0 everything takes turns.
-        quick_decode: Large JPEG files are decoded at a fraction of their size.
-        threads: CPU threads of one run of an ONNX file; ``None`` takes every core.
-        device: Where a checkpoint runs, as in ``cuda``.
+        score: Score threshold; the file itself keeps detections from 0.01 on.
+        batch: Images per call of the network; by default the file's batch size, which is 1 for a checkpoint.
+        workers: Threads that decode and resize in parallel to the network; 0 runs everything in turn.
+        quick_decode: Decode large JPEG files at reduced size.
+        threads: CPU threads of an ONNX file; ``None`` takes every core.
+        device: Of a checkpoint, such as ``cuda``.
         cuda_graph: Run a checkpoint or an engine as CUDA graphs; not run on a GPU yet.
 
     Attributes:
-        times: Where the time of the last call went, but for its wall time.
+        times: Stage times of the last call, without its wall time.
 
     Raises:
         UserError: The file is missing, damaged or something else.
@@ -85,21 +84,18 @@ class Detector:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """What it can find."""
+        """Class names."""
         return self.model.classes
 
     def __call__(self, images: Iterable[ImageInput]) -> list[list[Detection]]:
-        """Find objects.
-
-        Args:
-            images: Images of any size; taken as they are needed, so a generator of many is fine.
+        """Detect objects on images of any size, consumed lazily.
 
         Returns:
-            For each image its detections, best first.
+            Detections of each image, best first.
 
         Raises:
-            DataError: A file that can not be decoded.
-            TypeError: Something that is no image, such as a float array, or one image that is in no list.
+            DataError: A file can not be decoded.
+            TypeError: Not an image, such as a float array, or a single image outside a list.
         """
         if isinstance(images, str | Path | Image.Image):
             raise TypeError(f"images come as a list, [image] for one, but got one {type(images).__name__}")
@@ -113,10 +109,7 @@ class Detector:
         return results
 
     def frames(self, video: str | Path | int) -> Generator[DetectedFrame, None, None]:
-        """Find objects on every frame of a video.
-
-        Args:
-            video: A file, or the number of a camera, which goes on until the caller stops.
+        """Detect objects on every frame of a video file, or of a camera by number until the caller stops.
 
         Raises:
             UserError: It can not be opened, or breaks off before its end.
@@ -136,7 +129,7 @@ class Detector:
                 raise VideoError(reader.problem)
 
     def _decode(self, image: ImageInput) -> Decoded:
-        """Any kind of image in RGB; PIL images are treated as their files would be."""
+        """Convert any kind of image to RGB; PIL images are treated like their files."""
         if isinstance(image, str | Path):
             return decode(Path(image), canvas=self.model.input_size if self.options.quick_decode else None)
         if isinstance(image, Image.Image):

@@ -17,19 +17,19 @@ _SMALLEST_FONT_PX = 11
 
 
 def class_colour(label: int) -> tuple[int, int, int]:
-    """A saturated RGB colour for a class; neighbouring labels lie far apart on the colour wheel."""
+    """Return a saturated RGB colour for a class; neighbouring labels lie far apart on the colour wheel."""
     hue = (0.58 + label * _GOLDEN_RATIO) % 1.0
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.72, 0.92)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def drawn_name(name: str, category_id: int) -> str:
-    """A class as it is drawn: by its name, or by its category id where no font here has the letters."""
+    """Return a class's name, or its category id if no font here has the letters."""
     return f"#{category_id}" if font_for(name, _SMALLEST_FONT_PX) is None else name
 
 
 def legend(classes: Sequence[str], category_ids: Sequence[int]) -> str | None:
-    """Which numbers stand for which names, one line; ``None`` where every name can be drawn."""
+    """Return one line that maps drawn numbers to names; ``None`` if every name can be drawn."""
     numbered = [
         f"{drawn} {name}"
         for name, number in zip(classes, category_ids, strict=True)
@@ -44,12 +44,7 @@ def legend(classes: Sequence[str], category_ids: Sequence[int]) -> str | None:
 
 
 def draw_detections(image: NDArray[np.uint8] | Image.Image, detections: Sequence[Detection]) -> Image.Image:
-    """A copy of an image with its detections drawn, the surest one last and so on top.
-
-    Args:
-        image: ``(H, W, 3)`` ``uint8`` RGB, or a PIL image.
-        detections: Boxes in pixels of the image.
-    """
+    """Return a copy of an RGB image ``(H, W, 3)`` ``uint8`` with its detections drawn, the best on top."""
     pil_image = (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGB").copy()
     pen = ImageDraw.Draw(pil_image)
     longer = max(pil_image.size)
@@ -64,7 +59,7 @@ def draw_detections(image: NDArray[np.uint8] | Image.Image, detections: Sequence
 
 
 def _inside(box: tuple[float, float, float, float], pil_image: Image.Image) -> tuple[float, float, float, float]:
-    """The box on whole pixels of the image, its corners in order: Pillow refuses others."""
+    """Round the box to pixels inside the image, its corners in order: Pillow refuses others."""
     x1, y1 = min(max(box[0], 0), pil_image.width - 1), min(max(box[1], 0), pil_image.height - 1)
     return x1, y1, max(x1, min(box[2], pil_image.width - 1)), max(y1, min(box[3], pil_image.height - 1))
 
@@ -81,7 +76,7 @@ def _label(
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     width, height = right - left + 6, bottom - top + 4
     x1, y1, *_ = _inside(detection.box, pil_image)
-    # Above the box where there is room, else inside it; never past the image's right edge.
+    # Above the box if there is room, else inside it; never past the image's right edge.
     x = max(0.0, min(x1, pil_image.width - width))
     y = y1 - height if y1 >= height else y1 + line
     colour = class_colour(detection.label)

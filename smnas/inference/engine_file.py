@@ -1,4 +1,4 @@
-"""A detector as an engine: the engine's bytes in one file, what they are in a manifest beside it."""
+"""A detector as an engine: the engine's bytes in one file, its manifest beside it."""
 
 import hashlib
 import json
@@ -18,17 +18,16 @@ _RULE = "an engine is one that `smnas export` wrote"
 
 @dataclass(frozen=True)
 class EngineManifest:
-    """What an engine is.
+    """Description of an engine.
 
     Attributes:
         detector: Classes, input size, preprocessing, precision, architecture, AP and versions.
         backend: ``tensorrt_rtx`` or ``tensorrt``.
         backend_version: Of the builder; other versions do not load the engine.
         compute_capabilities: Of the GPUs that it runs on, such as ``8.9``.
-        onnx_sha256: Of the graph that it was built from.
-        engine_sha256: Of its bytes.
-        size_bytes: Their number.
-        facts: What the builder said of it, as JSON values.
+        onnx_sha256: Of the source graph.
+        engine_sha256: Of the engine.
+        facts: From the builder, as JSON values.
     """
 
     detector: ModelMetadata
@@ -42,7 +41,7 @@ class EngineManifest:
 
 
 def manifest_path(engine: Path) -> Path:
-    """Where the manifest of an engine is."""
+    """Return the path of an engine's manifest."""
     return engine.with_name(f"{engine.name}.json")
 
 
@@ -60,7 +59,7 @@ def write_engine(path: Path, content: bytes, manifest: EngineManifest) -> None:
 
 
 def read_engine(path: Path) -> tuple[bytes, EngineManifest]:
-    """An engine's bytes and its manifest.
+    """Read an engine's bytes and its manifest.
 
     Raises:
         ModelFileError: One is missing or damaged, or they do not belong together.

@@ -1,4 +1,4 @@
-"""Fonts that have the letters of class names, which Pillow's own has of ASCII only."""
+"""Fonts for class names beyond ASCII, which is all that Pillow's own font covers."""
 
 import os
 import sys
@@ -31,14 +31,9 @@ _WITHOUT_GLYPH = frozenset({"Zs", "Zl", "Zp", "Cc", "Cf"})
 
 @lru_cache(maxsize=4096)
 def font_for(text: str, size: int) -> Font | None:
-    """The first font with a text's letters and a score's: Pillow's own, one of the extra ``fonts``, an installed one.
+    """Return the first font of ``size`` pixels with the letters of a text and a score, ``None`` if no font has them.
 
-    Args:
-        text: A class name.
-        size: In pixels.
-
-    Returns:
-        ``None`` where no font has them all.
+    Searches Pillow's own font, those of the extra ``fonts``, then the installed ones.
     """
     own = ImageFont.load_default(size)
     if text.isascii() or _has(own, text):
@@ -65,7 +60,7 @@ def _has(font: Font, text: str) -> bool:
 
 @lru_cache(maxsize=1)
 def _font_files() -> tuple[str, ...]:
-    """Files of the extra and of this system, upright sans-serif ones first."""
+    """List font files of the extra and of this system, upright sans-serif ones first."""
     packaged = []
     for name in _PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""What detection runs on: files, folders and patterns as image and video files."""
+"""Inputs of detection: files, folders and patterns as image and video files."""
 
 import glob
 from collections import Counter
@@ -15,19 +15,17 @@ from smnas.inference.video import VIDEO_SUFFIXES
 
 __all__ = ["Inputs", "find_inputs", "image_suffixes"]
 
-# Pillow knows these formats by name and leaves decoding to programs that are not here.
+# Formats that Pillow knows by name but leaves to missing external programs.
 _STUBS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Files to find objects in.
+    """Files to detect objects in, in the given order.
 
     Attributes:
-        images: In the order in which they were given.
-        videos: In the order in which they were given.
-        camera: The number of a camera.
-        skipped: How many files of folders are neither, by suffix; hidden ones under ``hidden``.
+        camera: Its number.
+        skipped: Number of other files in folders by suffix; hidden ones under ``hidden``.
     """
 
     images: tuple[Path, ...] = ()
@@ -37,7 +35,7 @@ class Inputs:
 
     @property
     def remark(self) -> str | None:
-        """What was skipped, one line; ``None`` where nothing was."""
+        """One line about skipped files; ``None`` without any."""
         if not self.skipped:
             return None
         heic = f"; {CONVERT_HEIC}" if HEIC_SUFFIXES & self.skipped.keys() else ""
@@ -46,24 +44,20 @@ class Inputs:
 
 @cache
 def image_suffixes() -> frozenset[str]:
-    """Every suffix that Pillow registers for what it decodes, but for those of videos."""
+    """Return every suffix that Pillow decodes, except those of videos."""
     Image.init()
     decoded = {suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN.keys() - _STUBS}
     return frozenset((decoded | {".mpo"}) - VIDEO_SUFFIXES)
 
 
 def find_inputs(arguments: Iterable[str | Path], *, camera: int | None = None) -> Inputs:
-    """Files, folders (what lies in them by suffix, neither hidden nor in folders inside) and glob patterns, as files.
+    """Expand files, folders (by suffix, without hidden files and subfolders) and glob patterns to files.
 
-    A file that is named is taken whatever its suffix, and once even if it is named twice. The suffix says which files
-    are videos; all others are images.
-
-    Args:
-        arguments: What the user names.
-        camera: Passed on.
+    A named file is taken whatever its suffix, and only once. The suffix decides which files are videos; all others are
+    images.
 
     Raises:
-        UserError: Nothing is there under a name, a folder without images and videos, a pattern without matches.
+        UserError: A missing file, a folder without images and videos, or a pattern without matches.
     """
     found: dict[Path, None] = {}
     skipped: Counter[str] = Counter()
@@ -92,7 +86,7 @@ def find_inputs(arguments: Iterable[str | Path], *, camera: int | None = None) -
 
 
 def _is_media(path: Path) -> bool:
-    """Whether it is an image or video; ``._1.jpg`` beside ``1.jpg`` is what macOS knows about that."""
+    """Whether it is an image or video; ``._1.jpg`` beside ``1.jpg`` is macOS metadata."""
     return not path.name.startswith(".") and path.suffix.lower() in image_suffixes() | VIDEO_SUFFIXES
 
 

@@ -1,4 +1,4 @@
-"""The facts that a detector file carries about itself, so that one file is enough to run it rightly."""
+"""Metadata of a detector file, so that one file is enough to run it correctly."""
 
 import json
 import math
@@ -18,17 +18,17 @@ _FORMAT = "smnas detector"
 
 
 class ModelFileError(UserError):
-    """A file that is no detector of this software, a damaged one, or one of another format version."""
+    """A file that is no detector of this software, is damaged, or has another format version."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes the detector's input; the normalisation of pixel values is inside the graph.
+    """Preprocessing from image to detector input; the graph itself normalises pixel values.
 
     Attributes:
-        resize: ``letterbox``: scaled with its ratio kept until it just fits, by antialiased bilinear resampling.
-        position: Where on the canvas the image lies.
-        pad_value: The gray level of the rest of the canvas.
+        resize: ``letterbox``: scaled to fit, aspect ratio kept, by antialiased bilinear resampling.
+        position: Of the image on the canvas.
+        pad_value: Gray level of the rest of the canvas.
         channels: Channel order.
         dtype: Of the input tensor, 0 to 255.
         layout: Order of the input's axes.
@@ -44,7 +44,7 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """What a detector file is.
+    """Description of a detector file.
 
     Attributes:
         architecture: The canonical string.
@@ -52,14 +52,12 @@ class ModelMetadata:
         category_ids: The data set's id of each class.
         input_width: Of the canvas, in pixels.
         input_height: Of the canvas, in pixels.
-        precision: Number format of backbone, neck and heads: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
-        metrics: COCO numbers of the file where they were measured on it, else of the checkpoint that it was made from;
-            empty when neither was evaluated.
-        epochs: How long it was trained.
-        seed: Of the training.
+        precision: Of backbone, neck and heads: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
+        metrics: COCO numbers of the file if measured, else of its checkpoint; empty without either.
+        epochs: Of training.
+        seed: Of training.
         versions: Of the software that wrote the file.
-        preprocessing: How an image becomes the input.
-        batch: Images of one run: the number that an exported graph is made for; a checkpoint takes any.
+        batch: Images per run of an exported graph; a checkpoint takes any number.
     """
 
     architecture: str
@@ -86,7 +84,7 @@ class ModelMetadata:
         versions: Mapping[str, str] | None = None,
         metrics: Mapping[str, float] | None = None,
     ) -> "ModelMetadata":
-        """The facts of a checkpoint; undefined (NaN) metrics are left out."""
+        """Describe a checkpoint; undefined (NaN) metrics are left out."""
         facts = cls(
             architecture=info.architecture,
             classes=info.classes,
@@ -102,20 +100,20 @@ class ModelMetadata:
         return facts.with_metrics(info.metrics if metrics is None else metrics)
 
     def with_metrics(self, metrics: Mapping[str, float]) -> "ModelMetadata":
-        """The same facts with other COCO numbers; undefined (NaN) ones are left out."""
+        """Replace the COCO numbers; undefined (NaN) ones are left out."""
         return replace(self, metrics={name: value for name, value in metrics.items() if math.isfinite(value)})
 
     def to_properties(self) -> dict[str, str]:
-        """As string properties of an ONNX file: one ``smnas.`` property a field, its value as JSON."""
+        """Return string properties for an ONNX file: one ``smnas.`` property per field, its value as JSON."""
         fields = {"format": _FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
         return {_PREFIX + name: json.dumps(value) for name, value in fields.items()}
 
     @classmethod
     def from_properties(cls, properties: Mapping[str, str], source: str) -> "ModelMetadata":
-        """The inverse of :meth:`to_properties`; properties of others are ignored.
+        """Inverse of :meth:`to_properties`; foreign properties are ignored.
 
         Args:
-            properties: As the file holds them.
+            properties: Of the file.
             source: The file's name, for messages.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Which file a ``--model`` means: a checkpoint, an ONNX file, an engine, or a folder that a command wrote."""
+"""Resolve ``--model``: a checkpoint, an ONNX file, an engine, or a folder that a command wrote."""
 
 from pathlib import Path
 from typing import Literal
@@ -8,18 +8,14 @@ from smnas.search.study.run_folder import RunFolder
 
 __all__ = ["model_file"]
 
-_CHECKPOINT = "checkpoint.pt"  # as smnas.training.checkpoint calls it, which loads torch
+_CHECKPOINT = "checkpoint.pt"  # as in smnas.training.checkpoint, which imports torch
 
 
 def model_file(path: Path, prefer: Literal["model", "checkpoint"] = "model") -> Path:
-    """The file to load.
-
-    Args:
-        path: What the user gave.
-        prefer: Of a search, the exported file where there is one, or the checkpoint.
+    """Return the file to load; of a search, ``prefer`` picks the exported file, if any, or the checkpoint.
 
     Raises:
-        UserError: nothing is there, or the folder is no finished search and no training.
+        UserError: the path is missing, or the folder is neither a finished search nor a training run.
     """
     if not path.exists():
         raise UserError(f"a model must be an existing file or run folder, but got {path}")

@@ -1,7 +1,6 @@
-"""Images through a detector in stages that overlap: other threads decode and resize while the network runs.
+"""Images through a detector in overlapping stages: other threads decode and resize while the network runs.
 
-What is ahead of the network is bounded in number, results come in the order of the images, and every stage tells
-what it took.
+Look-ahead is bounded, results keep the order of the images, and every stage is timed.
 """
 
 import time
@@ -33,15 +32,15 @@ _END: Any = object()
 
 @dataclass(frozen=True)
 class DetectOptions:
-    """How images go through a detector.
+    """Options of detection.
 
     Attributes:
-        score: Lowest score of a detection that counts.
-        batch: Images of one call of the network; by default as many as its file is made for, which of a checkpoint
-            is 1. A file that is made for more fills the call up with gray ones.
-        workers: Threads that decode, resize and draw beside the network; with 0 everything takes turns.
-        quick_decode: Large JPEG files are decoded at a fraction of their size (see :func:`smnas.data.image.decode`),
-            but for those that are drawn on. Boxes move by little more than with a copy saved at quality 92.
+        score: Score threshold.
+        batch: Images per call of the network; by default the file's batch size, which is 1 for a checkpoint. Gray
+            images fill up the call of a file with a larger batch size.
+        workers: Threads that decode, resize and draw in parallel to the network; 0 runs everything in turn.
+        quick_decode: Decode large JPEG files at reduced size (see :func:`smnas.data.image.decode`), except those to be
+            drawn on. Boxes move by little more than with a copy saved at quality 92.
     """
 
     score: float = 0.3
@@ -58,23 +57,21 @@ class DetectOptions:
             raise UserError(f"`workers >= 0` must hold, but got workers={self.workers}")
 
     def batch_for(self, model: Model) -> int:
-        """Images of one call of a model."""
+        """Return the number of images per call of a model."""
         return self.batch or model.metadata.batch
 
 
 @dataclass
 class StageTimes:
-    """Where the time went, in seconds over all images.
-
-    The stages overlap, so that their sum may be more than ``wall_s``; with no workers it is not.
+    """Seconds per stage over all images. Stages overlap, so their sum may exceed ``wall_s``, except without workers.
 
     Attributes:
-        images: How many images went through the network.
-        wall_s: From the first image to the last result; loading the detector is not in it.
+        images: Number of images that passed the network.
+        wall_s: From the first image to the last result, without loading the detector.
         decode_s: Files to RGB pixels.
         preprocess_s: Pixels to canvases.
-        network_s: Canvases to boxes after non-maximum suppression, with the copies to a GPU and back.
-        postprocess_s: Boxes to named detections in pixels of the image.
+        network_s: Canvases to boxes after NMS, with the copies to and from a GPU.
+        postprocess_s: Boxes to named detections in image pixels.
         draw_s: Drawing and writing the drawn copies.
     """
 
@@ -88,24 +85,24 @@ class StageTimes:
 
     @property
     def images_per_s(self) -> float:
-        """Images a second of wall time; 0 before the first."""
+        """Images per second of wall time; 0 before the first."""
         return self.images / self.wall_s if self.wall_s else 0.0
 
     def ms_per_image(self) -> dict[str, float]:
-        """Milliseconds of each stage for one image, by the stage's name."""
+        """Milliseconds per image by stage."""
         stages = ("decode", "preprocess", "network", "postprocess", "draw")
         return {stage: 1e3 * getattr(self, f"{stage}_s") / max(1, self.images) for stage in stages}
 
 
 @dataclass(frozen=True)
 class Found(Generic[T]):
-    """What a detector found on one image.
+    """Detections on one image.
 
     Attributes:
-        source: What the image was decoded from.
-        size: Width and height in pixels; zeros when it could not be decoded.
+        source: Origin of the image.
+        size: Width and height in pixels; zeros if it could not be decoded.
         detections: Best first.
-        image: RGB, where it was to be kept.
+        image: RGB, if kept.
         error: Why there is no image.
     """
 
@@ -118,7 +115,7 @@ class Found(Generic[T]):
 
 @dataclass(frozen=True)
 class _Prepared(Generic[T]):
-    """An image on its canvas ``(3, H, W)``, and what that took."""
+    """An image on its canvas ``(3, H, W)``, and the times taken."""
 
     found: Found[T]
     canvas: NDArray[np.uint8] | None
@@ -136,18 +133,16 @@ def find_objects(
     *,
     keep_images: bool = False,
 ) -> Generator[Found[T], None, None]:
-    """Find objects on every image, in order.
-
-    An image that can not be decoded gives a result with its error, and the others go on.
+    """Detect objects on every image, in order; an undecodable image gives a result with its error.
 
     Args:
         model: The detector.
-        sources: What images are decoded from; taken as they are needed, a bounded number ahead.
-        decode: One of them to an image; called in other threads, several at a time. ``UserError``, ``OSError``
-            and ``MemoryError`` are the image's.
+        sources: Consumed lazily, a bounded number ahead.
+        decode: Decodes a source; called in several threads. ``UserError``, ``OSError`` and ``MemoryError`` are taken as
+            the image's errors.
         options: Score, batch and threads.
-        times: What every stage takes is added here.
-        keep_images: Results hold their images.
+        times: Every stage's time is added here.
+        keep_images: Keep the images in the results.
     """
     width, height = model.input_size
 
@@ -177,7 +172,7 @@ def _run(
     times: StageTimes,
     buffer: NDArray[np.uint8] | None,
 ) -> Iterator[Found[T]]:
-    """One batch through the network."""
+    """Run one batch through the network."""
     times.decode_s += sum(one.decode_s for one in group)
     times.preprocess_s += sum(one.preprocess_s for one in group)
     canvases = [one.canvas for one in group if one.canvas is not None]
@@ -203,7 +198,7 @@ def _run(
 
 
 def _pinned_buffer(model: Model, batch: int) -> NDArray[np.uint8] | None:
-    """Page-locked memory for a batch, from which a GPU fetches the canvases itself; none without a GPU."""
+    """Allocate pinned memory for a batch, so that a GPU fetches the canvases itself; ``None`` without a GPU."""
     if not model.on_gpu or not torch.cuda.is_available():
         return None
     width, height = model.input_size
@@ -212,13 +207,13 @@ def _pinned_buffer(model: Model, batch: int) -> NDArray[np.uint8] | None:
 
 
 def map_ahead(function: Callable[[T], R], items: Iterable[T], workers: int, depth: int) -> Generator[R, None, None]:
-    """``map`` whose results are computed by threads before they are asked for, in the order of the items.
+    """``map`` with results computed ahead by threads, in the order of the items.
 
     Args:
         function: Called in the threads.
         items: Iterated in the calling thread.
-        workers: Threads; with 0 every result is computed when it is asked for.
-        depth: How many items are taken ahead of the result that is waited for.
+        workers: Threads; 0 computes every result on demand.
+        depth: Number of items taken ahead of the current result.
     """
     if workers == 0:
         yield from map(function, items)
@@ -237,7 +232,7 @@ def map_ahead(function: Callable[[T], R], items: Iterable[T], workers: int, dept
 
 
 def read_ahead(items: Iterable[T], depth: int) -> Generator[T, None, None]:
-    """The items, iterated by another thread that is up to ``depth`` of them ahead."""
+    """Iterate in another thread, up to ``depth`` items ahead."""
     source = iter(items)
     pool = ThreadPoolExecutor(1, thread_name_prefix="smnas-read")
     try:

@@ -1,4 +1,4 @@
-"""What detection gives: results of images and of videos, as one JSON document."""
+"""Results of detection on images and videos, as one JSON document."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -13,16 +13,15 @@ __all__ = ["DetectReport", "FrameResult", "ImageResult", "VideoResult"]
 
 @dataclass(frozen=True)
 class ImageResult:
-    """What was found on one image.
+    """Detections on one image.
 
     Attributes:
-        path: The image file.
-        width: In pixels; 0 when it could not be read.
-        height: In pixels; 0 when it could not be read.
+        width: In pixels; 0 if unreadable.
+        height: In pixels; 0 if unreadable.
         detections: Best first.
-        drawn: The copy with boxes, if one was asked for.
-        error: Why nothing could be found, one line; ``None`` when all went well.
-        remark: What the result leaves out, one line: the other frames of an animation.
+        drawn: The copy with boxes, if any.
+        error: One line; ``None`` on success.
+        remark: One line about omissions: the other frames of an animation.
     """
 
     path: Path
@@ -34,16 +33,16 @@ class ImageResult:
     remark: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values for JSON."""
+        """Return plain values for JSON."""
         return {**asdict(self), "path": str(self.path), "drawn": None if self.drawn is None else str(self.drawn)}
 
 
 @dataclass(frozen=True)
 class FrameResult:
-    """What was found on one frame.
+    """Detections on one frame.
 
     Attributes:
-        frame: Its index, from 0.
+        frame: Index, from 0.
         time_s: Since the start of the video, in seconds.
         detections: Best first.
         width: In pixels; the frames of a joined stream may differ.
@@ -59,19 +58,19 @@ class FrameResult:
 
 @dataclass(frozen=True)
 class VideoResult:
-    """What was found in one video, or through one camera.
+    """Detections in one video or camera stream.
 
     Attributes:
         source: The file, or ``camera`` and its number.
-        width: Of the first frame, in pixels; 0 when it could not be opened.
-        height: Of the first frame, in pixels; 0 when it could not be opened.
+        width: Of the first frame, in pixels; 0 if it could not be opened.
+        height: Of the first frame, in pixels; 0 if it could not be opened.
         frames_per_s: On average.
-        count: Frames that are done.
-        found: How many detections of each class they have.
-        frames: Each of them, unless they were not to be kept.
-        drawn: The copy with boxes, if one was asked for.
-        error: What went wrong, one line; frames may be done all the same.
-        remark: What is unusual about it, one line: frames of several sizes.
+        count: Number of finished frames.
+        found: Number of their detections by class.
+        frames: Unless they were not to be kept.
+        drawn: The copy with boxes, if any.
+        error: One line; frames may be finished all the same.
+        remark: One line about frames of several sizes.
     """
 
     source: str
@@ -86,7 +85,7 @@ class VideoResult:
     remark: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values for JSON."""
+        """Return plain values for JSON."""
         return {
             **asdict(self),
             "found": dict(self.found),
@@ -96,14 +95,14 @@ class VideoResult:
 
 @dataclass(frozen=True)
 class DetectReport:
-    """Everything of one call.
+    """Results of one call.
 
     Attributes:
-        images: In the order in which they were given.
-        videos: In the order in which they were given, a camera last.
-        times: Where the time went.
-        interrupted: It was stopped from the keyboard: what was finished by then is here.
-        legend: Numbers that stand for class names in drawn copies, where no font has the letters.
+        images: In the given order.
+        videos: In the given order, a camera last.
+        times: Per stage.
+        interrupted: Stopped from the keyboard; finished results are here.
+        legend: Numbers for class names that no font can draw.
     """
 
     images: tuple[ImageResult, ...] = ()
@@ -114,18 +113,18 @@ class DetectReport:
 
     @property
     def errors(self) -> tuple[str, ...]:
-        """A line for every image and video with a problem."""
+        """One line for every image and video with a problem."""
         errors = [image.error for image in self.images] + [video.error for video in self.videos]
         return tuple(filter(None, errors))
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """A line for the legend and for every image and video that is unusual."""
+        """Lines for the legend and for every unusual image and video."""
         remarks = [image.remark for image in self.images] + [video.remark for video in self.videos]
         return tuple(filter(None, [self.legend, *remarks]))
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values for JSON."""
+        """Return plain values for JSON."""
         return {
             "images": [image.to_dict() for image in self.images],
             "videos": [video.to_dict() for video in self.videos],

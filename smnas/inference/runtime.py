@@ -1,8 +1,7 @@
 """Detector files as functions of images: ONNX Runtime, TensorRT or PyTorch behind one interface.
 
 On a GPU a checkpoint, and an engine that allows it, can run as CUDA graphs. An ONNX file can not: ONNX Runtime records
-no graph in which a size depends on the data, as after NMS, nor one with a loop. Not run yet: any of them on a
-GPU.
+neither data-dependent sizes, as after NMS, nor loops. Not run yet: any of them on a GPU.
 """
 
 from abc import ABC, abstractmethod
@@ -32,11 +31,11 @@ __all__ = ["EagerDetector", "EngineDetector", "Model", "OnnxDetector", "load_mod
 
 
 class Model(Protocol):
-    """A detector that is ready to run. Calling it is a :data:`~smnas.evaluation.predict.DetectFunction`."""
+    """A detector that is ready to run, callable as a :data:`~smnas.evaluation.predict.DetectFunction`."""
 
     @property
     def metadata(self) -> ModelMetadata:
-        """What the detector is."""
+        """Description of the detector."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -52,14 +51,14 @@ class Model(Protocol):
 
     @property
     def on_gpu(self) -> bool:
-        """Whether canvases are copied to a GPU, which fetches them faster from page-locked memory."""
+        """Whether canvases are copied to a GPU, which is faster from pinned memory."""
 
     def __call__(self, images: NDArray[np.uint8]) -> DetectionArrays:
         """Detect objects on ``(B, 3, H, W)`` ``uint8`` RGB canvases of the input size, any B."""
 
 
 class _Described:
-    """What every kind of model tells from its metadata."""
+    """Properties that every kind of model takes from its metadata."""
 
     def __init__(self, metadata: ModelMetadata) -> None:
         self._metadata = metadata
@@ -87,12 +86,12 @@ class _Described:
 
 
 class _OfFixedBatch(_Described, ABC):
-    """An exported file: its runs are of as many images as its graph is for."""
+    """An exported file, whose runs have the graph's batch size."""
 
     def __call__(self, images: NDArray[np.uint8]) -> DetectionArrays:
         """Detect objects on ``(B, 3, H, W)`` ``uint8`` RGB canvases of the input size, any B.
 
-        They run in batches of the file; the last one is filled up with gray canvases, whose detections are dropped.
+        They run in the file's batch size; the last batch is filled up with gray canvases, whose detections are dropped.
         """
         self._check(images)
         if not len(images):
@@ -103,7 +102,7 @@ class _OfFixedBatch(_Described, ABC):
 
     @abstractmethod
     def _run(self, images: NDArray[np.uint8]) -> Sequence[NDArray[Any]]:
-        """Exactly one batch to the arrays of its detections, in the order of ``OUTPUT_NAMES``."""
+        """Run exactly one batch; returns arrays in the order of ``OUTPUT_NAMES``."""
 
 
 def _filled(images: NDArray[np.uint8], batch: int) -> NDArray[np.uint8]:
@@ -118,14 +117,13 @@ class OnnxDetector(_OfFixedBatch):
 
     Args:
         path: The ONNX file.
-        threads: CPU threads of one run; ``None`` lets ONNX Runtime take every core.
-        providers: Where it runs, best first; by default CUDA where this installation and this machine have it, then the
-            CPU.
+        threads: CPU threads of one run; ``None`` takes every core.
+        providers: Best first; by default CUDA if installed and present, then the CPU.
 
     Raises:
-        ModelFileError: Missing, truncated, not ONNX, or an ONNX file of something else.
-        BackendUnavailableError: ONNX Runtime is not installed, lacks a provider that was asked for, or falls back from
-            one that should be there.
+        ModelFileError: Missing, truncated, not ONNX, or another kind of ONNX file.
+        BackendUnavailableError: ONNX Runtime is not installed, lacks a requested provider, or falls back from one that
+            should be there.
     """
 
     def __init__(self, path: Path, *, threads: int | None = None, providers: Sequence[str] | None = None) -> None:
@@ -138,7 +136,7 @@ class OnnxDetector(_OfFixedBatch):
             raise BackendUnavailableError(
                 "running an ONNX file needs ONNX Runtime, which is not installed: pip install 'smnas[cpu]'"
             ) from None
-        # The options that latencies are measured under; for ONNX Runtime 0 threads are one for every core.
+        # The options of latency measurements; for ONNX Runtime 0 threads means one per core.
         options = session_options(onnxruntime, 0 if threads is None else threads)
         wanted = _providers(onnxruntime.get_available_providers(), providers)
         try:
@@ -160,7 +158,7 @@ class OnnxDetector(_OfFixedBatch):
 
     @property
     def providers(self) -> tuple[str, ...]:
-        """Where it runs, as ONNX Runtime names it, best first."""
+        """Execution providers, best first."""
         return tuple(self._session.get_providers())
 
     @property
@@ -189,10 +187,10 @@ class EngineDetector(_OfFixedBatch):
 
     Args:
         path: The engine, with its manifest beside it.
-        cuda_graph: Run it as one, see :class:`profiler.backends.engine.Engine`.
+        cuda_graph: Replay runs as a CUDA graph, see :class:`profiler.backends.engine.Engine`.
 
     Raises:
-        ModelFileError: Missing or damaged, or built by another version or for another GPU.
+        ModelFileError: Missing, damaged, or built by another version or for another GPU.
         BackendUnavailableError: Its module is not installed, or there is no GPU here.
     """
 
@@ -235,7 +233,7 @@ class EagerDetector(_Described):
     Args:
         path: The checkpoint file.
         device: Where it runs.
-        cuda_graph: Run its dense parts as CUDA graphs, see :mod:`smnas.inference.cuda_graphs`.
+        cuda_graph: Run dense parts as CUDA graphs, see :mod:`smnas.inference.cuda_graphs`.
 
     Raises:
         CheckpointError: Missing, damaged or not a checkpoint.
@@ -254,7 +252,7 @@ class EagerDetector(_Described):
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the device is one of CUDA's."""
+        """Whether the device is a CUDA device."""
         return self.device.type == "cuda"
 
     def __call__(self, images: NDArray[np.uint8]) -> DetectionArrays:
@@ -270,12 +268,12 @@ def load_model(
 
     Args:
         path: The file.
-        threads: CPU threads of one run of an ONNX file.
-        device: Where a checkpoint runs.
+        threads: CPU threads of an ONNX file.
+        device: Of a checkpoint.
         cuda_graph: Run a checkpoint or an engine as CUDA graphs.
 
     Raises:
-        UserError: Missing, damaged, something else, not for this machine, or a suffix that stands for none of them.
+        UserError: Missing, damaged, something else, not for this machine, or an unknown suffix.
     """
     match path.suffix.lower():
         case ".onnx":
@@ -296,13 +294,13 @@ def load_model(
 
 
 def _providers(available: Sequence[str], asked: Sequence[str] | None) -> list[str]:
-    """The providers to ask ONNX Runtime for.
+    """Return the providers to request from ONNX Runtime.
 
-    It leaves out what it can not load and goes on, many times as slowly; so what is asked for must be loaded, and CUDA
-    is asked for on its own only where there is a GPU.
+    It silently drops those it can not load and runs many times as slowly. So requested ones must be loaded, and CUDA is
+    a default only where there is a GPU.
 
     Raises:
-        BackendUnavailableError: one that was asked for is not in this installation.
+        BackendUnavailableError: a requested one is not in this installation.
     """
     if asked is None:
         gpu = torch.cuda.is_available() and "CUDAExecutionProvider" in available
@@ -315,7 +313,7 @@ def _providers(available: Sequence[str], asked: Sequence[str] | None) -> list[st
 
 
 def _session_errors() -> tuple[type[Exception], ...]:
-    """What ONNX Runtime raises while loading: a dozen classes that share no base of their own."""
+    """Return ONNX Runtime's loading errors: a dozen classes without a common base."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     found = (getattr(state, name) for name in dir(state))

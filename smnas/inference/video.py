@@ -1,4 +1,4 @@
-"""Video files and cameras as frames, and frames as a video file, through PyAV."""
+"""Read video files and cameras as frames, and write frames as a video file, through PyAV."""
 
 import importlib
 import secrets
@@ -30,7 +30,7 @@ __all__ = [
     "video_version",
 ]
 
-# FFmpeg's containers, then its raw streams of images
+# FFmpeg's containers, then its raw image streams
 _SUFFIXES = """
 .3g2 .3gp .3gp2 .3gpp .amv .asf .avi .dav .dif .divx .dv .dvr-ms .f4v .flv .gxf .insv .ismv .lrv .m1v .m2p .m2t .m2ts
 .m2v .m4v .mj2 .mk3d .mkv .mod .mov .mp4 .mp4v .mpe .mpeg .mpg .mpv .mts .mxf .nsv .nut .ogm .ogv .ogx .psp .qt .rm
@@ -38,16 +38,16 @@ _SUFFIXES = """
 .264 .265 .266 .av1 .avc .cavs .drc .h261 .h263 .h264 .h265 .h266 .h26l .hevc .ivf .mjpeg .mjpg .obu .vc1 .vvc .y4m
 """
 VIDEO_SUFFIXES = frozenset(_SUFFIXES.split())
-_TICKS_PER_S = 90_000  # the clock of MPEG: every usual frame rate is a whole number of ticks
+_TICKS_PER_S = 90_000  # MPEG's clock: every usual frame rate is a whole number of ticks
 _USUAL_RATE = 30
-_RESTART_FRAMES = 2  # a clock that goes back further is a new one, by less it jitters
-_NEIGHBOURS = 3  # packets; a container notices a seam up to so many of them early
-# H.264 plays everywhere; a build of FFmpeg without its encoder has that of MPEG-4.
+_RESTART_FRAMES = 2  # a clock that goes back further has restarted; by less it jitters
+_NEIGHBOURS = 3  # packets; a container notices a seam up to this much too early
+# H.264 plays everywhere; FFmpeg builds without its encoder have MPEG-4's.
 _ENCODERS = ("libx264", "mpeg4")
 
 
 class VideoError(UserError):
-    """A video that can not be opened, or a camera that is not there."""
+    """A video that can not be opened, or a missing camera."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ class VideoFrame:
 
     Attributes:
         index: From 0.
-        time_s: Since the start of the video, in seconds, never decreasing; by the frame rate where the frames carry no
-            time. Where the clock of a joined or cut stream starts over, it continues one frame later.
-        read_s: What reading and decoding it took.
+        time_s: Since the start of the video, in seconds, never decreasing; from the frame rate if frames carry no time.
+            Where the clock of a joined or cut stream restarts, it continues one frame later.
+        read_s: Time for reading and decoding.
         content: PyAV's frame.
     """
 
@@ -68,7 +68,7 @@ class VideoFrame:
     content: Any
 
     def decoded(self) -> Decoded:
-        """The frame in RGB, turned as the video says, as phones write it."""
+        """Return the frame in RGB, rotated as the video states, as phones write it."""
         upright: Image.Image = self.content.to_image()
         turns = round(self.content.rotation / 90) % 4
         if turns:
@@ -79,17 +79,17 @@ class VideoFrame:
 class VideoReader:
     """The frames of an open video or camera, once, in order.
 
-    What can not be decoded is left out, and the frames resume behind it; :attr:`problem` says so afterwards.
+    Undecodable frames are left out; :attr:`problem` reports them afterwards.
 
     Args:
-        container: As PyAV opened it.
+        container: As opened by PyAV.
         name: For messages.
 
     Attributes:
         name: For messages.
-        frames: How many frames there are, as the file states or as its length suggests, which of a joined stream is
-            that of one part; ``None`` where neither does.
-        rate: Frames a second, on average.
+        frames: Number of frames, as stated by the file or estimated from its length, which for a joined stream is that
+            of one part; ``None`` without either.
+        rate: Frames per second, on average.
 
     Raises:
         VideoError: There are no images in it.
@@ -105,7 +105,7 @@ class VideoReader:
         self._stream.thread_type = "AUTO"
         self.rate = float(self._stream.average_rate or _USUAL_RATE)
         self.frames = self._stated_frames()
-        self._damaged: list[int] = []  # positions of packets
+        self._damaged: list[int] = []  # packet positions
         self._broke_off: str | None = None
 
     def __enter__(self) -> Self:
@@ -118,14 +118,14 @@ class VideoReader:
 
     @property
     def problem(self) -> str | None:
-        """What was wrong with the part that was read, one line; ``None`` when all was well."""
+        """One line about problems of the part read so far; ``None`` without any."""
         rule = f"a video must be whole, but {self.name}"
         if self._broke_off is not None:
             return f"{rule} breaks off ({self._broke_off})"
         return f"{rule} is damaged (packets left out: {len(self._damaged)})" if self._damaged else None
 
     def __iter__(self) -> Iterator[VideoFrame]:
-        """The frames; where reading fails, as when a camera is unplugged, they end."""
+        """Iterate over the frames; they end where reading fails, as when a camera is unplugged."""
         first: float | None = None
         part, shift, last = 0, 0.0, 0.0
         began = time.perf_counter()
@@ -139,7 +139,7 @@ class VideoReader:
             began = time.perf_counter()
 
     def _decoded(self) -> Iterator[tuple[int, Any]]:
-        """Each frame, behind the number of the part that it is in: one for each time that the clock starts over."""
+        """Yield each frame after the number of its part; a new part begins whenever the clock restarts."""
         errors = _av().error
         packets = self._container.demux(self._stream)
         part, last_dts = 0, None
@@ -158,7 +158,7 @@ class VideoReader:
                     for frame in self._drained():
                         yield part, frame
                     part += 1
-                    # where two recordings meet, a packet's number is not its predecessor's next: nothing is damaged
+                    # where two recordings meet, packet numbers are not consecutive: nothing is damaged
                     self._damaged = [one for one in self._damaged if one < position - _NEIGHBOURS]
             if packet.is_corrupt:
                 self._damaged.append(position)
@@ -172,7 +172,7 @@ class VideoReader:
                 yield part, frame
 
     def _drained(self) -> list[Any]:
-        """What is still in the decoder; it begins anew, as the next part may have frames of another size."""
+        """Drain and reset the decoder, as the next part may have frames of another size."""
         context = self._stream.codec_context
         try:
             frames: list[Any] = context.decode(None)
@@ -206,7 +206,7 @@ def open_camera(index: int) -> VideoReader:
     """Open a camera by its number.
 
     Raises:
-        VideoError: There is no such camera, it is in use, or this system's cameras have no numbers.
+        VideoError: The camera is missing or in use, or this system does not number cameras.
         BackendUnavailableError: PyAV is not installed.
     """
     file, kind = _camera(index)
@@ -216,11 +216,11 @@ def open_camera(index: int) -> VideoReader:
 class VideoWriter:
     """Writes RGB images as an ``.mp4`` file without sound, each shown from its time on.
 
-    The file appears when the writer is closed, whole; where it can not be written there is none.
+    The file appears, complete, when the writer is closed, or not at all on failure.
 
     Args:
         path: The file; an older one is replaced.
-        rate: Frames a second, on average: what the encoder plans with.
+        rate: Average frames per second, for the encoder.
     """
 
     def __init__(self, path: Path, rate: float) -> None:
@@ -240,10 +240,10 @@ class VideoWriter:
         self.close()
 
     def write(self, image: Image.Image, time_s: float) -> None:
-        """Add an image; one of another size than the first is fitted into that, on black.
+        """Add an image, fitted on black into the size of the first if it differs.
 
         Raises:
-            OSError: The file can not be written; what was written is gone.
+            OSError: The file can not be written; the partial file is removed.
         """
         av = _av()
         with self._written():
@@ -258,7 +258,7 @@ class VideoWriter:
             self._container.mux(self._stream.encode(frame))
 
     def close(self) -> None:
-        """Write what is still in the encoder and finish the file; nothing was written, no file.
+        """Flush the encoder and finish the file; without images there is none.
 
         Raises:
             OSError: As :meth:`write`.
@@ -275,7 +275,7 @@ class VideoWriter:
 
     @contextmanager
     def _written(self) -> Iterator[None]:
-        """Leave nothing behind of a file that can not be written."""
+        """Remove a file that can not be written."""
         try:
             yield
         except (_av().error.FFmpegError, OSError) as error:
@@ -297,7 +297,7 @@ class VideoWriter:
 
 
 def video_version() -> str:
-    """The version of PyAV.
+    """Return the version of PyAV.
 
     Raises:
         BackendUnavailableError: It is not installed.
@@ -306,7 +306,7 @@ def video_version() -> str:
 
 
 def _even(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """A last column and row twice where their number is odd: colours are stored for two by two pixels."""
+    """Repeat the last column and row where their number is odd: colours are stored for two by two pixels."""
     height, width = pixels.shape[:2]
     if height % 2 == 0 and width % 2 == 0:
         return pixels
@@ -314,7 +314,7 @@ def _even(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dty
 
 
 def _camera(index: int) -> tuple[str, str]:
-    """What FFmpeg opens for the camera of that number: a name and a format."""
+    """Return the name and format under which FFmpeg opens a camera."""
     if sys.platform == "darwin":
         return str(index), "avfoundation"
     if not sys.platform.startswith("linux"):
@@ -329,7 +329,7 @@ def _camera(index: int) -> tuple[str, str]:
 def _open(file: str, name: str, kind: str | None) -> VideoReader:
     av = _av()
     try:
-        # a clock that starts over shall not be taken for one that has run over, 26.5 hours later
+        # a restarting clock must not be taken for one that overflowed after 26.5 hours
         container = av.open(file, format=kind, options={"correct_ts_overflow": "0"}, metadata_errors="replace")
     except (av.error.FFmpegError, OSError) as error:
         raise VideoError(f"a video must be readable, but {name} is not: {_reason(error)}") from None
@@ -337,7 +337,7 @@ def _open(file: str, name: str, kind: str | None) -> VideoReader:
 
 
 def _reason(error: BaseException) -> str:
-    """FFmpeg's words without the number and the file name around them."""
+    """Return FFmpeg's message without error number and file name."""
     return str(getattr(error, "strerror", None) or error)
 
 
