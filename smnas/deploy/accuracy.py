@@ -1,4 +1,4 @@
-"""AP of the file that will run, beside that of the checkpoint in float32: what an export costs."""
+"""AP of the exported file beside that of the checkpoint in float32."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,11 +19,11 @@ __all__ = [
 ]
 
 DEFAULT_MAX_AP_DROP = 0.01
-"""One point of AP: what rounding to 8 bits usually stays under, and less than what a retraining changes."""
+"""One point of AP: more than rounding to 8 bits usually costs, and less than retraining varies."""
 
 
 class AccuracyLossError(RuntimeError):
-    """The exported file is less accurate than was asked for: nobody's mistake, so a failure of the export."""
+    """The exported file loses more AP than allowed: not a user's mistake, so the export fails."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,10 @@ class Accuracy:
     """AP of a file and of its checkpoint on the same images.
 
     Attributes:
-        images: How many.
-        reference_ap: AP of the checkpoint, run by PyTorch in float32.
-        reference_ap50: Its AP50.
-        ap: AP of the file.
-        ap50: Its AP50.
-        drop: AP that the export costs; negative where the file is better by chance.
+        images: Number of images.
+        reference_ap: AP of the checkpoint, run by PyTorch in float32; its AP50 is ``reference_ap50``.
+        ap: AP of the file; its AP50 is ``ap50``.
+        drop: AP lost by the export; negative where the file is better by chance.
     """
 
     images: int
@@ -62,13 +60,13 @@ def evaluate_model(
     batch_size: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> CocoMetrics:
-    """The 12 COCO numbers of a model on images with its categories.
+    """Compute the 12 COCO numbers of a model on images with its categories.
 
     Args:
         model: The detector.
         dataset: The images.
-        batch_size: Images of one call; by default those of one run of the model.
-        on_progress: Told how many images are done, and of how many.
+        batch_size: Images per call; by default one run of the model.
+        on_progress: Gets the numbers of finished and of all images.
 
     Raises:
         UserError: The images have other categories.
@@ -79,11 +77,7 @@ def evaluate_model(
 
 
 def require_categories(model: Model, dataset: DetectionDataset) -> None:
-    """Refuse images whose categories are not the model's, which may have their root category besides.
-
-    Raises:
-        UserError: With both.
-    """
+    """Raise a :class:`UserError` unless model and images have the same categories, up to the images' root category."""
     theirs = list(zip(dataset.category_ids, dataset.classes, strict=True))
     ours = list(zip(model.category_ids, model.classes, strict=True))
     if ours not in (theirs, sorted([*theirs, *filter(None, [dataset.root_class])])):
@@ -93,7 +87,7 @@ def require_categories(model: Model, dataset: DetectionDataset) -> None:
 
 
 def measure_accuracy(reference: Model, exported: Model, dataset: DetectionDataset) -> tuple[Accuracy, CocoMetrics]:
-    """AP of an exported file beside its checkpoint's, and all numbers of the file.
+    """Compare an exported file's AP with its checkpoint's; returns all numbers of the file, too.
 
     Raises:
         UserError: The images have other categories.

@@ -1,4 +1,4 @@
-"""Whether two detectors find the same objects: the check behind every export."""
+"""Agreement of two detectors: the check behind every export."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ LEAST_IOU = 0.999
 LEAST_ROUNDED_IOU = 0.5
 LARGEST_SCORE_DIFFERENCE = 1e-3
 _SAME_CORNERS_PX = 0.01
-"""Boxes whose corners are this close are the same: a sliver of 0.02 pixels loses a hundredth of its IoU by rounding."""
+"""Boxes with corners this close are the same: a sliver of 0.02 pixels loses a hundredth of its IoU by rounding."""
 _TIE = 1e-5
 """Scores this close are equal: float32 arithmetic in another order moves them by about 1e-7."""
 _CHANCE = 2
@@ -22,16 +22,16 @@ _CHANCE_SHARE = 0.005
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two sets of detections are apart.
+    """Distance between two sets of detections.
 
     Attributes:
-        images: How many images were compared.
+        images: Number of compared images.
         compared: Detections above the score threshold, on both sides together.
         differing: Those without a partner on the other side, of their class, with an IoU above 0.999 and a score
             within 0.001.
         least_iou: Smallest IoU of two partners, 1 without any; boxes whose corners lie within 0.01 pixels count as 1.
-        largest_score_difference: Largest absolute difference of two partners' scores; 0 without any.
-        rounded: One side's numbers are rounded, so that partners need an IoU above 0.5 only, and any score.
+        largest_score_difference: Largest absolute score difference of two partners; 0 without any.
+        rounded: One side is rounded, so partners need only an IoU above 0.5, and any score.
     """
 
     images: int
@@ -43,11 +43,10 @@ class Agreement:
 
     @property
     def holds(self) -> bool:
-        """Whether both sides find the same, up to what two float32 programs can agree on.
+        """Whether both sides agree as far as two float32 programs can.
 
-        Where two overlapping boxes tie to the last bits of their scores, which one the NMS keeps is chance, and
-        so is what that one suppresses. One such swap (a detection on each side), or 0.5% of many detections, is let
-        pass; it stays visible in ``differing``.
+        Where two overlapping boxes tie to the last bits of their scores, NMS keeps one by chance, and so suppresses by
+        chance. One such swap (a detection on each side), or 0.5% of many detections, passes; ``differing`` shows it.
         """
         return self.differing <= max(_CHANCE, _CHANCE_SHARE * self.compared)
 
@@ -87,19 +86,13 @@ def box_iou(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[
 def compare_detections(
     reference: DetectionArrays, other: DetectionArrays, *, min_score: float = 0.05, rounded: bool = False
 ) -> Agreement:
-    """Match the detections of two detectors on the same images.
+    """Match the detections of two detectors on the same images, in the same order.
 
-    Every detection above ``min_score`` on either side needs a partner among **all** detections of the other side, so
-    that a score of 0.0500001 against 0.0499999 counts as a difference of 2e-7 and not as a missing object. For the same
-    reason, where a side is full (all K rows are real), detections of the other side that tie with its last one need
-    none: which of equals is cut off is chance. Partners are of one class; each side's best-scored take theirs first,
-    the one that overlaps most.
-
-    Args:
-        reference: Of B images.
-        other: Of the same images in the same order.
-        min_score: Detections below it need no partner.
-        rounded: See :class:`Agreement`.
+    Every detection above ``min_score`` on either side needs a partner among **all** detections of the other side: a
+    score of 0.0500001 against 0.0499999 is a difference of 2e-7, not a missing object. For the same reason, where a
+    side is full (all K rows are real), detections of the other side that tie with its last one need none: the cut
+    between equals is chance. Partners share a class; each side's detections choose by falling score, the largest
+    overlap first. ``rounded`` is as in :class:`Agreement`.
     """
     wanted, difference_allowed = (LEAST_ROUNDED_IOU, 1.0) if rounded else (LEAST_IOU, LARGEST_SCORE_DIFFERENCE)
     if len(reference.num) != len(other.num):
@@ -130,7 +123,7 @@ def compare_detections(
 def _closeness(
     ours: DetectionArrays, theirs: DetectionArrays, row: int, difference_allowed: float
 ) -> NDArray[np.float64]:
-    """``(N, M)`` IoU of the pairs that may be partners, -1 for those of other classes or other scores."""
+    """``(N, M)`` IoU of possible partners, -1 for pairs of other classes or other scores."""
     n, m = int(ours.num[row]), int(theirs.num[row])
     closeness = box_iou(ours.boxes[row, :n], theirs.boxes[row, :m])
     if n and m:

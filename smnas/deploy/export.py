@@ -1,4 +1,4 @@
-"""A trained checkpoint to one file that is known to find the same objects: an ONNX graph or an engine of a GPU."""
+"""A trained checkpoint to one verified file: an ONNX graph or a GPU's engine."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,19 +36,19 @@ from smnas.training.checkpoint import load_detector_checkpoint
 __all__ = ["FORMATS", "IMAGES_CALIBRATED", "ExportMismatchError", "ExportReport", "canvases", "export_detector"]
 
 IMAGES_CALIBRATED = 64
-"""Training images that give the ranges of an ``int8`` graph's maps, where nobody says otherwise."""
+"""Default number of training images for the activation ranges of an ``int8`` graph."""
 
 _GENERATED_IMAGES = 8
 _VERSIONED = ("torch", "torchvision", "onnx", "onnxscript")
 
 
 class FileFormat(NamedTuple):
-    """What an export writes.
+    """Format of an export.
 
     Attributes:
         suffix: Of its file name.
         operators: Of its graph.
-        backend: The module that builds the engine; empty for a graph.
+        backend: Module that builds the engine; empty for a graph.
     """
 
     suffix: str
@@ -61,11 +61,11 @@ FORMATS: dict[str, FileFormat] = {
     "tensorrt-rtx": FileFormat(".engine", "plain", "tensorrt_rtx"),
     "tensorrt": FileFormat(".engine", "plain", "tensorrt"),
 }
-"""By the name that users type."""
+"""Formats by user-facing name."""
 
 
 class ExportMismatchError(RuntimeError):
-    """The exported file finds other objects than the checkpoint: never the user's mistake."""
+    """The exported file detects other objects than the checkpoint: never the user's mistake."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,12 @@ class ExportReport:
     """A finished export.
 
     Attributes:
-        path: The file.
-        size_bytes: Its size.
-        metadata: What the file says about itself.
-        agreement: How far its float32 graph, run by ONNX Runtime, is from the checkpoint run by PyTorch.
-        rounding: How far the graph in its precision is from there; None in float32, and where it does not run here.
-        accuracy: AP of the graph in its precision and of the checkpoint; None without images of known objects.
+        metadata: Of the file.
+        agreement: Of its float32 graph in ONNX Runtime with the checkpoint in PyTorch.
+        rounding: The same for the graph in its precision; ``None`` in float32, and where it does not run here.
+        accuracy: AP of the graph in its precision and of the checkpoint; ``None`` without annotated images.
         manifest: Of an engine.
-        notes: What could not be checked here.
+        notes: Checks that were impossible here.
     """
 
     path: Path
@@ -107,38 +105,37 @@ def export_detector(
     max_ap_drop: float = DEFAULT_MAX_AP_DROP,
     capabilities: Sequence[str] = (),
 ) -> ExportReport:
-    """Export a checkpoint to one file and prove that it finds the same objects.
+    """Export a checkpoint to one file and verify that it detects the same objects.
 
-    The graph takes ``images`` ``uint8`` ``(batch, 3, H, W)`` RGB and gives ``num``, ``boxes``, ``scores`` and
-    ``labels`` in pixels of the canvas. Two things are checked before the file appears under its name. The float32
-    graph, run by ONNX Runtime on a CPU, must give the detections of PyTorch, which looks at one image after the
-    other: every one with a score above 0.05 has a partner with an IoU above 0.999 and a score within 0.001, but for
-    what ties leave to chance (:attr:`~smnas.deploy.agreement.Agreement.holds`). And where objects are known, AP of the
-    graph in its precision, run likewise, may be below the checkpoint's by ``max_ap_drop`` at most. An engine is built
-    from that very graph.
+    The graph maps ``images`` ``uint8`` ``(batch, 3, H, W)`` RGB to ``num``, ``boxes``, ``scores`` and ``labels`` in
+    canvas pixels. Two checks come before the file appears under its name. The float32 graph, in ONNX Runtime on a CPU,
+    must agree with PyTorch, run on one image at a time: every detection with a score above 0.05 has a partner with an
+    IoU above 0.999 and a score within 0.001, up to ties (:attr:`~smnas.deploy.agreement.Agreement.holds`). With a
+    ``dataset``, AP of the graph in its precision may be at most ``max_ap_drop`` below the checkpoint's. An engine is
+    built from that same graph.
 
     Args:
-        checkpoint: What training wrote.
-        out: The file to write, ending as its format does; an older one is replaced.
+        checkpoint: Written by training.
+        out: The file to write, with its format's suffix; an older one is replaced.
         file_format: One of ``FORMATS``.
-        precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``. Boxes, scores and coordinates are float32 in all of them.
-        batch: Images of one run.
-        verify_images: Images ``(H, W, 3)`` ``uint8`` RGB of any size to compare on, best of the kind that the
-            detector was trained on. Generated shapes when empty.
-        metrics: COCO numbers for the file's metadata; by default those measured, or those that the checkpoint holds.
-        calibration_images: For ``int8``, images whose maps give the ranges; best of those that it was trained on.
-        dataset: Images with known objects, to measure AP on.
+        precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``; boxes, scores and coordinates are always float32.
+        batch: Images per run.
+        verify_images: Images ``(H, W, 3)`` ``uint8`` RGB of any size to compare on, ideally like the training images;
+            generated shapes when empty.
+        metrics: COCO numbers for the file's metadata; by default those measured, or the checkpoint's.
+        calibration_images: For the activation ranges of ``int8``, ideally training images.
+        dataset: Annotated images to measure AP on.
         max_ap_drop: Largest loss of AP, in 0..1, against the checkpoint.
-        capabilities: Compute capabilities that a TensorRT-RTX engine must run on, such as ``8.9``; by default that of
-            the GPU here.
+        capabilities: Compute capabilities that a TensorRT-RTX engine must run on, such as ``8.9``; by default the local
+            GPU's.
 
     Raises:
-        UserError: A bad checkpoint, file name, format, precision, batch or capability, or what can not be checked here.
-        BackendUnavailableError: The module that builds, or the GPU that it needs, is not here.
+        UserError: A bad checkpoint, file name, format, precision, batch or capability, or a check impossible here.
+        BackendUnavailableError: The builder's module, or the GPU that it needs, is missing.
         ExportError: The detector has no ONNX form.
-        EngineBuildError: No engine came of it.
-        ExportMismatchError: The file finds other objects.
-        AccuracyLossError: It loses more AP than that.
+        EngineBuildError: The engine could not be built.
+        ExportMismatchError: The file detects other objects.
+        AccuracyLossError: The file loses more AP than ``max_ap_drop``.
     """
     kind = _require_format(file_format, out)
     targets = _require_target(kind, capabilities)
@@ -169,7 +166,7 @@ def export_detector(
         notes.append(f"the training is not finished: epoch {info.epoch} of {info.recipe.epochs}")
     if precision != "fp32":
         if any(needs_convolutions(precision, target) for target in targets):
-            graph = matmuls_as_convolutions(graph)  # before their weights are integers, and no weights any more
+            graph = matmuls_as_convolutions(graph)  # before quantisation turns weights into computed tensors
         calibration = canvases(calibration_images, width, height) if calibration_images else None
         kept = fragile_modules(detector) + (float_layers(detector) if precision == "int8" else ())
         graph = in_precision(graph, precision, kept, calibration=calibration, symmetric=bool(kind.backend))
@@ -181,7 +178,7 @@ def export_detector(
                 rounding = compare_detections(expected, file(images), rounded=True)
             if dataset is not None:
                 accuracy, measured = measure_accuracy(reference, file, dataset)
-                if not accuracy.drop <= max_ap_drop:  # an AP that is not a number is no proof
+                if not accuracy.drop <= max_ap_drop:  # a NaN AP proves nothing
                     raise AccuracyLossError(f"an export may lose {max_ap_drop:g} AP at most, but got {accuracy}")
                 metadata = metadata.with_metrics(metrics or measured.as_dict())
     if precision != "fp32" and accuracy is None:
@@ -196,7 +193,7 @@ def export_detector(
 
 
 def canvases(images: Sequence[NDArray[np.uint8]], width: int, height: int) -> NDArray[np.uint8]:
-    """Images ``(H, W, 3)`` of any size as one batch ``(B, 3, height, width)`` of letterboxed canvases."""
+    """Letterbox images ``(H, W, 3)`` of any size into one batch ``(B, 3, height, width)``."""
     if not images:
         raise ValueError("at least one image is needed, but got none")
     batch = np.stack([letterbox(image, width, height)[0] for image in images])
@@ -215,7 +212,7 @@ def _require_format(name: str, out: Path) -> FileFormat:
 
 
 def _require_target(kind: FileFormat, capabilities: Sequence[str]) -> tuple[str, ...]:
-    """Compute capabilities that an engine is built for."""
+    """Return the compute capabilities to build an engine for."""
     if kind.backend != "tensorrt_rtx" and capabilities:
         raise UserError(
             f"compute capabilities are for --format tensorrt-rtx, but got {', '.join(capabilities)}; "
@@ -263,7 +260,7 @@ def _one_by_one(model: EagerDetector, images: NDArray[np.uint8]) -> DetectionArr
 
 
 def _described(graph: onnx.ModelProto, metadata: ModelMetadata) -> bytes:
-    """A graph's bytes with what it says about itself; the same graph gives the same bytes."""
+    """Return a graph's bytes with its metadata; the same graph gives the same bytes."""
     described = onnx.ModelProto()
     described.CopyFrom(graph)
     del described.metadata_props[:]
@@ -275,7 +272,7 @@ def _described(graph: onnx.ModelProto, metadata: ModelMetadata) -> bytes:
 
 @contextmanager
 def _unverified(out: Path, graph: onnx.ModelProto, metadata: ModelMetadata) -> Iterator[OnnxDetector]:
-    """The graph as a file under another name, run by ONNX Runtime on a CPU; gone afterwards."""
+    """Run the graph by ONNX Runtime on a CPU, from a temporary file."""
     path = out.with_name(f".{out.stem}.unverified.onnx")
     try:
         write_whole(path, _described(graph, metadata))

@@ -26,12 +26,12 @@ GRAPH_PRECISIONS = tuple(PRECISIONS)
 
 
 def detector_graph(detector: Detector, operators: Operators, batch: int = 1) -> onnx.ModelProto:
-    """The float32 graph from images on the canvas to detections, with static shapes.
+    """Export the float32 graph from canvases to detections, with static shapes.
 
     Args:
         detector: As trained.
-        operators: ``native`` for ONNX Runtime on a CPU; ``plain`` for backends that do not have those.
-        batch: Images of one run; the first axis of the input and of every output.
+        operators: ``native`` for ONNX Runtime on a CPU; ``plain`` for backends without those operators.
+        batch: Images per run; the first axis of the input and of every output.
 
     Raises:
         ExportError: The detector has no ONNX form.
@@ -51,14 +51,14 @@ def in_precision(
     calibration: NDArray[np.uint8] | None = None,
     symmetric: bool = False,
 ) -> onnx.ModelProto:
-    """A copy of a detector's graph in which backbone, neck and heads are of a precision.
+    """Copy a detector's graph with backbone, neck and heads in a precision.
 
     Args:
-        graph: As :func:`detector_graph` returns it.
+        graph: From :func:`detector_graph`.
         precision: One of ``GRAPH_PRECISIONS``.
-        keep_fp32: As :func:`smnas.models.precision.fragile_modules` returns it; for ``int8`` with what
-            :func:`profiler.graphs.quantized_onnx.float_layers` does.
-        calibration: For ``int8``, canvases ``(N, 3, H, W)``; the last run of a batch begins with the first ones again.
+        keep_fp32: From :func:`smnas.models.precision.fragile_modules`; for ``int8`` also from
+            :func:`profiler.graphs.quantized_onnx.float_layers`.
+        calibration: For ``int8``, canvases ``(N, 3, H, W)``; the last batch is filled up with the first ones.
         symmetric: For ``int8``, see :func:`profiler.graphs.quantized_onnx.quantized_onnx`.
 
     Raises:

@@ -1,8 +1,8 @@
-"""Latency of detector files, measured so that they can be compared with each other.
+"""Comparable latencies of detector files.
 
-A machine's speed drifts: clocks, heat, neighbours. Files measured one after another differ by that drift; here all of
-them are measured in every round, in random order, so that drift meets each alike, and the interval is that of the
-rounds, so that what drift is left shows in it.
+A machine's speed drifts: clocks, heat, neighbours. Files measured one after another differ by that drift. Here every
+round measures all of them in random order, so drift affects them equally, and the interval comes from the rounds, so
+the remaining drift shows in it.
 """
 
 import importlib
@@ -23,20 +23,13 @@ from smnas.inference.signature import INPUT_NAME
 __all__ = ["DEFAULT_ROUNDS", "FileLatency", "interleaved", "measure_files"]
 
 DEFAULT_ROUNDS = 9
-"""The fewest rounds of which one may be an outlier: the second smallest to the second largest is a 95% interval."""
+"""Fewest rounds of which one may be an outlier: the second smallest to the second largest is a 95% interval."""
 _ROUND = TimingSettings(relative_half_width=0.02, min_samples=8, max_samples=400, time_limit_s=0.6)
 
 
 @dataclass(frozen=True)
 class FileLatency:
-    """The latency of one image through one file.
-
-    Attributes:
-        median_ms: Median of the rounds' medians.
-        low_ms: Lower end of its 95% interval.
-        high_ms: Upper end.
-        rounds_ms: The median of every round, in order.
-    """
+    """Latency of one image through one file: median of the rounds' medians, with its 95% interval."""
 
     median_ms: float
     low_ms: float
@@ -53,17 +46,17 @@ def measure_files(
     seed: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, FileLatency]:
-    """Measure exported files in ONNX Runtime under the options that latency tables are measured with.
+    """Measure exported files in ONNX Runtime under the options of the latency tables.
 
-    Timed is one run from a canvas in the device's memory to detections; reading and resizing an image is not.
+    A run goes from a canvas in the device's memory to detections, without reading and resizing an image.
 
     Args:
-        files: By name, the file and the canvas ``(1, 3, H, W)`` ``uint8`` that it is run on.
-        device: Where; this machine's CPU by default.
+        files: By name, the file and its canvas ``(1, 3, H, W)`` ``uint8``.
+        device: This machine's CPU by default.
         threads: CPU threads of one run.
-        rounds: How often each file is measured.
+        rounds: Measurements per file.
         seed: Of the order within a round.
-        on_progress: Told how many measurements are done and of how many.
+        on_progress: Gets the numbers of finished and of all measurements.
 
     Raises:
         BackendUnavailableError: ONNX Runtime can not run on the device.
@@ -87,7 +80,7 @@ def interleaved(
     settings: TimingSettings = _ROUND,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, FileLatency]:
-    """Measure every session once in each round, in random order; the arguments are those of :func:`measure_files`."""
+    """Measure every session once per round, in random order; arguments as for :func:`measure_files`."""
     if rounds < 1:
         raise ValueError(f"rounds >= 1 must hold, but got {rounds}")
     rng = np.random.default_rng(seed)

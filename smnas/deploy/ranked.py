@@ -1,6 +1,6 @@
-"""The ranked detectors as the files that will run: exported, evaluated and timed, and ranked again by that.
+"""The ranked detectors as files: exported, evaluated, timed and ranked again by the results.
 
-Everything that is finished is in ``ranking.json`` at once, so a killed deployment goes on where it stopped.
+Every result is in ``ranking.json`` at once, so a killed deployment resumes.
 """
 
 from collections.abc import Callable
@@ -31,11 +31,11 @@ _AP_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class DeployEvent:
-    """What is being done, for a progress bar.
+    """Current work, for a progress bar.
 
     Attributes:
         step: ``export``, ``evaluate`` or ``time``.
-        architecture: Whose; empty while timing, which goes round all files.
+        architecture: Its detector; empty while timing, which alternates between all files.
         done: Finished parts of this step.
         total: All parts of this step.
     """
@@ -51,10 +51,10 @@ class DeployReport:
     """A finished deployment.
 
     Attributes:
-        ranking: With what was measured, ranked again by it.
-        exported: Architectures that this call exported.
-        skipped: Those that were there from an earlier call.
-        failed: Those that could not be exported, with the reason; also in the ranking's notes.
+        ranking: Ranked again, with the measurements.
+        exported: Architectures exported by this call.
+        skipped: Those exported by an earlier call.
+        failed: Failed exports with the reason; also in the ranking's notes.
     """
 
     ranking: Ranking
@@ -80,22 +80,20 @@ def deploy_ranking(
     rounds: int = DEFAULT_ROUNDS,
     on_event: Callable[[DeployEvent], None] | None = None,
 ) -> DeployReport:
-    """Export the best of a run folder's ranking and its baseline, and measure what was exported.
+    """Export the best of a run folder's ranking and its baseline, and measure the files.
 
-    The files are of the precision that the search's latencies are for. AP is measured on each file with the validation
-    images; latency is measured on all files together, in turns, so that they compare. The ranking is then made again,
-    as measured latencies count for more than predicted ones; where that recommends a detector that has no file yet, it
-    gets one too.
-
-    A detector that can not be exported is noted in the ranking and does not stop the others.
+    The files have the precision of the search's latencies. AP is measured per file on the validation images; latencies
+    are interleaved over all files for comparison. Then the ranking is made again, as measured latencies count for more
+    than predicted ones; a newly recommended detector without a file gets one too. A failed export is noted in the
+    ranking and does not stop the others.
 
     Args:
         folder: A run folder with a ranking.
         dataset: The validation images.
         calibration: The training images, for a search in ``int8``.
-        top: How many of the best are exported; by default as many as the search's settings say.
-        device: Where latency is measured; this machine's CPU by default.
-        rounds: How often each file is timed.
+        top: Number of the best to export; by default that of the search's settings.
+        device: For latency; this machine's CPU by default.
+        rounds: Measurements per file.
         on_event: Called before every part of a step.
 
     Raises:
