@@ -35,14 +35,11 @@ class GpuSheet:
 
     Attributes:
         name: short name for users, such as ``v100``.
-        title: the card that the figures describe.
         match: words that identify it in the driver's device name.
         compute_capability: such as ``7.0``.
         memory_gb_s: memory bandwidth in 10^9 bytes per second.
         l2_mib: second-level cache.
-        fp32_tflops: dense peak, ordinary cores.
-        fp16_tflops: dense peak, tensor cores.
-        int8_tops: dense peak, tensor cores; ``None`` without int8.
+        fp32_tflops: dense peak of ordinary cores; ``fp16_tflops`` and ``int8_tops`` (if any) of tensor cores.
     """
 
     name: str

@@ -21,7 +21,6 @@ class Work:
         flops: as :func:`profiler.workload.count_flops` counts them.
         float_elements: floating-point numbers in inputs, outputs and weights, whose size depends on the precision.
         other_bytes: of integers and booleans there.
-        parameters: of the module.
         channels: second axis of the largest input.
         cells: positions of the largest input: batch times the axes after the channels.
         layers: number of leaf modules, a measure of depth.

@@ -83,20 +83,10 @@ def forward(
     relu: bool,
     shape: Launch | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the output, and mean and reciprocal deviation of every group.
+    """Return the output like ``x``, and mean and reciprocal deviation of every group, ``(B, groups)`` float32.
 
-    Args:
-        x: ``(B, C, ...)``, not empty, contiguous or channels-last.
-        residual: Shape and layout of ``x``; added before ReLU.
-        weight: ``(C,)``.
-        bias: ``(C,)``.
-        groups: Divides C.
-        eps: Added to the variance.
-        relu: Whether to apply ReLU.
-        shape: Tiling; that of :func:`launch` if ``None``.
-
-    Returns:
-        Shape, dtype and layout of ``x``; then twice ``(B, groups)`` float32.
+    ``x`` is not empty and contiguous or channels-last; ``residual`` has its layout. Other arguments are those of
+    :func:`kernels.group_norm.group_norm_relu_reference`; ``shape`` overrides the tiling of :func:`launch`.
     """
     batch, channels, cells, *strides = _geometry(x)
     plan = shape or launch(batch, channels, groups, cells, channels_last=strides[1] == 1 and cells > 1)

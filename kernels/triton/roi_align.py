@@ -29,15 +29,7 @@ _PACES = 64
 
 @dataclass(frozen=True)
 class Launch:
-    """Work of a program; powers of 2.
-
-    Attributes:
-        channels: Per box forward, per tile backward.
-        rows: Rows of a tile.
-        columns: Columns of a tile.
-        boxes: Scanned at once.
-        warps: Per program.
-    """
+    """Work of a program in powers of 2: channels (per box forward, per tile backward), tile size, boxes per scan."""
 
     channels: int
     rows: int

@@ -36,10 +36,7 @@ def launch() -> Launch:
 def forward(weights: Sequence[Tensor], eps: float, shape: Launch | None = None) -> tuple[list[Tensor], Tensor]:
     """Return all weights standardized, and the reciprocal deviation of every filter, ``(F,)`` float32.
 
-    Args:
-        weights: ``(O, ...)`` each, not empty, of one dtype, on one device, each filter contiguous in memory.
-        eps: Added to the variance.
-        shape: Launch parameters; those of :func:`launch` if ``None``.
+    Weights ``(O, ...)`` are not empty, of one dtype and device, each filter contiguous in memory.
     """
     plan = shape or launch()
     out = [torch.empty_like(weight) for weight in weights]

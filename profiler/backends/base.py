@@ -43,10 +43,7 @@ class Backend(Protocol):
     """A way to run modules on one device.
 
     Attributes:
-        name: as users type it.
         version: of the software behind it; part of the target of its latencies.
-        precisions: supported on its device.
-        device: where it runs.
         threads: CPU threads of a workload.
     """
 

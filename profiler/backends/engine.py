@@ -59,8 +59,7 @@ class Engine:
             :meth:`keep_kernels`; unused by a module that compiles everything at build time.
 
     Attributes:
-        inputs: shape and type by name.
-        outputs: shape and type by name.
+        inputs: shape and type by name, as in ``outputs``.
 
     Raises:
         EngineRefusedError: the module does not load it here, or it can not be a CUDA graph.

@@ -38,7 +38,6 @@ class AheadReport:
     """Summary of a build; a workload counts once per compute capability.
 
     Attributes:
-        built: engines built now.
         cached: engines and failures found on disk.
         failed: manifests without an engine, from now and before.
     """

@@ -29,7 +29,6 @@ class EngineRequest:
     Attributes:
         version: of the backend; other versions do not load its engines.
         device: compute capability, such as ``8.9``.
-        precision: of the graph.
         onnx_sha256: of the serialised graph, weights included.
     """
 
@@ -50,10 +49,8 @@ class Manifest:
     """Record beside an engine, or instead of one that failed to build.
 
     Attributes:
-        name: of the workload.
         key: of the workload in the latency table.
         reason: of a failure, in one line.
-        engine_sha256: of the engine's bytes.
         facts: seconds, proof of precision and the like, as JSON values.
     """
 

@@ -54,7 +54,6 @@ class BuiltEngine:
     """An engine, and facts known without loading it.
 
     Attributes:
-        content: serialised.
         seconds: build time.
         dense_layers: convolutions and matmuls, all of the requested type; ``int8`` includes those that stay float32,
             but is 0 where nothing is quantised.

@@ -133,12 +133,7 @@ def to_onnx_many(
     """Export several independent modules at once, with the exporter's names for inputs and outputs.
 
     The exporter spends most of its time on setup: sixteen blocks together take about a sixth of the time. Each model is
-    then cut out of the common graph.
-
-    Args:
-        modules: with real weights; exported in evaluation mode.
-        inputs: per module, one tensor per positional argument.
-        operators: as in :func:`export_onnx`.
+    then cut out of the common graph. Modules are exported as in :func:`export_onnx`.
 
     Raises:
         ExportError: some module can not be exported; exporting them singly shows which.

@@ -36,7 +36,6 @@ class OperatorTimes:
 
     Attributes:
         kernel_ms: time in kernels by node type.
-        nodes: number of nodes that ran by type.
         run_ms: median of a run as the runtime measures it, under profiling.
     """
 
@@ -71,8 +70,6 @@ class Residual:
     """Difference between a network's latency and the sum of its blocks', in four summands.
 
     Attributes:
-        whole_ms: a run of the network.
-        parts_ms: the blocks' runs added up.
         overhead_ms: difference outside kernels: every block starts a session's run. On a busy machine it includes
             waiting for a core, more so in longer runs.
         layout_ms: nodes that only change the layout in memory, which the cuts add or remove.

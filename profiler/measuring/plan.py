@@ -31,7 +31,6 @@ class Plan:
     """Plan of a profiling run.
 
     Attributes:
-        schedule: workloads to measure, in order.
         cached: number of workloads in the table, remembered failures included.
         failed: remembered failures that are not measured again.
     """

@@ -39,7 +39,6 @@ class ProfileSettings:
         batch: images per run, recorded in the rows; the workloads define the shapes themselves.
         kind: whether the workloads are blocks (``part``) or whole networks.
         caches: ``cold`` flushes them before every run; those rows have their own keys, see :mod:`profiler.timing.cold`.
-        timing: precision and limits of one measurement.
         rounds: per workload, apart in time; up to twice the number where they disagree.
         time_limit_s: start no further measurement after this long.
         reference_every: measurements between two readings of the reference workload; 0 disables it.
@@ -86,7 +85,6 @@ class ProfileReport:
         failed: all workloads without a latency, from this run or before.
         unsteady: names of workloads measured now whose interval is wider than requested.
         drift: largest relative change of the reference workload from its first reading; ``None`` without a second one.
-        seconds: duration of the run.
         disturbed: names of workloads measured now under load, throttling or changing clocks; their rows' conditions
             list the causes.
         left: names of workloads that the time limit left out, in scheduled order.

@@ -19,12 +19,9 @@ class Accuracy:
     """Predicted against measured latencies.
 
     Attributes:
-        count: number of pairs.
         mape: mean of ``|predicted / measured - 1|``.
-        within_5: fraction of errors up to 5%.
-        within_10: fraction of errors up to 10%.
-        spearman: rank correlation, ``None`` where undefined.
-        kendall: Kendall's tau-b, ``None`` where undefined.
+        within_5: fraction of errors up to 5%; ``within_10`` up to 10%.
+        spearman: rank correlation, ``None`` where undefined, as is Kendall's tau-b in ``kendall``.
     """
 
     count: int
@@ -56,10 +53,8 @@ class Coverage:
     """Coverage of intervals over random choices of the calibration networks.
 
     Attributes:
-        splits: number of choices.
         mean: fraction of intervals that hold the measured latency, averaged over splits.
-        low: 5% quantile over splits.
-        high: 95% quantile over splits.
+        low: 5% quantile over splits; ``high`` is the 95% quantile.
     """
 
     splits: int

@@ -46,8 +46,6 @@ class Roof:
 
     Attributes:
         flops_per_s: peak of the operations, infinite where unknown.
-        bytes_per_s: memory bandwidth.
-        float_bytes: size of a floating-point number.
     """
 
     flops_per_s: float
@@ -94,7 +92,6 @@ class EstimateError:
     """Error of the estimates for one target.
 
     Attributes:
-        rows: number of compared measurements.
         median_ratio: median of measured over estimated latency.
         inside: fraction of measured latencies inside the estimates' intervals.
     """

@@ -149,15 +149,10 @@ class LatencyModel:
 
     @classmethod
     def fit(cls, parts: Sequence[PartsSum], wholes_ms: Sequence[float], *, level: float = 0.9) -> Self:
-        """Fit on measured networks by non-negative least squares of the relative error.
+        """Fit sums over blocks to end-to-end latencies by non-negative least squares of the relative error.
 
-        With fewer than 8 only the scale is fitted. With none the model is the plain sum; with one the interval stays
-        the assumed one, as a single network says nothing about the spread.
-
-        Args:
-            parts: sums over the blocks of each network.
-            wholes_ms: measured end-to-end latency of each.
-            level: of the intervals, in (0, 1).
+        With fewer than 8 networks only the scale is fitted. With none the model is the plain sum; with one the interval
+        stays the assumed one, as a single network says nothing about the spread. ``level`` is in (0, 1).
         """
         if len(parts) != len(wholes_ms):
             raise ValueError(f"one latency per whole is needed, but got {len(parts)} and {len(wholes_ms)}")

@@ -43,7 +43,6 @@ class Difference:
 
     Attributes:
         comparisons: one per workload and target of either table, by key and target.
-        counts: of every verdict.
         median_ratio: median of second by first; ``None`` where no workload has a latency in both.
     """
 

@@ -61,18 +61,14 @@ class Row:
     """One measurement, or one failure.
 
     Attributes:
-        key: the workload's key.
         name: human-readable name of the workload.
-        target: what the latency holds for.
         kind: ``part`` of a network, or a ``whole`` one.
         reason: of a failure; empty for ``ok``.
         median_ms: median latency; ``None`` when failed, as are all fields of the measurement. ``low_ms`` and
             ``high_ms`` are its confidence interval.
         n: number of samples.
         inner_runs: runs per sample.
-        stop_reason: why sampling ended.
         samples: raw samples, packed by :func:`pack_samples`.
-        parameters: of the module.
         flops: of one run.
         conditions: driver, clocks, load and versions before and after, and ``reference_ms``, the latest reading of the
             reference workload, as JSON values.

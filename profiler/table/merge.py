@@ -14,7 +14,6 @@ class Merged:
     """Summary of merging one table.
 
     Attributes:
-        path: of the table that was read.
         rows: that it holds, superseded ones too.
         added: those of them that were new.
     """

@@ -55,12 +55,10 @@ class TimingSettings:
         confidence: of the median's interval.
         relative_half_width: stop when half the interval is at most this fraction of the median.
         min_samples: samples needed to count as converged.
-        max_samples: give up after this many.
         least_samples: samples to take despite the time limit (capped by ``min_samples``): one or two runs of a network
             that takes a second each say little.
         time_limit_s: give up after this long, warm-up included.
-        warmup_runs: minimum.
-        warmup_s: minimum.
+        warmup_runs: minimum, as is ``warmup_s``.
     """
 
     confidence: float = 0.95

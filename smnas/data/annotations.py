@@ -94,8 +94,6 @@ class ImageList:
 
     Attributes:
         classes: class names, by ascending category id.
-        category_ids: of each class.
-        image_ids: of each image, in file order.
         file_names: of each image, relative to the image folder.
         sizes: width and height of each image in pixels.
     """
@@ -124,10 +122,8 @@ def read_image_list(path: Path) -> ImageList:
 def read_annotations(path: Path, *, drop_bad_boxes: bool = False) -> AnnotationFile:
     """Read and check a COCO ``instances_*.json``.
 
-    Args:
-        path: the file.
-        drop_bad_boxes: leave out annotations whose box breaks a rule instead of refusing the file (COCO's own
-            ``train2017`` has two boxes of zero size).
+    ``drop_bad_boxes`` leaves out annotations whose box breaks a rule instead of refusing the file (COCO's own
+    ``train2017`` has two boxes of zero size).
 
     Raises:
         DataError: the file or one of its entries breaks a rule.

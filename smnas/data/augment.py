@@ -55,10 +55,7 @@ class View:
     Attributes:
         scale: canvas pixels per image pixel.
         shift_x: in canvas pixels, as is ``shift_y``; negative where the image is cropped on the left (at the top).
-        left: first canvas column that the image covers, before the flip.
-        top: first canvas row that it covers.
-        width: number of columns that it covers.
-        height: number of rows that it covers.
+        left: first canvas column, before the flip; with ``top``, ``width`` and ``height`` the covered rectangle.
         flipped: whether the canvas is mirrored horizontally at the end.
     """
 

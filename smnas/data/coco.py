@@ -66,12 +66,7 @@ class Sample:
 
 
 class DetectionDataset:
-    """One split of a folder: annotations in memory, images decoded on demand.
-
-    Args:
-        annotations: the checked annotation file.
-        folder: of the images.
-        cache_bytes: the memory limit of :meth:`shrunk`.
+    """One split of a folder: annotations in memory, images decoded on demand; ``cache_bytes`` limits :meth:`shrunk`.
 
     Attributes:
         root_class: category id and name of the others' supercategory, which is no class, if the file has one.

@@ -154,13 +154,7 @@ def upright_rgb(
     size: tuple[int, int] | None = None,
     stored: Callable[[], bool] | None = None,
 ) -> Image.Image:
-    """Convert a Pillow image of any colour mode to upright 8-bit RGB.
-
-    Args:
-        image: as opened by Pillow.
-        name: for the message.
-        size: annotated width and height in pixels, if any.
-        stored: as for :func:`load_rgb`.
+    """Convert a Pillow image of any colour mode to upright 8-bit RGB; ``size`` and ``stored`` as in :func:`load_rgb`.
 
     Raises:
         DataError: the image holds floating-point numbers.

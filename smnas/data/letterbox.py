@@ -44,12 +44,7 @@ def resized(image: NDArray[np.uint8] | Image.Image, scale: float) -> NDArray[np.
 
 
 def letterbox(image: NDArray[np.uint8] | Image.Image, width: int, height: int) -> tuple[NDArray[np.uint8], float]:
-    """Fit an image into a canvas of ``width x height`` pixels, enlarging a smaller one.
-
-    Args:
-        image: ``(H, W, 3)`` ``uint8``, or an RGB image.
-        width: of the canvas.
-        height: of the canvas.
+    """Fit an image, RGB or ``(H, W, 3)`` ``uint8``, into a canvas of ``width x height``, enlarging a smaller one.
 
     Returns:
         The canvas ``(height, width, 3)`` ``uint8`` and the scale: canvas pixels per image pixel.
@@ -68,16 +63,9 @@ def shrink(image: NDArray[np.uint8], width: int, height: int) -> tuple[NDArray[n
 
 
 def to_original(boxes: NDArray[np.float32], scale: float, width: int, height: int) -> NDArray[np.float32]:
-    """Map canvas boxes back to the image and clip them to it.
+    """Map canvas boxes ``(N, 4)`` float32 ``xyxy`` to an image of ``width x height`` pixels and clip them to it.
 
-    Args:
-        boxes: ``(N, 4)`` float32, ``xyxy`` in canvas pixels.
-        scale: from :func:`letterbox`.
-        width: of the image, in pixels.
-        height: of the image, in pixels.
-
-    Returns:
-        ``(N, 4)`` float32, ``xyxy`` in image pixels.
+    ``scale`` is from :func:`letterbox`.
     """
     limit = np.array([width, height, width, height], dtype=np.float32)
     moved: NDArray[np.float32] = np.clip(boxes / np.float32(scale), np.float32(0), limit)

@@ -179,12 +179,6 @@ class TrainLoader:
 def eval_batches(dataset: DetectionDataset, width: int, height: int, batch_size: int) -> Iterator[EvalBatch]:
     """Iterate over a split in file order, letterboxed as for a deployed detector; the last batch may be smaller.
 
-    Args:
-        dataset: the images.
-        width: of the canvas in pixels.
-        height: of the canvas in pixels.
-        batch_size: images per batch.
-
     Raises:
         DataError: an image can not be decoded.
     """

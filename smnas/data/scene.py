@@ -109,8 +109,7 @@ class Seen:
     """Visible part of a shape, on a grid of 4 x 4 points per pixel.
 
     Attributes:
-        left: first column of the window around the shape, in pixels.
-        top: first row of the window.
+        left: column of the window around the shape, as ``top`` is its row, in pixels.
         mask: ``(4h, 4w)`` bool, points of the window where the shape is visible.
         share: visible fraction of the shape's area.
     """

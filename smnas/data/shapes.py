@@ -32,16 +32,8 @@ def generate_shapes(
     """Write a data set of shapes, or find it already written.
 
     Every image has its own generator, so a larger data set begins with the images of a smaller one. The folder is
-    written atomically.
-
-    Args:
-        root: the folder to write.
-        train: number of training images.
-        val: number of validation images.
-        width: of each image, in pixels; at least 32.
-        height: of each image, in pixels; at least 32.
-        seed: not negative.
-        on_progress: gets the numbers of finished and of all images.
+    written atomically. ``train`` and ``val`` are numbers of images of ``width x height`` pixels, at least 32 each; the
+    seed is not negative; ``on_progress`` gets the numbers of finished and of all images.
 
     Returns:
         ``root`` as a path; open it with :class:`smnas.data.coco.CocoFolder`.

@@ -31,7 +31,6 @@ class Accuracy:
     """AP of a file and of its checkpoint on the same images.
 
     Attributes:
-        images: Number of images.
         reference_ap: AP of the checkpoint, run by PyTorch in float32; its AP50 is ``reference_ap50``.
         ap: AP of the file; its AP50 is ``ap50``.
         drop: AP lost by the export; negative where the file is better by chance.
@@ -62,11 +61,8 @@ def evaluate_model(
 ) -> CocoMetrics:
     """Compute the 12 COCO numbers of a model on images with its categories.
 
-    Args:
-        model: The detector.
-        dataset: The images.
-        batch_size: Images per call; by default one run of the model.
-        on_progress: Gets the numbers of finished and of all images.
+    A call has ``batch_size`` images, by default one run of the model; ``on_progress`` gets the numbers of finished and
+    of all images.
 
     Raises:
         UserError: The images have other categories.

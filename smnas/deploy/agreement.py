@@ -25,7 +25,6 @@ class Agreement:
     """Distance between two sets of detections.
 
     Attributes:
-        images: Number of compared images.
         compared: Detections above the score threshold, on both sides together.
         differing: Those without a partner on the other side, of their class, with an IoU above 0.999 and a score
             within 0.001.
@@ -63,16 +62,9 @@ class Agreement:
 
 
 def box_iou(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Intersection over union of every pair.
+    """Return the IoU in 0..1, ``(N, M)``, of boxes ``(N, 4)`` and ``(M, 4)`` ``xyxy``.
 
     Two boxes without an area have IoU 1 if they are the same box and 0 otherwise.
-
-    Args:
-        first: ``(N, 4)`` ``xyxy``.
-        second: ``(M, 4)`` ``xyxy``.
-
-    Returns:
-        ``(N, M)`` in 0..1.
     """
     a, b = first.astype(np.float64)[:, None], second.astype(np.float64)[None]
     sides = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None)

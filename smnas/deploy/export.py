@@ -46,8 +46,6 @@ class FileFormat(NamedTuple):
     """Format of an export.
 
     Attributes:
-        suffix: Of its file name.
-        operators: Of its graph.
         backend: Module that builds the engine; empty for a graph.
     """
 
@@ -73,11 +71,9 @@ class ExportReport:
     """A finished export.
 
     Attributes:
-        metadata: Of the file.
         agreement: Of its float32 graph in ONNX Runtime with the checkpoint in PyTorch.
         rounding: The same for the graph in its precision; ``None`` in float32, and where it does not run here.
         accuracy: AP of the graph in its precision and of the checkpoint; ``None`` without annotated images.
-        manifest: Of an engine.
         notes: Checks that were impossible here.
     """
 

@@ -36,8 +36,7 @@ class DeployEvent:
     Attributes:
         step: ``export``, ``evaluate`` or ``time``.
         architecture: Its detector; empty while timing, which alternates between all files.
-        done: Finished parts of this step.
-        total: All parts of this step.
+        done: Finished parts of this step, out of ``total``.
     """
 
     step: Literal["export", "evaluate", "time"]

@@ -60,12 +60,7 @@ def split_parts(steps: Sequence[Step]) -> tuple[Part, ...]:
 
 
 class GraphedDetector(nn.Module):
-    """An equivalent detector whose dense parts are recorded at the first batch of every size.
-
-    Args:
-        detector: For inference, on its device.
-        record: As :func:`profiler.backends.cuda_graph.record`.
-    """
+    """An equivalent of a detector for inference, its dense parts recorded at the first batch of every size."""
 
     def __init__(self, detector: Detector, record: Record = record) -> None:
         super().__init__()

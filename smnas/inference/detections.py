@@ -14,7 +14,6 @@ class Detection:
     """One object.
 
     Attributes:
-        name: Of the class.
         label: 0-based index of the class.
         category_id: The data set's id of the class.
         score: In 0..1.
@@ -31,15 +30,9 @@ class Detection:
 def named_detections(
     model: Model, arrays: DetectionArrays, row: int, scale: float, size: tuple[int, int], score: float
 ) -> tuple[Detection, ...]:
-    """Convert one row of a batch to named boxes of the image, best first.
+    """Convert one row of a batch to named boxes of the image, best first, without those below ``score``.
 
-    Args:
-        model: Provides the class names.
-        arrays: Detections of the batch.
-        row: Index of the image.
-        scale: Of its letterbox.
-        size: Width and height of the image in pixels.
-        score: Lowest score to keep.
+    ``scale`` is the letterbox's, ``size`` the image's width and height in pixels.
     """
     keep = int((arrays.scores[row, : int(arrays.num[row])] >= score).sum())  # sorted by score
     boxes = to_original(arrays.boxes[row, :keep], scale, *size)

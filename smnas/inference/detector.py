@@ -27,9 +27,7 @@ class DetectedFrame:
     """One frame of a video.
 
     Attributes:
-        index: From 0.
         time_s: Since the start of the video, in seconds.
-        image: RGB.
         detections: Best first, boxes in image pixels.
     """
 

@@ -26,7 +26,6 @@ class EngineManifest:
         backend_version: Of the builder; other versions do not load the engine.
         compute_capabilities: Of the GPUs that it runs on, such as ``8.9``.
         onnx_sha256: Of the source graph.
-        engine_sha256: Of the engine.
         facts: From the builder, as JSON values.
     """
 

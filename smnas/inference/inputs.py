@@ -24,7 +24,6 @@ class Inputs:
     """Files to detect objects in, in the given order.
 
     Attributes:
-        camera: Its number.
         skipped: Number of other files in folders by suffix; hidden ones under ``hidden``.
     """
 

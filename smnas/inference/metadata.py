@@ -27,9 +27,7 @@ class Preprocessing:
 
     Attributes:
         resize: ``letterbox``: scaled to fit, aspect ratio kept, by antialiased bilinear resampling.
-        position: Of the image on the canvas.
         pad_value: Gray level of the rest of the canvas.
-        channels: Channel order.
         dtype: Of the input tensor, 0 to 255.
         layout: Order of the input's axes.
     """
@@ -47,15 +45,11 @@ class ModelMetadata:
     """Description of a detector file.
 
     Attributes:
-        architecture: The canonical string.
         classes: Names, in the order of the 0-based labels.
         category_ids: The data set's id of each class.
-        input_width: Of the canvas, in pixels.
-        input_height: Of the canvas, in pixels.
+        input_width: Of the canvas, in pixels, as is ``input_height``.
         precision: Of backbone, neck and heads: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
         metrics: COCO numbers of the file if measured, else of its checkpoint; empty without either.
-        epochs: Of training.
-        seed: Of training.
         versions: Of the software that wrote the file.
         batch: Images per run of an exported graph; a checkpoint takes any number.
     """
@@ -111,10 +105,6 @@ class ModelMetadata:
     @classmethod
     def from_properties(cls, properties: Mapping[str, str], source: str) -> "ModelMetadata":
         """Inverse of :meth:`to_properties`; foreign properties are ignored.
-
-        Args:
-            properties: Of the file.
-            source: The file's name, for messages.
 
         Raises:
             ModelFileError: The file is not ours, or of another format version.

@@ -35,7 +35,6 @@ class DetectOptions:
     """Options of detection.
 
     Attributes:
-        score: Score threshold.
         batch: Images per call of the network; by default the file's batch size, which is 1 for a checkpoint. Gray
             images fill up the call of a file with a larger batch size.
         workers: Threads that decode, resize and draw in parallel to the network; 0 runs everything in turn.
@@ -99,7 +98,6 @@ class Found(Generic[T]):
     """Detections on one image.
 
     Attributes:
-        source: Origin of the image.
         size: Width and height in pixels; zeros if it could not be decoded.
         detections: Best first.
         image: RGB, if kept.
@@ -209,11 +207,8 @@ def _pinned_buffer(model: Model, batch: int) -> NDArray[np.uint8] | None:
 def map_ahead(function: Callable[[T], R], items: Iterable[T], workers: int, depth: int) -> Generator[R, None, None]:
     """``map`` with results computed ahead by threads, in the order of the items.
 
-    Args:
-        function: Called in the threads.
-        items: Iterated in the calling thread.
-        workers: Threads; 0 computes every result on demand.
-        depth: Number of items taken ahead of the current result.
+    ``items`` are iterated in the calling thread, up to ``depth`` ahead of the current result; without workers every
+    result is computed on demand.
     """
     if workers == 0:
         yield from map(function, items)

@@ -16,10 +16,8 @@ class ImageResult:
     """Detections on one image.
 
     Attributes:
-        width: In pixels; 0 if unreadable.
-        height: In pixels; 0 if unreadable.
+        width: In pixels, as is ``height``; both 0 if unreadable.
         detections: Best first.
-        drawn: The copy with boxes, if any.
         error: One line; ``None`` on success.
         remark: One line about omissions: the other frames of an animation.
     """
@@ -45,8 +43,7 @@ class FrameResult:
         frame: Index, from 0.
         time_s: Since the start of the video, in seconds.
         detections: Best first.
-        width: In pixels; the frames of a joined stream may differ.
-        height: In pixels.
+        width: In pixels, as is ``height``; the frames of a joined stream may differ.
     """
 
     frame: int
@@ -62,13 +59,9 @@ class VideoResult:
 
     Attributes:
         source: The file, or ``camera`` and its number.
-        width: Of the first frame, in pixels; 0 if it could not be opened.
-        height: Of the first frame, in pixels; 0 if it could not be opened.
-        frames_per_s: On average.
-        count: Number of finished frames.
-        found: Number of their detections by class.
+        width: Of the first frame, in pixels, as is ``height``; 0 if it could not be opened.
+        found: Number of detections by class in the finished frames.
         frames: Unless they were not to be kept.
-        drawn: The copy with boxes, if any.
         error: One line; frames may be finished all the same.
         remark: One line about frames of several sizes.
     """
@@ -100,7 +93,6 @@ class DetectReport:
     Attributes:
         images: In the given order.
         videos: In the given order, a camera last.
-        times: Per stage.
         interrupted: Stopped from the keyboard; finished results are here.
         legend: Numbers for class names that no font can draw.
     """

@@ -55,11 +55,9 @@ class VideoFrame:
     """One frame.
 
     Attributes:
-        index: From 0.
         time_s: Since the start of the video, in seconds, never decreasing; from the frame rate if frames carry no time.
             Where the clock of a joined or cut stream restarts, it continues one frame later.
         read_s: Time for reading and decoding.
-        content: PyAV's frame.
     """
 
     index: int
@@ -81,12 +79,7 @@ class VideoReader:
 
     Undecodable frames are left out; :attr:`problem` reports them afterwards.
 
-    Args:
-        container: As opened by PyAV.
-        name: For messages.
-
     Attributes:
-        name: For messages.
         frames: Number of frames, as stated by the file or estimated from its length, which for a joined stream is that
             of one part; ``None`` without either.
         rate: Frames per second, on average.
@@ -216,11 +209,8 @@ def open_camera(index: int) -> VideoReader:
 class VideoWriter:
     """Writes RGB images as an ``.mp4`` file without sound, each shown from its time on.
 
-    The file appears, complete, when the writer is closed, or not at all on failure.
-
-    Args:
-        path: The file; an older one is replaced.
-        rate: Average frames per second, for the encoder.
+    The file appears, complete, when the writer is closed, or not at all on failure. ``rate`` is the average number of
+    frames per second, for the encoder; an older file is replaced.
     """
 
     def __init__(self, path: Path, rate: float) -> None:
