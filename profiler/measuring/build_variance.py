@@ -41,7 +41,7 @@ class BuildVariance:
 
     @property
     def differs(self) -> bool:
-        """Whether all rounds of one build are slower than all of another, in at most 5% of the cases by chance."""
+        """Whether all rounds of one build are slower than all of another: true for at most 5% of equal builds."""
         return any(min(one) > max(other) for one in self.rounds_ms for other in self.rounds_ms)
 
 
