@@ -85,14 +85,8 @@ def grouped_nms_mask(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshol
     """Equals :func:`grouped_nms_mask_reference`: by an offset per group, or by kernels that compare groups.
 
     Offsets cost coordinate bits, so an IoU within rounding of the threshold may fall on its other side. The kernels
-    compare the boxes as they are, without host synchronisation.
-
-    Args:
-        boxes: ``(B, N, 4)`` float, ``xyxy`` in 0..``canvas_side``.
-        scores: ``(B, N)`` float.
-        groups: ``(N,)`` or ``(B, N)`` int64, small and not negative.
-        iou_threshold: As in the reference.
-        canvas_side: Upper bound of all coordinates.
+    compare the boxes as they are, without host synchronisation. Boxes lie in 0..``canvas_side``; groups are ``(N,)`` or
+    ``(B, N)`` int64, small and not negative.
     """
     keep: Tensor
     # on an H200 3.5 to 11 times as fast as torchvision's operator at a training step's shapes, with the same result

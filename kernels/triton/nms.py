@@ -40,17 +40,9 @@ def launch(boxes: int) -> Launch:
 
 
 def keep(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float, shape: Launch | None = None) -> Tensor:
-    """Return the mask of kept boxes.
+    """Return the mask of :func:`kernels.nms.grouped_nms_mask_reference` for float32 boxes; neither B nor N is 0.
 
-    Args:
-        boxes: ``(B, N, 4)`` float32, ``xyxy``; neither B nor N is 0.
-        scores: ``(B, N)``; a box without a score above 0 is not kept and drops nothing. Ties go to the lower index.
-        groups: ``(B, N)`` integers; boxes of different groups do not drop each other.
-        threshold: IoU above which the worse box is dropped, a float32.
-        shape: Launch parameters; those of :func:`launch` if ``None``.
-
-    Returns:
-        ``(B, N)`` bool.
+    ``threshold`` is a float32; ``shape`` overrides the parameters of :func:`launch`.
     """
     batch, count = scores.shape
     plan = shape or launch(count)

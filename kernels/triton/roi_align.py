@@ -71,20 +71,10 @@ def forward(
     channels_last: bool,
     shape: Launch | None = None,
 ) -> Tensor:
-    """Pool every box on the level that fits its size.
+    """Equals :func:`kernels.roi_align.multi_level_roi_align_reference`, contiguous, in the feature maps' dtype.
 
-    Args:
-        features: ``(B, C, H_l, W_l)`` per level, finest first, all contiguous or all channels-last, none empty.
-        boxes: ``(B, R, 4)`` float32 ``xyxy`` in image pixels; R is not 0.
-        strides: Pixels per position of each level.
-        output_size: Positions on each side of the pooled feature maps.
-        samples: Per bin and axis.
-        canonical_size: See :func:`kernels.roi_align.roi_levels`.
-        channels_last: Layout of the feature maps.
-        shape: Launch parameters; those of :func:`launch` if ``None``.
-
-    Returns:
-        ``(B * R, C, output_size, output_size)``, contiguous, in the feature maps' dtype.
+    No feature map is empty, and all are contiguous or all channels-last. Boxes are float32, at least one; ``samples``
+    are per bin and axis; ``shape`` overrides the parameters of :func:`launch`.
     """
     plan = shape or launch(features[0].shape[1])
     batch, count = boxes.shape[:2]

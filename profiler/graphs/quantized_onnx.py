@@ -43,13 +43,8 @@ def quantized_block(
 ) -> onnx.ModelProto:
     """Quantise a module's float32 graph for timing, with the activation ranges of the given inputs.
 
-    A graph without anything to quantise (proposals, pooling, a stem) is returned unchanged: it stays float in ``int8``.
-
-    Args:
-        model: of ``module``, from :func:`profiler.graphs.export.to_onnx`.
-        module: its ``FLOAT_IN_INT8`` stays float32.
-        inputs: one tensor per input of the graph.
-        symmetric: see :func:`quantized_onnx`, also for errors.
+    A graph without anything to quantise (proposals, pooling, a stem) is returned unchanged: it stays float in ``int8``,
+    as does ``FLOAT_IN_INT8`` of the module. ``symmetric`` and errors are those of :func:`quantized_onnx`.
     """
     kept = float_layers(module)
     nodes = [node.name for node in dense_nodes(model) if not in_modules(node, kept)]

@@ -45,12 +45,8 @@ class Terms:
 class Visits:
     """Rounds of one workload, combined into one row.
 
-    Anything that keeps the workload from running becomes the reason of a failed row.
-
-    Args:
-        workload: with real weights.
-        open_session: returns its session, or raises the reason; called at the first round.
-        terms: of the run.
+    Anything that keeps the workload from running becomes the reason of a failed row. ``open_session`` returns the
+    session, or raises the reason; it is called at the first round.
     """
 
     def __init__(self, workload: Workload, open_session: Callable[[], Session], terms: Terms) -> None:

@@ -101,15 +101,9 @@ def coverage_over_splits(
 
 
 def fitted_line(values: ArrayLike, wholes_ms: ArrayLike, others: ArrayLike) -> Array:
-    """Predict by ``a * value + b`` with ``a, b >= 0``, fitted by relative errors like the latency model.
+    """Predict ``(M,)`` milliseconds by ``a * value + b``, ``a, b >= 0``, fitted by relative errors.
 
-    Args:
-        values: ``(N,)`` of the fitted networks, such as their FLOPs.
-        wholes_ms: ``(N,)`` their latencies.
-        others: ``(M,)`` values of the networks to predict.
-
-    Returns:
-        ``(M,)`` milliseconds.
+    ``values`` ``(N,)``, such as FLOPs, belong to the fitted networks, ``others`` ``(M,)`` to the predicted ones.
     """
     known, wholes, wanted = (np.asarray(one, dtype=np.float64) for one in (values, wholes_ms, others))
     # Solved in units of the largest value: FLOPs are 10^9 times the constant.

@@ -127,12 +127,7 @@ class Interpolation:
 
     @classmethod
     def fit(cls, works: Sequence["Work"], medians_ms: Sequence[float], *, level: float = 0.9) -> Self:
-        """Fit the laws to measured rows.
-
-        Args:
-            works: one per row.
-            medians_ms: one per row, positive.
-            level: of the intervals, in (0, 1).
+        """Fit the laws to the work and positive latency of measured rows; ``level`` is in (0, 1).
 
         Raises:
             FewRowsError: there are fewer than six rows.

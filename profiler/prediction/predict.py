@@ -101,11 +101,7 @@ class Latencies:
 
 
 def sum_parts(keys: Iterable[str], rows: Mapping[str, Row]) -> PartsSum:
-    """Add up the blocks of one network.
-
-    Args:
-        keys: one per block, repeated ones included.
-        rows: by key, from :meth:`profiler.table.latency_table.LatencyTable.current`.
+    """Add up the blocks of one network, repeated ones included.
 
     Raises:
         MissingPartsError: some keys have no row; names them all.

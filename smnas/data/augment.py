@@ -102,14 +102,10 @@ def draw_view(
     *,
     mosaic_of: tuple[int, int] | None = None,
 ) -> View:
-    """Draw a random view of an image.
+    """Draw a random view of an image; sizes are width and height in pixels.
 
-    Args:
-        size: width and height of the image in pixels.
-        canvas: width and height of the canvas in pixels.
-        augmentation: the ranges to draw from.
-        rng: always draws five numbers, so that one setting does not shift the others' draws.
-        mosaic_of: width and height of the mosaic in pixels if ``canvas`` is one of its tiles.
+    Five numbers are always drawn, so that one setting does not shift the others' draws. ``mosaic_of`` is the size of
+    the mosaic if ``canvas`` is one of its tiles.
     """
     flip, stretch, across, down, shrink = rng.random(5).tolist()
     low, high = augmentation.scale_jitter

@@ -21,11 +21,6 @@ class ListedImages:
     An image matches the entry whose ``file_name`` its path ends with, so ``val/1.jpg`` and ``train/1.jpg`` are distinct
     if they are so in the file.
 
-    Args:
-        annotations: A COCO annotation file, with or without annotations.
-        paths: Images, all of them listed.
-        model: Has the file's classes.
-
     Attributes:
         sizes: Annotated width and height of each image.
 

@@ -183,11 +183,7 @@ class OnnxDetector(_OfFixedBatch):
 
 
 class EngineDetector(_OfFixedBatch):
-    """A detector's engine on its GPU. Not run yet: on a GPU; see :mod:`profiler.backends.engine`.
-
-    Args:
-        path: The engine, with its manifest beside it.
-        cuda_graph: Replay runs as a CUDA graph, see :class:`profiler.backends.engine.Engine`.
+    """A detector's engine on its GPU. Not run yet: on a GPU; see :class:`profiler.backends.engine.Engine`.
 
     Raises:
         ModelFileError: Missing, damaged, or built by another version or for another GPU.
@@ -228,12 +224,7 @@ class EngineDetector(_OfFixedBatch):
 
 
 class EagerDetector(_Described):
-    """A trained checkpoint, run by PyTorch.
-
-    Args:
-        path: The checkpoint file.
-        device: Where it runs.
-        cuda_graph: Run dense parts as CUDA graphs, see :mod:`smnas.inference.cuda_graphs`.
+    """A trained checkpoint, run by PyTorch; for CUDA graphs see :mod:`smnas.inference.cuda_graphs`.
 
     Raises:
         CheckpointError: Missing, damaged or not a checkpoint.
@@ -264,13 +255,7 @@ class EagerDetector(_Described):
 def load_model(
     path: Path, *, threads: int | None = None, device: torch.device | str = "cpu", cuda_graph: bool = False
 ) -> Model:
-    """Load a detector file by its suffix: ``.onnx``, ``.engine`` or a checkpoint ``.pt``.
-
-    Args:
-        path: The file.
-        threads: CPU threads of an ONNX file.
-        device: Of a checkpoint.
-        cuda_graph: Run a checkpoint or an engine as CUDA graphs.
+    """Load a detector file by its suffix: ``.onnx`` (with CPU ``threads``), ``.engine`` or a checkpoint ``.pt``.
 
     Raises:
         UserError: Missing, damaged, something else, not for this machine, or an unknown suffix.
