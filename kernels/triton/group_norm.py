@@ -260,7 +260,6 @@ def _upstream(
 
 @triton.jit
 def _store_output(y, residual, out, at, inside, RELU: tl.constexpr, RESIDUAL: tl.constexpr):
-    """Add the residual, apply ReLU and store."""
     if RESIDUAL:
         out += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
     if RELU:

@@ -93,7 +93,6 @@ def _integrity(connection: sqlite3.Connection) -> Iterator[str]:
 
 
 def _row_problems(row: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the problems of one row's numbers."""
     latencies = [row[column] for column in _LATENCIES]
     if row["status"] == "failed":
         if not row["reason"]:

@@ -103,7 +103,6 @@ class TrainLoader:
         self.workers = workers
 
     def __len__(self) -> int:
-        """Return the number of batches per epoch."""
         return max(1, len(self.dataset) // self.batch_size)
 
     def epoch(self, number: int) -> Iterator[Batch]:

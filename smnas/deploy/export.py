@@ -208,7 +208,6 @@ def _require_format(name: str, out: Path) -> FileFormat:
 
 
 def _require_target(kind: FileFormat, capabilities: Sequence[str]) -> tuple[str, ...]:
-    """Return the compute capabilities to build an engine for."""
     if kind.backend != "tensorrt_rtx" and capabilities:
         raise UserError(
             f"compute capabilities are for --format tensorrt-rtx, but got {', '.join(capabilities)}; "

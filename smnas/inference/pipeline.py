@@ -170,7 +170,6 @@ def _run(
     times: StageTimes,
     buffer: NDArray[np.uint8] | None,
 ) -> Iterator[Found[T]]:
-    """Run one batch through the network."""
     times.decode_s += sum(one.decode_s for one in group)
     times.preprocess_s += sum(one.preprocess_s for one in group)
     canvases = [one.canvas for one in group if one.canvas is not None]
