@@ -72,11 +72,7 @@ class CocoMetrics:
 
 
 def evaluate_results(ground_truth: COCO, results: Sequence[CocoResult]) -> CocoMetrics:
-    """Evaluate detections against the ground truth.
-
-    Args:
-        ground_truth: See :meth:`smnas.data.coco.DetectionDataset.ground_truth`.
-        results: Detections of any of its images, in any order; an empty list has AP 0.
+    """Evaluate detections against the ground truth, in any order; an empty list has AP 0.
 
     Raises:
         ValueError: a result has an unknown image id or a number that is not finite.

@@ -85,14 +85,14 @@ def collect_results(
     Args:
         detect: The detector.
         dataset: The images.
-        width: Width of the detector's canvas in pixels.
-        height: Height of the detector's canvas in pixels.
+        width: Canvas width in pixels.
+        height: Canvas height in pixels.
         batch_size: Images per batch.
-        category_ids: That of each of the detector's labels; by default the data set's.
+        category_ids: Category id of each label; by default the data set's.
         on_progress: Called with the number of finished images and the total.
 
     Returns:
-        Every detection in COCO's results format: boxes in pixels of the image, clipped to it, unrounded.
+        All detections in COCO's results format: boxes in pixels of the image, clipped to it, unrounded.
 
     Raises:
         DataError: an image cannot be decoded.

@@ -104,7 +104,7 @@ def real_workloads(
 ) -> Iterator[Workload]:
     """All distinct blocks of these detectors, with random weights determined by the key.
 
-    ``at`` is called with the number of detectors done, ``batch`` is in images per run.
+    ``at`` is called with the number of detectors read.
     """
     seen: set[str] = set()
     for number, architecture in enumerate(architectures):

@@ -168,15 +168,10 @@ def rebuild(
     on_progress: OnProgress,
     in_budget: Callable[[], bool],
 ) -> list[BuildVariance]:
-    """Build a sample of the blocks of these detectors repeatedly, and compare their medians.
+    """Build a sample of the blocks of these detectors ``builds`` times each, and compare their medians.
 
-    Args:
-        architectures: Detectors with the blocks.
-        latency: Builds and runs them.
-        builds: Builds per block.
-        seed: Random seed of the sample.
-        on_progress: Called with blocks done, their number, and the next one.
-        in_budget: Checked before every block; once false, the remaining sample is skipped.
+    ``on_progress`` is called with blocks done, their number, and the next one. ``in_budget`` is checked before every
+    block; once false, the remaining sample is skipped.
     """
     blocks = latency.blocks(architectures[:_REBUILT_FROM])
     chosen = streams.rebuilding(seed).permutation(len(blocks))[:_REBUILT].tolist()

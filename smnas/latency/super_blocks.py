@@ -65,15 +65,11 @@ class SuperBlockLatency:
 
 
 def fit_super_block_latency(detectors: Sequence[Architecture], latency: DetectorLatency) -> SuperBlockLatency:
-    """Fit on the measured blocks of these detectors; missing ones are measured first.
-
-    Args:
-        detectors: At least two, with super-blocks of one layout and otherwise equal.
-        latency: Measures, and provides the calibration to end-to-end latency.
+    """Fit on the blocks of at least two detectors that differ in super-blocks of one layout; missing ones are measured.
 
     Raises:
         LatencyFailedError: one of them does not build or run.
-        UserError: they differ in more than their super-blocks, or have no pyramid.
+        UserError: they have no pyramid.
     """
     frame = detectors[0]
     if not isinstance(frame.neck, FPNSpec):

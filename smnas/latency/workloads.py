@@ -15,12 +15,7 @@ __all__ = ["detector_workloads", "inference_workloads", "whole_workload"]
 
 
 def inference_workloads(detector: Detector, batch: int = 1) -> tuple[Workload, ...]:
-    """The steps of a detector's inference path, each with its input shapes.
-
-    Args:
-        detector: A result of :func:`~smnas.models.build.deployable`, on any device, ``meta`` included.
-        batch: Images per run.
-    """
+    """The steps of a deployable detector's inference path on any device, each with its input shapes."""
     shadow = _on_meta(detector)
     width, height = detector.input_size
     values: dict[str, Tensor] = {"images": torch.empty(batch, 3, height, width, dtype=torch.uint8, device="meta")}

@@ -21,11 +21,8 @@ def grid_size(level: int, width: int, height: int) -> tuple[int, int]:
 def level_anchors(level: int, width: int, height: int, sizes: tuple[float, ...]) -> Tensor:
     """Anchors of one level (stride ``2 ** level``) in torchvision's order: row, column, then ratio by size.
 
-    Args:
-        level: Pyramid level.
-        width: Canvas width in pixels.
-        height: Canvas height in pixels.
-        sizes: Square roots of the anchors' areas, in pixels, each in height-to-width ratios 1:2, 1:1 and 2:1.
+    ``width`` and ``height`` are the canvas's in pixels, ``sizes`` the square roots of the anchors' areas in pixels,
+    each in height-to-width ratios 1:2, 1:1 and 2:1.
 
     Returns:
         ``(rows * columns * len(sizes) * 3, 4)`` float32, ``xyxy`` in pixels.

@@ -90,15 +90,8 @@ class BasicBlock(nn.Module):
 class K1KXK1(nn.Module):
     """1x1, kxk and 1x1 convolutions and a shortcut: MAE-DET's unit (Sun et al., arXiv 2111.13336).
 
-    Args:
-        norm: Norm of every convolution.
-        in_channels: Input channels.
-        inner: Channels between the 1x1 convolutions.
-        out_channels: Output channels.
-        stride: Stride of the kxk convolution.
-        groups: Maximal groups of a GroupNorm.
-        kernel: Size of the kxk convolution.
-        cardinality: Groups of the kxk convolution.
+    The kxk convolution has the ``stride`` and ``cardinality`` groups; ``inner`` are the channels between the 1x1
+    convolutions and ``groups`` the maximal groups of a GroupNorm.
     """
 
     def __init__(
@@ -134,14 +127,9 @@ class K1KXK1(nn.Module):
 class Bottleneck(K1KXK1):
     """ResNet's bottleneck, four times as wide outside as inside; with a cardinality, ResNeXt's (arXiv 1611.05431).
 
-    Args:
-        norm: Norm of every convolution.
-        in_channels: Input channels.
-        width: A quarter of the output channels.
-        stride: Stride of the 3x3 convolution.
-        groups: Maximal groups of a GroupNorm.
-        cardinality: Paths of the 3x3 convolution; 1 is the plain bottleneck, with one path of ``width`` channels.
-        path_width: Channels per path at width 64 (the 4 of ``32x4d``), proportional to the width.
+    ``width`` is a quarter of the output channels, ``cardinality`` the paths of the 3x3 convolution (1 for the plain
+    bottleneck, with one path of ``width`` channels) and ``path_width`` the channels per path at width 64 (the 4 of
+    ``32x4d``), proportional to the width.
     """
 
     expansion = 4
@@ -170,16 +158,8 @@ def _shortcut(norm: NormKind, in_channels: int, out_channels: int, stride: int, 
 class InvertedResidual(nn.Module):
     """MobileNetV2's block (Sandler et al., arXiv 1801.04381): 1x1 expansion, depthwise and linear 1x1 projection.
 
-    The input is added if it has the output's shape.
-
-    Args:
-        norm: Norm of every convolution.
-        in_channels: Input channels.
-        out_channels: Output channels.
-        stride: Stride of the depthwise convolution.
-        groups: Maximal groups of a GroupNorm.
-        expansion: Factor of the inner channels; 1 omits the expansion, as in the published network's first block.
-        kernel: Size of the depthwise convolution.
+    ``kernel`` and ``stride`` are the depthwise convolution's; an ``expansion`` of 1 omits the first convolution, as in
+    the published network's first block. The input is added if it has the output's shape.
     """
 
     def __init__(

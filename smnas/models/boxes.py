@@ -107,18 +107,12 @@ def match(candidates: Tensor, targets: PaddedTargets, high: float, low: float, *
 
 
 def match_adaptive(anchors: Tensor, counts: Sequence[int], targets: PaddedTargets, per_level: int) -> Matches:
-    """Label anchors by adaptive training sample selection (Zhang et al., "ATSS", arXiv 1912.02424).
+    """Label ``(B or 1, A, 4)`` anchors by adaptive training sample selection (Zhang et al., "ATSS", arXiv 1912.02424).
 
-    On each level, the ``per_level`` anchors with centres nearest to an object's are its candidates. Positive are those
-    whose IoU with it is at least the mean plus the standard deviation of its candidates' IoUs and whose centre lies
-    inside it. An object left without any takes the candidate of largest IoU, if above 0. A contested anchor goes to the
-    object of largest IoU. All others are negative.
-
-    Args:
-        anchors: ``(B or 1, A, 4)`` ``xyxy``; 1 if all images share them.
-        counts: Anchors per level; their sum is A.
-        targets: The objects.
-        per_level: Candidates per level and object.
+    On each level (of ``counts`` anchors), the ``per_level`` anchors with centres nearest to an object's are its
+    candidates. Positive are those whose IoU with it is at least the mean plus the standard deviation of its candidates'
+    IoUs and whose centre lies inside it. An object left without any takes the candidate of largest IoU, if above 0. A
+    contested anchor goes to the object of largest IoU. All others are negative.
     """
     # (B, G, A), as in match
     iou = batched_iou(targets.boxes, anchors.expand(len(targets.boxes), -1, -1))

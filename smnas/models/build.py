@@ -44,15 +44,11 @@ def build_detector(
 ) -> Detector:
     """Build a detector with freshly initialised weights.
 
-    Args:
-        architecture: The architecture.
-        num_classes: Classes, without the background; at least 1.
-        norm: ``gn-ws`` or ``bn``, see :class:`~smnas.models.options.DetectorOptions`.
-        stem: ``deep`` (two 3x3 convolutions) or ``imagenet`` (7x7 and max-pooling).
-        device: The CPU by default; ``meta`` builds shapes without memory.
+    ``norm`` and ``stem`` are those of :class:`~smnas.models.options.DetectorOptions`. The device is the CPU by default;
+    ``meta`` builds shapes without memory.
 
     Raises:
-        UserError: ``num_classes`` is below 1.
+        UserError: ``num_classes``, which excludes the background, is below 1.
     """
     if num_classes < 1:
         raise UserError(f"a detector needs at least one class, but got {num_classes}")

@@ -157,17 +157,8 @@ class OneStageDetector(Detector):
 class TwoStageDetector(Detector):
     """Proposals, then one RoI stage (RCNN) or several (Cascade).
 
-    Args:
-        architecture: Its architecture.
-        num_classes: Classes, without the background.
-        options: Counts and thresholds.
-        backbone: With the c4 neck only up to C4; the RoI stages hold the blocks after it.
-        neck: None for c4.
-        rpn: Objectness and deltas; with Guided Anchoring also the anchors' locations and shapes.
-        proposals: Anchors to proposals.
-        stages: RoI stages.
-        refines: Between two stages each, one fewer than ``stages``.
-        postprocess: Last step.
+    With the c4 neck, ``neck`` is None and the backbone ends at C4; the RoI stages hold the blocks after it. ``refines``
+    has one module between each two stages.
     """
 
     def __init__(

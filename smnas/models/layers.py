@@ -136,15 +136,8 @@ def norm2d(norm: NormKind, channels: int, groups: int, *, relu: bool = False) ->
 class ConvNorm(nn.Sequential):
     """A convolution of the pyramid or a head, with its norm and ReLU.
 
-    Args:
-        norm: ``gn-ws`` adds a GroupNorm; ``bn`` adds none, and the convolution has a bias.
-        in_channels: Input channels.
-        out_channels: Output channels.
-        kernel: Kernel size.
-        stride: Stride.
-        groups: Maximal groups of the GroupNorm.
-        relu: Whether ReLU comes last.
-        always_norm: Add the GroupNorm with ``bn``, too.
+    ``gn-ws`` adds a GroupNorm of at most ``groups`` groups; ``bn`` adds none unless ``always_norm``, and the
+    convolution has a bias.
     """
 
     def __init__(

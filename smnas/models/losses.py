@@ -36,12 +36,6 @@ USUAL_LOSSES = LossOptions()
 
 
 def overlap_loss(kind: BoxLoss, boxes: Tensor, objects: Tensor) -> Tensor:
-    """Weighted mean of an IoU loss; 0 without boxes.
-
-    Args:
-        kind: ``giou`` or ``ciou``.
-        boxes: ``(N, 4)`` predicted, ``xyxy`` in pixels.
-        objects: ``(N, 4)`` targets.
-    """
+    """Weighted mean of the ``giou`` or ``ciou`` loss of ``(N, 4)`` boxes, ``xyxy`` in pixels; 0 without boxes."""
     total: Tensor = _OVERLAP_LOSSES[kind](boxes, objects, reduction="sum")
     return _WEIGHT * total / max(1, len(boxes))

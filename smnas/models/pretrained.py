@@ -68,9 +68,7 @@ def torchvision_names(backbone: FeatureBackbone) -> dict[str, str]:
 def load_torchvision_weights(backbone: FeatureBackbone, state: Mapping[str, Tensor]) -> None:
     """Load a torchvision ResNet, ResNeXt or MobileNetV2 into ``backbone``; the classifier is ignored.
 
-    Args:
-        backbone: Built with BatchNorm and the ImageNet stem, with the published network's code and base.
-        state: ``state_dict`` of the torchvision model.
+    The backbone needs BatchNorm, the ImageNet stem, and the published network's code and base.
 
     Raises:
         UserError: a weight is missing or has another shape; the message names the first.
@@ -81,9 +79,7 @@ def load_torchvision_weights(backbone: FeatureBackbone, state: Mapping[str, Tens
 def load_pretrained(detector: Detector, state: Mapping[str, Tensor]) -> None:
     """Load a torchvision classifier into a detector's backbone, and into its blocks after C4 if any.
 
-    Args:
-        detector: Built with BatchNorm and the ImageNet stem.
-        state: ``state_dict`` of the published network.
+    The detector needs BatchNorm and the ImageNet stem.
 
     Raises:
         UserError: a weight is missing, has another shape or does not exist in the backbone; the message names the

@@ -10,13 +10,9 @@ __all__ = ["Board"]
 
 
 class Board:
-    """TensorBoard event files of one run. Use it as a context manager.
+    """TensorBoard event files of one run, as a context manager.
 
-    A resumed run rewrites them from its curve, so that no epoch appears twice.
-
-    Args:
-        folder: Folder of the event files; earlier ones are replaced.
-        history: Epochs finished so far.
+    A resumed run replaces those in ``folder`` from its ``history``, so that no epoch appears twice.
 
     Raises:
         UserError: TensorBoard is not installed.

@@ -20,14 +20,10 @@ def decay_at(iteration: int, decay: float) -> float:
 
 
 class WeightAverage:
-    """A copy of a detector with averaged weights.
+    """A copy of a detector with averaged weights; ``decay`` is the fraction that a step keeps after the ramp.
 
     torch's ``AveragedModel`` counts its updates in a tensor, and reading it would synchronize with the GPU in every
     step; here the count is the run's iteration, so only the weights need to be stored.
-
-    Args:
-        detector: The trained detector, on its device; copied.
-        decay: Fraction of the old average that a step keeps after the ramp.
     """
 
     def __init__(self, detector: Detector, decay: float) -> None:

@@ -66,24 +66,11 @@ def train_epoch(
     replicas: Replicas = ALONE,
     on_step: Callable[[StepLog], None] | None = None,
 ) -> EpochLog:
-    """Train one epoch in place.
+    """Train epoch ``epoch`` (from 0) in place.
 
     All random numbers of the model are seeded by ``(seed, epoch, rank)``, so the epoch is the same after a resume. The
-    caller protects torch's global generator (:func:`torch.random.fork_rng`).
-
-    Args:
-        detector: On ``device``.
-        loss_function: This detector's loss of images and targets, as parts that are summed.
-        batches: Training batches; with several DDP ranks, this rank's part of each.
-        recipe: Schedule, clipping and precision.
-        optimizer: Its learning rate is set at every step.
-        scaler: Enabled for float16 only.
-        average: Moving average, updated after every step.
-        epoch: Number of this epoch, from 0.
-        seed: Random seed of the run.
-        device: Device of the detector.
-        replicas: The DDP ranks.
-        on_step: Called after every step.
+    caller protects torch's global generator (:func:`torch.random.fork_rng`). With several DDP ranks, ``batches`` holds
+    this rank's part of each batch.
 
     Raises:
         DivergedError: a loss, the gradients' norm or a weight is not finite.

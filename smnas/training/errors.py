@@ -1,4 +1,4 @@
-"""Failures of a training run that are nobody's mistake: in a search they fail one candidate, never the search."""
+"""Failures of a training run that are no user's mistake: during a search only that candidate fails."""
 
 __all__ = ["DivergedError", "TrainingFailedError"]
 

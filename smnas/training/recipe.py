@@ -1,7 +1,7 @@
 """Training recipes: every setting that affects the result, apart from data, architecture and seed.
 
-Recipes are TOML files in ``recipes/``; :func:`load_recipe` reads one by name and :meth:`Recipe.with_` returns a changed
-copy. Unknown keys are refused, so that a misspelt setting never silently trains a different model.
+Recipes are TOML files in ``recipes/``. Unknown keys are rejected, so that a misspelt setting never trains another
+model.
 """
 
 import math
@@ -194,10 +194,7 @@ def recipe_names() -> tuple[str, ...]:
 
 
 def load_recipe(name: str) -> Recipe:
-    """Read a built-in recipe by name, or a TOML file.
-
-    Args:
-        name: Built-in name, or a path that ends in ``.toml``; such a recipe is named after the file.
+    """Read a built-in recipe by name, or from a ``.toml`` path, after which it is named.
 
     Raises:
         RecipeError: unknown name (the message lists the known ones), missing file, or a setting that breaks a rule.

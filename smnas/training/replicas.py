@@ -97,9 +97,9 @@ class _Loss(nn.Module):
 
 
 def loss_of(detector: Detector, replicas: Replicas, options: LossOptions) -> LossFunction:
-    """Wrap the detector's loss in a function whose gradients are averaged over the ranks.
+    """The detector's loss as a function with gradients averaged over the ranks, which start from rank 0's weights.
 
-    Each rank starts from the weights of rank 0. BatchNorm uses the statistics of its own rank's images.
+    BatchNorm uses the statistics of its own rank's images.
     """
     alone = _Loss(detector, options)
     if replicas.count == 1:

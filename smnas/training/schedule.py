@@ -16,17 +16,10 @@ def warmup_length(recipe: Recipe, total: int) -> int:
 
 
 def learning_rate_at(iteration: int, total: int, recipe: Recipe) -> float:
-    """The learning rate of one step: peak, times the schedule's factor, times the warm-up's.
+    """The rate of step ``iteration``, 0 to ``total - 1``: peak times the schedule's factor times the warm-up's.
 
-    Args:
-        iteration: Steps already taken, ``0 <= iteration < total``.
-        total: Steps in the whole run.
-        recipe: Gives peak, schedule and warm-up.
-
-    Returns:
-        The rate for this step. Step drops happen at ``round(fraction * total)``; the cosine would reach
-        ``final_factor`` at ``iteration == total``; the linear warm-up ends, at factor 1, at
-        ``iteration == warmup_length(...)``.
+    Step drops happen at ``round(fraction * total)``; the cosine would reach ``final_factor`` at ``iteration == total``;
+    the linear warm-up ends, at factor 1, at ``iteration == warmup_length(...)``.
 
     Raises:
         ValueError: ``iteration`` lies outside the run.

@@ -141,11 +141,8 @@ def assign_centres(cells: Tensor, targets: PaddedTargets) -> Assignment:
     A level takes objects with a longer side of 4 to 8 strides; the finest also smaller, the coarsest also larger ones.
     There, positive positions lie inside the object and less than 1.5 strides from its centre; the nearest one is always
     positive, as the object may be smaller than a stride. A contested position goes to the smallest object, but an
-    object keeps its nearest position against objects that have others.
-
-    Args:
-        cells: ``(A, 3)`` centres and strides of all levels.
-        targets: The objects.
+    object keeps its nearest position against objects that have others. ``cells`` are ``(A, 3)`` centres and strides of
+    all levels.
     """
     # (B, G, A): reductions over A run along memory, as in boxes.match
     strides = cells[:, 2]

@@ -265,12 +265,7 @@ def _nearest_cell(layer: GuidedProposalLayer, middle: Tensor, level: Tensor) -> 
 def bounded_iou_loss(shapes: Tensor, wanted: Tensor) -> Tensor:
     """``1 - min(w / w*, w* / w)``, and the same for the height, in smooth L1 form: quadratic up to 0.2, then linear.
 
-    Args:
-        shapes: ``(N, 2)`` logarithms of predicted width and height.
-        wanted: ``(N, 2)`` logarithms of the object's, in the same unit.
-
-    Returns:
-        ``(N, 2)``.
+    Both arguments are ``(N, 2)`` logarithms of width and height in one unit; so is the shape of the result.
     """
     missing = 1 - (-(shapes - wanted).abs()).exp()
     return F.smooth_l1_loss(missing, torch.zeros_like(missing), beta=_BETA, reduction="none")

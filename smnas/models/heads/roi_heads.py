@@ -165,14 +165,7 @@ class CascadePostprocess(nn.Module):
 
 
 class RoIStage(nn.Module):
-    """One stage: pool, run any backbone blocks after C4, classify and regress.
-
-    Args:
-        index: Position in the cascade, from 0.
-        pool: RoIAlign.
-        blocks: Blocks on the pooled feature maps (the c4 neck), or none.
-        head: Fully connected layers.
-    """
+    """One stage: pool, run any backbone blocks after C4 (the c4 neck), classify and regress."""
 
     def __init__(self, index: int, pool: RoIPool, blocks: nn.Sequential, head: BoxHead) -> None:
         super().__init__()
