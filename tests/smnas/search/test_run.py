@@ -2,7 +2,6 @@
 
 import functools
 import json
-import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -346,19 +345,11 @@ def test_other_settings_or_an_unknown_strategy_touch_nothing(tmp_path: Path) -> 
     assert (tmp_path / "ranking.json").read_bytes() == before
 
 
-def test_the_searchs_own_time_is_under_50_ms_a_trial(tmp_path: Path) -> None:
-    def cpu_seconds(name: str, count: int) -> float:
-        began = time.process_time()  # CPU time: waiting for other processes on the machine does not count
-        search(tmp_path / name, stub.settings(trials=StageTrials(structural=count, modular=0), final_epochs=0))
-        return time.process_time() - began
-
-    start = cpu_seconds("start", 1)
-    assert any((cpu_seconds(f"try{attempt}", 21) - start) / 20 < 0.05 for attempt in range(3))
-
-
 def test_a_score_without_training_trains_the_best_only(tmp_path: Path) -> None:
     scorer, trainer = EntropyScorer(), stub.StubScorer()
-    settings = stub.settings(scorer="entropy", partial_order=False, top=2, final_seeds=2)
+    settings = stub.settings(
+        scorer="entropy", metric="entropy", trains=False, partial_order=False, top=2, final_seeds=2
+    )
     ranking = search(tmp_path / "run", settings, scorer=scorer, trainers=InProcess(trainer))
     history = trials(tmp_path / "run")
     searched = [c for c in history if in_search(c)]
