@@ -31,7 +31,7 @@ def write_latency_page(table: Path, out: Path, *, architectures: Sequence[str] =
         classes: Their object classes.
 
     Raises:
-        UserError: no measurement, a missing block of these detectors, or ``out`` can not be written.
+        UserError: no measurement, a missing block of these detectors, or ``out`` cannot be written.
     """
     with LatencyTable(table, read_only=True) as rows:
         target = choose_target(rows)

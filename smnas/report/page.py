@@ -51,7 +51,7 @@ def write_report(
 
     Raises:
         RunFolderError: ``run_folder`` is no run folder of this version.
-        UserError: ``out`` can not be written.
+        UserError: ``out`` cannot be written.
     """
     run = read_run_folder(run_folder)
     target = out or RunFiles(run_folder).report

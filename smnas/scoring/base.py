@@ -154,7 +154,7 @@ class PreparingScorer(Scorer, Protocol):
         after a kill it continues, and if all is made it only reads. It reports to ``context.on_progress``.
 
         Raises:
-            UserError, OSError: it can not be made; the search ends.
+            UserError, OSError: it cannot be made; the search ends.
         """
         ...
 

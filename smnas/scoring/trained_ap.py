@@ -96,7 +96,7 @@ class TrainedAP:
 
         Raises:
             ScoringFailedError: it diverges, or building, training or evaluating it fails.
-            UserError: ``out_dir`` holds another run, or the data can not be read or has no validation box.
+            UserError: ``out_dir`` holds another run, or the data cannot be read or has no validation box.
         """
         return self._score(architecture, seed, epochs, None, out_dir, on_progress)
 

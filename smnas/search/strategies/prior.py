@@ -1,7 +1,7 @@
 """Pre-screening of proposals by a training-free score: of a few only the highest one is evaluated.
 
 It orders proposals and never judges results. Entropy is close to a depth count, so proposals over the latency limit are
-set aside first, lest the deepest always wins.
+set aside first, or the deepest would always win.
 """
 
 from collections.abc import Callable, Sequence

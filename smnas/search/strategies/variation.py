@@ -21,7 +21,7 @@ def random_design(choices: Choices, rng: np.random.Generator) -> Architecture:
 def mutated(choices: Choices, parent: Architecture, rng: np.random.Generator) -> Architecture | None:
     """A design near ``parent``: half of the time SM-NAS's move inside the modules, else one or two genes changed.
 
-    An ordered gene moves by one or two, any other is drawn anew. None if 20 tries change nothing.
+    An ordered gene moves by one or two, any other is redrawn. None if 20 tries change nothing.
     """
     for _ in range(_TRIES):
         if rng.random() < 0.5:

@@ -112,7 +112,7 @@ def mae_det(context: SearchContext) -> Strategy:
             latency limit (None: the baseline's latency) and the trials; its latency measures blocks.
 
     Raises:
-        RunFolderError: ``zero-shot.json`` can not be read.
+        RunFolderError: ``zero-shot.json`` cannot be read.
         SpaceError, LatencyFailedError, UserError: see :func:`zero_shot_search`.
     """
     settings, file = context.settings, RunFolder(context.folder).zero_shot
