@@ -87,17 +87,8 @@ class DetectorLatency:
     """Predicts the end-to-end latency of detectors on one device, backend and precision.
 
     Until :meth:`calibrate` is called, the model is fitted once on the end-to-end latencies in the table for this
-    target; without any, it is the plain sum of blocks.
-
-    Args:
-        num_classes: Classes of every detector.
-        backend: Runs detectors; it knows its device and threads.
-        table: Latency table; missing rows are added.
-        precision: Precision of weights and floating-point inputs.
-        batch: Images per run.
-        seed: Random seed of the order of measurements.
-        timing: Accuracy and limits of a measurement.
-        on_progress: Called while measuring.
+    target; without any, it is the plain sum of blocks. Missing rows are added to ``table``; ``precision`` applies to
+    weights and floating-point inputs, ``batch`` is in images per run, and ``seed`` draws the order of measurements.
 
     Raises:
         UserError: the backend does not support this precision.

@@ -57,17 +57,12 @@ class C4Spec:
 
 @dataclass(frozen=True, order=True)
 class FPNSpec:
-    """A feature pyramid ``fpn_{low}-{high}_{width}`` with outputs P_low..P_high.
+    """A feature pyramid ``fpn_{low}-{high}_{width}`` with outputs P_low..P_high of ``width`` channels.
 
     Laterals read C_low up to the backbone's coarsest level: a finer level reaches no output, and reading less of the
-    top equals a backbone with fewer stages. Outputs above the coarsest level are further downsampled.
-
-    Attributes:
-        low: Finest output.
-        high: Coarsest output.
-        width: Channels of every output.
-        extra: Source of the outputs above the backbone's coarsest level: the head's usual one (``head``), or the other:
-            pooling under a dense head (``fpn_3-7_256p``), convolutions under a two-stage head (``fpn_2-6_256c``).
+    top equals a backbone with fewer stages. Outputs above the coarsest level are further downsampled: as usual for the
+    head (``extra="head"``), or the other way, by pooling under a dense head (``fpn_3-7_256p``) or by convolutions under
+    a two-stage head (``fpn_2-6_256c``).
     """
 
     low: int

@@ -109,13 +109,7 @@ def _everything(_: Architecture) -> bool:
 class Space(Bounds):
     """A named search space, frozen.
 
-    Attributes:
-        name: Name of the preset.
-        description: One sentence for ``smnas space``.
-        recipe: Default training recipe.
-        baseline: The architecture that every search trains beside its candidates.
-        structural: Choices of stage 1.
-        modular: Bounds of stage 2.
+    ``recipe`` is the default training recipe; every search trains the ``baseline`` beside its candidates.
     """
 
     name: str

@@ -75,12 +75,9 @@ def neighbour(value: int, values: tuple[int, ...], rng: np.random.Generator) -> 
 
 @dataclass(frozen=True)
 class Gene:
-    """One position of an encoding.
+    """One position of an encoding, with the values 0 to ``size - 1``.
 
-    Attributes:
-        name: The choice it encodes.
-        size: Number of values, 0 to size - 1.
-        ordered: Whether near values are similar; otherwise they are labels.
+    If ``ordered``, near values are similar; otherwise they are labels.
     """
 
     name: str

@@ -79,11 +79,8 @@ class MBConvStage:
 class MBConvSpec(Backbone):
     """A backbone ``mbconv_{stem}_{stages}``, for example ``mbconv_16_24k3e6.k5e4-40k5e6.k3e3-80k7e6``.
 
-    The first layer of each stage halves the resolution.
-
-    Attributes:
-        stem: Channels of the stem, a 3x3 convolution of stride 2 (C1).
-        stages: One to four; stage k ends at C_(k+1).
+    The stem is a 3x3 convolution of stride 2 to ``stem`` channels (C1). Of one to four stages, each halves the
+    resolution at its first layer, and stage k ends at C_(k+1).
     """
 
     GRAMMAR: ClassVar = "mbconv_STEM_STAGES"

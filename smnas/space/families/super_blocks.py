@@ -64,15 +64,10 @@ class SuperBlockBounds(StageBounds):
 
 @dataclass(frozen=True, order=True)
 class SuperBlock:
-    """A K1KXK1 super-block of MAE-DET (Sun et al., arXiv 2111.13336), ``256b64k3r3``: consecutive bottlenecks.
+    """A K1KXK1 super-block of MAE-DET (Sun et al., arXiv 2111.13336), ``256b64k3r3``: ``repeats`` bottlenecks.
 
-    Each is a 1x1 convolution to ``width``, a ``kernel`` x ``kernel`` one and a 1x1 one to ``out``, with a shortcut.
-
-    Attributes:
-        out: Output channels.
-        width: Inner channels.
-        kernel: Kernel of the middle convolution, 3 or 5.
-        repeats: Number of bottlenecks.
+    Each is a 1x1 convolution to ``width`` channels, a ``kernel`` x ``kernel`` one (3 or 5) and a 1x1 one to ``out``
+    channels, with a shortcut.
     """
 
     out: int
@@ -115,14 +110,10 @@ class SuperBlock:
 
 @dataclass(frozen=True, order=True)
 class SuperBlockSpec(Backbone):
-    """A backbone of K1KXK1 super-blocks, ``k1kxk1_{stem}_{stages}``.
+    """A backbone of K1KXK1 super-blocks, ``k1kxk1_{stem}_{stages}``, with ``stem`` channels at C1.
 
-    Stages are joined by ``-``, the super-blocks of a stage by ``.``. The first bottleneck of each stage halves the
-    resolution, so there is no second stem convolution and no pooling.
-
-    Attributes:
-        stem: Channels of the stem (C1).
-        stages: Super-blocks per stage, one to four stages; stage k ends at C_(k+1).
+    One to four stages are joined by ``-``, the super-blocks of a stage by ``.``; stage k ends at C_(k+1). The first
+    bottleneck of each stage halves the resolution, so there is no second stem convolution and no pooling.
     """
 
     GRAMMAR: ClassVar = "k1kxk1_STEM_STAGES"
