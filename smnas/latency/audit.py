@@ -146,17 +146,11 @@ def audit_latency(
     rng: np.random.Generator,
     in_budget: Callable[[], bool] = lambda: True,
 ) -> Audit:
-    """Calibrate on some detectors and compare on others; missing end-to-end latencies are measured.
+    """Calibrate ``latency`` anew on some detectors and compare it on others; missing end-to-end latencies are measured.
 
-    All are measured in one random order, so that drift of the machine does not separate the two sets.
-
-    Args:
-        latency: Predicts; calibrated anew.
-        calibration: Detectors to fit on.
-        held_out: Detectors to compare on.
-        on_progress: Called with detectors done, their number, and the next one.
-        rng: Draws the order, and splits for the coverage of intervals.
-        in_budget: Checked before every detector; once false, those measured so far are compared.
+    All are measured in one random order, so that drift of the machine does not separate the two sets. ``rng`` draws it,
+    and the splits for the coverage of intervals. ``on_progress`` is called with detectors done, their number, and the
+    next one. ``in_budget`` is checked before every detector; once false, those measured so far are compared.
     """
     if both := set(calibration) & set(held_out):
         raise ValueError(f"held-out detectors must not be calibrated on, but got {min(map(str, both))} in both")

@@ -38,22 +38,14 @@ def build_engines(
     batch: int,
     workers: int,
 ) -> dict[str, Any]:
-    """Build the engines that the folder lacks; returns a summary.
+    """Build the engines of these detectors' distinct blocks that the folder lacks; returns a summary.
 
-    Args:
-        folder: Folder of engines and manifests.
-        architectures: Detectors whose distinct blocks are built.
-        on_progress: Called with detectors done, their number, and the last engine.
-        backend: Must be the one that builds ahead of time.
-        gpu: Determines the capability if none is given; ``local`` means all capabilities.
-        capabilities: Such as ``8.9``.
-        precision: Precision of the engines.
-        classes: Classes of the detectors.
-        batch: Images per run.
-        workers: Number of building processes.
+    Without ``capabilities`` (such as ``8.9``), that of ``gpu`` is meant, or all of them for ``local``. ``batch`` is in
+    images per run, ``workers`` is the number of building processes, and ``on_progress`` is called with detectors done,
+    their number, and the last engine.
 
     Raises:
-        UserError: another backend, or an unknown GPU, precision or capability.
+        UserError: a backend that does not build ahead of time, or an unknown GPU, precision or capability.
     """
     if backend != _BACKEND:
         raise UserError(f"--build-engines needs --backend {_BACKEND}, but got {backend}")

@@ -57,13 +57,9 @@ class CheckpointInfo:
     """Architecture, classes and training settings of a checkpoint's weights.
 
     Attributes:
-        architecture: Canonical architecture string.
+        architecture, norm, stem, recipe, seed: As given to the run.
         classes: Class names in the order of the detector's 0-based labels.
         category_ids: Category id of each class in the data set.
-        norm: ``gn-ws`` or ``bn``.
-        stem: ``deep`` or ``imagenet``.
-        recipe: Training recipe.
-        seed: Random seed of the run.
         train_images: Number of images in the training split.
         pretrained: Digest of the backbone's initial weights; ``None`` from scratch.
         epoch: Number of finished epochs.

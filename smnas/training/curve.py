@@ -62,14 +62,8 @@ class EpochLog:
 class StepLog:
     """One finished step, for a progress bar.
 
-    Attributes:
-        epoch: Number of the current epoch, from 1.
-        epochs: Epochs of the recipe.
-        step: Steps finished in this epoch.
-        steps: Steps in an epoch.
-        loss: Summed losses of this step.
-        images_per_s: Images per second so far in this epoch.
-        eta_s: Expected time to the end of the run.
+    ``epoch`` counts from 1; ``step`` is the number of finished steps in this epoch. ``loss`` sums the losses of this
+    step, ``images_per_s`` is the mean so far in this epoch, and ``eta_s`` the expected time to the end of the run.
     """
 
     epoch: int

@@ -108,12 +108,8 @@ class GuidedRPNHead(nn.Module):
 class GuidedProposalLayer(nn.Module):
     """Reduces the best guided anchors of each level by NMS to a fixed number of proposals.
 
-    Args:
-        levels: Levels of the feature maps, finest first.
-        sizes: Sides in pixels of the fixed anchors of each level; their geometric mean is its base side.
-        width: Canvas width in pixels.
-        height: Canvas height in pixels.
-        options: Limits of the counts.
+    ``levels`` and ``sizes`` are finest first; the base side of a level is the geometric mean of its ``sizes``, the
+    sides of fixed anchors in pixels. ``width`` and ``height`` are the canvas's in pixels.
 
     Attributes:
         centres: ``(A, 2)`` x and y of each position in pixels, ``stride`` times its index, as for fixed anchors.
