@@ -150,12 +150,7 @@ def _at_most(threshold: float) -> float:
 def greedy_keep(candidate: Tensor, suppressed_by: Tensor) -> Tensor:
     """Return the one state in which a candidate is kept exactly if no suppressor is; an ONNX ``Loop`` in a graph.
 
-    Args:
-        candidate: ``(B, N)`` bool; other boxes are never kept.
-        suppressed_by: ``(B, N, N)`` bool, True at ``(b, i, j)`` where a kept j drops i; acyclic.
-
-    Returns:
-        ``(B, N)`` bool.
+    Both are ``(B, N)`` bool; ``suppressed_by`` ``(B, N, N)`` is True at ``(b, i, j)`` where a kept j drops i, acyclic.
     """
     # sums of zeros and ones: at least 1 or exactly 0 in any precision
     votes = suppressed_by.to(torch.float32)

@@ -16,15 +16,7 @@ __all__ = ["weight_standardize", "weight_standardize_all", "weight_standardize_r
 
 
 def weight_standardize_reference(weight: Tensor, eps: float = 1e-5) -> Tensor:
-    """Reference: subtract each filter's mean, divide by ``sqrt(variance + eps)``.
-
-    Args:
-        weight: ``(O, I, kh, kw)`` convolution weight.
-        eps: Added to the (biased) variance.
-
-    Returns:
-        A tensor of the shape and dtype of ``weight``.
-    """
+    """Reference: subtract each filter's mean, divide by ``sqrt(biased variance + eps)``; ``(O, I, kh, kw)``."""
     flat = weight.flatten(1)
     mean = flat.mean(dim=1, keepdim=True)
     variance = flat.var(dim=1, keepdim=True, unbiased=False)

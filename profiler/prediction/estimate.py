@@ -89,12 +89,7 @@ class Roof:
 
 @dataclass(frozen=True)
 class EstimateError:
-    """Error of the estimates for one target.
-
-    Attributes:
-        median_ratio: median of measured over estimated latency.
-        inside: fraction of measured latencies inside the estimates' intervals.
-    """
+    """Median of measured over estimated latency for one target, and fraction of measurements in the intervals."""
 
     target: Target
     rows: int

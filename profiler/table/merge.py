@@ -11,12 +11,7 @@ __all__ = ["Merged", "merge"]
 
 @dataclass(frozen=True)
 class Merged:
-    """Summary of merging one table.
-
-    Attributes:
-        rows: that it holds, superseded ones too.
-        added: those of them that were new.
-    """
+    """Summary of merging one table: its rows, superseded ones too, and how many of them were new."""
 
     path: Path
     rows: int

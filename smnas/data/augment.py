@@ -130,13 +130,9 @@ def _along(content: float, canvas: int, position: float) -> tuple[float, int, in
 
 
 def place_image(image: NDArray[np.uint8], image_scale: float, view: View, out: NDArray[np.uint8]) -> None:
-    """Resample the visible window of an image onto its canvas.
+    """Resample the visible window of an image onto the canvas ``out``, ``(3, H, W)``, and pad the rest.
 
-    Args:
-        image: ``(h, w, 3)`` ``uint8``, the image or a smaller copy.
-        image_scale: pixels of ``image`` per pixel of the original.
-        view: placement.
-        out: ``(3, H, W)`` ``uint8``, overwritten with the image and the pad value.
+    ``image`` ``(h, w, 3)`` may be a smaller copy, of ``image_scale`` pixels per pixel of the original.
     """
     ratio = view.scale / image_scale
     x = (view.left - view.shift_x) / ratio
@@ -161,17 +157,9 @@ def place_boxes(
     canvas: tuple[int, int],
     augmentation: Augmentation,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Map the boxes of an image to its canvas and drop hardly visible ones.
+    """Map boxes ``(N, 4)`` ``xyxy`` in image pixels to the canvas of this width and height, with their labels ``(N,)``.
 
-    Args:
-        boxes: ``(N, 4)`` float32, ``xyxy`` in image pixels.
-        labels: ``(N,)`` int64.
-        view: placement of the image.
-        canvas: width and height in pixels.
-        augmentation: defines visibility.
-
-    Returns:
-        The kept boxes ``(M, 4)`` float32, ``xyxy`` in canvas pixels, and their labels ``(M,)`` int64.
+    Boxes that are hardly visible by the settings of ``augmentation`` are dropped.
     """
     if not len(boxes):
         return boxes.reshape(0, 4), labels

@@ -28,10 +28,8 @@ GRAPH_PRECISIONS = tuple(PRECISIONS)
 def detector_graph(detector: Detector, operators: Operators, batch: int = 1) -> onnx.ModelProto:
     """Export the float32 graph from canvases to detections, with static shapes.
 
-    Args:
-        detector: As trained.
-        operators: ``native`` for ONNX Runtime on a CPU; ``plain`` for backends without those operators.
-        batch: Images per run; the first axis of the input and of every output.
+    ``batch`` is the first axis of the input and of every output; ``operators`` are ``native`` for ONNX Runtime on a CPU
+    and ``plain`` for backends without those.
 
     Raises:
         ExportError: The detector has no ONNX form.

@@ -24,12 +24,7 @@ ImageInput = str | Path | Image.Image | NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class DetectedFrame:
-    """One frame of a video.
-
-    Attributes:
-        time_s: Since the start of the video, in seconds.
-        detections: Best first, boxes in image pixels.
-    """
+    """One frame of a video at ``time_s`` seconds from its start; detections best first, boxes in image pixels."""
 
     index: int
     time_s: float
