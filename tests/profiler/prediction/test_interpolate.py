@@ -11,6 +11,7 @@ from torch import nn
 
 from profiler.backends import get_backend
 from profiler.measuring.profile import ProfileSettings, profile_workloads
+from profiler.prediction import interpolate
 from profiler.prediction.audit import spearman
 from profiler.prediction.interpolate import FewRowsError, Interpolation, value_of_measuring
 from profiler.table.latency_table import LatencyTable
@@ -131,3 +132,10 @@ def test_real_rows_are_guessed_from_each_other(tmp_path: Path) -> None:
     assert inside >= 18  # 22.5 of 25 are meant to be, fewer than 18 happens once in a hundred times
     # And not because the intervals say nothing.
     assert (spearman([guess.ms for guess in guesses], medians) or 0.0) > 0.7
+
+
+@pytest.mark.parametrize(("n", "rank"), [(20, 19), (29, 27), (60, 55)])
+def test_many_left_out_rows_give_the_conformal_interval(n: int, rank: int) -> None:
+    """Of n + 1 exchangeable errors the new one is among the ``ceil(0.9 (n + 1))`` smallest nine times in ten."""
+    errors = np.random.default_rng(n).permutation(np.arange(1.0, n + 1)) * np.where(np.arange(n) % 2, 1, -1)
+    assert interpolate._widening(errors, 0.9) == rank

@@ -43,11 +43,10 @@ JOBS = 40
 
 @pytest.fixture(scope="module", autouse=True)
 def paths() -> Iterator[None]:
-    """The cluster's processes, and this one, find the tests' modules and this project; and give up a lost head soon."""
+    """The cluster's processes, and this one, find the tests' modules and this project."""
     roots = [str(STAND_INS), str(STAND_INS.parents[1])]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([*roots, *filter(None, [os.environ.get("PYTHONPATH")])]))
-        patch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "5")  # of 60
         for root in reversed(roots):
             patch.syspath_prepend(root)
         yield
@@ -160,7 +159,8 @@ def test_a_search_that_loses_a_node_finds_what_one_process_finds(
 def test_a_restarted_head_loses_no_finished_trial(cluster: Any, tmp_path: Path, alone: list[Candidate]) -> None:
     folder = tmp_path / "run"
     command = [sys.executable, str(STAND_INS / "search_ray_script.py"), str(folder), cluster.address]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    soon = {**os.environ, "RAY_gcs_rpc_server_reconnect_timeout_s": "10"}  # it waits a minute for a lost head otherwise
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=soon)
     try:
         until = time.monotonic() + 600
         while len(finished(folder)) < 13:
