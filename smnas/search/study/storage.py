@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy import URL, make_url, text
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
@@ -73,8 +74,13 @@ def open_storage(folder: Path, url: str | None, *, to_write: bool = False) -> RD
     try:
         # The connection is made by SQLite's own call, which takes any file name: optuna fills in braces of its URL, and
         # a question mark would end the path there.
-        return RDBStorage(_SOME_FILE, engine_kwargs={"creator": lambda: _connected(file, to_write=to_write)})
-    except (SQLAlchemyError, RuntimeError) as error:
+        # A reader makes no tables: the search that makes them at that moment would fail.
+        return RDBStorage(
+            _SOME_FILE,
+            engine_kwargs={"creator": lambda: _connected(file, to_write=to_write)},
+            skip_table_creation=not to_write,
+        )
+    except (SQLAlchemyError, StorageInternalError, RuntimeError) as error:
         raise RunFolderError(
             f"{file} must be the SQLite file of a study, but opening it failed: {first_line(error)}"
         ) from error
