@@ -1,5 +1,6 @@
 """Durations as people write them: ``48s``, ``3m05s``, ``2h10m``."""
 
+import math
 import re
 
 from profiler.errors import UserError
@@ -25,6 +26,8 @@ def seconds_of(text: str | float) -> float:
         UserError: it is no duration, or of no length.
     """
     if not isinstance(text, str):
+        if not 0 < text < math.inf:
+            raise UserError(f"a time must be a number of seconds above 0, but got {text:g}")
         return float(text)
     number = r"(\d+(?:\.\d+)?)"
     found = re.fullmatch("".join(f"(?:{number}{unit})?" for unit in _UNITS_S), text)

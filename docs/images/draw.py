@@ -1,4 +1,4 @@
-"""Draws the pictures of the documentation from kept results and a trained detector.
+"""Draws the figures of the documentation from kept results and a trained detector.
 
 ``front.png`` is the Pareto front of a search: its ``ranking.json``, or its kept answer in ``benchmarks/results/``.
 ``detections.png`` is what a detector finds in four of the images given::
@@ -77,7 +77,7 @@ def draw_found(model: Path, files: list[Path]) -> None:
 
 def main() -> None:
     """Read what to draw from the command line."""
-    parser = argparse.ArgumentParser(description="Draws the pictures of the documentation.")
+    parser = argparse.ArgumentParser(description="Draws the figures of the documentation.")
     kinds = parser.add_subparsers(dest="kind", required=True)
     front = kinds.add_parser("front", help="the Pareto front of a search")
     front.add_argument("ranking", type=Path, help="ranking.json or a kept answer")

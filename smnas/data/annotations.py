@@ -367,7 +367,7 @@ def _box(value: Any) -> tuple[float, ...] | None:
 
 
 def _crowd(value: Any, annotation: int, image: int, path: Path) -> bool:
-    if value not in (0, 1, None):  # True and 1.0 are 1; a string "0" would be true, which nobody means
+    if value not in (0, 1, None):  # True and 1.0 are 1; a string "0" would count as true
         raise DataError(
             f"'iscrowd' must be 0 or 1, but annotation {annotation} of image {image} in {path} has {value!r}"
         )

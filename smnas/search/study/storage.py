@@ -42,7 +42,7 @@ def study_lock(storage: RDBStorage, name: str) -> Iterator[None]:
         return
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
     with storage.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        # Of a machine that is lost, and says so to nobody, the server learns in two minutes and not in two hours.
+        # The server notices a lost machine in two minutes instead of two hours.
         connection.execute(text("SET tcp_keepalives_idle = 60"))
         connection.execute(text("SET tcp_keepalives_interval = 10"))
         connection.execute(text("SET tcp_keepalives_count = 6"))
