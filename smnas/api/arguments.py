@@ -1,0 +1,92 @@
+"""Arguments of the Python door as the values that the packages take."""
+
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from profiler.errors import UserError
+from smnas.space.architecture import Architecture
+
+if TYPE_CHECKING:
+    from profiler.backends.base import Backend
+    from smnas.data.coco import CocoFolder
+    from smnas.training.recipe import Recipe
+
+__all__ = [
+    "OnProgress",
+    "StrPath",
+    "architecture_of",
+    "backend_of",
+    "check_images",
+    "note_lines",
+    "one_of",
+    "open_data",
+    "quiet",
+    "recipe_of",
+]
+
+StrPath = str | Path
+OnProgress = Callable[[str, float, float | None, str], None]
+"""Called with a phase, how much of it is done, of how much (None: unknown), and the current item."""
+
+_log = logging.getLogger(__name__)
+
+
+def quiet(phase: str, done: float, total: float | None, text: str = "") -> None:
+    """Report no progress."""
+
+
+def architecture_of(text: "Architecture | str") -> Architecture:
+    """An architecture from its string or as it is."""
+    return text if isinstance(text, Architecture) else Architecture.parse(text)
+
+
+def recipe_of(recipe: "str | Path | Recipe") -> "Recipe":
+    """A recipe by name, from a file or as it is."""
+    from smnas.training.recipe import load_recipe
+
+    return load_recipe(str(recipe)) if isinstance(recipe, str | Path) else recipe
+
+
+def one_of(option: str, kinds: Any, name: str) -> Any:
+    """What an option names among the values of a literal type."""
+    known = get_args(kinds)
+    if name not in known:
+        raise UserError(f"{option} must be one of {', '.join(known)}, but got {name!r}")
+    return name
+
+
+def open_data(root: StrPath, *, drop_bad_boxes: bool, drop_bad_images: bool = False, note: bool = True) -> "CocoFolder":
+    """Open a data set; ``note`` logs what was left out of it."""
+    from smnas.data.coco import CocoFolder
+
+    folder = CocoFolder(root, drop_bad_boxes=drop_bad_boxes, drop_bad_images=drop_bad_images)
+    if note:
+        note_lines(folder.notes)
+    return folder
+
+
+def note_lines(lines: Iterable[str]) -> None:
+    """Log notes."""
+    for line in lines:
+        _log.info("%s", line)
+
+
+def check_images(folder: "CocoFolder", on_progress: OnProgress) -> None:
+    """Decode the validation images once: training reads its own in its first minutes, and these at its end."""
+    phase = "checking validation images"
+    before = folder.notes
+    folder.split("val").require_decodable(lambda done, total: on_progress(phase, done, total, ""))
+    note_lines(line for line in folder.notes if line not in before)
+
+
+def backend_of(device: str, backend: str, precision: str, threads: int) -> "Backend":
+    """A backend on a device, checked to know the precision."""
+    from profiler.backends import get_backend
+    from profiler.backends.base import check_precision
+    from profiler.devices import resolve_device
+
+    found = get_backend(backend, resolve_device(device), threads=threads)
+    check_precision(found, precision)
+    return found

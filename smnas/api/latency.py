@@ -1,0 +1,287 @@
+"""Latency tables: measure, read, estimate, build engines."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from profiler.errors import UserError
+from smnas.api.arguments import OnProgress, StrPath, architecture_of, backend_of, quiet
+from smnas.durations import seconds_of
+from smnas.space.architecture import Architecture
+from smnas.space.preset import load_space
+
+if TYPE_CHECKING:
+    from profiler.measuring.build_variance import BuildVariance
+    from profiler.timing.measurement import TimingSettings
+    from smnas.latency.audit import Audit
+    from smnas.latency.profiling import Measured
+
+__all__ = ["Profile", "build_engines", "estimate", "measured", "profile"]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a profile measured.
+
+    Attributes:
+        table: The latency table, which holds every row.
+        device: Where it was measured.
+        backend: What ran the blocks.
+        backend_version: Of it.
+        precision: Number format.
+        batch: Images a run.
+        threads: CPU threads.
+        classes: Object classes of the detectors.
+        detectors: Detectors covered.
+        blocks: What measuring their blocks came to.
+        cold: The same with flushed caches.
+        builds: How far several builds of the same block differ.
+        audit: Predicted against measured latency of detectors that the prediction was not fitted on.
+    """
+
+    table: Path
+    device: str
+    backend: str
+    backend_version: str
+    precision: str
+    batch: int
+    threads: int
+    classes: int
+    detectors: int
+    blocks: "Measured"
+    cold: "Measured | None" = None
+    builds: "Sequence[BuildVariance] | None" = None
+    audit: "Audit | None" = None
+
+
+def profile(
+    preset: str | None = None,
+    *,
+    arch: "Sequence[Architecture | str]" = (),
+    sample: int | None = None,
+    device: str = "local",
+    backend: str = "onnxruntime",
+    precision: str = "fp32",
+    batch: int = 1,
+    threads: int = 1,
+    classes: int = 80,
+    table: StrPath | None = None,
+    audit: int = 0,
+    time_limit: str | float | None = None,
+    cold: bool = False,
+    builds: int | None = None,
+    seed: int = 0,
+    timing: "TimingSettings | None" = None,
+    on_progress: OnProgress = quiet,
+) -> Profile:
+    """Measure the blocks of detectors on a device into a latency table; what it holds is not measured again.
+
+    Args:
+        preset: Cover this space: ``nano`` (the default), ``small``, ``paper`` or a .toml file.
+        arch: Cover these architectures instead.
+        sample: Cover a random sample of the space; by default all structural choices.
+        device: ``local``, ``cpu``, or a GPU such as ``v100``.
+        backend: What runs the blocks.
+        precision: Number format of the network.
+        batch: Images per run.
+        threads: CPU threads that a measured run may use.
+        classes: Object classes of the detectors.
+        table: Latency table, made if it is missing; by default ``latency-DEVICE.db``.
+        audit: Compare predicted with measured latency on this many whole detectors.
+        time_limit: Start nothing after this long: seconds, or as in ``10m``. The most useful blocks come first.
+        cold: Measure with flushed caches too, in rows that no prediction reads.
+        builds: Build a sample of blocks this many times, to see how far the builds differ.
+        seed: Random seed.
+        timing: Accuracy and limits of one measurement.
+        on_progress: Called while measuring.
+
+    Raises:
+        UserError: an argument breaks a rule.
+        DeviceNotPresentError: this machine lacks the GPU; :func:`measured` reads a table from elsewhere.
+    """
+    from profiler.table.latency_table import LatencyTable
+    from smnas.latency import profiling
+    from smnas.latency.detector_latency import DetectorLatency
+
+    limit_s = None if time_limit is None else seconds_of(time_limit)
+    until = math.inf if limit_s is None else time.monotonic() + limit_s
+    wanted = _covered(preset, arch, sample, seed)
+    space = load_space(preset or "nano")
+    runner = backend_of(device, backend, precision, threads)
+
+    def left_s() -> float | None:
+        return None if limit_s is None else max(0.0, until - time.monotonic())
+
+    def in_time() -> bool:
+        return left_s() != 0.0
+
+    with LatencyTable(Path(table or f"latency-{device}.db")) as rows:
+        latency = DetectorLatency(classes, runner, rows, precision=precision, batch=batch, seed=seed, timing=timing)
+        at = partial(on_progress, "detectors covered")
+        if arch or sample is not None:
+            blocks = profiling.measure(wanted, latency, at, budget_s=limit_s)
+        else:
+            blocks = profiling.measure_preset(space.name, wanted, latency, at, budget_s=limit_s)
+        flushed = built = audited = None
+        if cold:
+            at = partial(on_progress, "detectors covered with flushed caches")
+            flushed = profiling.measure(wanted, latency, at, budget_s=left_s(), caches="cold")
+        if builds is not None:
+            at = partial(on_progress, "blocks built again")
+            built = profiling.rebuild(wanted, latency, builds, seed, at, in_time)
+        if audit:
+            at = partial(on_progress, "detectors audited")
+            audited = profiling.audit(space, audit, latency, seed, at, in_budget=in_time)
+        return Profile(
+            rows.path,
+            runner.device.name,
+            runner.name,
+            runner.version,
+            precision,
+            batch,
+            threads,
+            classes,
+            len(wanted),
+            blocks,
+            flushed,
+            built,
+            audited,
+        )
+
+
+def measured(
+    device: str, table: StrPath, *, arch: "Sequence[Architecture | str]" = (), classes: int = 80
+) -> dict[str, Any]:
+    """What a latency table holds of a GPU that is elsewhere, by backend and precision.
+
+    Args:
+        device: The GPU, such as ``v100``.
+        table: A latency table that was filled there.
+        arch: Sum the blocks of these architectures, None where one is missing or failed.
+        classes: Object classes of the detectors.
+
+    Raises:
+        UserError: the name is unknown, or the table holds nothing of that GPU.
+    """
+    from dataclasses import asdict
+
+    from profiler.devices import gpu_sheets, matching_names, named_sheet
+    from profiler.prediction.estimate import ESTIMATE_BACKEND
+    from profiler.prediction.predict import FailedPartError, MissingPartsError, sum_parts
+    from profiler.table.latency_table import LatencyTable
+    from smnas.latency.workloads import detector_workloads
+    from smnas.report.latency_data import read_view
+
+    sheet = named_sheet(device)
+    if sheet is None:
+        raise UserError(f"a GPU is one of {', '.join(gpu_sheets())}, but got {device!r}")
+    targets = []
+    with LatencyTable(Path(table), create=False) as rows_of:
+        held = [target for target in rows_of.targets() if target.backend != ESTIMATE_BACKEND]
+        names = matching_names(sheet, [target.device for target in held])
+        for target in (target for target in held if target.device in names):
+            facts, rows = read_view(rows_of, target).facts, rows_of.current(target)
+            sums: dict[str, float | None] = {}
+            for architecture in map(architecture_of, arch):
+                try:
+                    keys = [part.key for part in detector_workloads(architecture, classes, target.batch)]
+                    sums[str(architecture)] = sum_parts(keys, rows).ms
+                except (MissingPartsError, FailedPartError):
+                    sums[str(architecture)] = None
+            counts = {"blocks": facts.blocks, "wholes": facts.wholes, "failed": len(facts.failed)}
+            targets.append({**asdict(target), **counts, "disturbed": facts.disturbed, "sums_ms": sums})
+    if not targets:
+        raise UserError(f"{table} must hold measurements of {sheet.name}, as that GPU is not here, but it has none")
+    return {"gpu": sheet.name, "table": Path(table), "classes": classes, "targets": targets}
+
+
+def estimate(
+    device: str,
+    preset: str | None = None,
+    *,
+    arch: "Sequence[Architecture | str]" = (),
+    sample: int | None = None,
+    precision: str = "fp32",
+    batch: int = 1,
+    classes: int = 80,
+    table: StrPath | None = None,
+    seed: int = 0,
+    on_progress: OnProgress = quiet,
+) -> dict[str, Any]:
+    """Roofline estimates for a GPU of the data sheets, labelled and kept in the table apart from every measurement.
+
+    Arguments are those of :func:`profile`.
+
+    Raises:
+        UserError: there is no data sheet of that name, or the precision can not be estimated.
+    """
+    from smnas.latency import profiling
+
+    file = Path(table or f"latency-{device}.db")
+    at = partial(on_progress, "detectors estimated")
+    return profiling.estimate(device, file, _covered(preset, arch, sample, seed), classes, precision, batch, at)
+
+
+def build_engines(
+    folder: StrPath,
+    preset: str | None = None,
+    *,
+    arch: "Sequence[Architecture | str]" = (),
+    sample: int | None = None,
+    device: str = "local",
+    backend: str = "tensorrt-rtx",
+    precision: str = "fp32",
+    batch: int = 1,
+    classes: int = 80,
+    compute_capability: Sequence[str] = (),
+    workers: int = 1,
+    seed: int = 0,
+    on_progress: OnProgress = quiet,
+) -> dict[str, Any]:
+    """Build the blocks of detectors as TensorRT-RTX engines, for GPUs that this machine lacks.
+
+    Args:
+        folder: Where engines and their manifests go; what is there is not built again.
+        compute_capability: GPUs to build for, such as ``8.9``; by default that of ``device``, or all.
+        workers: Processes that build.
+        preset: Space whose blocks are built.
+        arch: Architectures instead.
+        sample: Size of a random sample of the space.
+        device: GPU of the data sheets, or ``local``.
+        backend: ``tensorrt-rtx``.
+        precision: Number format.
+        batch: Images per run.
+        classes: Object classes of the detectors.
+        seed: Random seed of the sample.
+        on_progress: Called while building.
+
+    Raises:
+        UserError: another backend, or an unknown GPU, precision or capability.
+    """
+    from smnas.latency import engines
+
+    return engines.build_engines(
+        Path(folder),
+        _covered(preset, arch, sample, seed),
+        partial(on_progress, "detectors covered"),
+        backend=backend.replace("-", "_"),
+        gpu=device,
+        capabilities=compute_capability,
+        precision=precision,
+        classes=classes,
+        batch=batch,
+        workers=workers,
+    )
+
+
+def _covered(
+    preset: str | None, arch: "Sequence[Architecture | str]", sample: int | None, seed: int
+) -> list[Architecture]:
+    from smnas.latency.profiling import structures_of
+
+    space = load_space(preset or "nano")
+    return [architecture_of(one) for one in arch] or structures_of(space, sample, seed)

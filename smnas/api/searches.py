@@ -1,0 +1,464 @@
+"""Searches and their run folders."""
+
+import logging
+import math
+import platform
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from profiler.errors import UserError
+from smnas.api.arguments import OnProgress, StrPath, backend_of, check_images, note_lines, open_data, quiet, recipe_of
+from smnas.durations import seconds_of
+from smnas.search.study.run_folder import RunFolder
+from smnas.space.architecture import Architecture
+
+if TYPE_CHECKING:
+    from profiler.backends.base import Backend
+    from profiler.table.latency_table import LatencyTable
+    from profiler.timing.measurement import TimingSettings
+    from smnas.data.coco import CocoFolder
+    from smnas.inference.detector import Detector
+    from smnas.latency.detector_latency import DetectorLatency
+    from smnas.scoring.base import Scorer, ScoringProgress
+    from smnas.scoring.by_name import AnyScorer
+    from smnas.scoring.workers.processes import ScorerPool
+    from smnas.search.context import SearchContext
+    from smnas.search.progress import SearchEvent
+    from smnas.search.ranking.ranking import Ranking, RankingRow
+    from smnas.search.ranking.recommendation import Recommendation
+    from smnas.search.strategies.base import StrategyKind
+    from smnas.search.strategies.by_name import AnyStrategy
+    from smnas.search.study.settings import SearchSettings
+    from smnas.space.preset import Space
+    from smnas.training.recipe import Recipe
+
+__all__ = ["SearchRun", "report", "search"]
+
+_FILE_PRECISIONS = ("fp32", "fp16", "int8")  # of the ONNX files that a search ends with
+_CLUSTER_WORKERS = 8  # training runs at once on a cluster, by default
+_FINISHING = {"export": "exporting", "evaluate": "evaluating files", "time": "timing files"}
+
+_log = logging.getLogger(__name__)
+
+
+class SearchRun:
+    """A search's run folder, finished or not.
+
+    Args:
+        folder: As :func:`search` or ``smnas search --out`` wrote it.
+    """
+
+    def __init__(self, folder: StrPath) -> None:
+        self.folder = Path(folder)
+
+    def __repr__(self) -> str:
+        return f"SearchRun({str(self.folder)!r})"
+
+    @cached_property
+    def ranking(self) -> "Ranking":
+        """The detectors, best first, with notes and the recommendation for other latency limits.
+
+        Raises:
+            RunFolderError: the folder holds none yet, or it can not be read.
+        """
+        from smnas.search.ranking.ranking import read_ranking
+
+        return read_ranking(self.folder)
+
+    @property
+    def recommendation(self) -> "Recommendation | None":
+        """The detector to deploy, and why; None while nothing is trained."""
+        return self.ranking.recommendation
+
+    @property
+    def front(self) -> "tuple[RankingRow, ...]":
+        """The rows that no other one beats in both AP and latency, best AP first."""
+        return tuple(row for row in self.ranking.rows if row.on_front)
+
+    def detector(self, **options: Any) -> "Detector":
+        """The recommended detector, ready to use; options as of :class:`~smnas.inference.detector.Detector`."""
+        from smnas.inference.detector import Detector
+
+        return Detector(self.folder, **options)
+
+    def report(self, out: StrPath | None = None, *, data: StrPath | None = None, table: StrPath | None = None) -> Path:
+        """Write the report, see :func:`report`."""
+        return report(self.folder, out, data=data, table=table)
+
+
+def search(
+    out: StrPath,
+    data: StrPath | None = None,
+    *,
+    device: str = "local",
+    latency_ms: float | None = None,
+    preset: str = "nano",
+    max_parameters: int | None = None,
+    strategy: "AnyStrategy | None" = None,
+    scorer: "AnyScorer" = "ap",
+    prior: str | None = None,
+    trials: tuple[int, int] = (10, 10),
+    recipe: "str | Path | Recipe | None" = None,
+    epochs: int | None = None,
+    final_epochs: int | None = None,
+    final_seeds: int = 1,
+    top: int = 3,
+    table: StrPath | None = None,
+    backend: str = "onnxruntime",
+    precision: str = "fp32",
+    threads: int = 1,
+    workers: int | None = None,
+    ray: str | None = None,
+    generation: int | None = None,
+    time_limit: str | float | None = None,
+    storage: str | None = None,
+    warm_start: Sequence[StrPath] = (),
+    drop_bad_boxes: bool = False,
+    drop_bad_images: bool = False,
+    seed: int = 0,
+    calibration: int = 3,
+    timing: "TimingSettings | None" = None,
+    deploy: bool = True,
+    on_event: "Callable[[SearchEvent], None] | None" = None,
+    on_training: "Callable[[int, ScoringProgress], None] | None" = None,
+    on_progress: OnProgress = quiet,
+) -> SearchRun:
+    """Find the detector to deploy on a device, for a data set, within a latency limit; or resume that search.
+
+    Args:
+        out: Run folder.
+        data: COCO-format folder; by default coloured shapes, generated in ``out/data``.
+        device: ``local``, ``cpu``, or a GPU such as ``v100``.
+        latency_ms: Latency limit of the recommended detector.
+        preset: Search space: ``nano``, ``small``, ``paper`` or a .toml file.
+        max_parameters: Train nothing larger than this.
+        strategy: How candidates are proposed: a name, or one's own (:mod:`smnas.search.strategies.base`).
+        scorer: How candidates are scored: a name, or one's own (:mod:`smnas.scoring.base`).
+        prior: Of every few proposals train the one with the highest value of this scorer.
+        trials: Candidates of stage 1 (structural) and stage 2 (modular).
+        recipe: Training recipe: name, .toml file or value; by default the space's.
+        epochs: Epochs of each candidate; by default the recipe's.
+        final_epochs: Epochs of the final phase, 0 for none; by default twice ``epochs``.
+        final_seeds: Seeds of the final phase, for AP with a spread.
+        top: Candidates that the final phase trains again and that are exported.
+        table: Latency table; by default ``out/latency.db``.
+        backend: What runs the network when latency is measured.
+        precision: ``fp32``, ``fp16`` or ``int8``, of latencies and exported files.
+        threads: CPU threads that a measured run may use.
+        workers: Training runs at once, each in a process; by default one a GPU, or two on a CPU.
+        ray: Address of a Ray cluster to train on.
+        generation: Candidates proposed at once; by default the workers, at least 2.
+        time_limit: Stop proposing in time for the final phase: seconds, or as in ``8h``.
+        storage: Database URL of the study, instead of ``out/study.db``.
+        warm_start: Run folders whose training runs the search begins with.
+        drop_bad_boxes: Leave out boxes without a size or outside their image.
+        drop_bad_images: Leave out images that are missing, damaged or of another size than annotated.
+        seed: Random seed.
+        calibration: Whole detectors, beside the baseline, that latency predictions are calibrated on.
+        timing: Accuracy and limits of one measurement.
+        deploy: Export the best, and rank again by what the files do.
+        on_event: Called after every trial and before every training run.
+        on_training: Called with a trial's number, for progress inside its training run.
+        on_progress: Called while something else is done.
+
+    Raises:
+        UserError: an argument, the data or the run folder breaks a rule.
+    """
+    from profiler.table.latency_table import LatencyTable
+    from smnas import __version__
+    from smnas.data.coco import box_notes
+    from smnas.report.page import write_report
+    from smnas.search.context import SearchContext
+    from smnas.search.method import choose_method
+    from smnas.search.study.settings import (
+        DataFacts,
+        SearchSettings,
+        prepare_run_folder,
+        read_settings,
+        space_of_run,
+        space_settings,
+    )
+    from smnas.search.study.storage import open_storage, storage_url, study_name
+    from smnas.search.study.warm_start import warm_candidates
+    from smnas.training.device import cpu_cores, training_devices
+
+    until = math.inf if time_limit is None else time.monotonic() + seconds_of(time_limit)
+    if latency_ms is not None and not 0 < latency_ms < math.inf:
+        raise UserError(f"--latency-ms must be a number above 0, but got {latency_ms:g}")
+    files = RunFolder(out)
+    # What can be refused is refused before anything is written.
+    before = read_settings(files.path) if files.settings.exists() else None
+    space = space_of_run(preset, before)
+    method = choose_method(strategy, scorer, prior, final_epochs)
+    runner = backend_of(device, backend, precision, threads)
+    if precision not in _FILE_PRECISIONS:
+        raise UserError(f"--precision of a search must be one of {', '.join(_FILE_PRECISIONS)}, but got {precision!r}")
+    training = recipe_of(recipe or space.recipe)
+    if storage is not None:
+        storage_url(storage)
+    workers = workers or (_CLUSTER_WORKERS if ray is not None else _workers())
+    if ray is not None:
+        from smnas.scoring.workers.ray import import_ray
+
+        import_ray()
+    if table is not None:
+        LatencyTable(Path(table)).close()
+    root = data or _generated(files.data, on_progress)
+    folder = open_data(root, drop_bad_boxes=drop_bad_boxes, drop_bad_images=drop_bad_images)
+    if before is None:
+        check_images(folder, on_progress)
+        note_lines(box_notes(folder.split("train"), space.inputs, training.augmentation.min_side_px))
+    train_images = len(folder.split("train"))
+    training = method.recipe(training, train_images)
+    settings = SearchSettings(
+        smnas=__version__,
+        **space_settings(preset, space),
+        data=DataFacts(
+            root=str(folder.root.resolve()),
+            classes=folder.classes,
+            train_images=train_images,
+            val_images=len(folder.split("val")),
+            drop_bad_boxes=drop_bad_boxes,
+            drop_bad_images=drop_bad_images,
+        ),
+        device=runner.device.name,
+        backend=runner.name,
+        precision=precision,
+        threads=threads,
+        recipe=training.model_dump(mode="json"),
+        epochs=epochs or training.epochs,
+        seed=seed,
+        latency_ms=latency_ms,
+        max_parameters=max_parameters,
+        storage=storage,
+        study=study_name(files.path, storage) if before is None else before.study,
+        warm_start=tuple(str(Path(run).resolve()) for run in warm_start),
+        **method.settings(*trials),
+        versions=_versions(runner),
+        generation=generation or (max(2, workers) if before is None else before.generation),
+        training_threads=max(1, cpu_cores() // workers) if before is None else before.training_threads,
+        top=top,
+        final_epochs=2 * (epochs or training.epochs) if final_epochs is None else final_epochs,
+        final_seeds=final_seeds,
+    )
+    if before is None:
+        warm_candidates(settings, space)
+    if storage is not None:
+        open_storage(files.path, storage).engine.dispose()
+    if prepare_run_folder(files.path, settings):
+        _log.info("resuming %s", files.path)
+    devices = training_devices()
+    with LatencyTable(Path(table or files.table)) as rows:
+        _log.info(
+            "searching %s (%s structures), runs at once: %d, each on %d CPU threads%s, latency on %s in %s %s",
+            settings.preset,
+            f"{space.structural_size():,}",
+            workers,
+            settings.training_threads,
+            "" if devices == ("cpu",) else f" and {' or '.join(devices)}",
+            runner.device.name,
+            runner.name,
+            runner.version,
+        )
+        latency = _calibrated(settings, space, runner, rows, calibration, timing)
+        place = partial(_pool, folder, training, settings, workers, ray)
+        _loop(
+            SearchContext(
+                files.path,
+                settings,
+                space,
+                latency,
+                time_limit_s=None if time_limit is None else until - time.monotonic(),  # calibrating took its part
+                on_progress=partial(_prepared, on_progress),
+            ),
+            method.strategy,
+            scorer,
+            place,
+            on_event,
+            on_training,
+        )
+    if deploy:
+        _deploy(files.path, folder, runner, on_progress)
+    write_report(files.path, data_root=folder.root, table=None if table is None else Path(table))
+    return SearchRun(files.path)
+
+
+def report(
+    run: StrPath, out: StrPath | None = None, *, data: StrPath | None = None, table: StrPath | None = None
+) -> Path:
+    """Write a run folder as one HTML page, also while the search is running.
+
+    Args:
+        run: The run folder.
+        out: The page; by default ``RUN/report.html``.
+        data: Data set for sample detections; by default where it was in the search.
+        table: Latency table of the search; by default ``RUN/latency.db``.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: the run folder, the data or the table can not be read.
+    """
+    from profiler.table.latency_table import LatencyTable
+    from smnas.report.page import write_report
+
+    # A page does without what has gone since the search, but not in silence without what was asked for.
+    if table is not None:
+        LatencyTable(Path(table), read_only=True).close()
+    if data is not None:
+        open_data(data, drop_bad_boxes=True)
+    return write_report(
+        Path(run),
+        None if out is None else Path(out),
+        data_root=None if data is None else Path(data),
+        table=None if table is None else Path(table),
+    )
+
+
+def _loop(
+    context: "SearchContext",
+    strategy: "StrategyKind",
+    scorer: "AnyScorer",
+    pool: "Callable[[AnyScorer], AbstractContextManager[ScorerPool]]",
+    on_event: "Callable[[SearchEvent], None] | None",
+    on_training: "Callable[[int, ScoringProgress], None] | None",
+) -> None:
+    """Run the search with the pools that its scorer needs: the final phase trains, whatever the search does."""
+    from smnas.latency.workloads import detector_workloads
+    from smnas.scoring.base import AP
+    from smnas.scoring.by_name import get_scorer, quick_score
+    from smnas.scoring.workers.processes import InProcess
+    from smnas.search.run import run_search
+    from smnas.search.study.candidate import Complexity
+
+    classes = len(context.settings.data.classes)
+
+    def complexity(architecture: Architecture) -> Complexity:
+        workloads = detector_workloads(architecture, classes)
+        return Complexity(sum(w.parameters for w in workloads), sum(w.flops for w in workloads))
+
+    alone = context.settings.metric == AP
+    with ExitStack() as stack:
+        trainers = stack.enter_context(pool(scorer if alone else "ap"))
+        if quick_score(scorer) is not None:
+            scorers: ScorerPool = InProcess(cast("Scorer", get_scorer(scorer)))
+        else:
+            scorers = trainers if alone else stack.enter_context(pool(scorer))
+        run_search(
+            context,
+            scorers=scorers,
+            trainers=trainers,
+            strategy=strategy,
+            complexity=complexity,
+            on_event=on_event,
+            on_training=on_training,
+        )
+
+
+def _pool(
+    folder: "CocoFolder",
+    recipe: "Recipe",
+    settings: "SearchSettings",
+    workers: int,
+    ray: str | None,
+    scorer: "AnyScorer",
+) -> "AbstractContextManager[ScorerPool]":
+    """A cluster, worker processes, or for a single training run at a time this process."""
+    from smnas.scoring.by_name import ScorerOnDevices
+    from smnas.scoring.workers.processes import InProcess, Workers
+    from smnas.training.device import training_devices
+
+    devices, threads = training_devices(), settings.training_threads
+    make_on = partial(
+        ScorerOnDevices,
+        scorer,
+        folder.root.resolve(),
+        recipe,
+        drop_bad_boxes=settings.data.drop_bad_boxes,
+        drop_bad_images=settings.data.drop_bad_images,
+    )
+    if ray is not None:
+        from smnas.scoring.workers.ray import RayWorkers
+
+        return RayWorkers(make_on, ray, threads, workers)
+    if workers > 1:
+        return Workers(make_on(devices), workers, threads)
+    import torch
+
+    torch.set_num_threads(threads)
+    return nullcontext(InProcess(make_on(devices)(0)))
+
+
+def _calibrated(
+    settings: "SearchSettings",
+    space: "Space",
+    backend: "Backend",
+    table: "LatencyTable",
+    wholes: int,
+    timing: "TimingSettings | None",
+) -> "DetectorLatency":
+    """A predictor that is calibrated on the baseline and random structures, the same for one seed."""
+    from smnas.latency.detector_latency import DetectorLatency
+    from smnas.latency.profiling import calibration_set
+
+    latency = DetectorLatency(
+        len(settings.data.classes),
+        backend,
+        table,
+        precision=settings.precision,
+        batch=settings.batch,
+        seed=settings.seed,
+        timing=timing,
+    )
+    measured = calibration_set(space, settings.seed, wholes)
+    _log.info("measuring %d whole detectors and their blocks, to calibrate predictions", len(measured))
+    for architecture, reason in latency.calibrate(measured).failed:
+        _log.info("left out of the calibration: %s: %s", architecture, reason)
+    return latency
+
+
+def _deploy(run: Path, folder: "CocoFolder", backend: "Backend", on_progress: OnProgress) -> None:
+    """Export the best, measure the files, rank again by what was measured."""
+    from smnas.deploy.ranked import DeployEvent, deploy_ranking
+
+    def on_event(event: DeployEvent) -> None:
+        on_progress(_FINISHING[event.step], event.done, event.total, event.architecture)
+
+    done = deploy_ranking(
+        run, folder.split("val"), calibration=folder.split("train"), device=backend.device, on_event=on_event
+    )
+    for architecture, reason in done.failed:
+        _log.info("could not be exported: %s: %s", architecture, reason)
+
+
+def _prepared(on_progress: OnProgress, text: str, fraction: float | None) -> None:
+    """What strategies and scorers prepare: a note where there is no fraction, else a phase."""
+    if fraction is None:
+        _log.info("%s", text)
+    else:
+        on_progress(text, 100 * fraction, 100, "")
+
+
+def _generated(root: Path, on_progress: OnProgress) -> Path:
+    from smnas.data.shapes import generate_shapes
+
+    return generate_shapes(root, on_progress=lambda done, total: on_progress("generating images", done, total, ""))
+
+
+def _workers() -> int:
+    """One a GPU. On a CPU two, since two runs of one thread each are faster than one after the other with two."""
+    from smnas.training.device import cpu_cores, training_devices
+
+    devices = training_devices()
+    return min(2, cpu_cores()) if devices == ("cpu",) else len(devices)
+
+
+def _versions(backend: "Backend") -> dict[str, str]:
+    import torch
+
+    return {"python": platform.python_version(), "torch": torch.__version__, backend.name: backend.version}
