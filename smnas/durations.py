@@ -23,11 +23,11 @@ def seconds_of(text: str | float) -> float:
     """The inverse of :func:`duration`, and days: ``90s``, ``10m``, ``1h30m``, ``1.5h``, ``2d``; a number is seconds.
 
     Raises:
-        UserError: it is no duration, or of no length.
+        UserError: it is no duration, a text of no length, or a negative number.
     """
     if not isinstance(text, str):
-        if not 0 < text < math.inf:
-            raise UserError(f"a time must be a number of seconds above 0, but got {text:g}")
+        if not 0 <= text < math.inf:
+            raise UserError(f"a time must be a number of seconds, 0 or above, but got {text:g}")
         return float(text)
     number = r"(\d+(?:\.\d+)?)"
     found = re.fullmatch("".join(f"(?:{number}{unit})?" for unit in _UNITS_S), text)

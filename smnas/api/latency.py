@@ -167,33 +167,15 @@ def measured(
     Raises:
         UserError: the name is unknown, or the table holds nothing of that GPU.
     """
-    from dataclasses import asdict
-
-    from profiler.devices import gpu_sheets, matching_names, named_sheet
-    from profiler.prediction.estimate import ESTIMATE_BACKEND
-    from profiler.prediction.predict import FailedPartError, MissingPartsError, sum_parts
+    from profiler.devices import gpu_sheets, named_sheet
     from profiler.table.latency_table import LatencyTable
-    from smnas.latency.workloads import detector_workloads
-    from smnas.report.latency_data import read_view
+    from smnas.report.latency_data import measured_targets
 
     sheet = named_sheet(device)
     if sheet is None:
         raise UserError(f"a GPU is one of {', '.join(gpu_sheets())}, but got {device!r}")
-    targets = []
-    with LatencyTable(Path(table), create=False) as rows_of:
-        held = [target for target in rows_of.targets() if target.backend != ESTIMATE_BACKEND]
-        names = matching_names(sheet, [target.device for target in held])
-        for target in (target for target in held if target.device in names):
-            facts, rows = read_view(rows_of, target).facts, rows_of.current(target)
-            sums: dict[str, float | None] = {}
-            for architecture in map(architecture_of, arch):
-                try:
-                    keys = [part.key for part in detector_workloads(architecture, classes, target.batch)]
-                    sums[str(architecture)] = sum_parts(keys, rows).ms
-                except (MissingPartsError, FailedPartError):
-                    sums[str(architecture)] = None
-            counts = {"blocks": facts.blocks, "wholes": facts.wholes, "failed": len(facts.failed)}
-            targets.append({**asdict(target), **counts, "disturbed": facts.disturbed, "sums_ms": sums})
+    with LatencyTable(Path(table), create=False) as rows:
+        targets = measured_targets(rows, sheet, [architecture_of(one) for one in arch], classes)
     if not targets:
         raise UserError(f"{table} must hold measurements of {sheet.name}, as that GPU is not here, but it has none")
     return {"gpu": sheet.name, "table": Path(table), "classes": classes, "targets": targets}

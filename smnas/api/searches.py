@@ -184,7 +184,7 @@ def search(
     )
     from smnas.search.study.storage import open_storage, storage_url, study_name
     from smnas.search.study.warm_start import warm_candidates
-    from smnas.training.device import cpu_cores, training_devices
+    from smnas.training.device import cpu_cores
 
     until = math.inf if time_limit is None else time.monotonic() + seconds_of(time_limit)
     if latency_ms is not None and not 0 < latency_ms < math.inf:
@@ -251,36 +251,15 @@ def search(
         open_storage(files.path, storage).engine.dispose()
     if prepare_run_folder(files.path, settings):
         _log.info("resuming %s", files.path)
-    devices = training_devices()
     with LatencyTable(Path(table or files.table)) as rows:
-        _log.info(
-            "searching %s (%s structures), runs at once: %d, each on %d CPU threads%s, latency on %s in %s %s",
-            settings.preset,
-            f"{space.structural_size():,}",
-            workers,
-            settings.training_threads,
-            "" if devices == ("cpu",) else f" and {' or '.join(devices)}",
-            runner.device.name,
-            runner.name,
-            runner.version,
-        )
+        _announce(settings, space, workers, runner)
         latency = _calibrated(settings, space, runner, rows, calibration, timing)
-        place = partial(_pool, folder, training, settings, workers, ray)
-        _loop(
-            SearchContext(
-                files.path,
-                settings,
-                space,
-                latency,
-                time_limit_s=None if time_limit is None else until - time.monotonic(),  # calibrating took its part
-                on_progress=partial(_prepared, on_progress),
-            ),
-            method.strategy,
-            scorer,
-            place,
-            on_event,
-            on_training,
+        left_s = None if time_limit is None else until - time.monotonic()  # calibrating took its part
+        context = SearchContext(
+            files.path, settings, space, latency, time_limit_s=left_s, on_progress=partial(_prepared, on_progress)
         )
+        pool = partial(_pool, folder, training, settings, workers, ray)
+        _loop(context, method.strategy, scorer, pool, on_event, on_training)
     if deploy:
         _deploy(files.path, folder, runner, on_progress)
     write_report(files.path, data_root=folder.root, table=None if table is None else Path(table))
@@ -317,6 +296,23 @@ def report(
         None if out is None else Path(out),
         data_root=None if data is None else Path(data),
         table=None if table is None else Path(table),
+    )
+
+
+def _announce(settings: "SearchSettings", space: "Space", workers: int, backend: "Backend") -> None:
+    from smnas.training.device import training_devices
+
+    devices = training_devices()
+    _log.info(
+        "searching %s (%s structures), runs at once: %d, each on %d CPU threads%s, latency on %s in %s %s",
+        settings.preset,
+        f"{space.structural_size():,}",
+        workers,
+        settings.training_threads,
+        "" if devices == ("cpu",) else f" and {' or '.join(devices)}",
+        backend.device.name,
+        backend.name,
+        backend.version,
     )
 
 

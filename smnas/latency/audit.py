@@ -175,7 +175,7 @@ def audit_latency(
         try:
             found.append(_record(latency, architecture))
         except LatencyFailedError as error:
-            failed[str(architecture)] = error.reason
+            failed[str(architecture)] = str(error)
     roof, roof_text = _roof(latency.device, latency.precision, [*known, *found])
     others = _simpler_ms(known, found, roof)
     wholes = [

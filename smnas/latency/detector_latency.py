@@ -50,15 +50,7 @@ _WEIGHTS_SEED = 0
 
 
 class LatencyFailedError(RuntimeError):
-    """The detector, or a block of it, does not run on this target.
-
-    Attributes:
-        reason: One line.
-    """
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    """The detector, or a block of it, does not run on this target; the message is the reason, in one line."""
 
 
 @dataclass(frozen=True)
@@ -306,7 +298,7 @@ class DetectorLatency:
                 parts = self.parts_sum(architecture)
                 row = self.measure_whole(architecture)
             except LatencyFailedError as error:
-                failed.append((architecture, error.reason))
+                failed.append((architecture, str(error)))
                 continue
             wholes_ms.append(_measured_ms(row))
             sums.append(parts)

@@ -1,19 +1,25 @@
 """Values behind the page of a latency table: blocks with their work, the roofline, an audit."""
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from profiler.devices import gpu_sheets, matching_names
+from profiler.devices import GpuSheet, gpu_sheets, matching_names
 from profiler.errors import UserError
 from profiler.prediction.estimate import ESTIMATE_BACKEND, Roof, float_bytes
+from profiler.prediction.predict import FailedPartError, MissingPartsError, sum_parts
 from profiler.table.latency_table import LatencyTable, Row, Target
 from profiler.work import Work
+from smnas.latency.workloads import detector_workloads
+from smnas.space.architecture import Architecture
 
 __all__ = [
     "BlockPoint",
     "TableFacts",
     "TableView",
     "choose_target",
+    "measured_targets",
     "read_view",
 ]
 
@@ -133,3 +139,29 @@ def _point(row: Row, work: Work, roof: Roof) -> BlockPoint:
         bytes_moved=work.bytes_moved(roof.float_bytes),
         bound_ms=roof.bound_ms(work),
     )
+
+
+def measured_targets(
+    table: LatencyTable, sheet: GpuSheet, architectures: Sequence[Architecture], classes: int
+) -> list[dict[str, Any]]:
+    """What a table holds of a GPU, for each backend and precision.
+
+    Returns:
+        The target's fields, the number of ``blocks``, ``wholes``, ``failed`` and ``disturbed`` rows, and ``sums_ms``:
+        the sum of each architecture's blocks, None where one is missing or failed.
+    """
+    held = [target for target in table.targets() if target.backend != ESTIMATE_BACKEND]
+    names = matching_names(sheet, [target.device for target in held])
+    found = []
+    for target in (target for target in held if target.device in names):
+        facts, rows = read_view(table, target).facts, table.current(target)
+        sums: dict[str, float | None] = {}
+        for architecture in architectures:
+            try:
+                keys = [part.key for part in detector_workloads(architecture, classes, target.batch)]
+                sums[str(architecture)] = sum_parts(keys, rows).ms
+            except (MissingPartsError, FailedPartError):
+                sums[str(architecture)] = None
+        counts = {"blocks": facts.blocks, "wholes": facts.wholes, "failed": len(facts.failed)}
+        found.append({**asdict(target), **counts, "disturbed": facts.disturbed, "sums_ms": sums})
+    return found

@@ -226,6 +226,16 @@ def test_no_time_is_refused(text: str) -> None:
         seconds_of(text)
 
 
+@pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf")])
+def test_a_time_as_a_number_is_finite_and_not_negative(seconds: float) -> None:
+    with pytest.raises(UserError, match="a number of seconds, 0 or above"):
+        seconds_of(seconds)
+
+
+def test_a_time_of_no_seconds_starts_nothing() -> None:
+    assert seconds_of(0) == 0.0
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_measured_within_a_budget_then_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
