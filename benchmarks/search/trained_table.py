@@ -43,7 +43,7 @@ def latencies(args: argparse.Namespace, rows: list[dict[str, Any]], classes: int
             try:
                 found = latency.predict(Architecture.parse(row["architecture"]))
             except LatencyFailedError as error:
-                row["reason"] = f"latency: {error.reason}"
+                row["reason"] = f"latency: {error}"
             else:
                 row |= {"latency_ms": found.ms, "latency_low_ms": found.low_ms, "latency_high_ms": found.high_ms}
 
