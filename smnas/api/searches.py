@@ -71,7 +71,7 @@ class SearchRun:
 
     @property
     def recommendation(self) -> "Recommendation | None":
-        """The detector to deploy, and why; None while nothing is trained."""
+        """The detector to deploy, and why; None while nothing is trained, or all is over a limit."""
         return self.ranking.recommendation
 
     @property

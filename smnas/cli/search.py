@@ -10,6 +10,7 @@ from rich.console import Console
 
 from profiler.errors import UserError
 from smnas.cli.terminal.console import Output
+from smnas.cli.terminal.exit_codes import NothingRecommendedError
 from smnas.cli.terminal.options import DropBadBoxesOption, DropBadImagesOption, MeasuringOptions, PresetOption, examples
 from smnas.cli.terminal.search_display import SearchDisplay, show_ranking
 from smnas.search.study.run_folder import RunFolder
@@ -17,7 +18,7 @@ from smnas.search.study.run_folder import RunFolder
 if TYPE_CHECKING:
     from smnas.api import SearchRun
 
-__all__ = ["EXAMPLES", "NothingTrainedError", "SearchOptions", "search"]
+__all__ = ["EXAMPLES", "SearchOptions", "search"]
 
 EXAMPLES = examples(
     "smnas search --preset nano --out quickstart",
@@ -26,10 +27,6 @@ EXAMPLES = examples(
     "smnas search --data my-images --device cpu --latency-ms 5 --scorer entropy --trials 20,0 --out my-zero-shot",
     "smnas-search --data my-images --preset small --strategy halving --trials 100,100 --time-limit 8h --out my-run",
 )
-
-
-class NothingTrainedError(RuntimeError):
-    """Every training run failed, or nothing was trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +140,8 @@ def search(options: SearchOptions) -> None:
             lambda console: _show(console, run),
         )
         if ranking.recommendation is None:
-            raise NothingTrainedError(f"a search ends with a detector, but nothing has an AP: {page} says why")
+            why = "nothing is recommended" if ranking.rows else "nothing has an AP"
+            raise NothingRecommendedError(f"a search ends with a detector, but {why}: {page} says why")
 
 
 def _trial_counts(text: str) -> tuple[int, int]:

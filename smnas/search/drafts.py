@@ -14,6 +14,8 @@ from smnas.space.architecture import Architecture
 
 __all__ = ["Judge"]
 
+_WHATEVER_THEIR_SIZE = ("baseline", "promotion", "warm-start")
+
 
 @dataclass(frozen=True)
 class Judge:
@@ -30,11 +32,19 @@ class Judge:
     complexity: Callable[[Architecture], Complexity]
 
     def measured(self, draft: Candidate) -> Candidate:
-        """The draft with its latency and size; failed, with its reason, where it has none."""
+        """The draft with its size and latency; failed where it has none, pruned where it is too large, with its reason.
+
+        Its size costs nothing to know, its latency perhaps minutes, so the size comes first. The baseline, what resumes
+        and what another run trained are there whatever their size: to compare with, and to learn from.
+        """
         try:
             size = self.complexity(draft.architecture)
         except UserError as error:  # the model builder's way to refuse
             return replace(draft, state="failed", reason=one_line(error))
+        draft, most = replace(draft, parameters=size.parameters, flops=size.flops), self.settings.max_parameters
+        if most is not None and size.parameters > most and draft.origin not in _WHATEVER_THEIR_SIZE:
+            reason = f"{TOO_LARGE}: {size.parameters:,} parameters, the limit is {most:,}"
+            return replace(draft, state="pruned", reason=reason)
         try:
             latency = self.latency.predict(draft.architecture)
         except LatencyFailedError as error:
@@ -45,8 +55,6 @@ class Judge:
             latency_low_ms=latency.low_ms,
             latency_high_ms=latency.high_ms,
             latency_calibrated=latency.calibrated,
-            parameters=size.parameters,
-            flops=size.flops,
         )
 
     def judged(self, draft: Candidate, trained: Sequence[Candidate]) -> Candidate:
@@ -71,9 +79,6 @@ class Judge:
         latency_ms = draft.point[1]
         if limit is not None and latency_ms > limit * tolerance:
             return f"{OVER_LIMIT}: {latency_ms:.2f} ms, the limit with its tolerance is {limit * tolerance:.2f} ms"
-        most = self.settings.max_parameters
-        if most is not None and draft.parameters is not None and draft.parameters > most:
-            return f"{TOO_LARGE}: {draft.parameters:,} parameters, the limit is {most:,}"
         if not self.settings.partial_order:
             return None
         return why_beaten(draft.architecture, latency_ms, trained, self.settings.partial_order_margin)

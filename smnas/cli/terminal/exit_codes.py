@@ -22,7 +22,7 @@ import profiler
 from profiler.errors import UserError, one_line
 from smnas.scoring.base import ScoringFailedError
 
-__all__ = ["OUR_FAILURE", "USER_MISTAKE", "check_package_names", "run"]
+__all__ = ["OUR_FAILURE", "USER_MISTAKE", "NothingRecommendedError", "check_package_names", "run"]
 
 OUR_FAILURE = 1
 USER_MISTAKE = 2
@@ -36,6 +36,10 @@ _THE_PLACE = frozenset(
         *(errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
     }
 )
+
+
+class NothingRecommendedError(RuntimeError):
+    """No training run succeeded, or every detector is over a limit or has an AP of 0."""
 
 
 def run(app: typer.Typer, program: str, arguments: Sequence[str]) -> int:
@@ -71,6 +75,8 @@ def run(app: typer.Typer, program: str, arguments: Sequence[str]) -> int:
         return _fail(f"error: {one_line(error)}", USER_MISTAKE)
     except ScoringFailedError as error:
         return _fail(f"error: the training failed: {one_line(error)}", OUR_FAILURE)
+    except NothingRecommendedError as error:
+        return _fail(f"error: {one_line(error)}", OUR_FAILURE)
     except OSError as error:
         if error.errno not in _THE_PLACE:
             return _internal(error)

@@ -1,5 +1,6 @@
 """Which architectures the final phase trains again, for longer and with several seeds."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,8 +12,10 @@ from smnas.search.study.settings import SearchSettings
 __all__ = ["final_drafts", "finalists"]
 
 
-def finalists(candidates: Sequence[Candidate], top: int, latency_limit_ms: float | None) -> tuple[Candidate, ...]:
-    """The baseline, where it was trained, then up to ``top`` candidates.
+def finalists(
+    candidates: Sequence[Candidate], top: int, latency_limit_ms: float | None, max_parameters: int | None = None
+) -> tuple[Candidate, ...]:
+    """The baseline, where it was trained, for comparison; then up to ``top`` candidates.
 
     First those of the front that may be recommended (within the limit, or not slower than the baseline), best AP first:
     one of them wins. Then the rest of the front, and then the layers behind it in the same way, because one short
@@ -22,8 +25,10 @@ def finalists(candidates: Sequence[Candidate], top: int, latency_limit_ms: float
         candidates: All trials.
         top: How many besides the baseline.
         latency_limit_ms: The limit; None: the baseline's latency.
+        max_parameters: Larger ones, which another run may have trained, are left out.
     """
-    trained = [c for c in candidates if in_search(c)]
+    most = max_parameters or math.inf
+    trained = [c for c in candidates if in_search(c) and (c.stage == "baseline" or (c.parameters or 0) <= most)]
     baseline = [c for c in trained if c.stage == "baseline"]
     limit = latency_limit_ms
     if limit is None and baseline:
@@ -44,7 +49,7 @@ def final_drafts(candidates: Sequence[Candidate], settings: SearchSettings) -> t
     """
     if not settings.final_epochs:
         return ()
-    chosen = finalists(candidates, settings.top, settings.latency_ms)
+    chosen = finalists(candidates, settings.top, settings.latency_ms, settings.max_parameters)
     there = {(c.architecture, c.seed) for c in candidates if c.stage == "final"}
     missing = [
         (source, seed)

@@ -15,13 +15,21 @@ from profiler.atomic import write_whole
 from smnas.scoring.base import AP
 from smnas.search.pareto import as_points, front_layers
 from smnas.search.ranking.correlation import Correlation, rank_correlations
-from smnas.search.ranking.recommendation import BandRecommendation, Recommendation, band_recommendations, recommend
+from smnas.search.ranking.recommendation import (
+    BandRecommendation,
+    Recommendation,
+    band_recommendations,
+    is_barred,
+    recommend,
+    why_nothing,
+)
 from smnas.search.ranking.row import RankingRow
 from smnas.search.study.candidate import Candidate, in_search
 from smnas.search.study.run_folder import RunFolder, RunFolderError
 from smnas.search.study.settings import FORMAT_VERSION, SearchSettings
 
 __all__ = [
+    "NOTHING",
     "Ranking",
     "RankingRow",
     "complete_ranking",
@@ -30,6 +38,9 @@ __all__ = [
     "same_trainings",
     "write_ranking",
 ]
+
+NOTHING = "Nothing is recommended: "
+"""How the note of a ranking begins whose detectors are all over a limit or find nothing."""
 
 # The front and the two layers behind it are "near the front".
 _LAYERS = 3
@@ -52,7 +63,7 @@ class Ranking:
 
     Attributes:
         rows: Best first.
-        recommendation: None while nothing is trained.
+        recommendation: None while nothing is trained, and where a note says that nothing is recommended.
         notes: How the search went.
         bands: The recommendation for other latency limits.
         correlations: How well the search's numbers order detectors as the final ones do.
@@ -69,6 +80,7 @@ def rank(
     candidates: Sequence[Candidate],
     latency_limit_ms: float | None,
     notes: Sequence[str] = (),
+    max_parameters: int | None = None,
 ) -> Ranking:
     """Rank everything on or near the front.
 
@@ -80,6 +92,7 @@ def rank(
         candidates: All trials of the study.
         latency_limit_ms: Latency that the recommended detector must keep; None: the baseline's.
         notes: What a reader of the ranking should know.
+        max_parameters: The most that the recommended detector may have.
     """
     finals = [c for c in candidates if c.state == "complete" and c.stage == "final"]
     whole = [c for c in candidates if in_search(c) and c.metric == AP]
@@ -100,7 +113,7 @@ def rank(
         if (0 <= layer < _LAYERS or _by_name(c) in baselines) and _by_name(c) not in retrained
     ]
     rows = [replace(row, role="baseline") if row.architecture in baselines else row for row in rows]
-    return _ordered(rows, latency_limit_ms, tuple(notes))
+    return _ordered(rows, latency_limit_ms, max_parameters, notes)
 
 
 def _by_name(candidate: Candidate) -> str:
@@ -136,13 +149,19 @@ def _row(trainings: Sequence[Candidate]) -> RankingRow:
     )
 
 
-def _ordered(rows: Sequence[RankingRow], latency_limit_ms: float | None, notes: tuple[str, ...]) -> Ranking:
+def _ordered(
+    rows: Sequence[RankingRow], latency_limit_ms: float | None, max_parameters: int | None, notes: Sequence[str]
+) -> Ranking:
     """Ranks by the rule of the recommendation, so that rank 1 is the recommended row."""
+    notes = tuple(note for note in notes if not note.startswith(NOTHING))  # an export may have changed that
     if not rows:
         return Ranking((), None, notes)
-    recommendation, order = recommend(rows, latency_limit_ms)
+    recommendation, order = recommend(rows, latency_limit_ms, max_parameters)
+    if recommendation is None:
+        notes = (*notes, f"{NOTHING}{why_nothing(rows, latency_limit_ms, max_parameters)}.")
     ranked = tuple(replace(rows[index], rank=place) for place, index in enumerate(order, start=1))
-    return Ranking(ranked, recommendation, notes, band_recommendations(ranked), rank_correlations(ranked))
+    bands = band_recommendations([row for row in ranked if not is_barred(row, None, max_parameters)])
+    return Ranking(ranked, recommendation, notes, bands, rank_correlations(ranked))
 
 
 def write_ranking(folder: Path, settings: SearchSettings, ranking: Ranking) -> Ranking:
@@ -155,7 +174,7 @@ def write_ranking(folder: Path, settings: SearchSettings, ranking: Ranking) -> R
         {row.architecture: row for row in read_ranking(folder).rows} if RunFolder(folder).ranking.exists() else {}
     )
     rows = [_carry(row, exported.get(row.architecture)) for row in ranking.rows]
-    ranking = _ordered(rows, settings.latency_ms, ranking.notes)
+    ranking = _ordered(rows, settings.latency_ms, settings.max_parameters, ranking.notes)
     document = {
         "format_version": FORMAT_VERSION,
         "settings": settings.model_dump(mode="json"),

@@ -1,12 +1,21 @@
 """Which detector to deploy, and why, in one sentence."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from smnas.search.ranking.comparison import accuracy, alike, latency, overlap, within_spread
 from smnas.search.ranking.row import RankingRow
 
-__all__ = ["BandRecommendation", "Recommendation", "band_limits", "band_recommendations", "recommend"]
+__all__ = [
+    "BandRecommendation",
+    "Recommendation",
+    "band_limits",
+    "band_recommendations",
+    "is_barred",
+    "recommend",
+    "why_nothing",
+]
 
 
 @dataclass(frozen=True)
@@ -27,13 +36,15 @@ class BandRecommendation:
     reason: str
 
 
-def recommend(rows: Sequence[RankingRow], latency_limit_ms: float | None) -> tuple[Recommendation, list[int]]:
+def recommend(
+    rows: Sequence[RankingRow], latency_limit_ms: float | None, max_parameters: int | None = None
+) -> tuple[Recommendation | None, list[int]]:
     """Choose by the rule, and order all rows by it.
 
-    With a limit, the best AP among the detectors within it; without one, the best AP among those not slower than the
-    baseline; where there is none, the best AP, and the reason says so. Only detectors that were trained with the final
-    budget are chosen, if any were. A latency measured on an exported file counts instead of the predicted one, against
-    the baseline only where both were measured.
+    With a latency limit, the best AP among the detectors within it; without one, the best AP among those not slower
+    than the baseline, or where there is none, the best AP, and the reason says so. What is over a limit, or has an AP
+    of 0, is never chosen. Of the others those that were trained with the final budget come first. A latency measured
+    on an exported file counts instead of the predicted one, against the baseline only where both were measured.
 
     Of detectors whose AP is equal to the best one's within the spread over seeds, the fastest is chosen; of those that
     are as fast as it within the latency intervals, the one with the best AP.
@@ -41,9 +52,10 @@ def recommend(rows: Sequence[RankingRow], latency_limit_ms: float | None) -> tup
     Args:
         rows: At least one.
         latency_limit_ms: The limit, or None.
+        max_parameters: The largest number of parameters, or None.
 
     Returns:
-        The recommendation, and the indices of ``rows`` from best to worst.
+        The recommendation, or None (:func:`why_nothing`), and the indices of ``rows`` from best to worst.
 
     Raises:
         ValueError: no rows.
@@ -53,17 +65,41 @@ def recommend(rows: Sequence[RankingRow], latency_limit_ms: float | None) -> tup
     baseline = next((row for row in rows if row.role == "baseline"), None)
     final = any(row.stage == "final" for row in rows)
 
-    groups: dict[tuple[bool, bool], list[int]] = {}
+    groups: dict[tuple[bool, bool, bool], list[int]] = {}
     for index, row in enumerate(rows):
-        outside = not _fits(row, baseline, latency_limit_ms)
-        groups.setdefault((final and row.stage != "final", outside), []).append(index)
-    order = [index for key in sorted(groups) for index in _ordered(rows, groups[key])]
-    winner = rows[order[0]]
-    best_group = groups[min(groups)]
-    compared = len(best_group) if not any(min(groups)) else 0
-    why = _why(winner, baseline, latency_limit_ms, compared, _best_ap(winner, [rows[i] for i in best_group]))
+        barred = is_barred(row, latency_limit_ms, max_parameters)
+        slow = latency_limit_ms is None and baseline is not None and _is_slower(row, baseline)
+        groups.setdefault((final and row.stage != "final", barred, slow), []).append(index)
+    # a detector of the search's budget goes in front where none of the final budget may be recommended
+    best = min(groups, key=lambda key: (key[1], key))
+    order = [i for key in (best, *sorted(groups.keys() - {best})) for i in _ordered(rows, groups[key])]
+    if best[1]:
+        return None, order
+    winner, among = rows[order[0]], [rows[i] for i in groups[best]]
+    why = _why(winner, baseline, latency_limit_ms, 0 if best[2] else len(among), _best_ap(winner, among))
     reason = f"{_figures(winner)}: {why}{_against(winner, baseline)}"
     return Recommendation(winner.architecture, reason), order
+
+
+def why_nothing(rows: Sequence[RankingRow], latency_limit_ms: float | None, max_parameters: int | None) -> str:
+    """The limits that bar all rows, and how near the nearest one comes."""
+    works = [row for row in rows if row.ap > 0]
+    if not works:
+        return "every AP is 0"
+    limits, nearest = [], []
+    if latency_limit_ms is not None:
+        limits.append(f"within {latency_limit_ms:g} ms")
+        nearest.append(f"the fastest takes {min(latency(row).ms for row in works):.2f} ms")
+    if max_parameters is not None:
+        limits.append(f"of at most {max_parameters:,} parameters")
+        nearest.append(f"the smallest has {min(row.parameters or 0 for row in works):,}")
+    return f"no trained detector is {' and '.join(limits)} ({', '.join(nearest)})"
+
+
+def is_barred(row: RankingRow, latency_limit_ms: float | None, max_parameters: int | None) -> bool:
+    """Whether it is over a limit, or finds nothing: such a detector is never recommended."""
+    too_slow = latency_limit_ms is not None and latency(row).ms > latency_limit_ms
+    return row.ap <= 0 or too_slow or (row.parameters or 0) > (max_parameters or math.inf)
 
 
 def band_recommendations(rows: Sequence[RankingRow]) -> tuple[BandRecommendation, ...]:
@@ -128,13 +164,9 @@ def _best_ap(winner: RankingRow, compared: Sequence[RankingRow]) -> str:
     return f"as fast as any of the {tied} that tie within the spread over seeds for the best AP ({best.ap:.3f})"
 
 
-def _fits(row: RankingRow, baseline: RankingRow | None, limit_ms: float | None) -> bool:
-    if limit_ms is not None:
-        return latency(row).ms <= limit_ms
-    if baseline is None:
-        return True
+def _is_slower(row: RankingRow, baseline: RankingRow) -> bool:
     own, its = alike(row, baseline)
-    return own.ms <= its.ms
+    return own.ms > its.ms
 
 
 def _figures(row: RankingRow) -> str:
@@ -147,11 +179,8 @@ def _figures(row: RankingRow) -> str:
 def _why(winner: RankingRow, baseline: RankingRow | None, limit_ms: float | None, compared: int, best: str) -> str:
     among = f"the {compared} detectors" if compared > 1 else "the only detector"
     if limit_ms is not None:
-        if compared:
-            why = f"{best} among {among}" if compared > 1 else among
-            return f"{why} within {limit_ms:g} ms"
-        over = latency(winner).ms - limit_ms
-        return f"no detector is within {limit_ms:g} ms, so {best} of all, {over:.2f} ms over the limit"
+        why = f"{best} among {among}" if compared > 1 else among
+        return f"{why} within {limit_ms:g} ms"
     if baseline is None:
         return f"{best} of all; there is no trained baseline to compare with"
     if not compared:

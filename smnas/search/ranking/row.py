@@ -13,7 +13,7 @@ class RankingRow:
     """One detector of the ranking; the field names are the files' columns.
 
     Attributes:
-        rank: 1 is recommended.
+        rank: 1 is recommended, if any is.
         stage: Stage that trained the AP: ``final`` if trained again.
         on_front: Not dominated in (AP, predicted latency) by an architecture of the same training budget.
         ap: Mean over the seeds, in 0..1.

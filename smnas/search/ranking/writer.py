@@ -44,10 +44,13 @@ class RankingWriter:
         """Ranking of a finished search; an earlier one that still holds is kept, as an export may have completed it."""
         if RunFolder(self.folder).ranking.exists():
             before = read_ranking(self.folder)
-            if PRELIMINARY not in before.notes and same_trainings(before, rank(candidates, self.settings.latency_ms)):
+            if PRELIMINARY not in before.notes and same_trainings(before, self._ranked(candidates)):
                 return before
         return self._write(candidates, notes, finished=True)
 
+    def _ranked(self, candidates: Sequence[Candidate], notes: Sequence[str] = ()) -> Ranking:
+        return rank(candidates, self.settings.latency_ms, notes, self.settings.max_parameters)
+
     def _write(self, candidates: Sequence[Candidate], notes: Sequence[str], *, finished: bool) -> Ranking:
         said = (*notes, *search_notes(candidates, self.settings, self.planned, finished))
-        return write_ranking(self.folder, self.settings, rank(candidates, self.settings.latency_ms, said))
+        return write_ranking(self.folder, self.settings, self._ranked(candidates, said))

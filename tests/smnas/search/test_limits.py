@@ -151,9 +151,26 @@ def test_nothing_larger_than_the_limit_is_trained(tmp_path: Path) -> None:
     pruned = [c for c in history if c.state == "pruned"]
     assert pruned
     assert all(c.parameters > limit for c in pruned)  # type: ignore[operator]
+    assert all(c.latency_ms is None for c in pruned), "the size is checked before any block is measured"
     assert all(c.parameters <= limit for c in history if c.state == "complete")  # type: ignore[operator]
     assert "over the limit of parameters: " in str(pruned[0].reason)
     assert any("over the limit of parameters" in note for note in ranking.notes)
+
+
+def test_limits_that_nothing_keeps_end_without_a_recommendation(tmp_path: Path) -> None:
+    few = StageTrials(structural=1, modular=0)
+    over: tuple[dict[str, object], ...] = ({"latency_ms": 0.01}, {"max_parameters": 10})
+    for number, limits in enumerate(over):
+        latency = stub.StubLatency()
+        ranking = search(
+            tmp_path / str(number), stub.settings(**(limits | {"trials": few, "final_epochs": 0})), latency=latency
+        )
+        assert ranking.recommendation is None
+        assert [row.role for row in ranking.rows] == ["baseline"], "trained, as the reference"
+        assert any(note.startswith("Nothing is recommended: no trained detector is") for note in ranking.notes)
+        page = render_report(read_run_folder(tmp_path / str(number)))
+        assert "none of its detectors is one to deploy" in page
+    assert set(latency.asked) == {str(NANO.baseline_architecture)}
 
 
 def test_a_time_limit_stops_proposing_and_a_rerun_goes_on(tmp_path: Path) -> None:
