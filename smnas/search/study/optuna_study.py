@@ -25,7 +25,7 @@ from smnas.search.study.history import History
 from smnas.search.study.parameters import DISTRIBUTIONS, parameters_of
 from smnas.search.study.run_folder import RunFolder, folder_lock
 from smnas.search.study.settings import STUDY_NAME, RunFolderError, SearchSettings
-from smnas.search.study.storage import open_storage, study_lock
+from smnas.search.study.storage import open_storage, patiently, study_lock
 from smnas.space.architecture import Architecture, ArchitectureError
 
 __all__ = ["Study", "read_candidates"]
@@ -65,17 +65,21 @@ class Study:
             self._held.callback(self._storage.engine.dispose)
             self._held.callback(self._storage.remove_session)
             self._held.enter_context(study_lock(self._storage, name))
-            study = optuna.create_study(
-                storage=self._storage,
-                study_name=name,
-                directions=["maximize", "minimize"],
-                load_if_exists=True,
+            self._database = storage or RunFolder(folder).study
+            study = patiently(
+                lambda: optuna.create_study(
+                    storage=self._storage,
+                    study_name=name,
+                    directions=["maximize", "minimize"],
+                    load_if_exists=True,
+                ),
+                self._database,
             )
             names = [metric, "latency (ms)"]
             if study.metric_names != names:  # earlier versions called every score AP
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                    study.set_metric_names(names)
+                    patiently(lambda: study.set_metric_names(names), self._database)
             self._study_id = self._storage.get_study_id_from_name(name)
             self._candidates = History(_candidate(trial, metric) for trial in study.get_trials(deepcopy=False))
             # The database's ids of this process's running trials: it has no index by number, so a look-up takes longer
@@ -124,7 +128,9 @@ class Study:
             user_attrs=_attributes(candidate),
             values=candidate.point if candidate.state == "complete" else None,
         )
-        trial_id = self._storage.create_new_trial(self._study_id, template_trial=trial)
+        trial_id = patiently(
+            lambda: self._storage.create_new_trial(self._study_id, template_trial=trial), self._database
+        )
         if candidate.state == "running":
             self._trial_ids[candidate.number] = trial_id
         self._candidates.append(candidate)
@@ -138,17 +144,20 @@ class Study:
         before = self._candidates[candidate.number]
         if before.state != "running":
             raise ValueError(f"only a running trial can be finished, but trial {candidate.number} is {before.state}")
-        trial_id = self._trial_ids.pop(candidate.number, None)
+        patiently(lambda: self._store(candidate, _attributes(before)), self._database)
+        self._trial_ids.pop(candidate.number, None)
+        self._candidates.finish(candidate)
+        return candidate
+
+    def _store(self, candidate: Candidate, known: dict[str, Any]) -> None:
+        trial_id = self._trial_ids.get(candidate.number)
         if trial_id is None:
             trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, candidate.number)
-        known = _attributes(before)
         for name, value in _attributes(candidate).items():
             if name not in known or known[name] != value:
                 self._storage.set_trial_user_attr(trial_id, name, value)
         values = candidate.point if candidate.state == "complete" else None
         self._storage.set_trial_state_values(trial_id, _STATES[candidate.state], values)
-        self._candidates.finish(candidate)
-        return candidate
 
 
 def read_candidates(folder: Path, settings: SearchSettings) -> tuple[Candidate, ...]:
@@ -164,8 +173,10 @@ def read_candidates(folder: Path, settings: SearchSettings) -> tuple[Candidate, 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = open_storage(folder, settings.storage)
     try:
-        study = optuna.load_study(study_name=settings.study, storage=storage)
-        return tuple(_candidate(trial, settings.metric) for trial in study.get_trials(deepcopy=False))
+        database = settings.storage or RunFolder(folder).study
+        study = patiently(lambda: optuna.load_study(study_name=settings.study, storage=storage), database)
+        trials = patiently(lambda: study.get_trials(deepcopy=False), database)
+        return tuple(_candidate(trial, settings.metric) for trial in trials)
     except KeyError:  # the database exists, but the search has not created its study yet
         return ()
     except (SQLAlchemyError, RuntimeError) as error:

@@ -6,11 +6,16 @@ lock in the database as well. Both end with the process that holds them.
 """
 
 import hashlib
+import logging
+import os
+import shutil
 import sqlite3
+import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
@@ -21,12 +26,17 @@ from profiler.errors import first_line
 from smnas.search.study.run_folder import RunFolder, RunFolderError
 from smnas.search.study.settings import STUDY_NAME
 
-__all__ = ["open_storage", "storage_url", "study_lock", "study_name"]
+__all__ = ["open_storage", "patiently", "storage_url", "study_lock", "study_name"]
 
 # A server notices within milliseconds that a killed process is gone, and needs longer only for a lost machine.
 _LOCK_TIMEOUT_S = 5.0
 _LOCK_POLL_S = 0.1
-_BUSY_TIMEOUT_S = 60.0
+# SQLite waits so long by itself, deaf to Ctrl-C; then a note says what is waited for.
+_BUSY_TIMEOUT_S = 3.0
+_PATIENCE_S = 600.0
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
 _SOME_FILE = "sqlite:///study.db"  # says only that it is SQLite and no database in memory
 
 
@@ -75,11 +85,8 @@ def open_storage(folder: Path, url: str | None, *, to_write: bool = False) -> RD
         # The connection is made by SQLite's own call, which takes any file name: optuna fills in braces of its URL, and
         # a question mark would end the path there.
         # A reader makes no tables: the search that makes them at that moment would fail.
-        return RDBStorage(
-            _SOME_FILE,
-            engine_kwargs={"creator": lambda: _connected(file, to_write=to_write)},
-            skip_table_creation=not to_write,
-        )
+        engine = {"creator": lambda: _connected(file, to_write=to_write)}
+        return patiently(lambda: RDBStorage(_SOME_FILE, engine_kwargs=engine, skip_table_creation=not to_write), file)
     except (SQLAlchemyError, StorageInternalError, RuntimeError) as error:
         raise RunFolderError(
             f"{file} must be the SQLite file of a study, but opening it failed: {first_line(error)}"
@@ -87,6 +94,8 @@ def open_storage(folder: Path, url: str | None, *, to_write: bool = False) -> RD
 
 
 def _connected(file: Path, *, to_write: bool) -> sqlite3.Connection:
+    if not to_write and not all(os.access(path, os.W_OK) for path in (file, file.parent)):
+        return _copied(file)
     # an absolute path is a file's, also that of a file called ":memory:"
     connection = sqlite3.connect(file.absolute(), timeout=_BUSY_TIMEOUT_S, check_same_thread=False)
     if to_write:
@@ -95,6 +104,45 @@ def _connected(file: Path, *, to_write: bool) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
     return connection
+
+
+def _copied(file: Path) -> sqlite3.Connection:
+    """A copy in memory: reading a write-ahead log needs a file beside it, which a read-only folder can not have."""
+    memory = sqlite3.connect(":memory:", check_same_thread=False)
+    with tempfile.TemporaryDirectory() as folder:
+        for part in (file, file.with_name(f"{file.name}-wal")):
+            if part.exists():
+                shutil.copyfile(part, Path(folder) / part.name)
+        with closing(sqlite3.connect(Path(folder) / file.name)) as copy:
+            copy.backup(memory)
+    return memory
+
+
+def patiently(call: Callable[[], _T], database: object) -> _T:
+    """What a call returns, once no other program has locked the database.
+
+    Args:
+        call: Reads or writes; one that failed has changed nothing.
+        database: For the messages.
+
+    Raises:
+        RunFolderError: it is locked for ten minutes.
+    """
+    until, noted = time.monotonic() + _PATIENCE_S, False
+    while True:
+        try:
+            return call()
+        except (SQLAlchemyError, StorageInternalError) as error:
+            if "database is locked" not in f"{error} {error.__cause__}":
+                raise
+            if time.monotonic() >= until:
+                raise RunFolderError(
+                    f"a study's database must be free within {_PATIENCE_S:g} s, but another program holds {database}"
+                ) from error
+            if not noted:
+                _log.warning("waiting for %s, which another program has locked", database)
+                noted = True
+            time.sleep(_LOCK_POLL_S)
 
 
 def _with_driver(url: URL) -> URL:

@@ -1,6 +1,7 @@
 """Runs of other searches that a search begins with: what was trained under the same conditions is not trained again."""
 
 import shutil
+import stat
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,4 +71,6 @@ def copy_training(source: Path, target: Path) -> None:
     unfinished = target.with_name(target.name + ".copying")
     shutil.rmtree(unfinished, ignore_errors=True)
     shutil.copytree(source, unfinished)
+    for path in (unfinished, *unfinished.rglob("*")):  # a copy of what is read-only would be, too
+        path.chmod(path.stat().st_mode | stat.S_IWUSR)
     unfinished.rename(target)
