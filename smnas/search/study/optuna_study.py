@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import optuna
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -66,22 +67,8 @@ class Study:
             self._held.callback(self._storage.remove_session)
             self._held.enter_context(study_lock(self._storage, name))
             self._database = storage or RunFolder(folder).study
-            study = patiently(
-                lambda: optuna.create_study(
-                    storage=self._storage,
-                    study_name=name,
-                    directions=["maximize", "minimize"],
-                    load_if_exists=True,
-                ),
-                self._database,
-            )
-            names = [metric, "latency (ms)"]
-            if study.metric_names != names:  # earlier versions called every score AP
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                    patiently(lambda: study.set_metric_names(names), self._database)
-            self._study_id = self._storage.get_study_id_from_name(name)
-            self._candidates = History(_candidate(trial, metric) for trial in study.get_trials(deepcopy=False))
+            self._study_id, trials = patiently(lambda: _opened(self._storage, name, metric), self._database)
+            self._candidates = History(_candidate(trial, metric) for trial in trials)
             # The database's ids of this process's running trials: it has no index by number, so a look-up takes longer
             # the more trials there are.
             self._trial_ids: dict[int, int] = {}
@@ -160,6 +147,19 @@ class Study:
         self._storage.set_trial_state_values(trial_id, _STATES[candidate.state], values)
 
 
+def _opened(storage: RDBStorage, name: str, metric: str) -> tuple[int, list[FrozenTrial]]:
+    """Id and trials of a study, which is made where it is not there."""
+    study = optuna.create_study(
+        storage=storage, study_name=name, directions=["maximize", "minimize"], load_if_exists=True
+    )
+    names = [metric, "latency (ms)"]
+    if study.metric_names != names:  # earlier versions called every score AP
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names(names)
+    return storage.get_study_id_from_name(name), study.get_trials(deepcopy=False)
+
+
 def read_candidates(folder: Path, settings: SearchSettings) -> tuple[Candidate, ...]:
     """All trials of a run folder by number, also while another process searches there; none before it has a study.
 
@@ -174,8 +174,9 @@ def read_candidates(folder: Path, settings: SearchSettings) -> tuple[Candidate, 
     storage = open_storage(folder, settings.storage)
     try:
         database = settings.storage or RunFolder(folder).study
-        study = patiently(lambda: optuna.load_study(study_name=settings.study, storage=storage), database)
-        trials = patiently(lambda: study.get_trials(deepcopy=False), database)
+        trials = patiently(
+            lambda: optuna.load_study(study_name=settings.study, storage=storage).get_trials(deepcopy=False), database
+        )
         return tuple(_candidate(trial, settings.metric) for trial in trials)
     except KeyError:  # the database exists, but the search has not created its study yet
         return ()
