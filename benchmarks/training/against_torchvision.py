@@ -48,7 +48,7 @@ from smnas.scoring.trained_ap import METRICS_FILE, TrainedAP, write_metrics
 from smnas.search.study.run_folder import folder_lock
 from smnas.search.study.settings import RunFolderError
 from smnas.space.architecture import Architecture
-from smnas.training.curve import CURVE_FILE, EpochLog, read_curve
+from smnas.training.curve import CURVE_FILE, EpochLog
 from smnas.training.errors import TrainingFailedError
 from smnas.training.recipe import Recipe, load_recipe
 
@@ -169,6 +169,10 @@ def require_same_settings(out: Path, settings: Mapping[str, Any]) -> None:
                 )
 
 
+def _curve(path: Path) -> list[EpochLog]:
+    return [EpochLog.from_dict(json.loads(line)) for line in path.read_text().splitlines()]
+
+
 def answer(out: Path, seeds: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     """All parts together."""
     speed = json.loads(Part(SPEED).file(out).read_text())
@@ -177,7 +181,7 @@ def answer(out: Path, seeds: int, settings: Mapping[str, Any]) -> dict[str, Any]
     for contender in CONTENDERS:
         parts[contender], failed[contender] = training_parts(contender, seeds, out)
     metrics = {c: [json.loads(part.file(out).read_text()) for part in of_both] for c, of_both in parts.items()}
-    curves = {c: [read_curve(part.folder(out) / CURVE_FILE) for part in of_both] for c, of_both in parts.items()}
+    curves = {c: [_curve(part.folder(out) / CURVE_FILE) for part in of_both] for c, of_both in parts.items()}
     return {
         **settings,
         "threads_of_the_speed": speed["threads"],

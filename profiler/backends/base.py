@@ -1,7 +1,6 @@
 """Protocol of a backend: prepare a module once, then run it any number of times."""
 
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 from numpy.typing import NDArray
@@ -25,9 +24,7 @@ class Session(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
 
     def run(self) -> None:
         """Run once. On a GPU the work may still be queued on return; ``timer`` waits for it."""

@@ -31,7 +31,6 @@ __all__ = [
     "build_engine",
     "compute_capabilities",
     "import_tensorrt",
-    "installed_version",
     "logger_of",
     "needs_convolutions",
 ]
@@ -75,15 +74,6 @@ class BuiltEngine:
             "tensor_types": dict(self.tensor_types),
             "tf32": self.tf32,
         }
-
-
-def installed_version(module_name: str) -> str | None:
-    """Return the version of ``tensorrt`` or ``tensorrt_rtx``, ``None`` if it can not be imported."""
-    try:
-        module = importlib.import_module(module_name)
-    except (ImportError, OSError):  # the wheel may be installed without the libraries that it loads
-        return None
-    return str(getattr(module, "__version__", "unknown"))
 
 
 def import_tensorrt(module_name: str) -> Any:

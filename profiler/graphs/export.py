@@ -1,14 +1,12 @@
-"""Export modules to ONNX: static types, checked, files written atomically."""
+"""Export modules to ONNX: static types, checked."""
 
 import ast
 import copy
-import hashlib
 import importlib
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from profiler.atomic import write_whole
 from profiler.errors import named_line
 
 if TYPE_CHECKING:
@@ -27,8 +24,6 @@ __all__ = [
     "OPSET",
     "ExportError",
     "captured_names",
-    "export_onnx",
-    "file_sha256",
     "in_modules",
     "to_onnx",
     "to_onnx_many",
@@ -50,61 +45,29 @@ class ExportError(RuntimeError):
     """The module has no ONNX form; the message is the cause in one line."""
 
 
-def export_onnx(
-    module: nn.Module,
-    example_inputs: Sequence[Tensor],
-    path: Path,
-    *,
-    input_names: Sequence[str],
-    output_names: Sequence[str],
-    metadata: Mapping[str, str] | None = None,
-    dynamic_batch: bool = False,
-    operators: "Operators" = "native",
-) -> str:
-    """Export a module to an ONNX file, written atomically; the same module exports to the same bytes.
-
-    Args:
-        module: with real weights; exported in evaluation mode, and its own mode restored.
-        example_inputs: one tensor per positional argument.
-        path: the file; an older one is replaced.
-        input_names: one per input.
-        output_names: one per output tensor.
-        metadata: for the file's ``metadata_props``.
-        dynamic_batch: leave the first axis of every input open. The example's must then be at least 2, because the
-            tracer takes a 1 for a constant.
-        operators: ``native`` or ``plain``, see :mod:`kernels.onnx_ops`; plain graphs are always static.
-
-    Returns:
-        The file's SHA-256, as from :func:`file_sha256`.
-
-    Raises:
-        ExportError: the module can not be exported, or the result is not valid ONNX.
-    """
-    model = to_onnx(
-        module,
-        example_inputs,
-        input_names=input_names,
-        output_names=output_names,
-        metadata=metadata,
-        dynamic_batch=dynamic_batch,
-        operators=operators,
-    )
-    content = model.SerializeToString(deterministic=True)
-    write_whole(path, content)
-    return hashlib.sha256(content).hexdigest()
-
-
 def to_onnx(
     module: nn.Module,
     example_inputs: Sequence[Tensor],
     *,
     input_names: Sequence[str],
     output_names: Sequence[str] | None = None,
-    metadata: Mapping[str, str] | None = None,
     dynamic_batch: bool = False,
     operators: "Operators" = "native",
 ) -> onnx.ModelProto:
-    """Export a module to an ONNX model in memory; see :func:`export_onnx`. Unnamed outputs get the exporter's names."""
+    """Export a module to an ONNX model; the same module gives the same bytes.
+
+    Args:
+        module: with real weights; exported in evaluation mode, and its own mode restored.
+        example_inputs: one tensor per positional argument.
+        input_names: one per input.
+        output_names: one per output tensor; the exporter's if ``None``.
+        dynamic_batch: leave the first axis of every input open. The example's must then be at least 2, because the
+            tracer takes a 1 for a constant.
+        operators: ``native`` or ``plain``, see :mod:`kernels.onnx_ops`; plain graphs are always static.
+
+    Raises:
+        ExportError: the module can not be exported, or the result is not valid ONNX.
+    """
     if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
         raise ValueError("a module must have real weights to be exported, but got one on the meta device")
     dynamic_shapes = None
@@ -121,8 +84,6 @@ def to_onnx(
     _name_nodes(model.graph)
     _fold_weights(model.graph)
     _strip(model)
-    for key, value in sorted((metadata or {}).items()):
-        model.metadata_props.add(key=key, value=value)
     _check(model)
     return model
 
@@ -133,7 +94,7 @@ def to_onnx_many(
     """Export several independent modules at once, with the exporter's names for inputs and outputs.
 
     The exporter spends most of its time on setup: sixteen blocks together take about a sixth of the time. Each model is
-    then cut out of the common graph. Modules are exported as in :func:`export_onnx`.
+    then cut out of the common graph. Modules are exported as in :func:`to_onnx`.
 
     Raises:
         ExportError: some module can not be exported; exporting them singly shows which.
@@ -216,12 +177,6 @@ def _cut(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]) 
     return onnx.helper.make_model(
         cut, ir_version=model.ir_version, opset_imports=model.opset_import, functions=model.functions
     )
-
-
-def file_sha256(path: Path) -> str:
-    """Return a file's SHA-256 as 64 hexadecimal digits."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _trace(

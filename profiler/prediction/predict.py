@@ -81,10 +81,6 @@ class Latency:
     high_ms: float
     calibrated: bool
 
-    def ties(self, other: "Latency") -> bool:
-        """Whether each prediction lies inside the other's interval, so that neither is faster."""
-        return self.low_ms <= other.ms <= self.high_ms and other.low_ms <= self.ms <= other.high_ms
-
     def __str__(self) -> str:
         note = "" if self.calibrated else ", not calibrated"
         return f"{self.ms:.4g} ms [{self.low_ms:.4g}, {self.high_ms:.4g}]{note}"

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 
 from profiler.atomic import write_whole
-from profiler.errors import UserError
 
-__all__ = ["CURVE_FILE", "EpochLog", "StepLog", "append_curve", "memory_in_use_mb", "read_curve", "write_curve"]
+__all__ = ["CURVE_FILE", "EpochLog", "StepLog", "append_curve", "memory_in_use_mb", "write_curve"]
 
 CURVE_FILE = "curve.jsonl"
 
@@ -89,23 +88,6 @@ def append_curve(path: Path, log: EpochLog) -> None:
     """Append one epoch."""
     with path.open("a", encoding="utf-8") as file:
         file.write(_line(log))
-
-
-def read_curve(path: Path) -> list[EpochLog]:
-    """Read a curve; an unfinished last line, as left by a killed process, is skipped.
-
-    Raises:
-        UserError: no such file, or a line that is not an epoch.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"a training curve is a readable text file, but got {path} ({error})") from None
-    *lines, _unfinished = text.split("\n")
-    try:
-        return [EpochLog.from_dict(json.loads(line)) for line in lines]
-    except (ValueError, TypeError):
-        raise UserError(f"each line of a training curve is one epoch as JSON, but got {path}") from None
 
 
 def memory_in_use_mb(device: torch.device) -> float:

@@ -1,7 +1,6 @@
 """Display of a running search: a line for every finished trial, and on a terminal live progress below."""
 
 import time
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -39,9 +38,7 @@ class SearchDisplay:
     def __enter__(self) -> "SearchDisplay":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._phases.close()
         if self._bars is not None:
             self._bars.stop()

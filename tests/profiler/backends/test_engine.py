@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from installed import installed_version
 from torch import Tensor, nn
 
 from profiler.backends.engine import Engine
@@ -69,7 +70,7 @@ def test_an_engine_that_is_not_loaded_is_one_line(stub: Any) -> None:
 
 
 @pytest.mark.skipif(
-    tensorrt.installed_version("tensorrt_rtx") is None, reason="needs tensorrt_rtx: pip install 'smnas[tensorrt-rtx]'"
+    installed_version("tensorrt_rtx") is None, reason="needs tensorrt_rtx: pip install 'smnas[tensorrt-rtx]'"
 )
 def test_the_true_module_has_what_is_used_here() -> None:
     trt = tensorrt.import_tensorrt("tensorrt_rtx")

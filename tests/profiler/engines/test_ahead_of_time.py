@@ -9,6 +9,7 @@ from typing import Any
 import onnx
 import pytest
 import torch
+from installed import installed_version
 from torch import Tensor, nn
 
 from kernels.nms import nms_mask
@@ -22,7 +23,7 @@ from profiler.graphs.typed_onnx import typed_onnx
 from profiler.workload import TensorSpec, Workload
 
 NEEDS_RTX = pytest.mark.skipif(
-    tensorrt.installed_version("tensorrt_rtx") is None, reason="needs tensorrt_rtx: pip install 'smnas[tensorrt-rtx]'"
+    installed_version("tensorrt_rtx") is None, reason="needs tensorrt_rtx: pip install 'smnas[tensorrt-rtx]'"
 )
 
 STAND_INS = next(folder for folder in Path(__file__).parents if folder.name == "tests") / "stand_ins"

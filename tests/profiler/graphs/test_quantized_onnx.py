@@ -34,7 +34,8 @@ def _images(count: int, seed: int) -> list[dict[str, NDArray[np.float32]]]:
 @pytest.fixture(scope="module")
 def model() -> onnx.ModelProto:
     torch.manual_seed(0)
-    model = to_onnx(Two(), [torch.rand(1, 3, 8, 8)], input_names=["x"], metadata={"kept": "yes"})
+    model = to_onnx(Two(), [torch.rand(1, 3, 8, 8)], input_names=["x"])
+    model.metadata_props.add(key="kept", value="yes")
     assert [node.name for node in model.graph.node] == ["body/Conv_0", "/Relu_1", "last/Conv_2"]
     return model
 

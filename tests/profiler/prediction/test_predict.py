@@ -159,14 +159,6 @@ def test_many_at_once_equal_one_by_one() -> None:
     assert (many.low_ms >= 0).all()
 
 
-def test_latencies_inside_each_others_intervals_tie() -> None:
-    a, b, c = Latency(10, 9, 11, True), Latency(10.5, 9.5, 11.5, True), Latency(10.9, 10.8, 11.0, True)
-    assert a.ties(b)
-    assert b.ties(a)
-    assert not a.ties(c)
-    assert not c.ties(a)
-
-
 @pytest.mark.parametrize(
     ("parts", "wholes", "level", "message"),
     [

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from installed import installed_version
 
 from profiler.engines.store import EngineRefusedError, EngineStore
-from profiler.engines.tensorrt import installed_version
 from smnas.cli.main import application
 from smnas.cli.terminal.exit_codes import run
 from smnas.latency.engines import real_workloads

@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from installed import installed_version
 from numpy.typing import NDArray
 
 from kernels.onnx_ops import Operators
-from profiler.engines import tensorrt
 from profiler.errors import UserError
 from smnas.deploy import export as export_module
 from smnas.deploy.export import export_detector
@@ -23,7 +23,7 @@ from smnas.inference.runtime import load_model
 from smnas.models.detector import Detector
 
 NEEDS_RTX = pytest.mark.skipif(
-    tensorrt.installed_version("tensorrt_rtx") is None, reason="needs tensorrt_rtx: pip install 'smnas[tensorrt-rtx]'"
+    installed_version("tensorrt_rtx") is None, reason="needs tensorrt_rtx: pip install 'smnas[tensorrt-rtx]'"
 )
 CAPABILITIES = ("7.5", "8.6", "8.9", "12.0")
 
@@ -85,7 +85,7 @@ def engine(tmp_path: Path) -> Path:
     """Bytes that no module loads, with a manifest that fits them."""
     metadata = ModelMetadata("a", ("x",), (1,), 96, 64, "fp16", {"ap": 0.5})
     path = tmp_path / "model.engine"
-    version = tensorrt.installed_version("tensorrt_rtx") or "1.0"
+    version = installed_version("tensorrt_rtx") or "1.0"
     content = b"an engine" * 100
     digest = hashlib.sha256(content).hexdigest()
     write_engine(path, content, EngineManifest(metadata, "tensorrt_rtx", version, ("8.9",), "graph's", digest, 900))
@@ -146,5 +146,5 @@ def test_engines_of_another_version_or_gpu_are_one_line(engine: Path, monkeypatc
 
 def test_without_the_module_the_command_is_named(engine: Path) -> None:
     _edit(engine, backend="tensorrt")
-    if tensorrt.installed_version("tensorrt") is None:
+    if installed_version("tensorrt") is None:
         _refused(engine, r"pip install 'smnas\[tensorrt\]'")

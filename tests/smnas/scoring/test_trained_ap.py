@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from curves import read_curve
 
 import smnas.scoring.trained_ap as module
 from profiler.errors import UserError
@@ -17,7 +18,6 @@ from smnas.scoring.by_name import SCORERS, UnknownScorerError, get_scorer
 from smnas.scoring.trained_ap import TrainedAP
 from smnas.space.architecture import Architecture
 from smnas.training.checkpoint import load_detector_checkpoint
-from smnas.training.curve import read_curve
 from smnas.training.recipe import load_recipe
 
 TINY = Architecture.parse("basicblock_8_1-2-2+fpn_3-4_16+norpn+retina_16_1+64x64")

@@ -14,13 +14,14 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from curves import read_curve
 from torch import Tensor, nn
 
 from profiler.errors import UserError
 from smnas.models.losses import LossOptions
 from smnas.models.target import Target
 from smnas.training.checkpoint import CheckpointError, CheckpointInfo, load_checkpoint
-from smnas.training.curve import EpochLog, StepLog, read_curve
+from smnas.training.curve import EpochLog, StepLog
 from smnas.training.errors import DivergedError, TrainingFailedError
 from smnas.training.fit import FitResult, fit_batches
 from smnas.training.optimizer import build_optimizer

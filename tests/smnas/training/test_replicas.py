@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import replicas_stub as stub
 import torch
+from curves import read_curve
 
 from profiler.errors import UserError
 from smnas.data.coco import CocoFolder
 from smnas.data.loader import TrainLoader
 from smnas.data.shapes import generate_shapes
-from smnas.training.curve import read_curve
 from smnas.training.fit import fit_batches
 from smnas.training.replicas import replicas_from_environment
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from curves import read_curve
 
 from smnas.data.coco import CocoFolder
 from smnas.data.shapes import generate_shapes
@@ -16,7 +17,7 @@ from smnas.scoring.base import ScoringFailedError, StoppingScorer
 from smnas.scoring.trained_ap import TrainedAP
 from smnas.space.architecture import Architecture
 from smnas.training.checkpoint import load_checkpoint
-from smnas.training.curve import StepLog, read_curve
+from smnas.training.curve import StepLog
 from smnas.training.fit import fit
 from smnas.training.recipe import load_recipe
 

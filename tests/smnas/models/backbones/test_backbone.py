@@ -9,7 +9,7 @@ from torchvision.models.mobilenetv2 import InvertedResidual as PublishedInverted
 
 from kernels.weight_standardization import weight_standardize
 from profiler.errors import UserError
-from profiler.graphs.export import export_onnx
+from profiler.graphs.export import to_onnx
 from smnas.models.backbones.by_family import build_backbone
 from smnas.models.backbones.mobilenetv2 import MobileNetV2Backbone
 from smnas.models.backbones.resnet import ResNetBackbone
@@ -270,8 +270,8 @@ def check_learning_and_export(backbone, folder):
     assert any(parameter.grad.abs().sum() > 0 for parameter in backbone.stages[-1].parameters())
 
     deployed = fold_weight_standardization(backbone).eval().requires_grad_(False)
-    export_onnx(Levels(deployed), (images,), folder / "backbone.onnx", input_names=["images"], output_names=names)
-    session = onnxruntime.InferenceSession(folder / "backbone.onnx", providers=["CPUExecutionProvider"])
+    model = to_onnx(Levels(deployed), (images,), input_names=["images"], output_names=names).SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     found = session.run(names, {"images": images.numpy()})
     for exported, eager in zip(found, deployed(images).values(), strict=True):
         torch.testing.assert_close(torch.from_numpy(exported), eager, atol=1e-4, rtol=1e-4)
