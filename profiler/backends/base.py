@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from profiler.devices import Device
 from profiler.errors import UserError
-from profiler.timing.measurement import Timer
+from profiler.timing.measurement import Measurement, Timer, TimingSettings, measure
 
-__all__ = ["Backend", "Session", "check_precision"]
+__all__ = ["Backend", "Session", "check_precision", "measure_session"]
 
 
 class Session(Protocol):
@@ -79,3 +79,11 @@ def check_precision(backend: Backend, precision: str) -> None:
         raise UserError(
             f"{backend.name} on {backend.device.name} runs {', '.join(backend.precisions)}, but got {precision!r}"
         )
+
+
+def measure_session(
+    session: Session, settings: TimingSettings | None = None, before_each: Callable[[], None] | None = None
+) -> Measurement:
+    """Measure the runs of a session by its timer; see :func:`profiler.timing.measurement.measure`."""
+    with session:
+        return measure(session.run, timer=session.timer, settings=settings, before_each=before_each)

@@ -78,8 +78,7 @@ class OnnxRuntimeBackend:
         """Export a module and load it; see :meth:`profiler.backends.base.Backend.prepare`."""
         check_precision(self, precision)
         copied, typed = typed_copy(module, inputs, precision, "cpu")
-        names = [f"input_{index}" for index in range(len(typed))]
-        return self._load(to_onnx(copied, typed, input_names=names), copied, typed, precision)
+        return self._load(to_onnx(copied, typed), copied, typed, precision)
 
     def prepare_many(
         self, items: Sequence[tuple[nn.Module, Sequence[Tensor]]], precision: str = "fp32"
@@ -91,7 +90,7 @@ class OnnxRuntimeBackend:
             return singly
         try:
             typed = [typed_copy(module, inputs, precision, "cpu") for module, inputs in items]
-            models = to_onnx_many([module for module, _ in typed], [inputs for _, inputs in typed])
+            models = to_onnx_many(typed)
         except Exception:  # noqa: BLE001 - only a shortcut: singly exported, the faulty module raises its own error
             return singly
         return [partial(self._load, model, *item, precision) for model, item in zip(models, typed, strict=True)]

@@ -31,15 +31,13 @@ def engine_graphs(
     models: list[onnx.ModelProto | None] = [None] * len(items)
     if len(items) > 1:
         try:
-            modules, inputs = [module for module, _ in items], [tensors for _, tensors in items]
-            models = list(to_onnx_many(modules, inputs, operators="plain"))
+            models = list(to_onnx_many(items, operators="plain"))
         except Exception:  # noqa: BLE001 - only a shortcut: singly exported, the faulty module raises its own error
             models = [None] * len(items)
     graphs: list[bytes | Exception] = []
     for (module, tensors), exported in zip(items, models, strict=True):
         try:
-            names = [f"input_{index}" for index in range(len(tensors))]
-            whole = exported or to_onnx(module, tensors, input_names=names, operators="plain")
+            whole = exported or to_onnx(module, tensors, operators="plain")
             if convolutions:  # before quantisation turns weights into computed tensors
                 whole = matmuls_as_convolutions(whole)
             if precision == "int8":

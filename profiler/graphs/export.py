@@ -25,6 +25,7 @@ __all__ = [
     "ExportError",
     "captured_names",
     "in_modules",
+    "replace_nodes",
     "to_onnx",
     "to_onnx_many",
 ]
@@ -49,7 +50,7 @@ def to_onnx(
     module: nn.Module,
     example_inputs: Sequence[Tensor],
     *,
-    input_names: Sequence[str],
+    input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     dynamic_batch: bool = False,
     operators: "Operators" = "native",
@@ -59,7 +60,7 @@ def to_onnx(
     Args:
         module: with real weights; exported in evaluation mode, and its own mode restored.
         example_inputs: one tensor per positional argument.
-        input_names: one per input.
+        input_names: one per input; ``input_0``, ``input_1``, ... if ``None``.
         output_names: one per output tensor; the exporter's if ``None``.
         dynamic_batch: leave the first axis of every input open. The example's must then be at least 2, because the
             tracer takes a 1 for a constant.
@@ -79,7 +80,7 @@ def to_onnx(
             )
         batch = torch.export.Dim("batch", min=1)
         dynamic_shapes = tuple({0: batch} for _ in example_inputs)
-    names = list(input_names), list(output_names or ())
+    names = list(input_names or (f"input_{index}" for index in range(len(example_inputs)))), list(output_names or ())
     model = _trace(module, tuple(example_inputs), *names, dynamic_shapes, operators)
     _name_nodes(model.graph)
     _fold_weights(model.graph)
@@ -89,9 +90,9 @@ def to_onnx(
 
 
 def to_onnx_many(
-    modules: Sequence[nn.Module], inputs: Sequence[Sequence[Tensor]], *, operators: "Operators" = "native"
+    items: Sequence[tuple[nn.Module, Sequence[Tensor]]], *, operators: "Operators" = "native"
 ) -> list[onnx.ModelProto]:
-    """Export several independent modules at once, with the exporter's names for inputs and outputs.
+    """Export several independent modules, each with its inputs, at once; names of inputs and outputs are arbitrary.
 
     The exporter spends most of its time on setup: sixteen blocks together take about a sixth of the time. Each model is
     then cut out of the common graph. Modules are exported as in :func:`to_onnx`.
@@ -99,18 +100,16 @@ def to_onnx_many(
     Raises:
         ExportError: some module can not be exported; exporting them singly shows which.
     """
-    input_counts = [len(tensors) for tensors in inputs]
+    input_counts = [len(tensors) for _, tensors in items]
     output_counts: list[int] = []
 
     def note_outputs(counts: list[int]) -> None:
         output_counts[:] = counts  # of the last trace, should the exporter need several
 
-    group = _SideBySide(modules, input_counts, note_outputs)
+    group = _SideBySide([module for module, _ in items], input_counts, note_outputs)
     # Cloned: the exporter takes one tensor given twice for one input.
-    flat_inputs = [tensor.clone() for tensors in inputs for tensor in tensors]
-    names = [f"input_{index}" for index in range(len(flat_inputs))]
-    model = to_onnx(group, flat_inputs, input_names=names, operators=operators)
-    outputs = [value.name for value in model.graph.output]
+    model = to_onnx(group, [tensor.clone() for _, tensors in items for tensor in tensors], operators=operators)
+    names, outputs = ([value.name for value in values] for values in (model.graph.input, model.graph.output))
     models: list[onnx.ModelProto] = []
     for input_count, output_count in zip(input_counts, output_counts, strict=True):
         cut = _cut(model, names[:input_count], outputs[:output_count])
@@ -323,14 +322,17 @@ def _fold_weights(graph: onnx.GraphProto) -> None:
             weights[node.output[0]] = onnx.numpy_helper.from_array(np.ascontiguousarray(values), node.output[0])
             graph.initializer.append(weights[node.output[0]])
         renamed[node.output[0]] = folded[key]
-    if not renamed:
-        return
-    del graph.node[:]
-    graph.node.extend(nodes)
+    if renamed:
+        replace_nodes(graph, nodes)
+
+
+def replace_nodes(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> None:
+    """Replace a graph's nodes, and drop the weights that none of the new ones reads."""
     used = {name for node in nodes for name in (*node.input, *captured_names(node))}
     used |= {value.name for value in graph.output}
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
     graph.initializer.extend(kept)
 
 

@@ -5,6 +5,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from profiler.graphs.export import replace_nodes
+
 __all__ = ["matmuls_as_convolutions"]
 
 
@@ -35,12 +37,7 @@ def matmuls_as_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
             helper.make_node("Conv", [f"{name}_map", f"{name}_weight", *bias], [f"{name}_matmul"], name=node.name),
             helper.make_node("Squeeze", [f"{name}_matmul", f"{name}_axes"], [name], name=f"{node.name}_rows"),
         ]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    used = {name for node in nodes for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used or tensor.name not in weights]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+    replace_nodes(graph, nodes)
     return copied
 
 

@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from profiler.errors import UserError, first_line
-from profiler.graphs.export import ExportError, captured_names, in_modules
+from profiler.graphs.export import ExportError, captured_names, in_modules, replace_nodes
 from profiler.precision import PRECISIONS
 
 __all__ = ["HALF_TYPES", "dense_nodes", "typed_onnx"]
@@ -200,13 +200,7 @@ class _Conversion:
                 value.type.tensor_type.elem_type = self._half
         if self._keep_io:
             nodes += self._float_outputs(nodes)
-        del self._graph.node[:]
-        self._graph.node.extend(nodes)
-        used = {name for node in nodes for name in (*node.input, *captured_names(node))}
-        used |= {value.name for value in self._graph.output}
-        kept = [tensor for tensor in self._graph.initializer if tensor.name in used]
-        del self._graph.initializer[:]
-        self._graph.initializer.extend(kept)
+        replace_nodes(self._graph, nodes)
 
     def _float_outputs(self, nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
         """Yield casts that keep the outputs' names and types; the computed tensors are renamed."""

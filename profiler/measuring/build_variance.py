@@ -9,8 +9,8 @@ from itertools import count
 from math import comb
 from statistics import median
 
-from profiler.backends.base import Backend, Session
-from profiler.timing.measurement import Measurement, TimingSettings, measure
+from profiler.backends.base import Backend, measure_session
+from profiler.timing.measurement import TimingSettings
 from profiler.workload import Workload, random_inputs
 
 __all__ = ["BuildVariance", "build_variance", "rounds_for"]
@@ -61,7 +61,7 @@ def build_variance(
         raise ValueError(f"builds >= 2 must hold, but got {builds}")
     inputs = random_inputs(workload.inputs)
     sessions = [backend.prepare(workload.module, inputs, precision) for _ in range(builds)]
-    rounds = [[_measured(session, timing) for session in sessions] for _ in range(rounds_for(builds))]
+    rounds = [[measure_session(session, timing) for session in sessions] for _ in range(rounds_for(builds))]
     of_build = [tuple(found[index].median_ms for found in rounds) for index in range(builds)]
     return BuildVariance(
         name=workload.name,
@@ -79,8 +79,3 @@ def rounds_for(builds: int) -> int:
     """
     pairs = builds * (builds - 1) / 2
     return next(rounds for rounds in count(1) if pairs * 2 / comb(2 * rounds, rounds) <= _FALSE_ALARMS)
-
-
-def _measured(session: Session, timing: TimingSettings | None) -> Measurement:
-    with session:
-        return measure(session.run, timer=session.timer, settings=timing)

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from profiler.backends.base import Backend
-from profiler.timing.measurement import TimingSettings, measure
+from profiler.backends.base import Backend, measure_session
+from profiler.timing.measurement import TimingSettings
 from profiler.workload import TensorSpec, Workload, random_inputs
 
 __all__ = ["DriftWatch", "reference_workload"]
@@ -38,9 +38,7 @@ class DriftWatch:
 
     def read(self) -> None:
         """Take a reading."""
-        with self._session:
-            reading = measure(self._session.run, timer=self._session.timer, settings=self._timing)
-        self._readings_ms.append(reading.median_ms)
+        self._readings_ms.append(measure_session(self._session, self._timing).median_ms)
         self._since = 0
 
     def count(self) -> None:

@@ -8,13 +8,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from profiler.backends.base import Session
+from profiler.backends.base import Session, measure_session
 from profiler.devices import Device
 from profiler.errors import UserError, named_line
 from profiler.measuring.drift import DriftWatch
 from profiler.table.latency_table import Row, Target, pack_samples
 from profiler.timing.conditions import disturbances, read_state, stolen_s
-from profiler.timing.measurement import Measurement, TimingSettings, measure
+from profiler.timing.measurement import Measurement, TimingSettings
 from profiler.timing.rounds import agreeing, combine, round_settings, settled
 from profiler.work import Work
 from profiler.workload import Workload
@@ -83,15 +83,8 @@ class Visits:
             before = read_state(terms.device)
             conditions.setdefault("before", before)
             used = (time.perf_counter(), time.process_time(), stolen_s())
-            with session:
-                self._rounds.append(
-                    measure(
-                        session.run,
-                        timer=session.timer,
-                        settings=round_settings(terms.timing, terms.rounds),
-                        before_each=terms.flush,
-                    )
-                )
+            measured = measure_session(session, round_settings(terms.timing, terms.rounds), terms.flush)
+            self._rounds.append(measured)
             wall_s, cpu_s, steal_s = (
                 round(end - start, 6)
                 for end, start in zip((time.perf_counter(), time.process_time(), stolen_s()), used, strict=True)
@@ -100,7 +93,6 @@ class Visits:
             found = disturbances(before, after, terms.target.threads)
             conditions["disturbances"] = list(dict.fromkeys([*conditions.get("disturbances", ()), *found]))
             conditions["session"] = session.describe()
-            measured = self._rounds[-1]
             self._figures.append(
                 {
                     "n": len(measured.samples_ns),

@@ -103,7 +103,7 @@ def operator_times(
         runs: measured runs, after the same number of warm-up runs; medians resist a busy neighbour.
     """
     typed = [typed_copy(module, inputs, precision, "cpu") for module, inputs in items]
-    models = to_onnx_many([module for module, _ in typed], [inputs for _, inputs in typed])
+    models = to_onnx_many(typed)
     if precision == "int8":
         models = [quantized_block(model, *item, symmetric=False) for model, item in zip(models, typed, strict=True)]
     return [

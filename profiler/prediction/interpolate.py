@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri, stdtrit  # quantiles; scipy.stats takes a second to import
+from scipy.special import ndtri  # a quantile; scipy.stats takes a second to import
 
-from profiler.prediction.predict import Array
+from profiler.prediction.predict import Array, error_quantile
 
 if TYPE_CHECKING:
     from profiler.work import Work
@@ -30,7 +30,6 @@ _MIN_ROWS = 6
 """Rows from which a family gets a law of its own; smaller families share one over all rows."""
 _MAX_ROWS = 200
 """Rows that a family's law is fitted to, evenly spread over its latencies: the cost grows with their cube."""
-_MIN_FOR_QUANTILE = 20
 _LINEAR = 3.0
 _LENGTHS = (0.5, 1.0, 2.0, 4.0)
 _SMOOTH = (0.02, 0.1, 0.3, 1.0)
@@ -107,7 +106,8 @@ class _Law:
             raise AssertionError("the grid is not empty")
         _, (smooth, length, noise), inverse = best
         left_out = (inverse @ y) / np.sqrt(np.diag(inverse))
-        return cls(centre, scale, x, mean, inverse @ y, inverse, smooth, length, noise, _widening(left_out, level))
+        widen = error_quantile(left_out, len(left_out) - 1, level, least_spread=1.0)
+        return cls(centre, scale, x, mean, inverse @ y, inverse, smooth, length, noise, widen)
 
     def predict(self, features: Array) -> tuple[Array, Array]:
         """Mean ``(M,)`` and covariance ``(M, M)`` of log latencies, without measurement noise."""
@@ -223,12 +223,3 @@ def _spread_out(rows: NDArray[np.int64], log_ms: Array) -> NDArray[np.int64]:
         return rows
     ordered = rows[np.argsort(log_ms[rows], kind="stable")]
     return ordered[np.linspace(0, len(rows) - 1, _MAX_ROWS).round().astype(np.int64)]
-
-
-def _widening(left_out: Array, level: float) -> float:
-    """Half-width in standard deviations that covers new errors with probability ``level``: conformal or Student's."""
-    n = len(left_out)
-    if n >= _MIN_FOR_QUANTILE and (rank := math.ceil((n + 1) * level)) <= n:
-        return float(np.sort(np.abs(left_out))[rank - 1])
-    spread = math.sqrt(float(left_out @ left_out) / n)
-    return float(stdtrit(n - 1, (1 + level) / 2)) * max(spread, 1.0)

@@ -25,6 +25,7 @@ __all__ = [
     "LatencyModel",
     "MissingPartsError",
     "PartsSum",
+    "error_quantile",
     "fit_relative",
     "sum_parts",
 ]
@@ -207,11 +208,19 @@ def _left_out_residuals(sums: Array, counts: Array, wholes: Array, per_part: boo
 
 
 def _half_width(residuals: Array, degrees: int, level: float) -> float:
-    n = len(residuals)
-    if n < 2 or degrees < 1:
+    if len(residuals) < 2 or degrees < 1:
         return UNCALIBRATED_RELATIVE
+    return error_quantile(residuals, degrees, level)
+
+
+def error_quantile(errors: Array, degrees: int, level: float, *, least_spread: float = 0.0) -> float:
+    """Half-width that holds a new error with probability ``level``: conformal, or Student's for few errors.
+
+    ``degrees`` of freedom and ``least_spread``, the least root mean square to assume, are Student's.
+    """
+    n = len(errors)
     if n >= _MIN_FOR_QUANTILE and (rank := math.ceil((n + 1) * level)) <= n:
-        # Conformal rank: of n + 1 exchangeable residuals the new one is among the `rank` smallest with that probability
-        return float(np.sort(np.abs(residuals))[rank - 1])
-    spread = math.sqrt(float(residuals @ residuals) / n)
-    return float(stdtrit(degrees, (1 + level) / 2)) * spread
+        # Conformal rank: of n + 1 exchangeable errors the new one is among the `rank` smallest with that probability
+        return float(np.sort(np.abs(errors))[rank - 1])
+    spread = math.sqrt(float(errors @ errors) / n)
+    return float(stdtrit(degrees, (1 + level) / 2)) * max(spread, least_spread)

@@ -290,12 +290,7 @@ def _write_engine(
         hashlib.sha256(graph).hexdigest(),
         hashlib.sha256(built.content).hexdigest(),
         len(built.content),
-        {
-            "seconds": round(built.seconds, 3),
-            "dense_layers": built.dense_layers,
-            "tensor_types": dict(built.tensor_types),
-            "tf32": built.tf32,
-        },
+        built.facts(),
     )
     write_engine(out, built.content, manifest)
     return manifest

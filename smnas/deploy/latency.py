@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiler.backends import Session, get_backend
+from profiler.backends.base import measure_session
 from profiler.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeSession
 from profiler.devices import Device
-from profiler.timing.measurement import TimingSettings, measure, median_interval
+from profiler.timing.measurement import TimingSettings, median_interval
 from smnas.inference.signature import INPUT_NAME
 
 __all__ = ["DEFAULT_ROUNDS", "FileLatency", "interleaved", "measure_files"]
@@ -89,8 +90,7 @@ def interleaved(
     for number in range(rounds):
         for position, index in enumerate(rng.permutation(len(names)).tolist()):
             name = names[index]
-            with sessions[name] as session:
-                medians[name].append(measure(session.run, timer=session.timer, settings=settings).median_ms)
+            medians[name].append(measure_session(sessions[name], settings).median_ms)
             if on_progress is not None:
                 on_progress(number * len(names) + position + 1, rounds * len(names))
     return {

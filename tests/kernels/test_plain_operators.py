@@ -172,7 +172,7 @@ def test_the_graph_equals_eager(graph: onnxruntime.InferenceSession, case: str) 
 @pytest.mark.slow
 def test_a_graph_cut_out_of_a_group_keeps_what_its_loop_reads() -> None:
     inputs = [_inputs(1), _inputs(2)]
-    models = to_onnx_many([Both(), Both()], inputs, operators="plain")
+    models = to_onnx_many([(Both(), one) for one in inputs], operators="plain")
     for model, tensors in zip(models, inputs, strict=True):
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
         names = [value.name for value in session.get_inputs()]

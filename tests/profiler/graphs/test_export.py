@@ -124,7 +124,8 @@ def test_a_model_cut_out_of_a_group_is_the_one_exported_alone() -> None:
     torch.manual_seed(0)
     modules = [nn.Sequential(nn.Conv2d(c, 8, 3, bias=False), nn.GroupNorm(2, 8), nn.ReLU()).eval() for c in (2, 4)]
     inputs = [(torch.randn(1, 2, 9, 9),), (torch.randn(1, 4, 7, 7),)]
-    for model, module, tensors in zip(to_onnx_many(modules, inputs), modules, inputs, strict=True):
+    items = list(zip(modules, inputs, strict=True))
+    for model, (module, tensors) in zip(to_onnx_many(items), items, strict=True):
         alone = to_onnx(module, tensors, input_names=["x"])
         onnx.checker.check_model(model, full_check=True)
         assert [node.op_type for node in model.graph.node] == [node.op_type for node in alone.graph.node]

@@ -11,9 +11,9 @@ from torch import nn
 
 from profiler.backends import get_backend
 from profiler.measuring.profile import ProfileSettings, profile_workloads
-from profiler.prediction import interpolate
 from profiler.prediction.audit import spearman
 from profiler.prediction.interpolate import FewRowsError, Interpolation, value_of_measuring
+from profiler.prediction.predict import error_quantile
 from profiler.table.latency_table import LatencyTable
 from profiler.timing.measurement import TimingSettings
 from profiler.work import Work
@@ -138,4 +138,4 @@ def test_real_rows_are_guessed_from_each_other(tmp_path: Path) -> None:
 def test_many_left_out_rows_give_the_conformal_interval(n: int, rank: int) -> None:
     """Of n + 1 exchangeable errors the new one is among the ``ceil(0.9 (n + 1))`` smallest nine times in ten."""
     errors = np.random.default_rng(n).permutation(np.arange(1.0, n + 1)) * np.where(np.arange(n) % 2, 1, -1)
-    assert interpolate._widening(errors, 0.9) == rank
+    assert error_quantile(errors, n - 1, 0.9, least_spread=1.0) == rank
