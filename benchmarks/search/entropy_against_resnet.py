@@ -61,13 +61,13 @@ def main() -> None:
     runner = get_backend("onnxruntime", resolve_device("cpu"), threads=1)
     with LatencyTable(args.out / "latency.db") as table:
         latency = DetectorLatency(len(folder.classes), runner, table)
-        latency.calibrate([frame])
-        limit_ms = latency.predict(frame).ms
+        latency.measure_calibration([frame])
+        limit_ms = latency.measure_and_predict(frame).ms
         found = zero_shot_search(frame, latency, layers=args.layers, on_step=print)
         listed = [Architecture.parse(candidate.architecture) for candidate in found.candidates]
         by_entropy = sorted(listed, key=detector_entropy, reverse=True)
-        winner = next(a for a in by_entropy if latency.predict(a).ms <= limit_ms * TOLERANCE)
-        predicted = {str(a): latency.predict(a).ms for a in (frame, winner)}
+        winner = next(a for a in by_entropy if latency.measure_and_predict(a).ms <= limit_ms * TOLERANCE)
+        predicted = {str(a): latency.measure_and_predict(a).ms for a in (frame, winner)}
         measured = in_turns((frame, winner), len(folder.classes), runner)
     jobs = [
         Job(number, architecture, seed, args.epochs, args.out / str(architecture) / str(seed))

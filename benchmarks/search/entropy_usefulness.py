@@ -57,7 +57,7 @@ def of_rank_budget(document: Mapping[str, Any], classes: int, latency: DetectorL
     for name, by_epochs in document["ap"].items():
         architecture = Architecture.parse(name)
         flops, parameters = costs(architecture, classes)
-        latency_ms = math.nan if latency is None else latency.predict(architecture).ms
+        latency_ms = math.nan if latency is None else latency.measure_and_predict(architecture).ms
         for epochs, ap in by_epochs.items():
             detector = TrainedDetector(architecture, ap, flops, parameters, latency_ms)
             budgets.setdefault(int(epochs), []).append(detector)

@@ -81,7 +81,7 @@ class InstantLatency:
     def __init__(self, encoding: Encoding) -> None:
         self._encoding = encoding
 
-    def predict(self, architecture: Architecture) -> Latency:
+    def __call__(self, architecture: Architecture) -> Latency:
         cost = math.exp(float(self._encoding.vector(architecture)[-5]) / 3)
         ms = 0.01 * cost * (0.9 + 0.2 * luck("latency", architecture))
         return Latency(ms=ms, low_ms=0.97 * ms, high_ms=1.03 * ms, calibrated=True)
@@ -127,7 +127,7 @@ def earlier(settings: SearchSettings, space: Space, encoding: Encoding, count: i
         structure = choices.random_structure(rng)
         design = structure if stage == "structural" else choices.random_variant(structure, rng)
         design = design if found else space.baseline_architecture
-        predicted, size = latency.predict(design), instant_complexity(encoding, design)
+        predicted, size = latency(design), instant_complexity(encoding, design)
         ap = scorer._score(design, settings.epochs, settings.epochs).value
         found.setdefault(
             design,

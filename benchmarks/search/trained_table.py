@@ -24,7 +24,8 @@ from profiler.devices import resolve_device
 from profiler.table.latency_table import LatencyTable
 from smnas.data.coco import CocoFolder
 from smnas.data.shapes import generate_shapes
-from smnas.latency.detector_latency import DetectorLatency, LatencyFailedError
+from smnas.latency.detector_latency import DetectorLatency
+from smnas.latency.prediction import LatencyFailedError
 from smnas.scoring.base import Score
 from smnas.scoring.workers.processes import Job
 from smnas.space.architecture import Architecture
@@ -38,10 +39,10 @@ def latencies(args: argparse.Namespace, rows: list[dict[str, Any]], classes: int
     """Predict every row's latency; a failure is stored with its reason."""
     with LatencyTable(args.out / "latency.db") as table:
         latency = DetectorLatency(classes, get_backend("onnxruntime", resolve_device("local"), threads=1), table)
-        latency.calibrate([Architecture.parse(row["architecture"]) for row in rows[: 1 + CALIBRATION_WHOLES]])
+        latency.measure_calibration([Architecture.parse(row["architecture"]) for row in rows[: 1 + CALIBRATION_WHOLES]])
         for row in rows:
             try:
-                found = latency.predict(Architecture.parse(row["architecture"]))
+                found = latency.measure_and_predict(Architecture.parse(row["architecture"]))
             except LatencyFailedError as error:
                 row["reason"] = f"latency: {error}"
             else:

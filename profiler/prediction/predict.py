@@ -66,21 +66,27 @@ class PartsSum:
         ms: sum of the medians.
         half_ms: half-width of the sum's own interval: the blocks' half-widths added as independent errors.
         count: number of blocks, repeated ones included.
+        measured: fraction of ``ms`` that was measured; the rest is interpolated.
     """
 
     ms: float
     half_ms: float
     count: int
+    measured: float = 1.0
 
 
 @dataclass(frozen=True)
 class Latency:
-    """A predicted latency with its interval; uncalibrated, without measured networks, the interval is an assumption."""
+    """A predicted latency with its interval; uncalibrated, without measured networks, the interval is an assumption.
+
+    ``measured`` is the fraction of the blocks' time that was measured; the rest is interpolated.
+    """
 
     ms: float
     low_ms: float
     high_ms: float
     calibrated: bool
+    measured: float = 1.0
 
     def __str__(self) -> str:
         note = "" if self.calibrated else ", not calibrated"
@@ -167,7 +173,9 @@ class LatencyModel:
     def predict(self, parts: PartsSum) -> Latency:
         """Predict one network."""
         many = self.predict_many([parts.ms], [parts.count], [parts.half_ms])
-        return Latency(float(many.ms[0]), float(many.low_ms[0]), float(many.high_ms[0]), self.calibrated)
+        return Latency(
+            float(many.ms[0]), float(many.low_ms[0]), float(many.high_ms[0]), self.calibrated, parts.measured
+        )
 
     def predict_many(self, sums_ms: ArrayLike, counts: ArrayLike, halves_ms: ArrayLike = 0.0) -> Latencies:
         """Predict ``(N,)`` networks from their sums, numbers of blocks, and the half-widths of the sums' intervals."""

@@ -256,7 +256,13 @@ def search(
         latency = _calibrated(settings, space, runner, rows, calibration, timing)
         left_s = None if time_limit is None else until - time.monotonic()  # calibrating took its part
         context = SearchContext(
-            files.path, settings, space, latency, time_limit_s=left_s, on_progress=partial(_prepared, on_progress)
+            files.path,
+            settings,
+            space,
+            latency.measure_and_predict,
+            time_limit_s=left_s,
+            on_progress=partial(_prepared, on_progress),
+            profiler=latency,
         )
         pool = partial(_pool, folder, training, settings, workers, ray)
         _loop(context, method.strategy, scorer, pool, on_event, on_training)
@@ -413,7 +419,7 @@ def _calibrated(
     )
     measured = calibration_set(space, settings.seed, wholes)
     _log.info("measuring %d whole detectors and their blocks, to calibrate predictions", len(measured))
-    for architecture, reason in latency.calibrate(measured).failed:
+    for architecture, reason in latency.measure_calibration(measured).failed:
         _log.info("left out of the calibration: %s: %s", architecture, reason)
     return latency
 

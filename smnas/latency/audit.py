@@ -10,26 +10,24 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from profiler.backends.onnxruntime import OnnxRuntimeBackend
 from profiler.devices import Device
 from profiler.measuring.onnx_profile import Residual, operator_times, residual
 from profiler.prediction.audit import Accuracy, Coverage, accuracy, coverage_over_splits, fitted_line
 from profiler.prediction.estimate import Roof, float_bytes
-from profiler.prediction.predict import Latency, PartsSum
+from profiler.prediction.predict import Latency, LatencyModel, PartsSum
 from profiler.table.latency_table import Row
 from profiler.work import Work
 from profiler.workload import random_inputs
-from smnas.latency.detector_latency import DetectorLatency, LatencyFailedError
-from smnas.latency.workloads import inference_workloads, whole_workload
-from smnas.models.build import build_detector, deployable
+from smnas.latency.detector_latency import DetectorLatency
+from smnas.latency.prediction import LatencyFailedError, LatencyPredictor, no_whole
+from smnas.latency.workloads import fresh_detector, inference_workloads, whole_workload
 from smnas.space.architecture import Architecture
 
 __all__ = ["PREDICTORS", "Audit", "AuditedWhole", "audit_latency", "explain"]
 
 PREDICTORS = ("prediction", "naive sum", "FLOPs", "roofline")
-_WEIGHTS_SEED = 0
 _MIN_TO_SPLIT = 2
 
 
@@ -146,7 +144,7 @@ def audit_latency(
     rng: np.random.Generator,
     in_budget: Callable[[], bool] = lambda: True,
 ) -> Audit:
-    """Calibrate ``latency`` anew on some detectors and compare it on others; missing end-to-end latencies are measured.
+    """Calibrate predictions on some detectors and compare them on others; missing end-to-end latencies are measured.
 
     All are measured in one random order, so that drift of the machine does not separate the two sets. ``rng`` draws it,
     and the splits for the coverage of intervals. ``on_progress`` is called with detectors done, their number, and the
@@ -163,38 +161,24 @@ def audit_latency(
         architecture = both_kinds[index]
         reached.add(architecture)
         on_progress(number, total, f"{'calibrating on ' if index < len(calibration) else ''}{architecture}")
-        latency.complete([architecture])
+        latency.measure_blocks([architecture])
         with suppress(LatencyFailedError):  # listed below
             latency.measure_whole(architecture)
     on_progress(total, total, "")
-    fitted = latency.calibrate([architecture for architecture in calibration if architecture in reached])
-    failed: dict[str, str] = {str(architecture): reason for architecture, reason in fitted.failed}
-    known = [_record(latency, one) for one in calibration if one in reached and str(one) not in failed]
-    found: list[_Record] = []
-    for architecture in (one for one in held_out if one in reached):
-        try:
-            found.append(_record(latency, architecture))
-        except LatencyFailedError as error:
-            failed[str(architecture)] = str(error)
-    roof, roof_text = _roof(latency.device, latency.precision, [*known, *found])
-    others = _simpler_ms(known, found, roof)
-    wholes = [
-        AuditedWhole(
-            record.architecture,
-            record.whole,
-            latency.model.predict(record.sum),
-            {name: found_ms[place] for name, found_ms in others.items()},
-        )
-        for place, record in enumerate(found)
-    ]
-    wholes.sort(key=lambda whole: -abs(whole.error))
+    failed: dict[str, str] = {}
+    plain = LatencyPredictor(latency.table.current(latency.target), latency.num_classes, latency.batch)
+    known, found = (
+        _records(plain, [one for one in kind if one in reached], failed) for kind in (calibration, held_out)
+    )
+    model = LatencyModel.fit([record.sum for record in known], [record.whole_ms for record in known])
+    roof, roof_text = _roof(latency.backend.device, latency.precision, [*known, *found])
+    wholes = _compared(model, found, _simpler_ms(known, found, roof))
     splits = None
     if len(known) >= _MIN_TO_SPLIT and found:
         records = [*known, *found]
         sums, all_ms = [record.sum for record in records], [record.whole_ms for record in records]
-        splits = coverage_over_splits(sums, all_ms, len(known), level=latency.model.level, rng=rng)
-    left = total - len(reached)
-    return Audit(fitted.wholes, latency.model.level, tuple(wholes), failed, roof_text, left, splits)
+        splits = coverage_over_splits(sums, all_ms, len(known), level=model.level, rng=rng)
+    return Audit(len(known), model.level, wholes, failed, roof_text, total - len(reached), splits)
 
 
 @dataclass(frozen=True)
@@ -211,12 +195,40 @@ class _Record:
         return self.whole.median_ms or 0.0
 
 
-def _record(latency: DetectorLatency, architecture: Architecture) -> _Record:
-    parts = latency.part_rows(architecture)
-    # rows of older releases lack the work
-    works = [Work.from_dict(row.conditions.get("work")) or Work.of(workload) for workload, row in parts]
-    blocks = tuple((work, row.median_ms or 0.0) for work, (_, row) in zip(works, parts, strict=True))
-    return _Record(architecture, latency.measure_whole(architecture), latency.parts_sum(architecture), blocks)
+def _records(
+    predictor: LatencyPredictor, architectures: Sequence[Architecture], failed: dict[str, str]
+) -> list[_Record]:
+    """A record of each measured detector; the reasons of the others go to ``failed``."""
+    records = []
+    for architecture in architectures:
+        try:
+            parts, whole = predictor.part_rows(architecture), predictor.whole_row(architecture)
+            if whole is None or whole.status == "failed":
+                raise no_whole(whole)
+        except LatencyFailedError as error:
+            failed[str(architecture)] = str(error)
+            continue
+        # rows of older releases lack the work
+        works = [Work.from_dict(row.conditions.get("work")) or Work.of(workload) for workload, row in parts]
+        blocks = tuple((work, row.median_ms or 0.0) for work, (_, row) in zip(works, parts, strict=True))
+        records.append(_Record(architecture, whole, predictor.parts_sum(architecture), blocks))
+    return records
+
+
+def _compared(
+    model: LatencyModel, found: Sequence[_Record], others: dict[str, list[float]]
+) -> tuple[AuditedWhole, ...]:
+    """Predictions beside what was measured, the worst first."""
+    wholes = [
+        AuditedWhole(
+            record.architecture,
+            record.whole,
+            model.predict(record.sum),
+            {name: found_ms[place] for name, found_ms in others.items()},
+        )
+        for place, record in enumerate(found)
+    ]
+    return tuple(sorted(wholes, key=lambda whole: -abs(whole.error)))
 
 
 def _simpler_ms(known: Sequence[_Record], found: Sequence[_Record], roof: Roof) -> dict[str, list[float]]:
@@ -253,9 +265,7 @@ def explain(
 
     ``backend`` decides provider and threads; ``batch`` is in images per run.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_WEIGHTS_SEED)
-        detector = deployable(build_detector(architecture, num_classes))
+    detector = fresh_detector(architecture, num_classes)
     parts = inference_workloads(detector, batch)
     distinct = {part.key: part for part in parts}
     blocks = [(part.module, random_inputs(part.inputs, 0)) for part in distinct.values()]

@@ -12,12 +12,13 @@ from profiler.backends.onnxruntime import OnnxRuntimeBackend
 from profiler.errors import UserError
 from profiler.measuring.build_variance import BuildVariance, build_variance
 from profiler.table.latency_table import LatencyTable
+from profiler.workload import Workload
 from smnas.latency.audit import Audit, audit_latency, explain
 from smnas.latency.audit_file import write_audit
 from smnas.latency.coverage import by_demand, covering
 from smnas.latency.coverage_record import fingerprint, read_record, write_record
 from smnas.latency.detector_latency import DetectorLatency
-from smnas.latency.workloads import detector_workloads
+from smnas.latency.workloads import detector_workloads, fresh_detector, inference_workloads
 from smnas.space import streams
 from smnas.space.architecture import Architecture
 from smnas.space.preset import Space
@@ -123,7 +124,7 @@ def measure(
             on_progress(start + fraction * size, count, state.name)
 
         on_progress(start, count, "reading shapes")
-        reports.append(latency.complete(group, budget_s=remaining_s, caches=caches, on_progress=inside))
+        reports.append(latency.measure_blocks(group, budget_s=remaining_s, caches=caches, on_progress=inside))
     return Measured(
         sum(report.measured for report in reports),
         sum(report.cached for report in reports),
@@ -173,7 +174,11 @@ def rebuild(
     ``on_progress`` is called with blocks done, their number, and the next one. ``in_budget`` is checked before every
     block; once false, the remaining sample is skipped.
     """
-    blocks = latency.blocks(architectures[:_REBUILT_FROM])
+    distinct: dict[str, Workload] = {}
+    for one in architectures[:_REBUILT_FROM]:
+        real = inference_workloads(fresh_detector(one, latency.num_classes), latency.batch)
+        distinct |= {part.key: part for part in real if part.key not in distinct}
+    blocks = list(distinct.values())
     chosen = streams.rebuilding(seed).permutation(len(blocks))[:_REBUILT].tolist()
     found = []
     for number, index in enumerate(chosen):

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from profiler.errors import UserError
 from profiler.prediction.predict import LatencyModel
-from smnas.latency.detector_latency import DetectorLatency, MeasuredPart
+from smnas.latency.detector_latency import DetectorLatency
+from smnas.latency.prediction import MeasuredPart
 from smnas.space.architecture import Architecture, FPNSpec
 from smnas.space.families.super_blocks import SuperBlockPopulation, block_halvings, block_levels
 from smnas.space.super_block_cost import unit_weights
@@ -78,12 +79,13 @@ def fit_super_block_latency(detectors: Sequence[Architecture], latency: Detector
         )
     if len({_frame_of(detector) for detector in detectors}) != 1 or len(detectors) < 2:
         raise ValueError("at least two detectors with one neck, proposals, head and input are needed")
-    latency.complete(detectors)
-    samples = [_sample(detector, latency.measured_parts(detector)) for detector in detectors]
-    fitted = _fit(samples, frame, latency.model)
+    latency.measure_blocks(detectors)
+    predictor = latency.predictor
+    samples = [_sample(detector, predictor.measured_parts(detector)) for detector in detectors]
+    fitted = _fit(samples, frame, predictor.model)
     errors = []
     for left_out, sample in enumerate(samples):
-        without = _fit([other for index, other in enumerate(samples) if index != left_out], frame, latency.model)
+        without = _fit([other for index, other in enumerate(samples) if index != left_out], frame, predictor.model)
         errors.append(float(without.sums_ms(sample.backbone)[0]) / sample.total_ms - 1.0)
     return SuperBlockLatency(
         frame,

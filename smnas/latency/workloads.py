@@ -11,7 +11,9 @@ from smnas.models.detector import Detector
 from smnas.models.layers import NormKind
 from smnas.space.architecture import Architecture
 
-__all__ = ["detector_workloads", "inference_workloads", "whole_workload"]
+__all__ = ["detector_workloads", "fresh_detector", "inference_workloads", "whole_workload"]
+
+_WEIGHTS_SEED = 0
 
 
 def inference_workloads(detector: Detector, batch: int = 1) -> tuple[Workload, ...]:
@@ -42,6 +44,13 @@ def detector_workloads(
 ) -> tuple[Workload, ...]:
     """Workloads of an architecture with fresh weights; on ``meta`` they have shapes, keys and FLOPs but do not run."""
     return inference_workloads(deployable(build_detector(architecture, num_classes, norm=norm, device=device)), batch)
+
+
+def fresh_detector(architecture: Architecture, num_classes: int) -> Detector:
+    """A deployable detector on the CPU with the same random weights at every call; torch's generator is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_WEIGHTS_SEED)
+        return deployable(build_detector(architecture, num_classes))
 
 
 def whole_workload(detector: Detector, batch: int = 1) -> Workload:

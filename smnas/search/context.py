@@ -5,28 +5,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 from profiler.prediction.predict import Latency
 from smnas.data.coco import CocoFolder
-from smnas.latency.detector_latency import LatencyFailedError
+from smnas.latency.detector_latency import DetectorLatency
+from smnas.latency.prediction import LatencyFailedError
 from smnas.search.strategies.choices import Choices, DetectorChoices
 from smnas.search.study.settings import SearchSettings
 from smnas.space.architecture import Architecture
 from smnas.space.preset import Space
 
-__all__ = ["LatencyPredictor", "OnPrepare", "SearchContext"]
+__all__ = ["OnPrepare", "PredictLatency", "SearchContext"]
 
 OnPrepare = Callable[[str, float | None], None]
 """Callback during preparation: a line of text, and the fraction done or None."""
 
-
-class LatencyPredictor(Protocol):
-    """The part of :class:`smnas.latency.detector_latency.DetectorLatency` that a search needs."""
-
-    def predict(self, architecture: Architecture) -> Latency:
-        """End-to-end latency; raises :class:`smnas.latency.detector_latency.LatencyFailedError`."""
-        ...
+PredictLatency = Callable[[Architecture], Latency]
+"""End-to-end latency; raises :class:`smnas.latency.prediction.LatencyFailedError`. It may measure blocks first."""
 
 
 def _silent(_text: str, _done: float | None) -> None:
@@ -42,14 +37,16 @@ class SearchContext:
         latency: Predicts end-to-end latency before any training; None in a worker process.
         time_limit_s: Time limit of this run of the search; None: no limit.
         on_progress: Called during preparation.
+        profiler: Measures blocks; None where the device is not in this machine.
     """
 
     folder: Path
     settings: SearchSettings
     space: Space
-    latency: LatencyPredictor | None = None
+    latency: PredictLatency | None = None
     time_limit_s: float | None = None
     on_progress: OnPrepare = _silent
+    profiler: DetectorLatency | None = None
 
     @cached_property
     def choices(self) -> Choices:
@@ -81,7 +78,7 @@ class SearchContext:
         if self.latency is None or time.monotonic() > until:
             return None
         try:
-            return self.latency.predict(architecture).ms
+            return self.latency(architecture).ms
         except LatencyFailedError:
             return None
 

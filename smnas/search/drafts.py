@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from profiler.errors import UserError, one_line
-from smnas.latency.detector_latency import LatencyFailedError
-from smnas.search.context import LatencyPredictor
+from smnas.latency.prediction import LatencyFailedError
+from smnas.search.context import PredictLatency
 from smnas.search.pruning import why_beaten
 from smnas.search.ranking.notes import OVER_LIMIT, TOO_LARGE
 from smnas.search.study.candidate import Candidate, Complexity
@@ -28,7 +28,7 @@ class Judge:
     """
 
     settings: SearchSettings
-    latency: LatencyPredictor
+    latency: PredictLatency
     complexity: Callable[[Architecture], Complexity]
 
     def measured(self, draft: Candidate) -> Candidate:
@@ -46,7 +46,7 @@ class Judge:
             reason = f"{TOO_LARGE}: {size.parameters:,} parameters, the limit is {most:,}"
             return replace(draft, state="pruned", reason=reason)
         try:
-            latency = self.latency.predict(draft.architecture)
+            latency = self.latency(draft.architecture)
         except LatencyFailedError as error:
             return replace(draft, state="failed", reason=one_line(error))
         return replace(
@@ -70,7 +70,7 @@ class Judge:
         if limit is None:
             return True
         try:
-            return self.latency.predict(architecture).ms <= limit * self.settings.latency_tolerance
+            return self.latency(architecture).ms <= limit * self.settings.latency_tolerance
         except LatencyFailedError:
             return True
 

@@ -54,11 +54,12 @@ def play(case: str) -> dict[str, Any]:
     stages = changes.pop("trials")
     settings = stub.settings(**changes, **method.settings(stages.structural, stages.modular))
     quick = settings.scorer != trainer.name
-    latency = LawfulLatency() if case == "mae-det" else stub.StubLatency()
+    profiler = LawfulLatency() if case == "mae-det" else None
+    predict = stub.StubLatency() if profiler is None else profiler.measure_and_predict
     with TemporaryDirectory() as folder, patch.object(zero_shot, "_STEPS", 3000):
         run = Path(folder) / "run"
         ranking = run_search(
-            SearchContext(run, settings, load_space(settings.preset), latency),
+            SearchContext(run, settings, load_space(settings.preset), predict, profiler=profiler),
             scorers=InProcess(ScorerOnDevices(settings.scorer, run, None, ("cpu",))(0))
             if quick
             else InProcess(trainer),  # type: ignore[arg-type]

@@ -1,7 +1,9 @@
 """A law in place of measured blocks, for tests of the strategy ``mae-det``."""
 
+from typing import Self
+
 from profiler.prediction.predict import Latency, LatencyModel
-from smnas.latency.detector_latency import MeasuredPart
+from smnas.latency.prediction import MeasuredPart
 from smnas.space.architecture import Architecture
 from smnas.space.convolutions import multiply_adds
 
@@ -14,8 +16,12 @@ class LawfulLatency:
     def __init__(self) -> None:
         self.completed: list[Architecture] = []
 
-    def complete(self, architectures: list[Architecture]) -> None:
+    def measure_blocks(self, architectures: list[Architecture]) -> None:
         self.completed += architectures
+
+    @property
+    def predictor(self) -> Self:
+        return self
 
     def measured_parts(self, architecture: Architecture) -> tuple[MeasuredPart, ...]:
         width, height = architecture.input_width, architecture.input_height
@@ -31,6 +37,6 @@ class LawfulLatency:
         parts = [MeasuredPart("backbone.stem", 0.1), *map(MeasuredPart, names, units)]
         return (*parts, MeasuredPart("neck", 0.9), MeasuredPart("head", 2.0))
 
-    def predict(self, architecture: Architecture) -> Latency:
+    def measure_and_predict(self, architecture: Architecture) -> Latency:
         ms = sum(part.ms for part in self.measured_parts(architecture))
         return Latency(ms, ms, ms, True)

@@ -52,10 +52,10 @@ class StubLatency:
     broken: set[str] = field(default_factory=set)
     asked: list[str] = field(default_factory=list)
 
-    def predict(self, a: Architecture) -> Latency:
+    def __call__(self, a: Architecture) -> Latency:
         self.asked.append(str(a))
         if str(a) in self.broken:
-            from smnas.latency.detector_latency import LatencyFailedError  # loads torch, which no worker process needs
+            from smnas.latency.prediction import LatencyFailedError  # loads torch, which no worker process needs
 
             raise LatencyFailedError("the backend refused the graph")
         ms = 1.0 + load_of(a) * (0.95 + 0.1 * noise("latency", a))

@@ -118,7 +118,7 @@ def test_a_complete_preset_is_known_without_reading_it_again(tmp_path: Path, mon
         blocks = len({workload.key for workload in detector_workloads(some[0], 3)})
         assert cover(some) == (blocks, 0)
         with monkeypatch.context() as patch:
-            patch.delattr(DetectorLatency, "complete")
+            patch.delattr(DetectorLatency, "measure_blocks")
             assert cover(some) == (0, blocks)  # nothing is read: the record alone answers
         record = tmp_path / "table.db.coverage.json"
         keys = json.loads(record.read_text())

@@ -22,7 +22,8 @@ from profiler.timing.measurement import TimingSettings
 from profiler.work import Work
 from profiler.workload import Workload, random_inputs
 from smnas.latency.audit import audit_latency, explain
-from smnas.latency.detector_latency import DetectorLatency, LatencyFailedError
+from smnas.latency.detector_latency import DetectorLatency
+from smnas.latency.prediction import LatencyFailedError, LatencyPredictor
 from smnas.latency.workloads import detector_workloads, inference_workloads, whole_workload
 from smnas.models.build import build_detector, deployable
 from smnas.space.architecture import Architecture
@@ -82,7 +83,7 @@ def fill(
 
 def test_without_wholes_a_prediction_is_the_plain_sum_and_says_so(table: LatencyTable, idle: IdleBackend) -> None:
     total = fill(table, idle, TWO_STAGE)
-    latency = DetectorLatency(CLASSES, idle, table).predict(TWO_STAGE)
+    latency = DetectorLatency(CLASSES, idle, table).measure_and_predict(TWO_STAGE)
     assert latency.ms == pytest.approx(total)
     assert not latency.calibrated
     assert latency.low_ms < total < latency.high_ms
@@ -92,14 +93,14 @@ def test_wholes_in_the_table_calibrate(table: LatencyTable, idle: IdleBackend) -
     for architecture in (SMALL, DEEPER):
         fill(table, idle, architecture, 0.8 * fill(table, idle, architecture))
     total = fill(table, idle, WIDER)
-    latency = DetectorLatency(CLASSES, idle, table).predict(WIDER)
+    latency = DetectorLatency(CLASSES, idle, table).measure_and_predict(WIDER)
     assert latency.ms == pytest.approx(0.8 * total)
     assert latency.calibrated
 
 
 def test_wholes_of_another_number_of_classes_do_not_calibrate(table: LatencyTable, idle: IdleBackend) -> None:
     fill(table, idle, SMALL, 0.8 * fill(table, idle, SMALL))
-    model = DetectorLatency(CLASSES + 1, idle, table).model
+    model = DetectorLatency(CLASSES + 1, idle, table).predictor.model
     assert model == LatencyModel.fit([], [])
 
 
@@ -108,12 +109,12 @@ def test_calibrate_fits_on_what_it_is_given_alone(table: LatencyTable, idle: Idl
     for architecture, factor in ((SMALL, 0.7), (DEEPER, 0.9), (WIDER, 5.0)):
         fill(table, idle, architecture, factor * sums[architecture])
     latency = DetectorLatency(CLASSES, idle, table)
-    calibration = latency.calibrate([SMALL, DEEPER, SMALL])
+    calibration = latency.measure_calibration([SMALL, DEEPER, SMALL])
     assert (calibration.wholes, calibration.failed) == (2, ())
     parts = [PartsSum(sums[a], 0.0, len(keys_of(a))) for a in (SMALL, DEEPER)]
     by_hand = LatencyModel.fit(parts, [0.7 * sums[SMALL], 0.9 * sums[DEEPER]])
     assert calibration.model.scale == pytest.approx(by_hand.scale)
-    assert latency.predict(TWO_STAGE).ms == pytest.approx(by_hand.scale * sums[TWO_STAGE])
+    assert latency.measure_and_predict(TWO_STAGE).ms == pytest.approx(by_hand.scale * sums[TWO_STAGE])
 
 
 def test_a_prediction_is_a_function_of_table_and_calibration(table: LatencyTable, idle: IdleBackend) -> None:
@@ -121,12 +122,12 @@ def test_a_prediction_is_a_function_of_table_and_calibration(table: LatencyTable
         fill(table, idle, architecture, 0.8 * fill(table, idle, architecture) + 1)
     fill(table, idle, TWO_STAGE)
     one = DetectorLatency(CLASSES, idle, table, seed=1)
-    one.calibrate([SMALL, DEEPER])
-    first = one.predict(TWO_STAGE)
+    one.measure_calibration([SMALL, DEEPER])
+    first = one.measure_and_predict(TWO_STAGE)
     fill(table, idle, WIDER, 1000.0)  # a whole measured later
     two = DetectorLatency(CLASSES, idle, table, seed=2)
-    two.calibrate([SMALL, DEEPER])
-    assert one.predict(TWO_STAGE) == two.predict(TWO_STAGE) == first
+    two.measure_calibration([SMALL, DEEPER])
+    assert one.measure_and_predict(TWO_STAGE) == two.measure_and_predict(TWO_STAGE) == first
 
 
 def test_a_failed_part_is_a_reason(table: LatencyTable, idle: IdleBackend) -> None:
@@ -135,9 +136,9 @@ def test_a_failed_part_is_a_reason(table: LatencyTable, idle: IdleBackend) -> No
     fill(table, idle, SMALL)
     latency = DetectorLatency(CLASSES, idle, table)
     with pytest.raises(LatencyFailedError, match="postprocess has no latency: RuntimeError: no kernel") as error:
-        latency.predict(SMALL)
+        latency.measure_and_predict(SMALL)
     assert "\n" not in str(error.value)
-    calibration = latency.calibrate([SMALL])
+    calibration = latency.measure_calibration([SMALL])
     assert calibration.wholes == 0
     assert "no latency" in calibration.failed[0][1]
 
@@ -145,25 +146,25 @@ def test_a_failed_part_is_a_reason(table: LatencyTable, idle: IdleBackend) -> No
 def test_missing_parts_are_measured_once(table: LatencyTable, eager: EagerBackend, idle: IdleBackend) -> None:
     events: list[Progress] = []
     latency = DetectorLatency(CLASSES, eager, table, timing=QUICK, on_progress=events.append)
-    first = latency.predict(SMALL)
+    first = latency.measure_and_predict(SMALL)
     assert first.ms > 0
     rows = {row.key: row for row in table.rows()}
     assert set(keys_of(SMALL)) == set(rows)
     assert first.ms == pytest.approx(sum(rows[key].median_ms for key in keys_of(SMALL)))
     assert events[-1].done == events[-1].total == len(rows)
-    assert DetectorLatency(CLASSES, idle, table).predict(SMALL) == first
+    assert DetectorLatency(CLASSES, idle, table).measure_and_predict(SMALL) == first
 
-    report = latency.complete([SMALL, DEEPER])
+    report = latency.measure_blocks([SMALL, DEEPER])
     new = set(keys_of(DEEPER)) - set(keys_of(SMALL))
     assert report.measured == len(new)
     assert report.cached == len(set(keys_of(SMALL)))
 
 
 def test_complete_measures_no_key_twice(table: LatencyTable, eager: EagerBackend) -> None:
-    report = DetectorLatency(CLASSES, eager, table, timing=QUICK).complete([SMALL, DEEPER, SMALL])
+    report = DetectorLatency(CLASSES, eager, table, timing=QUICK).measure_blocks([SMALL, DEEPER, SMALL])
     assert report.measured == table.count() == len({*keys_of(SMALL), *keys_of(DEEPER)})
     assert report.cached == 0
-    assert DetectorLatency(CLASSES, eager, table, timing=QUICK).complete([SMALL, DEEPER]).measured == 0
+    assert DetectorLatency(CLASSES, eager, table, timing=QUICK).measure_blocks([SMALL, DEEPER]).measured == 0
 
 
 def test_a_whole_is_measured_once_and_kept(table: LatencyTable, eager: EagerBackend, idle: IdleBackend) -> None:
@@ -184,16 +185,16 @@ def test_a_whole_that_does_not_run_is_a_reason(table: LatencyTable, eager: Eager
     latency = DetectorLatency(CLASSES, Broken(cpu_device(), 1), table, timing=QUICK)
     with pytest.raises(LatencyFailedError, match="no such operator"):
         latency.measure_whole(SMALL)
-    assert latency.calibrate([SMALL]).failed == (
+    assert latency.measure_calibration([SMALL]).failed == (
         (SMALL, "the whole detector has no latency: RuntimeError: no such operator"),
     )
-    assert not latency.predict(SMALL).calibrated
+    assert not latency.measure_and_predict(SMALL).calibrated
 
 
 def test_batch_and_precision_are_part_of_the_target(table: LatencyTable, eager: EagerBackend) -> None:
     two = DetectorLatency(CLASSES, eager, table, batch=2, timing=QUICK)
     assert (two.target.batch, two.target.precision, two.target.threads) == (2, "fp32", 1)
-    two.predict(SMALL)
+    two.measure_and_predict(SMALL)
     assert {row.target for row in table.rows()} == {two.target}
     assert not {row.key for row in table.rows()} & set(keys_of(SMALL))
     with pytest.raises(UserError, match="batch >= 1"):
@@ -206,7 +207,7 @@ def test_the_generator_of_torch_is_left_alone(table: LatencyTable, eager: EagerB
     torch.manual_seed(5)
     expected = torch.rand(2)
     torch.manual_seed(5)
-    DetectorLatency(CLASSES, eager, table, timing=QUICK).calibrate([SMALL])
+    DetectorLatency(CLASSES, eager, table, timing=QUICK).measure_calibration([SMALL])
     assert torch.equal(torch.rand(2), expected)
 
 
@@ -214,8 +215,8 @@ def test_the_generator_of_torch_is_left_alone(table: LatencyTable, eager: EagerB
 def test_measured_wholes_calibrate_as_the_rows_say(table: LatencyTable, eager: EagerBackend) -> None:
     """Real measurements, then the whole chain again from the table's rows alone."""
     latency = DetectorLatency(CLASSES, eager, table, timing=QUICK)
-    assert latency.calibrate([SMALL, WIDER]).wholes == 2
-    predicted = latency.predict(DEEPER)
+    assert latency.measure_calibration([SMALL, WIDER]).wholes == 2
+    predicted = latency.measure_and_predict(DEEPER)
     rows = table.current(latency.target)
     wholes = [row.median_ms for row in rows.values() if row.kind == "whole"]
     sums = {a: sum(rows[key].median_ms for key in keys_of(a)) for a in (SMALL, WIDER, DEEPER)}
@@ -259,29 +260,30 @@ def test_blocks_compute_in_integers_what_their_whole_does(neck_and_head: str) ->
 
 @pytest.mark.slow
 def test_many_predictions_are_the_single_ones(table: LatencyTable, eager: EagerBackend, idle: IdleBackend) -> None:
-    """Measured where the table lacks parts, then equal to one by one; what has a part that does not run is NaN."""
+    """Equal to one by one; what has a part that does not run is NaN."""
     latency = DetectorLatency(CLASSES, eager, table, timing=QUICK)
-    many = latency.predict_many([SMALL, TWO_STAGE, SMALL])
+    latency.measure_blocks([SMALL, TWO_STAGE])
+    many = latency.predictor.predict_many([SMALL, TWO_STAGE, SMALL])
     again = DetectorLatency(CLASSES, idle, table)
     for place, architecture in enumerate((SMALL, TWO_STAGE, SMALL)):
-        one = again.predict(architecture)
+        one = again.measure_and_predict(architecture)
         assert (many.ms[place], many.low_ms[place]) == pytest.approx((one.ms, one.low_ms), rel=1e-12)
     assert np.isfinite(many.ms).all()
     own = next(key for key in keys_of(WIDER) if key not in {*keys_of(SMALL), *keys_of(TWO_STAGE)})
     table.add(Row(own, "stem", measurement_target(idle), status="failed", reason="RuntimeError: no kernel"))
     fill(table, idle, WIDER)
     with pytest.raises(LatencyFailedError):
-        again.predict(WIDER)
-    assert np.isnan(again.predict_many([WIDER, SMALL]).ms).tolist() == [True, False]
+        again.measure_and_predict(WIDER)
+    assert np.isnan(again.predictor.predict_many([WIDER, SMALL]).ms).tolist() == [True, False]
 
 
 @pytest.mark.slow
 def test_guessed_parts_widen_the_interval_and_measure_nothing(table: LatencyTable, idle: IdleBackend) -> None:
     for architecture in (SMALL, TWO_STAGE, WIDER):
         fill(table, idle, architecture)
-    latency = DetectorLatency(CLASSES, idle, table)
+    latency = LatencyPredictor(table.current(measurement_target(idle)), CLASSES, interpolates=True)
     unmeasured = Architecture.parse("basicblock_12_1-2-2+fpn_3-4_16+norpn+retina_16_1+64x64")
-    guessed = latency.predict_many([SMALL, unmeasured], interpolate=True)
+    guessed = latency.predict_many([SMALL, unmeasured])
     width = (guessed.high_ms - guessed.low_ms) / guessed.ms
     assert width[1] > width[0]
     value = latency.value([SMALL, unmeasured])
@@ -294,30 +296,35 @@ def test_guessed_parts_widen_the_interval_and_measure_nothing(table: LatencyTabl
     ]
     for row in cold:
         table.add(replace(row, conditions={**row.conditions, "caches": "cold"}))
-    again = latency.predict_many([SMALL, unmeasured], interpolate=True)
+    again = replace(latency, rows=table.current(measurement_target(idle))).predict_many([SMALL, unmeasured])
     assert again.ms.tolist() == guessed.ms.tolist(), "guesses are of hot runs"
-    with LatencyTable(table.path.with_name("empty.db")) as empty, pytest.raises(FewRowsError):
-        DetectorLatency(CLASSES, idle, empty).predict_many([SMALL], interpolate=True)
+    with pytest.raises(FewRowsError):
+        LatencyPredictor({}, CLASSES, interpolates=True).predict_many([SMALL])
+    one = latency.predict(unmeasured)
+    assert (one.ms, one.low_ms, one.high_ms) == pytest.approx((guessed.ms[1], guessed.low_ms[1], guessed.high_ms[1]))
+    rows = {row.key: row.median_ms for row in table.rows()}
+    assert one.measured == pytest.approx(sum(rows.get(key, 0.0) for key in keys_of(unmeasured)) / one.ms)
+    assert 0 < one.measured < 1 == latency.predict(SMALL).measured
 
 
 def test_a_budget_stops_and_the_next_call_goes_on(table: LatencyTable, eager: EagerBackend) -> None:
     latency = DetectorLatency(CLASSES, eager, table, timing=QUICK)
     wanted = set(keys_of(TWO_STAGE))
-    first = latency.complete([TWO_STAGE], budget_s=0.0)
+    first = latency.measure_blocks([TWO_STAGE], budget_s=0.0)
     assert (first.measured, len(first.left)) == (0, len(wanted))
-    rest = latency.complete([TWO_STAGE], budget_s=60.0)
+    rest = latency.measure_blocks([TWO_STAGE], budget_s=60.0)
     assert (rest.measured, rest.left) == (len(wanted), ())
 
 
 def test_cold_rows_are_their_own_and_no_prediction_reads_them(table: LatencyTable, eager: EagerBackend) -> None:
     latency = DetectorLatency(CLASSES, eager, table, timing=QUICK)
-    latency.complete([SMALL])
-    before = latency.predict(SMALL)
+    latency.measure_blocks([SMALL])
+    before = latency.measure_and_predict(SMALL)
     hot = {row.key for row in table.rows()}
-    assert latency.complete([SMALL], caches="cold").measured == len(hot)
+    assert latency.measure_blocks([SMALL], caches="cold").measured == len(hot)
     assert {row.key for row in table.rows()} == hot | {f"{key}|cold" for key in hot}
-    assert latency.predict(SMALL) == before
-    assert latency.complete([SMALL], caches="cold").measured == 0
+    assert latency.measure_and_predict(SMALL) == before
+    assert latency.measure_blocks([SMALL], caches="cold").measured == 0
 
 
 def test_an_audit_that_fitted_nothing_takes_no_flops_for_milliseconds(table: LatencyTable, idle: IdleBackend) -> None:

@@ -13,6 +13,7 @@ from profiler.errors import UserError
 from profiler.measuring.profile import measurement_target
 from profiler.table.latency_table import LatencyTable, Row
 from smnas.latency.detector_latency import DetectorLatency
+from smnas.latency.prediction import whole_key
 from smnas.latency.super_blocks import fit_super_block_latency, non_negative_least_squares
 from smnas.latency.workloads import detector_workloads
 from smnas.space.architecture import Architecture
@@ -56,7 +57,7 @@ def test_a_population_is_predicted_as_each_of_its_detectors(noise: float, tolera
         latency = DetectorLatency(CLASSES, backend, table)
         fitted = fit_super_block_latency(known, latency)
         population = SuperBlockPopulation.of([a.backbone for a in new])  # type: ignore[misc]
-        expected = [latency.predict(a).ms for a in new]
+        expected = [latency.measure_and_predict(a).ms for a in new]
         assert fitted(population) == pytest.approx(expected, rel=tolerance)
         assert fitted.relative_error == pytest.approx(0.0, abs=tolerance)
         if noise:
@@ -69,7 +70,7 @@ def test_a_population_is_predicted_as_each_of_its_detectors(noise: float, tolera
                 )
                 for one in known
             ]
-            errors = [ms / latency.parts_sum(one).ms - 1 for ms, one in zip(without, known, strict=True)]
+            errors = [ms / latency.predictor.parts_sum(one).ms - 1 for ms, one in zip(without, known, strict=True)]
             assert fitted.relative_error == pytest.approx(np.sqrt(np.mean(np.square(errors)))), "each left out in turn"
 
 
@@ -80,17 +81,17 @@ def test_the_fit_goes_through_the_calibration_on_wholes(tmp_path: Path) -> None:
         for architecture in known:
             fill(table, backend, architecture)
         latency = DetectorLatency(CLASSES, backend, table)
-        parts = latency.measured_parts(known[0])
+        parts = latency.predictor.measured_parts(known[0])
         assert [part.name for part in parts][:2] == ["backbone.stem", "backbone.stage1.block1"]
-        assert sum(part.ms for part in parts) == pytest.approx(latency.predict(known[0]).ms)
+        assert sum(part.ms for part in parts) == pytest.approx(latency.measure_and_predict(known[0]).ms)
         plain = fit_super_block_latency(known, latency)
         target = measurement_target(backend)
         for architecture in known[:2]:
-            key = latency._whole(architecture, device="meta").key
-            ms = 0.7 * sum(part.ms for part in latency.measured_parts(architecture))
+            key = whole_key(architecture, CLASSES, 1)
+            ms = 0.7 * sum(part.ms for part in latency.predictor.measured_parts(architecture))
             table.add(Row(key, "whole", target, "whole", median_ms=ms, low_ms=ms, high_ms=ms))
         calibrated = DetectorLatency(CLASSES, backend, table)
-        calibrated.calibrate(known[:2])
+        calibrated.measure_calibration(known[:2])
         population = SuperBlockPopulation.of([a.backbone for a in known])  # type: ignore[misc]
         assert fit_super_block_latency(known, calibrated)(population) == pytest.approx(0.7 * plain(population))
 

@@ -312,7 +312,6 @@ def test_a_larger_search_samples_latencies_within_a_tenth_of_its_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, time_limit_s: float | None, least: int, most: int
 ) -> None:
     latency = stub.StubLatency()
-    predict = latency.predict
     at_first: list[int] = []
     now = [0.0]
     if time_limit_s is not None:
@@ -320,13 +319,12 @@ def test_a_larger_search_samples_latencies_within_a_tenth_of_its_time(
 
     def slowly(a: Architecture) -> Latency:
         now[0] += 0.05  # a second holds 20
-        return predict(a)
+        return latency(a)
 
     def watch(event: SearchEvent) -> None:
         if event.stage == "joint" and not at_first:
             at_first.append(len(latency.asked))
 
-    latency.predict = slowly  # type: ignore[method-assign]
     settings = halving_settings(trials=StageTrials(structural=20, modular=20))
-    search(tmp_path, settings, latency=latency, time_limit_s=time_limit_s, on_event=watch)
+    search(tmp_path, settings, latency=slowly, time_limit_s=time_limit_s, on_event=watch)
     assert least <= at_first[0] <= most

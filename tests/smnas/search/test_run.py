@@ -388,7 +388,7 @@ def test_a_prior_orders_what_is_trained(tmp_path: Path) -> None:
 
 def test_a_prior_leaves_out_what_is_too_slow(tmp_path: Path) -> None:
     latency = stub.StubLatency()
-    limit = float(np.median([latency.predict(a).ms for a in NANO.structures[::20]]))
+    limit = float(np.median([latency(a).ms for a in NANO.structures[::20]]))
     pruned = []
     for prior in (None, "entropy"):
         settings = stub.settings(

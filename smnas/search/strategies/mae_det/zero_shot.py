@@ -14,11 +14,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 
 from profiler.atomic import write_whole
+from profiler.errors import UserError
 from smnas.latency.detector_latency import DetectorLatency
 from smnas.latency.super_blocks import fit_super_block_latency
 from smnas.scoring.entropy import ENTROPY_FORMS, PUBLISHED, EntropyForm
@@ -109,17 +110,20 @@ def mae_det(context: SearchContext) -> Strategy:
 
     Args:
         context: Its space gives the baseline and the layers that a backbone may have; its settings the seed, the
-            latency limit (None: the baseline's latency) and the trials; its latency measures blocks.
+            latency limit (None: the baseline's latency) and the trials; its profiler measures blocks.
 
     Raises:
         RunFolderError: ``zero-shot.json`` cannot be read.
         SpaceError, LatencyFailedError, UserError: see :func:`zero_shot_search`.
+        UserError: the device is not in this machine.
     """
     settings, file = context.settings, RunFolder(context.folder).zero_shot
     if not file.exists():
+        if context.profiler is None:
+            raise UserError(f"{MAE_DET.name} measures blocks, but {settings.device} is not in this machine")
         result = zero_shot_search(
             context.space.baseline_architecture,
-            cast("DetectorLatency", context.latency),  # blocks are measured: predictions alone are not enough
+            context.profiler,
             layers=context.space.modular.super_block_layers,
             limit_ms=settings.latency_ms,
             form=ENTROPY_FORMS.get(settings.scorer, PUBLISHED),
@@ -170,7 +174,7 @@ def zero_shot_search(
             f"a backbone of super-blocks has the stem's layer and three for every stage of {frame.backbone} at least, "
             f"but a search may have {layers} (super_block_layers of the space)"
         )
-    limit = latency.predict(frame).ms if limit_ms is None else limit_ms
+    limit = latency.measure_and_predict(frame).ms if limit_ms is None else limit_ms
     size = (frame.input_width, frame.input_height)
     bounds = MoveBounds(layers=layers, image=size)
     search = EntropySearch(Budget(layers=layers, latency_ms=limit), bounds, size, form, steps=steps, pareto=True)

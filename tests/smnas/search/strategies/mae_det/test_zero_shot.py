@@ -35,7 +35,7 @@ def test_what_is_found_keeps_the_limit_by_other_means(found) -> None:  # type: i
     for candidate in found.candidates:
         architecture = Architecture.parse(candidate.architecture)
         chain = architecture.backbone.convolutions()
-        assert latency.predict(architecture).ms == pytest.approx(candidate.latency_ms, rel=1e-6)
+        assert latency.measure_and_predict(architecture).ms == pytest.approx(candidate.latency_ms, rel=1e-6)
         assert candidate.latency_ms <= 3.25
         assert candidate.layers == layers(chain) <= 31
         assert candidate.parameters == parameters(chain)
@@ -101,7 +101,7 @@ def settings(**values: object) -> SearchSettings:
 
 def test_a_run_keeps_its_candidates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("smnas.search.strategies.mae_det.zero_shot._STEPS", 3000)
-    strategy = mae_det(SearchContext(tmp_path, settings(), NANO, LawfulLatency()))
+    strategy = mae_det(SearchContext(tmp_path, settings(), NANO, profiler=LawfulLatency()))
     (stage,) = strategy.stages
     assert (strategy.name, stage.name, stage.trials) == ("mae-det", "modular", 3)
     again = mae_det(SearchContext(tmp_path, settings(), NANO))
