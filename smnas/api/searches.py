@@ -175,10 +175,12 @@ def search(
     from smnas.search.context import SearchContext
     from smnas.search.method import choose_method
     from smnas.search.study.settings import (
-        DataFacts,
         SearchSettings,
+        data_facts,
+        data_root,
         prepare_run_folder,
         read_settings,
+        run_digest,
         space_of_run,
         space_settings,
     )
@@ -207,6 +209,8 @@ def search(
         import_ray()
     if table is not None:
         LatencyTable(Path(table)).close()
+    if data is None and before is not None and (found := data_root(files.path, before.data)) != files.data:
+        data = found
     root = data or _generated(files.data, on_progress)
     folder = open_data(root, drop_bad_boxes=drop_bad_boxes, drop_bad_images=drop_bad_images)
     if before is None:
@@ -217,14 +221,7 @@ def search(
     settings = SearchSettings(
         smnas=__version__,
         **space_settings(preset, space),
-        data=DataFacts(
-            root=str(folder.root.resolve()),
-            classes=folder.classes,
-            train_images=train_images,
-            val_images=len(folder.split("val")),
-            drop_bad_boxes=drop_bad_boxes,
-            drop_bad_images=drop_bad_images,
-        ),
+        data=data_facts(folder, files.path),
         device=runner.device.name,
         backend=runner.name,
         precision=precision,
@@ -237,6 +234,7 @@ def search(
         storage=storage,
         study=study_name(files.path, storage) if before is None else before.study,
         warm_start=tuple(str(Path(run).resolve()) for run in warm_start),
+        warm_start_digests=tuple(run_digest(Path(run)) for run in warm_start),
         **method.settings(*trials),
         versions=_versions(runner),
         generation=generation or (max(2, workers) if before is None else before.generation),
@@ -268,7 +266,7 @@ def search(
         _loop(context, method.strategy, scorer, pool, on_event, on_training)
     if deploy:
         _deploy(files.path, folder, runner, on_progress)
-    write_report(files.path, data_root=folder.root, table=None if table is None else Path(table))
+    write_report(files.path, images=folder, table=None if table is None else Path(table))
     return SearchRun(files.path)
 
 
@@ -291,17 +289,17 @@ def report(
     """
     from profiler.table.latency_table import LatencyTable
     from smnas.report.page import write_report
+    from smnas.search.study.settings import read_settings
 
     # A page does without what has gone since the search, but not in silence without what was asked for.
     if table is not None:
         LatencyTable(Path(table), read_only=True).close()
+    folder = None
     if data is not None:
-        open_data(data, drop_bad_boxes=True)
+        bad_images = read_settings(Path(run)).data.drop_bad_images
+        folder = open_data(data, drop_bad_boxes=True, drop_bad_images=bad_images, note=False)
     return write_report(
-        Path(run),
-        None if out is None else Path(out),
-        data_root=None if data is None else Path(data),
-        table=None if table is None else Path(table),
+        Path(run), None if out is None else Path(out), images=folder, table=None if table is None else Path(table)
     )
 
 
@@ -381,8 +379,8 @@ def _pool(
         scorer,
         folder.root.resolve(),
         recipe,
-        drop_bad_boxes=settings.data.drop_bad_boxes,
-        drop_bad_images=settings.data.drop_bad_images,
+        drop_bad_boxes=folder.drop_bad_boxes,
+        drop_bad_images=folder.drop_bad_images,
     )
     if ray is not None:
         from smnas.scoring.workers.ray import RayWorkers

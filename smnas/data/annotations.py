@@ -5,11 +5,13 @@ boxes of COCO take 60 MB instead of gigabytes of dictionaries); segmentations ar
 """
 
 import gc
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,21 @@ class AnnotationFile:
     offsets: NDArray[np.int64]
     dropped: int
     root: int | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """Digests of the images' names and sizes, and of the boxes with their classes, joined by a dash.
+
+        Neither the order of entries nor their ids nor the layout of the file matter.
+        """
+        images = list(zip(self.file_names, *self.sizes.T.tolist(), strict=True))
+        place = {image: number for number, image in enumerate(sorted(set(images)))}
+        owners = np.repeat([place[image] for image in images], np.diff(self.offsets))
+        # adding 0 turns -0 into 0
+        rows = np.column_stack([owners, self.labels, self.crowd, self.boxes, self.areas]).astype("<f8") + 0.0
+        rows = rows[np.lexsort(rows.T[::-1])]
+        parts = json.dumps(sorted(images)).encode(), rows.tobytes()
+        return "-".join(hashlib.sha256(part).hexdigest()[:16] for part in parts)
 
     def without_class(self, label: int) -> "AnnotationFile":
         """Return a copy without a class that no box has."""

@@ -103,6 +103,16 @@ class DetectionDataset:
         """Number of annotations left out for their boxes (0 unless requested)."""
         return self._annotations.dropped
 
+    @property
+    def box_count(self) -> int:
+        """Number of annotations, crowds included."""
+        return len(self._annotations.boxes)
+
+    @property
+    def digest(self) -> str:
+        """Digest of the annotated images and boxes, see :attr:`~smnas.data.annotations.AnnotationFile.digest`."""
+        return self._annotations.digest
+
     @cached_property
     def image_ids(self) -> tuple[int, ...]:
         """Id of each image in the annotation file."""
@@ -295,6 +305,7 @@ class CocoFolder:
     ) -> None:
         self.root = Path(root)
         self.drop_bad_boxes = drop_bad_boxes
+        self.drop_bad_images = drop_bad_images
         if not self.root.is_dir():
             raise DataError(f"a data set must be a folder, but there is no folder {self.root}")
         self.dropped_images = 0

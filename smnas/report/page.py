@@ -15,6 +15,7 @@ from plotly.offline import get_plotlyjs
 
 from profiler.atomic import write_whole
 from profiler.errors import UserError
+from smnas.data.coco import CocoFolder
 from smnas.report import data, figures
 from smnas.report.blocks import blocks_of_run
 from smnas.report.controls import score_controls
@@ -33,7 +34,7 @@ _NOTHING = "\N{EN DASH}"
 
 
 def write_report(
-    run_folder: Path, out: Path | None = None, *, data_root: Path | None = None, table: Path | None = None
+    run_folder: Path, out: Path | None = None, *, images: CocoFolder | None = None, table: Path | None = None
 ) -> Path:
     """Write the report of a run folder.
 
@@ -43,7 +44,7 @@ def write_report(
     Args:
         run_folder: Output of ``smnas-search --out``; the search may still be running.
         out: File to write, atomically; ``run_folder/report.html`` by default.
-        data_root: Data set; by default where it was during the search.
+        images: Data set; by default the search's, where it was last found.
         table: Latency table; by default the run folder's own.
 
     Returns:
@@ -60,7 +61,7 @@ def write_report(
     missing = []
     if run.winner is not None:
         try:
-            samples = sample_detections(run, data=data_root)
+            samples = sample_detections(run, data=images)
         except UserError as error:
             missing.append(f"Sample detections are left out: {error}.")
         try:

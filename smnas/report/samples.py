@@ -1,7 +1,6 @@
 """Detections of the recommended detector on validation images."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from PIL import Image
 
@@ -10,6 +9,7 @@ from smnas.data.coco import CocoFolder
 from smnas.inference.detector import Detection, Detector
 from smnas.inference.draw import draw_detections, drawn_name
 from smnas.report.run_folder import RunFolder
+from smnas.search.study.settings import open_data
 
 __all__ = ["Sample", "sample_detections"]
 
@@ -24,24 +24,21 @@ class Sample:
     image: Image.Image
 
 
-def sample_detections(run: RunFolder, count: int = 6, data: Path | None = None) -> tuple[Sample, ...]:
+def sample_detections(run: RunFolder, count: int = 6, data: CocoFolder | None = None) -> tuple[Sample, ...]:
     """Draw the winner's detections on validation images, spread evenly over the split.
 
     Args:
         run: Its recommended row names the exported file.
         count: Most images.
-        data: Data set; by default where it was during the search.
+        data: Data set; by default the search's, where it was last found.
 
     Raises:
-        UserError: no exported winner, or no data set.
+        UserError: no exported winner, or no data set, or another one.
     """
     winner = run.winner
     if winner is None or winner.model is None:
         raise UserError("sample detections need an exported detector, but the run folder recommends none that is")
-    facts = run.settings.data
-    root = data or Path(facts.root)
-    folder = CocoFolder(root, drop_bad_boxes=facts.drop_bad_boxes, drop_bad_images=facts.drop_bad_images)
-    dataset = folder.split("val")
+    dataset = (data or open_data(run.path, run.settings.data)).split("val")
     detector = Detector(run.path / winner.model, score=_SCORE)
     shown = min(count, len(dataset))
     samples = []

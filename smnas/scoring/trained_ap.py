@@ -146,6 +146,11 @@ class TrainedAP:
                     )
                 )
 
+        size, smallest = (architecture.input_width, architecture.input_height), recipe.augmentation.min_side_px
+        if not self._train.boxes_left(*size, smallest)[0]:
+            raise ScoringFailedError(
+                f"no training box is {smallest:g} pixels wide and high on an input of {size[0]}x{size[1]}"
+            )
         try:
             detector = self._build(architecture, seed)
             on_the_way = _Evaluations(lambda subject: self._evaluate(subject, recipe, on_progress))
@@ -158,6 +163,7 @@ class TrainedAP:
                 replicas=self.replicas,
                 out_dir=out_dir,
                 pretrained=None if self.pretrained is None else _digest(self.pretrained),
+                validation=self._val,
                 stop_epoch=stop_epoch,
                 evaluate=on_the_way,
                 on_epoch=self.on_epoch,

@@ -11,7 +11,7 @@ from smnas.data.coco import CocoFolder
 from smnas.latency.detector_latency import DetectorLatency
 from smnas.latency.prediction import LatencyFailedError
 from smnas.search.strategies.choices import Choices, DetectorChoices
-from smnas.search.study.settings import SearchSettings
+from smnas.search.study.settings import SearchSettings, open_data
 from smnas.space.architecture import Architecture
 from smnas.space.preset import Space
 
@@ -56,8 +56,7 @@ class SearchContext:
     @property
     def data(self) -> CocoFolder:
         """The data set, opened anew at every access."""
-        facts = self.settings.data
-        return CocoFolder(facts.root, drop_bad_boxes=facts.drop_bad_boxes)
+        return open_data(self.folder, self.settings.data)
 
     @property
     def trials(self) -> int:

@@ -19,6 +19,7 @@ from torch import Tensor
 from profiler.atomic import replace_whole
 from profiler.errors import UserError, first_line
 from smnas import __version__
+from smnas.data.contents import difference
 from smnas.models.build import build_detector
 from smnas.models.detector import Detector
 from smnas.models.layers import NormKind
@@ -62,6 +63,7 @@ class CheckpointInfo:
         category_ids: Category id of each class in the data set.
         train_images: Number of images in the training split.
         pretrained: Digest of the backbone's initial weights; ``None`` from scratch.
+        data: Content of the splits, see :mod:`smnas.data.contents`; empty in files of earlier versions.
         epoch: Number of finished epochs.
         metrics: COCO numbers of the finished detector; empty before it is evaluated.
         versions: Versions of the software that wrote the file.
@@ -76,6 +78,7 @@ class CheckpointInfo:
     seed: int
     train_images: int
     pretrained: str | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
     epoch: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=_versions)
@@ -224,21 +227,25 @@ def require_same_run(found: CheckpointInfo, wanted: CheckpointInfo, path: Path) 
     """Refuse to resume from a checkpoint of another run.
 
     Raises:
-        CheckpointError: the first setting that differs, with both values.
+        CheckpointError: the first setting that differs, with both values, or how the data set does.
     """
     wants = _identity(wanted)
-    for key, value in _identity(found).items():
-        if value != wants[key]:
-            raise CheckpointError(
-                f"a training folder holds one run: {path} was trained with {key}={value}, but got {wants[key]}; "
-                "choose another folder or delete this one"
-            )
+    different = [
+        f"with {key}={value}, but got {wants[key]}" for key, value in _identity(found).items() if value != wants[key]
+    ]
+    if (other := difference(found.data, wanted.data)) is not None:
+        different.append(f"on another data set, but got {other}")
+    if different:
+        raise CheckpointError(
+            f"a training folder holds one run: {path} was trained {different[0]}; choose another folder or delete this "
+            "one"
+        )
 
 
 def _identity(info: CheckpointInfo) -> dict[str, Any]:
     values = info.to_dict()
     recipe = values.pop("recipe")
-    for progress in ("epoch", "metrics", "versions"):
-        del values[progress]
+    for name in ("epoch", "metrics", "versions", "data"):
+        del values[name]
     del recipe["name"]
     return {**values, **{f"recipe.{key}": value for key, value in recipe.items()}}

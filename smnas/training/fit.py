@@ -16,6 +16,7 @@ import torch
 from profiler.atomic import write_whole
 from profiler.errors import UserError
 from smnas.data.coco import DetectionDataset
+from smnas.data.contents import split_contents
 from smnas.data.loader import TrainLoader
 from smnas.models.detector import Detector
 from smnas.training.checkpoint import (
@@ -72,6 +73,7 @@ def fit(
     replicas: Replicas = ALONE,
     out_dir: Path | None = None,
     pretrained: str | None = None,
+    validation: DetectionDataset | None = None,
     stop_epoch: int | None = None,
     evaluate: Evaluate | None = None,
     on_epoch: Callable[[EpochLog], None] | None = None,
@@ -89,6 +91,7 @@ def fit(
         replicas: The DDP ranks, each calling this function with the same arguments; every batch is split among them.
         out_dir: Folder for checkpoint and curve; ``None`` keeps nothing.
         pretrained: Digest of the initial weights if they are pretrained; part of the run's identity.
+        validation: The validation split; part of the run's identity.
         stop_epoch: Stop after this many epochs of the recipe's schedule, with the averaged weights as at the end; a
             later call resumes from the checkpoint. ``None`` trains all epochs.
         evaluate: Returns AP and AP50 of a detector, for the curve; called by rank 0 as often as the recipe says.
@@ -131,6 +134,7 @@ def fit(
         recipe=recipe,
         seed=seed,
         train_images=len(dataset),
+        data=split_contents("train", dataset) | ({} if validation is None else split_contents("val", validation)),
         pretrained=pretrained,
     )
     return fit_batches(

@@ -1,16 +1,23 @@
 """What a search is run with, as the run folder's ``settings.json`` keeps it."""
 
+import hashlib
 import json
+import os
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from profiler.atomic import write_whole
+from smnas.data.contents import contents, difference
 from smnas.scoring.base import AP
 from smnas.search.study.run_folder import RunFolder, RunFolderError, folder_lock
 from smnas.space.preset import Space, load_space
+
+if TYPE_CHECKING:
+    from smnas.data.coco import CocoFolder
 
 __all__ = [
     "FORMAT_VERSION",
@@ -19,8 +26,13 @@ __all__ = [
     "RunFolderError",
     "SearchSettings",
     "StageTrials",
+    "data_facts",
+    "data_root",
+    "open_data",
+    "other_data",
     "prepare_run_folder",
     "read_settings",
+    "run_digest",
     "space_of_run",
     "space_settings",
 ]
@@ -34,8 +46,10 @@ STUDY_NAME = "smnas"
 _GONE = frozenset({"final_recipe"})
 """Settings that earlier versions wrote and that decided nothing."""
 
-# Facts about who wrote the folder; a resumed search may run with newer software.
-_MAY_DIFFER = frozenset({"smnas", "versions"})
+# A resumed search may run with newer software; what data and runs of a warm start contain is compared, not their paths.
+_MAY_DIFFER = frozenset({"smnas", "versions", "data", "warm_start", "warm_start_digests"})
+# Runs that differ in one of these are no warm start.
+_NO_WARM_START = frozenset({"recipe", "epochs", "scorer", "metric", "trains"})
 
 # Strict JSON has neither NaN nor infinities, and a setting that is one is a mistake.
 _Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -46,12 +60,20 @@ class _Strict(BaseModel):
 
 
 class DataFacts(_Strict):
-    """Which data set the search trains and scores on."""
+    """Which data set the search trains and scores on: what it contains; ``root`` is where it was last found.
 
-    root: str
+    Runs of earlier versions know the classes and the numbers of images only.
+    """
+
+    root: str = Field(description="absolute, or relative to the run folder where it is inside")
     classes: tuple[str, ...] = Field(min_length=1)
+    category_ids: tuple[int, ...] = ()
     train_images: int = Field(ge=1)
     val_images: int = Field(ge=1)
+    train_boxes: int | None = None
+    val_boxes: int | None = None
+    train_digest: str | None = None
+    val_digest: str | None = None
     drop_bad_boxes: bool = Field(default=False, description="boxes without a size or outside their image left out")
     drop_bad_images: bool = Field(default=False, description="images that can not be read as annotated left out")
 
@@ -91,6 +113,7 @@ class SearchSettings(_Strict):
     warm_start: tuple[str, ...] = Field(
         default=(), description="run folders whose training runs this search begins with"
     )
+    warm_start_digests: tuple[str, ...] = Field(default=(), description="of their settings; empty where they are gone")
     strategy: str = "sm-nas"
     scorer: str
     metric: str = Field(default=AP, description="what the scorer's values are")
@@ -112,6 +135,62 @@ class SearchSettings(_Strict):
     top: int = Field(default=3, ge=1, description="candidates that the final phase trains again")
     final_epochs: int = Field(default=0, ge=0, description="epochs of the final phase; 0 leaves it out")
     final_seeds: int = Field(default=1, ge=1, description="seeds of the final phase")
+
+
+def data_facts(folder: "CocoFolder", run: Path) -> DataFacts:
+    """The data set of a search with the run folder ``run``."""
+    root = Path(os.path.abspath(folder.root))  # noqa: PTH100  a link may lead elsewhere one day
+    for inside, place in ((root, Path(os.path.abspath(run))), (root.resolve(), run.resolve())):  # noqa: PTH100
+        if inside.is_relative_to(place):
+            root = inside.relative_to(place)
+            break
+    return DataFacts(
+        root=str(root),
+        drop_bad_boxes=folder.drop_bad_boxes,
+        drop_bad_images=folder.drop_bad_images,
+        **contents(folder),
+    )
+
+
+def data_root(run: Path, facts: DataFacts) -> Path:
+    """Where a run's data set was last found; generated images are found where the run folder is now."""
+    root, generated = run / facts.root, RunFolder(run).data
+    return generated if not root.is_dir() and generated.is_dir() else root
+
+
+def open_data(run: Path, facts: DataFacts) -> "CocoFolder":
+    """The data set of the run folder ``run``, from where it was last found.
+
+    Raises:
+        DataError: it cannot be read.
+        RunFolderError: another one is there now.
+    """
+    from smnas.data.coco import CocoFolder
+
+    root = data_root(run, facts)
+    folder = CocoFolder(root, drop_bad_boxes=facts.drop_bad_boxes, drop_bad_images=facts.drop_bad_images)
+    if (other := other_data(facts, data_facts(folder, run))) is not None:
+        raise RunFolderError(f"{root} must hold the data set of the search, but it holds {other}")
+    return folder
+
+
+def other_data(before: DataFacts, now: DataFacts) -> str | None:
+    """How a data set differs from another one, wherever they lie; None if they are the same."""
+    if before.train_digest is None or now.train_digest is None:
+        for name in ("drop_bad_boxes", "drop_bad_images"):
+            if getattr(before, name) != getattr(now, name):
+                return f"{name} = {getattr(now, name)} instead of {getattr(before, name)}"
+    return difference(before.model_dump(), now.model_dump())
+
+
+def run_digest(run: Path) -> str:
+    """Digest of a run's settings, whatever the places of the run and its data; empty where they cannot be read."""
+    try:
+        settings = read_settings(run)
+    except RunFolderError:
+        return ""
+    known = settings.model_dump(mode="json", exclude=set(_MAY_DIFFER), exclude_defaults=True)
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def space_settings(preset: str, space: Space) -> dict[str, Any]:
@@ -190,23 +269,56 @@ def prepare_run_folder(path: Path, settings: SearchSettings) -> bool:
         path.mkdir(parents=True, exist_ok=True)
         with folder_lock(path):  # of two searches that begin here at the same instant one writes its settings
             if not file.exists():
-                write_whole(file, json.dumps(settings.model_dump(mode="json"), indent=2) + "\n")
+                _write(file, settings)
                 return False
-            _compare(read_settings(path), settings, path)
+            before = read_settings(path)
+            _compare(before, settings, path)
+            # the same data set may have moved, or be known by less
+            places = {name: getattr(settings, name) for name in ("data", "warm_start", "warm_start_digests")}
+            if settings.data.train_digest is not None and (now := before.model_copy(update=places)) != before:
+                _write(file, now)
             return True
     except OSError as error:
         raise RunFolderError(f"a run folder must be writable, but got {path}: {error.strerror}") from error
 
 
+def _write(file: Path, settings: SearchSettings) -> None:
+    write_whole(file, json.dumps(settings.model_dump(mode="json"), indent=2) + "\n")
+
+
 def _compare(old: SearchSettings, new: SearchSettings, path: Path) -> None:
+    if (other := other_data(old.data, new.data)) is not None:
+        raise RunFolderError(
+            f"a search is resumed on the data set that it was begun with, but for {path} "
+            f"{path / new.data.root} has {other}; give another --out"
+        )
     before, now = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
-    # What was typed comes before what follows from it: another strategy may change the recipe.
-    for name in sorted(dict.fromkeys((*before, *now)), key=lambda name: "." in name):
-        if name.split(".")[0] not in _MAY_DIFFER and before.get(name) != now.get(name):
-            raise RunFolderError(
-                f"a search is resumed with the settings it was begun with ({name} = {before.get(name)!r} in {path}), "
-                f"but got {now.get(name)!r}; give another --out"
-            )
+    names = dict.fromkeys((*before, *now))
+    different = [
+        name
+        for name in names
+        if name.split(".")[0] not in _MAY_DIFFER and name != "recipe.name" and before.get(name) != now.get(name)
+    ]
+    if not _same_runs(old, new):
+        different.append("warm_start")
+    if different:
+        # What was typed comes before what follows from it: another strategy may change the recipe.
+        name = min(different, key=lambda name: "." in name)
+        reusable = old.trains and name.split(".")[0] not in _NO_WARM_START
+        hint = f", with --warm-start {path} to begin with its training runs" if reusable else ""
+        raise RunFolderError(
+            f"a search is resumed with the settings it was begun with ({name} = {before.get(name)!r} in {path}), "
+            f"but got {now.get(name)!r}; give another --out{hint}"
+        )
+
+
+def _same_runs(old: SearchSettings, new: SearchSettings) -> bool:
+    """Whether both are warm-started from the same runs, which may have moved."""
+    before, now = (list(zip_longest(one.warm_start, one.warm_start_digests, fillvalue="")) for one in (old, new))
+    return len(before) == len(now) and all(
+        was[1] == is_now[1] if was[1] and is_now[1] else was[0] == is_now[0]
+        for was, is_now in zip(before, now, strict=True)
+    )
 
 
 def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from smnas.search.study.candidate import Candidate, in_search
 from smnas.search.study.optuna_study import read_candidates
-from smnas.search.study.settings import RunFolderError, SearchSettings, read_settings
+from smnas.search.study.settings import RunFolderError, SearchSettings, other_data, read_settings
 from smnas.space.architecture import Architecture
 from smnas.space.preset import Space
 
 __all__ = ["copy_training", "warm_candidates"]
 
-# AP compares where all of these are equal. The device may differ: latency is predicted again.
-_ALIKE = ("data", "recipe", "epochs", "scorer")
+# AP compares where these and the data set are equal. The device may differ: latency is predicted again.
+_ALIKE = ("recipe", "epochs", "scorer")
 
 
 def warm_candidates(settings: SearchSettings, space: Space) -> tuple[tuple[Candidate, Path], ...]:
@@ -57,11 +57,20 @@ def _draft(c: Candidate, is_baseline: bool) -> Candidate:
 
 def _require_alike(folder: Path, settings: SearchSettings) -> None:
     other = read_settings(folder)
-    for name in _ALIKE:
-        if getattr(other, name) != getattr(settings, name):
-            raise RunFolderError(
-                f"a search is warm-started from runs with the same {', '.join(_ALIKE)}, but {folder} differs in {name}"
-            )
+    data = other_data(other.data, settings.data)
+    different = [] if data is None else [f"data: {data}"]
+    different += [name for name in _ALIKE if _condition(other, name) != _condition(settings, name)]
+    if different:
+        raise RunFolderError(
+            f"a search is warm-started from runs with the same data, {', '.join(_ALIKE)}, but {folder} differs in "
+            f"{different[0]}"
+        )
+
+
+def _condition(settings: SearchSettings, name: str) -> object:
+    """A setting without the name of its recipe, as of a file."""
+    value = getattr(settings, name)
+    return {**value, "name": None} if name == "recipe" else value
 
 
 def copy_training(source: Path, target: Path) -> None:

@@ -6,6 +6,7 @@ import math
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -309,5 +310,11 @@ def test_the_report_shows_the_deployed_winner(deployed: tuple[Path, list[DeployE
     assert run.winner.measured_latency_ms is not None
     assert f"{run.winner.measured_latency_ms:.2f} ms" in page
     assert not math.isnan(run.winner.exported_ap or 0.0)
-    with pytest.raises(UserError, match="no folder"):
-        sample_detections(run, data=folder / "absent")
+    known = run.settings.data
+    for facts, says in (
+        ({"root": "absent"}, "no folder"),
+        ({"val_images": 9}, "it holds 8 validation images instead of 9"),
+    ):
+        settings = run.settings.model_copy(update={"data": known.model_copy(update=facts)})
+        with pytest.raises(UserError, match=says):
+            sample_detections(replace(run, settings=settings))

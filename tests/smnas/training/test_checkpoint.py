@@ -70,11 +70,31 @@ def test_another_setting_is_another_run(checkpoint: Checkpoint, setting: str) ->
         require_same_run(checkpoint.info, other, Path("checkpoint.pt"))
 
 
+DATA = {"train_images": 40, "train_boxes": 90, "train_digest": "a-b", "val_images": 8, "val_digest": "c-d"}
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        ({"train_boxes": 91}, "91 training boxes instead of 90"),
+        ({"train_digest": "a-x"}, "other boxes, or classes of boxes, on training images"),
+        ({"val_images": 9, "val_digest": "x-d"}, "9 validation images instead of 8"),
+        ({"val_digest": "x-d"}, "other names or sizes of validation images"),
+    ],
+)
+def test_another_data_set_is_another_run(checkpoint: Checkpoint, other: dict[str, object], says: str) -> None:
+    known, path = replace(checkpoint.info, data=DATA), Path("checkpoint.pt")
+    with pytest.raises(CheckpointError, match=f"was trained on another data set, but got {says}; choose another"):
+        require_same_run(known, replace(known, data={**DATA, **other}), path)
+    require_same_run(known, known, path)
+    require_same_run(checkpoint.info, known, path)  # an earlier version knew the training images' number alone
+
+
 def test_how_far_a_run_is_and_what_wrote_it_is_no_other_run(checkpoint: Checkpoint) -> None:
     renamed = checkpoint.info.recipe.with_(name="mine")
     later = replace(checkpoint.info, epoch=9, metrics={"ap": 0.5}, versions={"torch": "9"}, recipe=renamed)
     require_same_run(checkpoint.info, later, Path("checkpoint.pt"))
-    settings = {field.name for field in fields(CheckpointInfo)} - {"epoch", "metrics", "versions"}
+    settings = {field.name for field in fields(CheckpointInfo)} - {"epoch", "metrics", "versions", "data"}
     assert settings == set(OTHERS), "every setting is looked at above"
 
 
