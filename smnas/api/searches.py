@@ -133,9 +133,9 @@ def search(
         out: Run folder.
         data: COCO-format folder; by default coloured shapes, generated in ``out/data``.
         device: ``local``, ``cpu``, or a GPU such as ``v100``.
-        latency_ms: Latency limit of the recommended detector.
+        latency_ms: Latency limit: recommend nothing slower.
         preset: Search space: ``nano``, ``small``, ``paper`` or a .toml file.
-        max_parameters: Train nothing larger than this.
+        max_parameters: Size limit: train and recommend nothing larger; the baseline is trained for comparison.
         strategy: How candidates are proposed: a name, or one's own (:mod:`smnas.search.strategies.base`).
         scorer: How candidates are scored: a name, or one's own (:mod:`smnas.scoring.base`).
         prior: Of every few proposals train the one with the highest value of this scorer.
@@ -173,6 +173,7 @@ def search(
     from smnas.data.coco import box_notes
     from smnas.report.page import write_report
     from smnas.search.context import SearchContext
+    from smnas.search.drafts import check_size_limit
     from smnas.search.method import choose_method
     from smnas.search.study.settings import (
         SearchSettings,
@@ -211,6 +212,8 @@ def search(
         LatencyTable(Path(table)).close()
     if data is None and before is not None and (found := data_root(files.path, before.data)) != files.data:
         data = found
+    if before is None and max_parameters is not None:
+        check_size_limit(space, max_parameters, _least_parameters)
     root = data or _generated(files.data, on_progress)
     folder = open_data(root, drop_bad_boxes=drop_bad_boxes, drop_bad_images=drop_bad_images)
     if before is None:
@@ -301,6 +304,13 @@ def report(
     return write_report(
         Path(run), None if out is None else Path(out), images=folder, table=None if table is None else Path(table)
     )
+
+
+def _least_parameters(architecture: Architecture) -> int:
+    """Parameters of a detector of one class; of more it has more."""
+    from smnas.models.build import build_detector
+
+    return sum(p.numel() for p in build_detector(architecture, 1, device="meta").parameters())
 
 
 def _announce(settings: "SearchSettings", space: "Space", workers: int, backend: "Backend") -> None:

@@ -42,7 +42,10 @@ class SearchOptions(MeasuringOptions):
         float | None, typer.Option("--latency-ms", min=0.0, help="Latency limit: recommend nothing slower than this.")
     ] = None
     preset: PresetOption = "nano"
-    max_parameters: Annotated[int | None, typer.Option(min=1, help="Train nothing larger than this.")] = None
+    max_parameters: Annotated[
+        int | None,
+        typer.Option(min=1, help="Size limit: train nothing larger but the baseline, recommend nothing larger."),
+    ] = None
     strategy: Annotated[
         str | None,
         typer.Option(

@@ -28,6 +28,10 @@ def _silent(_text: str, _done: float | None) -> None:
     pass
 
 
+def _always(_: Architecture) -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class SearchContext:
     """One search; :meth:`portable` makes it picklable for a worker process.
@@ -38,6 +42,7 @@ class SearchContext:
         time_limit_s: Time limit of this run of the search; None: no limit.
         on_progress: Called during preparation.
         profiler: Measures blocks; None where the device is not in this machine.
+        is_small_enough: Whether a design is within the size limit, which costs less to check than latency.
     """
 
     folder: Path
@@ -47,6 +52,7 @@ class SearchContext:
     time_limit_s: float | None = None
     on_progress: OnPrepare = _silent
     profiler: DetectorLatency | None = None
+    is_small_enough: Callable[[Architecture], bool] = _always
 
     @cached_property
     def choices(self) -> Choices:
@@ -70,11 +76,11 @@ class SearchContext:
         return None if limit is None else limit * self.settings.latency_tolerance
 
     def known_ms(self, architecture: Architecture, until: float) -> float | None:
-        """Predicted end-to-end latency in ms; None for a design that does not run, and after ``until``.
+        """Predicted end-to-end latency in ms; None for a design that is too large or does not run, and after ``until``.
 
         Predicting may measure blocks first, which ``until``, a :func:`time.monotonic`, bounds.
         """
-        if self.latency is None or time.monotonic() > until:
+        if self.latency is None or time.monotonic() > until or not self.is_small_enough(architecture):
             return None
         try:
             return self.latency(architecture).ms

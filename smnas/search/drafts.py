@@ -1,5 +1,6 @@
 """Drafts: candidates before they are trained, measured and judged by what is known without training."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -8,11 +9,13 @@ from smnas.latency.prediction import LatencyFailedError
 from smnas.search.context import PredictLatency
 from smnas.search.pruning import why_beaten
 from smnas.search.ranking.notes import OVER_LIMIT, TOO_LARGE
+from smnas.search.strategies.choices import DetectorChoices
 from smnas.search.study.candidate import Candidate, Complexity
 from smnas.search.study.settings import SearchSettings
 from smnas.space.architecture import Architecture
+from smnas.space.preset import Space, parts
 
-__all__ = ["Judge"]
+__all__ = ["Judge", "check_size_limit"]
 
 _WHATEVER_THEIR_SIZE = ("baseline", "promotion", "warm-start")
 
@@ -64,9 +67,19 @@ class Judge:
         reason = self._why_not(draft, trained)
         return draft if reason is None else replace(draft, state="pruned", reason=reason)
 
-    def is_fast_enough(self, architecture: Architecture) -> bool:
-        """Whether its predicted latency is within the limit with its tolerance; what has none is left to the loop."""
+    def is_small_enough(self, architecture: Architecture) -> bool:
+        """Whether it is within the size limit; what can not be built is left to the loop."""
+        most = self.settings.max_parameters
+        try:
+            return most is None or self.complexity(architecture).parameters <= most
+        except UserError:
+            return True
+
+    def is_within_limits(self, architecture: Architecture) -> bool:
+        """Whether it is small, and predicted to be fast enough with the limit's tolerance; without a latency it is."""
         limit = self.settings.latency_ms
+        if not self.is_small_enough(architecture):
+            return False
         if limit is None:
             return True
         try:
@@ -82,3 +95,37 @@ class Judge:
         if not self.settings.partial_order:
             return None
         return why_beaten(draft.architecture, latency_ms, trained, self.settings.partial_order_margin)
+
+
+def check_size_limit(space: Space, most: int, parameters: Callable[[Architecture], int]) -> None:
+    """Refuse a size limit that no detector of the space keeps, before anything is measured or trained.
+
+    Coordinate descent over the genes, from the baseline, until a detector is small enough.
+
+    Raises:
+        UserError: the smallest detector that it finds is larger.
+    """
+    choices, best = DetectorChoices(space), space.baseline_architecture
+    sizes = {parts(best)[:-1]: parameters(best)}  # whatever the input
+    least, before = sizes[parts(best)[:-1]], math.inf
+    while most < least < before:
+        before = least
+        for place, gene in enumerate(choices.genes):
+            genes = choices.encode(best)
+            for value in range(gene.size):
+                design = choices.decode((*genes[:place], value, *genes[place + 1 :]))
+                if design is None or parts(design)[:-1] in sizes:
+                    continue
+                try:
+                    sizes[parts(design)[:-1]] = size = parameters(design)
+                except UserError:  # the model builder's way to refuse
+                    continue
+                if size < least:
+                    best, least = design, size
+                if least <= most:
+                    return
+    if least > most:
+        raise UserError(
+            f"--max-parameters must allow a detector of {space.name}, of which the smallest found has {least:,} "
+            f"parameters, but got {most:,}"
+        )

@@ -83,9 +83,10 @@ def run_search(
     with Study(context.folder, settings.storage, settings.study, settings.metric) as study:
         for pool in (scorers, trainers) if trainers is not scorers else (scorers,):
             pool.prepare(context)
-        judge, found = Judge(settings, latency, complexity), kind.make(context)
+        judge = Judge(settings, latency, complexity)
+        found = kind.make(replace(context, is_small_enough=judge.is_small_enough))
         if settings.prior is not None and (prior := quick_score(settings.prior)) is not None:
-            found = with_prior(found, prior, judge.is_fast_enough, settings.prior_draws)
+            found = with_prior(found, prior, judge.is_within_limits, settings.prior_draws)
         planned = {stage.name: stage.trials for stage in found.stages}
         writer = RankingWriter(context.folder, settings, planned)
         progress = SearchProgress(settings, trainers.size, study.candidates)

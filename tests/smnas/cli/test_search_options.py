@@ -29,6 +29,11 @@ _QUICK = TimingSettings(relative_half_width=0.5, min_samples=3, max_samples=5, t
         (("--storage", "postgresql://me:secret@host/db"), "must not hold a password"),
         (("--storage", "nothing"), "a storage is a database URL"),
         (("--precision", "fp16"), "onnxruntime on"),
+        pytest.param(
+            ("--max-parameters", "10"),
+            "--max-parameters must allow a detector of nano, of which the smallest found has",
+            marks=pytest.mark.slow,
+        ),
         (("--precision", "bf16", "--backend", "eager"), "must be one of fp32, fp16, int8, but got 'bf16'"),
     ],
 )

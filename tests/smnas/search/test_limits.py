@@ -1,5 +1,6 @@
 """Stopped training runs, limits and warm starts in the search's loop, on ``search_stub.py``'s stand-in."""
 
+import math
 import shutil
 import sys
 import time
@@ -8,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import search_stub as stub
 
@@ -19,9 +21,12 @@ from smnas.report.run_folder import read_run_folder
 from smnas.scoring.base import Score
 from smnas.scoring.workers.processes import InProcess
 from smnas.search.context import SearchContext
+from smnas.search.drafts import check_size_limit
 from smnas.search.progress import SearchEvent
 from smnas.search.ranking.ranking import Ranking
 from smnas.search.run import run_search
+from smnas.search.strategies.base import Strategy, StrategyKind
+from smnas.search.strategies.by_name import get_strategy
 from smnas.search.study.candidate import Candidate
 from smnas.search.study.optuna_study import Study, read_candidates
 from smnas.search.study.run_folder import RunFolder
@@ -31,6 +36,7 @@ from smnas.search.study.warm_start import warm_candidates
 from smnas.search.time_budget import Clock
 from smnas.space.architecture import Architecture
 from smnas.space.preset import load_space
+from smnas.space.sampling import sample_modular, sample_structural
 
 NANO = load_space("nano")
 SMALL = StageTrials(structural=4, modular=4)
@@ -171,6 +177,42 @@ def test_limits_that_nothing_keeps_end_without_a_recommendation(tmp_path: Path) 
         page = render_report(read_run_folder(tmp_path / str(number)))
         assert "none of its detectors is one to deploy" in page
     assert set(latency.asked) == {str(NANO.baseline_architecture)}
+
+
+def test_what_is_too_large_has_no_latency_measured_for_any_strategy(tmp_path: Path) -> None:
+    limit = stub.complexity(NANO.baseline_architecture).parameters // 3
+    fits = [stub.complexity(a).parameters <= limit for a in NANO.structures]
+    small, large = (NANO.structures[fits.index(fit)] for fit in (True, False))
+    latency, few = stub.StubLatency(), StageTrials(structural=2, modular=0)
+
+    def make(context: SearchContext) -> Strategy:
+        assert context.known_ms(small, math.inf) == latency(small).ms
+        assert context.known_ms(large, math.inf) is None
+        return get_strategy("random").make(context)
+
+    settings = stub.settings(max_parameters=limit, final_epochs=0, trials=few, latency_ms=50.0, prior="entropy")
+    search(tmp_path, settings, latency=latency, strategy=StrategyKind("asking", make))
+    measured = {Architecture.parse(text) for text in latency.asked} - {NANO.baseline_architecture, small}
+    assert measured
+    assert all(stub.complexity(a).parameters <= limit for a in measured)
+
+
+def size(a: Architecture) -> int:
+    """Parameters in the manner of the stand-in, whatever the input."""
+    return stub.complexity(replace(a, input_width=128, input_height=128)).parameters
+
+
+def test_a_size_that_no_detector_keeps_is_refused_and_others_are_not() -> None:
+    rng = np.random.default_rng(1)
+    drawn = [sample_modular(NANO, sample_structural(NANO, rng), rng) for _ in range(500)]
+    smallest = min(map(size, (*drawn, *NANO.structures)))
+    check_size_limit(NANO, smallest, size)
+    for most in (1, smallest // 2):
+        with pytest.raises(UserError, match="must allow a detector of nano, of which the smallest found has"):
+            check_size_limit(NANO, most, size)
+    calls: list[Architecture] = []
+    check_size_limit(NANO, size(NANO.baseline_architecture), lambda a: calls.append(a) or size(a))  # type: ignore[func-returns-value]
+    assert calls == [NANO.baseline_architecture], "the common case costs one look"
 
 
 def test_a_time_limit_stops_proposing_and_a_rerun_goes_on(tmp_path: Path) -> None:
