@@ -41,6 +41,10 @@ _TICKS_PER_S = 90_000  # MPEG's clock: every usual frame rate is a whole number 
 _USUAL_RATE = 30
 _RESTART_FRAMES = 2  # a clock that goes back further has restarted; by less it jitters
 _NEIGHBOURS = 3  # packets; a container notices a seam up to this much too early
+_STATE_LENGTH = ("matroska", "flv")  # containers without a number of frames
+_WHOLE, _ROUNDED = 0.9, 1  # a whole file has at least this fraction of its stated frames, less one
+_LARGEST_PLACEHOLDER = 7  # bytes of a packet of MPEG-4 that says that nothing changed
+_VP8_SHOWN = 1 << 4  # of a packet's first byte
 # H.264 plays everywhere; FFmpeg builds without its encoder have MPEG-4's.
 _ENCODERS = ("libx264", "mpeg4")
 
@@ -96,9 +100,19 @@ class VideoReader:
         self._stream = container.streams.video[0]
         self._stream.thread_type = "AUTO"
         self.rate = float(self._stream.average_rate or _USUAL_RATE)
-        self.frames = self._stated_frames()
+        length = container.duration  # in microseconds
+        estimate = round(length / 1e6 * self.rate) if length and length > 0 else None
+        self.frames = int(self._stream.frames) or estimate
+        # an edited file states its hidden frames as well
+        self._stated = min(self._stream.frames, estimate or self._stream.frames)
+        states = container.format.name.startswith(_STATE_LENGTH) and len(container.streams) == 1
+        self._length_s = length / 1e6 if states and length else 0.0
         self._damaged: list[int] = []  # packet positions
         self._broke_off: str | None = None
+        self._packets = 0
+        self._end_s = 0.0
+        self._lost = 0
+        self._ended = False
 
     def __enter__(self) -> Self:
         return self
@@ -109,10 +123,13 @@ class VideoReader:
     @property
     def problem(self) -> str | None:
         """One line about problems of the part read so far; ``None`` without any."""
-        rule = f"a video must be whole, but {self.name}"
-        if self._broke_off is not None:
-            return f"{rule} breaks off ({self._broke_off})"
-        return f"{rule} is damaged (packets left out: {len(self._damaged)})" if self._damaged else None
+        missing = max(self._stated - self._packets, round((self._length_s - self._end_s) * self.rate))
+        lost = self._lost + missing * (self._ended and missing > _ROUNDED + (1 - _WHOLE) * self._packets)
+        found = [] if self._broke_off is None else [self._broke_off]
+        found += [f"packets left out: {len(self._damaged)}"] * bool(self._damaged)
+        found += [f"frames lost: {lost}"] * bool(lost)
+        how = "is damaged" if self._broke_off is None else "breaks off"
+        return f"a video must be whole, but {self.name} {how} ({', '.join(found)})" if found else None
 
     def __iter__(self) -> Iterator[VideoFrame]:
         """Iterate over the frames; they end where reading fails, as when a camera is unplugged."""
@@ -132,26 +149,36 @@ class VideoReader:
         """Yield each frame after the number of its part; a new part begins whenever the clock restarts."""
         errors = _av().error
         packets = self._container.demux(self._stream)
-        part, last_dts = 0, None
+        part, last_dts, shown = 0, None, _Shown()
         for position in count():
             try:
                 packet = next(packets, None)
             except errors.FFmpegError as error:
-                self._broke_off = _reason(error)
-                return
+                self._broke_off, packet = _reason(error), None
             if packet is None:
+                for frame in [] if self._broke_off is None else self._drained():
+                    shown.frame(frame)
+                    yield part, frame
+                self._ended = True
+                self._lost += shown.lost
                 return
             if packet.dts is not None:
                 back = 0 if last_dts is None else float((last_dts - packet.dts) * packet.time_base)
                 last_dts = packet.dts
                 if back > _RESTART_FRAMES / self.rate:
                     for frame in self._drained():
+                        shown.frame(frame)
                         yield part, frame
-                    part += 1
+                    self._lost += shown.lost
+                    part, shown = part + 1, _Shown()
                     # where two recordings meet, packet numbers are not consecutive: nothing is damaged
                     self._damaged = [one for one in self._damaged if one < position - _NEIGHBOURS]
             if packet.is_corrupt:
                 self._damaged.append(position)
+            self._packets += packet.size > 0 or packet.dts is not None  # a recorder's dropped frame is an empty packet
+            if packet.pts is not None:
+                self._end_s = max(self._end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            shown.packet(packet)
             try:
                 frames = packet.decode()
             except errors.FFmpegError:
@@ -159,11 +186,14 @@ class VideoReader:
                     self._damaged.append(position)
                 continue
             for frame in frames:
+                shown.frame(frame)
                 yield part, frame
 
     def _drained(self) -> list[Any]:
         """Drain and reset the decoder, as the next part may have frames of another size."""
         context = self._stream.codec_context
+        if context is None:
+            return []
         try:
             frames: list[Any] = context.decode(None)
         except _av().error.FFmpegError:
@@ -173,11 +203,42 @@ class VideoReader:
         context.flush_buffers()
         return frames
 
-    def _stated_frames(self) -> int | None:
-        if self._stream.frames:
-            return int(self._stream.frames)
-        length = self._container.duration  # in microseconds
-        return round(length / 1e6 * self.rate) if length and length > 0 else None
+
+class _Shown:
+    """Counts the packets of a part whose frames a decoder drops without an error.
+
+    Those before the first key frame do not count: a cut recording may begin with frames that need earlier ones.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: set[int | None] = set()
+        self._packets = self._frames = 0
+        self._first: int | None = None
+        self._fields = False
+
+    def packet(self, packet: Any) -> None:
+        """Count a packet that holds a frame to be shown."""
+        codec = getattr(packet.stream.codec_context, "name", "unknown")
+        hidden = codec == "vp8" and packet.size and not memoryview(packet)[0] & _VP8_SHOWN
+        if self._first is None and packet.is_keyframe:
+            self._first = packet.pts
+        if self._first is not None and packet.size > _LARGEST_PLACEHOLDER and not packet.is_discard and not hidden:
+            self._packets += 1
+            self._waiting.add(packet.pts)
+
+    def frame(self, frame: Any) -> None:
+        """Count a frame."""
+        self._frames += 1
+        self._fields |= frame.interlaced_frame  # each of two packets may hold a half
+        self._waiting.discard(frame.pts)
+
+    @property
+    def lost(self) -> int:
+        """Number of frames lost, once the decoder has no more."""
+        if self._first is None or self._fields:
+            return 0
+        late = sum(pts is not None and pts >= self._first for pts in self._waiting)
+        return max(0, min(late, self._packets - self._frames))
 
 
 def open_video(path: Path) -> VideoReader:

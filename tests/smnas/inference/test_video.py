@@ -264,6 +264,98 @@ def test_real_damage_of_a_joined_stream_is_still_told_apart(tmp_path: Path) -> N
         assert "damaged" in str(reader.problem)
 
 
+WHOLE = [
+    (".mp4", "libx264", {"bf": "3"}, False),
+    (".mkv", "libx264", {"bf": "3"}, True),
+    (".ts", "libx264", {"bf": "3"}, True),
+    (".flv", "libx264", {}, True),
+    (".avi", "mpeg4", {"bf": "2"}, False),
+    (".mp4", "mpeg4", {"bf": "2"}, True),
+    (".webm", "libvpx", {"auto-alt-ref": "1", "lag-in-frames": "16"}, False),
+    (".webm", "libvpx-vp9", {"auto-alt-ref": "1", "lag-in-frames": "16"}, False),
+    (".mkv", "mpeg2video", {"flags": "+ildct+ilme"}, False),
+    (".mp4", "libx265", {"x265-params": "log-level=none"}, False),
+]
+
+
+@pytest.mark.parametrize(("suffix", "codec", "options", "sound"), WHOLE)
+def test_a_whole_file_has_lost_nothing(
+    tmp_path: Path, suffix: str, codec: str, options: dict[str, str], sound: bool
+) -> None:
+    if codec not in av.codecs_available:
+        pytest.skip(f"FFmpeg is built without {codec}")
+    path = encoded(tmp_path / f"whole{suffix}", codec, options, sound=sound)
+    with open_video(path) as reader:
+        assert len(list(reader)) == 30
+        assert reader.problem is None
+
+
+def encoded(path: Path, codec: str, options: dict[str, str], *, sound: bool = False) -> Path:
+    """30 frames of noise that moves, with sound that is a second longer."""
+    noise = np.random.default_rng(1).integers(0, 255, (96, 400, 3), dtype=np.uint8)
+    with av.open(str(path), "w") as container:
+        track = container.add_stream(codec, rate=25, options=options)
+        track.width, track.height, track.pix_fmt = 128, 96, "yuv420p"
+        voice = container.add_stream("aac", rate=8000) if sound else None
+        for index in range(30):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(noise[:, 5 * index : 5 * index + 128]))
+            frame.pts, frame.time_base = index, Fraction(1, 25)
+            container.mux(track.encode(frame))
+        container.mux(track.encode(None))
+        if voice is not None:
+            for index in range(18):
+                audio = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+                audio.sample_rate, audio.pts, audio.time_base = 8000, 1024 * index, Fraction(1, 8000)
+                container.mux(voice.encode(audio))
+            container.mux(voice.encode(None))
+    return path
+
+
+def test_frames_hidden_by_an_edit_are_not_lost(tmp_path: Path) -> None:
+    whole, edited = encoded(tmp_path / "whole.mp4", "libx264", {}), tmp_path / "edited.mp4"
+    with av.open(str(whole)) as source, av.open(str(edited), "w") as container:
+        track = container.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None and packet.pts is not None:
+                for name in ("pts", "dts"):
+                    setattr(packet, name, getattr(packet, name) - 12 * packet.duration)
+                packet.stream = track
+                container.mux(packet)
+    with open_video(edited) as reader:
+        assert len(list(reader)) == 18
+        assert reader.problem is None
+
+
+@pytest.mark.parametrize(("suffix", "options"), [(".mp4", {}), (".mkv", {"bf": "2"})])
+def test_frames_lost_in_the_middle_are_counted(
+    tmp_path: Path, red_box: Any, suffix: str, options: dict[str, str]
+) -> None:
+    path = encoded(tmp_path / f"whole{suffix}", "libx264", {"g": "60", **options})
+    with av.open(str(path)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    content = bytearray(path.read_bytes())
+    for body in packets[20:23]:
+        start, size = content.index(body), len(body)
+        filler = (size - 4).to_bytes(4, "big") + b"\x0c" + b"\xff" * (size - 6) + b"\x80"  # says nothing, as H.264 may
+        content[start : start + size] = filler
+    path.write_bytes(content)
+    (video,) = detect_inputs(red_box, Inputs(videos=(path,))).videos
+    assert video.count == 27
+    assert str(video.error).endswith(", frames lost: 3)")
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".flv"])
+def test_a_file_that_ends_before_its_stated_length_says_how_many_frames_it_lacks(tmp_path: Path, suffix: str) -> None:
+    path = encoded(tmp_path / f"whole{suffix}", "libx264", {})
+    with av.open(str(path)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    content = path.read_bytes()
+    path.write_bytes(content[: content.index(packets[19]) + len(packets[19])])
+    with open_video(path) as reader:
+        assert len(list(reader)) == 20
+        assert "frames lost: 10)" in str(reader.problem)
+
+
 def test_a_pause_between_frames_is_no_new_clock(clip: Path) -> None:
     with open_video(clip) as reader:
         assert [frame.time_s for frame in reader] == pytest.approx(TIMES)
