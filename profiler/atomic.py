@@ -42,8 +42,11 @@ def require_room(folder: Path, what: str) -> None:
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
-    """Replace the file at ``path`` by bytes, or text in UTF-8; creates its folder. Safe with concurrent writers."""
-    data = content.encode() if isinstance(content, str) else content
+    """Replace the file at ``path`` by bytes, or text in UTF-8; creates its folder. Safe with concurrent writers.
+
+    Parts of a file name that are not UTF-8 are written as escapes.
+    """
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     # short: the file's own name may have the maximum length
     _replace(path, f".{secrets.token_hex(8)}.part", lambda file: file.write(data))

@@ -68,3 +68,8 @@ def test_a_full_disk_leaves_the_old_file_and_names_it(tmp_path: Path) -> None:
         write_whole(path, bytes(100_000))
     assert [one.name for one in tmp_path.iterdir()] == ["model.onnx"]
     assert path.read_bytes() == b"old"
+
+
+def test_a_file_name_that_is_no_utf8_can_be_written_about(tmp_path: Path) -> None:
+    write_whole(tmp_path / "page.html", "<p>im\udcffages é</p>")
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == "<p>im\\udcffages é</p>"
