@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from smnas.search.context import SearchContext
     from smnas.search.progress import SearchEvent
     from smnas.search.ranking.ranking import Ranking, RankingRow
-    from smnas.search.ranking.recommendation import Recommendation
+    from smnas.search.ranking.recommendation import Pick, Recommendation
     from smnas.search.strategies.base import StrategyKind
     from smnas.search.strategies.by_name import AnyStrategy
     from smnas.search.study.settings import SearchSettings
@@ -73,6 +73,11 @@ class SearchRun:
     def recommendation(self) -> "Recommendation | None":
         """The detector to deploy, and why; None while nothing is trained, or all is over a limit."""
         return self.ranking.recommendation
+
+    @property
+    def picks(self) -> "tuple[Pick, ...]":
+        """The fastest detector as good as the baseline, the recommended one, and the best of all, with reasons."""
+        return self.ranking.picks
 
     @property
     def front(self) -> "tuple[RankingRow, ...]":
@@ -144,7 +149,7 @@ def search(
         epochs: Epochs of each candidate; by default the recipe's.
         final_epochs: Epochs of the final phase, 0 for none; by default twice ``epochs``.
         final_seeds: Seeds of the final phase, for AP with a spread.
-        top: Candidates that the final phase trains again and that are exported.
+        top: Candidates, spread over the front, that the final phase trains again and that are exported.
         table: Latency table; by default ``out/latency.db``.
         backend: What runs the network when latency is measured.
         precision: ``fp32``, ``fp16`` or ``int8``, of latencies and exported files.

@@ -81,7 +81,7 @@ class SearchOptions(MeasuringOptions):
         typer.Option(min=0, help="Epochs of the final phase, 0 for none. Default: twice those of a candidate."),
     ] = None
     final_seeds: Annotated[int, typer.Option(min=1, help="Seeds of the final phase, for AP with a spread.")] = 1
-    top: Annotated[int, typer.Option(min=1, help="How many of the best are trained again and exported.")] = 3
+    top: Annotated[int, typer.Option(min=1, help="Detectors of the front that are trained again and exported.")] = 3
     workers: Annotated[
         int | None,
         typer.Option(min=1, help="Training runs at once, each in a process. Default: one a GPU, or two on a CPU."),
@@ -136,6 +136,7 @@ def search(options: SearchOptions) -> None:
                 "report": page,
                 "ranking": ranking.rows,
                 "recommendation": ranking.recommendation,
+                "picks": ranking.picks,
                 "bands": ranking.bands,
                 "correlations": ranking.correlations,
                 "notes": ranking.notes,

@@ -79,11 +79,11 @@ def deploy_ranking(
     rounds: int = DEFAULT_ROUNDS,
     on_event: Callable[[DeployEvent], None] | None = None,
 ) -> DeployReport:
-    """Export the best of a run folder's ranking and its baseline, and measure the files.
+    """Export the best of a run folder's ranking, those that it names, and its baseline, and measure the files.
 
     The files have the precision of the search's latencies. AP is measured per file on the validation images; latencies
     are interleaved over all files for comparison. Then the ranking is made again, as measured latencies count for more
-    than predicted ones; a newly recommended detector without a file gets one too. A failed export is noted in the
+    than predicted ones; a newly named detector without a file gets one too. A failed export is noted in the
     ranking and does not stop the others.
 
     Args:
@@ -107,18 +107,23 @@ def deploy_ranking(
     ranking = read_ranking(folder)
     count = settings.top if top is None else top
     chosen = [row.architecture for row in ranking.rows if row.rank <= count or row.role == "baseline"]
+    chosen += [name for name in _named(ranking) if name not in chosen]
     notify = on_event or (lambda event: None)
     progress = _Progress()
-    while True:
+    while chosen:
         for index, architecture in enumerate(chosen):
             notify(DeployEvent("export", architecture, index, len(chosen)))
             _deploy_row(folder, settings, architecture, dataset, calibration, progress, notify)
         ranking = _time(folder, settings, dataset, device, rounds, notify)
-        winner = None if ranking.recommendation is None else ranking.recommendation.architecture
-        if winner is None or winner in {*progress.exported, *progress.skipped, *progress.failed}:
-            break
-        chosen = [winner]
+        done = {*progress.exported, *progress.skipped, *progress.failed}
+        chosen = [name for name in _named(ranking) if name not in done]
     return DeployReport(ranking, tuple(progress.exported), tuple(progress.skipped), tuple(progress.failed.items()))
+
+
+def _named(ranking: Ranking) -> list[str]:
+    """The recommended detector and the picks."""
+    recommended = () if ranking.recommendation is None else (ranking.recommendation,)
+    return list(dict.fromkeys(one.architecture for one in (*recommended, *ranking.picks)))
 
 
 def _deploy_row(

@@ -79,8 +79,13 @@ def reference_point(points: Points) -> tuple[float, float]:
     return float(low[0] - margin[0]), float(high[1] + margin[1])
 
 
-def spread(points: Points, count: int) -> list[int]:
+def spread(points: Points, count: int, given: Sequence[int] = ()) -> list[int]:
     """Pick up to ``count`` front points greedily by hypervolume contribution, which spreads them over latency.
+
+    Args:
+        points: ``(N, 2)`` (AP, latency).
+        count: How many to pick at most.
+        given: Indices of points that are there already; what the others add to them counts.
 
     Returns:
         Indices into ``points`` in order of choice; ties go to the lower index. A point that adds nothing (the second of
@@ -90,13 +95,13 @@ def spread(points: Points, count: int) -> list[int]:
     if not candidates:
         return []
     reference = reference_point(points[candidates])
-    taken: list[int] = []
-    volume = 0.0
+    taken = list(given)
+    volume = hypervolume(points[taken], reference)
     for _ in range(min(count, len(candidates))):
         volumes = {i: hypervolume(points[[*taken, i]], reference) for i in candidates if i not in taken}
-        best = max(volumes, key=lambda i: (volumes[i], -i))
-        if volumes[best] <= volume:
+        best = max(volumes, key=lambda i: (volumes[i], -i), default=None)
+        if best is None or volumes[best] <= volume:
             break
         taken.append(best)
         volume = volumes[best]
-    return taken
+    return taken[len(given) :]

@@ -134,6 +134,10 @@ def show_ranking(console: Console, ranking: "Ranking") -> None:
     if ranking.recommendation is not None:
         console.print(f"recommended: {ranking.recommendation.architecture}", soft_wrap=True, markup=False)
         console.print(ranking.recommendation.reason, soft_wrap=True, markup=False)
+        for pick in ranking.picks:
+            same = pick.architecture == ranking.recommendation.architecture
+            what = "the recommended detector" if same else f"{pick.architecture}: {pick.reason}"
+            console.print(f"{pick.name}: {what}", soft_wrap=True, markup=False)
     if len(ranking.bands) > 1:
         console.print("for other latency limits:", markup=False)
         for band in ranking.bands:

@@ -5,10 +5,25 @@ from typing import Literal
 
 from smnas.search.ranking.row import RankingRow
 
-__all__ = ["Accuracy", "RowLatency", "Speed", "accuracy", "alike", "latency", "overlap", "speed", "within_spread"]
+__all__ = [
+    "AS_GOOD_AP",
+    "Accuracy",
+    "RowLatency",
+    "Speed",
+    "accuracy",
+    "alike",
+    "as_good",
+    "latency",
+    "overlap",
+    "speed",
+    "within_spread",
+]
 
 Speed = Literal["faster", "same", "slower"]
 Accuracy = Literal["better", "equal", "lower", "unknown"]
+
+AS_GOOD_AP = 0.005
+"""A detector is as good as another if its AP is at most half a point lower: the AP of one run is no more certain."""
 
 _LEAST_AP_DIFFERENCE = 0.0005  # below three printed decimals
 
@@ -51,6 +66,11 @@ def speed(row: RankingRow, other: RankingRow) -> Speed:
     if overlap(own, its):
         return "same"
     return "faster" if own.ms < its.ms else "slower"
+
+
+def as_good(ap: float, baseline_ap: float) -> bool:
+    """Whether an AP is at most :data:`AS_GOOD_AP` below the baseline's, for the same number of epochs."""
+    return ap >= baseline_ap - AS_GOOD_AP - 1e-9  # the difference of two decimals is not exact
 
 
 def within_spread(row: RankingRow, other: RankingRow) -> bool:

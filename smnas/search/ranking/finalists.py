@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from smnas.scoring.base import AP
-from smnas.search.pareto import as_points, front_layers
+from smnas.search.pareto import as_points, front_layers, spread
+from smnas.search.ranking.comparison import as_good
 from smnas.search.study.candidate import Candidate, in_search
 from smnas.search.study.settings import SearchSettings
 
@@ -17,29 +18,52 @@ def finalists(
 ) -> tuple[Candidate, ...]:
     """The baseline, where it was trained, for comparison; then up to ``top`` candidates.
 
-    First those of the front that may be recommended (within the limit, or not slower than the baseline), best AP first:
-    one of them wins. Then the rest of the front, and then the layers behind it in the same way, because one short
-    training orders near equals badly.
+    The front comes first, then the layers behind it, because one short training run orders near equals badly. Of each,
+    what is over the latency limit comes last, and the others in this order: the fastest that is as good as the baseline
+    and faster; the best within the limit; the best of all. Those are what the ranking names, so they must be confirmed.
+    The rest is ordered by hypervolume contribution: it spreads them over latency and, unlike latency bands, needs no
+    number of bands and prefers a knee of the front to its flat parts.
+
+    Finalists that were chosen already keep their places, as long as the search itself has not gone on since.
 
     Args:
         candidates: All trials.
         top: How many besides the baseline.
-        latency_limit_ms: The limit; None: the baseline's latency.
+        latency_limit_ms: The limit; None: the baseline's latency, which excludes nothing.
         max_parameters: Larger ones, which another run may have trained, are left out.
     """
+    searched = max((c.number for c in candidates if c.stage != "final"), default=-1)
+    begun = list(dict.fromkeys(c.architecture for c in candidates if c.stage == "final" and c.number > searched))
     most = max_parameters or math.inf
     trained = [c for c in candidates if in_search(c) and (c.stage == "baseline" or (c.parameters or 0) <= most)]
     baseline = [c for c in trained if c.stage == "baseline"]
-    limit = latency_limit_ms
-    if limit is None and baseline:
-        limit = baseline[0].point[1]
-    layers = front_layers(as_points([c.point for c in trained])).tolist()
-    order = sorted(
-        (layer, limit is not None and c.point[1] > limit, -c.point[0], c.number, c)
-        for layer, c in zip(layers, trained, strict=True)
-        if c.stage != "baseline" and layer >= 0
+    chosen = sorted(
+        (c for c in trained if c.architecture in begun and c.stage != "baseline"),
+        key=lambda c: begun.index(c.architecture),
     )
-    return (*baseline, *(entry[-1] for entry in order[:top]))
+    layers = front_layers(as_points([c.point for c in trained])).tolist()
+    for layer in range(max(layers, default=-1) + 1):
+        if len(chosen) >= top:
+            break
+        members = [c for c, own in zip(trained, layers, strict=True) if own == layer and c.stage != "baseline"]
+        for over in (False, True):
+            group = [c for c in members if (c.point[1] > (latency_limit_ms or math.inf)) == over]
+            chosen += [c for c in _in_order(group, baseline, latency_limit_ms) if c.architecture not in begun]
+    return (*baseline[:1], *chosen[:top])
+
+
+def _in_order(front: Sequence[Candidate], baseline: Sequence[Candidate], limit_ms: float | None) -> list[Candidate]:
+    """The members of one front, the most telling first; see :func:`finalists`."""
+    by_ap = sorted(front, key=lambda c: (-c.point[0], c.point[1], c.number))
+    order: list[int] = []  # by place in by_ap
+    for ap, latency_ms in (c.point for c in baseline):
+        good = [i for i, c in enumerate(by_ap) if c.point[1] < latency_ms and as_good(c.point[0], ap)]
+        order += sorted(good, key=lambda i: by_ap[i].point[1])[:1]
+        order += [i for i, c in enumerate(by_ap) if c.point[1] <= (limit_ms or latency_ms)][:1]
+    order = list(dict.fromkeys((*order, *range(len(by_ap))[:1])))
+    points = as_points([c.point for c in (*by_ap, *baseline)])
+    order += spread(points, len(by_ap), (*order, *range(len(by_ap), len(points))))
+    return [by_ap[i] for i in dict.fromkeys((*order, *range(len(by_ap))))]
 
 
 def final_drafts(candidates: Sequence[Candidate], settings: SearchSettings) -> tuple[Candidate, ...]:

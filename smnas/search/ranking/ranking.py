@@ -17,9 +17,11 @@ from smnas.search.pareto import as_points, front_layers
 from smnas.search.ranking.correlation import Correlation, rank_correlations
 from smnas.search.ranking.recommendation import (
     BandRecommendation,
+    Pick,
     Recommendation,
     band_recommendations,
     is_barred,
+    picks,
     recommend,
     why_nothing,
 )
@@ -67,6 +69,7 @@ class Ranking:
         notes: How the search went.
         bands: The recommendation for other latency limits.
         correlations: How well the search's numbers order detectors as the final ones do.
+        picks: The fastest detector as good as the baseline, the recommended one, and the best of all.
     """
 
     rows: tuple[RankingRow, ...]
@@ -74,6 +77,7 @@ class Ranking:
     notes: tuple[str, ...] = ()
     bands: tuple[BandRecommendation, ...] = ()
     correlations: tuple[Correlation, ...] = ()
+    picks: tuple[Pick, ...] = ()
 
 
 def rank(
@@ -161,7 +165,8 @@ def _ordered(
         notes = (*notes, f"{NOTHING}{why_nothing(rows, latency_limit_ms, max_parameters)}.")
     ranked = tuple(replace(rows[index], rank=place) for place, index in enumerate(order, start=1))
     bands = band_recommendations([row for row in ranked if not is_barred(row, None, max_parameters)])
-    return Ranking(ranked, recommendation, notes, bands, rank_correlations(ranked))
+    named = picks(ranked, recommendation, latency_limit_ms, max_parameters)
+    return Ranking(ranked, recommendation, notes, bands, rank_correlations(ranked), named)
 
 
 def write_ranking(folder: Path, settings: SearchSettings, ranking: Ranking) -> Ranking:
@@ -180,6 +185,7 @@ def write_ranking(folder: Path, settings: SearchSettings, ranking: Ranking) -> R
         "settings": settings.model_dump(mode="json"),
         "rows": [asdict(row) for row in ranking.rows],
         "recommendation": None if ranking.recommendation is None else asdict(ranking.recommendation),
+        "picks": [asdict(pick) for pick in ranking.picks],
         "bands": [asdict(band) for band in ranking.bands],
         "correlations": [asdict(correlation) for correlation in ranking.correlations],
         "notes": list(ranking.notes),
@@ -253,9 +259,10 @@ def read_ranking(folder: Path) -> Ranking:
             rows,
             None if known is None else Recommendation(**known),
             tuple(document["notes"]),
-            # Rankings of earlier versions have neither; both follow from the rows and come with the next writing.
+            # Rankings of earlier versions lack these; all follow from the rows and come with the next writing.
             tuple(BandRecommendation(**band) for band in document.get("bands", ())),
             tuple(Correlation(**correlation) for correlation in document.get("correlations", ())),
+            tuple(Pick(**pick) for pick in document.get("picks", ())),
         )
     except FileNotFoundError as error:
         raise RunFolderError(f"a run folder with a ranking holds {file.name}, but {folder} has none") from error

@@ -2,17 +2,19 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
-from smnas.search.ranking.comparison import accuracy, alike, latency, overlap, within_spread
+from smnas.search.ranking.comparison import AS_GOOD_AP, accuracy, alike, as_good, latency, overlap, within_spread
 from smnas.search.ranking.row import RankingRow
 
 __all__ = [
     "BandRecommendation",
+    "Pick",
     "Recommendation",
     "band_limits",
     "band_recommendations",
     "is_barred",
+    "picks",
     "recommend",
     "why_nothing",
 ]
@@ -32,6 +34,15 @@ class BandRecommendation:
 
     from_ms: float
     below_ms: float | None
+    architecture: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Pick:
+    """A detector that the ranking names, ``name`` in words such as ``best of all``, and the reason."""
+
+    name: str
     architecture: str
     reason: str
 
@@ -77,8 +88,7 @@ def recommend(
         return None, order
     winner, among = rows[order[0]], [rows[i] for i in groups[best]]
     why = _why(winner, baseline, latency_limit_ms, 0 if best[2] else len(among), _best_ap(winner, among))
-    reason = f"{_figures(winner)}: {why}{_against(winner, baseline)}"
-    return Recommendation(winner.architecture, reason), order
+    return Recommendation(winner.architecture, _reason(winner, why, baseline)), order
 
 
 def why_nothing(rows: Sequence[RankingRow], latency_limit_ms: float | None, max_parameters: int | None) -> str:
@@ -102,13 +112,55 @@ def is_barred(row: RankingRow, latency_limit_ms: float | None, max_parameters: i
     return row.ap <= 0 or too_slow or (row.parameters or 0) > (max_parameters or math.inf)
 
 
+def picks(
+    ranked: Sequence[RankingRow],
+    recommendation: Recommendation | None,
+    latency_limit_ms: float | None,
+    max_parameters: int | None = None,
+) -> tuple[Pick, ...]:
+    """Name three detectors: the fastest as good as the baseline, the recommended one, and the best of all.
+
+    As good is an AP at most :data:`~smnas.search.ranking.comparison.AS_GOOD_AP` lower after as many epochs. The first
+    two keep the limits; the third may be over the latency limit and then says so. One detector may be all of them;
+    where nothing is recommended nothing is named.
+    """
+    if recommendation is None:
+        return ()
+    named: list[tuple[str, RankingRow, str]] = []
+    small = _longest([row for row in ranked if not is_barred(row, None, max_parameters)])
+    baseline = next((row for row in ranked if row.role == "baseline"), None)
+    if baseline is not None:
+        good = [row for row in small if row.epochs == baseline.epochs and as_good(row.ap, baseline.ap)]
+        fast = [row for row in good if not is_barred(row, latency_limit_ms, None) and not _is_slower(row, baseline)]
+        for row in sorted(fast, key=lambda row: latency(row).ms)[:1]:
+            why = f"the fastest of {len(good)} with an AP of at least the baseline's less {AS_GOOD_AP}"
+            named.append(("fastest as good as the baseline", row, why))
+    best = small[_best(small, _by_ap(small, range(len(small))))]
+    over = f", over the limit of {latency_limit_ms:g} ms" if is_barred(best, latency_limit_ms, None) else ""
+    named.append(("best of all", best, f"{_best_ap(best, small)} of all{over}"))
+    found = [Pick(name, row.architecture, _reason(row, why, baseline)) for name, row, why in named]
+    if latency_limit_ms is not None:
+        found.insert(-1, Pick("best within the limit", **asdict(recommendation)))
+    elif baseline is not None and not _is_slower(ranked[0], baseline):
+        found.insert(-1, Pick("best at the baseline's latency", **asdict(recommendation)))
+    return tuple(found)
+
+
+def _longest(rows: Sequence[RankingRow]) -> Sequence[RankingRow]:
+    """Those of the final phase, or all without one: AP of different budgets does not compare."""
+    return [row for row in rows if row.stage == "final"] or rows
+
+
+def _reason(row: RankingRow, why: str, baseline: RankingRow | None) -> str:
+    return f"{_figures(row)}: {why}{_against(row, baseline)}"
+
+
 def band_recommendations(rows: Sequence[RankingRow]) -> tuple[BandRecommendation, ...]:
     """The recommendation for every latency limit, as bands in which it is the same.
 
     Only detectors with the longest training are compared, as in :func:`recommend`.
     """
-    final = any(row.stage == "final" for row in rows)
-    compared = [row for row in rows if row.stage == "final" or not final]
+    compared = _longest(rows)
     latencies_ms = [latency(row).ms for row in compared]
     by_ap = _by_ap(compared, range(len(compared)))
     bands: list[BandRecommendation] = []

@@ -26,7 +26,7 @@ from smnas.report.run_folder import read_run_folder
 from smnas.report.samples import sample_detections
 from smnas.search.ranking.notes import search_notes
 from smnas.search.ranking.ranking import Ranking, RankingRow, read_ranking, write_ranking
-from smnas.search.study.settings import DataFacts, SearchSettings, StageTrials, prepare_run_folder
+from smnas.search.study.settings import DataFacts, SearchSettings, StageTrials, prepare_run_folder, read_settings
 from smnas.space.architecture import Architecture
 
 BASELINE = "basicblock_8_1-1-2+fpn_3-4_16+rpn+rcnn_16+96x64"
@@ -253,6 +253,19 @@ def test_measured_latencies_decide_who_is_recommended(
     assert report.ranking.recommendation is not None
     assert report.ranking.recommendation.architecture == OTHER
     assert "measured" in report.ranking.recommendation.reason
+
+
+def test_the_best_of_all_is_a_file_though_it_is_ranked_behind_the_baseline(
+    deployed: tuple[Path, list[DeployEvent]], dataset: DetectionDataset, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(deployed[0], folder)
+    ranking = read_ranking(folder)
+    slow = {"ap": 0.9, "ap_per_seed": (0.9,), "predicted_latency_ms": 500.0}
+    rows = [replace(one, **slow) if one.architecture == OTHER else one for one in ranking.rows]  # type: ignore[arg-type]
+    written = write_ranking(folder, read_settings(folder), replace(ranking, rows=tuple(rows)))
+    assert [one.architecture for one in written.rows] == [BEST, BASELINE, OTHER]
+    assert deploy_ranking(folder, dataset, top=1, rounds=1).exported == (OTHER,)
 
 
 @pytest.mark.slow

@@ -248,6 +248,51 @@ def test_a_detector_within_the_limits_goes_before_better_ones_beyond() -> None:
     assert (searched.recommendation.architecture, searched.rows[0].stage) == (name(1), "structural")
 
 
+def test_three_detectors_are_named(tmp_path: Path) -> None:
+    finals = [
+        trial(8, 0, 0.400, 10.0, "final"),
+        trial(9, 1, 0.395, 3.2, "final"),
+        trial(10, 2, 0.420, 9.0, "final"),
+        trial(11, 3, 0.500, 20.0, "final"),
+        trial(12, 4, 0.394, 2.0, "final"),  # faster, and 0.006 below the baseline
+    ]
+    found = rank(SEARCH + finals, None)
+    assert [(pick.name, pick.architecture) for pick in found.picks] == [
+        ("fastest as good as the baseline", name(1)),
+        ("best at the baseline's latency", name(2)),
+        ("best of all", name(3)),
+    ]
+    assert found.recommendation is not None
+    assert found.picks[1].reason == found.recommendation.reason
+    assert found.picks[0].reason == (
+        "AP 0.395 (1 seed, 12 epochs) at 3.20 ms (predicted): the fastest of 4 with an AP of at least the baseline's "
+        "less 0.005. It is 68% faster than the baseline (3.20 against 10.00 ms, predicted); its AP is worse by 0.005 "
+        "(0.395 against 0.400)."
+    )
+    assert found.picks[2].reason.startswith("AP 0.500 (1 seed, 12 epochs) at 20.00 ms (predicted): the best AP of all.")
+    limited = rank(SEARCH + finals, 9.5)
+    assert [(pick.name, pick.architecture) for pick in limited.picks] == [
+        ("fastest as good as the baseline", name(1)),
+        ("best within the limit", name(2)),
+        ("best of all", name(3)),
+    ]
+    assert "the best AP of all, over the limit of 9.5 ms. It is 100% slower" in limited.picks[2].reason
+    strict = rank(SEARCH + finals, 3.0)
+    assert [pick.architecture for pick in strict.picks] == [name(4), name(3)], "none as good is within the limit"
+    sized = [replace(c, parameters=10 if c.architecture != NANO.structures[3] else 99) for c in SEARCH + finals]
+    assert [pick.architecture for pick in rank(sized, None, (), 50).picks] == [name(1), name(2), name(2)]
+    assert rank(SEARCH + finals, 1.0).picks == (), "nothing is recommended"
+    assert [pick.architecture for pick in rank(SEARCH[:1], None).picks] == [name(0)] * 3
+    assert [pick.name for pick in rank(SEARCH[1:3], None).picks] == ["best of all"], "no baseline to compare with"
+    written = write_ranking(tmp_path, settings(), found)
+    assert read_ranking(tmp_path).picks == written.picks == found.picks
+    document = json.loads((tmp_path / "ranking.json").read_text())
+    del document["picks"]  # as earlier versions wrote it
+    (tmp_path / "ranking.json").write_text(json.dumps(document))
+    assert read_ranking(tmp_path).picks == ()
+    assert complete_ranking(tmp_path, settings(), {}).picks == found.picks
+
+
 def test_of_equal_ap_the_faster_one_wins() -> None:
     ranking = rank([SEARCH[0], trial(1, 1, 0.4, 9.0), trial(2, 2, 0.4, 8.0)], None)
     assert ranking.rows[0].architecture == name(2)

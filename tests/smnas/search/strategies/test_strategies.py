@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from smnas.search.context import SearchContext
-from smnas.search.ranking.finalists import finalists
 from smnas.search.strategies.base import SearchStage, Strategy
 from smnas.search.strategies.by_name import STRATEGIES, UnknownStrategyError, get_strategy
 from smnas.search.strategies.choices import DetectorChoices
@@ -310,27 +309,3 @@ def search_settings(**changes: object) -> SearchSettings:
         trials=StageTrials(structural=6, modular=7),
         **changes,  # type: ignore[arg-type]
     )
-
-
-def row(number: int, ap: float | None, latency: float, stage: str = "structural", state: str = "complete") -> Candidate:
-    proposal = Proposal(NANO.structures[number], "random")
-    return trained(number, proposal, stage, state=state, score=ap, latency_ms=latency)
-
-
-def test_finalists_are_the_baseline_and_the_best_of_the_front_that_may_win() -> None:
-    history = [
-        row(0, 0.30, 5.0, "baseline"),
-        row(1, 0.20, 1.0),
-        row(2, 0.25, 2.0),
-        row(3, 0.35, 4.0),
-        row(4, 0.50, 9.0),  # on the front, slower than the baseline
-        row(5, 0.34, 4.5),  # behind the front
-        row(6, 0.90, 1.0, "final"),
-        row(7, None, 1.0, state="failed"),
-    ]
-    numbers = [c.number for c in finalists(history, 3, None)]
-    assert numbers == [0, 3, 2, 1]
-    assert [c.number for c in finalists(history, 5, None)] == [0, 3, 2, 1, 4, 5]
-    assert [c.number for c in finalists(history, 2, 10.0)] == [0, 4, 3], "the limit counts, not the baseline"
-    assert [c.number for c in finalists(history[1:], 1, None)] == [4], "no baseline: everything may win"
-    assert finalists([], 3, None) == ()
