@@ -10,6 +10,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from profiler.atomic import require_room
 from profiler.errors import UserError
 from smnas.api.arguments import OnProgress, StrPath, backend_of, check_images, note_lines, open_data, quiet, recipe_of
 from smnas.durations import seconds_of
@@ -255,6 +256,7 @@ def search(
         warm_candidates(settings, space)
     if storage is not None:
         open_storage(files.path, storage).engine.dispose()
+    require_room(files.path, "a search's models")
     if prepare_run_folder(files.path, settings):
         _log.info("resuming %s", files.path)
     with LatencyTable(Path(table or files.table)) as rows:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from profiler.atomic import write_whole
+from profiler.atomic import require_room, write_whole
 from profiler.errors import UserError
 from smnas.data.coco import DetectionDataset
 from smnas.data.contents import split_contents
@@ -243,10 +243,7 @@ def _resume(
     replicas: Replicas,
 ) -> tuple[EpochLog, ...]:
     """Load this run's state from its folder; returns the finished epochs."""
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"a training needs a folder that can be made, but got {out_dir}: {error.strerror}") from None
+    require_room(out_dir, "checkpoints")
     (out_dir / FAILURE_FILE).unlink(missing_ok=True)
     path = out_dir / CHECKPOINT_FILE
     if not path.exists():

@@ -59,9 +59,7 @@ def run(app: typer.Typer, program: str, arguments: Sequence[str]) -> int:
         _refuse_empty(arguments)
         return _invoke(app, program, arguments)
     except KeyboardInterrupt:
-        name = program.removeprefix("smnas-") if program != "smnas" else next(iter(arguments), "")
-        hint = "; the same command resumes where it stopped" if name in _RESUMABLE else ""
-        _say(f"interrupted{hint}")
+        _say(f"interrupted{_hint(program, arguments)}")
         return _INTERRUPTED
     except BrokenPipeError:
         # The reader (`| head`) has closed the pipe. Python would complain again when it flushes at exit.
@@ -81,9 +79,17 @@ def run(app: typer.Typer, program: str, arguments: Sequence[str]) -> int:
         if error.errno not in _THE_PLACE:
             return _internal(error)
         place = "the disk" if error.filename is None else error.filename
-        return _fail(f"error: a file or folder must be usable, but {place} is not: {error.strerror}", USER_MISTAKE)
+        line = f"error: a file or folder must be usable, but {place} is not: {error.strerror}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # room was checked before the work: it ran out meanwhile
+            return _fail(line + _hint(program, arguments), OUR_FAILURE)
+        return _fail(line, USER_MISTAKE)
     except Exception as error:  # noqa: BLE001  the last handler: the rest is our failure
         return _internal(error)
+
+
+def _hint(program: str, arguments: Sequence[str]) -> str:
+    name = program.removeprefix("smnas-") if program != "smnas" else next(iter(arguments), "")
+    return "; the same command resumes where it stopped" if name in _RESUMABLE else ""
 
 
 def _open_closed_streams() -> None:

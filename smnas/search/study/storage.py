@@ -5,6 +5,7 @@ One process at a time writes a study. That of a run folder's own file is held wi
 lock in the database as well. Both end with the process that holds them.
 """
 
+import errno
 import hashlib
 import logging
 import os
@@ -34,6 +35,7 @@ _LOCK_POLL_S = 0.1
 # SQLite waits so long by itself, deaf to Ctrl-C; then a note says what is waited for.
 _BUSY_TIMEOUT_S = 3.0
 _PATIENCE_S = 600.0
+_DISK_FAULTS = {errno.ENOSPC: "disk is full", errno.EIO: "disk I/O error"}  # SQLite's words
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
@@ -127,13 +129,18 @@ def patiently(call: Callable[[], _T], database: object) -> _T:
 
     Raises:
         RunFolderError: it is locked for ten minutes.
+        OSError: its disk is full or broken.
     """
     until, noted = time.monotonic() + _PATIENCE_S, False
     while True:
         try:
             return call()
         except (SQLAlchemyError, StorageInternalError) as error:
-            if "database is locked" not in f"{error} {error.__cause__}":
+            reason = f"{error} {error.__cause__}"
+            for code, words in _DISK_FAULTS.items():
+                if words in reason:
+                    raise OSError(code, os.strerror(code), str(database)) from error
+            if "database is locked" not in reason:
                 raise
             if time.monotonic() >= until:
                 raise RunFolderError(

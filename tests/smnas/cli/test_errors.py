@@ -282,9 +282,10 @@ def _application(error: BaseException) -> typer.Typer:
         (RuntimeError(), 1, "internal error: RuntimeError"),
         (
             OSError(28, "No space left", "a.pt"),
-            2,
+            1,  # it ran out during the work
             "error: a file or folder must be usable, but a.pt is not: No space left",
         ),
+        (OSError(13, "Denied", "a.pt"), 2, "error: a file or folder must be usable, but a.pt is not: Denied"),
         (OSError(5, "Input/output error"), 1, "internal error: OSError: [Errno 5] Input/output error"),
     ],
 )

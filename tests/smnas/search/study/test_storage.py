@@ -11,13 +11,16 @@ from pathlib import Path
 
 import pytest
 import search_stub as stub
+import typer
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from smnas.cli.terminal.exit_codes import run
 from smnas.scoring.workers.processes import InProcess
 from smnas.search.context import SearchContext
 from smnas.search.ranking.ranking import Ranking
 from smnas.search.run import run_search
+from smnas.search.study import storage
 from smnas.search.study.optuna_study import read_candidates
 from smnas.search.study.run_folder import RunFolder
 from smnas.search.study.settings import RunFolderError, SearchSettings, StageTrials, read_settings
@@ -123,3 +126,38 @@ def test_a_read_only_folder_is_read_with_what_only_its_log_holds(
     search(tmp_path / "second", few(warm_start=(str(archive),)), scorer)
     assert len(scorer.calls) == 1, "the archive's training runs are not made again"
     assert sorted(archive.rglob("*")) == there
+
+
+def test_a_disk_that_fills_up_ends_the_search_in_one_line_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = few(trials=StageTrials(structural=4, modular=0))
+    whole, full = tmp_path / "whole", tmp_path / "full"
+    search(whole, more)
+    pages = RunFolder(whole).study.stat().st_size // 4096
+    connected = storage._connected
+
+    def on_a_full_disk(file: Path, *, to_write: bool) -> sqlite3.Connection:
+        connection = connected(file, to_write=to_write)
+        connection.execute(f"PRAGMA max_page_count = {pages - 2}")
+        return connection
+
+    first, second = stub.StubScorer(), stub.StubScorer()
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "_connected", on_a_full_disk)
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            search(full, more, first)
+        assert caught.value.filename == str(RunFolder(full).study)
+        app = typer.Typer()
+        app.command()(lambda: search(full, more) and None)
+        capsys.readouterr()
+        assert run(app, "smnas-search", []) == 1
+        assert capsys.readouterr().err == (
+            f"error: a file or folder must be usable, but {RunFolder(full).study} is not: No space left on device; "
+            "the same command resumes where it stopped\n"
+        )
+    stored = sum(c.state == "complete" for c in read_candidates(full, more))
+    assert 0 < stored < len(read_candidates(whole, more))
+    search(full, more, second)
+    assert len(second.calls) == len(read_candidates(whole, more)) - stored, "what is stored is not scored again"
+    assert read_candidates(full, more) == read_candidates(whole, more)
