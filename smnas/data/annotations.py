@@ -272,7 +272,7 @@ def _read_images(entries: list[Any], path: Path) -> tuple[NDArray[np.int64], tup
         image = _whole(entry, "id", f"image at position {position}", path)
         name = _get(entry, "file_name", f"image {image}", path)
         if not _is_text(name):
-            raise DataError(f"an image must have a file name, but image {image} in {path} has {name!r}")
+            raise DataError(f"an image must have a file name in UTF-8, but image {image} in {path} has {name!r}")
         width = _whole(entry, "width", f"image {image}", path)
         height = _whole(entry, "height", f"image {image}", path)
         if not (0 < width < _LARGEST_SIDE and 0 < height < _LARGEST_SIDE):
@@ -331,13 +331,15 @@ def _read_boxes(
     box_array = np.array(boxes, dtype=np.float64).reshape(-1, 4)
     area_array = np.array(areas, dtype=np.float64)
     stated = np.isfinite(area_array) & (area_array >= 0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        covered = box_array[:, 2] * box_array[:, 3]
     return _Rows(
         ids=ids,
         image_index=np.array(images, dtype=np.int64),
         boxes=box_array,
         labels=np.array(labels, dtype=np.int64),
         crowd=np.array(crowd, dtype=bool),
-        areas=np.where(stated, area_array, box_array[:, 2] * box_array[:, 3]),
+        areas=np.where(stated, area_array, covered),
     )
 
 

@@ -40,6 +40,7 @@ _SUFFIXES = ("", "2017")
 _FILE_BESIDE = "_annotations.coco.json"
 _FOLDERS_BESIDE: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("valid", "val")}
 
+_ROUNDED = 1e-3  # by which a fraction of an image may exceed 1
 _DECODERS = 4  # threads that decode a whole split
 
 DEFAULT_CACHE_BYTES = 1 << 30
@@ -317,6 +318,11 @@ class CocoFolder:
             if drop_bad_images:
                 whole = _whole_images(DetectionDataset(annotations, folder))
                 self.dropped_images += int((~whole).sum())
+                if not whole.any():
+                    raise DataError(
+                        f"a split must have at least one image that can be read as annotated, but of the {len(whole)} "
+                        f"images of {file} none can"
+                    )
                 annotations = annotations.with_images(whole)
             else:
                 _require_files(annotations, folder)
@@ -486,7 +492,7 @@ def _require_a_box(annotations: AnnotationFile) -> None:
             f"a split must have at least one box that is not a crowd, but the {len(annotations.image_ids)} images of "
             f"{annotations.path} have none"
         )
-    if annotations.boxes.max() <= 1:
+    if annotations.boxes.max() <= 1 + _ROUNDED:
         raise DataError(
             f"a box must be in pixels, but all {len(annotations.boxes)} boxes of {annotations.path} lie within 0..1, "
             "as fractions of their images"

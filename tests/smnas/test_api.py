@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -143,7 +144,7 @@ def test_profile_measures_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]
     assert capfd.readouterr() == ("", "")
 
 
-def _search(out: Path, images: Path, **options: Any) -> api.SearchRun:
+def _search(out: Path, images: Path | None, **options: Any) -> api.SearchRun:
     usual: dict[str, Any] = {
         "device": "cpu", "backend": "eager", "epochs": 1, "final_epochs": 0, "top": 1, "workers": 1, "trials": (1, 0),
         "calibration": 0, "timing": QUICK, "deploy": False,
@@ -170,6 +171,15 @@ def test_search_gives_its_run_and_resumes(images: Path, tmp_path: Path, capfd: p
     assert events == []
     with pytest.raises(UserError, match="seed = 0"):
         _search(tmp_path / "run", images, strategy="random", seed=1)
+    copy = Path(shutil.copytree(images, tmp_path / "copy"))
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    assert _search(moved, copy, strategy="random", on_event=events.append).ranking == run.ranking
+    assert _search(moved, None, strategy="random", on_event=events.append).ranking == run.ranking, (
+        "where they were last"
+    )
+    assert events == []
+    assert not (moved / "data").exists()
+    assert len(smnas.Detector(moved)([next((copy / "val").iterdir())])) == 1
     assert capfd.readouterr() == ("", "")
 
 

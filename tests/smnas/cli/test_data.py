@@ -6,12 +6,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import search_stub as stub
 from PIL import Image
 
 from profiler.errors import UserError
+from smnas import api
 from smnas.cli.main import COMMANDS, application
 from smnas.cli.terminal.exit_codes import run
+from smnas.data.coco import CocoFolder
+from smnas.scoring.base import ScoringFailedError
 from smnas.scoring.trained_ap import TrainedAP
+from smnas.search.study.settings import data_facts, prepare_run_folder
+from smnas.space.architecture import Architecture
+from smnas.training.recipe import load_recipe
 
 ARCH = "basicblock_16_1-21-21+fpn_2-4_48+norpn+fcos_48_2+64x64"
 
@@ -117,3 +124,23 @@ def test_a_search_whose_boxes_all_vanish_is_refused_before_it_begins(
     assert "none of the 4 boxes" in err[-1]
     assert not (tmp_path / "data" / "run" / "settings.json").exists()
     assert not (tmp_path / "data" / "run" / "study.db").exists()
+
+
+def test_a_candidate_whose_input_leaves_no_box_fails_with_its_reason_before_it_is_trained(tmp_path: Path) -> None:
+    folder = CocoFolder(write_data(tmp_path / "data", [[10, 10, 15, 200]]))
+    scorer = TrainedAP(folder, load_recipe("nano"))
+    with pytest.raises(ScoringFailedError, match="no training box is 2 pixels wide and high on an input of 64x64"):
+        scorer.score(Architecture.parse(ARCH), seed=0, epochs=1, out_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert folder.split("train").boxes_left(96, 96) == (4, 4), "on a larger input it trains"
+
+
+def test_a_report_of_a_run_with_bad_images_opens_them_as_the_search_did(tmp_path: Path) -> None:
+    data, run = write_data(tmp_path / "data", [[10, 10, 200, 200]]), tmp_path / "run"
+    (data / "val" / "1.png").unlink()
+    folder = CocoFolder(data, drop_bad_images=True)
+    prepare_run_folder(run, stub.settings(data=data_facts(folder, run)))
+    assert api.report(run, data=data).is_file()
+    prepare_run_folder(tmp_path / "strict", stub.settings())
+    with pytest.raises(UserError, match=r"1\.png"):
+        api.report(tmp_path / "strict", data=data)

@@ -361,7 +361,7 @@ def test_bad_images_can_be_left_out_and_are_counted(tmp_path: Path, spoil: Calla
     truth = train.ground_truth()
     assert (sorted(truth.imgs), sorted(truth.anns)) == ([3], [1, 2])
     (root / "train" / "b.png").write_text("")
-    with pytest.raises(DataError, match="at least one box"):
+    with pytest.raises(DataError, match="at least one image"):
         CocoFolder(root, drop_bad_images=True)
 
 
@@ -401,6 +401,14 @@ def test_boxes_as_fractions_are_refused_when_a_folder_is_opened(tmp_path: Path, 
         message = refused(write_folder(tmp_path / f"{train is content}", train, val))
         assert "must be in pixels, but all 3 boxes" in message
         assert "within 0..1" in message
+
+
+def test_a_split_without_an_image_that_can_be_read_is_refused(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "data", document())
+    for file in (root / "val").iterdir():
+        file.write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"of the 2 images of .*instances_val\.json none can"):
+        CocoFolder(root, drop_bad_images=True)
 
 
 def test_boxes_that_vanish_on_a_canvas_are_counted(tmp_path: Path) -> None:
