@@ -50,7 +50,7 @@ def test_standardized_filters_have_no_mean_and_unit_variance():
     torch.testing.assert_close(flat.var(1, unbiased=False), torch.ones(16, dtype=torch.float64), atol=1e-4, rtol=0)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(count=st.integers(0, 40), seed=st.integers(0, 10_000), threshold=st.sampled_from([0.3, 0.5, 0.7]))
 def test_nms_mask_equals_the_greedy_reference(count, seed, threshold):
     boxes = random_boxes(2, count, 100.0, seed)

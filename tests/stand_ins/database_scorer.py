@@ -1,4 +1,4 @@
-"""A scorer for ``test_search_postgresql.py``, in a module that worker processes can import."""
+"""A scorer for ``test_postgresql.py``, in a module that worker processes can import."""
 
 import os
 import signal
@@ -8,14 +8,17 @@ import search_stub as stub
 
 from smnas.scoring.base import Score
 
+KILLED = 1 / 20
+"""Fraction of scores that kill their worker on the first try."""
+
 
 class Noting(stub.StubScorer):
-    """The stand-in, which notes who begins and who ends a score; one worker in forty is killed on its first try."""
+    """The stand-in, which notes who begins and who ends a score; and kills some workers on their first try."""
 
     def score(self, architecture, *, seed, epochs, out_dir: Path, on_progress=None) -> Score:  # type: ignore[no-untyped-def]
         first = not (out_dir / "began").exists()
         note(out_dir / "began")
-        if first and stub.noise("kill", architecture) < 1 / 40:
+        if first and stub.noise("kill", architecture) < KILLED:
             os.kill(os.getpid(), signal.SIGKILL)
         score: Score = super().score(architecture, seed=seed, epochs=epochs, out_dir=out_dir)
         note(out_dir / "ended")

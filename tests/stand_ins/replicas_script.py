@@ -1,4 +1,4 @@
-"""Train a stub together with others: started by ``torchrun`` in ``test_training_replicas.py``.
+"""Train a stub together with others: started by ``torchrun`` in ``test_replicas.py``.
 
 python -m torch.distributed.run ... replicas_script.py FOLDER [EPOCH_TO_DIE_AFTER | nan]
 """
@@ -19,21 +19,22 @@ def main() -> None:
     folder, what = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else ""
     with replicas_from_environment() as (replicas, device):
         model = detector(seed=replicas.rank)  # only the first one's weights must matter
-        batches = ShareOfBatches(replicas.rank, replicas.count, spoilt=what == "nan" and replicas.rank == 1)
+        batches = ShareOfBatches(replicas.rank, replicas.count)
 
         def on_epoch(log) -> None:  # type: ignore[no-untyped-def]
             if what == str(log.epoch):
                 replicas.wait()
                 os._exit(7)
 
-        try:
-            result = fit_batches(
-                model, batches, info(), device=device, replicas=replicas, out_dir=folder, on_epoch=on_epoch
-            )
-        except DivergedError as error:
-            (folder / f"diverged-{replicas.rank}").write_text(error.reason)
-            return
+        given = {"device": device, "replicas": replicas}
+        result = fit_batches(model, batches, info(), out_dir=folder, on_epoch=on_epoch, **given)
         torch.save((model.state_dict(), [log.loss for log in result.history]), folder / f"rank-{replicas.rank}.pt")
+        if what == "nan":
+            spoilt = ShareOfBatches(replicas.rank, replicas.count, spoilt=replicas.rank == 1)
+            try:
+                fit_batches(detector(), spoilt, info(), out_dir=folder / "nan", **given)
+            except DivergedError as error:
+                (folder / f"diverged-{replicas.rank}").write_text(error.reason)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A search with four worker processes whose study is in a database: run by ``test_search_postgresql.py``.
+"""A search with four worker processes whose study is in a database: run by ``test_postgresql.py``.
 
 python search_database_script.py FOLDER URL
 """
@@ -18,7 +18,7 @@ from smnas.space.preset import load_space
 
 def settings(storage: str | None) -> SearchSettings:
     return stub.settings(  # type: ignore[no-any-return]
-        trials=StageTrials(structural=100, modular=100),
+        trials=StageTrials(structural=40, modular=40),
         generation=8,
         partial_order=False,
         final_epochs=0,

@@ -15,7 +15,7 @@ from smnas.models.heads.rpn import best_proposals
 from smnas.models.options import DetectorOptions
 
 SuppressionSets = Callable[[str, int, int, torch.Generator], tuple[Tensor, Tensor]]
-SETS = 16
+SETS = 10
 SMALL = kernel.Launch(16, 1, 1, 1)
 """Several programs for every set, some of them with nothing to compare."""
 

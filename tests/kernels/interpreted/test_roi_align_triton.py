@@ -81,7 +81,7 @@ def test_values_and_gradients_are_torchvisions(levels: int, small: bool, monkeyp
         monkeypatch.setattr(kernel, "launch", lambda *_: SMALL)
     generator = torch.Generator().manual_seed(levels)
     features = pyramid(levels, 5, generator, last=small)
-    boxes = random_boxes(2, 5, 64.0, generator)
+    boxes = random_boxes(2, 3, 64.0, generator)
     strides = [4 << level for level in range(levels)]
     check(features, boxes, strides, 2 if small else 7, 30.0)
     names = [str(level) for level in range(levels)]
@@ -99,7 +99,7 @@ def test_half_precision_maps_are_pooled_in_float32(dtype: torch.dtype, last: boo
     check(features, random_boxes(2, 4, 64.0, generator), [4, 8], 3, 30.0)
 
 
-@settings(deadline=None, max_examples=10, derandomize=True)
+@settings(max_examples=10, derandomize=True)
 @given(
     batch=st.integers(0, 2),
     count=st.integers(0, 4),
@@ -107,7 +107,7 @@ def test_half_precision_maps_are_pooled_in_float32(dtype: torch.dtype, last: boo
     levels=st.integers(1, 3),
     height=st.integers(1, 9),
     width=st.integers(1, 9),
-    size=st.sampled_from([1, 2, 7]),
+    size=st.sampled_from([1, 2, 3, 5]),
     last=st.booleans(),
     seed=st.integers(0, 999),
 )
@@ -133,9 +133,9 @@ def test_boxes_without_area_and_outside_the_map() -> None:
             [[-50, -50, -20, -20], [200, 10, 260, 60], [-30, -30, 200, 200], [30, 30, 10, 10]],
         ]
     )
-    check(features, boxes, [4, 8], 7, 30.0)
+    check(features, boxes, [4, 8], 3, 30.0)
     with use("triton"):
-        pooled = multi_level_roi_align(features, boxes, [4, 8], 7, 30.0)
+        pooled = multi_level_roi_align(features, boxes, [4, 8], 3, 30.0)
     assert float(pooled[4:6].abs().max()) == 0.0
 
 
@@ -158,9 +158,9 @@ def test_the_level_of_a_box_is_the_references_to_the_last_bit() -> None:
     sides = []
     for power in range(-2, 2):
         side = torch.tensor(112.0 * 2.0**power)
-        for _ in range(6):
+        for _ in range(3):
             side = torch.nextafter(side, torch.tensor(0.0))
-        for _ in range(12):
+        for _ in range(6):
             sides.append(side)
             side = torch.nextafter(side, torch.tensor(math.inf))
     corner = torch.stack(sides)[None, :, None].expand(-1, -1, 2)
@@ -209,8 +209,8 @@ def test_a_box_that_is_not_a_number_is_pooled_to_what_is_not_one() -> None:
 def test_the_same_numbers_give_the_same_bits() -> None:
     generator = torch.Generator().manual_seed(7)
     features = pyramid(2, 3, generator)
-    boxes = random_boxes(2, 6, 30.0, generator)  # many on the same cells
-    upstream = torch.randn(12, 3, 2, 2, generator=generator)
+    boxes = random_boxes(2, 4, 30.0, generator)  # many on the same cells
+    upstream = torch.randn(8, 3, 2, 2, generator=generator)
     first, second = (by_kernel(features, boxes, [4, 8], 2, 30.0, upstream) for _ in range(2))
     assert torch.equal(first[0], second[0])
     assert all(torch.equal(one, other) for one, other in zip(first[1], second[1], strict=True))

@@ -12,7 +12,7 @@ from profiler.prediction.predict import LatencyModel, PartsSum
 _FEW = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=2, max_size=12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(_FEW)
 def test_rank_correlations_are_scipys_with_ties_too(pairs: list[tuple[int, int]]) -> None:
     first, second = np.array(pairs, dtype=float).T

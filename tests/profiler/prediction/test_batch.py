@@ -25,7 +25,7 @@ def row(key: str, median_ms: float | None, half_ms: float = 0.0) -> Row:
 _ROWS = st.lists(st.tuples(st.floats(0.001, 100.0), st.floats(0.0, 1.0, allow_subnormal=False)), min_size=1, max_size=8)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(_ROWS, st.data())
 def test_a_population_is_its_networks_one_by_one(values: list[tuple[float, float]], data: st.DataObject) -> None:
     rows = {f"k{index}": row(f"k{index}", ms, half * ms) for index, (ms, half) in enumerate(values)}

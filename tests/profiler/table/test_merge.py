@@ -173,7 +173,7 @@ _rows = st.builds(
 _tables = st.lists(_rows, max_size=5)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(_tables, min_size=2, max_size=3), st.randoms(use_true_random=False))
 def test_merging_is_idempotent_and_its_order_decides_nothing(tables: list[list[Row]], rng: object) -> None:
     # Where files are kept in memory nothing is waited for: this is about what is written, not about the disk.

@@ -10,7 +10,7 @@ from smnas.data.letterbox import PAD_VALUE, letterbox, shrink, to_original
 
 
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 90), st.integers(1, 90))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_canvas_has_its_size_and_the_image_fits(width: int, height: int, across: int, down: int) -> None:
     image = np.full((height, width, 3), 7, dtype=np.uint8)
     canvas, scale = letterbox(image, across, down)

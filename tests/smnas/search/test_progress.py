@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from smnas.search.progress import SearchProgress
@@ -57,7 +57,6 @@ def candidate(number: int, stage: StageName, state: State, ap: float, latency_ms
     )
 
 
-@settings(deadline=None)  # on a busy machine any call may have to wait
 @given(rows, st.integers(0, 12))
 def test_events_are_counted_over_all_trials(
     found: list[tuple[StageName, State, float, float, int | None]], before: int

@@ -32,7 +32,6 @@ def parts(a: Architecture) -> tuple[object, ...]:
 
 
 @given(spaces, seeds)
-@settings(deadline=None)
 def test_structural_moves_stay_inside_and_change_something(space: Space, seed: int) -> None:
     rng = np.random.default_rng(seed)
     parent = sample_structural(space, rng)
@@ -45,7 +44,6 @@ def test_structural_moves_stay_inside_and_change_something(space: Space, seed: i
 
 
 @given(spaces, seeds)
-@settings(deadline=None)
 def test_modular_moves_keep_the_structure_and_the_bounds(space: Space, seed: int) -> None:
     rng = np.random.default_rng(seed)
     parent = sample_structural(space, rng)
@@ -58,7 +56,7 @@ def test_modular_moves_keep_the_structure_and_the_bounds(space: Space, seed: int
 
 
 @given(spaces, seeds)
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_the_same_generator_gives_the_same_architectures(space: Space, seed: int) -> None:
     def walk() -> list[Architecture]:
         rng = np.random.default_rng(seed)

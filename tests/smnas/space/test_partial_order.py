@@ -70,7 +70,6 @@ def test_equals_the_definition_by_exhaustive_assignment(a: Architecture, b: Arch
 
 
 @given(st.integers(0, 2**32 - 1))
-@settings(deadline=None)
 def test_not_larger_means_no_more_blocks_and_no_wider_output(seed: int) -> None:
     rng = np.random.default_rng(seed)
     a = sample_structural(NANO, rng)

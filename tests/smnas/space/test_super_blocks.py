@@ -43,7 +43,7 @@ def test_a_backbone_is_the_same_as_array_and_as_value() -> None:
 
 
 @given(st.integers(0, 2**32 - 1))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_moves_keep_the_published_bounds(seed: int) -> None:
     population = walked(seed)
     for row in range(len(population)):

@@ -30,42 +30,45 @@ def torchrun(*arguments: str, processes: int = 2) -> subprocess.CompletedProcess
     )
 
 
-@pytest.mark.slow
-def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
-    done = torchrun(str(STAND_INS / "replicas_script.py"), str(tmp_path))
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes leave that train to the end, and then once more with NaN in one's batches."""
+    folder = tmp_path_factory.mktemp("trained")
+    done = torchrun(str(STAND_INS / "replicas_script.py"), str(folder), "nan")
     assert done.returncode == 0, done.stderr[-2000:]
-    weights, losses = zip(*(torch.load(tmp_path / f"rank-{rank}.pt") for rank in range(2)), strict=True)
+    return folder
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_trains(trained: Path) -> None:
+    weights, losses = zip(*(torch.load(trained / f"rank-{rank}.pt") for rank in range(2)), strict=True)
     alone = stub.detector()
     result = fit_batches(alone, stub.ShareOfBatches(), stub.info())
     for name, expected in alone.state_dict().items():
         assert torch.equal(weights[0][name], weights[1][name]), "replicas stay equal, bit by bit"
         torch.testing.assert_close(weights[0][name], expected, rtol=1e-4, atol=1e-5)
     assert losses[0] == losses[1] == pytest.approx([log.loss for log in result.history], rel=1e-4)
-    assert len(read_curve(tmp_path / "curve.jsonl")) == 4, "one process writes"
+    assert len(read_curve(trained / "curve.jsonl")) == 4, "one process writes"
 
 
 @pytest.mark.slow
-def test_processes_that_died_together_resume_to_the_same_weights(tmp_path: Path) -> None:
+def test_processes_that_died_together_resume_to_the_same_weights(tmp_path: Path, trained: Path) -> None:
     died = torchrun(str(STAND_INS / "replicas_script.py"), str(tmp_path), "2")
     assert died.returncode != 0
     assert len(read_curve(tmp_path / "curve.jsonl")) == 2
     done = torchrun(str(STAND_INS / "replicas_script.py"), str(tmp_path))
     assert done.returncode == 0, done.stderr[-2000:]
     resumed, _ = torch.load(tmp_path / "rank-0.pt")
-    other = tmp_path / "unkilled"
-    assert torchrun(str(STAND_INS / "replicas_script.py"), str(other)).returncode == 0
-    for name, expected in torch.load(other / "rank-0.pt")[0].items():
+    for name, expected in torch.load(trained / "rank-0.pt")[0].items():
         assert torch.equal(resumed[name], expected)
 
 
 @pytest.mark.slow
-def test_one_processs_nan_ends_all_of_them(tmp_path: Path) -> None:
-    done = torchrun(str(STAND_INS / "replicas_script.py"), str(tmp_path), "nan")
-    assert done.returncode == 0, done.stderr[-2000:]
-    reasons = [(tmp_path / f"diverged-{rank}").read_text() for rank in range(2)]
+def test_one_processs_nan_ends_all_of_them(trained: Path) -> None:
+    reasons = [(trained / f"diverged-{rank}").read_text() for rank in range(2)]
     assert reasons[0] == reasons[1]
     assert "not finite in step 1" in reasons[0]
-    assert json.loads((tmp_path / "failure.json").read_text())["step"] == 0
+    assert json.loads((trained / "nan" / "failure.json").read_text())["step"] == 0
 
 
 @pytest.mark.slow

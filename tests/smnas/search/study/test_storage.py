@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import search_stub as stub
 import typer
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from smnas.cli.terminal.exit_codes import run
@@ -41,7 +41,7 @@ def search(folder: Path, conditions: SearchSettings, scorer: stub.StubScorer | N
     return run_search(context, scorers=InProcess(scorer or stub.StubScorer()), complexity=stub.complexity)
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=5)
 @given(NAMES)
 @example("run?1")
 @example("a%41#{0}&b=c")
