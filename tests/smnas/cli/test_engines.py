@@ -1,4 +1,4 @@
-"""``smnas profile --build-engines``: thirty and more workloads of ``nano`` as TensorRT-RTX engines, without a GPU."""
+"""``smnas profile --build-engines``: the blocks of two detectors as TensorRT-RTX engines, without a GPU."""
 
 import json
 from pathlib import Path
@@ -17,10 +17,7 @@ from smnas.space.architecture import Architecture
 
 ARCHITECTURES = [
     "basicblock_8_1-21-21+fpn_2-4_24+norpn+retina_32_1+64x64",
-    "bottleneck_16_1-2-21-1+fpn_2-5_32+rpn+rcnn_64+96x96",
-    "inverted_16_1-21-2+fpn_2-4_48+norpn+fcos_48_2+128x128",
-    "basicblock_16_11-21-211-1+fpn_2-5_48+rpn+cascade_2_64+128x128",
-    "resnext_32_1-2-2+fpn_2-4_32+rpn+rcnn_128+96x96",
+    "resnext4x16_32_1-2+fpn_2-3_32+rpn+cascade_2_64+64x64",
 ]
 
 
@@ -76,7 +73,7 @@ def test_its_options_need_it(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.skipif(
     installed_version("tensorrt_rtx") is None, reason="needs tensorrt_rtx: pip install 'smnas[tensorrt-rtx]'"
 )
-def test_thirty_workloads_become_half_precision_engines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_blocks_become_half_precision_engines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--build-engines", tmp_path, "--backend", "tensorrt_rtx", "--precision", "fp16", "--classes", "3"]
     words += ["--compute-capability", "8.9", "--workers", "2"]
     for text in ARCHITECTURES:
@@ -84,7 +81,7 @@ def test_thirty_workloads_become_half_precision_engines(tmp_path: Path, capsys: 
     code, document, error = _run(capsys, *words)
     assert code == 0, error
     assert (document["compute_capabilities"], document["precision"]) == (["8.9"], "fp16")
-    assert document["built"] >= 30
+    assert document["built"] >= 15
     assert document["failed"] == []
     store = EngineStore(tmp_path)
     built = [one for one in store.manifests() if one.status == "built"]
@@ -96,7 +93,7 @@ def test_thirty_workloads_become_half_precision_engines(tmp_path: Path, capsys: 
         # half by the graph's types, checked while building, and by the builder's own list of the engine's tensors
         if one.facts["dense_layers"]:
             assert one.facts["tensor_types"]["Half"] > one.facts["tensor_types"].get("Float", 0)
-    assert sum(one.facts["dense_layers"] > 0 for one in built) >= 30
+    assert sum(one.facts["dense_layers"] > 0 for one in built) >= 12
     # one damaged: refused, and the next run builds this one alone
     path = store.engine_path(built[0].request)
     path.write_bytes(path.read_bytes()[:-1])

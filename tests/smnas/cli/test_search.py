@@ -122,7 +122,7 @@ def test_a_search_by_entropy_ends_as_any_other(
 ) -> None:
     data, out = generate_shapes(tmp_path / "data", train=8, val=3), tmp_path / "run"
     monkeypatch.setattr(api, "search", partial(api.search, timing=_QUICK, calibration=0))
-    for name, value in (("_CALIBRATION", 1), ("_CHECKED", 1), ("_STEPS", 1500)):
+    for name, value in (("_CALIBRATION", 1), ("_CHECKED", 1), ("_STEPS", 200)):
         monkeypatch.setattr(zero_shot, name, value)
     # exporting takes long, and is the same for every search
     monkeypatch.setattr(ranked, "deploy_ranking", lambda folder, *_, **__: ranked.DeployReport(read_ranking(folder)))

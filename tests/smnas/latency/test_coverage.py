@@ -16,15 +16,15 @@ def _keys(architectures: list[Architecture]) -> set[str]:
     return {workload.key for one in architectures for workload in detector_workloads(one, 3)}
 
 
-@pytest.mark.parametrize("size", [(64, 64), (96, 72)])
-def test_nothing_is_missing(size: tuple[int, int]) -> None:
+@pytest.mark.slow
+def test_nothing_is_missing() -> None:
     space = load_space("nano")
     backbones = [b for b in space.backbones if str(b) in ("basicblock_8_1-2-2", "bottleneck_8_1-2-2")]
     backbones.append(next(b for b in space.backbones if len(b.stages) == 4))  # type: ignore[union-attr]
     necks = [neck for neck in space.necks if isinstance(neck, C4Spec) or neck.width == 32]
-    heads = [head for head in space.heads if str(head) in ("rcnn_64", "cascade_2_64", "retina_32_1", "fcos_32_1")]
+    heads = [head for head in space.heads if str(head) in ("rcnn_64", "cascade_2_64", "fcos_32_1")]
     every = [
-        replace(a, input_width=size[0], input_height=size[1])
+        replace(a, input_width=96, input_height=72)
         for a in space.structures
         if a.backbone in backbones and a.neck in necks and a.head in heads and a.input_width == 96
     ]

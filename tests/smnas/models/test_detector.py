@@ -145,7 +145,7 @@ def test_workloads_add_up_to_the_whole_detector():
             flops[part.key] = part.flops
         return flops[part.key]
 
-    for architecture in random_architectures(30):
+    for architecture in random_architectures(10):
         parts = detector_workloads(architecture, 7)
         detector = deployable(build_detector(architecture, 7, device="meta"))
         whole = whole_workload(detector)

@@ -1,7 +1,7 @@
 """Every kind of detector that the space can write: a pairwise covering sample, and random ones of ``paper``, smaller.
 
 Each one builds, trains a step, infers and decomposes. An export takes ten times as long as all that, so only those
-detectors are exported that hold every choice and every wiring of neck, proposals and head, and two of ``paper``.
+detectors are exported that hold every choice and every wiring of proposals and head, and two of ``paper``.
 ``SMNAS_PAPER_SAMPLES=200`` tries more of ``paper``.
 """
 
@@ -86,11 +86,11 @@ def covering_cases() -> list[Case]:
 
 
 def exported_cases() -> list[Case]:
-    """Of the covering cases enough to have every choice, every neck with every RPN, and every RPN with every head."""
+    """Of the covering cases enough to have every choice, and every RPN with every head."""
 
     def facts(case: Case) -> set[Any]:
-        _, neck, _, rpn, head, *_ = case
-        return {*enumerate(case), (neck, rpn), (rpn, head)}
+        *_, rpn, head, _size, _norm, _stem = case
+        return {*enumerate(case), (rpn, head)}
 
     return covering({case: facts(case) for case in CASES})
 
