@@ -71,6 +71,7 @@ def test_every_command_is_installed_under_its_own_name_too() -> None:
     assert scripts["smnas"] == "smnas.cli.main:main"
 
 
+@pytest.mark.slow
 def test_the_light_packages_load_no_torch() -> None:
     space = ", ".join(f"smnas.space.{name}" for name in ("preset", "sampling", "mutation", "partial_order"))
     names = f"{space}, profiler.errors, profiler.table.latency_table, profiler.prediction.predict, smnas.cli.main"

@@ -88,6 +88,7 @@ class Deformed(nn.Module):
         return deform_conv2d(x, offset, self.weight, 1, 1, 1)
 
 
+@pytest.mark.slow
 def test_the_exported_graph_is_plain_onnx_and_equals_eager() -> None:
     (x, offset, weight), _ = draw("same", torch.float32)
     model = to_onnx(Deformed(weight), (x, offset), input_names=["x", "offset"])

@@ -85,6 +85,7 @@ def test_a_residual_of_another_shape_is_refused() -> None:
 _ITS_OWN = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 
 
+@pytest.mark.slow
 @_ITS_OWN
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("last", [False, True])

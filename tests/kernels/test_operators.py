@@ -50,6 +50,7 @@ def test_standardized_filters_have_no_mean_and_unit_variance():
     torch.testing.assert_close(flat.var(1, unbiased=False), torch.ones(16, dtype=torch.float64), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(count=st.integers(0, 40), seed=st.integers(0, 10_000), threshold=st.sampled_from([0.3, 0.5, 0.7]))
 def test_nms_mask_equals_the_greedy_reference(count, seed, threshold):
@@ -164,6 +165,7 @@ class BothOperators(torch.nn.Module):
         return nms_mask(boxes, scores, 0.5), multi_level_roi_align([fine, coarse], boxes, [4, 8], 7, 56.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["random", "no area", "one level empty", "no candidate"])
 def test_onnx_forms_equal_eager(tmp_path, case):
     fine, coarse = torch.randn(2, 3, 16, 16), torch.randn(2, 3, 8, 8)

@@ -108,6 +108,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "groups", "dtype", "last", "residual", "count"),
     [
@@ -144,6 +145,7 @@ def test_weight_standardization() -> None:
         assert "ld.global" in compile_launch(*launch, 80)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shapes", "size", "dtype", "last"),
     [
@@ -174,6 +176,7 @@ def test_pooling(shapes: list[tuple[int, ...]], size: int, dtype: torch.dtype, l
         assert ("ld.global.v4" in ptx) == (last and launch[0].__name__ == "_forward")  # 16 bytes at a time
 
 
+@pytest.mark.slow
 def test_suppression() -> None:
     from kernels.triton import nms
 

@@ -89,6 +89,7 @@ class Rounded(nn.Module):
         return self.last(torch.relu(self.body(x)))  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_eight_bits_are_computed_in_integers_where_the_module_lets_them(module: Pair) -> None:
     torch.manual_seed(2)
     rounded, image = Rounded(), torch.randn(1, 8, 12, 12)
@@ -243,6 +244,7 @@ def test_onnxruntime_without_the_provider_names_the_command(monkeypatch: pytest.
         get_backend("onnxruntime", FAKE_GPU)
 
 
+@pytest.mark.slow
 def test_the_names_are_known_without_loading_a_runtime() -> None:
     code = "import sys; from profiler.backends import BACKENDS; sys.exit('onnxruntime' in sys.modules or not BACKENDS)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -61,6 +61,7 @@ def make(stub: Any, tmp_path: Path) -> Make:
     return make_backend
 
 
+@pytest.mark.slow
 def test_an_engine_computes_what_the_module_does_and_is_built_once(make: Make, stub: Any, tmp_path: Path) -> None:
     module, x = Block().train(), torch.randn(2, 8)
     session = make(L4).prepare(module, [x])
@@ -77,6 +78,7 @@ def test_an_engine_computes_what_the_module_does_and_is_built_once(make: Make, s
     assert len(stub.compiled) == 1
 
 
+@pytest.mark.slow
 def test_an_engine_tells_what_it_is(make: Make) -> None:
     facts = make(L4).prepare(Block(), [torch.randn(2, 8)]).describe()
     assert facts["tensorrt_stub"] == "9.8.7"
@@ -87,6 +89,7 @@ def test_an_engine_tells_what_it_is(make: Make) -> None:
     assert len(facts["engine_sha256"]) == 64
 
 
+@pytest.mark.slow
 def test_half_precision_reaches_the_layers_or_is_an_error(
     make: Make, stub: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,6 +109,7 @@ def test_half_precision_reaches_the_layers_or_is_an_error(
         make(L4).prepare(module, [x], "fp16")
 
 
+@pytest.mark.slow
 def test_engines_that_were_built_ahead_are_found(make: Make, tmp_path: Path) -> None:
     build_ahead([workload("block", Block())], EngineStore(tmp_path), ["8.9"], backend="tensorrt_stub")
     (engine,) = tmp_path.glob("*.engine")
@@ -113,6 +117,7 @@ def test_engines_that_were_built_ahead_are_found(make: Make, tmp_path: Path) -> 
     assert list(tmp_path.glob("*.engine")) == [engine]
 
 
+@pytest.mark.slow
 def test_a_table_is_filled_and_what_can_not_be_built_is_a_row_with_its_reason(make: Make, tmp_path: Path) -> None:
     backend = make(L4)
     blocks = [workload("good", Block()), workload("unread", Block(torch.sin)), workload("unbuilt", Block(torch.tanh))]

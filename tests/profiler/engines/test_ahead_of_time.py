@@ -60,6 +60,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("tensorrt_stub")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("stub")
 def test_engines_are_built_once_and_failures_kept(tmp_path: Path) -> None:
     store = EngineStore(tmp_path)
@@ -85,6 +86,7 @@ def test_engines_are_built_once_and_failures_kept(tmp_path: Path) -> None:
     assert (last.built, last.cached, len(last.failed)) == (0, 4, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("stub")
 def test_an_engine_is_found_again_whatever_was_exported_beside_it(tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -100,6 +102,7 @@ def test_an_engine_is_found_again_whatever_was_exported_beside_it(tmp_path: Path
         assert (alone.built, alone.cached) == (0, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("stub")
 def test_other_weights_and_capabilities_are_other_engines(tmp_path: Path) -> None:
     store = EngineStore(tmp_path)
@@ -149,6 +152,7 @@ def _rtx_model(precision: str) -> bytes:
     return typed_onnx(model, precision).SerializeToString()
 
 
+@pytest.mark.slow
 @NEEDS_RTX
 @pytest.mark.parametrize(("precision", "logged"), [("fp32", "Float"), ("fp16", "Half"), ("bf16", "BFloat16")])
 def test_tensorrt_rtx_builds_in_the_precision_without_a_gpu(precision: str, logged: str) -> None:
@@ -176,6 +180,7 @@ class Stem(nn.Module):
         return x
 
 
+@pytest.mark.slow
 @NEEDS_RTX
 def test_tensorrt_rtx_builds_blocks_of_eight_bits_for_old_and_new_gpus(tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -198,6 +203,7 @@ def test_tensorrt_rtx_builds_blocks_of_eight_bits_for_old_and_new_gpus(tmp_path:
     assert hashes["mixed", "7.5"] == hashes["mixed", "8.9"]
 
 
+@pytest.mark.slow
 @NEEDS_RTX
 def test_tensorrt_rtx_refuses_a_graph_of_another_precision() -> None:
     trt = tensorrt.import_tensorrt("tensorrt_rtx")
@@ -207,6 +213,7 @@ def test_tensorrt_rtx_refuses_a_graph_of_another_precision() -> None:
         build_engine(trt, b"no graph", "fp32", ["8.9"])
 
 
+@pytest.mark.slow
 @NEEDS_RTX
 def test_tensorrt_rtx_builds_for_every_capability_that_it_names() -> None:
     trt = tensorrt.import_tensorrt("tensorrt_rtx")

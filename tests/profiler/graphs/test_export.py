@@ -53,6 +53,7 @@ def run(model: bytes, **feeds: np.ndarray) -> list[np.ndarray]:
     return outputs
 
 
+@pytest.mark.slow
 def test_the_file_computes_what_the_module_computes(
     module: TwoInTwoOut, inputs: tuple[Tensor, Tensor], exported: bytes
 ) -> None:
@@ -120,6 +121,7 @@ def test_a_module_without_weights_is_refused() -> None:
         to_onnx(nn.Linear(3, 3, device="meta"), (torch.zeros(1, 3),), input_names=["x"], output_names=["y"])
 
 
+@pytest.mark.slow
 def test_a_model_cut_out_of_a_group_is_the_one_exported_alone() -> None:
     torch.manual_seed(0)
     modules = [nn.Sequential(nn.Conv2d(c, 8, 3, bias=False), nn.GroupNorm(2, 8), nn.ReLU()).eval() for c in (2, 4)]

@@ -102,6 +102,7 @@ def test_boxes_are_decoded_in_float32() -> None:
     np.testing.assert_allclose(_run(typed, x), _run(model, x), atol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_named_module_stays_float32(images: Tensor) -> None:
     model = _export(Block(), images)
     typed = typed_onnx(model, "fp16", keep_fp32=("second",))

@@ -319,6 +319,7 @@ def test_the_reference_workload_is_fixed_and_leaves_the_seed_alone() -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["eager", "onnxruntime"])
 def test_real_convolutions_cost_more_the_bigger_they_are(name: str, table: LatencyTable) -> None:
     if name == "onnxruntime":

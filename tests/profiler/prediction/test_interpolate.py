@@ -109,6 +109,7 @@ def test_variances_and_intervals_say_the_same_of_a_guess() -> None:
         assert math.log(guess.high_ms / guess.ms) == pytest.approx(norm.ppf(0.95) * deviation, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_real_rows_are_guessed_from_each_other(tmp_path: Path) -> None:
     """Convolutions measured here and now, each predicted by a fit without it."""
     sizes = [(channels, side) for channels in (8, 16, 24, 32, 48) for side in (8, 16, 24, 32, 40)]

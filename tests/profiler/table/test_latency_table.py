@@ -249,6 +249,7 @@ with LatencyTable(sys.argv[1]) as table:
 """
 
 
+@pytest.mark.slow
 def test_sigkill_loses_nothing_that_was_finished(path: Path) -> None:
     rng = random.Random(0)
     finished: set[str] = set()
@@ -293,6 +294,7 @@ def shared_path(path: Path) -> Iterator[Path]:
         yield Path(folder) / "latency.db"
 
 
+@pytest.mark.slow
 def test_eight_processes_write_ten_thousand_rows_while_another_reads(shared_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_write, args=(shared_path, writer)) for writer in range(WRITERS)]

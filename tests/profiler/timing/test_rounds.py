@@ -73,6 +73,7 @@ def close(measurement: Measurement, seconds: float) -> bool:
     return abs(measurement.median_ms / (seconds * 1e3) - 1) <= 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steady", [True, False], ids=["one-factor", "factors"])
 @pytest.mark.parametrize("burst_s", [0.1, 1.0, 10.0, 60.0])
 def test_rounds_find_the_latency_among_bursts_where_one_burst_of_samples_does_not(burst_s: float, steady: bool) -> None:

@@ -338,6 +338,7 @@ def test_control_c_in_a_real_training(some_images: Path, tmp_path: Path) -> None
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_enough_is_no_error() -> None:
     read, write = os.pipe()
     process = subprocess.Popen(
@@ -373,6 +374,7 @@ def test_messages_that_nobody_reads_end_a_command_as_control_c_does(some_images:
     assert done.returncode == 130
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "code"), [(("space",), 0), (("space", "--json"), 0), (("space", "--preset", "x"), 2)]
 )

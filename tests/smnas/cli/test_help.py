@@ -79,6 +79,7 @@ def test_every_command_has_an_entry_point_of_its_own() -> None:
     assert {f"{name}_main" for name in COMMANDS} | {"main", "COMMANDS", "application"} == set(cli.__all__)
 
 
+@pytest.mark.slow
 def test_help_loads_nothing_heavy() -> None:
     heavy = ("torch", "torchvision", "optuna", "onnx", "onnxruntime", "plotly", "pycocotools")
     code = (

@@ -44,6 +44,7 @@ def _profile(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, ob
     return document
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_a_second_run_measures_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = tmp_path / "table.db"
@@ -74,6 +75,7 @@ def test_estimates_are_labelled_and_kept_apart(tmp_path: Path, capsys: pytest.Ca
     assert _profile(capsys, *words)["added"] == 0
 
 
+@pytest.mark.slow
 def test_a_table_of_an_absent_gpu_is_read_and_nothing_else_is_in_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,6 +108,7 @@ def test_a_sample_depends_on_the_seed_alone() -> None:
     assert len(set(first)) == 12
 
 
+@pytest.mark.slow
 def test_a_complete_preset_is_known_without_reading_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     some = [Architecture.parse(ARCH)]
     with LatencyTable(tmp_path / "table.db") as table:

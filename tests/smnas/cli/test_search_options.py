@@ -63,6 +63,7 @@ def test_a_search_without_a_detector_is_a_failure(
     assert "nothing has an AP" in captured.err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_search_in_int8_measures_in_int8_and_is_resumed_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,6 +53,7 @@ def test_samples_are_architectures_of_the_space_and_depend_on_the_seed_alone(
     assert _space(capsys, "--sample", "20", "--seed", "4").splitlines() != lines
 
 
+@pytest.mark.slow
 def test_description_adds_up_and_knows_the_backbone(capsys: pytest.CaptureFixture[str]) -> None:
     document = json.loads(_space(capsys, "--describe", RESNET18, "--classes", "20", "--json"))
     assert document["architecture"] == RESNET18

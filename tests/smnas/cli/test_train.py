@@ -26,6 +26,7 @@ def command(*words: str) -> int:
     return run(application(*COMMANDS), "smnas", ["train", *words])
 
 
+@pytest.mark.slow
 def test_training_starts_from_the_weights_and_the_checkpoint_knows_its_norm_and_stem(
     some_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -52,6 +53,7 @@ def test_training_starts_from_the_weights_and_the_checkpoint_knows_its_norm_and_
     assert "norm=bn, but got gn-ws" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "kinds"),
     [
@@ -127,6 +129,7 @@ def test_other_files_and_other_networks_are_refused_in_one_line(
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_training_that_diverges_is_one_line_and_no_bug(
     some_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,6 +22,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return generate_shapes(tmp_path_factory.mktemp("shapes") / "data", train=60, val=20)
 
 
+@pytest.mark.slow
 def test_it_is_a_coco_folder(shapes: Path) -> None:
     folder = CocoFolder(shapes)
     assert folder.classes == CLASSES
@@ -183,6 +184,7 @@ def test_it_is_varied(shapes: Path) -> None:
     assert (corners < 1).any()  # some are cut by the border
 
 
+@pytest.mark.slow
 def test_colour_is_a_hint_and_no_proof() -> None:
     hints, shown = 0, 0
     for seed in range(60):

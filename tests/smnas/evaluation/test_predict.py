@@ -157,6 +157,7 @@ def test_an_eager_detector_runs_in_evaluation_mode_and_is_left_as_it_was(trainin
     np.testing.assert_array_equal(found.boxes, np.full((2, 2, 4), 7))
 
 
+@pytest.mark.slow
 def test_a_real_detector_goes_the_whole_way(aquarium_mini: Path) -> None:
     from smnas.models.build import build_detector
     from smnas.space.architecture import Architecture

@@ -37,8 +37,15 @@ def of_four(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("operators", ["native", "plain"])
-@pytest.mark.parametrize("head", ["rpn+rcnn_16", "garpn+cascade_2_16", "norpn+retina_16_1", "norpn+fcos_16_1"])
+@pytest.mark.parametrize(
+    ("head", "operators"),
+    [
+        ("rpn+rcnn_16", "native"),
+        ("garpn+cascade_2_16", "plain"),
+        ("norpn+retina_16_1", "plain"),
+        ("norpn+fcos_16_1", "native"),
+    ],
+)
 def test_every_head_finds_in_a_batch_what_it_finds_one_by_one(
     head: str,
     operators: Operators,

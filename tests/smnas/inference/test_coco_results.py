@@ -35,6 +35,7 @@ def annotation_file(path: Path, listed: list[tuple[int, str, int, int]], **chang
     return path
 
 
+@pytest.mark.slow
 def test_the_file_has_the_numbers_of_an_evaluation(
     make_checkpoint: Callable[..., Path], aquarium_mini: Path, tmp_path: Path
 ) -> None:

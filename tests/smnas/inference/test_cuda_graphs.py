@@ -32,6 +32,7 @@ class Recorded:
             kept.copy_(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rcnn", "retina", "fcos", "garpn", "cascade"])
 def test_parts_compute_what_the_whole_does(
     name: str, checkpoint: Callable[[str], Path], some_images: list[NDArray[np.uint8]]

@@ -55,6 +55,7 @@ def hostile(tmp_path: Path, red_image: Callable[..., Image.Image]) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "workers"), [(1, 0), (4, 2)])
 def test_one_bad_file_stops_nothing(hostile: Path, tmp_path: Path, batch: int, workers: int, red_box: Any) -> None:
     seen: list[tuple[str, int, int]] = []
@@ -92,6 +93,7 @@ def test_one_bad_file_stops_nothing(hostile: Path, tmp_path: Path, batch: int, w
         assert image.size == (20_000, 30)
 
 
+@pytest.mark.slow
 def test_the_report_is_plain_json(hostile: Path, red_box: Any) -> None:
     report = detect_inputs(red_box, find_inputs([hostile / "[ab]-*.jpg"]), DetectOptions(0.6))
     document = json.loads(json.dumps(report.to_dict()))

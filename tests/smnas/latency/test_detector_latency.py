@@ -89,6 +89,7 @@ def test_without_wholes_a_prediction_is_the_plain_sum_and_says_so(table: Latency
     assert latency.low_ms < total < latency.high_ms
 
 
+@pytest.mark.slow
 def test_wholes_in_the_table_calibrate(table: LatencyTable, idle: IdleBackend) -> None:
     for architecture in (SMALL, DEEPER):
         fill(table, idle, architecture, 0.8 * fill(table, idle, architecture))
@@ -104,6 +105,7 @@ def test_wholes_of_another_number_of_classes_do_not_calibrate(table: LatencyTabl
     assert model == LatencyModel.fit([], [])
 
 
+@pytest.mark.slow
 def test_calibrate_fits_on_what_it_is_given_alone(table: LatencyTable, idle: IdleBackend) -> None:
     sums = {a: fill(table, idle, a) for a in (SMALL, DEEPER, WIDER, TWO_STAGE)}
     for architecture, factor in ((SMALL, 0.7), (DEEPER, 0.9), (WIDER, 5.0)):
@@ -117,6 +119,7 @@ def test_calibrate_fits_on_what_it_is_given_alone(table: LatencyTable, idle: Idl
     assert latency.measure_and_predict(TWO_STAGE).ms == pytest.approx(by_hand.scale * sums[TWO_STAGE])
 
 
+@pytest.mark.slow
 def test_a_prediction_is_a_function_of_table_and_calibration(table: LatencyTable, idle: IdleBackend) -> None:
     for architecture in (SMALL, DEEPER):
         fill(table, idle, architecture, 0.8 * fill(table, idle, architecture) + 1)
@@ -143,6 +146,7 @@ def test_a_failed_part_is_a_reason(table: LatencyTable, idle: IdleBackend) -> No
     assert "no latency" in calibration.failed[0][1]
 
 
+@pytest.mark.slow
 def test_missing_parts_are_measured_once(table: LatencyTable, eager: EagerBackend, idle: IdleBackend) -> None:
     events: list[Progress] = []
     latency = DetectorLatency(CLASSES, eager, table, timing=QUICK, on_progress=events.append)
@@ -160,6 +164,7 @@ def test_missing_parts_are_measured_once(table: LatencyTable, eager: EagerBacken
     assert report.cached == len(set(keys_of(SMALL)))
 
 
+@pytest.mark.slow
 def test_complete_measures_no_key_twice(table: LatencyTable, eager: EagerBackend) -> None:
     report = DetectorLatency(CLASSES, eager, table, timing=QUICK).measure_blocks([SMALL, DEEPER, SMALL])
     assert report.measured == table.count() == len({*keys_of(SMALL), *keys_of(DEEPER)})
@@ -175,6 +180,7 @@ def test_a_whole_is_measured_once_and_kept(table: LatencyTable, eager: EagerBack
     assert DetectorLatency(CLASSES, idle, table).measure_whole(SMALL) == row
 
 
+@pytest.mark.slow
 def test_a_whole_that_does_not_run_is_a_reason(table: LatencyTable, eager: EagerBackend) -> None:
     class Broken(EagerBackend):
         def prepare(self, module: Any, *args: Any, **kwargs: Any) -> Any:
@@ -191,6 +197,7 @@ def test_a_whole_that_does_not_run_is_a_reason(table: LatencyTable, eager: Eager
     assert not latency.measure_and_predict(SMALL).calibrated
 
 
+@pytest.mark.slow
 def test_batch_and_precision_are_part_of_the_target(table: LatencyTable, eager: EagerBackend) -> None:
     two = DetectorLatency(CLASSES, eager, table, batch=2, timing=QUICK)
     assert (two.target.batch, two.target.precision, two.target.threads) == (2, "fp32", 1)
@@ -203,6 +210,7 @@ def test_batch_and_precision_are_part_of_the_target(table: LatencyTable, eager: 
         DetectorLatency(CLASSES, eager, table, precision="fp8")
 
 
+@pytest.mark.slow
 def test_the_generator_of_torch_is_left_alone(table: LatencyTable, eager: EagerBackend) -> None:
     torch.manual_seed(5)
     expected = torch.rand(2)
@@ -307,6 +315,7 @@ def test_guessed_parts_widen_the_interval_and_measure_nothing(table: LatencyTabl
     assert 0 < one.measured < 1 == latency.predict(SMALL).measured
 
 
+@pytest.mark.slow
 def test_a_budget_stops_and_the_next_call_goes_on(table: LatencyTable, eager: EagerBackend) -> None:
     latency = DetectorLatency(CLASSES, eager, table, timing=QUICK)
     wanted = set(keys_of(TWO_STAGE))
@@ -316,6 +325,7 @@ def test_a_budget_stops_and_the_next_call_goes_on(table: LatencyTable, eager: Ea
     assert (rest.measured, rest.left) == (len(wanted), ())
 
 
+@pytest.mark.slow
 def test_cold_rows_are_their_own_and_no_prediction_reads_them(table: LatencyTable, eager: EagerBackend) -> None:
     latency = DetectorLatency(CLASSES, eager, table, timing=QUICK)
     latency.measure_blocks([SMALL])
@@ -327,6 +337,7 @@ def test_cold_rows_are_their_own_and_no_prediction_reads_them(table: LatencyTabl
     assert latency.measure_blocks([SMALL], caches="cold").measured == 0
 
 
+@pytest.mark.slow
 def test_an_audit_that_fitted_nothing_takes_no_flops_for_milliseconds(table: LatencyTable, idle: IdleBackend) -> None:
     sums = {one: fill(table, idle, one, 20.0) for one in (SMALL, TWO_STAGE)}
     latency = DetectorLatency(CLASSES, idle, table)

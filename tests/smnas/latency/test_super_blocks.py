@@ -47,6 +47,7 @@ def fill(table: LatencyTable, backend: EagerBackend, architecture: Architecture,
             table.add(Row(part.key, "part", target, median_ms=ms, low_ms=ms, high_ms=ms))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("noise", "tolerance"), [(0.0, 1e-6), (0.1, 0.08)])
 def test_a_population_is_predicted_as_each_of_its_detectors(noise: float, tolerance: float, tmp_path: Path) -> None:
     backend = IdleBackend(cpu_device(), 1)
@@ -74,6 +75,7 @@ def test_a_population_is_predicted_as_each_of_its_detectors(noise: float, tolera
             assert fitted.relative_error == pytest.approx(np.sqrt(np.mean(np.square(errors)))), "each left out in turn"
 
 
+@pytest.mark.slow
 def test_the_fit_goes_through_the_calibration_on_wholes(tmp_path: Path) -> None:
     backend = IdleBackend(cpu_device(), 1)
     with LatencyTable(tmp_path / "latency.db") as table:

@@ -64,6 +64,7 @@ def random_backbones() -> list[Backbone]:
     return [*map(parse_backbone, written), *drawn]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", random_backbones(), ids=str)
 @pytest.mark.parametrize("stem", ["deep", "imagenet"])
 def test_every_backbone_costs_what_its_modules_cost(spec: Backbone, stem: str) -> None:

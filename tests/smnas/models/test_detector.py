@@ -47,6 +47,7 @@ def some_images(architecture: Architecture, count: int) -> tuple[torch.Tensor, l
     return images, [some, none] * (count // 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HEADS)
 def test_one_training_step_reaches_every_parameter(name):
     torch.manual_seed(0)

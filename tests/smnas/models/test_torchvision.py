@@ -216,6 +216,7 @@ def checked_maps(
     return their_maps, our_maps
 
 
+@pytest.mark.slow
 def test_faster_rcnn_gives_torchvisions_outputs(canvases: Tensor) -> None:
     theirs, ours, images = pair("faster", canvases)
     assert isinstance(ours, TwoStageDetector)
@@ -237,6 +238,7 @@ def test_faster_rcnn_gives_torchvisions_outputs(canvases: Tensor) -> None:
     check(deltas, regression[:, 4:])
 
 
+@pytest.mark.slow
 def test_retinanet_gives_torchvisions_outputs(canvases: Tensor) -> None:
     theirs, ours, images = pair("retina", canvases)
     assert isinstance(ours, OneStageDetector)
@@ -247,6 +249,7 @@ def test_retinanet_gives_torchvisions_outputs(canvases: Tensor) -> None:
     check(deltas, expected["bbox_regression"])
 
 
+@pytest.mark.slow
 def test_fcos_gives_torchvisions_outputs(canvases: Tensor) -> None:
     theirs, ours, images = pair("fcos", canvases)
     assert isinstance(ours, OneStageDetector)
@@ -275,6 +278,7 @@ def test_retinanets_anchors_are_torchvisions_to_a_pixel() -> None:
     assert torch.equal(layer.anchors[exact], expected[exact])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OURS)
 def test_workloads_of_bn_detectors_add_up(name: str) -> None:
     ours = deployable(build_ours(name, CLASSES, "meta"))

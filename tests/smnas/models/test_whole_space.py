@@ -247,6 +247,7 @@ def paper_sample(count: int) -> list[Architecture]:
 PAPER = paper_sample(int(os.environ.get("SMNAS_PAPER_SAMPLES", "6")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", PAPER, ids=str)
 def test_random_detectors_of_the_papers_space_train_and_infer(architecture: Architecture) -> None:
     torch.manual_seed(0)

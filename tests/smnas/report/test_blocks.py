@@ -31,6 +31,7 @@ def fill(path: Path, target: Target, leave_out: str | None = None) -> dict[str, 
     return expected
 
 
+@pytest.mark.slow
 def test_every_part_in_the_order_in_which_they_run(run_folder: Path) -> None:
     expected = fill(run_folder / "latency.db", TARGET)
     fill(run_folder / "latency.db", replace(TARGET, device="another processor"))
@@ -43,6 +44,7 @@ def test_every_part_in_the_order_in_which_they_run(run_folder: Path) -> None:
     assert all(f"<code>{name}</code>" in page for name in expected)
 
 
+@pytest.mark.slow
 def test_the_last_version_of_a_backend_counts(run_folder: Path, tmp_path: Path) -> None:
     table = tmp_path / "elsewhere.db"
     fill(table, replace(TARGET, backend_version="1.30.0"), leave_out="postprocess")
@@ -50,6 +52,7 @@ def test_the_last_version_of_a_backend_counts(run_folder: Path, tmp_path: Path) 
     assert blocks_of_run(read_run_folder(run_folder), ARCHITECTURE, table)
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_named(run_folder: Path, tmp_path: Path) -> None:
     run = read_run_folder(run_folder)
     with pytest.raises(UserError, match="no file"):

@@ -159,6 +159,7 @@ def test_settings_are_flattened_in_order() -> None:
     assert data.settings_rows(settings) == rows
 
 
+@pytest.mark.slow
 def test_the_sample_run_reads_back(run_folder: Path) -> None:
     run = read_run_folder(run_folder)
     counts = {key: len(list(group)) for key, group in itertools.groupby(sorted(t.stage for t in run.trials))}

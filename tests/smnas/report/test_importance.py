@@ -47,6 +47,7 @@ def made(run: RunFolder, count: int) -> RunFolder:
     return replace(run, trials=tuple(trials))
 
 
+@pytest.mark.slow
 def test_choices_are_ranked_by_what_they_explain(run_folder: Path) -> None:
     run = made(read_run_folder(run_folder), 60)
     found = {row.choice: row for row in importances(run)}

@@ -38,6 +38,7 @@ def table(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_page_holds_the_table_and_fetches_nothing(table: Path, tmp_path: Path) -> None:
     detector = {"architecture": ARCH, "predicted_ms": 1.1, "low_ms": 1.0, "high_ms": 1.2, "measured_ms": 1.0}
     write_audit(table, TARGET, {"detectors": [detector]})
@@ -93,6 +94,7 @@ def test_what_can_not_be_drawn_is_refused(table: Path, tmp_path: Path) -> None:
         write_latency_page(tmp_path / "empty.db", tmp_path / "page.html")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_draws_the_table_without_errors_requests_and_sideways_scrolling(
     table: Path, tmp_path: Path, browse: Callable[[Path, int], Any], width: int

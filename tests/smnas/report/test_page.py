@@ -69,6 +69,7 @@ def page(run_folder: Path) -> Reader:
     return Reader(text)
 
 
+@pytest.mark.slow
 def test_the_numbers_are_readable_without_javascript(page: Reader) -> None:
     assert "The recommended detector is faster than the baseline, and its AP is better." in page.visible
     assert "43% faster than the baseline (7.12 against 12.40 ms, measured)" in page.visible
@@ -83,6 +84,7 @@ def test_the_numbers_are_readable_without_javascript(page: Reader) -> None:
     assert "need JavaScript" in page.visible
 
 
+@pytest.mark.slow
 def test_nothing_is_fetched_from_anywhere(page: Reader, run_folder: Path) -> None:
     assert page.addresses
     assert all(address.startswith("data:image/jpeg;base64,") for address in page.addresses)
@@ -91,12 +93,14 @@ def test_nothing_is_fetched_from_anywhere(page: Reader, run_folder: Path) -> Non
     assert not re.search(r"@import|url\(\s*['\"]?http", text.split("<script", maxsplit=1)[0])
 
 
+@pytest.mark.slow
 def test_plotly_is_inlined_once(page: Reader, run_folder: Path) -> None:
     text = (run_folder / "report.html").read_text(encoding="utf-8")
     assert text.count("plotly.js v") == 1
     assert len(text) < 6_000_000
 
 
+@pytest.mark.slow
 def test_the_figures_hold_the_points_of_the_tables(page: Reader) -> None:
     front = json.loads(page.scripts["figure-front"])
     by_name = {trace["name"]: trace for trace in front["data"] if "name" in trace}
@@ -107,6 +111,7 @@ def test_the_figures_hold_the_points_of_the_tables(page: Reader) -> None:
     assert set(page.scripts) == {"figure-front", "figure-hypervolume", "figure-loss", "figure-ap"}
 
 
+@pytest.mark.slow
 def test_points_have_error_bars_both_ways(page: Reader, run_folder: Path) -> None:
     traces = {trace.get("name"): trace for trace in json.loads(page.scripts["figure-front"])["data"]}
     ranked, first = traces["ranked"], traces["stage 1"]
@@ -125,12 +130,14 @@ def test_points_have_error_bars_both_ways(page: Reader, run_folder: Path) -> Non
     assert first["error_y"]["visible"] is False, "one seed has no spread"
 
 
+@pytest.mark.slow
 def test_images_are_embedded_small_enough_for_a_page(page: Reader) -> None:
     image = Image.open(io.BytesIO(base64.b64decode(page.addresses[0].split(",", 1)[1])))
     assert image.format == "JPEG"
     assert max(image.size) == 900
 
 
+@pytest.mark.slow
 def test_a_search_that_just_began_has_a_page(run_folder: Path, tmp_path: Path) -> None:
     for path in (run_folder / "study.db", run_folder / "ranking.json"):
         path.unlink()
@@ -143,12 +150,14 @@ def test_a_search_that_just_began_has_a_page(run_folder: Path, tmp_path: Path) -
     assert sorted(p.name for p in tmp_path.iterdir()) == ["page.html", "run"]
 
 
+@pytest.mark.slow
 def test_what_is_not_there_any_more_is_said(run_folder: Path) -> None:
     visible = Reader(write_report(run_folder).read_text(encoding="utf-8")).visible
     assert "Sample detections are left out" in visible
     assert "parts is left out: a latency table must exist" in visible
 
 
+@pytest.mark.slow
 def test_scores_without_training_are_not_shown_as_ap(run_folder: Path) -> None:
     settings = json.loads((run_folder / "settings.json").read_text())
     for name in ("metric", "trains"):  # earlier versions did not write them
@@ -174,6 +183,7 @@ def test_scores_without_training_are_not_shown_as_ap(run_folder: Path) -> None:
     assert sorted(cell for cell in aps if cell[0].isdigit()) == ["0.305", "0.312", "0.340"]
 
 
+@pytest.mark.slow
 def test_a_prior_is_held_against_its_controls(run_folder: Path) -> None:
     assert "What the score is worth here" not in Reader(render_report(read_run_folder(run_folder))).visible
     settings = json.loads((run_folder / "settings.json").read_text())
@@ -198,12 +208,14 @@ def test_a_prior_is_held_against_its_controls(run_folder: Path) -> None:
     assert "detectors of 4 epochs" in visible
 
 
+@pytest.mark.slow
 def test_a_page_that_can_not_be_written_is_the_users_mistake(run_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="can be written"):
         write_report(run_folder, tmp_path / "file" / "report.html")
 
 
+@pytest.mark.slow
 def test_a_slower_winner_is_said_plainly(run_folder: Path) -> None:
     file = run_folder / "ranking.json"
     document = json.loads(file.read_text())

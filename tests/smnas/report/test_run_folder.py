@@ -17,6 +17,7 @@ def begun(tmp_path: Path, run_folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_search_that_just_began_reads_as_empty(begun: Path) -> None:
     run = read_run_folder(begun)
     assert run.settings.preset == "nano"
@@ -24,6 +25,7 @@ def test_a_search_that_just_began_reads_as_empty(begun: Path) -> None:
     assert [path.name for path in begun.iterdir()] == ["settings.json"]
 
 
+@pytest.mark.slow
 def test_half_a_last_line_of_a_curve_is_skipped(begun: Path) -> None:
     run = begun / "models" / "x" / "seed-0-epochs-2"
     run.mkdir(parents=True)
@@ -32,12 +34,14 @@ def test_half_a_last_line_of_a_curve_is_skipped(begun: Path) -> None:
     assert curve.epochs == ({"epoch": 1.0, "loss": 2.0},)
 
 
+@pytest.mark.slow
 def test_reading_leaves_the_folder_as_it_was(run_folder: Path) -> None:
     before = {path: path.read_bytes() for path in run_folder.rglob("*") if path.is_file()}
     read_run_folder(run_folder)
     assert {path: path.read_bytes() for path in run_folder.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [

@@ -66,6 +66,7 @@ def test_a_band_holds_both_of_its_limits() -> None:
     assert (band.low, band.high, band.detectors) == (2.0, 3.0, 2), "3 is 1.5 times 2, 8 more than 1.5 times 5"
 
 
+@pytest.mark.slow
 def test_intervals_come_from_resampling_detectors() -> None:
     found = detectors(np.random.default_rng(3).uniform(size=30))
     row = control_table(found, entropies(found), "entropy")[0].rows[2]

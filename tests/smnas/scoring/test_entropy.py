@@ -64,6 +64,7 @@ def by_formula(spec: Backbone, form: EntropyForm, stem: str, size: tuple[int, in
     return score
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", WRITTEN)
 @pytest.mark.parametrize("stem", ["deep", "imagenet"])
 @pytest.mark.parametrize("form", [*ENTROPY_FORMS.values(), EntropyForm((1, 0, 2, 0.5, 3))])
@@ -98,6 +99,7 @@ def random_backbones(count: int) -> list[Backbone]:
     return [walked.spec(row) if row % 3 == 0 else coded[row] for row in range(count)]
 
 
+@pytest.mark.slow
 def test_a_forward_pass_orders_backbones_as_the_closed_form_does() -> None:
     backbones = random_backbones(50)
     closed = [backbone_entropy(spec) for spec in backbones]

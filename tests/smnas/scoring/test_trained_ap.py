@@ -39,6 +39,7 @@ def scored(data: CocoFolder, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return score, folder, events
 
 
+@pytest.mark.slow
 def test_a_score_is_the_ap_of_the_stored_weights(
     scored: tuple[Score, Path, list[ScoringProgress]], data: CocoFolder
 ) -> None:

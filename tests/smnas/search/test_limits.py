@@ -67,6 +67,7 @@ def halved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_halving_trains_every_epoch_once_and_spends_its_budget(halved: Path) -> None:
     history = trials(halved)
     for architecture in {c.architecture for c in history}:
@@ -81,6 +82,7 @@ def test_halving_trains_every_epoch_once_and_spends_its_budget(halved: Path) -> 
     assert any(c.origin == "promotion" and c.stop_epoch is None for c in joint)
 
 
+@pytest.mark.slow
 def test_a_training_that_was_begun_is_not_pruned_when_it_may_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +133,7 @@ def test_a_halving_search_in_which_everything_fails_says_so(tmp_path: Path) -> N
     assert "No recommendation yet" not in page
 
 
+@pytest.mark.slow
 def test_an_interrupted_halving_search_ends_as_an_uninterrupted_one(tmp_path: Path, halved: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         search(tmp_path, halving_settings(), scorer=stub.StubScorer(raises={8: KeyboardInterrupt()}))
@@ -150,6 +153,7 @@ def test_stopping_needs_a_scorer_that_trains(tmp_path: Path) -> None:
         search(tmp_path, halving_settings(), scorer=Whole())
 
 
+@pytest.mark.slow
 def test_nothing_larger_than_the_limit_is_trained(tmp_path: Path) -> None:
     limit = stub.complexity(NANO.baseline_architecture).parameters
     ranking = search(tmp_path, stub.settings(max_parameters=limit, trials=SMALL, partial_order=False, final_epochs=0))
@@ -215,6 +219,7 @@ def test_a_size_that_no_detector_keeps_is_refused_and_others_are_not() -> None:
     assert calls == [NANO.baseline_architecture], "the common case costs one look"
 
 
+@pytest.mark.slow
 def test_a_time_limit_stops_proposing_and_a_rerun_goes_on(tmp_path: Path) -> None:
     settings = stub.settings(trials=SMALL, generation=2)
     events: list[SearchEvent] = []
@@ -255,6 +260,7 @@ def test_a_clock_keeps_time_for_a_training_and_the_final_phase_and_shares_the_re
     assert found == [False, True]
 
 
+@pytest.mark.slow
 def test_a_warm_start_trains_nothing_twice(tmp_path: Path) -> None:
     first = tmp_path / "first"
     search(first, stub.settings(trials=SMALL, final_epochs=0))
@@ -278,6 +284,7 @@ def test_a_warm_start_trains_nothing_twice(tmp_path: Path) -> None:
     assert again.calls == []
 
 
+@pytest.mark.slow
 def test_a_warm_start_is_made_once_whatever_becomes_of_the_other_run(tmp_path: Path) -> None:
     first, few = tmp_path / "first", StageTrials(structural=2, modular=0)
     search(first, stub.settings(trials=few, final_epochs=0))
@@ -296,6 +303,7 @@ def test_a_warm_start_is_made_once_whatever_becomes_of_the_other_run(tmp_path: P
         assert trials(tmp_path / name) == trials(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_warm_start_takes_whole_trainings_alone(tmp_path: Path) -> None:
     first = tmp_path / "first"
     limit = int(0.7 * stub.complexity(NANO.baseline_architecture).parameters)
@@ -349,6 +357,7 @@ def test_a_driver_that_is_not_there_is_named(
     assert str(caught.value) == f"a database needs its driver, but {module} is not installed{fix}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("time_limit_s", "least", "most"), [(None, 60, 70), (10.0, 2, 25)])
 def test_a_larger_search_samples_latencies_within_a_tenth_of_its_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, time_limit_s: float | None, least: int, most: int

@@ -49,6 +49,7 @@ def test_it_is_read_and_reported(old_run: Path) -> None:
     assert "No recommendation yet" in page
 
 
+@pytest.mark.slow
 def test_it_is_resumed_and_ends_as_one_of_today(old_run: Path, tmp_path: Path) -> None:
     settings = read_settings(old_run)
     began = [c for c in read_candidates(old_run, settings) if c.state != "running"]

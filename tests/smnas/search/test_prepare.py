@@ -53,6 +53,7 @@ def test_scores_are_kept_by_their_metric_and_only_final_ap_is_ranked(whole: tupl
     )
 
 
+@pytest.mark.slow
 def test_a_kill_while_preparing_is_resumed(tmp_path: Path, whole: tuple[Path, Ranking]) -> None:
     folder = tmp_path / "run"
     command = [sys.executable, str(preparing_scorer.__file__), str(folder), "3"]
@@ -64,6 +65,7 @@ def test_a_kill_while_preparing_is_resumed(tmp_path: Path, whole: tuple[Path, Ra
     assert (folder / "shared.txt").read_text() == STEPS_WRITTEN
 
 
+@pytest.mark.slow
 def test_workers_prepare_once_and_all_of_them_read_it(tmp_path: Path, whole: tuple[Path, Ranking]) -> None:
     folder, steps = tmp_path / "run", list[str]()
     with Workers(Make(), 2) as pool:
@@ -74,6 +76,7 @@ def test_workers_prepare_once_and_all_of_them_read_it(tmp_path: Path, whole: tup
     assert read_candidates(folder, SETTINGS) == read_candidates(whole[0], SETTINGS)
 
 
+@pytest.mark.slow
 def test_a_worker_that_always_dies_while_it_prepares_ends_the_search(tmp_path: Path) -> None:
     with (
         Workers(Make(dies_at=1), 2) as pool,
@@ -86,6 +89,7 @@ def test_a_worker_that_always_dies_while_it_prepares_ends_the_search(tmp_path: P
     assert (tmp_path / "run" / "shared.txt").read_text() == STEPS_WRITTEN
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_can_not_be_prepared_is_the_users_error(tmp_path: Path, workers: int) -> None:
     pool = Workers(Make(refuses=True), workers) if workers else InProcess(Preparing(refuses=True))

@@ -64,6 +64,7 @@ class Killed(BaseException):
     """Nothing that a search may catch."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", [8, 9])
 def test_a_generation_that_was_not_full_stays_so_when_a_kill_hits_it_after_a_failure(tmp_path: Path, call: int) -> None:
     """Of a stage's last two candidates the first one fails: what takes its place is proposed after both, as ever."""

@@ -46,6 +46,7 @@ def trials(folder: Path) -> list[Candidate]:
         return list(study.candidates)
 
 
+@pytest.mark.slow
 def test_a_search_trains_what_it_promises(tmp_path: Path) -> None:
     scorer = stub.StubScorer(diverge_share=0.1)
     settings = stub.settings(trials=StageTrials(structural=10, modular=10), top=3)
@@ -75,6 +76,7 @@ def test_a_search_trains_what_it_promises(tmp_path: Path) -> None:
     assert read_ranking(tmp_path / "run") == ranking
 
 
+@pytest.mark.slow
 def test_final_trainings_use_the_front_more_epochs_and_other_seeds(tmp_path: Path) -> None:
     search(tmp_path, stub.settings(seed=5))
     history = trials(tmp_path)
@@ -93,6 +95,7 @@ def test_final_trainings_use_the_front_more_epochs_and_other_seeds(tmp_path: Pat
     assert all(c.latency_ms == by_name[str(c.architecture)].latency_ms for c in finals)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_search_and_another_seed_another(tmp_path: Path) -> None:
     def run(name: str, seed: int) -> list[str]:
         few = StageTrials(structural=3, modular=3)
@@ -111,6 +114,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_candidates_of_a_generation_are_proposed_from_the_same_results(tmp_path: Path) -> None:
     settings = stub.settings(generation=3, trials=StageTrials(structural=8, modular=7), final_epochs=0)
     scorer = stub.StubScorer(diverge_share=0.1)
@@ -131,6 +135,7 @@ def test_candidates_of_a_generation_are_proposed_from_the_same_results(tmp_path:
     assert done == {"baseline": 1, "structural": 8, "modular": 7}
 
 
+@pytest.mark.slow
 def test_workers_find_what_one_process_finds(tmp_path: Path) -> None:
     settings = stub.settings(generation=2, trials=StageTrials(structural=4, modular=3))
     alone = search(tmp_path / "alone", settings)
@@ -143,6 +148,7 @@ def test_workers_find_what_one_process_finds(tmp_path: Path) -> None:
     assert keys[0] == keys[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(STRATEGIES) - {"mae-det"}))  # which measures blocks
 def test_every_proposal_follows_from_the_study_and_the_seed(tmp_path: Path, name: str) -> None:
     """A search is asked again, trial by trial, by stages that know nothing but what was known then."""
@@ -166,6 +172,7 @@ def test_every_proposal_follows_from_the_study_and_the_seed(tmp_path: Path, name
     assert asked >= 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", [1, 4, 9, 15])
 def test_an_interrupted_search_ends_as_an_uninterrupted_one(tmp_path: Path, uninterrupted: Path, call: int) -> None:
     with pytest.raises(KeyboardInterrupt):
@@ -193,6 +200,7 @@ def test_what_an_export_completed_survives_a_search_that_has_nothing_to_do(tmp_p
     assert search(tmp_path, settings) == completed == read_ranking(tmp_path)
 
 
+@pytest.mark.slow
 def test_over_the_latency_limit_nothing_is_trained(tmp_path: Path) -> None:
     settings = stub.settings(latency_ms=15.0, latency_tolerance=1.1, partial_order=False)
     ranking = search(tmp_path, settings)
@@ -209,6 +217,7 @@ def test_over_the_latency_limit_nothing_is_trained(tmp_path: Path) -> None:
     assert any("over the latency limit" in note for note in ranking.notes)
 
 
+@pytest.mark.slow
 def test_an_impossible_limit_ends_with_a_note(tmp_path: Path) -> None:
     settings = stub.settings(latency_ms=0.5, trials=StageTrials(structural=1, modular=0), final_epochs=0)
     ranking = search(tmp_path, settings)
@@ -220,6 +229,7 @@ def test_an_impossible_limit_ends_with_a_note(tmp_path: Path) -> None:
     assert "Nothing is recommended: no trained detector is within 0.5 ms" in notes
 
 
+@pytest.mark.slow
 def test_partial_order_pruning_skips_only_what_is_beaten(tmp_path: Path) -> None:
     settings = stub.settings(
         trials=StageTrials(structural=5, modular=25), partial_order_margin=0.0, parents=1, final_epochs=0
@@ -251,6 +261,7 @@ def test_failures_are_stored_and_bounded(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "ranking.json").read_text())["recommendation"] is None
 
 
+@pytest.mark.slow
 def test_what_can_not_be_measured_or_built_is_a_failed_trial(tmp_path: Path) -> None:
     settings = stub.settings(trials=StageTrials(structural=2, modular=0), final_epochs=0)
     search(tmp_path / "whole", settings)
@@ -274,6 +285,7 @@ def test_what_can_not_be_measured_or_built_is_a_failed_trial(tmp_path: Path) -> 
     assert len(scorer.calls) == 1, "only the baseline"
 
 
+@pytest.mark.slow
 def test_an_odd_error_is_stored_but_the_users_and_the_disks_stop_the_search(tmp_path: Path) -> None:
     settings = stub.settings(trials=StageTrials(structural=2, modular=0), final_epochs=0)
     scorer = stub.StubScorer(raises={2: ZeroDivisionError("division by zero"), 3: RuntimeError()})
@@ -303,6 +315,7 @@ def test_a_score_that_is_not_a_number_is_a_failure(tmp_path: Path) -> None:
     assert {c.reason for c in trials(tmp_path)} == {"the score is not finite: nan"}
 
 
+@pytest.mark.slow
 def test_events_tell_how_far_it_is(tmp_path: Path) -> None:
     events: list[SearchEvent] = []
     search(tmp_path, on_event=events.append, scorer=stub.StubScorer(diverge_share=0.1))
@@ -323,6 +336,7 @@ def test_events_tell_how_far_it_is(tmp_path: Path) -> None:
     assert all(e.reason for e in finished if e.state == "failed")
 
 
+@pytest.mark.slow
 def test_the_ranking_is_legible_on_the_way(tmp_path: Path) -> None:
     seen: list[tuple[str, ...]] = []
 
@@ -346,6 +360,7 @@ def test_other_settings_or_an_unknown_strategy_touch_nothing(tmp_path: Path) -> 
     assert (tmp_path / "ranking.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_score_without_training_trains_the_best_only(tmp_path: Path) -> None:
     scorer, trainer = EntropyScorer(), stub.StubScorer()
     settings = stub.settings(
@@ -373,6 +388,7 @@ def test_a_score_without_training_trains_the_best_only(tmp_path: Path) -> None:
     assert len(trainer.calls) == 6, "nothing is trained twice"
 
 
+@pytest.mark.slow
 def test_a_prior_orders_what_is_trained(tmp_path: Path) -> None:
     plain, ordered = (
         stub.settings(strategy="random", prior=prior, partial_order=False, trials=StageTrials(structural=12, modular=8))
@@ -387,6 +403,7 @@ def test_a_prior_orders_what_is_trained(tmp_path: Path) -> None:
     assert means[1] > 1.2 * means[0], "the best of four by entropy"
 
 
+@pytest.mark.slow
 def test_a_prior_leaves_out_what_is_too_slow(tmp_path: Path) -> None:
     latency = stub.StubLatency()
     limit = float(np.median([latency(a).ms for a in NANO.structures[::20]]))

@@ -60,6 +60,7 @@ heads = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(
     st.one_of(residual, st.builds(MobileNetV2Spec, st.integers(10, 400)), super_block_backbones),
     st.one_of(st.just(C4Spec()), pyramids),

@@ -13,6 +13,7 @@ from smnas.space.sampling import sample_modular, sample_structural
 PRESETS = ["nano", "small", "paper"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_architectures_of_both_stages_survive(name: str) -> None:
     space = load_space(name)

@@ -123,6 +123,7 @@ def test_a_coded_inverted_residual_is_torchvisions_block(stride, out_channels):
     torch.testing.assert_close(block(x), published(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])
 def test_torchvision_weights_load_by_name_and_give_torchvisions_features(name):
     published = with_statistics(torchvision.models.get_model(name))
@@ -139,6 +140,7 @@ def test_torchvision_weights_load_by_name_and_give_torchvisions_features(name):
             torch.testing.assert_close(levels[level], x, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_weights_of_another_network_are_refused_by_name():
     backbone = ResNetBackbone(PUBLISHED["resnet18"], "bn", "imagenet")
     with pytest.raises(UserError, match=r"layer1\.0\.conv1\.weight must have shape"):
@@ -239,6 +241,7 @@ def test_every_convolution_of_a_backbone_is_standardized(text):
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in backbone.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [
@@ -255,6 +258,7 @@ def test_every_block_learns_and_exports_to_what_eager_computes(text, stem, norm,
     check_learning_and_export(build_backbone(parse_backbone(text), norm, stem), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["gn-ws", "bn"])
 def test_mobilenetv2_learns_and_exports_to_what_eager_computes(norm, tmp_path):
     check_learning_and_export(build_backbone(MobileNetV2Spec(25), norm), tmp_path)

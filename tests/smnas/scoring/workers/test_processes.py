@@ -27,6 +27,7 @@ def outcomes(pool: ScorerPool, jobs: list) -> dict[int, object]:  # type: ignore
     }
 
 
+@pytest.mark.slow
 def test_workers_give_the_outcomes_of_one_process(tmp_path: Path) -> None:
     script = {11: "diverge", 13: "odd"}
     alone = outcomes(InProcess(scripted.make(script, 0)), scripted.jobs(tmp_path / "alone", 6))
@@ -62,6 +63,7 @@ def test_workers_give_the_outcomes_of_one_process(tmp_path: Path) -> None:
     assert os.getpid() not in workers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["alone", "workers"])
 def test_what_is_not_the_architectures_fault_is_raised(tmp_path: Path, kind: str) -> None:
     def pool(script: dict[int, str]) -> ScorerPool:
@@ -120,6 +122,7 @@ def test_nothing_of_a_failed_training_is_kept_while_the_next_one_runs(tmp_path: 
     assert left_behind == [False] * 3
 
 
+@pytest.mark.slow
 def test_a_job_whose_worker_dies_is_tried_once_more(tmp_path: Path) -> None:
     script = {10: "die once", 11: "die", 12: "exit"}
     began: list[int] = []

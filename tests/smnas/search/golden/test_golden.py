@@ -8,6 +8,7 @@ from golden_search import CASES, FOLDER, play
 from smnas.search.strategies.by_name import STRATEGIES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_search_is_what_it_was(case: str) -> None:
     expected = json.loads((FOLDER / f"{case}.json").read_text())

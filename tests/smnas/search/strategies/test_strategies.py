@@ -134,6 +134,7 @@ def test_a_family_without_luck_passes_the_turn() -> None:
     assert set(asked.values()) == {5}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(STRATEGIES) - {"mae-det"}))  # which measures blocks
 def test_asking_is_a_pure_function_of_history_and_generator(name: str) -> None:
     strategy = made(search_settings(strategy=name))
@@ -239,6 +240,7 @@ def test_halving_ends_some_trainings_of_the_smallest_budget(trials: int, epochs:
     assert sum(c.own_epochs for c in history[1:]) < (trials + 1) * epochs
 
 
+@pytest.mark.slow
 def test_a_surrogate_search_trains_to_the_end_only() -> None:
     history = stages_played("surrogate", 25)
     assert {c.stop_epoch for c in history} == {None}

@@ -29,6 +29,7 @@ def get(app: Any, path: str) -> Any:
     return json.loads(body)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the dashboard's own
 @pytest.mark.parametrize("metric", ["AP", "entropy"])
 def test_the_dashboard_shows_both_objectives_and_the_front(tmp_path: Path, metric: str) -> None:

@@ -80,6 +80,7 @@ def trials(folder: Path) -> list[Candidate]:
     return list(read_candidates(folder, read_settings(folder)))
 
 
+@pytest.mark.slow
 def test_a_study_in_postgresql_is_that_of_a_file(
     tmp_path: Path, postgresql: str, scripts: tuple[ModuleType, ModuleType]
 ) -> None:

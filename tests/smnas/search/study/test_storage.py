@@ -41,6 +41,7 @@ def search(folder: Path, conditions: SearchSettings, scorer: stub.StubScorer | N
     return run_search(context, scorers=InProcess(scorer or stub.StubScorer()), complexity=stub.complexity)
 
 
+@pytest.mark.slow
 @settings(max_examples=5)
 @given(NAMES)
 @example("run?1")

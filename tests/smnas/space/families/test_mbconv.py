@@ -77,6 +77,7 @@ def test_costs_of_one_backbone_by_hand() -> None:
     assert multiply_adds(convolutions, 32, 32) == 256 * sum(weights[:2]) + 64 * sum(weights[2:])
 
 
+@pytest.mark.slow
 @given(comparable, comparable)
 @hypothesis_settings(max_examples=500)
 def test_a_smaller_one_costs_no_more_and_both_ways_is_equal(a: MBConvSpec, b: MBConvSpec) -> None:
@@ -88,6 +89,7 @@ def test_a_smaller_one_costs_no_more_and_both_ways_is_equal(a: MBConvSpec, b: MB
         assert a == b or not b.not_larger(a)
 
 
+@pytest.mark.slow
 @given(comparable, comparable, comparable)
 @hypothesis_settings(max_examples=500)
 def test_the_partial_order_is_transitive(a: MBConvSpec, b: MBConvSpec, c: MBConvSpec) -> None:
@@ -95,6 +97,7 @@ def test_the_partial_order_is_transitive(a: MBConvSpec, b: MBConvSpec, c: MBConv
         assert a.not_larger(c)
 
 
+@pytest.mark.slow
 def test_the_number_of_variants_is_that_of_a_list_of_all() -> None:
     bounds = SPACE.modular.model_copy(
         update={
@@ -169,6 +172,7 @@ def test_the_example_space_survives_its_genes_and_its_own_toml() -> None:
         assert encoding.decode(encoding.encode(repaired)) == repaired
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["sm-nas", "halving", "nsga2"])
 def test_the_example_space_is_searched(strategy: str, tmp_path: Path) -> None:
     settings = stub.settings(strategy=strategy, trials=StageTrials(structural=5, modular=5), epochs=3, final_epochs=0)

@@ -24,6 +24,7 @@ def found():  # type: ignore[no-untyped-def]
     return maximum_entropy_search(R50, EntropySearch(PUBLISHED), np.random.default_rng(0))
 
 
+@pytest.mark.slow
 def test_the_published_budgets_give_the_published_score_or_more(found) -> None:  # type: ignore[no-untyped-def]
     winner = found.spec()
     assert found.entropy[0] >= 1760
@@ -56,6 +57,7 @@ def test_every_block_of_the_winner_has_moved_the_last_one_too(found) -> None:  #
     assert all(a != b for a, b in zip(winner.super_blocks, R50.super_blocks, strict=True))
 
 
+@pytest.mark.slow
 def test_a_seed_is_a_result(found) -> None:  # type: ignore[no-untyped-def]
     again = maximum_entropy_search(R50, EntropySearch(PUBLISHED), np.random.default_rng(0))
     assert (again.backbones.genes == found.backbones.genes).all()
@@ -88,6 +90,7 @@ def test_a_latency_budget_is_kept() -> None:
         maximum_entropy_search(R50, search, np.random.default_rng(0))
 
 
+@pytest.mark.slow
 def test_the_pareto_form_spreads_over_latency_and_ends_where_the_other_does() -> None:
     budget = Budget(layers=91, latency_ms=120.0)
     single, pareto = (

@@ -29,6 +29,7 @@ def found():  # type: ignore[no-untyped-def]
     return zero_shot_search(FRAME, LawfulLatency(), layers=31, limit_ms=3.25, steps=20_000)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_what_is_found_keeps_the_limit_by_other_means(found) -> None:  # type: ignore[no-untyped-def]
     latency = LawfulLatency()
     assert len(found.candidates) == len({c.architecture for c in found.candidates}) > 10
@@ -53,6 +54,7 @@ def test_the_first_is_the_best_and_the_front_spreads(found) -> None:  # type: ig
     assert np.ptp(points[:10, 1]) > 0.5 * np.ptp(points[front, 1])
 
 
+@pytest.mark.slow
 def test_the_blocks_of_the_best_are_measured_before_the_search_that_counts() -> None:
     latency, told = LawfulLatency(), []
     zero_shot_search(FRAME, latency, layers=31, limit_ms=3.25, steps=3000, on_step=told.append)  # type: ignore[arg-type]
@@ -99,6 +101,7 @@ def settings(**values: object) -> SearchSettings:
     return SearchSettings(**(known | values))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_candidates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("smnas.search.strategies.mae_det.zero_shot._STEPS", 3000)
     strategy = mae_det(SearchContext(tmp_path, settings(), NANO, profiler=LawfulLatency()))
