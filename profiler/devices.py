@@ -86,8 +86,8 @@ class DeviceNotPresentError(UserError):
         here = ", ".join(present) if present else "no GPU"
         super().__init__(
             f"latencies of {sheet.name} are measured on it, but this machine has {here}: run there, give `smnas "
-            f"profile` a table from there by --table FILE, take a labelled roofline by its --estimate, or use --gpu "
-            f"{'local' if present else 'cpu'}"
+            f"search` or `smnas profile` a table from there by --table FILE, take a roofline by `smnas profile "
+            f"--estimate`, or use --gpu {'local' if present else 'cpu'}"
         )
 
 

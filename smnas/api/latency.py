@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,7 @@ class Profile:
         cold: The same with flushed caches.
         builds: How far several builds of the same block differ.
         audit: Predicted against measured latency of detectors that the prediction was not fitted on.
+        wholes: End-to-end latency of the detectors in ms, or the reason for having none.
     """
 
     table: Path
@@ -56,6 +57,7 @@ class Profile:
     cold: "Measured | None" = None
     builds: "Sequence[BuildVariance] | None" = None
     audit: "Audit | None" = None
+    wholes: "Mapping[str, float | str] | None" = None
 
 
 def profile(
@@ -74,6 +76,7 @@ def profile(
     time_limit: str | float | None = None,
     cold: bool = False,
     builds: int | None = None,
+    whole: bool = False,
     seed: int = 0,
     timing: "TimingSettings | None" = None,
     on_progress: OnProgress = quiet,
@@ -95,6 +98,7 @@ def profile(
         time_limit: Start nothing after this long: seconds, or as in ``10m``. The most useful blocks come first.
         cold: Measure with flushed caches too, in rows that no prediction reads.
         builds: Build a sample of blocks this many times, to see how far the builds differ.
+        whole: Measure the detectors end to end too; predictions are calibrated on those.
         seed: Random seed.
         timing: Accuracy and limits of one measurement.
         on_progress: Called while measuring.
@@ -126,7 +130,10 @@ def profile(
             blocks = profiling.measure(wanted, latency, at, budget_s=limit_s)
         else:
             blocks = profiling.measure_preset(space.name, wanted, latency, at, budget_s=limit_s)
-        flushed = built = audited = None
+        flushed = built = audited = wholes = None
+        if whole:
+            at = partial(on_progress, "detectors measured end to end")
+            wholes = profiling.measure_wholes(wanted, latency, at, in_time)
         if cold:
             at = partial(on_progress, "detectors covered with flushed caches")
             flushed = profiling.measure(wanted, latency, at, budget_s=left_s(), caches="cold")
@@ -150,6 +157,7 @@ def profile(
             flushed,
             built,
             audited,
+            wholes,
         )
 
 

@@ -19,11 +19,13 @@ from smnas.space.architecture import Architecture
 
 if TYPE_CHECKING:
     from profiler.backends.base import Backend
-    from profiler.table.latency_table import LatencyTable
+    from profiler.devices import Device
+    from profiler.table.latency_table import LatencyTable, Target
     from profiler.timing.measurement import TimingSettings
     from smnas.data.coco import CocoFolder
     from smnas.inference.detector import Detector
     from smnas.latency.detector_latency import DetectorLatency
+    from smnas.latency.prediction import LatencyPredictor
     from smnas.scoring.base import Scorer, ScoringProgress
     from smnas.scoring.by_name import AnyScorer
     from smnas.scoring.workers.processes import ScorerPool
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["SearchRun", "report", "search"]
 
 _FILE_PRECISIONS = ("fp32", "fp16", "int8")  # of the ONNX files that a search ends with
+_PROBED = 7  # random structures, beside the baseline, that a table too thin is asked to hold
 _CLUSTER_WORKERS = 8  # training runs at once on a cluster, by default
 _FINISHING = {"export": "exporting", "evaluate": "evaluating files", "time": "timing files"}
 
@@ -102,6 +105,7 @@ def search(
     *,
     device: str = "local",
     latency_ms: float | None = None,
+    latency_confidence: float = 0.9,
     preset: str = "nano",
     max_parameters: int | None = None,
     strategy: "AnyStrategy | None" = None,
@@ -114,6 +118,7 @@ def search(
     final_seeds: int = 1,
     top: int = 3,
     table: StrPath | None = None,
+    accept_version: str | None = None,
     backend: str = "onnxruntime",
     precision: str = "fp32",
     threads: int = 1,
@@ -138,8 +143,12 @@ def search(
     Args:
         out: Run folder.
         data: COCO-format folder; by default coloured shapes, generated in ``out/data``.
-        device: ``local``, ``cpu``, or a GPU such as ``v100``.
-        latency_ms: Latency limit: recommend nothing slower.
+        device: ``local``, ``cpu``, or a GPU such as ``v100``. With a ``table`` that was filled there, one that is not
+            in this machine: a GPU, or part of a name that the table holds. Nothing is timed then: what the table holds
+            of a detector is exact, other blocks are interpolated, and the whole detectors in it calibrate the sum.
+        latency_ms: Latency limit: recommend nothing slower; for a device elsewhere, by the end of the interval.
+        latency_confidence: Probability that the interval of a predicted latency is to hold the measured one. At 0.9, of
+            the detectors that keep a limit by the end of their interval, one in 20 is to be above it.
         preset: Search space: ``nano``, ``small``, ``paper`` or a .toml file.
         max_parameters: Size limit: train and recommend nothing larger; the baseline is trained for comparison.
         strategy: How candidates are proposed: a name, or one's own (:mod:`smnas.search.strategies.base`).
@@ -152,6 +161,7 @@ def search(
         final_seeds: Seeds of the final phase, for AP with a spread.
         top: Candidates, spread over the front, that the final phase trains again and that are exported.
         table: Latency table; by default ``out/latency.db``.
+        accept_version: Version of the backend whose rows are taken for a device elsewhere, instead of the one here.
         backend: What runs the network when latency is measured.
         precision: ``fp32``, ``fp16`` or ``int8``, of latencies and exported files.
         threads: CPU threads that a measured run may use.
@@ -173,7 +183,9 @@ def search(
 
     Raises:
         UserError: an argument, the data or the run folder breaks a rule.
+        TableTooThinError: the table holds too little of a device elsewhere; says what to measure, and how.
     """
+    from profiler.measuring.profile import measurement_target
     from profiler.table.latency_table import LatencyTable
     from smnas import __version__
     from smnas.data.coco import box_notes
@@ -198,12 +210,18 @@ def search(
     until = math.inf if time_limit is None else time.monotonic() + seconds_of(time_limit)
     if latency_ms is not None and not 0 < latency_ms < math.inf:
         raise UserError(f"--latency-ms must be a number above 0, but got {latency_ms:g}")
+    if not 0 < latency_confidence < 1:
+        raise UserError(f"0 < --latency-confidence < 1 must hold, but got {latency_confidence:g}")
     files = RunFolder(out)
     # What can be refused is refused before anything is written.
     before = read_settings(files.path) if files.settings.exists() else None
     space = space_of_run(preset, before)
     method = choose_method(strategy, scorer, prior, final_epochs)
-    runner = backend_of(device, backend, precision, threads)
+    runner = backend_of(device, backend, precision, threads) if _is_here(device, table) else None
+    if runner is None and method.strategy.measures:
+        raise UserError(f"--strategy {method.strategy.name} measures on the device itself, but got --device {device}")
+    if runner is not None and accept_version is not None:
+        raise UserError(f"--accept-version is for a device that is not in this machine, but got --device {device}")
     if precision not in _FILE_PRECISIONS:
         raise UserError(f"--precision of a search must be one of {', '.join(_FILE_PRECISIONS)}, but got {precision!r}")
     training = recipe_of(recipe or space.recipe)
@@ -215,7 +233,7 @@ def search(
 
         import_ray()
     if table is not None:
-        LatencyTable(Path(table)).close()
+        LatencyTable(Path(table), read_only=runner is None).close()
     if data is None and before is not None and (found := data_root(files.path, before.data)) != files.data:
         data = found
     if before is None and max_parameters is not None:
@@ -225,27 +243,34 @@ def search(
     if before is None:
         check_images(folder, on_progress)
         note_lines(box_notes(folder.split("train"), space.inputs, training.augmentation.min_side_px))
+    if runner is not None:
+        target, predictor = measurement_target(runner, precision=precision), None
+    else:
+        wanted = (device, backend, precision, threads, len(folder.classes), accept_version)
+        target, predictor = _elsewhere(cast("StrPath", table), wanted, space, seed, latency_confidence)
     train_images = len(folder.split("train"))
     training = method.recipe(training, train_images)
     settings = SearchSettings(
         smnas=__version__,
         **space_settings(preset, space),
         data=data_facts(folder, files.path),
-        device=runner.device.name,
-        backend=runner.name,
+        device=target.device,
+        backend=target.backend,
+        backend_version=target.backend_version if runner is None else None,
         precision=precision,
         threads=threads,
         recipe=training.model_dump(mode="json"),
         epochs=epochs or training.epochs,
         seed=seed,
         latency_ms=latency_ms,
+        latency_confidence=latency_confidence,
         max_parameters=max_parameters,
         storage=storage,
         study=study_name(files.path, storage) if before is None else before.study,
         warm_start=tuple(str(Path(run).resolve()) for run in warm_start),
         warm_start_digests=tuple(run_digest(Path(run)) for run in warm_start),
         **method.settings(*trials),
-        versions=_versions(runner),
+        versions=_versions(target),
         generation=generation or (max(2, workers) if before is None else before.generation),
         training_threads=max(1, cpu_cores() // workers) if before is None else before.training_threads,
         top=top,
@@ -259,23 +284,26 @@ def search(
     require_room(files.path, "a search's models")
     if prepare_run_folder(files.path, settings):
         _log.info("resuming %s", files.path)
-    with LatencyTable(Path(table or files.table)) as rows:
-        _announce(settings, space, workers, runner)
-        latency = _calibrated(settings, space, runner, rows, calibration, timing)
+    with ExitStack() as stack:
+        _announce(settings, space, workers, target)
+        profiler: DetectorLatency | None = None
+        if runner is not None:
+            rows = stack.enter_context(LatencyTable(Path(table or files.table)))
+            profiler = _calibrated(settings, space, runner, rows, calibration, timing)
         left_s = None if time_limit is None else until - time.monotonic()  # calibrating took its part
         context = SearchContext(
             files.path,
             settings,
             space,
-            latency.measure_and_predict,
+            profiler.measure_and_predict if profiler is not None else cast("LatencyPredictor", predictor).predict,
             time_limit_s=left_s,
             on_progress=partial(_prepared, on_progress),
-            profiler=latency,
+            profiler=profiler,
         )
         pool = partial(_pool, folder, training, settings, workers, ray)
         _loop(context, method.strategy, scorer, pool, on_event, on_training)
     if deploy:
-        _deploy(files.path, folder, runner, on_progress)
+        _deploy(files.path, folder, None if runner is None else runner.device, on_progress)
     write_report(files.path, images=folder, table=None if table is None else Path(table))
     return SearchRun(files.path)
 
@@ -320,7 +348,7 @@ def _least_parameters(architecture: Architecture) -> int:
     return sum(p.numel() for p in build_detector(architecture, 1, device="meta").parameters())
 
 
-def _announce(settings: "SearchSettings", space: "Space", workers: int, backend: "Backend") -> None:
+def _announce(settings: "SearchSettings", space: "Space", workers: int, target: "Target") -> None:
     from smnas.training.device import training_devices
 
     devices = training_devices()
@@ -331,9 +359,9 @@ def _announce(settings: "SearchSettings", space: "Space", workers: int, backend:
         workers,
         settings.training_threads,
         "" if devices == ("cpu",) else f" and {' or '.join(devices)}",
-        backend.device.name,
-        backend.name,
-        backend.version,
+        target.device,
+        target.backend,
+        target.backend_version,
     )
 
 
@@ -431,6 +459,7 @@ def _calibrated(
         batch=settings.batch,
         seed=settings.seed,
         timing=timing,
+        level=settings.latency_confidence,
     )
     measured = calibration_set(space, settings.seed, wholes)
     _log.info("measuring %d whole detectors and their blocks, to calibrate predictions", len(measured))
@@ -439,16 +468,45 @@ def _calibrated(
     return latency
 
 
-def _deploy(run: Path, folder: "CocoFolder", backend: "Backend", on_progress: OnProgress) -> None:
+def _is_here(device: str, table: StrPath | None) -> bool:
+    """Whether this machine has the device; where it has not, a table that exists may hold it."""
+    from profiler.devices import resolve_device
+
+    try:
+        resolve_device(device)
+    except UserError:
+        if table is None or not Path(table).is_file():
+            raise
+        return False
+    return True
+
+
+def _elsewhere(
+    table: StrPath, wanted: tuple[Any, ...], space: "Space", seed: int, level: float
+) -> "tuple[Target, LatencyPredictor]":
+    """The rows of a device that is not here, and a predictor that is calibrated on the whole detectors among them."""
+    from profiler.table.latency_table import LatencyTable
+    from smnas.latency.elsewhere import DeviceElsewhere
+    from smnas.latency.profiling import calibration_set
+
+    probe = calibration_set(space, seed, _PROBED)
+    with LatencyTable(Path(table), read_only=True) as rows:
+        found = DeviceElsewhere(rows, *wanted)
+        target = found.target(probe)
+        predictor, wholes = found.predictor(target, probe, level)
+    text = "%s is not in this machine: latencies are predicted from %s, calibrated on %d whole detectors"
+    _log.info(text, target.device, table, wholes)
+    return target, predictor
+
+
+def _deploy(run: Path, folder: "CocoFolder", device: "Device | None", on_progress: OnProgress) -> None:
     """Export the best, measure the files, rank again by what was measured."""
     from smnas.deploy.ranked import DeployEvent, deploy_ranking
 
     def on_event(event: DeployEvent) -> None:
         on_progress(_FINISHING[event.step], event.done, event.total, event.architecture)
 
-    done = deploy_ranking(
-        run, folder.split("val"), calibration=folder.split("train"), device=backend.device, on_event=on_event
-    )
+    done = deploy_ranking(run, folder.split("val"), calibration=folder.split("train"), device=device, on_event=on_event)
     for architecture, reason in done.failed:
         _log.info("could not be exported: %s: %s", architecture, reason)
 
@@ -475,7 +533,7 @@ def _workers() -> int:
     return min(2, cpu_cores()) if devices == ("cpu",) else len(devices)
 
 
-def _versions(backend: "Backend") -> dict[str, str]:
+def _versions(target: "Target") -> dict[str, str]:
     import torch
 
-    return {"python": platform.python_version(), "torch": torch.__version__, backend.name: backend.version}
+    return {"python": platform.python_version(), "torch": torch.__version__, target.backend: target.backend_version}

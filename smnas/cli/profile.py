@@ -27,11 +27,12 @@ EXAMPLES = examples(
     "smnas profile --build-engines engines --backend tensorrt-rtx --precision fp16 --compute-capability 8.9 --sample 9",
     "smnas profile --device cpu --preset small --time-limit 10m --table latency.db",
     f"smnas profile --device cpu --arch {_ARCH} --cold --builds 3 --table latency.db",
+    "smnas profile --device local --preset nano --sample 12 --whole --table this-device.db",
 )
 _EXCLUSIVE = {
     "arch": ("preset", "sample", "audit"),
-    "estimate": ("audit", "time_limit", "cold", "builds"),
-    "build_engines": ("estimate", "audit", "time_limit", "cold", "builds", "table"),
+    "estimate": ("audit", "time_limit", "cold", "builds", "whole"),
+    "build_engines": ("estimate", "audit", "time_limit", "cold", "builds", "whole", "table"),
 }
 """Options that exclude each other."""
 
@@ -61,6 +62,9 @@ class ProfileOptions(MeasuringOptions):
         int | None,
         typer.Option(min=2, metavar="N", help="Build a sample of blocks N times and say how far the builds differ."),
     ] = None
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Measure the detectors end to end too: predictions are calibrated on those.")
+    ] = False
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Roofline of a GPU that is not here, from its data sheet; labelled so.")
     ] = False
@@ -122,13 +126,13 @@ def profile(options: ProfileOptions) -> None:
                 show = _show_estimate
             else:
                 try:
-                    names = ("backend", "threads", "table", "audit", "time_limit", "cold", "builds")
+                    names = ("backend", "threads", "table", "audit", "time_limit", "cold", "builds", "whole")
                     document = _document(api.profile(**options.for_call(*names), on_progress=steps.step))
                     show = _show
                 except DeviceNotPresentError as absent:
                     # A table from that GPU can be read anywhere; only measuring needs the GPU.
                     file = options.table or Path(f"latency-{options.device}.db")
-                    if given.keys() & {"audit", "cold", "builds", "time_limit"} or not file.exists():
+                    if given.keys() & {"audit", "cold", "builds", "whole", "time_limit"} or not file.exists():
                         raise
                     document = api.measured(absent.sheet.name, file, arch=options.arch or (), classes=options.classes)
                     show = _show_measured
@@ -143,6 +147,8 @@ def _document(found: "Profile") -> dict[str, Any]:
     document = {one.name: getattr(found, one.name) for one in fields(found)}
     document |= asdict(document.pop("blocks"))
     cold, builds, audit = (document.pop(name) for name in ("cold", "builds", "audit"))
+    if document["wholes"] is None:
+        del document["wholes"]
     if cold is not None:
         document["cold"] = asdict(cold)
     if builds is not None:
@@ -179,12 +185,18 @@ def _show(console: Console, document: dict[str, Any]) -> None:
     if "cold" in document:
         found = document["cold"]
         console.print(f"with flushed caches: {found['measured']} measured now, {found['cached']} found in the table")
+    for name, found in document.get("wholes", {}).items():
+        console.print(f"end to end: {name}: {_latency(found)}", soft_wrap=True, markup=False)
     if "builds" in document:
         _show_builds(console, document["builds"])
     for name, reason in document["failed"].items():
         console.print(f"failed: {name}: {reason}", soft_wrap=True, markup=False)
     if "audit" in document:
         show_audit(console, document["audit"])
+
+
+def _latency(found: float | str) -> str:
+    return found if isinstance(found, str) else f"{found:.4g} ms"
 
 
 def _left(left: dict[str, int]) -> str:

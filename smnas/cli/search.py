@@ -25,6 +25,7 @@ EXAMPLES = examples(
     "smnas search --data my-images --device cpu --latency-ms 5 --preset nano --trials 20,20 --out my-run",
     "smnas-search --data my-images --device local --preset small --final-seeds 2 --top 3 --out my-run",
     "smnas search --data my-images --device cpu --latency-ms 5 --scorer entropy --trials 20,0 --out my-zero-shot",
+    "smnas search --data my-images --device v100 --table v100.db --latency-ms 3 --preset small --out for-v100",
     "smnas-search --data my-images --preset small --strategy halving --trials 100,100 --time-limit 8h --out my-run",
 )
 
@@ -40,6 +41,19 @@ class SearchOptions(MeasuringOptions):
     ] = None
     latency_ms: Annotated[
         float | None, typer.Option("--latency-ms", min=0.0, help="Latency limit: recommend nothing slower than this.")
+    ] = None
+    latency_confidence: Annotated[
+        float,
+        typer.Option(
+            min=0.01,
+            max=0.999,
+            help="Probability that a predicted latency's interval holds the measured one; for a device elsewhere the "
+            "limit bounds its upper end.",
+        ),
+    ] = 0.9
+    accept_version: Annotated[
+        str | None,
+        typer.Option(metavar="VERSION", help="For a device elsewhere: take the table's rows of this backend version."),
     ] = None
     preset: PresetOption = "nano"
     max_parameters: Annotated[
@@ -120,6 +134,9 @@ def search(options: SearchOptions) -> None:
     is listed beside it. With --scorer entropy candidates are scored without training, and only the best are trained.
     The run folder holds the ranking, the models and a report. Interrupted or even killed, the same command resumes,
     with any number of workers: it changes how soon results come, not which.
+
+    A --device that is not in this machine needs a --table that smnas profile filled there. Latencies are then predicted
+    from it, with the fraction that was measured beside each, and nothing is timed here.
     """
     with Output.open(as_json=options.as_json, quiet=options.quiet) as output:
         values = {**options.values(), "trials": _trial_counts(options.trials)}

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from profiler.devices import Device
+from profiler.devices import Device, cpu_device
 from profiler.errors import BackendUnavailableError, UserError, one_line
 from profiler.graphs.export import ExportError
 from smnas.data.coco import DetectionDataset
@@ -91,7 +91,7 @@ def deploy_ranking(
         dataset: The validation images.
         calibration: The training images, for a search in ``int8``.
         top: Number of the best to export; by default that of the search's settings.
-        device: For latency; this machine's CPU by default.
+        device: For latency; this machine's CPU by default. Files for a device that is elsewhere are timed on it alone.
         rounds: Measurements per file.
         on_event: Called before every part of a step.
 
@@ -193,6 +193,9 @@ def _time(
     rows = [row for row in ranking.rows if row.model is not None and (folder / row.model).is_file()]
     if not rows or all(row.measured_latency_ms is not None for row in rows):
         return ranking
+    if settings.elsewhere and settings.device != (device or cpu_device()).name:
+        absent = f"The exported files were not timed: they are for {settings.device}, which is not in this machine."
+        return ranking if absent in ranking.notes else complete_ranking(folder, settings, {}, [absent])
     image = dataset.image(0)
     files: dict[str, tuple[Path, NDArray[np.uint8]]] = {}
     for row in rows:

@@ -20,7 +20,7 @@ from profiler.measuring.profile import (
     measurement_target,
     profile_workloads,
 )
-from profiler.prediction.predict import Latency, MissingPartsError
+from profiler.prediction.predict import Latency, LatencyModel, MissingPartsError
 from profiler.table.latency_table import LatencyTable, Row, Target
 from profiler.timing.cold import cold_key
 from profiler.timing.measurement import TimingSettings
@@ -43,7 +43,7 @@ class DetectorLatency:
     """Latencies of detectors on one device, backend and precision.
 
     Missing rows are added to ``table``; ``precision`` applies to weights and floating-point inputs, ``batch`` is in
-    images per run, and ``seed`` draws the order of measurements.
+    images per run, ``seed`` draws the order of measurements, and ``level`` is the nominal coverage of the intervals.
 
     Raises:
         UserError: the backend does not support this precision.
@@ -58,6 +58,7 @@ class DetectorLatency:
         precision: str = "fp32",
         batch: int = 1,
         seed: int = 0,
+        level: float = 0.9,
         timing: TimingSettings | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
@@ -70,6 +71,7 @@ class DetectorLatency:
         self.backend = backend
         self.table = table
         self.timing = timing
+        self._level = level
         self._on_progress = on_progress
         self._rng = np.random.default_rng(seed)
         self._predictor: LatencyPredictor | None = None
@@ -173,7 +175,8 @@ class DetectorLatency:
 
     def _plain(self) -> LatencyPredictor:
         """A predictor from the table as it is now, without a calibration."""
-        return LatencyPredictor(self.table.current(self.target), self.num_classes, self.batch)
+        model = LatencyModel(level=self._level)
+        return LatencyPredictor(self.table.current(self.target), self.num_classes, self.batch, model)
 
     def _profile(
         self,

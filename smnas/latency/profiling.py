@@ -18,6 +18,7 @@ from smnas.latency.audit_file import write_audit
 from smnas.latency.coverage import by_demand, covering
 from smnas.latency.coverage_record import fingerprint, read_record, write_record
 from smnas.latency.detector_latency import DetectorLatency
+from smnas.latency.prediction import LatencyFailedError
 from smnas.latency.workloads import detector_workloads, fresh_detector, inference_workloads
 from smnas.space import streams
 from smnas.space.architecture import Architecture
@@ -37,6 +38,7 @@ __all__ = [
     "given",
     "measure",
     "measure_preset",
+    "measure_wholes",
     "rebuild",
     "structures_of",
 ]
@@ -137,6 +139,29 @@ def measure(
             "detectors": max(0, count - _AT_ONCE * len(reports)),
         },
     )
+
+
+def measure_wholes(
+    architectures: Sequence[Architecture],
+    latency: DetectorLatency,
+    on_progress: OnProgress,
+    in_budget: Callable[[], bool] = lambda: True,
+) -> dict[str, float | str]:
+    """Measure these detectors end to end: the median in ms of each, or the reason for having none.
+
+    ``in_budget`` is checked before every detector; once false, the rest is skipped.
+    """
+    found: dict[str, float | str] = {}
+    for number, architecture in enumerate(architectures):
+        if not in_budget():
+            break
+        on_progress(number, len(architectures), str(architecture))
+        try:
+            found[str(architecture)] = latency.measure_whole(architecture).median_ms or 0.0
+        except LatencyFailedError as error:
+            found[str(architecture)] = str(error)
+    on_progress(len(architectures), len(architectures), "")
+    return found
 
 
 def measure_preset(

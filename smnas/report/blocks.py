@@ -52,6 +52,8 @@ def _target(settings: SearchSettings, table: LatencyTable) -> Target:
     """The run's target; the last of several backend versions."""
     wanted = (settings.device, settings.backend, settings.precision, settings.batch, settings.threads)
     found = [t for t in table.targets() if (t.device, t.backend, t.precision, t.batch, t.threads) == wanted]
+    if settings.elsewhere:
+        found = [target for target in found if target.backend_version == settings.backend_version]
     if not found:
         raise UserError(
             f"the latency table must hold the run's device, but {table.path} has nothing of {settings.device}"

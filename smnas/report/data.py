@@ -45,6 +45,7 @@ class FrontPoint:
         ap: COCO AP in 0..1.
         ap_std: Spread over seeds, ``None`` with one seed.
         on_front: Not dominated within its stage.
+        latency_measured: Fraction of the latency that was measured, where the device is elsewhere.
     """
 
     architecture: str
@@ -54,6 +55,7 @@ class FrontPoint:
     ap: float
     ap_std: float | None
     on_front: bool
+    latency_measured: float | None = None
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,7 @@ def fronts(run: RunFolder) -> tuple[Front, ...]:
                 ap[i],
                 float(np.std(scores[i], ddof=1)) if len(trials) > 1 else None,
                 on_front[i],
+                trials[-1].latency_measured,
             )
             for i, (architecture, trials) in enumerate(by_architecture.items())
         ]

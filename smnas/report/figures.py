@@ -61,6 +61,8 @@ def _hover(point: FrontPoint) -> str:
     interval = ""
     if point.latency_low_ms is not None and point.latency_high_ms is not None:
         interval = f" ({point.latency_low_ms:.2f} to {point.latency_high_ms:.2f})"
+    if point.latency_measured is not None:
+        interval += f", {point.latency_measured:.0%} of it measured"
     spread = "" if point.ap_std is None else f" \N{PLUS-MINUS SIGN} {point.ap_std:.3f}"
     return f"{wrapped(point.architecture)}<br>AP {point.ap:.3f}{spread}<br>{point.latency_ms:.2f} ms{interval}"
 

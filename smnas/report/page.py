@@ -144,6 +144,7 @@ def render_page(template: str, drawn: Mapping[str, go.Figure], **values: object)
         num=_number,
         count=_count,
         interval=_interval,
+        measured=_measured,
         limits=band_limits,
         percent=_percent,
         spread=_spread,
@@ -194,6 +195,10 @@ def _spread(value: float | None) -> str:
 
 def _interval(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"{low:.2f} to {high:.2f}"
+
+
+def _measured(fraction: float | None) -> str:
+    return "" if fraction is None else f", {fraction:.0%} of it measured"
 
 
 def _percent(value: float | None) -> str:

@@ -69,12 +69,6 @@ class SearchContext:
         """Trial budget of both stages together."""
         return self.settings.trials.structural + self.settings.trials.modular
 
-    @property
-    def slowest_ms(self) -> float | None:
-        """The latency limit times its tolerance; None without a limit."""
-        limit = self.settings.latency_ms
-        return None if limit is None else limit * self.settings.latency_tolerance
-
     def known_ms(self, architecture: Architecture, until: float) -> float | None:
         """Predicted end-to-end latency in ms; None for a design that is too large or does not run, and after ``until``.
 

@@ -58,6 +58,7 @@ class Judge:
             latency_low_ms=latency.low_ms,
             latency_high_ms=latency.high_ms,
             latency_calibrated=latency.calibrated,
+            latency_measured=latency.measured if self.settings.elsewhere else None,
         )
 
     def judged(self, draft: Candidate, trained: Sequence[Candidate]) -> Candidate:
@@ -77,24 +78,25 @@ class Judge:
 
     def is_within_limits(self, architecture: Architecture) -> bool:
         """Whether it is small, and predicted to be fast enough with the limit's tolerance; without a latency it is."""
-        limit = self.settings.latency_ms
         if not self.is_small_enough(architecture):
             return False
-        if limit is None:
+        if (slowest := self.settings.slowest_ms) is None:
             return True
         try:
-            return self.latency(architecture).ms <= limit * self.settings.latency_tolerance
+            latency = self.latency(architecture)
+            return (latency.high_ms if self.settings.elsewhere else latency.ms) <= slowest
         except LatencyFailedError:
             return True
 
     def _why_not(self, draft: Candidate, trained: Sequence[Candidate]) -> str | None:
-        limit, tolerance = self.settings.latency_ms, self.settings.latency_tolerance
-        latency_ms = draft.point[1]
-        if limit is not None and latency_ms > limit * tolerance:
-            return f"{OVER_LIMIT}: {latency_ms:.2f} ms, the limit with its tolerance is {limit * tolerance:.2f} ms"
+        slowest, limited_ms = self.settings.slowest_ms, draft.limited_ms
+        if slowest is not None and limited_ms > slowest:
+            if self.settings.elsewhere:
+                return f"{OVER_LIMIT}: up to {limited_ms:.2f} ms by its interval, the limit is {slowest:.2f} ms"
+            return f"{OVER_LIMIT}: {limited_ms:.2f} ms, the limit with its tolerance is {slowest:.2f} ms"
         if not self.settings.partial_order:
             return None
-        return why_beaten(draft.architecture, latency_ms, trained, self.settings.partial_order_margin)
+        return why_beaten(draft.architecture, draft.point[1], trained, self.settings.partial_order_margin)
 
 
 def check_size_limit(space: Space, most: int, parameters: Callable[[Architecture], int]) -> None:

@@ -110,7 +110,7 @@ class SearchProgress:
         if in_search(candidate):
             self._front = joined(self._front, candidate.point)
         limit = self._settings.latency_ms
-        if (final or in_search(candidate)) and (limit is None or candidate.point[1] <= limit):
+        if (final or in_search(candidate)) and (limit is None or candidate.limited_ms <= limit):
             best = self._best.get(final, candidate)
             self._best[final] = max(best, candidate, key=lambda c: (c.point[0], -c.number))
 

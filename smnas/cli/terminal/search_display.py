@@ -115,6 +115,7 @@ def show_ranking(console: Console, ranking: "Ranking") -> None:
     """Print the ranking as a table, and the recommendation."""
     from smnas.search.ranking.recommendation import band_limits
 
+    elsewhere = any(row.predicted_latency_measured is not None for row in ranking.rows)
     rows = [
         [
             row.rank,
@@ -122,6 +123,7 @@ def show_ranking(console: Console, ranking: "Ranking") -> None:
             row.ap_std,
             row.exported_ap,
             row.predicted_latency_ms,
+            *([] if not elsewhere else [row.predicted_latency_high_ms, _percent(row.predicted_latency_measured)]),
             row.measured_latency_ms,
             row.parameters,
             ("front " if row.on_front else "") + (row.role if row.role == "baseline" else row.stage),
@@ -129,7 +131,8 @@ def show_ranking(console: Console, ranking: "Ranking") -> None:
         ]
         for row in ranking.rows
     ]
-    headings = ["rank", "AP", "+-", "AP of file", "predicted ms", "measured ms", "parameters", "", "architecture"]
+    predicted = ["predicted ms", *(["up to ms", "of it measured"] if elsewhere else [])]
+    headings = ["rank", "AP", "+-", "AP of file", *predicted, "measured ms", "parameters", "", "architecture"]
     show_table(console, headings, rows)
     if ranking.recommendation is not None:
         console.print(f"recommended: {ranking.recommendation.architecture}", soft_wrap=True, markup=False)
@@ -148,3 +151,7 @@ def show_ranking(console: Console, ranking: "Ranking") -> None:
         console.print(line, soft_wrap=True, markup=False)
     for note in ranking.notes:
         console.print(f"note: {note}", soft_wrap=True, markup=False)
+
+
+def _percent(fraction: float | None) -> str | None:
+    return None if fraction is None else f"{fraction:.0%}"

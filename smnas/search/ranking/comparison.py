@@ -30,23 +30,34 @@ _LEAST_AP_DIFFERENCE = 0.0005  # below three printed decimals
 
 @dataclass(frozen=True)
 class RowLatency:
-    """A latency with its interval; ``kind`` is ``measured`` or ``predicted``."""
+    """A latency with its interval.
+
+    Attributes:
+        kind: ``measured`` or ``predicted``.
+        of_blocks: Fraction of a prediction whose blocks were measured, where the device is elsewhere; else None.
+    """
 
     ms: float
     low_ms: float
     high_ms: float
     kind: str
+    of_blocks: float | None = None
+
+    @property
+    def limited_ms(self) -> float:
+        """What a limit bounds: the latency or, of a prediction for a device elsewhere, the end of its interval."""
+        return self.ms if self.of_blocks is None else self.high_ms
 
 
 def latency(row: RankingRow, measured: bool = True) -> RowLatency:
     """Latency of the exported file if it was measured and is wanted; else the predicted one."""
     if measured and row.measured_latency_ms is not None:
         value, low, high = row.measured_latency_ms, row.measured_latency_low_ms, row.measured_latency_high_ms
-        kind = "measured"
+        kind, of_blocks = "measured", None
     else:
         value, low, high = row.predicted_latency_ms, row.predicted_latency_low_ms, row.predicted_latency_high_ms
-        kind = "predicted"
-    return RowLatency(value, value if low is None else low, value if high is None else high, kind)
+        kind, of_blocks = "predicted", row.predicted_latency_measured
+    return RowLatency(value, value if low is None else low, value if high is None else high, kind, of_blocks)
 
 
 def alike(row: RankingRow, other: RankingRow) -> tuple[RowLatency, RowLatency]:

@@ -47,7 +47,7 @@ def finalists(
             break
         members = [c for c, own in zip(trained, layers, strict=True) if own == layer and c.stage != "baseline"]
         for over in (False, True):
-            group = [c for c in members if (c.point[1] > (latency_limit_ms or math.inf)) == over]
+            group = [c for c in members if (c.limited_ms > (latency_limit_ms or math.inf)) == over]
             chosen += [c for c in _in_order(group, baseline, latency_limit_ms) if c.architecture not in begun]
     return (*baseline[:1], *chosen[:top])
 
@@ -59,7 +59,8 @@ def _in_order(front: Sequence[Candidate], baseline: Sequence[Candidate], limit_m
     for ap, latency_ms in (c.point for c in baseline):
         good = [i for i, c in enumerate(by_ap) if c.point[1] < latency_ms and as_good(c.point[0], ap)]
         order += sorted(good, key=lambda i: by_ap[i].point[1])[:1]
-        order += [i for i, c in enumerate(by_ap) if c.point[1] <= (limit_ms or latency_ms)][:1]
+        within = (c.limited_ms <= limit_ms if limit_ms else c.point[1] <= latency_ms for c in by_ap)
+        order += [i for i, fits in enumerate(within) if fits][:1]
     order = list(dict.fromkeys((*order, *range(len(by_ap))[:1])))
     points = as_points([c.point for c in (*by_ap, *baseline)])
     order += spread(points, len(by_ap), (*order, *range(len(by_ap), len(points))))

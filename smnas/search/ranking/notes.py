@@ -38,6 +38,12 @@ def search_notes(
             f"Latencies and exported files are of {settings.precision}. AP is that of the training, in fp32; a file's "
             "own AP stands beside it."
         )
+    if settings.elsewhere:
+        notes.append(
+            f"{settings.device} was not in this machine: nothing was timed. Latencies are predicted from its table, "
+            f"with intervals that are to hold {settings.latency_confidence:.0%} of them; a latency limit bounds the "
+            "upper end."
+        )
     notes += _baseline(candidates)
     for stage, count in planned.items():
         trials = [c for c in candidates if c.stage == stage]

@@ -147,6 +147,7 @@ def _row(trainings: Sequence[Candidate]) -> RankingRow:
         predicted_latency_ms=first.point[1],
         predicted_latency_low_ms=first.latency_low_ms,
         predicted_latency_high_ms=first.latency_high_ms,
+        predicted_latency_measured=first.latency_measured,
         parameters=first.parameters,
         flops=first.flops,
         checkpoint=best.checkpoint,

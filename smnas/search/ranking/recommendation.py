@@ -99,7 +99,7 @@ def why_nothing(rows: Sequence[RankingRow], latency_limit_ms: float | None, max_
     limits, nearest = [], []
     if latency_limit_ms is not None:
         limits.append(f"within {latency_limit_ms:g} ms")
-        nearest.append(f"the fastest takes {min(latency(row).ms for row in works):.2f} ms")
+        nearest.append(f"the fastest takes {min(latency(row).limited_ms for row in works):.2f} ms")
     if max_parameters is not None:
         limits.append(f"of at most {max_parameters:,} parameters")
         nearest.append(f"the smallest has {min(row.parameters or 0 for row in works):,}")
@@ -108,7 +108,7 @@ def why_nothing(rows: Sequence[RankingRow], latency_limit_ms: float | None, max_
 
 def is_barred(row: RankingRow, latency_limit_ms: float | None, max_parameters: int | None) -> bool:
     """Whether it is over a limit, or finds nothing: such a detector is never recommended."""
-    too_slow = latency_limit_ms is not None and latency(row).ms > latency_limit_ms
+    too_slow = latency_limit_ms is not None and latency(row).limited_ms > latency_limit_ms
     return row.ap <= 0 or too_slow or (row.parameters or 0) > (max_parameters or math.inf)
 
 
@@ -161,7 +161,7 @@ def band_recommendations(rows: Sequence[RankingRow]) -> tuple[BandRecommendation
     Only detectors with the longest training are compared, as in :func:`recommend`.
     """
     compared = _longest(rows)
-    latencies_ms = [latency(row).ms for row in compared]
+    latencies_ms = [latency(row).limited_ms for row in compared]
     by_ap = _by_ap(compared, range(len(compared)))
     bands: list[BandRecommendation] = []
     for limit_ms in sorted(set(latencies_ms)):
@@ -225,7 +225,8 @@ def _figures(row: RankingRow) -> str:
     spread = "" if row.ap_std is None else f" ± {row.ap_std:.3f}"
     seeds = f"{len(row.seeds)} seed{'s' if len(row.seeds) > 1 else ''}"
     own = latency(row)
-    return f"AP {row.ap:.3f}{spread} ({seeds}, {row.epochs} epochs) at {own.ms:.2f} ms ({own.kind})"
+    part = "" if own.of_blocks is None else f", {own.of_blocks:.0%} of it measured, up to {own.high_ms:.2f} ms"
+    return f"AP {row.ap:.3f}{spread} ({seeds}, {row.epochs} epochs) at {own.ms:.2f} ms ({own.kind}{part})"
 
 
 def _why(winner: RankingRow, baseline: RankingRow | None, limit_ms: float | None, compared: int, best: str) -> str:

@@ -25,6 +25,8 @@ class RankingRow:
         checkpoint: Weights of the seed with the best AP, relative to the run folder.
         model: Exported file, relative to the run folder; None until exported.
         search_ap: AP in the search, if the final phase trained it again.
+        predicted_latency_measured: Fraction of the predicted latency whose blocks were measured, by time; the rest is
+            interpolated. None where the device was in the machine.
     """
 
     rank: int
@@ -52,3 +54,4 @@ class RankingRow:
     exported_ap: float | None = None
     exported_ap50: float | None = None
     search_ap: float | None = None
+    predicted_latency_measured: float | None = None

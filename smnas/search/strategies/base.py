@@ -66,6 +66,7 @@ class StrategyKind:
         stops: It stops training runs and resumes some of them, so its scorer must be able to.
         takes_prior: It gains by a prior on its proposals; one with a model of its own does not.
         one_stage: All trials are modular.
+        measures: It measures blocks itself, so the device must be in this machine.
     """
 
     name: str
@@ -73,6 +74,7 @@ class StrategyKind:
     stops: bool = False
     takes_prior: bool = True
     one_stage: bool = False
+    measures: bool = False
 
     def split(self, structural: int, modular: int) -> StageTrials:
         """Trial budget of each stage, from the user's two numbers."""

@@ -217,7 +217,7 @@ def _make(context: SearchContext) -> Strategy:
         modular_trials=settings.trials.modular,
         random_share=settings.random_share,
         parents=settings.parents,
-        latency_limit_ms=context.slowest_ms,
+        latency_limit_ms=context.settings.slowest_ms,
     )
 
 

@@ -53,6 +53,8 @@ class Candidate:
             train it.
         latency_ms: Predicted median end-to-end latency at batch size 1, with the bounds of its interval.
         latency_calibrated: Whether that interval is calibrated on measured detectors; if not, it is an assumption.
+        latency_measured: Fraction of the blocks' time that was measured, the rest being interpolated, where the device
+            is elsewhere; else None.
         flops: Floating-point operations per image.
         score: Greater is better; None unless complete.
         metric: ``AP`` (COCO's, in 0..1) of a training run, else as the scorer states.
@@ -77,6 +79,7 @@ class Candidate:
     latency_low_ms: float | None = None
     latency_high_ms: float | None = None
     latency_calibrated: bool | None = None
+    latency_measured: float | None = None
     parameters: int | None = None
     flops: int | None = None
     score: float | None = None
@@ -93,6 +96,11 @@ class Candidate:
             math.nan if self.score is None else self.score,
             math.nan if self.latency_ms is None else self.latency_ms,
         )
+
+    @property
+    def limited_ms(self) -> float:
+        """Latency that a limit bounds: the prediction or, where the device is elsewhere, the end of its interval."""
+        return self.point[1] if self.latency_measured is None else self.latency_high_ms or math.nan
 
     @property
     def reached_epoch(self) -> int:

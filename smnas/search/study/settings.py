@@ -98,6 +98,12 @@ class SearchSettings(_Strict):
     precision: str
     batch: int = Field(default=1, ge=1)
     threads: int = Field(default=1, ge=1)
+    backend_version: str | None = Field(
+        default=None, description="of the table's rows, where the device is elsewhere; None: it is in this machine"
+    )
+    latency_confidence: float = Field(
+        default=0.9, gt=0, lt=1, description="probability that a predicted latency's interval holds the measured one"
+    )
     recipe: dict[str, Any] = Field(description="training recipe of the search; `epochs` is its budget")
     epochs: int = Field(ge=1, description="epochs of every training of the search")
     seed: int = Field(default=0, ge=0)
@@ -135,6 +141,21 @@ class SearchSettings(_Strict):
     top: int = Field(default=3, ge=1, description="candidates that the final phase trains again")
     final_epochs: int = Field(default=0, ge=0, description="epochs of the final phase; 0 leaves it out")
     final_seeds: int = Field(default=1, ge=1, description="seeds of the final phase")
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the device is not in this machine: latencies are predicted from a table, and none is measured."""
+        return self.backend_version is not None
+
+    @property
+    def slowest_ms(self) -> float | None:
+        """What candidates are trained up to: the latency limit with its tolerance, which intervals make up for.
+
+        None without a limit.
+        """
+        if self.latency_ms is None or self.elsewhere:
+            return self.latency_ms
+        return self.latency_ms * self.latency_tolerance
 
 
 def data_facts(folder: "CocoFolder", run: Path) -> DataFacts:

@@ -52,6 +52,7 @@ def _draft(c: Candidate, is_baseline: bool) -> Candidate:
         latency_low_ms=None,
         latency_high_ms=None,
         latency_calibrated=None,
+        latency_measured=None,
     )
 
 

@@ -387,7 +387,7 @@ def _make(context: SearchContext, build: Callable[..., Strategy]) -> Strategy:
     limit_s = context.time_limit_s
     until = math.inf if limit_s is None else time.monotonic() + _SAMPLE_SHARE * limit_s
     known = None if context.latency is None else partial(context.known_ms, until=until)
-    return build(context.choices, context.trials, context.settings.epochs, context.slowest_ms, known)
+    return build(context.choices, context.trials, context.settings.epochs, context.settings.slowest_ms, known)
 
 
 HALVING = StrategyKind("halving", partial(_make, build=halving), stops=True, takes_prior=False)

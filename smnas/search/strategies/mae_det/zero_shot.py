@@ -19,7 +19,6 @@ from typing import Literal
 import numpy as np
 
 from profiler.atomic import write_whole
-from profiler.errors import UserError
 from smnas.latency.detector_latency import DetectorLatency
 from smnas.latency.super_blocks import fit_super_block_latency
 from smnas.scoring.entropy import ENTROPY_FORMS, PUBLISHED, EntropyForm
@@ -115,12 +114,11 @@ def mae_det(context: SearchContext) -> Strategy:
     Raises:
         RunFolderError: ``zero-shot.json`` cannot be read.
         SpaceError, LatencyFailedError, UserError: see :func:`zero_shot_search`.
-        UserError: the device is not in this machine.
     """
     settings, file = context.settings, RunFolder(context.folder).zero_shot
     if not file.exists():
         if context.profiler is None:
-            raise UserError(f"{MAE_DET.name} measures blocks, but {settings.device} is not in this machine")
+            raise ValueError("this strategy measures blocks, but its context has no profiler")
         result = zero_shot_search(
             context.space.baseline_architecture,
             context.profiler,
@@ -137,7 +135,7 @@ def mae_det(context: SearchContext) -> Strategy:
     return Strategy(MAE_DET.name, (ZeroShotStage(candidates, settings.trials.modular),))
 
 
-MAE_DET = StrategyKind("mae-det", mae_det, one_stage=True)
+MAE_DET = StrategyKind("mae-det", mae_det, one_stage=True, measures=True)
 
 
 def zero_shot_search(
