@@ -105,6 +105,7 @@ def search(data: Path, table: Path, target: Target, tmp_path: Path) -> Callable[
     return search
 
 
+@pytest.mark.slow
 def test_a_search_without_the_device_ends_as_one_with_it(
     search: Callable[..., smnas.SearchRun],
     rows: dict[str, Row],
@@ -129,6 +130,7 @@ def test_a_search_without_the_device_ends_as_one_with_it(
     assert read_settings(tmp_path / "here").backend_version is None
 
 
+@pytest.mark.slow
 def test_what_was_interpolated_is_marked_and_a_search_resumes(
     search: Callable[..., smnas.SearchRun], table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,6 +153,7 @@ def test_what_was_interpolated_is_marked_and_a_search_resumes(
         search(latency_confidence=0.8)
 
 
+@pytest.mark.slow
 def test_a_limit_is_kept_at_the_upper_end(search: Callable[..., smnas.SearchRun], tmp_path: Path) -> None:
     free = search("free").ranking.rows
     limit = float(np.median([row.predicted_latency_ms for row in free]))
@@ -325,6 +328,7 @@ def test_mistakes_end_before_any_training(
         assert not out.exists()
 
 
+@pytest.mark.slow
 def test_exported_files_are_timed_on_their_device_alone(
     search: Callable[..., smnas.SearchRun], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: Target
 ) -> None:
