@@ -286,6 +286,7 @@ def test_what_a_table_lacks_is_one_line(
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_table_too_thin_says_what_to_measure_and_measuring_that_is_enough(
     table: Path, target: Target, rows: dict[str, Row]
 ) -> None:
