@@ -234,8 +234,9 @@ def search(
         import_ray()
     if table is not None:
         LatencyTable(Path(table), read_only=runner is None).close()
-    if data is None and before is not None and (found := data_root(files.path, before.data)) != files.data:
-        data = found
+    if data is None and before is not None:
+        found = data_root(files.path, before.data)
+        data = None if found == files.data and not found.is_dir() else found
     if before is None and max_parameters is not None:
         check_size_limit(space, max_parameters, _least_parameters)
     root = data or _generated(files.data, on_progress)

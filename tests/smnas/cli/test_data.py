@@ -11,6 +11,7 @@ from PIL import Image
 
 from profiler.errors import UserError
 from smnas import api
+from smnas.api import searches
 from smnas.cli.main import COMMANDS, application
 from smnas.cli.terminal.exit_codes import run
 from smnas.data.coco import CocoFolder
@@ -144,3 +145,34 @@ def test_a_report_of_a_run_with_bad_images_opens_them_as_the_search_did(tmp_path
     prepare_run_folder(tmp_path / "strict", stub.settings())
     with pytest.raises(UserError, match=r"1\.png"):
         api.report(tmp_path / "strict", data=data)
+
+
+def test_a_run_resumes_without_data_where_they_were_last_and_refuses_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any) -> Any:
+        raise UserError("stopped here")
+
+    monkeypatch.setattr(searches, "_calibrated", stop)
+    given = tmp_path / "images"
+    inside = write_data(tmp_path / "run" / "data", [[10, 10, 200, 200]])  # images of one's own in the run folder
+
+    def search(out: Path, *words: str) -> str:
+        code = run(application(*COMMANDS), "smnas", ["search", "--preset", "nano", "--out", str(out), *words])
+        assert code == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    assert "stopped here" in search(tmp_path / "run", "--data", str(inside))
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["data"]["root"] == "data"
+    assert "stopped here" in search((tmp_path / "run").rename(tmp_path / "moved"))
+    write_data(given, [[10, 10, 200, 200]])
+    assert "stopped here" in search(tmp_path / "moved", "--data", str(given))
+    assert "stopped here" in search(tmp_path / "moved")
+    write_data(tmp_path / "others", [[10, 10, 200, 100]])
+    assert "other boxes, or classes of boxes, on training images" in search(
+        tmp_path / "moved", "--data", str(tmp_path / "others")
+    )
+    given.rename(tmp_path / "gone")
+    (tmp_path / "moved" / "data").rename(tmp_path / "gone-too")
+    assert "there is no folder" in search(tmp_path / "moved")
+    assert not (tmp_path / "moved" / "data").exists(), "nothing is generated instead"
