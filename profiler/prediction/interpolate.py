@@ -30,6 +30,8 @@ _MIN_ROWS = 6
 """Rows from which a family gets a law of its own; smaller families share one over all rows."""
 _MAX_ROWS = 200
 """Rows that a family's law is fitted to, evenly spread over its latencies: the cost grows with their cube."""
+_REACH = 1.0
+"""Standard deviations outside its rows up to which a family's law is used: a steep slope leads anywhere from there."""
 _LINEAR = 3.0
 _LENGTHS = (0.5, 1.0, 2.0, 4.0)
 _SMOOTH = (0.02, 0.1, 0.3, 1.0)
@@ -47,7 +49,7 @@ class Guess:
 
     Attributes:
         ms: the most likely value, with the interval ``low_ms`` to ``high_ms``.
-        family: whose law it comes from; ``all`` where its own family has too few rows.
+        family: whose law it comes from; ``all`` where its own family has too few rows, or none near.
         rows: number of rows behind that law.
     """
 
@@ -109,6 +111,11 @@ class _Law:
         widen = error_quantile(left_out, len(left_out) - 1, level, least_spread=1.0)
         return cls(centre, scale, x, mean, inverse @ y, inverse, smooth, length, noise, widen)
 
+    def reaches(self, features: Array) -> bool:
+        """Whether ``(n, F)`` features are within the rows' range, or at most one standard deviation outside."""
+        x = (features - self.centre) / self.scale
+        return bool(((x >= self.features.min(0) - _REACH) & (x <= self.features.max(0) + _REACH)).all())
+
     def predict(self, features: Array) -> tuple[Array, Array]:
         """Mean ``(M,)`` and covariance ``(M, M)`` of log latencies, without measurement noise."""
         x = (features - self.centre) / self.scale
@@ -152,14 +159,18 @@ class Interpolation:
         """Guess each workload's latency, with an interval for its measurement."""
         guesses = []
         for work in works:
-            law = self._laws.get(work.family, self._common)
+            family, law = self._law_of(work)
             mean, covariance = law.predict(_features([work]))
             half = law.widen * math.sqrt(max(float(covariance[0, 0]), 0.0) + law.noise**2)
             middle = float(mean[0])
-            family = work.family if work.family in self._laws else "all"
             low, ms, high = (math.exp(middle + sign * half) for sign in (-1, 0, 1))
             guesses.append(Guess(ms, low, high, family, len(law.features)))
         return guesses
+
+    def _law_of(self, work: "Work") -> tuple[str, _Law]:
+        """The family's law and name, or those over all rows where the family has none or its rows are far away."""
+        law = self._laws.get(work.family)
+        return (work.family, law) if law is not None and law.reaches(_features([work])) else ("all", self._common)
 
     def covariance(self, works: Sequence["Work"]) -> tuple[Array, Array]:
         """Joint covariance of the errors of guesses.
@@ -168,7 +179,7 @@ class Interpolation:
             ``(M, M)`` covariance in ms^2, zero between families, and the ``(M,)`` variance of measuring each.
         """
         features = _features(works)
-        names = np.array([work.family if work.family in self._laws else "all" for work in works])
+        names = np.array([self._law_of(work)[0] for work in works])
         joint, noise = np.zeros((len(works), len(works))), np.zeros(len(works))
         for name in sorted(set(names.tolist())):
             rows = np.flatnonzero(names == name)

@@ -74,6 +74,18 @@ def test_a_family_of_few_rows_shares_the_common_law() -> None:
         Interpolation.fit(works[:5], [1.0] * 5)
 
 
+def test_far_from_its_family_a_block_is_guessed_from_all_rows() -> None:
+    """Rows of nearly one size have a slope that is all noise, and a guess far from them would be anything."""
+    rng = np.random.default_rng(4)
+    near = [convolution(32, cells, family="Neck") for cells in (100, 101, 102, 103, 104, 105)]
+    works = [*drawn(rng, 30), *near]
+    found = Interpolation.fit(works, [law_ms(work, rng, 0.05) for work in works])
+    inside, far = found.guess([convolution(32, 103, family="Neck"), convolution(12, 1600, family="Neck")])
+    assert (inside.family, far.family) == ("Neck", "all")
+    truth = law_ms(convolution(12, 1600), rng, 0.0)
+    assert truth / 1.5 < far.ms < truth * 1.5
+
+
 def test_the_value_of_a_row_is_the_variance_that_conditioning_on_it_removes() -> None:
     rng = np.random.default_rng(3)
     half = rng.standard_normal((5, 5))

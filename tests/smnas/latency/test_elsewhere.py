@@ -234,6 +234,7 @@ def test_exact_blocks_are_exact_and_variants_are_interpolated(rows: dict[str, Ro
     assert exact.measured == 1.0
     rng = np.random.default_rng(0)
     variants = [sample_modular(SPACE, structure, rng) for _ in range(8)]
+    assert all(0.3 < predictor.predict(one).ms / predictor.predict(structure).ms < 3 for one in variants)
     unseen = next(one for one in variants if any(key not in rows for key in predictor.keys(one)))
     guessed = predictor.parts_sum(unseen)
     known = sum(rows[key].median_ms or 0 for key in predictor.keys(unseen) if key in rows)
