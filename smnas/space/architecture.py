@@ -13,7 +13,7 @@ for the extra levels of a pyramid.
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import ClassVar, Literal
@@ -39,6 +39,9 @@ __all__ = [
     "parse_backbone",
     "parse_head",
     "parse_neck",
+    "parse_rpn",
+    "parse_size",
+    "same_structure",
 ]
 
 ExtraLevels = Literal["head", "pool", "conv"]
@@ -105,6 +108,8 @@ def _require_head_width(width: int) -> None:
 class RCNNSpec:
     """Two fully connected layers of ``width`` on each RoI: ``rcnn_1024``."""
 
+    KIND: ClassVar = "rcnn"
+
     width: int
 
     def __post_init__(self) -> None:
@@ -117,6 +122,8 @@ class RCNNSpec:
 @dataclass(frozen=True, order=True)
 class CascadeSpec:
     """Two to four successive RoI stages, each with two fully connected layers of ``width``: ``cascade_3_1024``."""
+
+    KIND: ClassVar = "cascade"
 
     stages: int
     width: int
@@ -238,15 +245,15 @@ class Architecture:
         parts = text.split("+")
         require(len(parts) == 5, "an architecture is backbone+neck+rpn+head+WIDTHxHEIGHT", repr(text))
         backbone, neck, rpn, head, size = parts
-        require(rpn in list(RPNKind), f"the proposal part must be one of {', '.join(RPNKind)}", repr(rpn))
-        match = re.fullmatch(r"(\d{1,4})x(\d{1,4})", size)
-        if match is None:
-            raise ArchitectureError(f"an input size is WIDTHxHEIGHT in pixels, but got {size!r}")
-        parsed = cls(
-            parse_backbone(backbone), parse_neck(neck), RPNKind(rpn), parse_head(head), int(match[1]), int(match[2])
-        )
+        parsed = cls(parse_backbone(backbone), parse_neck(neck), parse_rpn(rpn), parse_head(head), *parse_size(size))
         require(str(parsed) == text, f"an architecture is written canonically ({parsed})", repr(text))
         return parsed
+
+
+def same_structure(a: Neck | Head, b: Neck | Head) -> bool:
+    """Whether two necks or two heads differ at most in their width."""
+    alike = type(a) is type(b)
+    return alike and (isinstance(a, C4Spec) or isinstance(b, C4Spec) or replace(a, width=b.width) == b)
 
 
 def parse_neck(text: str) -> Neck:
@@ -257,6 +264,20 @@ def parse_neck(text: str) -> Neck:
         extra = {letter: extra for extra, letter in _EXTRA_LETTERS.items()}[match[4]]
         return FPNSpec(int(match[1]), int(match[2]), int(match[3]), extra)
     raise ArchitectureError(f"a neck is c4 or fpn_LOW-HIGH_WIDTH[c|p], but got {text!r}")
+
+
+def parse_rpn(text: str) -> RPNKind:
+    """Read ``norpn``, ``rpn`` or ``garpn``; raises :class:`ArchitectureError`."""
+    require(text in list(RPNKind), f"the proposal part must be one of {', '.join(RPNKind)}", repr(text))
+    return RPNKind(text)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read ``WIDTHxHEIGHT`` in pixels; raises :class:`ArchitectureError`."""
+    match = re.fullmatch(r"(\d{1,4})x(\d{1,4})", text)
+    if match is None:
+        raise ArchitectureError(f"an input size is WIDTHxHEIGHT in pixels, but got {text!r}")
+    return int(match[1]), int(match[2])
 
 
 def parse_head(text: str) -> Head:

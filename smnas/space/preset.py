@@ -7,7 +7,6 @@ the choices; the modular space (stage 2) every backbone code and width within th
 import json
 import tomllib
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cached_property
 from importlib import resources
 from itertools import product
@@ -23,17 +22,16 @@ from smnas.space.architecture import (
     ArchitectureError,
     Backbone,
     C4Spec,
-    CascadeSpec,
-    FCOSSpec,
     FPNSpec,
     Head,
     Neck,
-    RCNNSpec,
-    RetinaSpec,
     RPNKind,
     parse_backbone,
     parse_head,
     parse_neck,
+    parse_rpn,
+    parse_size,
+    same_structure,
 )
 from smnas.space.families.base import Bounds, SpaceError, ascending
 from smnas.space.families.by_name import FAMILIES, BackboneBounds
@@ -82,15 +80,8 @@ class HeadWidths(Bounds):
 
     def for_head(self, head: Head) -> tuple[int, ...]:
         """The widths for the kind of ``head``, ascending."""
-        match head:
-            case RCNNSpec():
-                return self.rcnn
-            case CascadeSpec():
-                return self.cascade
-            case RetinaSpec():
-                return self.retina
-            case FCOSSpec():
-                return self.fcos
+        widths: tuple[int, ...] = getattr(self, head.KIND)
+        return widths
 
 
 class ModularBounds(BackboneBounds):
@@ -136,38 +127,27 @@ class Space(Bounds):
     @cached_property
     def backbones(self) -> tuple[Backbone, ...]:
         """Backbone choices of the structural space."""
-        return tuple(parse_backbone(text) for text in self.structural.backbones)
+        return tuple(map(parse_backbone, self.structural.backbones))
 
     @cached_property
     def necks(self) -> tuple[Neck, ...]:
         """Neck choices of the structural space."""
-        return tuple(parse_neck(text) for text in self.structural.necks)
+        return tuple(map(parse_neck, self.structural.necks))
 
     @cached_property
     def rpns(self) -> tuple[RPNKind, ...]:
         """Proposal choices of the structural space."""
-        try:
-            return tuple(RPNKind(text) for text in self.structural.rpns)
-        except ValueError as error:
-            raise ArchitectureError(
-                f"the proposal part must be one of {', '.join(RPNKind)}, but got {error}"
-            ) from error
+        return tuple(map(parse_rpn, self.structural.rpns))
 
     @cached_property
     def heads(self) -> tuple[Head, ...]:
         """Head choices of the structural space."""
-        return tuple(parse_head(text) for text in self.structural.heads)
+        return tuple(map(parse_head, self.structural.heads))
 
     @cached_property
     def inputs(self) -> tuple[tuple[int, int], ...]:
         """Input sizes, (width, height) in pixels."""
-        sizes = []
-        for text in self.structural.inputs:
-            width, separator, height = text.partition("x")
-            if not (separator and width.isdecimal() and height.isdecimal()):
-                raise ArchitectureError(f"an input size is WIDTHxHEIGHT in pixels, but got {text!r}")
-            sizes.append((int(width), int(height)))
-        return tuple(sizes)
+        return tuple(map(parse_size, self.structural.inputs))
 
     @property
     def baseline_architecture(self) -> Architecture:
@@ -223,14 +203,8 @@ class Space(Bounds):
 
     def contains_structural(self, architecture: Architecture) -> bool:
         """Whether every part is a structural choice and the architecture is permitted."""
-        return (
-            architecture.backbone in self.backbones
-            and architecture.neck in self.necks
-            and architecture.rpn in self.rpns
-            and architecture.head in self.heads
-            and (architecture.input_width, architecture.input_height) in self.inputs
-            and self._allowed(architecture)
-        )
+        listed = zip(parts(architecture), self.structural_choices, strict=True)
+        return all(part in choices for part, choices in listed) and self._allowed(architecture)
 
     def contains_modular(self, architecture: Architecture) -> bool:
         """Whether stage 2 can derive ``architecture`` from a structural choice of this space."""
@@ -239,9 +213,9 @@ class Space(Bounds):
         widths = bounds.head_widths.for_head(head)
         return (
             (architecture.backbone.evolves(bounds, self.backbones) or architecture.backbone in self.backbones)
-            and any(_same_neck(neck, choice) for choice in self.necks)
+            and any(same_structure(neck, choice) for choice in self.necks)
             and (isinstance(neck, C4Spec) or neck in self.necks or neck.width in bounds.fpn_widths)
-            and any(_same_head(head, choice) for choice in self.heads)
+            and any(same_structure(head, choice) for choice in self.heads)
             and (head in self.heads or head.width in widths)
             and architecture.rpn in self.rpns
             and (architecture.input_width, architecture.input_height) in self.inputs
@@ -279,16 +253,6 @@ def compatible(backbone: Backbone, neck: Neck, rpn: RPNKind, head: Head, size: t
         return Architecture(backbone, neck, rpn, head, *size)
     except ArchitectureError:
         return None
-
-
-def _same_neck(a: Neck, b: Neck) -> bool:
-    if isinstance(a, FPNSpec) and isinstance(b, FPNSpec):
-        return (a.low, a.high, a.extra) == (b.low, b.high, b.extra)
-    return type(a) is type(b)
-
-
-def _same_head(a: Head, b: Head) -> bool:
-    return type(a) is type(b) and replace(a, width=b.width) == b
 
 
 def preset_names() -> tuple[str, ...]:

@@ -46,5 +46,5 @@ class MobileNetV2Backbone(FeatureBackbone):
 
     def torchvision_block(self, stage: int, position: int) -> str:
         """Blocks are numbered consecutively from the stem, ``features.0``; ``stage`` starts at 0."""
-        before = sum(self.spec.stage_depth(index) for index in range(-1, stage - 1))
+        before = sum(len(self.spec.units(level)) for level in range(1, stage + 1))
         return f"features.{1 + before + position}"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from smnas.space.families.by_name import BackboneBounds
 
 __all__ = [
+    "STAGE_RANGES",
     "ArchitectureError",
     "Backbone",
     "Bounds",
@@ -29,7 +30,11 @@ __all__ = [
     "ascending",
     "neighbour",
     "require",
+    "require_even",
 ]
+
+STAGE_RANGES = {"stages": (1, 4), "blocks": (1, 1000), **{f"stage{i}_blocks": (1, 1000) for i in range(1, 5)}}
+"""Ranges of the values that :meth:`Backbone.stage_parameters` returns."""
 
 
 class ArchitectureError(UserError):
@@ -44,6 +49,11 @@ def require(holds: bool, rule: str, *got: object) -> None:
     """Raise :class:`ArchitectureError` unless ``holds``; ``got`` is formatted only then, as this is a hot path."""
     if not holds:
         raise ArchitectureError(f"{rule}, but got {'+'.join(map(str, got))}")
+
+
+def require_even(what: str, channels: int, most: int) -> None:
+    """Raise :class:`ArchitectureError` unless ``channels`` is an even number from 8 to ``most``."""
+    require(8 <= channels <= most and channels % 2 == 0, f"{what} is even and from 8 to {most}", channels)
 
 
 class Bounds(BaseModel):
@@ -131,8 +141,18 @@ class Backbone(ABC):
 
     @property
     @abstractmethod
+    def depths(self) -> tuple[int, ...]:
+        """Number of blocks of each stage."""
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return sum(self.depths)
+
+    @property
     def top_level(self) -> int:
         """The coarsest pyramid level: the first stage ends at C2 (stride 4), four stages end at C5 (stride 32)."""
+        return 1 + len(self.depths)
 
     @property
     @abstractmethod
@@ -142,10 +162,6 @@ class Backbone(ABC):
     @abstractmethod
     def stage_channels(self, index: int) -> int:
         """Output channels of stage ``index`` (from 0)."""
-
-    @abstractmethod
-    def stage_depth(self, index: int) -> int:
-        """Blocks of stage ``index`` (from 0)."""
 
     @property
     def narrowing(self) -> int:
@@ -196,10 +212,14 @@ class Backbone(ABC):
     def rough_cost(self, pixels: int) -> tuple[float, float, int]:
         """Features for surrogate models: approximate multiply-adds at ``pixels``, last channels, and depth."""
         side = round(pixels**0.5)
-        depth = sum(self.stage_depth(index) for index in range(self.top_level - 1))
         cost = float(multiply_adds(self.convolutions(), side, side))
-        return cost, float(self.stage_channels(self.top_level - 2)), depth
+        return cost, float(self.stage_channels(self.top_level - 2)), self.depth
 
     @abstractmethod
     def parameters(self) -> dict[str, str | int]:
         """The backbone as parameters of a study."""
+
+    def stage_parameters(self) -> dict[str, str | int]:
+        """The stages as parameters of a study."""
+        stages = {f"stage{i}_blocks": depth for i, depth in enumerate(self.depths, start=1)}
+        return {"stages": len(self.depths), "blocks": self.depth, **stages}

@@ -17,7 +17,17 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from smnas.space.convolutions import Convolution, StemKind, inverted_residual
-from smnas.space.families.base import ArchitectureError, Backbone, Gene, StageBounds, ascending, neighbour, require
+from smnas.space.families.base import (
+    STAGE_RANGES,
+    ArchitectureError,
+    Backbone,
+    Gene,
+    StageBounds,
+    ascending,
+    neighbour,
+    require,
+    require_even,
+)
 
 __all__ = ["MBConvBounds", "MBConvSpec", "MBConvStage"]
 
@@ -50,11 +60,7 @@ class MBConvStage:
     layers: tuple[tuple[int, int], ...]
 
     def __post_init__(self) -> None:
-        require(
-            8 <= self.width <= 2048 and self.width % 2 == 0,
-            "an mbconv stage's width is even and from 8 to 2048",
-            self.width,
-        )
+        require_even("an mbconv stage's width", self.width, 2048)
         require(len(self.layers) >= 1, "an mbconv stage has one layer or more", len(self.layers))
         for kernel, expansion in self.layers:
             require(kernel in (3, 5, 7), "an mbconv kernel is 3, 5 or 7", kernel)
@@ -84,24 +90,15 @@ class MBConvSpec(Backbone):
     """
 
     GRAMMAR: ClassVar = "mbconv_STEM_STAGES"
-    PARAMETERS: ClassVar = {
-        "stem": (8, 512),
-        "stages": (1, 4),
-        "blocks": (1, 1000),
-        **{f"stage{i}_blocks": (1, 1000) for i in range(1, 5)},
-        **{f"stage{i}_width": (8, 2048) for i in range(1, 5)},
-    }
+    PARAMETERS: ClassVar = {"stem": (8, 512), **STAGE_RANGES, **{f"stage{i}_width": (8, 2048) for i in range(1, 5)}}
 
     stem: int
     stages: tuple[MBConvStage, ...]
 
     def __post_init__(self) -> None:
-        require(
-            8 <= self.stem <= 512 and self.stem % 2 == 0, "an mbconv stem is even and from 8 to 512 channels", self.stem
-        )
+        require_even("an mbconv stem", self.stem, 512)
         require(1 <= len(self.stages) <= 4, "an mbconv backbone has one to four stages", len(self.stages))
-        depth = sum(map(self.stage_depth, range(len(self.stages))))
-        require(depth <= _MOST_LAYERS, f"an mbconv backbone has {_MOST_LAYERS} layers at most", depth)
+        require(self.depth <= _MOST_LAYERS, f"an mbconv backbone has {_MOST_LAYERS} layers at most", self.depth)
 
     def __str__(self) -> str:
         return f"mbconv_{self.stem}_" + "-".join(map(str, self.stages))
@@ -113,8 +110,8 @@ class MBConvSpec(Backbone):
         return None if match is None else cls(int(match[1]), tuple(map(MBConvStage.parse, match[2].split("-"))))
 
     @property
-    def top_level(self) -> int:
-        return 1 + len(self.stages)
+    def depths(self) -> tuple[int, ...]:
+        return tuple(len(stage.layers) for stage in self.stages)
 
     @property
     def stem_channels(self) -> int:
@@ -122,9 +119,6 @@ class MBConvSpec(Backbone):
 
     def stage_channels(self, index: int) -> int:
         return self.stages[index].width
-
-    def stage_depth(self, index: int) -> int:
-        return len(self.stages[index].layers)
 
     def _convolutions(self, stem: StemKind) -> Iterator[Convolution]:
         yield Convolution(3, self.stem, 3, 1, 1, 1)
@@ -214,14 +208,8 @@ class MBConvSpec(Backbone):
         return _Genes(bounds) if bounds.mbconv_widths else None
 
     def parameters(self) -> dict[str, str | int]:
-        depths = list(map(self.stage_depth, range(len(self.stages))))
-        return {
-            "stem": self.stem,
-            "stages": len(self.stages),
-            "blocks": sum(depths),
-            **{f"stage{i}_blocks": depth for i, depth in enumerate(depths, start=1)},
-            **{f"stage{i}_width": stage.width for i, stage in enumerate(self.stages, start=1)},
-        }
+        widths = {f"stage{i}_width": stage.width for i, stage in enumerate(self.stages, start=1)}
+        return {"stem": self.stem, **self.stage_parameters(), **widths}
 
 
 def _kinds(bounds: MBConvBounds, listed: Sequence[Backbone]) -> set[tuple[int, int]]:

@@ -68,9 +68,9 @@ class MobileNetV2Spec(Backbone):
         return None if match is None else cls(int(match[1]))
 
     @property
-    def top_level(self) -> int:
-        """MobileNetV2 ends at stride 32."""
-        return 5
+    def depths(self) -> tuple[int, ...]:
+        """The block before the first stage does not count."""
+        return tuple(sum(count for *_, count in _PUBLISHED[level]) for level in range(2, 6))
 
     @property
     def stem_channels(self) -> int:
@@ -82,10 +82,6 @@ class MobileNetV2Spec(Backbone):
 
     def stage_channels(self, index: int) -> int:
         return self.level_channels(index + 2)
-
-    def stage_depth(self, index: int) -> int:
-        """Blocks of stage ``index`` (from 0); -1 is the block before the first stage."""
-        return sum(count for _, _, count in _PUBLISHED[index + 2])
 
     def units(self, level: int) -> list[MobileNetUnit]:
         """The blocks of ``level``, which halve the resolution first except at level 1."""

@@ -15,7 +15,17 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from smnas.space.convolutions import Convolution, StemKind, bottleneck, inverted_residual
-from smnas.space.families.base import Backbone, Gene, SpaceError, StageBounds, ascending, neighbour, require
+from smnas.space.families.base import (
+    STAGE_RANGES,
+    Backbone,
+    Gene,
+    SpaceError,
+    StageBounds,
+    ascending,
+    neighbour,
+    require,
+    require_even,
+)
 
 __all__ = ["BlockKind", "ResNetBounds", "ResNetSpec", "bottleneck_inner", "mutate_code", "sample_code"]
 
@@ -96,10 +106,8 @@ class ResNetSpec(Backbone):
         "base": (8, 512),
         "cardinality": (2, 256),
         "path_width": (1, 256),
-        "stages": (1, 4),
-        "blocks": (1, 1000),
         "doublings": (0, 1000),
-        **{f"stage{i}_blocks": (1, 1000) for i in range(1, 5)},
+        **STAGE_RANGES,
     }
 
     block: BlockKind
@@ -109,9 +117,7 @@ class ResNetSpec(Backbone):
 
     def __post_init__(self) -> None:
         require(self.block in _EXPANSION, _KNOWN_BLOCKS, self.block)
-        require(
-            8 <= self.base <= 512 and self.base % 2 == 0, "the base width must be even and between 8 and 512", self.base
-        )
+        require_even("a base width", self.base, 512)
         require(
             re.fullmatch(r"[12]+(-[12]+){0,3}", self.code) is not None,
             "a backbone code is one to four stages of the digits 1 and 2 joined by '-', as in 11-21-21-21",
@@ -152,18 +158,13 @@ class ResNetSpec(Backbone):
         return tuple(self.code.split("-"))
 
     @property
-    def depth(self) -> int:
-        """Number of residual blocks."""
-        return sum(map(len, self.stages))
+    def depths(self) -> tuple[int, ...]:
+        return tuple(map(len, self.stages))
 
     @property
     def doublings(self) -> int:
         """Number of doublings of the width."""
         return self.code.count("2")
-
-    @property
-    def top_level(self) -> int:
-        return 1 + len(self.stages)
 
     @property
     def expansion(self) -> int:
@@ -192,9 +193,6 @@ class ResNetSpec(Backbone):
 
     def stage_channels(self, index: int) -> int:
         return self.stage_widths()[index][-1] * self.expansion
-
-    def stage_depth(self, index: int) -> int:
-        return len(self.stages[index])
 
     def _convolutions(self, stem: StemKind) -> Iterator[Convolution]:
         yield Convolution(3, self.base, 7 if stem == "imagenet" else 3, 1, 1, 1)
@@ -278,16 +276,9 @@ class ResNetSpec(Backbone):
         return cost, float(self.stage_channels(-1)), self.depth
 
     def parameters(self) -> dict[str, str | int]:
-        parameters: dict[str, str | int] = {
-            "block": self.block,
-            "base": self.base,
-            "stages": len(self.stages),
-            "blocks": self.depth,
-            "doublings": self.doublings,
-        }
-        if self.block == "resnext":
-            parameters |= {"cardinality": self.paths[0], "path_width": self.paths[1]}
-        return parameters | {f"stage{i}_blocks": len(stage) for i, stage in enumerate(self.stages, start=1)}
+        paths = {"cardinality": self.paths[0], "path_width": self.paths[1]} if self.block == "resnext" else {}
+        own = {"block": self.block, "base": self.base, "doublings": self.doublings}
+        return {**own, **paths, **self.stage_parameters()}
 
 
 def bottleneck_inner(width: int, cardinality: int = 1, path_width: int = 64) -> int:

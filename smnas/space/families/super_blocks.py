@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from smnas.space.convolutions import Convolution, StemKind, bottleneck
-from smnas.space.families.base import ArchitectureError, Backbone, StageBounds, require
+from smnas.space.families.base import STAGE_RANGES, ArchitectureError, Backbone, StageBounds, require, require_even
 
 __all__ = [
     "MoveBounds",
@@ -47,6 +47,7 @@ _WIDEST_STEM = 512  # as in the grammar
 _STEM = 0  # index of the stem in a move
 _ANY_IMAGE = (4096, 4096)
 _SAMPLE_MOVES = 20  # pairs of moves, after which little of the parent is left
+_ARRAYS = ("stem", "out", "width", "kernel", "repeats")  # of a population
 
 
 class SuperBlockBounds(StageBounds):
@@ -76,12 +77,8 @@ class SuperBlock:
     repeats: int
 
     def __post_init__(self) -> None:
-        for what, channels in (("output", self.out), ("width", self.width)):
-            require(
-                8 <= channels <= 4096 and channels % 2 == 0,
-                f"a super-block's {what} is even and from 8 to 4096",
-                channels,
-            )
+        require_even("a super-block's output", self.out, 4096)
+        require_even("a super-block's width", self.width, 4096)
         require(self.kernel in (3, 5), "a super-block's kernel is 3 or 5", self.kernel)
         require(1 <= self.repeats <= 99, "a super-block repeats its bottleneck 1 to 99 times", self.repeats)
 
@@ -117,17 +114,13 @@ class SuperBlockSpec(Backbone):
     """
 
     GRAMMAR: ClassVar = "k1kxk1_STEM_STAGES"
-    PARAMETERS: ClassVar = {"super_blocks": (1, 8), "stem": (8, 512), "stages": (1, 4), "blocks": (1, 1000)}
+    PARAMETERS: ClassVar = {"super_blocks": (1, 8), "stem": (8, 512), **STAGE_RANGES}
 
     stem: int
     stages: tuple[tuple[SuperBlock, ...], ...]
 
     def __post_init__(self) -> None:
-        require(
-            8 <= self.stem <= 512 and self.stem % 2 == 0,
-            "the stem of super-blocks is even and from 8 to 512 channels",
-            self.stem,
-        )
+        require_even("the stem of super-blocks", self.stem, 512)
         require(1 <= len(self.stages) <= 4, "a backbone of super-blocks has one to four stages", len(self.stages))
         sizes = list(map(len, self.stages))
         require(
@@ -164,13 +157,9 @@ class SuperBlockSpec(Backbone):
         return tuple(map(len, self.stages))
 
     @property
-    def depth(self) -> int:
-        """Number of bottlenecks."""
-        return sum(block.repeats for block in self.super_blocks)
-
-    @property
-    def top_level(self) -> int:
-        return 1 + len(self.stages)
+    def depths(self) -> tuple[int, ...]:
+        """Number of bottlenecks of each stage."""
+        return tuple(sum(block.repeats for block in stage) for stage in self.stages)
 
     @property
     def stem_channels(self) -> int:
@@ -178,9 +167,6 @@ class SuperBlockSpec(Backbone):
 
     def stage_channels(self, index: int) -> int:
         return self.stages[index][-1].out
-
-    def stage_depth(self, index: int) -> int:
-        return sum(block.repeats for block in self.stages[index])
 
     def _convolutions(self, stem: StemKind) -> Iterator[Convolution]:
         yield Convolution(3, self.stem, 7 if stem == "imagenet" else 3, 1, 1, 1)
@@ -239,13 +225,7 @@ class SuperBlockSpec(Backbone):
         return cost, float(self.stage_channels(-1)), self.depth
 
     def parameters(self) -> dict[str, str | int]:
-        return {
-            "super_blocks": len(self.super_blocks),
-            "stem": self.stem,
-            "stages": len(self.stages),
-            "blocks": self.depth,
-            **{f"stage{index + 1}_blocks": self.stage_depth(index) for index in range(len(self.stages))},
-        }
+        return {"super_blocks": len(self.super_blocks), "stem": self.stem, **self.stage_parameters()}
 
 
 class _Genes:
@@ -287,8 +267,7 @@ class SuperBlockPopulation:
     @classmethod
     def copies(cls, spec: SuperBlockSpec, count: int) -> Self:
         """``count`` copies of a backbone."""
-        blocks = spec.super_blocks
-        rows = [[getattr(block, name) for block in blocks] for name in ("out", "width", "kernel", "repeats")]
+        rows = [[getattr(block, name) for block in spec.super_blocks] for name in _ARRAYS[1:]]
         columns = [np.tile(np.array(row, dtype=np.int64), (count, 1)) for row in rows]
         return cls(spec.layout, np.full(count, spec.stem, dtype=np.int64), *columns)
 
@@ -310,27 +289,22 @@ class SuperBlockPopulation:
 
     def take(self, rows: NDArray[np.intp] | Mask | slice) -> Self:
         """The backbones of these rows."""
-        return type(self)(
-            self.layout, self.stem[rows], self.out[rows], self.width[rows], self.kernel[rows], self.repeats[rows]
-        )
+        return type(self)(self.layout, *(array[rows] for array in self._arrays))
 
     def joined(self, other: "SuperBlockPopulation") -> Self:
         """Both populations, this one first."""
         if other.layout != self.layout:
             raise ValueError(f"populations of one layout can be joined, but got {self.layout} and {other.layout}")
-        return type(self)(
-            self.layout,
-            np.concatenate((self.stem, other.stem)),
-            np.concatenate((self.out, other.out)),
-            np.concatenate((self.width, other.width)),
-            np.concatenate((self.kernel, other.kernel)),
-            np.concatenate((self.repeats, other.repeats)),
-        )
+        return type(self)(self.layout, *map(np.concatenate, zip(self._arrays, other._arrays, strict=True)))
 
     @property
     def genes(self) -> Ints:
         """``(N, 1 + 4 B)``: all numbers of a backbone in a row; equal rows are equal backbones."""
-        return np.column_stack((self.stem, self.out, self.width, self.kernel, self.repeats))
+        return np.column_stack(self._arrays)
+
+    @property
+    def _arrays(self) -> tuple[Ints, ...]:
+        return tuple(getattr(self, name) for name in _ARRAYS)
 
     def spec(self, row: int) -> SuperBlockSpec:
         """One backbone as a value."""
@@ -425,9 +399,8 @@ def mutate_super_blocks(
     """
     count, blocks = parents.out.shape
     rows = np.arange(count)
-    stem, out, width, kernel, repeats = (
-        array.copy() for array in (parents.stem, parents.out, parents.width, parents.kernel, parents.repeats)
-    )
+    arrays = [getattr(parents, name).copy() for name in _ARRAYS]
+    stem, out, width, kernel, repeats = arrays
     most_repeats, most_kernel = bounds.max_repeats(blocks), bounds.max_kernels(parents.layout)
     moved = np.zeros((count, 1 + blocks), dtype=np.bool_)
     for _ in range(moves):
@@ -435,26 +408,25 @@ def mutate_super_blocks(
         number = rng.integers(0, 4, count)
         factor = _FACTORS[rng.integers(0, len(_FACTORS), count)]
         step = _STEPS[rng.integers(0, len(_STEPS), count)]
-        before = np.column_stack((stem, out, width, kernel, repeats))
+        before = np.column_stack(arrays)
         at_stem = chosen == _STEM
         stem[at_stem] = _scaled(stem[at_stem], factor[at_stem], bounds.max_channels)
-        for which, array in enumerate((out, width)):
+        for which, array in enumerate(arrays[1:]):
             hit = ~at_stem & (number == which)
             place = rows[hit], chosen[hit] - 1
-            array[place] = _scaled(array[place], factor[hit], bounds.max_channels)
-        hit = ~at_stem & (number == 2)
-        place = rows[hit], chosen[hit] - 1
-        kernel[place] = _KERNELS[0] + _KERNELS[1] - kernel[place]
-        hit = ~at_stem & (number == 3)
-        place = rows[hit], chosen[hit] - 1
-        repeats[place] += step[hit]
+            if array is kernel:
+                array[place] = sum(_KERNELS) - array[place]
+            elif array is repeats:
+                array[place] += step[hit]
+            else:
+                array[place] = _scaled(array[place], factor[hit], bounds.max_channels)
         _repair(stem, out, width, bounds.max_channels)
         np.minimum(kernel, most_kernel, out=kernel)
         np.clip(repeats, 1, most_repeats, out=repeats)
-        changed = before != np.column_stack((stem, out, width, kernel, repeats))
+        changed = before != np.column_stack(arrays)
         moved[:, 0] |= changed[:, 0]
         moved[:, 1:] |= changed[:, 1:].reshape(count, 4, blocks).any(axis=1)
-    return SuperBlockPopulation(parents.layout, stem, out, width, kernel, repeats), moved
+    return SuperBlockPopulation(parents.layout, *arrays), moved
 
 
 def _scaled(channels: Ints, factor: NDArray[np.float64], most: int) -> Ints:
@@ -497,7 +469,6 @@ def seed_of(backbone: Backbone) -> SuperBlockSpec:
     """A super-block backbone with the stem, depths and channels of ``backbone``."""
     if isinstance(backbone, SuperBlockSpec):
         return backbone
-    stages = range(backbone.top_level - 1)
-    out = tuple(map(backbone.stage_channels, stages))
+    out = tuple(map(backbone.stage_channels, range(len(backbone.depths))))
     width = tuple(channels // backbone.narrowing for channels in out)
-    return seed_like(backbone.stem_channels, out, width, tuple(map(backbone.stage_depth, stages)))
+    return seed_like(backbone.stem_channels, out, width, backbone.depths)

@@ -145,7 +145,7 @@ def test_the_id_is_stable() -> None:
             "100 blocks at most, but got 101",
         ),
         ("bottleneck_512_222-22+fpn_2-3_256+rpn+rcnn_1024+96x96", "within 8192 channels, but got 16384"),
-        ("basicblock_63_1-1+fpn_2-3_256+rpn+rcnn_1024+96x96", "base width must be even"),
+        ("basicblock_63_1-1+fpn_2-3_256+rpn+rcnn_1024+96x96", "base width is even"),
         ("mobilenetv2_5+fpn_2-3_256+rpn+rcnn_1024+96x96", "between 10 and 400 percent"),
         ("resnext32x4_64_1-1+fpn_2-3_32+rpn+rcnn_64+96x96", "written canonically"),
         ("resnext1x64_64_1-1+fpn_2-3_32+rpn+rcnn_64+96x96", "2 to 256 paths"),
