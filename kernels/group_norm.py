@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from kernels.dispatch import interpreted, on_device_of, runs_triton
+from kernels.dispatch import on_device_of, runs_triton
 
 __all__ = ["group_norm_relu", "group_norm_relu_reference"]
 
@@ -96,20 +96,10 @@ def _compute(
         if residual.shape != x.shape:
             raise ValueError(f"the residual must be of shape {tuple(x.shape)}, but got {tuple(residual.shape)}")
         residual = residual.to(x.dtype).contiguous(memory_format=layout)
-    if x.is_cuda or interpreted():
-        from kernels.triton import group_norm
+    from kernels.triton import group_norm
 
-        with on_device_of(x):
-            return group_norm.forward(x, residual, weight, bias, groups, eps, relu)
-    cells = x[0, 0].numel()
-    wide = x.float()
-    out, mean, rstd = torch.native_group_norm(
-        wide, weight.float(), bias.float(), x.shape[0], x.shape[1], cells, groups, eps
-    )
-    if residual is not None:
-        out = out + residual
-    out = out.relu() if relu else out
-    return out.to(x.dtype).contiguous(memory_format=layout), mean, rstd
+    with on_device_of(x):
+        return group_norm.forward(x, residual, weight, bias, groups, eps, relu)
 
 
 _forward = torch.library.custom_op("smnas::group_norm_relu", _compute, mutates_args=())
@@ -139,28 +129,10 @@ def _differentiate(
     x, upstream = (tensor.contiguous(memory_format=layout) for tensor in (x, upstream.to(x.dtype)))
     if x.numel() == 0:
         return torch.empty_like(x), x.new_empty(x.shape if residual else 0), _no_sums(x).zero_()
-    if x.is_cuda or interpreted():
-        from kernels.triton import group_norm
+    from kernels.triton import group_norm
 
-        with on_device_of(x):
-            return group_norm.backward(upstream, x, y, weight, bias, mean, rstd, relu, residual)
-    batch, channels, groups = *x.shape[:2], mean.shape[1]
-    each = (-1, channels, *[1] * (x.dim() - 2))
-    middle, factor = (one.repeat_interleave(channels // groups, dim=1).view(each) for one in (mean, rstd))
-    normal, wide = (x.float() - middle) * factor, upstream.float()
-    if relu:
-        out = y if y is not None else (normal * weight.float().view(each) + bias.float().view(each)).to(x.dtype)
-        wide = torch.where(out <= 0, 0.0, wide)
-    sums = torch.stack([wide.flatten(2).sum(2), (wide * normal).flatten(2).sum(2)])
-    scaled = wide * weight.float().view(each)
-    by_group = (one.reshape(batch, groups, -1).mean(2) for one in (scaled, scaled * normal))
-    share, share_normal = (one.repeat_interleave(channels // groups, dim=1).view(each) for one in by_group)
-    gradient = (scaled - share - normal * share_normal) * factor
-    return (
-        gradient.to(x.dtype).contiguous(memory_format=layout),
-        wide.to(x.dtype, copy=True).contiguous(memory_format=layout) if residual else x.new_empty(0),
-        sums,
-    )
+    with on_device_of(x):
+        return group_norm.backward(upstream, x, y, weight, bias, mean, rstd, relu, residual)
 
 
 _backward = torch.library.custom_op("smnas::group_norm_relu_backward", _differentiate, mutates_args=())

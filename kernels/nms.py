@@ -19,7 +19,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from kernels.dispatch import interpreted, on_device_of, runs_triton
+from kernels.dispatch import on_device_of, runs_triton
 
 __all__ = [
     "greedy_keep",
@@ -103,15 +103,10 @@ def grouped_nms_mask(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshol
 def _grouped(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
     if scores.numel() == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
-    if boxes.is_cuda or interpreted():
-        from kernels.triton import nms
+    from kernels.triton import nms
 
-        with on_device_of(boxes):
-            return nms.keep(boxes, scores, groups, _at_most(iou_threshold))
-    keep = torch.zeros_like(scores, dtype=torch.bool)
-    for group in torch.unique(groups).tolist():
-        keep |= nms_mask(boxes, torch.where(groups == group, scores, 0.0), iou_threshold)
-    return keep
+    with on_device_of(boxes):
+        return nms.keep(boxes, scores, groups, _at_most(iou_threshold))
 
 
 @_grouped.register_fake

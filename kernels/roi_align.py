@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from kernels.dispatch import interpreted, on_device_of, runs_triton
+from kernels.dispatch import on_device_of, runs_triton
 
 __all__ = [
     "multi_level_roi_align",
@@ -281,8 +281,6 @@ def _pyramid(
     shape = (boxes.shape[0] * boxes.shape[1], features[0].shape[1], output_size, output_size)
     if 0 in shape:
         return features[0].new_empty(shape)
-    if not (boxes.is_cuda or interpreted()):
-        return _pool(features, boxes, strides, output_size, canonical_size)
     from kernels.triton import roi_align
 
     maps = features if last else [feature.contiguous() for feature in features]
@@ -309,36 +307,17 @@ def _pyramid_backward(
     gradients = _empty_gradients(upstream, boxes, heights, widths, channels_last)
     if 0 in gradients[0].shape:
         return gradients
-    if boxes.is_cuda or interpreted():
-        from kernels.triton import roi_align
+    from kernels.triton import roi_align
 
-        with on_device_of(boxes):
-            return roi_align.backward(
-                *(upstream, boxes, heights, widths, strides, SAMPLES, canonical_size),
-                channels_last=channels_last,
-            )
-    rois = _with_batch_index(boxes)
-    level = roi_levels(boxes, strides, canonical_size).flatten()
-    for index, (gradient, stride) in enumerate(zip(gradients, strides, strict=True)):
-        chosen = (level == index).nonzero().squeeze(1)
-        bins = (upstream.shape[2], upstream.shape[3])
-        one = torch.ops.torchvision._roi_align_backward(
-            upstream[chosen].float(), rois[chosen], 1 / stride, *bins, *gradient.shape, SAMPLES, False
+    with on_device_of(boxes):
+        return roi_align.backward(
+            *(upstream, boxes, heights, widths, strides, SAMPLES, canonical_size), channels_last=channels_last
         )
-        gradient.copy_(one)
-    return gradients
 
 
 @_pyramid_backward.register_fake
-def _(
-    upstream: Tensor,
-    boxes: Tensor,
-    heights: list[int],
-    widths: list[int],
-    strides: list[int],
-    canonical_size: float,
-    channels_last: bool,
-) -> list[Tensor]:
+def _(upstream: Tensor, boxes: Tensor, *layout: Any) -> list[Tensor]:
+    heights, widths, _, _, channels_last = layout
     return _empty_gradients(upstream, boxes, heights, widths, channels_last)
 
 

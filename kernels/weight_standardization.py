@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.dispatch import interpreted, on_device_of, runs_triton
+from kernels.dispatch import on_device_of, runs_triton
 
 __all__ = ["weight_standardize", "weight_standardize_all", "weight_standardize_reference"]
 
@@ -56,19 +56,10 @@ def _filters_together(weight: Tensor) -> Tensor:
 def _forward(weights: Sequence[Tensor], eps: float) -> tuple[list[Tensor], Tensor]:
     """Return the standardized weights, and each filter's reciprocal deviation for the backward pass."""
     weights = [_filters_together(weight) for weight in weights]
-    if weights[0].is_cuda or interpreted():
-        from kernels.triton import weight_standardization
+    from kernels.triton import weight_standardization
 
-        with on_device_of(weights[0]):
-            return weight_standardization.forward(weights, eps)
-    rstd = torch.cat([weight.float().flatten(1).var(dim=1, unbiased=False).add(eps).rsqrt() for weight in weights])
-    parts = torch.split(rstd, [len(weight) for weight in weights])
-    means = [weight.float().mean(dim=(1, 2, 3), keepdim=True) for weight in weights]
-    out = [
-        ((weight.float() - mean) * part.view(-1, 1, 1, 1)).to(weight.dtype)
-        for weight, mean, part in zip(weights, means, parts, strict=True)
-    ]
-    return out, rstd
+    with on_device_of(weights[0]):
+        return weight_standardization.forward(weights, eps)
 
 
 @_forward.register_fake
@@ -85,17 +76,10 @@ def _backward(upstream: Sequence[Tensor], out: Sequence[Tensor], rstd: Tensor) -
         up.to(one.dtype) if up.stride() == one.stride() else torch.empty_like(one).copy_(up)
         for up, one in zip(upstream, out, strict=True)
     ]
-    if rstd.is_cuda or interpreted():
-        from kernels.triton import weight_standardization
+    from kernels.triton import weight_standardization
 
-        with on_device_of(rstd):
-            return weight_standardization.backward(upstream, out, rstd)
-    gradients = []
-    for up, one, part in zip(upstream, out, torch.split(rstd, [len(one) for one in out]), strict=True):
-        wide, normal = up.float(), one.float()
-        share, share_normal = (each.mean(dim=(1, 2, 3), keepdim=True) for each in (wide, wide * normal))
-        gradients.append(((wide - share - normal * share_normal) * part.view(-1, 1, 1, 1)).to(one.dtype))
-    return gradients
+    with on_device_of(rstd):
+        return weight_standardization.backward(upstream, out, rstd)
 
 
 @_backward.register_fake

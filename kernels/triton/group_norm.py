@@ -74,52 +74,31 @@ def _warps(elements: int) -> int:
 
 
 def forward(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    groups: int,
-    eps: float,
-    relu: bool,
-    shape: Launch | None = None,
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, relu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the output like ``x``, and mean and reciprocal deviation of every group, ``(B, groups)`` float32.
 
     ``x`` is not empty and contiguous or channels-last; ``residual`` has its layout. Other arguments are those of
-    :func:`kernels.group_norm.group_norm_relu_reference`; ``shape`` overrides the tiling of :func:`launch`.
+    :func:`kernels.group_norm.group_norm_relu_reference`.
     """
-    batch, channels, cells, *strides = _geometry(x)
-    plan = shape or launch(batch, channels, groups, cells, channels_last=strides[1] == 1 and cells > 1)
+    batch, channels, cells, last = _geometry(x)
+    plan = launch(batch, channels, groups, cells, channels_last=last)
     y = torch.empty_like(x)
     mean, rstd = (x.new_empty((batch, groups), dtype=torch.float32) for _ in range(2))
-    group_channels = channels // groups
-    added = x if residual is None else residual
+    shape = groups, channels // groups, cells
+    inputs = x, x if residual is None else residual, weight, bias
+    what = {"LAST": last, "RELU": relu, "RESIDUAL": residual is not None}
     if plan.whole:
-        _forward_whole[(triton.cdiv(batch * groups, plan.rows),)](
-            *(x, added, weight, bias, y, mean, rstd, batch * groups, groups, group_channels, cells, *strides, eps),
-            RELU=relu,
-            RESIDUAL=residual is not None,
-            EVEN=group_channels == plan.channels,
-            ROWS=plan.rows,
-            CHANNELS=plan.channels,
-            CELLS=plan.cells,
-            num_warps=plan.warps,
-        )
+        grid = (triton.cdiv(batch * groups, plan.rows),)
+        _forward_whole[grid](inputs, (y, mean, rstd), shape, batch * groups, eps, **what, **_whole(plan, shape))
         return y, mean, rstd
     chunks = triton.cdiv(cells, plan.cells)
-    grid = (chunks, triton.cdiv(channels, plan.channels), batch)
-    means, squares = (x.new_empty((batch, chunks, channels), dtype=torch.float32) for _ in range(2))
+    tiles = (chunks, triton.cdiv(channels, plan.channels), batch)
+    moments = x.new_empty((2, batch, chunks, channels), dtype=torch.float32)
     tile = {"CHANNELS": plan.channels, "CELLS": plan.cells, "num_warps": plan.warps}
-    _tile_moments[grid](x, means, squares, channels, cells, chunks, *strides, **tile)
-    _group_moments[(batch * groups,)](
-        means, squares, mean, rstd, groups, group_channels, cells, chunks, eps, CELLS=plan.cells, GATHER=_GATHER
-    )
-    _normalize[grid](
-        *(x, added, weight, bias, y, mean, rstd, groups, group_channels, cells, *strides),
-        RELU=relu,
-        RESIDUAL=residual is not None,
-        **tile,
-    )
+    _tile_moments[tiles](x, moments, shape, chunks, LAST=last, **tile)
+    _group_moments[(batch * groups,)](moments, mean, rstd, shape, batch, chunks, eps, CELLS=plan.cells, GATHER=_GATHER)
+    _normalize[tiles](inputs, (y, mean, rstd), shape, **what, **tile)
     return y, mean, rstd
 
 
@@ -133,7 +112,6 @@ def backward(
     rstd: Tensor,
     relu: bool,
     residual: bool,
-    shape: Launch | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of :func:`forward`.
 
@@ -144,113 +122,111 @@ def backward(
         Gradient of ``x``, that of the residual (empty without one), and ``(2, B, C)`` float32, every image's
         contribution to the gradients of bias and weight.
     """
-    batch, channels, cells, *strides = _geometry(x)
+    batch, channels, cells, last = _geometry(x)
     groups = mean.shape[1]
-    plan = shape or launch(batch, channels, groups, cells, channels_last=strides[1] == 1 and cells > 1)
-    group_channels = channels // groups
+    plan = launch(batch, channels, groups, cells, channels_last=last)
     gradient = torch.empty_like(x)
-    residual_gradient = torch.empty_like(x) if residual else x.new_empty(0)
+    added = torch.empty_like(x) if residual else x.new_empty(0)
+    gradients = gradient, added if residual else gradient
     sums = x.new_empty((2, batch, channels), dtype=torch.float32)
-    out, added = x if y is None else y, residual_gradient if residual else gradient
-    what = {"RELU": relu, "SAVED": y is not None}
+    shape = groups, channels // groups, cells
+    inputs = upstream, x, x if y is None else y, weight, bias, mean, rstd
+    what = {"LAST": last, "RELU": relu, "SAVED": y is not None}
     if plan.whole:
         _backward_whole[(triton.cdiv(batch * groups, plan.rows),)](
-            *(upstream, x, out, weight, bias, mean, rstd, gradient, added, sums[0], sums[1]),
-            *(batch * groups, groups, group_channels, cells, *strides),
-            **what,
-            RESIDUAL=residual,
-            EVEN=group_channels == plan.channels,
-            ROWS=plan.rows,
-            CHANNELS=plan.channels,
-            CELLS=plan.cells,
-            num_warps=plan.warps,
+            inputs, gradients, sums, shape, batch * groups, **what, RESIDUAL=residual, **_whole(plan, shape)
         )
-        return gradient, residual_gradient, sums
+        return gradient, added, sums
     chunks = triton.cdiv(cells, plan.cells)
-    grid = (chunks, triton.cdiv(channels, plan.channels), batch)
+    tiles = (chunks, triton.cdiv(channels, plan.channels), batch)
     partial = x.new_empty((2, batch, chunks, channels), dtype=torch.float32)
     shares = x.new_empty((2, batch, groups), dtype=torch.float32)
     tile = {"CHANNELS": plan.channels, "CELLS": plan.cells, "num_warps": plan.warps}
-    read = upstream, x, out, weight, bias, mean, rstd
-    shaped = groups, group_channels, cells, *strides
-    _tile_sums[grid](*read, partial[0], partial[1], chunks, *shaped, **what, **tile)
-    block = triton.next_power_of_2(group_channels)
+    _tile_sums[tiles](inputs, partial, shape, chunks, **what, **tile)
+    block = triton.next_power_of_2(shape[1])
     _group_sums[(batch * groups,)](
-        *(partial[0], partial[1], weight, sums[0], sums[1], shares[0], shares[1]),
-        *(groups, group_channels, cells, chunks),
-        CHANNELS=block,
-        CHUNKS=max(1, _GATHER // block),
+        (partial, weight), (sums, shares), shape, batch, chunks, CHANNELS=block, CHUNKS=max(1, _GATHER // block)
     )
-    _input_gradient[grid](*read, shares[0], shares[1], gradient, added, *shaped, **what, RESIDUAL=residual, **tile)
-    return gradient, residual_gradient, sums
+    _input_gradient[tiles](inputs, shares, gradients, shape, **what, RESIDUAL=residual, **tile)
+    return gradient, added, sums
 
 
-def _geometry(x: Tensor) -> tuple[int, int, int, int, int, int]:
-    """Return the numbers of images, channels and positions, and their strides in elements."""
+def _geometry(x: Tensor) -> tuple[int, int, int, bool]:
+    """Return the numbers of images, channels and positions, and whether the layout is channels-last."""
     batch, channels = x.shape[:2]
-    cells = x.numel() // (batch * channels)
-    if x.is_contiguous():
-        return batch, channels, cells, channels * cells, cells, 1
-    return batch, channels, cells, channels * cells, 1, channels
+    return batch, channels, x.numel() // (batch * channels), not x.is_contiguous()
+
+
+def _whole(plan: Launch, shape: tuple[int, int, int]) -> dict[str, int]:
+    """Return the settings of a kernel whose programs hold whole groups."""
+    even = shape[1] == plan.channels
+    return {"EVEN": even, "ROWS": plan.rows, "CHANNELS": plan.channels, "CELLS": plan.cells, "num_warps": plan.warps}
+
+
+# In kernels, `shape` is (groups, channels per group, positions).
+
+
+@triton.jit
+def _offsets(image, channel, cell, shape, LAST: tl.constexpr):
+    """Return the offsets of elements, given what broadcasts to their images, channels and positions."""
+    groups, group_channels, cells = shape
+    channels = groups * group_channels
+    at = channel + cell * channels if LAST else channel * cells + cell
+    return image.to(tl.int64) * (channels * cells) + at
 
 
 @triton.jit
 def _groups(
-    rows,
-    groups,
-    group_channels,
-    cells,
-    stride_b,
-    stride_c,
-    stride_s,
-    EVEN: tl.constexpr,
-    ROWS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    CELLS: tl.constexpr,
+    shape, rows, LAST: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, CELLS: tl.constexpr
 ):
     """Return a program's groups: rows, channels with a mask, and element offsets with a mask."""
+    groups, group_channels, cells = shape
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     c = tl.arange(0, CHANNELS)
-    s = tl.arange(0, CELLS)
+    s = tl.arange(0, CELLS)[None, None, :]
     # without masked channels the compiler may vectorize the reads
     width = CHANNELS if EVEN else group_channels
     channel = (row % groups)[:, None] * width + c[None, :]
     is_channel = (row < rows)[:, None] & (c < width)[None, :]
-    inside = is_channel[:, :, None] & (s < cells)[None, None, :]
+    inside = is_channel[:, :, None] & (s < cells)
     if EVEN:
-        inside = (row < rows)[:, None, None] & (s < cells)[None, None, :]
-    image = (row // groups).to(tl.int64) * stride_b
-    at = image[:, None, None] + channel[:, :, None] * stride_c + s[None, None, :] * stride_s
+        inside = (row < rows)[:, None, None] & (s < cells)
+    at = _offsets((row // groups)[:, None, None], channel[:, :, None], s, shape, LAST)
     return row, channel, is_channel, at, inside
 
 
 @triton.jit
-def _tile(channels, cells, stride_b, stride_c, stride_s, CHANNELS: tl.constexpr, CELLS: tl.constexpr):
-    """Return a program's tile: image, channels with a mask, and element offsets with a mask."""
+def _tile(shape, LAST: tl.constexpr, CHANNELS: tl.constexpr, CELLS: tl.constexpr):
+    """Return a program's tile: image, channels with a mask, their groups, and element offsets with a mask."""
+    groups, group_channels, cells = shape
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     image = tl.program_id(2)
     s = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
-    is_channel = c < channels
+    is_channel = c < groups * group_channels
     inside = is_channel[:, None] & (s < cells)[None, :]
-    at = image.to(tl.int64) * stride_b + c[:, None] * stride_c + s[None, :] * stride_s
-    return image, c, is_channel, at, inside
+    at = _offsets(image, c[:, None], s[None, :], shape, LAST)
+    return image, c, is_channel, image * groups + c // group_channels, at, inside
+
+
+@triton.jit
+def _read(pointer, at, mask):
+    return tl.load(pointer + at, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def _spread(pointer, index, mask):
     """Load one number per channel and broadcast it over the cells."""
-    return tl.expand_dims(tl.load(pointer + index, mask=mask, other=0.0).to(tl.float32), -1)
+    return tl.expand_dims(_read(pointer, index, mask), -1)
 
 
 @triton.jit
-def _upstream(
-    upstream, y, bias, at, inside, normal, scale, channel, is_channel, RELU: tl.constexpr, SAVED: tl.constexpr
-):
+def _upstream(inputs, at, inside, normal, scale, channel, is_channel, RELU: tl.constexpr, SAVED: tl.constexpr):
     """Return the gradient behind ReLU: 0 where the output, saved or recomputed, is not above 0."""
-    up = tl.load(upstream + at, mask=inside, other=0.0).to(tl.float32)
+    upstream, _, y, _, bias, _, _ = inputs
+    up = _read(upstream, at, inside)
     if RELU:
         if SAVED:
-            out = tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
+            out = _read(y, at, inside)
         else:
             shift = _spread(bias, channel, is_channel)
             out = (normal * scale + shift).to(y.dtype.element_ty).to(tl.float32)
@@ -261,29 +237,28 @@ def _upstream(
 @triton.jit
 def _store_output(y, residual, out, at, inside, RELU: tl.constexpr, RESIDUAL: tl.constexpr):
     if RESIDUAL:
-        out += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
+        out += _read(residual, at, inside)
     if RELU:
         out = tl.where(out <= 0.0, 0.0, out)
     tl.store(y + at, out.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
+def _store_gradients(gradients, out, up, at, inside, RESIDUAL: tl.constexpr):
+    gradient, added = gradients
+    if RESIDUAL:
+        tl.store(added + at, up.to(added.dtype.element_ty), mask=inside)
+    tl.store(gradient + at, out.to(gradient.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def _forward_whole(
-    x,
-    residual,
-    weight,
-    bias,
-    y,
-    mean_out,
-    rstd_out,
+    inputs,
+    outputs,
+    shape,
     rows,
-    groups,
-    group_channels,
-    cells,
-    stride_b,
-    stride_c,
-    stride_s,
     eps,
+    LAST: tl.constexpr,
     RELU: tl.constexpr,
     RESIDUAL: tl.constexpr,
     EVEN: tl.constexpr,
@@ -291,11 +266,11 @@ def _forward_whole(
     CHANNELS: tl.constexpr,
     CELLS: tl.constexpr,
 ):
-    row, channel, is_channel, at, inside = _groups(
-        rows, groups, group_channels, cells, stride_b, stride_c, stride_s, EVEN, ROWS, CHANNELS, CELLS
-    )
-    value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    size = group_channels * cells
+    x, residual, weight, bias = inputs
+    y, mean_out, rstd_out = outputs
+    row, channel, is_channel, at, inside = _groups(shape, rows, LAST, EVEN, ROWS, CHANNELS, CELLS)
+    value = _read(x, at, inside)
+    size = shape[1] * shape[2]
     mean = tl.sum(tl.sum(value, axis=2), axis=1) / size
     centred = tl.where(inside, value - mean[:, None, None], 0.0)
     variance = tl.sum(tl.sum(centred * centred, axis=2), axis=1) / size
@@ -308,24 +283,12 @@ def _forward_whole(
 
 @triton.jit
 def _backward_whole(
-    upstream,
-    x,
-    y,
-    weight,
-    bias,
-    mean,
-    rstd,
-    gradient,
-    residual_gradient,
-    sum_up,
-    sum_up_normal,
+    inputs,
+    gradients,
+    sums,
+    shape,
     rows,
-    groups,
-    group_channels,
-    cells,
-    stride_b,
-    stride_c,
-    stride_s,
+    LAST: tl.constexpr,
     RELU: tl.constexpr,
     SAVED: tl.constexpr,
     RESIDUAL: tl.constexpr,
@@ -334,87 +297,63 @@ def _backward_whole(
     CHANNELS: tl.constexpr,
     CELLS: tl.constexpr,
 ):
-    row, channel, is_channel, at, inside = _groups(
-        rows, groups, group_channels, cells, stride_b, stride_c, stride_s, EVEN, ROWS, CHANNELS, CELLS
-    )
+    _, x, _, weight, _, mean, rstd = inputs
+    groups, group_channels, cells = shape
+    row, channel, is_channel, at, inside = _groups(shape, rows, LAST, EVEN, ROWS, CHANNELS, CELLS)
     middle = tl.load(mean + row, mask=row < rows, other=0.0)[:, None, None]
     factor = tl.load(rstd + row, mask=row < rows, other=0.0)[:, None, None]
     scale = _spread(weight, channel, is_channel)
-    value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    normal = tl.where(inside, (value - middle) * factor, 0.0)
-    up = _upstream(upstream, y, bias, at, inside, normal, scale, channel, is_channel, RELU, SAVED)
-    if RESIDUAL:
-        tl.store(residual_gradient + at, up.to(residual_gradient.dtype.element_ty), mask=inside)
-    by_channel = tl.sum(up, axis=2)
-    by_channel_normal = tl.sum(up * normal, axis=2)
+    normal = tl.where(inside, (_read(x, at, inside) - middle) * factor, 0.0)
+    up = _upstream(inputs, at, inside, normal, scale, channel, is_channel, RELU, SAVED)
     to_channel = (row // groups)[:, None] * (groups * group_channels) + channel
-    tl.store(sum_up + to_channel, by_channel, mask=is_channel)
-    tl.store(sum_up_normal + to_channel, by_channel_normal, mask=is_channel)
+    tl.store(sums + to_channel, tl.sum(up, axis=2), mask=is_channel)
+    tl.store(sums + rows * group_channels + to_channel, tl.sum(up * normal, axis=2), mask=is_channel)
     size = group_channels * cells
     share = tl.sum(tl.sum(up * scale, axis=2), axis=1) / size
     share_normal = tl.sum(tl.sum(up * scale * normal, axis=2), axis=1) / size
     out = (up * scale - share[:, None, None] - normal * share_normal[:, None, None]) * factor
-    tl.store(gradient + at, out.to(gradient.dtype.element_ty), mask=inside)
+    _store_gradients(gradients, out, up, at, inside, RESIDUAL)
 
 
 @triton.jit
-def _tile_moments(
-    x,
-    means,
-    squares,
-    channels,
-    cells,
-    chunks,
-    stride_b,
-    stride_c,
-    stride_s,
-    CHANNELS: tl.constexpr,
-    CELLS: tl.constexpr,
-):
+def _tile_moments(x, moments, shape, chunks, LAST: tl.constexpr, CHANNELS: tl.constexpr, CELLS: tl.constexpr):
+    channels, cells = shape[0] * shape[1], shape[2]
     chunk = tl.program_id(0)
-    image, c, is_channel, at, inside = _tile(channels, cells, stride_b, stride_c, stride_s, CHANNELS, CELLS)
-    value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    image, c, is_channel, _, at, inside = _tile(shape, LAST, CHANNELS, CELLS)
+    value = _read(x, at, inside)
     mean = tl.sum(value, axis=1) / tl.minimum(cells - chunk * CELLS, CELLS)
     centred = tl.where(inside, value - mean[:, None], 0.0)
     to_channel = (image * chunks + chunk) * channels + c
-    tl.store(means + to_channel, mean, mask=is_channel)
+    squares = moments + tl.num_programs(2) * chunks * channels
+    tl.store(moments + to_channel, mean, mask=is_channel)
     tl.store(squares + to_channel, tl.sum(centred * centred, axis=1), mask=is_channel)
 
 
 @triton.jit
-def _group_moments(
-    means,
-    squares,
-    mean_out,
-    rstd_out,
-    groups,
-    group_channels,
-    cells,
-    chunks,
-    eps,
-    CELLS: tl.constexpr,
-    GATHER: tl.constexpr,
-):
+def _group_moments(moments, mean_out, rstd_out, shape, batch, chunks, eps, CELLS: tl.constexpr, GATHER: tl.constexpr):
+    groups, group_channels, cells = shape
+    channels = groups * group_channels
+    squares = moments + batch * chunks * channels
     row = tl.program_id(0)
-    first = (row // groups) * chunks * groups * group_channels + (row % groups) * group_channels
+    first = (row // groups) * chunks * channels + (row % groups) * group_channels
     count = chunks * group_channels
     size = group_channels * cells
     total = tl.zeros([GATHER], dtype=tl.float32)
     for start in range(0, count, GATHER):
         i = start + tl.arange(0, GATHER)
         chunk = i // group_channels
-        at = first + chunk * groups * group_channels + i % group_channels
+        at = first + chunk * channels + i % group_channels
         weight = tl.minimum(cells - chunk * CELLS, CELLS)
-        total += tl.where(i < count, tl.load(means + at, mask=i < count, other=0.0) * weight, 0.0)
+        total += tl.where(i < count, tl.load(moments + at, mask=i < count, other=0.0) * weight, 0.0)
     mean = tl.sum(total, axis=0) / size
     # Chan et al.: squares around each tile's mean, plus the tile means' squares around the overall mean
     spread = tl.zeros([GATHER], dtype=tl.float32)
     for start in range(0, count, GATHER):
         i = start + tl.arange(0, GATHER)
         chunk = i // group_channels
-        at = first + chunk * groups * group_channels + i % group_channels
+        at = first + chunk * channels + i % group_channels
         weight = tl.minimum(cells - chunk * CELLS, CELLS)
-        apart = tl.load(means + at, mask=i < count, other=0.0) - mean
+        apart = tl.load(moments + at, mask=i < count, other=0.0) - mean
         spread += tl.where(i < count, tl.load(squares + at, mask=i < count, other=0.0) + apart * apart * weight, 0.0)
     tl.store(mean_out + row, mean)
     tl.store(rstd_out + row, 1.0 / tl.sqrt(tl.sum(spread, axis=0) / size + eps))
@@ -422,146 +361,97 @@ def _group_moments(
 
 @triton.jit
 def _normalize(
-    x,
-    residual,
-    weight,
-    bias,
-    y,
-    mean,
-    rstd,
-    groups,
-    group_channels,
-    cells,
-    stride_b,
-    stride_c,
-    stride_s,
+    inputs,
+    outputs,
+    shape,
+    LAST: tl.constexpr,
     RELU: tl.constexpr,
     RESIDUAL: tl.constexpr,
     CHANNELS: tl.constexpr,
     CELLS: tl.constexpr,
 ):
-    image, c, is_channel, at, inside = _tile(
-        groups * group_channels, cells, stride_b, stride_c, stride_s, CHANNELS, CELLS
-    )
-    group = image * groups + c // group_channels
+    x, residual, weight, bias = inputs
+    y, mean, rstd = outputs
+    _, c, is_channel, group, at, inside = _tile(shape, LAST, CHANNELS, CELLS)
+    middle, factor = _spread(mean, group, is_channel), _spread(rstd, group, is_channel)
+    scale, shift = _spread(weight, c, is_channel), _spread(bias, c, is_channel)
+    out = (_read(x, at, inside) - middle) * factor * scale + shift
+    _store_output(y, residual, out, at, inside, RELU, RESIDUAL)
+
+
+@triton.jit
+def _tile_upstream(inputs, tile, RELU: tl.constexpr, SAVED: tl.constexpr):
+    """Return the normalized input, the gradient behind ReLU, and scale and reciprocal deviation of each channel."""
+    _, x, _, weight, _, mean, rstd = inputs
+    _, c, is_channel, group, at, inside = tile
     middle, factor = _spread(mean, group, is_channel), _spread(rstd, group, is_channel)
     scale = _spread(weight, c, is_channel)
-    shift = _spread(bias, c, is_channel)
-    value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    _store_output(y, residual, (value - middle) * factor * scale + shift, at, inside, RELU, RESIDUAL)
+    normal = tl.where(inside, (_read(x, at, inside) - middle) * factor, 0.0)
+    up = _upstream(inputs, at, inside, normal, scale, c, is_channel, RELU, SAVED)
+    return normal, up, scale, factor
 
 
 @triton.jit
 def _tile_sums(
-    upstream,
-    x,
-    y,
-    weight,
-    bias,
-    mean,
-    rstd,
-    sum_up,
-    sum_up_normal,
+    inputs,
+    partial,
+    shape,
     chunks,
-    groups,
-    group_channels,
-    cells,
-    stride_b,
-    stride_c,
-    stride_s,
+    LAST: tl.constexpr,
     RELU: tl.constexpr,
     SAVED: tl.constexpr,
     CHANNELS: tl.constexpr,
     CELLS: tl.constexpr,
 ):
-    chunk = tl.program_id(0)
-    channels = groups * group_channels
-    image, c, is_channel, at, inside = _tile(channels, cells, stride_b, stride_c, stride_s, CHANNELS, CELLS)
-    group = image * groups + c // group_channels
-    middle, factor = _spread(mean, group, is_channel), _spread(rstd, group, is_channel)
-    scale = _spread(weight, c, is_channel)
-    value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    normal = tl.where(inside, (value - middle) * factor, 0.0)
-    up = _upstream(upstream, y, bias, at, inside, normal, scale, c, is_channel, RELU, SAVED)
-    to_channel = (image * chunks + chunk) * channels + c
-    tl.store(sum_up + to_channel, tl.sum(up, axis=1), mask=is_channel)
-    tl.store(sum_up_normal + to_channel, tl.sum(up * normal, axis=1), mask=is_channel)
+    channels = shape[0] * shape[1]
+    tile = _tile(shape, LAST, CHANNELS, CELLS)
+    image, c, is_channel, _, _, _ = tile
+    normal, up, _, _ = _tile_upstream(inputs, tile, RELU, SAVED)
+    to_channel = (image * chunks + tl.program_id(0)) * channels + c
+    tl.store(partial + to_channel, tl.sum(up, axis=1), mask=is_channel)
+    partial += tl.num_programs(2) * chunks * channels
+    tl.store(partial + to_channel, tl.sum(up * normal, axis=1), mask=is_channel)
 
 
 @triton.jit
-def _group_sums(
-    tile_up,
-    tile_up_normal,
-    weight,
-    sum_up,
-    sum_up_normal,
-    share,
-    share_normal,
-    groups,
-    group_channels,
-    cells,
-    chunks,
-    CHANNELS: tl.constexpr,
-    CHUNKS: tl.constexpr,
-):
+def _group_sums(inputs, outputs, shape, batch, chunks, CHANNELS: tl.constexpr, CHUNKS: tl.constexpr):
+    partial, weight = inputs
+    sums, shares = outputs
+    groups, group_channels, cells = shape
     row = tl.program_id(0)
     channels = groups * group_channels
     own = tl.arange(0, CHANNELS)
     channel = (row % groups) * group_channels + own
     is_channel = own < group_channels
-    up = tl.zeros([CHANNELS], dtype=tl.float32)
-    up_normal = tl.zeros([CHANNELS], dtype=tl.float32)
-    for start in range(0, chunks, CHUNKS):
-        chunk = start + tl.arange(0, CHUNKS)
-        inside = (chunk < chunks)[:, None] & is_channel[None, :]
-        at = ((row // groups) * chunks + chunk)[:, None] * channels + channel[None, :]
-        up += tl.sum(tl.load(tile_up + at, mask=inside, other=0.0), axis=0)
-        up_normal += tl.sum(tl.load(tile_up_normal + at, mask=inside, other=0.0), axis=0)
     to_channel = (row // groups) * channels + channel
-    tl.store(sum_up + to_channel, up, mask=is_channel)
-    tl.store(sum_up_normal + to_channel, up_normal, mask=is_channel)
     scale = tl.load(weight + channel, mask=is_channel, other=0.0).to(tl.float32)
-    size = group_channels * cells
-    tl.store(share + row, tl.sum(up * scale, axis=0) / size)
-    tl.store(share_normal + row, tl.sum(up_normal * scale, axis=0) / size)
+    for half in tl.static_range(2):  # of upstream, then of upstream times the normalized input
+        total = tl.zeros([CHANNELS], dtype=tl.float32)
+        for start in range(0, chunks, CHUNKS):
+            chunk = start + tl.arange(0, CHUNKS)
+            inside = (chunk < chunks)[:, None] & is_channel[None, :]
+            at = ((half * batch + row // groups) * chunks + chunk)[:, None] * channels + channel[None, :]
+            total += tl.sum(tl.load(partial + at, mask=inside, other=0.0), axis=0)
+        tl.store(sums + half * batch * channels + to_channel, total, mask=is_channel)
+        tl.store(shares + half * batch * groups + row, tl.sum(total * scale, axis=0) / (group_channels * cells))
 
 
 @triton.jit
 def _input_gradient(
-    upstream,
-    x,
-    y,
-    weight,
-    bias,
-    mean,
-    rstd,
-    share,
-    share_normal,
-    gradient,
-    residual_gradient,
-    groups,
-    group_channels,
-    cells,
-    stride_b,
-    stride_c,
-    stride_s,
+    inputs,
+    shares,
+    gradients,
+    shape,
+    LAST: tl.constexpr,
     RELU: tl.constexpr,
     SAVED: tl.constexpr,
     RESIDUAL: tl.constexpr,
     CHANNELS: tl.constexpr,
     CELLS: tl.constexpr,
 ):
-    image, c, is_channel, at, inside = _tile(
-        groups * group_channels, cells, stride_b, stride_c, stride_s, CHANNELS, CELLS
-    )
-    group = image * groups + c // group_channels
-    middle, factor = _spread(mean, group, is_channel), _spread(rstd, group, is_channel)
-    scale = _spread(weight, c, is_channel)
-    value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    normal = (value - middle) * factor
-    up = _upstream(upstream, y, bias, at, inside, normal, scale, c, is_channel, RELU, SAVED)
-    if RESIDUAL:
-        tl.store(residual_gradient + at, up.to(residual_gradient.dtype.element_ty), mask=inside)
-    mean_up, mean_up_normal = _spread(share, group, is_channel), _spread(share_normal, group, is_channel)
-    out = (up * scale - mean_up - normal * mean_up_normal) * factor
-    tl.store(gradient + at, out.to(gradient.dtype.element_ty), mask=inside)
+    tile = _tile(shape, LAST, CHANNELS, CELLS)
+    _, _, is_channel, group, at, inside = tile
+    normal, up, scale, factor = _tile_upstream(inputs, tile, RELU, SAVED)
+    share = _spread(shares, group, is_channel)
+    share_normal = _spread(shares + tl.num_programs(2) * shape[0], group, is_channel)
+    _store_gradients(gradients, (up * scale - share - normal * share_normal) * factor, up, at, inside, RESIDUAL)

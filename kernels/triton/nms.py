@@ -39,13 +39,13 @@ def launch(boxes: int) -> Launch:
     return Launch(256, 8, 4, scan_warps) if interpreted() else Launch(32, 2, 4, scan_warps)
 
 
-def keep(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float, shape: Launch | None = None) -> Tensor:
+def keep(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
     """Return the mask of :func:`kernels.nms.grouped_nms_mask_reference` for float32 boxes; neither B nor N is 0.
 
-    ``threshold`` is a float32; ``shape`` overrides the parameters of :func:`launch`.
+    ``threshold`` is a float32.
     """
     batch, count = scores.shape
-    plan = shape or launch(count)
+    plan = launch(count)
     words = triton.cdiv(count, _WORD)
     candidate = scores > 0
     # non-candidates, NaN scores included, sort behind all candidates

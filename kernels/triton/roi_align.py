@@ -69,21 +69,19 @@ def forward(
     canonical_size: float,
     *,
     channels_last: bool,
-    shape: Launch | None = None,
 ) -> Tensor:
     """Equals :func:`kernels.roi_align.multi_level_roi_align_reference`, contiguous, in the feature maps' dtype.
 
     No feature map is empty, and all are contiguous or all channels-last. Boxes are float32, at least one; ``samples``
-    are per bin and axis; ``shape`` overrides the parameters of :func:`launch`.
+    are per bin and axis.
     """
-    plan = shape or launch(features[0].shape[1])
     batch, count = boxes.shape[:2]
     channels = features[0].shape[1]
+    plan = launch(channels)
     pooled = features[0].new_empty((batch * count, channels, output_size, output_size))
     _forward[(batch * count, triton.cdiv(channels, plan.channels))](
-        tuple(features),
-        *(boxes.contiguous(), pooled),
-        *_geometry([one.shape[2] for one in features], [one.shape[3] for one in features], strides),
+        *(tuple(features), boxes.contiguous(), pooled),
+        _geometry([one.shape[2] for one in features], [one.shape[3] for one in features], strides),
         *(canonical_size, count, channels),
         LEVELS=len(features),
         SIZE=output_size,
@@ -106,7 +104,6 @@ def backward(
     canonical_size: float,
     *,
     channels_last: bool,
-    shape: Launch | None = None,
 ) -> list[Tensor]:
     """Return the gradients of the feature maps of :func:`forward`, ``(B, C, H_l, W_l)`` per level, in their layout.
 
@@ -114,7 +111,7 @@ def backward(
     """
     batch, count = boxes.shape[:2]
     channels, output_size = upstream.shape[1:3]
-    plan = shape or launch(channels)
+    plan = launch(channels)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     gradients = [
         torch.empty((batch, channels, *size), dtype=upstream.dtype, device=upstream.device, memory_format=layout)
@@ -128,11 +125,8 @@ def backward(
     # A program reads many channels of a bin: channels-last, it gets them in one piece.
     turned = upstream.permute(0, 2, 3, 1).contiguous()
     _backward[(total, triton.cdiv(channels, plan.channels), batch)](
-        tuple(gradients),
-        *(boxes.contiguous(), turned),
-        *_geometry(heights, widths, strides),
-        tuple(first_tiles),
-        *(canonical_size, count, channels),
+        *(tuple(gradients), boxes.contiguous(), turned),
+        *(_geometry(heights, widths, strides), tuple(first_tiles), canonical_size, count, channels),
         LEVELS=len(gradients),
         SIZE=output_size,
         SAMPLES=samples,
@@ -201,10 +195,7 @@ def _forward(
     features,
     boxes,
     pooled,
-    heights,
-    widths,
-    scales,
-    thresholds,
+    geometry,
     canonical_size,
     count,
     channels,
@@ -215,6 +206,7 @@ def _forward(
     BINS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
+    heights, widths, scales, thresholds = geometry
     row = tl.program_id(0)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     bins = tl.arange(0, BINS)
@@ -273,10 +265,7 @@ def _backward(
     gradients,
     boxes,
     upstream,
-    heights,
-    widths,
-    scales,
-    thresholds,
+    geometry,
     first_tiles,
     canonical_size,
     count,
@@ -290,6 +279,7 @@ def _backward(
     CHANNELS: tl.constexpr,
     BOXES: tl.constexpr,
 ):
+    heights, widths, scales, thresholds = geometry
     tile = tl.program_id(0)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     image = tl.program_id(2)

@@ -33,17 +33,18 @@ def launch() -> Launch:
     return Launch(256, 128, 4) if interpreted() else Launch(4, 512, 4)
 
 
-def forward(weights: Sequence[Tensor], eps: float, shape: Launch | None = None) -> tuple[list[Tensor], Tensor]:
+def forward(weights: Sequence[Tensor], eps: float) -> tuple[list[Tensor], Tensor]:
     """Return all weights standardized, and the reciprocal deviation of every filter, ``(F,)`` float32.
 
     Weights ``(O, ...)`` are not empty, of one dtype and device, each filter contiguous in memory.
     """
-    plan = shape or launch()
+    plan = launch()
     out = [torch.empty_like(weight) for weight in weights]
-    weight_of, offset, length = _filters(tuple((len(one), one[0].numel()) for one in weights), weights[0].device)
-    rstd = weights[0].new_empty(len(length), dtype=torch.float32)
-    _standardize[(triton.cdiv(len(length), plan.filters),)](
-        *(_addresses(weights, out), weights[0], rstd, weight_of, offset, length, len(length), len(weights), eps),
+    filters = _filters(tuple((len(one), one[0].numel()) for one in weights), weights[0].device)
+    count = len(filters[0])
+    rstd = weights[0].new_empty(count, dtype=torch.float32)
+    _standardize[(triton.cdiv(count, plan.filters),)](
+        *(_addresses(weights, out), weights[0], rstd, filters, count, len(weights), eps),
         FILTERS=plan.filters,
         ELEMENTS=plan.elements,
         num_warps=plan.warps,
@@ -51,18 +52,16 @@ def forward(weights: Sequence[Tensor], eps: float, shape: Launch | None = None) 
     return out, rstd
 
 
-def backward(
-    upstream: Sequence[Tensor], out: Sequence[Tensor], rstd: Tensor, shape: Launch | None = None
-) -> list[Tensor]:
+def backward(upstream: Sequence[Tensor], out: Sequence[Tensor], rstd: Tensor) -> list[Tensor]:
     """Return the gradients of all weights.
 
     ``out`` and ``rstd`` are the results of :func:`forward`; ``upstream`` has dtype and layout of ``out``.
     """
-    plan = shape or launch()
+    plan = launch()
     gradient = [torch.empty_like(one) for one in out]
-    weight_of, offset, length = _filters(tuple((len(one), one[0].numel()) for one in out), rstd.device)
-    _standardize_backward[(triton.cdiv(len(length), plan.filters),)](
-        *(_addresses(upstream, out, gradient), out[0], rstd, weight_of, offset, length, len(length), len(out)),
+    filters = _filters(tuple((len(one), one[0].numel()) for one in out), rstd.device)
+    _standardize_backward[(triton.cdiv(len(rstd), plan.filters),)](
+        *(_addresses(upstream, out, gradient), out[0], rstd, filters, len(rstd), len(out)),
         FILTERS=plan.filters,
         ELEMENTS=plan.elements,
         num_warps=plan.warps,
@@ -89,28 +88,27 @@ def _addresses(*tensors: Sequence[Tensor]) -> Tensor:
 
 
 @triton.jit
-def _standardize(
-    addresses,
-    like,
-    rstd,
-    weight_of,
-    offset,
-    length,
-    filters,
-    weights,
-    eps,
-    FILTERS: tl.constexpr,
-    ELEMENTS: tl.constexpr,
-):
+def _rows(addresses, filters, count, FILTERS: tl.constexpr):
+    """Return a program's filters with a mask, where their weights' addresses are, first elements and lengths."""
+    weight_of, offset, length = filters
     row = tl.program_id(0) * FILTERS + tl.arange(0, FILTERS)
-    exists = row < filters
-    count = tl.load(length + row, mask=exists, other=0)[:, None]
+    exists = row < count
     own = addresses + tl.load(weight_of + row, mask=exists, other=0)
     first = tl.load(offset + row, mask=exists, other=0)
-    weight = (tl.load(own, mask=exists, other=0).to(tl.pointer_type(like.dtype.element_ty)) + first)[:, None]
-    out = (tl.load(own + weights, mask=exists, other=0).to(tl.pointer_type(like.dtype.element_ty)) + first)[:, None]
-    longest = tl.max(tl.load(length + row, mask=exists, other=0), axis=0)
-    number = tl.maximum(tl.load(length + row, mask=exists, other=1), 1)
+    return row, exists, own, first, tl.load(length + row, mask=exists, other=0)
+
+
+@triton.jit
+def _elements(own, like, first, exists):
+    """Return pointers to the first elements of filters, whose weights' addresses are at ``own``."""
+    return (tl.load(own, mask=exists, other=0).to(tl.pointer_type(like.dtype.element_ty)) + first)[:, None]
+
+
+@triton.jit
+def _standardize(addresses, like, rstd, filters, count, weights, eps, FILTERS: tl.constexpr, ELEMENTS: tl.constexpr):
+    row, exists, own, first, length = _rows(addresses, filters, count, FILTERS)
+    weight, out = _elements(own, like, first, exists), _elements(own + weights, like, first, exists)
+    longest, number, count = tl.max(length, axis=0), tl.maximum(length, 1), length[:, None]
     total = tl.zeros([FILTERS], dtype=tl.float32)
     for start in range(0, longest, ELEMENTS):
         i = (start + tl.arange(0, ELEMENTS))[None, :]
@@ -131,29 +129,12 @@ def _standardize(
 
 @triton.jit
 def _standardize_backward(
-    addresses,
-    like,
-    rstd,
-    weight_of,
-    offset,
-    length,
-    filters,
-    weights,
-    FILTERS: tl.constexpr,
-    ELEMENTS: tl.constexpr,
+    addresses, like, rstd, filters, count, weights, FILTERS: tl.constexpr, ELEMENTS: tl.constexpr
 ):
-    row = tl.program_id(0) * FILTERS + tl.arange(0, FILTERS)
-    exists = row < filters
-    count = tl.load(length + row, mask=exists, other=0)[:, None]
-    own = addresses + tl.load(weight_of + row, mask=exists, other=0)
-    first = tl.load(offset + row, mask=exists, other=0)
-    upstream = (tl.load(own, mask=exists, other=0).to(tl.pointer_type(like.dtype.element_ty)) + first)[:, None]
-    out = (tl.load(own + weights, mask=exists, other=0).to(tl.pointer_type(like.dtype.element_ty)) + first)[:, None]
-    gradient = (tl.load(own + 2 * weights, mask=exists, other=0).to(tl.pointer_type(like.dtype.element_ty)) + first)[
-        :, None
-    ]
-    longest = tl.max(tl.load(length + row, mask=exists, other=0), axis=0)
-    number = tl.maximum(tl.load(length + row, mask=exists, other=1), 1)
+    row, exists, own, first, length = _rows(addresses, filters, count, FILTERS)
+    upstream, out = _elements(own, like, first, exists), _elements(own + weights, like, first, exists)
+    gradient = _elements(own + 2 * weights, like, first, exists)
+    longest, number, count = tl.max(length, axis=0), tl.maximum(length, 1), length[:, None]
     sum_up = tl.zeros([FILTERS], dtype=tl.float32)
     sum_up_normal = tl.zeros([FILTERS], dtype=tl.float32)
     for start in range(0, longest, ELEMENTS):
