@@ -1,12 +1,9 @@
 """Builds a detector from its architecture."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 
 from profiler.errors import UserError
-from smnas.models.backbones.base import FeatureBackbone
 from smnas.models.backbones.by_family import build_backbone
 from smnas.models.detector import Detector, OneStageDetector, TwoStageDetector
 from smnas.models.heads.fcos import FCOSHead, FCOSPostprocess
@@ -63,9 +60,10 @@ def deployable(detector: Detector) -> Detector:
 
 
 def _build(architecture: Architecture, num_classes: int, options: DetectorOptions) -> Detector:
-    spec, head = architecture.backbone, architecture.head
-    norm = options.norm
+    spec, head, norm = architecture.backbone, architecture.head, options.norm
     width, height = architecture.input_width, architecture.input_height
+    common = architecture, num_classes, options
+    neck: FPN | None = None
     if isinstance(architecture.neck, FPNSpec):
         backbone = build_backbone(spec, norm, options.stem)
         in_channels = {level: c for level, c in backbone.channels.items() if level >= architecture.neck.low}
@@ -74,72 +72,45 @@ def _build(architecture: Architecture, num_classes: int, options: DetectorOption
         if extra == "head":
             extra = "conv" if isinstance(head, DenseSpec) else "pool"
         neck = FPN(architecture.neck, in_channels, norm, extra)
-        channels = architecture.neck.width
+        levels, channels = neck.out_levels, architecture.neck.width
         if isinstance(head, RetinaSpec):
-            postprocess = RetinaPostprocess(neck.out_levels, width, height, options)
+            postprocess = RetinaPostprocess(levels, width, height, options)
             dense = RetinaHead(channels, head, num_classes, norm)
-            return OneStageDetector(architecture, num_classes, options, backbone, neck, dense, postprocess)
+            return OneStageDetector(*common, backbone, neck, dense, postprocess)
         if isinstance(head, FCOSSpec):
-            cells = FCOSPostprocess(neck.out_levels, width, height, options)
-            anchor_free = FCOSHead(channels, len(neck.out_levels), head, num_classes, norm)
-            return OneStageDetector(architecture, num_classes, options, backbone, neck, anchor_free, cells)
-        anchors = [tuple(cells * 2**level for cells in options.anchor_cells) for level in neck.out_levels]
+            centres = FCOSPostprocess(levels, width, height, options)
+            anchor_free = FCOSHead(channels, len(levels), head, num_classes, norm)
+            return OneStageDetector(*common, backbone, neck, anchor_free, centres)
+        anchors = [tuple(cells * 2**level for cells in options.anchor_cells) for level in levels]
         # levels above the backbone's yield proposals but are not pooled, as in torchvision
-        pooled = tuple(level for level in neck.out_levels if level <= spec.top_level)
-        levels = neck.out_levels
-        return _two_stage(architecture, num_classes, options, backbone, neck, levels, pooled, anchors, channels)
-    backbone = build_backbone(spec, norm, options.stem, top_level=_C4_LEVEL)
-    smallest = options.anchor_cells[0] * 2**_C4_LEVEL / 4
-    anchors = [tuple(smallest * 2**octave for octave in range(_C4_OCTAVES))]
-    levels, channels = (_C4_LEVEL,), backbone.channels[_C4_LEVEL]
-    return _two_stage(architecture, num_classes, options, backbone, None, levels, levels, anchors, channels)
-
-
-def _two_stage(
-    architecture: Architecture,
-    num_classes: int,
-    options: DetectorOptions,
-    backbone: FeatureBackbone,
-    neck: FPN | None,
-    levels: tuple[int, ...],
-    pooled_levels: tuple[int, ...],
-    anchors: Sequence[tuple[float, ...]],
-    channels: int,
-) -> Detector:
-    head = architecture.head
+        pooled_levels = tuple(level for level in levels if level <= spec.top_level)
+    else:
+        backbone = build_backbone(spec, norm, options.stem, top_level=_C4_LEVEL)
+        levels = pooled_levels = (_C4_LEVEL,)
+        channels = backbone.channels[_C4_LEVEL]
+        smallest = options.anchor_cells[0] * 2**_C4_LEVEL / 4
+        anchors = [tuple(smallest * 2**octave for octave in range(_C4_OCTAVES))]
     if isinstance(head, DenseSpec):
         raise TypeError(f"a two-stage head is needed, got {head}")
-    width, height = architecture.input_width, architecture.input_height
     count = head.stages if isinstance(head, CascadeSpec) else 1
-    spec = backbone.spec
     behind = range(_C4_LEVEL - 1, spec.top_level - 1) if neck is None else range(0)
     pooled_size = 14 if len(behind) else 7
     head_channels = spec.stage_channels(behind[-1]) if len(behind) else channels
     stages = []
     for index in range(count):
         # each cascade stage has its own blocks, so that steps share no parameter
-        blocks = nn.Sequential(*(block for stage in behind for block in backbone.build_stage(stage, options.norm)))
-        cells = 1 if len(behind) else 7
-        agnostic = isinstance(head, CascadeSpec)
-        box_head = BoxHead(head_channels, cells, head.width, num_classes, class_agnostic=agnostic, norm=options.norm)
+        blocks = nn.Sequential(*(block for stage in behind for block in backbone.build_stage(stage, norm)))
+        agnostic, side = isinstance(head, CascadeSpec), 1 if len(behind) else 7
+        box_head = BoxHead(head_channels, side, head.width, num_classes, class_agnostic=agnostic, norm=norm)
         stages.append(RoIStage(index, RoIPool(pooled_levels, pooled_size, options), blocks, box_head))
     rpn: RPNHead | GuidedRPNHead
     proposals: ProposalLayer | GuidedProposalLayer
     if architecture.rpn is RPNKind.GUIDED:
-        rpn = GuidedRPNHead(channels, options.norm)
+        rpn = GuidedRPNHead(channels, norm)
         proposals = GuidedProposalLayer(levels, anchors, width, height, options)
     else:
-        rpn = RPNHead(channels, len(anchors[0]) * 3, options.norm)
+        rpn = RPNHead(channels, len(anchors[0]) * 3, norm)
         proposals = ProposalLayer(levels, anchors, width, height, options)
-    return TwoStageDetector(
-        architecture,
-        num_classes,
-        options,
-        backbone,
-        neck,
-        rpn,
-        proposals,
-        stages,
-        [BoxRefine(index, width, height) for index in range(count - 1)],
-        CascadePostprocess(count, num_classes, width, height, options),
-    )
+    refines = [BoxRefine(index, width, height) for index in range(count - 1)]
+    postprocess_rois = CascadePostprocess(count, num_classes, width, height, options)
+    return TwoStageDetector(*common, backbone, neck, rpn, proposals, stages, refines, postprocess_rois)

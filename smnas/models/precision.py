@@ -1,18 +1,14 @@
 """Modules of a detector that stay in float32 in every precision."""
 
 from smnas.models.detector import Detector
-from smnas.models.heads.fcos import FCOSPostprocess
+from smnas.models.heads.dense import DensePostprocess
 from smnas.models.heads.guided import GuidedProposalLayer
-from smnas.models.heads.retina import RetinaPostprocess
 from smnas.models.heads.roi_heads import BoxRefine, CascadePostprocess, RoIPool
 from smnas.models.heads.rpn import ProposalLayer
 
 __all__ = ["FRAGILE", "fragile_modules"]
 
-FRAGILE = (
-    *(ProposalLayer, GuidedProposalLayer, RoIPool, BoxRefine),
-    *(CascadePostprocess, RetinaPostprocess, FCOSPostprocess),
-)
+FRAGILE = (ProposalLayer, GuidedProposalLayer, RoIPool, BoxRefine, CascadePostprocess, DensePostprocess)
 """Modules that compute with coordinates: above 1024, float16 resolves whole pixels only."""
 
 

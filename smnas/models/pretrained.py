@@ -2,7 +2,7 @@
 
 import pickle
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -98,9 +98,10 @@ def load_pretrained(detector: Detector, state: Mapping[str, Tensor]) -> None:
                 behind[name] = f"{backbone.torchvision_block(stage, int(position))}.{leaf}"
             _load(roi_stage.blocks, behind, state, backbone.spec)
             used |= set(behind.values())
-    if extra := _first(name for name in state if name not in used and not name.startswith(_CLASSIFIER)):
+    if extra := [name for name in state if name not in used and not name.startswith(_CLASSIFIER)]:
         raise UserError(
-            f"ImageNet weights must be those of the backbone's own network, but {extra} has no place in {backbone.spec}"
+            f"ImageNet weights must be those of the backbone's own network, but {extra[0]} has no place in "
+            f"{backbone.spec}"
         )
 
 
@@ -118,7 +119,3 @@ def _load(module: nn.Module, names: Mapping[str, str], state: Mapping[str, Tenso
             got, wanted = tuple(state[source].shape), tuple(own[name].shape)
             raise UserError(f"{source} must have shape {wanted} for {spec}, but got {got}")
     module.load_state_dict({name: state.get(source, own[name]) for name, source in names.items()})
-
-
-def _first(names: Iterable[str]) -> str | None:
-    return next(iter(names), None)

@@ -10,12 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import generalized_box_iou_loss
 
 from smnas.models.anchors import grid_size
 from smnas.models.boxes import PaddedTargets, batched_iou
-from smnas.models.heads.dense import conv_tower, detect_dense
-from smnas.models.layers import NormKind, prior_bias
+from smnas.models.heads.dense import DensePostprocess, conv_tower, output_convs
+from smnas.models.layers import NormKind
+from smnas.models.losses import overlap_loss
 from smnas.models.options import DetectorOptions
 from smnas.models.target import Detections
 from smnas.space.architecture import FCOSSpec
@@ -36,7 +36,6 @@ _RADIUS = 1.5  # maximal distance in strides between the centres of an object an
 # 8, 0.22 with 4, 0.10 with a task-aligned assignment; aquarium, 128 px, 4 epochs: 0.0050, 0.0016 (one seed each).
 _LARGEST_SIDE = 8.0
 _GAMMA = 2.0
-_BOX_WEIGHT = 2.0
 
 
 class FCOSHead(nn.Module):
@@ -54,14 +53,9 @@ class FCOSHead(nn.Module):
         # FCOS's towers have GroupNorm whatever the backbone's norm
         self.classify = conv_tower(norm, in_channels, spec.width, spec.depth, always_norm=True)
         self.regress = conv_tower(norm, in_channels, spec.width, spec.depth, always_norm=True)
-        self.logits = nn.Conv2d(spec.width, num_classes, 3, padding=1)
-        self.distances = nn.Conv2d(spec.width, 4, 3, padding=1)
+        self.logits, self.distances = output_convs(spec.width, num_classes, 4)
         # added to log-distances: a learned scale per level
         self.log_scales = nn.Parameter(torch.zeros(levels))
-        for layer in (self.logits, self.distances):
-            nn.init.normal_(layer.weight, std=0.01)
-        nn.init.constant_(self.logits.bias, prior_bias(0.01))  # type: ignore[arg-type]
-        nn.init.zeros_(self.distances.bias)  # type: ignore[arg-type]
 
     def forward(self, *features: Tensor) -> tuple[Tensor, Tensor]:
         """One feature map per level to ``(B, A, classes)`` logits and ``(B, A, 4)`` log-distances, level by level.
@@ -92,35 +86,17 @@ def decode_distances(distances: Tensor, cells: Tensor) -> Tensor:
     return torch.cat([centre - pixels[..., :2], centre + pixels[..., 2:]], dim=-1)
 
 
-class FCOSPostprocess(nn.Module):
-    """Decodes the best (position, class) pairs of each level and runs class-wise NMS.
-
-    Attributes:
-        cells: ``(A, 3)`` of all levels: centre and stride.
-        counts: Positions per level.
-    """
+class FCOSPostprocess(DensePostprocess):
+    """From log-distances to detections; ``cells`` are the ``(A, 3)`` centres and strides of all levels."""
 
     cells: Tensor
 
     def __init__(self, levels: Sequence[int], width: int, height: int, options: DetectorOptions) -> None:
-        super().__init__()
-        per_level = [level_cells(level, width, height) for level in levels]
-        self.register_buffer("cells", torch.cat(per_level).to(torch.get_default_device()), persistent=False)
-        self.counts = [len(cells) for cells in per_level]
-        self.width, self.height = width, height
-        self.options = options
-
-    def extra_repr(self) -> str:
-        """Everything that affects the latency."""
-        return (
-            f"counts={self.counts}, pre_nms_top_n={self.options.pre_nms_top_n}, candidates={self.options.candidates}, "
-            f"detections={self.options.detections}, score_threshold={self.options.score_threshold}"
-        )
+        super().__init__("cells", [level_cells(level, width, height) for level in levels], width, height, options)
 
     def forward(self, logits: Tensor, distances: Tensor) -> Detections:
         """``(B, A, classes)`` logits and ``(B, A, 4)`` log-distances to detections."""
-        size = (self.width, self.height)
-        return detect_dense(logits, distances, self.cells, self.counts, decode_distances, size, self.options)
+        return self.detect(logits, distances, self.cells, decode_distances)
 
 
 class Assignment(NamedTuple):
@@ -179,6 +155,4 @@ def fcos_loss(layer: FCOSPostprocess, logits: Tensor, distances: Tensor, targets
     wanted[positive] = F.one_hot(label, logits.shape[2]) * batched_iou(boxes.detach()[:, None], objects[:, None])[:, 0]
     weight = (wanted - logits.sigmoid()).abs() ** _GAMMA
     score = (F.binary_cross_entropy_with_logits(logits, wanted, reduction="none") * weight).sum()
-    overlap = generalized_box_iou_loss(boxes, objects, reduction="sum")
-    total = wanted.sum().clamp(min=1)
-    return {"fcos_class": score / total, "fcos_box": _BOX_WEIGHT * overlap / positive.sum().clamp(min=1)}
+    return {"fcos_class": score / wanted.sum().clamp(min=1), "fcos_box": overlap_loss("giou", boxes, objects)}

@@ -10,8 +10,8 @@ from torchvision.ops import sigmoid_focal_loss
 
 from smnas.models.anchors import level_anchors
 from smnas.models.boxes import PaddedTargets, match, match_adaptive
-from smnas.models.heads.dense import conv_tower, detect_dense
-from smnas.models.layers import NormKind, prior_bias
+from smnas.models.heads.dense import DensePostprocess, conv_tower, output_convs
+from smnas.models.layers import NormKind
 from smnas.models.losses import USUAL_LOSSES, LossOptions, overlap_loss
 from smnas.models.options import DetectorOptions
 from smnas.models.target import Detections
@@ -35,12 +35,7 @@ class RetinaHead(nn.Module):
         self.num_classes = num_classes
         self.classify = conv_tower(norm, in_channels, spec.width, spec.depth)
         self.regress = conv_tower(norm, in_channels, spec.width, spec.depth)
-        self.logits = nn.Conv2d(spec.width, ANCHORS_PER_CELL * num_classes, 3, padding=1)
-        self.deltas = nn.Conv2d(spec.width, ANCHORS_PER_CELL * 4, 3, padding=1)
-        nn.init.normal_(self.logits.weight, std=0.01)
-        nn.init.normal_(self.deltas.weight, std=0.01)
-        nn.init.constant_(self.logits.bias, prior_bias(0.01))  # type: ignore[arg-type]
-        nn.init.zeros_(self.deltas.bias)  # type: ignore[arg-type]
+        self.logits, self.deltas = output_convs(spec.width, ANCHORS_PER_CELL * num_classes, ANCHORS_PER_CELL * 4)
 
     def forward(self, *features: Tensor) -> tuple[Tensor, Tensor]:
         """One feature map per level to ``(B, A, classes)`` logits and ``(B, A, 4)`` deltas, in the anchors' order."""
@@ -53,38 +48,19 @@ class RetinaHead(nn.Module):
         return torch.cat(logits, dim=1), torch.cat(deltas, dim=1)
 
 
-class RetinaPostprocess(nn.Module):
-    """Decodes the best (anchor, class) pairs of each level and runs class-wise NMS.
-
-    Attributes:
-        anchors: ``(A, 4)`` of all levels: three sizes from 4 strides up, in three shapes.
-        counts: Anchors per level.
-    """
+class RetinaPostprocess(DensePostprocess):
+    """From deltas to detections; ``anchors`` ``(A, 4)`` are of three sizes from 4 strides up, in three shapes."""
 
     anchors: Tensor
 
     def __init__(self, levels: Sequence[int], width: int, height: int, options: DetectorOptions) -> None:
-        super().__init__()
-        per_level = [
-            level_anchors(level, width, height, tuple(4.0 * 2**level * octave for octave in _OCTAVES))
-            for level in levels
-        ]
-        self.register_buffer("anchors", torch.cat(per_level).to(torch.get_default_device()), persistent=False)
-        self.counts = [len(anchors) for anchors in per_level]
-        self.width, self.height = width, height
-        self.options = options
-
-    def extra_repr(self) -> str:
-        """Everything that affects the latency."""
-        return (
-            f"counts={self.counts}, pre_nms_top_n={self.options.pre_nms_top_n}, candidates={self.options.candidates}, "
-            f"detections={self.options.detections}, score_threshold={self.options.score_threshold}"
-        )
+        sizes = {level: tuple(4.0 * 2**level * octave for octave in _OCTAVES) for level in levels}
+        anchors = [level_anchors(level, width, height, size) for level, size in sizes.items()]
+        super().__init__("anchors", anchors, width, height, options)
 
     def forward(self, logits: Tensor, deltas: Tensor) -> Detections:
         """``(B, A, classes)`` logits and ``(B, A, 4)`` deltas to detections."""
-        size = (self.width, self.height)
-        return detect_dense(logits, deltas, self.anchors, self.counts, _CODER.decode_single, size, self.options)
+        return self.detect(logits, deltas, self.anchors, _CODER.decode_single)
 
 
 def retina_loss(
