@@ -118,11 +118,12 @@ def sum_parts(keys: Iterable[str], rows: Mapping[str, Row]) -> PartsSum:
     halves: dict[str, float] = {}
     for key in keys:
         row = rows[key]
-        if row.median_ms is None or row.low_ms is None or row.high_ms is None:
+        if row.interval is None:
             raise FailedPartError(row.name, row.reason)
-        total += row.median_ms
+        low, median, high = row.interval
+        total += median
         # A repeated row repeats the same error; its uses are not independent.
-        halves[key] = halves.get(key, 0.0) + (row.high_ms - row.low_ms) / 2
+        halves[key] = halves.get(key, 0.0) + (high - low) / 2
     return PartsSum(total, math.hypot(*halves.values()), len(keys))
 
 

@@ -2,21 +2,19 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from profiler.errors import UserError
-from profiler.table.latency_table import LatencyTable, Row, Target
+from profiler.table.latency_table import TARGET_COLUMNS, LatencyTable, Row
 
 __all__ = ["VERDICTS", "Comparison", "Difference", "Verdict", "diff", "verdict"]
 
 Verdict = Literal["faster", "slower", "equal", "failed", "only in the first", "only in the second"]
 VERDICTS: tuple[Verdict, ...] = ("faster", "slower", "equal", "failed", "only in the first", "only in the second")
 """Verdict about the second row; ``failed`` where at least one of the two has no latency."""
-
-_TARGET_FIELDS = tuple(field.name for field in fields(Target))
 
 
 @dataclass(frozen=True)
@@ -64,9 +62,9 @@ def diff(first: LatencyTable, second: LatencyTable, *, across: Sequence[str] = (
         UserError: a name in ``across`` is no field of a target, or a table holds several rows for one pair.
     """
     for name in across:
-        if name not in _TARGET_FIELDS:
-            raise UserError(f"tables are compared across {', '.join(_TARGET_FIELDS)}, but got {name!r}")
-    agreeing = tuple(name for name in _TARGET_FIELDS if name not in across)
+        if name not in TARGET_COLUMNS:
+            raise UserError(f"tables are compared across {', '.join(TARGET_COLUMNS)}, but got {name!r}")
+    agreeing = tuple(name for name in TARGET_COLUMNS if name not in across)
     one, other = _paired_by(first, agreeing), _paired_by(second, agreeing)
     comparisons = []
     for place in sorted(one.keys() | other.keys(), key=repr):
@@ -87,7 +85,7 @@ def verdict(first: Row | None, second: Row | None) -> Verdict:
         if first is second:
             raise ValueError("a verdict needs a row, but got none")
         return "only in the second" if first is None else "only in the first"
-    a, b = _interval(first), _interval(second)
+    a, b = first.interval, second.interval
     if a is None or b is None:
         return "failed"
     (a_low, a_ms, a_high), (b_low, b_ms, b_high) = a, b
@@ -95,12 +93,6 @@ def verdict(first: Row | None, second: Row | None) -> Verdict:
     if a_ms == b_ms or (a_low <= b_ms <= a_high and b_low <= a_ms <= b_high):
         return "equal"
     return "faster" if b_ms < a_ms else "slower"
-
-
-def _interval(row: Row) -> tuple[float, float, float] | None:
-    if row.low_ms is None or row.median_ms is None or row.high_ms is None:
-        return None
-    return row.low_ms, row.median_ms, row.high_ms
 
 
 def _paired_by(table: LatencyTable, agreeing: Sequence[str]) -> dict[tuple[object, ...], Row]:

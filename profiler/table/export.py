@@ -4,43 +4,30 @@ import csv
 import importlib
 import json
 import os
+import sqlite3
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from profiler.errors import UserError
 from profiler.table.latency_table import LatencyTable, Row
+from profiler.table.schema import migrate
 
 __all__ = ["COLUMNS", "export_rows", "record"]
 
-COLUMNS: Mapping[str, str] = {
-    "id": "int64",
-    "key": "string",
-    "name": "string",
-    "kind": "string",
-    "device": "string",
-    "backend": "string",
-    "backend_version": "string",
-    "precision": "string",
-    "batch": "int64",
-    "threads": "int64",
-    "status": "string",
-    "reason": "string",
-    "median_ms": "float64",
-    "low_ms": "float64",
-    "high_ms": "float64",
-    "n": "int64",
-    "inner_runs": "int64",
-    "stop_reason": "string",
-    "samples_ms": "list of float64",
-    "parameters": "int64",
-    "flops": "int64",
-    "conditions": "string",
-    "reference_drift": "float64",
-    "created_at": "string",
-    "superseded_by": "int64",
-}
+_TYPES = {"INTEGER": "int64", "TEXT": "string", "REAL": "float64", "BLOB": "list of float64"}
+
+
+def _columns() -> dict[str, str]:
+    with closing(sqlite3.connect(":memory:")) as connection:
+        migrate(connection)
+        found = connection.execute("PRAGMA table_info(measurement)").fetchall()
+    return {"samples_ms" if name == "samples" else name: _TYPES[kind] for _, name, kind, *_ in found}
+
+
+COLUMNS: Mapping[str, str] = _columns()
 """Exported columns in order, with their types: the table's own, the samples unpacked."""
 
 Record = dict[str, Any]

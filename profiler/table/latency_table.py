@@ -14,10 +14,10 @@ import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, astuple, dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ from profiler.table.file import (
 )
 from profiler.table.schema import TableError
 
-__all__ = ["LatencyTable", "Row", "TableError", "Target", "pack_samples"]
+__all__ = ["TARGET_COLUMNS", "LatencyTable", "Row", "TableError", "Target", "pack_samples"]
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,13 @@ class Row:
             raise ValueError(f"created_at has an offset from UTC, but got {self.created_at!r}")
 
     @property
+    def interval(self) -> tuple[float, float, float] | None:
+        """``low_ms``, ``median_ms`` and ``high_ms``; ``None`` when failed."""
+        if self.low_ms is None or self.median_ms is None or self.high_ms is None:
+            return None
+        return self.low_ms, self.median_ms, self.high_ms
+
+    @property
     def samples_ms(self) -> NDArray[np.float64]:
         """The raw samples in milliseconds, in measured order; empty when failed."""
         raw = zlib.decompress(self.samples) if self.samples else b""
@@ -128,7 +135,7 @@ def pack_samples(samples_ms: NDArray[np.float64]) -> bytes:
     return zlib.compress(np.ascontiguousarray(samples_ms, dtype="<f8").tobytes())
 
 
-class LatencyTable:
+class LatencyTable(AbstractContextManager["LatencyTable"]):
     """A latency table on disk; each thread or process opens its own on the same file.
 
     Args:
@@ -153,9 +160,6 @@ class LatencyTable:
         except BaseException:
             self._connection.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -202,7 +206,7 @@ class LatencyTable:
         with self._errors():
             found = self._connection.execute(
                 f"SELECT * FROM measurement WHERE {_SAME_TARGET} AND key = ? AND superseded_by IS NULL",
-                (*_target_values(target), key),
+                (*astuple(target), key),
             ).fetchone()
         return None if found is None else self._row(found)
 
@@ -211,7 +215,7 @@ class LatencyTable:
         with self._errors():
             found = self._connection.execute(
                 f"SELECT * FROM measurement WHERE {_SAME_TARGET} AND superseded_by IS NULL ORDER BY id",
-                _target_values(target),
+                astuple(target),
             ).fetchall()
         return {row.key: row for row in map(self._row, found)}
 
@@ -224,7 +228,7 @@ class LatencyTable:
 
     def targets(self) -> tuple[Target, ...]:
         """Return every target that has a current row, sorted."""
-        columns = ", ".join(_TARGET_COLUMNS)
+        columns = ", ".join(TARGET_COLUMNS)
         with self._errors():
             found = self._connection.execute(
                 f"SELECT DISTINCT {columns} FROM measurement WHERE superseded_by IS NULL ORDER BY {columns}"
@@ -246,7 +250,7 @@ class LatencyTable:
         """
         run = self._connection.execute
         values = _values(row)
-        same = (*_target_values(row.target), row.key)
+        same = (*astuple(row.target), row.key)
         current = run(
             f"SELECT id, created_at FROM measurement WHERE {_SAME_TARGET} AND key = ? AND superseded_by IS NULL", same
         ).fetchone()
@@ -269,7 +273,7 @@ class LatencyTable:
     def _arrange(self, target: Target, key: str) -> None:
         """Make each row of a workload superseded by the next newer one, and the newest current."""
         found = self._connection.execute(
-            f"SELECT * FROM measurement WHERE {_SAME_TARGET} AND key = ?", (*_target_values(target), key)
+            f"SELECT * FROM measurement WHERE {_SAME_TARGET} AND key = ?", (*astuple(target), key)
         ).fetchall()
         ids = [int(stored["id"]) for stored in sorted(found, key=_age)]
         # The newest last: at no moment may two rows be current.
@@ -280,7 +284,7 @@ class LatencyTable:
 
     def _row(self, stored: sqlite3.Row) -> Row:
         values: dict[str, Any] = dict(stored)
-        target = Target(*(values.pop(column) for column in _TARGET_COLUMNS))
+        target = Target(*(values.pop(column) for column in TARGET_COLUMNS))
         try:
             values["conditions"] = json.loads(values["conditions"])
             return Row(target=target, **values)
@@ -294,13 +298,9 @@ class LatencyTable:
         return file_errors(self.path)
 
 
-_TARGET_COLUMNS = ("device", "backend", "backend_version", "precision", "batch", "threads")
+TARGET_COLUMNS = tuple(one.name for one in fields(Target))
 _NUMBERING = ("id", "superseded_by")
-_SAME_TARGET = " AND ".join(f"{column} = ?" for column in _TARGET_COLUMNS)
-
-
-def _target_values(target: Target) -> tuple[str | int, ...]:
-    return tuple(getattr(target, column) for column in _TARGET_COLUMNS)
+_SAME_TARGET = " AND ".join(f"{column} = ?" for column in TARGET_COLUMNS)
 
 
 def _values(row: Row) -> dict[str, Any]:
@@ -308,7 +308,7 @@ def _values(row: Row) -> dict[str, Any]:
     columns = {one.name: getattr(row, one.name) for one in fields(row) if one.name not in ("target", *_NUMBERING)}
     return {
         **columns,
-        **dict(zip(_TARGET_COLUMNS, _target_values(row.target), strict=True)),
+        **asdict(row.target),
         "conditions": json.dumps(dict(row.conditions), sort_keys=True),
     }
 

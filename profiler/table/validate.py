@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiler.table.file import file_errors, open_for_reading, refuse_foreign_file
+from profiler.table.latency_table import TARGET_COLUMNS
 from profiler.table.schema import schema_differences
 
 __all__ = ["Validation", "validate"]
@@ -22,7 +23,7 @@ __all__ = ["Validation", "validate"]
 _ROUNDING = 1e-9  # a median stored in milliseconds, of samples taken in nanoseconds
 _LATENCIES = ("median_ms", "low_ms", "high_ms")
 _COUNTS = ("n", "inner_runs", "parameters", "flops")
-_WORKLOAD = ("device", "backend", "backend_version", "precision", "batch", "threads", "key")
+_WORKLOAD = (*TARGET_COLUMNS, "key")
 _OTHERS = ("id", "status", "reason", "samples", "conditions", "reference_drift", "created_at", "superseded_by")
 
 

@@ -7,7 +7,7 @@ neither data-dependent sizes, as after NMS, nor loops. Not run yet: any of them 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,73 +30,45 @@ from smnas.training.checkpoint import load_detector_checkpoint
 __all__ = ["EagerDetector", "EngineDetector", "Model", "OnnxDetector", "load_model"]
 
 
-class Model(Protocol):
-    """A detector that is ready to run, callable as a :data:`~smnas.evaluation.predict.DetectFunction`."""
+class Model(ABC):
+    """A detector that is ready to run, callable as a :data:`~smnas.evaluation.predict.DetectFunction`.
 
-    @property
-    def metadata(self) -> ModelMetadata:
-        """Description of the detector."""
+    Attributes:
+        metadata: Description of the detector.
+        classes: Names, in the order of the labels.
+        category_ids: The data set's id of each class.
+        input_size: Canvas ``(width, height)`` in pixels.
+        on_gpu: Whether canvases are copied to a GPU, which is faster from pinned memory.
+    """
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names, in the order of the labels."""
+    on_gpu: bool
 
-    @property
-    def category_ids(self) -> tuple[int, ...]:
-        """The data set's id of each class."""
-
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """Canvas ``(width, height)`` in pixels."""
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether canvases are copied to a GPU, which is faster from pinned memory."""
+    def __init__(self, metadata: ModelMetadata) -> None:
+        self.metadata = metadata
+        self.classes, self.category_ids = metadata.classes, metadata.category_ids
+        self.input_size = metadata.input_width, metadata.input_height
 
     def __call__(self, images: NDArray[np.uint8]) -> DetectionArrays:
         """Detect objects on ``(B, 3, H, W)`` ``uint8`` RGB canvases of the input size, any B."""
-
-
-class _Described:
-    """Properties that every kind of model takes from its metadata."""
-
-    def __init__(self, metadata: ModelMetadata) -> None:
-        self._metadata = metadata
-
-    @property
-    def metadata(self) -> ModelMetadata:
-        return self._metadata
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self._metadata.classes
-
-    @property
-    def category_ids(self) -> tuple[int, ...]:
-        return self._metadata.category_ids
-
-    @property
-    def input_size(self) -> tuple[int, int]:
-        return self._metadata.input_width, self._metadata.input_height
-
-    def _check(self, images: NDArray[np.uint8]) -> None:
         width, height = self.input_size
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (3, height, width):
             raise ValueError(f"images must be uint8 (B, 3, {height}, {width}), but got {images.dtype} {images.shape}")
+        return self._detect(images)
+
+    @abstractmethod
+    def _detect(self, images: NDArray[np.uint8]) -> DetectionArrays: ...
 
 
-class _OfFixedBatch(_Described, ABC):
-    """An exported file, whose runs have the graph's batch size."""
+class _OfFixedBatch(Model):
+    """An exported file, whose runs have the graph's batch size.
 
-    def __call__(self, images: NDArray[np.uint8]) -> DetectionArrays:
-        """Detect objects on ``(B, 3, H, W)`` ``uint8`` RGB canvases of the input size, any B.
+    The last batch is filled up with gray canvases, whose detections are dropped.
+    """
 
-        They run in the file's batch size; the last batch is filled up with gray canvases, whose detections are dropped.
-        """
-        self._check(images)
+    def _detect(self, images: NDArray[np.uint8]) -> DetectionArrays:
         if not len(images):
             raise ValueError("at least one image is needed, but got none")
-        batch = self._metadata.batch
+        batch = self.metadata.batch
         runs = [self._run(_filled(images[start : start + batch], batch)) for start in range(0, len(images), batch)]
         return DetectionArrays(*(np.concatenate(arrays)[: len(images)] for arrays in zip(*runs, strict=True)))
 
@@ -154,6 +126,7 @@ class OnnxDetector(_OfFixedBatch):
         properties = self._session.get_modelmeta().custom_metadata_map
         super().__init__(ModelMetadata.from_properties(properties, str(path)))
         self.path = path
+        self.on_gpu = "CUDAExecutionProvider" in self.providers
         self._require_signature()
 
     @property
@@ -161,18 +134,13 @@ class OnnxDetector(_OfFixedBatch):
         """Execution providers, best first."""
         return tuple(self._session.get_providers())
 
-    @property
-    def on_gpu(self) -> bool:
-        """Whether CUDA is among its providers."""
-        return "CUDAExecutionProvider" in self.providers
-
     def _run(self, images: NDArray[np.uint8]) -> Sequence[NDArray[Any]]:
         arrays: Sequence[NDArray[Any]] = self._session.run(OUTPUT_NAMES, {INPUT_NAME: images})
         return arrays
 
     def _require_signature(self) -> None:
         width, height = self.input_size
-        batch = self._metadata.batch
+        batch = self.metadata.batch
         inputs = [(value.name, value.type, value.shape) for value in self._session.get_inputs()]
         outputs = tuple(value.name for value in self._session.get_outputs())
         if inputs != [(INPUT_NAME, "tensor(uint8)", [batch, 3, height, width])] or outputs != OUTPUT_NAMES:
@@ -223,7 +191,7 @@ class EngineDetector(_OfFixedBatch):
         return host_arrays([found[name] for name in OUTPUT_NAMES])
 
 
-class EagerDetector(_Described):
+class EagerDetector(Model):
     """A trained checkpoint, run by PyTorch; for CUDA graphs see :mod:`smnas.inference.cuda_graphs`.
 
     Raises:
@@ -236,20 +204,14 @@ class EagerDetector(_Described):
         super().__init__(ModelMetadata.of_checkpoint(info, detector.input_size))
         self.path = path
         self.device = torch.device(device)
+        self.on_gpu = self.device.type == "cuda"
         if cuda_graph and not self.on_gpu:
             raise BackendUnavailableError(f"a CUDA graph needs a CUDA device, but {path.name} runs on {self.device}")
         folded = deployable(detector)
-        self._detect = eager_detect(GraphedDetector(folded) if cuda_graph else folded, self.device)
+        self._eager = eager_detect(GraphedDetector(folded) if cuda_graph else folded, self.device)
 
-    @property
-    def on_gpu(self) -> bool:
-        """Whether the device is a CUDA device."""
-        return self.device.type == "cuda"
-
-    def __call__(self, images: NDArray[np.uint8]) -> DetectionArrays:
-        """Detect objects on ``(B, 3, H, W)`` ``uint8`` RGB canvases of the input size, any B."""
-        self._check(images)
-        return self._detect(images)
+    def _detect(self, images: NDArray[np.uint8]) -> DetectionArrays:
+        return self._eager(images)
 
 
 def load_model(

@@ -5,12 +5,12 @@ import secrets
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import count
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -77,7 +77,7 @@ class VideoFrame:
         return Decoded(upright)
 
 
-class VideoReader:
+class VideoReader(AbstractContextManager["VideoReader"]):
     """The frames of an open video or camera, once, in order.
 
     Undecodable frames are left out; :attr:`problem` reports them afterwards.
@@ -113,9 +113,6 @@ class VideoReader:
         self._end_s = 0.0
         self._lost = 0
         self._ended = False
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._container.close()
@@ -264,7 +261,7 @@ def open_camera(index: int) -> VideoReader:
     return _open(file, f"camera {index}", kind)
 
 
-class VideoWriter:
+class VideoWriter(AbstractContextManager["VideoWriter"]):
     """Writes RGB images as an ``.mp4`` file without sound, each shown from its time on.
 
     The file appears, complete, when the writer is closed, or not at all on failure. ``rate`` is the average number of
@@ -278,9 +275,6 @@ class VideoWriter:
         self._container: Any = None
         self._size = (0, 0)
         self._last_tick = -1
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -1,7 +1,7 @@
 """Plotly figures from the report's plot data. Text and grid take their colours from the page, for dark mode."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -10,10 +10,19 @@ from smnas.report.data import CurveLine, Front, FrontPoint, Hypervolume
 from smnas.report.run_folder import RunFolder
 from smnas.search.ranking.ranking import RankingRow
 
-__all__ = ["LINES", "STAGE_COLOURS", "curves_figure", "front_figure", "hypervolume_figure", "layout", "wrapped"]
+__all__ = [
+    "LINES",
+    "_STAGE_COLOURS",
+    "curves_figure",
+    "front_figure",
+    "hypervolume_figure",
+    "intervals",
+    "layout",
+    "wrapped",
+]
 
 # Mid-tones with a contrast of 3:1 or more on the page's white and on its near-black.
-STAGE_COLOURS = {
+_STAGE_COLOURS = {
     "warm": "#7f6ad6",
     "structural": "#2f7ed8",
     "modular": "#1f9d6b",
@@ -67,12 +76,12 @@ def _hover(point: FrontPoint) -> str:
     return f"{wrapped(point.architecture)}<br>AP {point.ap:.3f}{spread}<br>{point.latency_ms:.2f} ms{interval}"
 
 
-def _below(points: Sequence[FrontPoint]) -> list[float]:
-    return [0.0 if p.latency_low_ms is None else max(p.latency_ms - p.latency_low_ms, 0.0) for p in points]
-
-
-def _above(points: Sequence[FrontPoint]) -> list[float]:
-    return [0.0 if p.latency_high_ms is None else max(p.latency_high_ms - p.latency_ms, 0.0) for p in points]
+def intervals(values: Iterable[tuple[float | None, float, float | None]], **style: object) -> dict[str, Any]:
+    """Error bars of values between their lower and upper ends; unknown ends draw none."""
+    rows = list(values)
+    below = [0.0 if low is None else max(middle - low, 0.0) for low, middle, _ in rows]
+    above = [0.0 if high is None else max(high - middle, 0.0) for _, middle, high in rows]
+    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, **style}
 
 
 def front_figure(fronts: Sequence[Front], baseline: RankingRow | None, winner: RankingRow | None) -> go.Figure:
@@ -80,7 +89,7 @@ def front_figure(fronts: Sequence[Front], baseline: RankingRow | None, winner: R
     figure = go.Figure(layout=layout("predicted latency (ms)", "AP", 440))
     figure.update_yaxes(rangemode="nonnegative")
     for front in fronts:
-        colour, name = STAGE_COLOURS[front.stage], _STAGE_NAMES[front.stage]
+        colour, name = _STAGE_COLOURS[front.stage], _STAGE_NAMES[front.stage]
         best = [p for p in front.points if p.on_front]
         figure.add_scatter(
             x=[p.latency_ms for p in best],
@@ -94,14 +103,9 @@ def front_figure(fronts: Sequence[Front], baseline: RankingRow | None, winner: R
         figure.add_scatter(
             x=[p.latency_ms for p in front.points],
             y=[p.ap for p in front.points],
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": _above(front.points),
-                "arrayminus": _below(front.points),
-                "color": colour,
-                **_INTERVAL,
-            },
+            error_x=intervals(
+                ((p.latency_low_ms, p.latency_ms, p.latency_high_ms) for p in front.points), color=colour, **_INTERVAL
+            ),
             error_y={
                 "type": "data",
                 "array": [p.ap_std or 0.0 for p in front.points],
@@ -117,7 +121,7 @@ def front_figure(fronts: Sequence[Front], baseline: RankingRow | None, winner: R
             name=name,
             legendgroup=front.stage,
         )
-    _mark(figure, baseline, "baseline", "star", STAGE_COLOURS["baseline"], 14)
+    _mark(figure, baseline, "baseline", "star", _STAGE_COLOURS["baseline"], 14)
     _mark(figure, winner, "recommended", "circle-open", "#d2555a", 19)
     return figure
 
@@ -144,7 +148,7 @@ def hypervolume_figure(growth: Hypervolume) -> go.Figure:
         x=list(growth.trainings),
         y=list(growth.share),
         mode="lines+markers",
-        line={"shape": "hv", "color": STAGE_COLOURS["structural"]},
+        line={"shape": "hv", "color": _STAGE_COLOURS["structural"]},
         marker={"size": 5},
         text=[
             f"training {n}, {epochs} epochs spent<br>share {share:.4f}"

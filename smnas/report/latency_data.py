@@ -125,14 +125,15 @@ def _roof(worked: list[tuple[Row, Work]], target: Target) -> tuple[Roof | None, 
 
 
 def _point(row: Row, work: Work, roof: Roof) -> BlockPoint:
-    if row.median_ms is None or row.low_ms is None or row.high_ms is None:
+    if row.interval is None:
         raise TypeError(f"only a measured row is shown, but got {row}")
+    low, median, high = row.interval
     return BlockPoint(
         name=row.name,
         family=work.family,
-        latency_ms=row.median_ms,
-        low_ms=row.low_ms,
-        high_ms=row.high_ms,
+        latency_ms=median,
+        low_ms=low,
+        high_ms=high,
         channels=work.channels,
         cells=work.cells,
         flops=work.flops,

@@ -2,18 +2,20 @@
 
 import html
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
 from profiler.prediction.estimate import Roof
 from smnas.latency.audit_file import AuditPoint
-from smnas.report.figures import LINES, layout, wrapped
+from smnas.report.figures import LINES, intervals, layout, wrapped
 from smnas.report.latency_data import BlockPoint
 
 __all__ = ["audit_figure", "blocks_figure", "roofline_figure"]
 
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
+_INTERVAL = {"thickness": 1, "width": 2}
 
 
 def blocks_figure(points: Sequence[BlockPoint]) -> go.Figure:
@@ -25,24 +27,8 @@ def blocks_figure(points: Sequence[BlockPoint]) -> go.Figure:
         figure.add_scatter(
             x=[point.channels for point in own],
             y=[point.latency_ms for point in own],
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": [max(point.high_ms - point.latency_ms, 0.0) for point in own],
-                "arrayminus": [max(point.latency_ms - point.low_ms, 0.0) for point in own],
-                "thickness": 1,
-                "width": 2,
-            },
-            mode="markers",
-            marker={
-                "color": LINES[index % len(LINES)],
-                "symbol": _SYMBOLS[index // len(LINES) % len(_SYMBOLS)],
-                "size": [5 + 13 * (point.cells / largest) ** 0.25 for point in own],
-                "opacity": 0.75,
-            },
-            text=[_hover(point) for point in own],
-            hoverinfo="text",
-            name=html.escape(family),
+            error_y=intervals(((point.low_ms, point.latency_ms, point.high_ms) for point in own), **_INTERVAL),
+            **_markers(index, family, own, [5 + 13 * (point.cells / largest) ** 0.25 for point in own]),
         )
     return figure
 
@@ -55,14 +41,7 @@ def roofline_figure(points: Sequence[BlockPoint], roof: Roof) -> go.Figure:
         return figure
     intensity = [point.flops / point.bytes_moved for point in computing]
     line = np.geomspace(min(intensity) / 2, max(intensity) * 2, 60)
-    figure.add_scatter(
-        x=line.tolist(),
-        y=(np.minimum(line * roof.bytes_per_s, roof.flops_per_s) / 1e9).tolist(),
-        mode="lines",
-        line={"color": "#7a8699", "width": 1.5, "dash": "dash"},
-        hoverinfo="skip",
-        name="roof",
-    )
+    _dashed(figure, line.tolist(), (np.minimum(line * roof.bytes_per_s, roof.flops_per_s) / 1e9).tolist(), "roof")
     for index, family in enumerate(_families(points)):
         own = [(x, point) for x, point in zip(intensity, computing, strict=True) if point.family == family]
         if not own:
@@ -70,16 +49,7 @@ def roofline_figure(points: Sequence[BlockPoint], roof: Roof) -> go.Figure:
         figure.add_scatter(
             x=[x for x, _ in own],
             y=[point.flops / point.latency_ms / 1e6 for _, point in own],
-            mode="markers",
-            marker={
-                "color": LINES[index % len(LINES)],
-                "symbol": _SYMBOLS[index // len(LINES) % len(_SYMBOLS)],
-                "size": 7,
-                "opacity": 0.75,
-            },
-            text=[_hover(point) for _, point in own],
-            hoverinfo="text",
-            name=html.escape(family),
+            **_markers(index, family, [point for _, point in own], 7),
         )
     return figure
 
@@ -88,26 +58,13 @@ def audit_figure(points: Sequence[AuditPoint]) -> go.Figure:
     """Predicted against measured end-to-end latency of held-out detectors, with intervals and the line of equality."""
     figure = _logarithmic("measured (ms)", "predicted (ms)", 440)
     ends = [min(point.measured_ms for point in points), max(point.measured_ms for point in points)]
-    figure.add_scatter(
-        x=ends,
-        y=ends,
-        mode="lines",
-        line={"color": "#7a8699", "width": 1.5, "dash": "dash"},
-        hoverinfo="skip",
-        name="equal",
-    )
+    _dashed(figure, ends, ends, "equal")
     figure.add_scatter(
         x=[point.measured_ms for point in points],
         y=[point.predicted_ms for point in points],
-        error_y={
-            "type": "data",
-            "symmetric": False,
-            "array": [max(point.high_ms - point.predicted_ms, 0.0) for point in points],
-            "arrayminus": [max(point.predicted_ms - point.low_ms, 0.0) for point in points],
-            "color": LINES[0],
-            "thickness": 1,
-            "width": 2,
-        },
+        error_y=intervals(
+            ((point.low_ms, point.predicted_ms, point.high_ms) for point in points), color=LINES[0], **_INTERVAL
+        ),
         mode="markers",
         marker={"color": LINES[0], "size": 7},
         text=[
@@ -127,6 +84,19 @@ def _logarithmic(x: str, y: str, height: int) -> go.Figure:
     figure.update_xaxes(type="log", dtick="D2")
     figure.update_yaxes(type="log", dtick="D2")
     return figure
+
+
+def _dashed(figure: go.Figure, x: list[float], y: list[float], name: str) -> None:
+    line = {"color": "#7a8699", "width": 1.5, "dash": "dash"}
+    figure.add_scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip", name=name)
+
+
+def _markers(index: int, family: str, points: Sequence[BlockPoint], size: float | list[float]) -> dict[str, Any]:
+    """Markers of a family, the ``index``-th, with their legend and hover texts."""
+    colour, symbol = LINES[index % len(LINES)], _SYMBOLS[index // len(LINES) % len(_SYMBOLS)]
+    marker = {"color": colour, "symbol": symbol, "size": size, "opacity": 0.75}
+    texts = [_hover(point) for point in points]
+    return {"mode": "markers", "marker": marker, "text": texts, "hoverinfo": "text", "name": html.escape(family)}
 
 
 def _families(points: Sequence[BlockPoint]) -> list[str]:

@@ -5,15 +5,13 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
-from profiler.atomic import write_whole
-from profiler.errors import UserError
 from profiler.table.latency_table import LatencyTable
 from smnas.latency.audit_file import AuditPoint, read_audit
 from smnas.report import latency_figures
 from smnas.report.blocks import block_latencies
 from smnas.report.data import BlockLatency
 from smnas.report.latency_data import TableView, choose_target, read_view
-from smnas.report.page import render_page
+from smnas.report.page import render_page, write_page
 from smnas.space.architecture import Architecture
 
 __all__ = ["render_latency_page", "write_latency_page"]
@@ -40,11 +38,7 @@ def write_latency_page(table: Path, out: Path, *, architectures: Sequence[str] =
             text: block_latencies(rows, target, Architecture.parse(text), classes)
             for text in dict.fromkeys(architectures)
         }
-    page = render_latency_page(table.name, view, read_audit(table, target), detectors)
-    try:
-        write_whole(out, page)
-    except OSError as error:
-        raise UserError(f"the report must be a file that can be written, but got {out} ({error.strerror})") from None
+    write_page(out, render_latency_page(table.name, view, read_audit(table, target), detectors))
     return view
 
 

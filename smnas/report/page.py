@@ -26,7 +26,7 @@ from smnas.report.verdict import verdict
 from smnas.search.ranking.recommendation import band_limits
 from smnas.search.study.run_folder import RunFolder as RunFiles
 
-__all__ = ["render_page", "render_report", "write_report"]
+__all__ = ["render_page", "render_report", "write_page", "write_report"]
 
 _SAMPLE_SIDE = 900
 _SHOWN_ROWS = 10
@@ -69,11 +69,16 @@ def write_report(
         except UserError as error:
             missing.append(f"The latency of the recommended detector's parts is left out: {error}.")
     page = render_report(run, samples=samples, blocks=blocks, notes=missing)
-    try:
-        write_whole(target, page)
-    except OSError as error:
-        raise UserError(f"the report must be a file that can be written, but got {target} ({error.strerror})") from None
+    write_page(target, page)
     return target
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write a page atomically; :class:`UserError` where the file can not be written."""
+    try:
+        write_whole(path, page)
+    except OSError as error:
+        raise UserError(f"the report must be a file that can be written, but got {path} ({error.strerror})") from None
 
 
 def render_report(

@@ -97,22 +97,18 @@ class ScorerFacts(Protocol):
     @property
     def name(self) -> str:
         """Value of ``--scorer``, kept in ``settings.json``."""
-        ...
 
     @property
     def metric(self) -> str:
         """Name of its values for a reader; rankings are made of ``AP``."""
-        ...
 
     @property
     def trains(self) -> bool:
         """Whether a score is a training run; if not, only the final phase trains."""
-        ...
 
     @property
     def stops(self) -> bool:
         """Whether it can stop a training run and resume it, as a :class:`StoppingScorer`."""
-        ...
 
 
 class Scorer(ScorerFacts, Protocol):
@@ -140,7 +136,6 @@ class Scorer(ScorerFacts, Protocol):
         Raises:
             ScoringFailedError: the candidate has no score, with the reason.
         """
-        ...
 
 
 @runtime_checkable
@@ -156,7 +151,6 @@ class PreparingScorer(Scorer, Protocol):
         Raises:
             UserError, OSError: it cannot be made; the search ends.
         """
-        ...
 
 
 @runtime_checkable
@@ -180,4 +174,3 @@ class StoppingScorer(Scorer, Protocol):
         Raises:
             ScoringFailedError: the candidate has no score, with the reason.
         """
-        ...

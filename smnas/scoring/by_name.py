@@ -23,7 +23,6 @@ class ScorerClass(ScorerFacts, Protocol):
 
     def __call__(self, data: CocoFolder, recipe: Recipe, device: torch.device | str, /) -> Scorer:
         """Make it."""
-        ...
 
 
 AnyScorer = str | Scorer | ScorerClass

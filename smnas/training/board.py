@@ -1,6 +1,7 @@
 """The curve of a training run as TensorBoard event files."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from profiler.errors import UserError
@@ -9,7 +10,7 @@ from smnas.training.curve import EpochLog
 __all__ = ["Board"]
 
 
-class Board:
+class Board(AbstractContextManager["Board"]):
     """TensorBoard event files of one run, as a context manager.
 
     A resumed run replaces those in ``folder`` from its ``history``, so that no epoch appears twice.
@@ -28,9 +29,6 @@ class Board:
         self._writer = SummaryWriter(str(folder))
         for log in history:
             self.add(log)
-
-    def __enter__(self) -> "Board":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._writer.close()

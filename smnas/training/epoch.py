@@ -31,12 +31,10 @@ class TrainBatch(Protocol):
     @property
     def images(self) -> Tensor:
         """``(B, 3, H, W)`` uint8 RGB."""
-        ...
 
     @property
     def targets(self) -> list[Target]:
         """One per image."""
-        ...
 
 
 class Batches(Protocol):
@@ -44,11 +42,9 @@ class Batches(Protocol):
 
     def __len__(self) -> int:
         """Number of steps in an epoch."""
-        ...
 
     def epoch(self, epoch: int) -> Iterable[TrainBatch]:
         """The batches of one epoch, from 0."""
-        ...
 
 
 def train_epoch(

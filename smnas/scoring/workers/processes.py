@@ -8,11 +8,12 @@ import multiprocessing
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol
 
 from profiler.child_process import end_with_parent
 from profiler.errors import UserError, one_line
@@ -75,7 +76,6 @@ class ScorerPool(Protocol):
     @property
     def size(self) -> int:
         """Number of scores at once."""
-        ...
 
     def prepare(self, context: "SearchContext") -> None:
         """Prepare the scorers before their first score (:class:`~smnas.scoring.base.PreparingScorer`).
@@ -83,7 +83,6 @@ class ScorerPool(Protocol):
         Raises:
             UserError, OSError, ScorerNotMadeError: see :meth:`score_all`.
         """
-        ...
 
     def score_all(
         self, jobs: Sequence[Job], on_start: OnStart | None = None, on_progress: OnProgress | None = None
@@ -99,7 +98,6 @@ class ScorerPool(Protocol):
             UserError, OSError: not the architecture's fault, such as a missing data set or a full disk.
             ScorerNotMadeError: a worker could not make its scorer.
         """
-        ...
 
 
 class ScorerNotMadeError(RuntimeError):
@@ -188,7 +186,7 @@ class _Queue:
     tries: dict[int, int] = field(default_factory=dict)
 
 
-class Workers:
+class Workers(AbstractContextManager["Workers"]):
     """Several scores at once, each in a process of its own. Use as a context manager.
 
     The processes start with the first jobs and end with the context, or when this process dies, even by SIGKILL. A job
@@ -210,9 +208,6 @@ class Workers:
         self._workers: list[_Worker | None] = [None] * size
         self._context: SearchContext | None = None
         self._unprepared = False
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -8,7 +8,8 @@ of the cluster's head, the same search command resumes with everything that was 
 import importlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from profiler.errors import BackendUnavailableError, UserError, first_line
@@ -33,7 +34,7 @@ __all__ = ["RayWorkers", "import_ray"]
 _RETRIES = 3  # of a task whose process or node dies; its own errors are outcomes, not retried
 
 
-class RayWorkers:
+class RayWorkers(AbstractContextManager["RayWorkers"]):
     """A pool on a cluster. Use as a context manager.
 
     Args:
@@ -75,9 +76,6 @@ class RayWorkers:
         if self.size < 1:
             self._ray.shutdown()
             raise UserError(f"one training needs {threads} CPUs, but the cluster has {resources.get('CPU', 0):g}")
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
