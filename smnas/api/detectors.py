@@ -123,9 +123,11 @@ def train(
         batch_size: Images per step; by default the recipe's.
         evaluate_every: Epochs between evaluations on the way; 0: only at the end.
         tensorboard: Write TensorBoard logs to ``out/tensorboard``.
-        pretrained: ``state_dict`` file of torchvision's network of the backbone's shape.
-        norm: ``gn-ws`` (the default) or ``bn`` (the default with ``pretrained``).
-        stem: ``deep`` (the default) or ``imagenet`` (the default with ``pretrained``).
+        pretrained: ImageNet weights of the backbone: the ``state_dict`` file of torchvision's network of its shape.
+        norm: ``gn-ws`` (the default): GroupNorm and weight standardization everywhere; ``bn`` (the default with
+            ``pretrained``): BatchNorm in the backbone.
+        stem: ``deep`` (the default): two 3x3 convolutions; ``imagenet`` (the default with ``pretrained``): a 7x7 one
+            and pooling.
         drop_bad_boxes: Leave out boxes without a size or outside their image.
         drop_bad_images: Leave out images that are missing, damaged or of another size than annotated.
         seed: Random seed.
@@ -280,9 +282,9 @@ def export(
         out: The file to write: .onnx, or .engine for an engine.
         data: COCO-format folder to compare, calibrate and measure AP on; by default generated shapes.
         format: ``onnx``, ``tensorrt-rtx`` or ``tensorrt``.
-        precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
+        precision: Number format of the network: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
         batch: Images of one run of the file.
-        compute_capability: GPUs that a ``tensorrt-rtx`` engine must run on, such as ``8.9``.
+        compute_capability: GPUs that a ``tensorrt-rtx`` engine must run on, each such as ``8.9``.
         max_ap_drop: Largest loss of AP against the checkpoint, with ``data``.
         drop_bad_boxes: Leave out boxes without a size or outside their image.
         drop_bad_images: Leave out images that are missing, damaged or of another size than annotated.
@@ -335,12 +337,12 @@ def detect(
     Args:
         model: Checkpoint, ONNX file or engine; or the folder of a search or of a training run.
         images: Images, videos, folders of them, or patterns.
-        camera: A camera by its number, until ``frames``.
-        score: Lowest score of a detection; by default 0.3, and 0 with ``coco``.
-        batch: Images of one call of the network; by default the file's own.
+        camera: A camera by its number, until Ctrl-C or ``frames``.
+        score: Lowest score of a detection that counts; by default 0.3, and 0 with ``coco``.
+        batch: Images of one call of the network; by default the file's own, of a checkpoint 1.
         workers: Threads that decode, resize and draw while the network runs; 0: in turn.
         quick_decode: Decode large JPEG files at a fraction of their size; boxes move a little.
-        cuda_graph: Run a checkpoint or an engine as CUDA graphs.
+        cuda_graph: Run a checkpoint or an engine as CUDA graphs; not run on a GPU yet.
         frames: End a video or camera after this many frames.
         out: Draw the boxes on copies of images and videos in this folder.
         coco: Write COCO results of the images to this file; needs ``annotations``.

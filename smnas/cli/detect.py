@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from profiler.errors import UserError
-from smnas.cli.terminal.console import Output, show_table
+from smnas.cli.terminal.console import Output, show_lines, show_table
 from smnas.cli.terminal.options import ModelOption, OutputOptions, examples
 from smnas.cli.terminal.progress import PhaseSteps
 
@@ -32,45 +32,17 @@ class DetectOptions(OutputOptions):
     """Options of ``smnas detect``."""
 
     model: ModelOption
-    images: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="IMAGE...", help="Images, videos, folders of them, or patterns.", show_default=False),
-    ] = None
-    camera: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="A camera by its number, until Ctrl-C or --frames.")
-    ] = None
-    score: Annotated[
-        float | None,
-        typer.Option(min=0.0, max=1.0, help="Lowest score of a detection that counts. Default: 0.3, with --coco 0."),
-    ] = None
-    batch: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="N", help="Images of one call of the network. Default: the file's own; of a checkpoint 1."
-        ),
-    ] = None
-    workers: Annotated[
-        int, typer.Option(min=0, help="Threads that decode, resize and draw while the network runs; 0: in turn.")
-    ] = 2
-    quick_decode: Annotated[
-        bool,
-        typer.Option(
-            "--quick-decode", help="Decode large JPEG files at a fraction of their size; boxes move a little."
-        ),
-    ] = False
-    cuda_graph: Annotated[
-        bool, typer.Option("--cuda-graph", help="Run a checkpoint or an engine as CUDA graphs; not run on a GPU yet.")
-    ] = False
-    frames: Annotated[int | None, typer.Option(min=1, help="End a video or camera after this many frames.")] = None
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Draw the boxes on copies of images and videos.")
-    ] = None
-    coco: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write COCO results of the images; needs --annotations.")
-    ] = None
-    annotations: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="COCO annotation file that knows the images' image ids.")
-    ] = None
+    images: Annotated[list[str] | None, typer.Argument(metavar="IMAGE...", show_default=False)] = None
+    camera: Annotated[int | None, typer.Option(min=0, metavar="N")] = None
+    score: Annotated[float | None, typer.Option(min=0.0, max=1.0)] = None
+    batch: Annotated[int | None, typer.Option(min=1, metavar="N")] = None
+    workers: Annotated[int, typer.Option(min=0)] = 2
+    quick_decode: Annotated[bool, typer.Option("--quick-decode")] = False
+    cuda_graph: Annotated[bool, typer.Option("--cuda-graph")] = False
+    frames: Annotated[int | None, typer.Option(min=1)] = None
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR")] = None
+    coco: Annotated[Path | None, typer.Option(metavar="FILE")] = None
+    annotations: Annotated[Path | None, typer.Option(metavar="FILE")] = None
 
 
 def detect(options: DetectOptions) -> None:
@@ -128,8 +100,7 @@ def _show(console: Console, report: "DetectReport", score: float) -> None:
     lines.append(f"speed: {times.images} images in {times.wall_s:.2f} s, {times.images_per_s:.1f} images/s")
     stages = ", ".join(f"{stage} {ms:.2f}" for stage, ms in times.ms_per_image().items())
     lines.append(f"ms an image, in stages that overlap: {stages}")
-    for line in lines:
-        console.print(line, soft_wrap=True, markup=False)
+    show_lines(console, *lines)
 
 
 def _video_line(video: "VideoResult") -> str:

@@ -3,12 +3,14 @@
 import importlib.metadata
 import os
 import platform
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from profiler.errors import BackendUnavailableError
-from smnas.cli.terminal.console import Output, show_facts, show_table
+from smnas.cli.terminal.console import Output, show_facts, show_lines, show_table
 from smnas.cli.terminal.options import JsonOption, QuietOption, examples
 
 if TYPE_CHECKING:
@@ -84,26 +86,26 @@ def examine() -> dict[str, Any]:
 def _backends(device: "Device") -> list[dict[str, Any]]:
     from profiler.backends import BACKENDS, get_backend
 
-    rows: list[dict[str, Any]] = []
-    for name in BACKENDS:
-        row: dict[str, Any] = {"name": name, "device": device.name, "version": None, "precisions": [], "reason": None}
-        try:
-            backend = get_backend(name, device)
-        except BackendUnavailableError as reason:
-            row["reason"] = str(reason)
-        else:
-            row |= {"version": backend.version, "precisions": list(backend.precisions)}
-        rows.append({**row, "available": row["reason"] is None})
-    return rows
+    def facts(name: str) -> dict[str, Any]:
+        backend = get_backend(name, device)
+        return {"version": backend.version, "precisions": list(backend.precisions)}
+
+    nothing = {"version": None, "precisions": []}
+    return [{"name": name, "device": device.name, **_found(partial(facts, name), nothing)} for name in BACKENDS]
 
 
 def _video() -> dict[str, Any]:
     from smnas.inference.video import video_version
 
+    return {"library": "PyAV", **_found(lambda: {"version": video_version()}, {"version": None})}
+
+
+def _found(facts: Callable[[], dict[str, Any]], nothing: dict[str, Any]) -> dict[str, Any]:
+    """Facts of something that may be unavailable here, and the reason why."""
     try:
-        return {"library": "PyAV", "version": video_version(), "reason": None, "available": True}
+        return {**facts(), "reason": None, "available": True}
     except BackendUnavailableError as reason:
-        return {"library": "PyAV", "version": None, "reason": str(reason), "available": False}
+        return {**nothing, "reason": str(reason), "available": False}
 
 
 def _kernels() -> dict[str, Any]:
@@ -122,17 +124,14 @@ def _kernels() -> dict[str, Any]:
 
 
 def _warnings() -> list[str]:
-    found = []
     try:
         version = importlib.metadata.version("kernels")
     except importlib.metadata.PackageNotFoundError:
-        pass
-    else:
-        found.append(
-            f"another distribution, kernels {version}, is imported under the name of a package of smnas: "
-            "run `pip uninstall kernels`, then install smnas again"
-        )
-    return found
+        return []
+    return [
+        f"another distribution, kernels {version}, is imported under the name of a package of smnas: "
+        "run `pip uninstall kernels`, then install smnas again"
+    ]
 
 
 def _show(console: Console, document: dict[str, Any]) -> None:
@@ -160,10 +159,8 @@ def _show(console: Console, document: dict[str, Any]) -> None:
         for row in document["backends"]
     ]
     show_table(console, ["backend", "on", "version", "precisions"], rows)
-    for entry in document["missing"]:
-        console.print(f"missing: {entry['what']}: {entry['reason']}", soft_wrap=True, markup=False)
-    for line in document["warnings"]:
-        console.print(f"warning: {line}", soft_wrap=True, markup=False)
+    show_lines(console, *(f"missing: {entry['what']}: {entry['reason']}" for entry in document["missing"]))
+    show_lines(console, *(f"warning: {line}" for line in document["warnings"]))
 
 
 def _kernels_line(kernels: dict[str, Any]) -> str:

@@ -28,27 +28,13 @@ class ExportOptions(OutputOptions):
     """Options of ``smnas export``."""
 
     model: ModelOption
-    out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FILE", help="The file to write: .onnx, or .engine for an engine.")
-    ]
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            "--data", metavar="DIR", help="Compare, calibrate and measure AP on this data. Default: generated shapes."
-        ),
-    ] = None
-    format: Annotated[str, typer.Option(metavar="NAME", help="onnx, tensorrt-rtx or tensorrt.")] = "onnx"
-    precision: Annotated[
-        str, typer.Option(metavar="NAME", help="Number format of the network: fp32, fp16, bf16 or int8.")
-    ] = "fp32"
-    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Images of one run of the file.")] = 1
-    compute_capability: Annotated[
-        list[str] | None,
-        typer.Option(metavar="X.Y", help="GPU that a tensorrt-rtx engine must run on; again for another."),
-    ] = None
-    max_ap_drop: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Largest loss of AP against the checkpoint, with --data.")
-    ] = 0.01
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE")]
+    data: Annotated[Path | None, typer.Option("--data", metavar="DIR")] = None
+    format: Annotated[str, typer.Option(metavar="NAME")] = "onnx"
+    precision: Annotated[str, typer.Option(metavar="NAME")] = "fp32"
+    batch: Annotated[int, typer.Option(min=1, metavar="N")] = 1
+    compute_capability: Annotated[list[str] | None, typer.Option(metavar="X.Y")] = None
+    max_ap_drop: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.01
     drop_bad_boxes: DropBadBoxesOption = False
     drop_bad_images: DropBadImagesOption = False
 

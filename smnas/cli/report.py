@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from smnas.cli.terminal.console import Output
+from smnas.cli.terminal.console import Output, show_lines
 from smnas.cli.terminal.options import JsonOption, QuietOption, examples
 
 __all__ = ["EXAMPLES", "report"]
@@ -38,4 +38,4 @@ def report(
         from smnas import api
 
         page = api.report(run, out, data=data, table=table)
-        output.result({"report": page}, lambda console: console.print(str(page), soft_wrap=True, markup=False))
+        output.result({"report": page}, lambda console: show_lines(console, str(page)))

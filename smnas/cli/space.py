@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 
 from profiler.errors import UserError
-from smnas.cli.terminal.console import Output, show_facts, show_table
+from smnas.cli.terminal.console import Output, show_facts, show_lines, show_table
 from smnas.cli.terminal.options import JsonOption, PresetOption, QuietOption, SeedOption, examples
 
 if TYPE_CHECKING:
@@ -56,10 +56,8 @@ def space(
             return
         if sample:
             names = _sample(loaded, sample, seed)
-            output.result(
-                {"preset": preset, "seed": seed, "architectures": names},
-                lambda console: console.print("\n".join(names), soft_wrap=True, markup=False),
-            )
+            document = {"preset": preset, "seed": seed, "architectures": names}
+            output.result(document, lambda console: show_lines(console, *names))
             return
         overview = _overview(loaded)
         output.result(overview, lambda console: _show_overview(console, overview))

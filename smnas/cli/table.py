@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +9,7 @@ import typer
 from rich.console import Console
 
 from profiler.errors import UserError
-from smnas.cli.terminal.console import Output, show_facts, show_table
+from smnas.cli.terminal.console import Output, show_facts, show_lines, show_table
 from smnas.cli.terminal.options import ClassesOption, JsonOption, QuietOption, examples
 
 if TYPE_CHECKING:
@@ -114,19 +113,13 @@ def validate(table: TableArgument, as_json: JsonOption = False, quiet: QuietOpti
     with Output.open(as_json=as_json, quiet=quiet) as output:
         with output.working("checking"):
             found = table_validate.validate(table)
-        document = {
-            "table": table,
-            "version": found.version,
-            "rows": found.rows,
-            "current": found.current,
-            "problems": found.problems,
-        }
+        names = ("version", "rows", "current", "problems")
+        document = {"table": table, **{name: getattr(found, name) for name in names}}
         rows = f"{found.rows:,}, of them {found.current:,} current"
 
         def show(console: Console) -> None:
             show_facts(console, [("table", table), ("version", found.version), ("rows", rows)])
-            for problem in found.problems or ["nothing is wrong with it"]:
-                console.print(problem, soft_wrap=True, markup=False)
+            show_lines(console, *(found.problems or ["nothing is wrong with it"]))
 
         output.result(document, show)
         if found.problems:
@@ -210,10 +203,10 @@ def as_table_command(arguments: Sequence[str]) -> list[str] | None:
 
 def _fields_apart(first: "LatencyTable", second: "LatencyTable") -> list[str]:
     """Fields of the target in which the two tables share no value."""
-    from profiler.table.latency_table import Target
+    from profiler.table.latency_table import TARGET_COLUMNS
 
     one, other = first.targets(), second.targets()
-    names = [field.name for field in fields(Target)] if one and other else []
+    names = TARGET_COLUMNS if one and other else ()
     return [
         name
         for name in names
@@ -222,28 +215,13 @@ def _fields_apart(first: "LatencyTable", second: "LatencyTable") -> list[str]:
 
 
 def _compared(comparison: "Comparison") -> dict[str, Any]:
-    return {
-        "key": comparison.key,
-        "name": comparison.name,
-        "verdict": comparison.verdict,
-        "ratio": comparison.ratio,
-        "first": _facts(comparison.first),
-        "second": _facts(comparison.second),
-    }
+    shown = {name: getattr(comparison, name) for name in ("key", "name", "verdict", "ratio")}
+    return {**shown, "first": _facts(comparison.first), "second": _facts(comparison.second)}
 
 
 def _facts(row: "Row | None") -> dict[str, Any] | None:
-    if row is None:
-        return None
-    return {
-        "target": row.target,
-        "status": row.status,
-        "reason": row.reason,
-        "median_ms": row.median_ms,
-        "low_ms": row.low_ms,
-        "high_ms": row.high_ms,
-        "created_at": row.created_at,
-    }
+    names = ("target", "status", "reason", "median_ms", "low_ms", "high_ms", "created_at")
+    return None if row is None else {name: getattr(row, name) for name in names}
 
 
 def _show_diff(console: Console, file: Path, other: Path, found: "Difference") -> None:
@@ -259,6 +237,7 @@ def _show_diff(console: Console, file: Path, other: Path, found: "Difference") -
 
 
 def _interval(row: "Row | None") -> str | None:
-    if row is None or row.median_ms is None or row.low_ms is None or row.high_ms is None:
+    if row is None or row.interval is None:
         return None
-    return f"{row.median_ms:.4g} [{row.low_ms:.4g}, {row.high_ms:.4g}]"
+    low, median, high = row.interval
+    return f"{median:.4g} [{low:.4g}, {high:.4g}]"

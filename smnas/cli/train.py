@@ -40,38 +40,17 @@ class TrainOptions(OutputOptions):
 
     arch: ArchOption
     data: DataOption
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where checkpoint and curve go.")]
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data. Default: the recipe's.")] = None
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR")]
+    epochs: Annotated[int | None, typer.Option(min=1)] = None
     recipe: Annotated[
         str, typer.Option(metavar="NAME", help="Training recipe: nano, small, sm-nas or a .toml file.")
     ] = "nano"
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images per step. Default: the recipe's.")] = None
-    evaluate_every: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Epochs between evaluations on the way; 0: only at the end.")
-    ] = None
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard logs to OUT/tensorboard.")] = (
-        False
-    )
-    pretrained: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="ImageNet weights of the backbone: a state_dict file of torchvision."),
-    ] = None
-    norm: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="gn-ws: GroupNorm and weight standardization everywhere; bn: BatchNorm in the backbone. "
-            "Default: gn-ws; bn with --pretrained.",
-        ),
-    ] = None
-    stem: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="deep: two 3x3 convolutions; imagenet: a 7x7 one and pooling. Default: deep; imagenet with "
-            "--pretrained.",
-        ),
-    ] = None
+    batch_size: Annotated[int | None, typer.Option(min=1)] = None
+    evaluate_every: Annotated[int | None, typer.Option(min=0, metavar="N")] = None
+    tensorboard: Annotated[bool, typer.Option("--tensorboard")] = False
+    pretrained: Annotated[Path | None, typer.Option(metavar="FILE")] = None
+    norm: Annotated[str | None, typer.Option(metavar="NAME")] = None
+    stem: Annotated[str | None, typer.Option(metavar="NAME")] = None
     drop_bad_boxes: DropBadBoxesOption = False
     drop_bad_images: DropBadImagesOption = False
     seed: SeedOption = 0

@@ -4,7 +4,7 @@ from typing import Any
 
 from rich.console import Console
 
-from smnas.cli.terminal.console import show_table
+from smnas.cli.terminal.console import show_lines, show_table
 
 __all__ = ["show_audit"]
 
@@ -16,33 +16,33 @@ def show_audit(console: Console, audit: dict[str, Any]) -> None:
     """Print the worst predictions, the overall accuracy beside simpler ones, and the residuals of the worst."""
     detectors = audit["detectors"]
     if detectors:
-        _line(
+        show_lines(
             console,
             f"{len(detectors)} detectors that the prediction had not seen ({audit['calibrated_on']} it was fitted on)",
         )
         _show_worst(console, detectors[:_WORST_SHOWN])
         _show_accuracy(console, audit["accuracy"])
-        _line(
+        show_lines(
             console,
             f"{audit['inside_interval']:.0%} of the intervals hold the measured latency, "
             f"{audit['level']:.0%} are meant to; roofline by {audit['roof']}",
         )
         splits = audit["inside_interval_over_splits"]
         if splits is not None:
-            _line(
+            show_lines(
                 console,
                 f"fitted on other ones of these detectors, {splits['splits']} choices: {splits['mean']:.0%} "
                 f"({splits['low']:.0%} to {splits['high']:.0%})",
             )
         disturbed = sum(bool(row["disturbances"]) for row in detectors)
         if disturbed:
-            _line(console, f"{disturbed} of them were measured on a disturbed machine, --json says by what")
+            show_lines(console, f"{disturbed} of them were measured on a disturbed machine, --json says by what")
     if audit["left"]:
-        _line(console, f"{audit['left']} detectors were not reached in time; the same command resumes")
+        show_lines(console, f"{audit['left']} detectors were not reached in time; the same command resumes")
     for residual in audit["residuals"]:
         _show_residual(console, residual)
     for name, reason in audit["failed"].items():
-        _line(console, f"failed: {name}: {reason}")
+        show_lines(console, f"failed: {name}: {reason}")
 
 
 def _show_worst(console: Console, detectors: list[dict[str, Any]]) -> None:
@@ -84,7 +84,7 @@ def _show_residual(console: Console, residual: dict[str, Any]) -> None:
         "the same nodes": residual["kernels_ms"],
     }
     difference = residual["whole_ms"] - residual["parts_ms"]
-    _line(
+    show_lines(
         console,
         f"{residual['architecture']}: {residual['whole_ms']:.3f} ms whole, {residual['parts_ms']:.3f} ms in blocks, in "
         f"ONNX Runtime's own profile; {difference:+.3f} ms are "
@@ -95,7 +95,3 @@ def _show_residual(console: Console, residual: dict[str, Any]) -> None:
         for row in residual["operators"][:_OPERATORS_SHOWN]
     ]
     show_table(console, ["operator", "whole ms", "blocks ms", "nodes whole", "nodes in blocks"], rows)
-
-
-def _line(console: Console, text: str) -> None:
-    console.print(text, soft_wrap=True, markup=False)

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Output", "plain", "show_facts", "show_table"]
+__all__ = ["Output", "plain", "show_facts", "show_lines", "show_table"]
 
 _COLUMN_GAP = 3  # between two columns of rich's table
 _PIPE_WIDTH = 240  # a pipe has no width: wide enough that no architecture string is cut
@@ -181,6 +181,12 @@ def _show_in_two_lines(
     show(headings, "bold")
     for row in cells:
         show(row)
+
+
+def show_lines(console: Console, *lines: str) -> None:
+    """Print lines as they are, however long."""
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False)
 
 
 def show_facts(console: Console, facts: Sequence[tuple[str, object]]) -> None:

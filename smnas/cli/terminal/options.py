@@ -1,6 +1,10 @@
-"""Options shared by several commands, each with its help written once, and commands that take them as one value."""
+"""Options shared by several commands, and commands that take their options as one value.
+
+The help of an option is written once: here, or as an argument's description in :mod:`smnas.api`.
+"""
 
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import wraps
@@ -32,6 +36,7 @@ __all__ = [
     "TableOption",
     "ThreadsOption",
     "TimeLimitOption",
+    "described",
     "examples",
     "single_options",
 ]
@@ -145,16 +150,32 @@ def single_options(command: Callable[..., None]) -> Callable[..., None]:
         command(first(**values))
 
     run.__annotations__ = {}
-    run.__signature__ = inspect.Signature(list(_parameters(first)))  # type: ignore[attr-defined]
+    run.__signature__ = inspect.Signature(list(_parameters(first, command.__name__)))  # type: ignore[attr-defined]
     return run
 
 
-def _parameters(options: Any) -> Iterator[inspect.Parameter]:
+def described(function: str) -> dict[str, str]:
+    """The descriptions of the arguments of a function of :mod:`smnas.api`, as help of the options of these names."""
+    from smnas import api
+
+    arguments = (inspect.getdoc(getattr(api, function)) or "").partition("\nArgs:\n")[2].partition("\n\n")[0]
+    texts = dict(re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", arguments, re.MULTILINE))
+
+    def option(quoted: re.Match[str]) -> str:
+        return f"--{quoted[1].replace('_', '-')}" if quoted[1] in texts else quoted[1]
+
+    return {name: re.sub("``(.+?)``", option, " ".join(text.split())) for name, text in texts.items()}
+
+
+def _parameters(options: Any, function: str) -> Iterator[inspect.Parameter]:
     """The command's own options first, then those of shared groups."""
+    texts = described(function)
     hints, defaults = get_type_hints(options, include_extras=True), {one.name: one.default for one in fields(options)}
     for group in options.__mro__:
         for name in inspect.get_annotations(group):
             default = inspect.Parameter.empty if defaults[name] is MISSING else defaults[name]
+            (option,) = hints[name].__metadata__
+            option.help = option.help or texts.get(name)
             yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[name])
 
 

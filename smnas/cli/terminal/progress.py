@@ -2,8 +2,7 @@
 
 import math
 import time
-from contextlib import ExitStack
-from typing import Self
+from contextlib import AbstractContextManager, ExitStack
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -73,16 +72,13 @@ class Steps:
         return (now - began) / (done - before) * (total - done)
 
 
-class PhaseSteps:
+class PhaseSteps(AbstractContextManager["PhaseSteps"]):
     """Context manager that counts steps of consecutive phases, each on a bar of its own."""
 
     def __init__(self, output: Output) -> None:
         self._output = output
         self._title: str | None = None
         self._stack = ExitStack()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -1,12 +1,13 @@
 """Display of a running search: a line for every finished trial, and on a terminal live progress below."""
 
 import time
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from smnas.cli.terminal.console import Output, show_table
+from smnas.cli.terminal.console import Output, show_lines, show_table
 from smnas.cli.terminal.progress import PhaseSteps
 from smnas.durations import duration
 
@@ -20,7 +21,7 @@ __all__ = ["SearchDisplay", "front_line", "show_ranking", "trial_line"]
 _SECONDS_BETWEEN_LINES = 60.0  # without a terminal, between lines of finished trials
 
 
-class SearchDisplay:
+class SearchDisplay(AbstractContextManager["SearchDisplay"]):
     """Context manager that displays a search: its trials and training runs, and the phases before and after."""
 
     def __init__(self, output: Output) -> None:
@@ -34,9 +35,6 @@ class SearchDisplay:
         if output.messages.is_terminal and not output.quiet:
             columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
             self._bars = Progress(*columns, TextColumn("{task.fields[text]}"), console=output.messages)
-
-    def __enter__(self) -> "SearchDisplay":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._phases.close()
@@ -135,22 +133,18 @@ def show_ranking(console: Console, ranking: "Ranking") -> None:
     headings = ["rank", "AP", "+-", "AP of file", *predicted, "measured ms", "parameters", "", "architecture"]
     show_table(console, headings, rows)
     if ranking.recommendation is not None:
-        console.print(f"recommended: {ranking.recommendation.architecture}", soft_wrap=True, markup=False)
-        console.print(ranking.recommendation.reason, soft_wrap=True, markup=False)
+        show_lines(console, f"recommended: {ranking.recommendation.architecture}", ranking.recommendation.reason)
         for pick in ranking.picks:
             same = pick.architecture == ranking.recommendation.architecture
             what = "the recommended detector" if same else f"{pick.architecture}: {pick.reason}"
-            console.print(f"{pick.name}: {what}", soft_wrap=True, markup=False)
+            show_lines(console, f"{pick.name}: {what}")
     if len(ranking.bands) > 1:
-        console.print("for other latency limits:", markup=False)
-        for band in ranking.bands:
-            line = f"  {band_limits(band)}: {band.architecture}: {band.reason}"
-            console.print(line, soft_wrap=True, markup=False)
+        lines = [f"  {band_limits(band)}: {band.architecture}: {band.reason}" for band in ranking.bands]
+        show_lines(console, "for other latency limits:", *lines)
     for found in ranking.correlations:
-        line = f"rank correlation of {found.what}: {found.tau:.2f} (Kendall's tau, {found.detectors} detectors)"
-        console.print(line, soft_wrap=True, markup=False)
-    for note in ranking.notes:
-        console.print(f"note: {note}", soft_wrap=True, markup=False)
+        tau = f"{found.tau:.2f} (Kendall's tau, {found.detectors} detectors)"
+        show_lines(console, f"rank correlation of {found.what}: {tau}")
+    show_lines(console, *(f"note: {note}" for note in ranking.notes))
 
 
 def _percent(fraction: float | None) -> str | None:
