@@ -15,7 +15,7 @@ from profiler.devices import Device
 from profiler.precision import typed_copy
 from profiler.timing.measurement import CudaTimer, Timer, WallTimer
 
-__all__ = ["EagerBackend", "EagerSession", "torch_version"]
+__all__ = ["EagerBackend", "EagerSession", "to_numpy", "torch_version"]
 
 
 class EagerBackend:
@@ -83,7 +83,7 @@ class EagerSession:
         """Run once and copy the outputs to the host."""
         with torch.inference_mode():
             tensors = [leaf for leaf in tree_leaves(self._module(*self._inputs)) if isinstance(leaf, Tensor)]
-        return tuple(_to_numpy(tensor) for tensor in tensors)
+        return tuple(to_numpy(tensor) for tensor in tensors)
 
     def describe(self) -> dict[str, Any]:
         """Return version and threads."""
@@ -98,7 +98,8 @@ class EagerSession:
         return facts
 
 
-def _to_numpy(tensor: Tensor) -> NDArray[Any]:
+def to_numpy(tensor: Tensor) -> NDArray[Any]:
+    """Copy a tensor to the host; half precision as float32."""
     host = tensor.detach().cpu()
     array: NDArray[Any] = (host.float() if host.is_floating_point() else host).numpy()
     return array

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from profiler.backends.base import Session, check_precision
+from profiler.backends.eager import to_numpy
 from profiler.backends.engine import Engine
 from profiler.devices import Device
 from profiler.engines.engine_graph import engine_graphs
@@ -162,8 +163,7 @@ class EngineSession:
         with self:
             self.run()
             self._wait()
-        host = [tensor.cpu() for tensor in self._engine.results.values()]
-        return tuple((one.float() if one.is_floating_point() else one).numpy() for one in host)
+        return tuple(map(to_numpy, self._engine.results.values()))
 
     def describe(self) -> dict[str, Any]:
         """Return version, facts about the engine, and the fraction of its layers in the requested precision."""

@@ -62,7 +62,6 @@ def build_ahead(
     backend: str = "tensorrt_rtx",
     precision: str = "fp32",
     workers: int = 1,
-    retry_failed: bool = False,
     on_done: Callable[[Manifest], None] | None = None,
 ) -> AheadReport:
     """Build an engine of every workload for every compute capability.
@@ -74,7 +73,6 @@ def build_ahead(
         backend: ``tensorrt_rtx``, or another module of this interface that builds for given capabilities.
         precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
         workers: builder processes.
-        retry_failed: build stored failures again.
         on_done: called after every engine or failure, those on disk included.
 
     Raises:
@@ -110,7 +108,7 @@ def build_ahead(
                 backend, str(trt.__version__), capability, precision, hashlib.sha256(model).hexdigest()
             )
             found = store.find(request)
-            if found is not None and not (retry_failed and found.status == "failed"):
+            if found is not None:
                 note("cached", found)
             elif reason:
                 note("built", store.add_failure(request, reason, name=workload.name, key=workload.key))

@@ -74,15 +74,13 @@ def plan_profile(
     return Plan(tuple(schedule), len(cached), tuple(failed))
 
 
-def missing(
-    workloads: Iterable[WorkloadT], table: LatencyTable, target: Target, *, retry_failed: bool = False
-) -> tuple[WorkloadT, ...]:
+def missing(workloads: Iterable[WorkloadT], table: LatencyTable, target: Target) -> tuple[WorkloadT, ...]:
     """Find the workloads that a table lacks for a target, one per key, in the given order.
 
     Only keys are compared, so the workloads may be on ``meta``: give real weights to the result and pass it to
-    :func:`profiler.measuring.profile.profile_workloads`. ``retry_failed`` counts remembered failures as missing.
+    :func:`profiler.measuring.profile.profile_workloads`.
     """
-    return _missing(workloads, table.current(target), retry_failed)
+    return _missing(workloads, table.current(target), retry_failed=False)
 
 
 def _missing(workloads: Iterable[WorkloadT], known: Mapping[str, Row], retry_failed: bool) -> tuple[WorkloadT, ...]:

@@ -30,10 +30,6 @@ class ImageResult:
     error: str | None = None
     remark: str | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return {**asdict(self), "path": str(self.path), "drawn": None if self.drawn is None else str(self.drawn)}
-
 
 @dataclass(frozen=True)
 class FrameResult:
@@ -77,14 +73,6 @@ class VideoResult:
     error: str | None = None
     remark: str | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return {
-            **asdict(self),
-            "found": dict(self.found),
-            "drawn": None if self.drawn is None else str(self.drawn),
-        }
-
 
 @dataclass(frozen=True)
 class DetectReport:
@@ -118,8 +106,8 @@ class DetectReport:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return {
-            "images": [image.to_dict() for image in self.images],
-            "videos": [video.to_dict() for video in self.videos],
+            "images": list(map(_plain, self.images)),
+            "videos": list(map(_plain, self.videos)),
             "interrupted": self.interrupted,
             "speed": {
                 "images": self.times.images,
@@ -128,3 +116,8 @@ class DetectReport:
                 "ms_per_image": self.times.ms_per_image(),
             },
         }
+
+
+def _plain(result: ImageResult | VideoResult) -> dict[str, Any]:
+    values = asdict(result).items()
+    return {name: str(one) if isinstance(one, Path) else dict(one) if name == "found" else one for name, one in values}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
-__all__ = ["SHAPES", "grid_size", "level_anchors"]
+__all__ = ["SHAPES", "grid_positions", "grid_size", "level_anchors"]
 
 _RATIOS = (0.5, 1.0, 2.0)
 SHAPES = len(_RATIOS)
@@ -33,3 +33,10 @@ def level_anchors(level: int, width: int, height: int, sizes: tuple[float, ...])
     rows, columns = grid_size(level, width, height)
     anchors: Tensor = generator.grid_anchors([[rows, columns]], [[stride, stride]])[0]
     return anchors
+
+
+def grid_positions(level: int, width: int, height: int) -> Tensor:
+    """``(rows * columns, 2)`` int64 x and y index of each position of a level, row by row."""
+    rows, columns = grid_size(level, width, height)
+    y, x = torch.meshgrid(torch.arange(rows, device="cpu"), torch.arange(columns, device="cpu"), indexing="ij")
+    return torch.stack([x, y], dim=-1).reshape(-1, 2)

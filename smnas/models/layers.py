@@ -136,7 +136,7 @@ def norm2d(norm: NormKind, channels: int, groups: int, *, relu: bool = False) ->
 class ConvNorm(nn.Sequential):
     """A convolution of the pyramid or a head, with its norm and ReLU.
 
-    ``gn-ws`` adds a GroupNorm of at most ``groups`` groups; ``bn`` adds none unless ``always_norm``, and the
+    ``gn-ws`` adds a GroupNorm of at most 32 groups; ``bn`` adds none unless ``always_norm``, and the
     convolution has a bias.
     """
 
@@ -148,7 +148,6 @@ class ConvNorm(nn.Sequential):
         kernel: int,
         *,
         stride: int = 1,
-        groups: int = 32,
         relu: bool = True,
         always_norm: bool = False,
     ) -> None:
@@ -163,7 +162,7 @@ class ConvNorm(nn.Sequential):
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
             layers.append(conv)
         if norm == "gn-ws" or always_norm:
-            layers.append(group_norm(out_channels, groups, relu=relu))
+            layers.append(group_norm(out_channels, 32, relu=relu))
         elif relu:
             layers.append(nn.ReLU(inplace=True))
         super().__init__(*layers)

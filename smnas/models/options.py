@@ -56,27 +56,13 @@ class DetectorOptions:
         Guided anchors propose better, so fewer proposals are kept and IoU thresholds rise, as in SM-NAS (whose 300
         proposals are for inference; using them in training is this project's default).
         """
-        options = cls._for_input(architecture, norm, stem)
-        if architecture.rpn is not RPNKind.GUIDED:
-            return options
-        return replace(options, proposals=options.proposals * 3 // 10, roi_overlaps=(0.6, 0.7, 0.75, 0.8))
-
-    @classmethod
-    def _for_input(cls, architecture: Architecture, norm: NormKind, stem: StemKind) -> "DetectorOptions":
-        if min(architecture.input_width, architecture.input_height) >= 400:
-            return cls(norm=norm, stem=stem)
-        return cls(
-            norm=norm,
-            stem=stem,
-            anchor_cells=(2.0, 4.0),
+        options = cls(norm=norm, stem=stem)
+        if min(architecture.input_width, architecture.input_height) < 400:
             # Small objects have low IoUs with anchors, so few are positive: on real images at 160 pixels AP50 after 10
             # of 20 epochs is 0.004 and 0.022 (two initial weights), with 0.7 and 256 twice 0.0003; on generated images
             # after 2 epochs 0.61 against 0.59 (one seed).
-            rpn_overlap=0.5,
-            rpn_samples=64,
-            canonical_size=112.0,
-            pre_nms_top_n=200,
-            proposals=100,
-            roi_samples=64,
-            candidates=300,
-        )
+            options = replace(options, anchor_cells=(2.0, 4.0), rpn_overlap=0.5, rpn_samples=64, canonical_size=112.0)
+            options = replace(options, pre_nms_top_n=200, proposals=100, roi_samples=64, candidates=300)
+        if architecture.rpn is RPNKind.GUIDED:
+            options = replace(options, proposals=options.proposals * 3 // 10, roi_overlaps=(0.6, 0.7, 0.75, 0.8))
+        return options

@@ -137,13 +137,8 @@ class Recipe(BaseModel):
     @property
     def augmentation(self) -> Augmentation:
         """The augmentation of training images."""
-        return Augmentation(
-            flip=self.flip,
-            scale_jitter=self.scale_jitter,
-            mosaic=self.mosaic,
-            mosaic_scale=self.mosaic_scale,
-            color_jitter=self.color_jitter,
-        )
+        names = ("flip", "scale_jitter", "mosaic", "mosaic_scale", "color_jitter")
+        return Augmentation(**{name: getattr(self, name) for name in names})
 
     @property
     def losses(self) -> LossOptions:

@@ -6,10 +6,11 @@ The help of an option is written once: here, or as an argument's description in 
 import inspect
 import re
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
@@ -22,20 +23,15 @@ __all__ = [
     "BatchOption",
     "ClassesOption",
     "DataOption",
-    "DeviceOption",
     "DropBadBoxesOption",
     "DropBadImagesOption",
     "JsonOption",
     "MeasuringOptions",
     "ModelOption",
     "OutputOptions",
-    "PrecisionOption",
     "PresetOption",
     "QuietOption",
     "SeedOption",
-    "TableOption",
-    "ThreadsOption",
-    "TimeLimitOption",
     "described",
     "examples",
     "single_options",
@@ -70,12 +66,6 @@ DropBadImagesOption = Annotated[
         "--drop-bad-images", help="Leave out images that are missing, damaged or of another size than annotated."
     ),
 ]
-DeviceOption = Annotated[
-    str,
-    typer.Option(
-        "--device", "--gpu", metavar="NAME", help="Device the latency is for: local, cpu, or a GPU as in v100, h200."
-    ),
-]
 BackendOption = Annotated[
     str,
     typer.Option(
@@ -83,25 +73,9 @@ BackendOption = Annotated[
         help="What runs the network: onnxruntime (also -cuda, -tensorrt), eager, compile, tensorrt or tensorrt-rtx.",
     ),
 ]
-PrecisionOption = Annotated[
-    str,
-    typer.Option(metavar="NAME", help="Number format of the network: fp32, fp16, bf16 or int8, as the backend has it."),
-]
 BatchOption = Annotated[int, typer.Option(min=1, help="Images per run when latency is measured.")]
-ThreadsOption = Annotated[
-    int, typer.Option(min=1, callback=_require_cores, help="CPU threads that a measured run may use.")
-]
-TableOption = Annotated[
-    Path | None, typer.Option("--table", metavar="FILE", help="Latency table (SQLite), made if it is not there.")
-]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Random seed.")]
 ClassesOption = Annotated[int, typer.Option(min=1, help="Object classes of the detectors.")]
-TimeLimitOption = Annotated[
-    str | None,
-    typer.Option(
-        "--time-limit", "--budget", metavar="TIME", help="As in 10m or 8h: stop in time; the same command resumes."
-    ),
-]
 ModelOption = Annotated[
     Path,
     typer.Option(
@@ -130,12 +104,15 @@ class OutputOptions:
 class MeasuringOptions(OutputOptions):
     """Options of commands that measure latency."""
 
-    device: DeviceOption = "local"
+    device: Annotated[str, typer.Option("--device", "--gpu", metavar="NAME")] = "local"
     backend: BackendOption = "onnxruntime"
-    precision: PrecisionOption = "fp32"
-    threads: ThreadsOption = 1
-    table: TableOption = None
-    time_limit: TimeLimitOption = None
+    precision: Annotated[str, typer.Option(metavar="NAME")] = "fp32"
+    threads: Annotated[int, typer.Option(min=1, callback=_require_cores)] = 1
+    table: Annotated[Path | None, typer.Option("--table", metavar="FILE")] = None
+    time_limit: Annotated[
+        str | None,
+        typer.Option("--time-limit", "--budget", metavar="TIME", help="As in 10m or 8h: stop in time, to be resumed."),
+    ] = None
     seed: SeedOption = 0
 
 
@@ -174,9 +151,11 @@ def _parameters(options: Any, function: str) -> Iterator[inspect.Parameter]:
     for group in options.__mro__:
         for name in inspect.get_annotations(group):
             default = inspect.Parameter.empty if defaults[name] is MISSING else defaults[name]
-            (option,) = hints[name].__metadata__
+            kind, option = get_args(hints[name])
+            option = copy(option)  # of a shared group, whose help differs between commands
             option.help = option.help or texts.get(name)
-            yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[name])
+            annotation = Annotated[kind, option]
+            yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def examples(*lines: str) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smnas.models.anchors import grid_size
+from smnas.models.anchors import grid_positions
 from smnas.models.boxes import PaddedTargets, batched_iou
 from smnas.models.heads.dense import DensePostprocess, conv_tower, output_convs
 from smnas.models.layers import NormKind
@@ -72,10 +72,8 @@ class FCOSHead(nn.Module):
 
 def level_cells(level: int, width: int, height: int) -> Tensor:
     """``(rows * columns, 3)`` float32: x and y of each position's centre and its stride, in pixels, row by row."""
-    rows, columns = grid_size(level, width, height)
     stride = float(2**level)
-    y, x = torch.meshgrid(torch.arange(rows, device="cpu"), torch.arange(columns, device="cpu"), indexing="ij")
-    centres = (torch.stack([x, y], dim=-1).reshape(-1, 2) + 0.5) * stride
+    centres = (grid_positions(level, width, height) + 0.5) * stride
     return torch.cat([centres, torch.full((len(centres), 1), stride, device="cpu")], dim=1)
 
 

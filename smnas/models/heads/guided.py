@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from kernels.deform_conv import deform_conv2d
-from smnas.models.anchors import grid_size
+from smnas.models.anchors import grid_positions, grid_size
 from smnas.models.boxes import PaddedTargets, match
 from smnas.models.heads.rpn import NEGATIVE_OVERLAP, anchor_loss, best_proposals
 from smnas.models.layers import ConvNorm, NormKind, group_norm, prior_bias
@@ -135,10 +135,7 @@ class GuidedProposalLayer(nn.Module):
         self.grids = [grid_size(level, width, height) for level in levels]
         self.counts = [rows * columns for rows, columns in self.grids]
         self.level_bases = [math.prod(sides) ** (1 / len(sides)) for sides in sizes]
-        centres = []
-        for (rows, columns), stride in zip(self.grids, self.strides, strict=True):
-            y, x = torch.meshgrid(torch.arange(rows, device="cpu"), torch.arange(columns, device="cpu"), indexing="ij")
-            centres.append(torch.stack([x, y], dim=-1).reshape(-1, 2) * stride)
+        centres = [grid_positions(level, width, height) * float(2**level) for level in levels]
         counts = torch.tensor(self.counts, device="cpu")
         cell_levels = torch.arange(len(counts), device="cpu").repeat_interleave(counts)
         device = torch.get_default_device()
