@@ -90,7 +90,7 @@ def _backends(device: "Device") -> list[dict[str, Any]]:
         backend = get_backend(name, device)
         return {"version": backend.version, "precisions": list(backend.precisions)}
 
-    nothing = {"version": None, "precisions": []}
+    nothing: dict[str, Any] = {"version": None, "precisions": []}
     return [{"name": name, "device": device.name, **_found(partial(facts, name), nothing)} for name in BACKENDS]
 
 
