@@ -154,7 +154,7 @@ def _parameters(options: Any, function: str) -> Iterator[inspect.Parameter]:
             kind, option = get_args(hints[name])
             option = copy(option)  # of a shared group, whose help differs between commands
             option.help = option.help or texts.get(name)
-            annotation = Annotated[kind, option]
+            annotation: Any = Annotated[kind, option]
             yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
