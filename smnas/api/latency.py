@@ -85,11 +85,11 @@ def profile(
 
     Args:
         preset: Cover this space: ``nano`` (the default), ``small``, ``paper`` or a .toml file.
-        arch: Cover these architectures instead.
+        arch: Cover these architectures instead, one or several.
         sample: Cover a random sample of the space; by default all structural choices.
         device: ``local``, ``cpu``, or a GPU such as ``v100``.
         backend: What runs the blocks.
-        precision: Number format of the network.
+        precision: Number format of the network: ``fp32``, ``fp16``, ``bf16`` or ``int8``, as the backend has it.
         batch: Images per run.
         threads: CPU threads that a measured run may use.
         classes: Object classes of the detectors.

@@ -141,7 +141,7 @@ def search(
     """Find the detector to deploy on a device, for a data set, within a latency limit; or resume that search.
 
     Args:
-        out: Run folder.
+        out: Run folder; an interrupted run resumes.
         data: COCO-format folder; by default coloured shapes, generated in ``out/data``.
         device: ``local``, ``cpu``, or a GPU such as ``v100``. With a ``table`` that was filled there, one that is not
             in this machine: a GPU, or part of a name that the table holds. Nothing is timed then: what the table holds
@@ -166,11 +166,11 @@ def search(
         precision: ``fp32``, ``fp16`` or ``int8``, of latencies and exported files.
         threads: CPU threads that a measured run may use.
         workers: Training runs at once, each in a process; by default one a GPU, or two on a CPU.
-        ray: Address of a Ray cluster to train on.
+        ray: Address of a Ray cluster to train on; ``workers`` is then the most at once.
         generation: Candidates proposed at once; by default the workers, at least 2.
         time_limit: Stop proposing in time for the final phase: seconds, or as in ``8h``.
-        storage: Database URL of the study, instead of ``out/study.db``.
-        warm_start: Run folders whose training runs the search begins with.
+        storage: Database URL (PostgreSQL) of the study, instead of ``out/study.db``.
+        warm_start: Run folders, one or several, whose training runs the search begins with.
         drop_bad_boxes: Leave out boxes without a size or outside their image.
         drop_bad_images: Leave out images that are missing, damaged or of another size than annotated.
         seed: Random seed.

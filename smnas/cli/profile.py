@@ -41,30 +41,15 @@ _EXCLUSIVE = {
 class ProfileOptions(MeasuringOptions):
     """Options of ``smnas profile``."""
 
-    preset: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Cover this space: nano (default), small, paper or a .toml file.")
-    ] = None
-    arch: Annotated[
-        list[str] | None, typer.Option("--arch", metavar="ARCH", help="Cover this architecture; may be repeated.")
-    ] = None
-    sample: Annotated[
-        int | None, typer.Option(min=1, help="Cover a random sample of the preset. Default: all structural choices.")
-    ] = None
+    preset: Annotated[str | None, typer.Option(metavar="NAME")] = None
+    arch: Annotated[list[str] | None, typer.Option("--arch", metavar="ARCH")] = None
+    sample: Annotated[int | None, typer.Option(min=1)] = None
     batch: BatchOption = 1
     classes: ClassesOption = 80
-    audit: Annotated[
-        int, typer.Option(min=0, help="Compare predicted with measured latency on this many whole detectors.")
-    ] = 0
-    cold: Annotated[
-        bool, typer.Option("--cold", help="Measure with flushed caches too, in rows that no prediction reads.")
-    ] = False
-    builds: Annotated[
-        int | None,
-        typer.Option(min=2, metavar="N", help="Build a sample of blocks N times and say how far the builds differ."),
-    ] = None
-    whole: Annotated[
-        bool, typer.Option("--whole", help="Measure the detectors end to end too: predictions are calibrated on those.")
-    ] = False
+    audit: Annotated[int, typer.Option(min=0)] = 0
+    cold: Annotated[bool, typer.Option("--cold")] = False
+    builds: Annotated[int | None, typer.Option(min=2, metavar="N")] = None
+    whole: Annotated[bool, typer.Option("--whole")] = False
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Roofline of a GPU that is not here, from its data sheet; labelled so.")
     ] = False

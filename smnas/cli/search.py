@@ -34,32 +34,13 @@ EXAMPLES = examples(
 class SearchOptions(MeasuringOptions):
     """Options of ``smnas search``."""
 
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Run folder; an interrupted run resumes.")]
-    data: Annotated[
-        Path | None,
-        typer.Option("--data", metavar="DIR", help="COCO-format folder. Default: coloured shapes, made in OUT/data."),
-    ] = None
-    latency_ms: Annotated[
-        float | None, typer.Option("--latency-ms", min=0.0, help="Latency limit: recommend nothing slower than this.")
-    ] = None
-    latency_confidence: Annotated[
-        float,
-        typer.Option(
-            min=0.01,
-            max=0.999,
-            help="Probability that a predicted latency's interval holds the measured one; for a device elsewhere the "
-            "limit bounds its upper end.",
-        ),
-    ] = 0.9
-    accept_version: Annotated[
-        str | None,
-        typer.Option(metavar="VERSION", help="For a device elsewhere: take the table's rows of this backend version."),
-    ] = None
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR")]
+    data: Annotated[Path | None, typer.Option("--data", metavar="DIR")] = None
+    latency_ms: Annotated[float | None, typer.Option("--latency-ms", min=0.0)] = None
+    latency_confidence: Annotated[float, typer.Option(min=0.01, max=0.999)] = 0.9
+    accept_version: Annotated[str | None, typer.Option(metavar="VERSION")] = None
     preset: PresetOption = "nano"
-    max_parameters: Annotated[
-        int | None,
-        typer.Option(min=1, help="Size limit: train nothing larger but the baseline, recommend nothing larger."),
-    ] = None
+    max_parameters: Annotated[int | None, typer.Option(min=1)] = None
     strategy: Annotated[
         str | None,
         typer.Option(
@@ -76,50 +57,23 @@ class SearchOptions(MeasuringOptions):
             "entropy-deepmad; then only the final phase trains.",
         ),
     ] = "ap"
-    prior: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Of every few proposals train the one with the highest entropy."),
-    ] = None
-    trials: Annotated[
-        str, typer.Option(metavar="N1,N2", help="Candidates of stage 1 (structural) and stage 2 (modular).")
-    ] = "10,10"
+    prior: Annotated[str | None, typer.Option(metavar="NAME")] = None
+    trials: Annotated[str, typer.Option(metavar="N1,N2")] = "10,10"
     recipe: Annotated[
         str | None,
         typer.Option(
             metavar="NAME", help="Training recipe: nano, small, sm-nas or a .toml file. Default: as the preset."
         ),
     ] = None
-    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of each candidate. Default: the recipe's.")] = None
-    final_epochs: Annotated[
-        int | None,
-        typer.Option(min=0, help="Epochs of the final phase, 0 for none. Default: twice those of a candidate."),
-    ] = None
-    final_seeds: Annotated[int, typer.Option(min=1, help="Seeds of the final phase, for AP with a spread.")] = 1
-    top: Annotated[int, typer.Option(min=1, help="Detectors of the front that are trained again and exported.")] = 3
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, help="Training runs at once, each in a process. Default: one a GPU, or two on a CPU."),
-    ] = None
-    ray: Annotated[
-        str | None,
-        typer.Option(metavar="ADDRESS", help="Train on this Ray cluster; --workers is then the most at once."),
-    ] = None
-    generation: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Candidates proposed at once, from the same results. Default: the workers, at least 2."
-        ),
-    ] = None
-    storage: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="Keep the study in this database (PostgreSQL) instead of OUT/study.db."),
-    ] = None
-    warm_start: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="RUN", help="Begin with the training runs of this run folder; may be given several times."
-        ),
-    ] = None
+    epochs: Annotated[int | None, typer.Option(min=1)] = None
+    final_epochs: Annotated[int | None, typer.Option(min=0)] = None
+    final_seeds: Annotated[int, typer.Option(min=1)] = 1
+    top: Annotated[int, typer.Option(min=1)] = 3
+    workers: Annotated[int | None, typer.Option(min=1)] = None
+    ray: Annotated[str | None, typer.Option(metavar="ADDRESS")] = None
+    generation: Annotated[int | None, typer.Option(min=1)] = None
+    storage: Annotated[str | None, typer.Option(metavar="URL")] = None
+    warm_start: Annotated[list[Path] | None, typer.Option(metavar="RUN")] = None
     drop_bad_boxes: DropBadBoxesOption = False
     drop_bad_images: DropBadImagesOption = False
 
