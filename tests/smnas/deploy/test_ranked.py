@@ -26,7 +26,7 @@ from smnas.report.run_folder import read_run_folder
 from smnas.report.samples import sample_detections
 from smnas.search.ranking.notes import search_notes
 from smnas.search.ranking.ranking import Ranking, RankingRow, read_ranking, write_ranking
-from smnas.search.study.settings import DataFacts, SearchSettings, StageTrials, prepare_run_folder, read_settings
+from smnas.search.study.settings import SearchSettings, StageTrials, data_facts, prepare_run_folder, read_settings
 from smnas.space.architecture import Architecture
 
 BASELINE = "basicblock_8_1-1-2+fpn_3-4_16+rpn+rcnn_16+96x64"
@@ -68,7 +68,7 @@ def make_run(
     settings = SearchSettings(
         smnas="0.1.0",
         preset="nano",
-        data=DataFacts(root=str(data.root), classes=data.classes, train_images=40, val_images=8),
+        data=data_facts(data, folder),
         device="a processor",
         backend="onnxruntime",
         precision=precision,
@@ -326,7 +326,7 @@ def test_the_report_shows_the_deployed_winner(deployed: tuple[Path, list[DeployE
     known = run.settings.data
     for facts, says in (
         ({"root": "absent"}, "no folder"),
-        ({"val_images": 9}, "it holds 8 validation images instead of 9"),
+        ({"val_images": 9}, "it holds 16 validation images instead of 9"),
     ):
         settings = run.settings.model_copy(update={"data": known.model_copy(update=facts)})
         with pytest.raises(UserError, match=says):
