@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from profiler.timing.measurement import TimingSettings
     from smnas.latency.audit import Audit
     from smnas.latency.profiling import Measured
+    from smnas.search.study.settings import SearchSettings
 
 __all__ = ["Profile", "build_engines", "estimate", "measured", "profile"]
 
@@ -65,6 +66,7 @@ def profile(
     *,
     arch: "Sequence[Architecture | str]" = (),
     sample: int | None = None,
+    run: StrPath | None = None,
     device: str = "local",
     backend: str = "onnxruntime",
     precision: str = "fp32",
@@ -87,6 +89,8 @@ def profile(
         preset: Cover this space: ``nano`` (the default), ``small``, ``paper`` or a .toml file.
         arch: Cover these architectures instead, one or several.
         sample: Cover a random sample of the space; by default all structural choices.
+        run: Cover the front and the finalists of this run folder, end to end too; with its backend, precision, threads
+            and classes.
         device: ``local``, ``cpu``, or a GPU such as ``v100``.
         backend: What runs the blocks.
         precision: Number format of the network: ``fp32``, ``fp16``, ``bf16`` or ``int8``, as the backend has it.
@@ -113,6 +117,10 @@ def profile(
 
     limit_s = None if time_limit is None else seconds_of(time_limit)
     until = math.inf if limit_s is None else time.monotonic() + limit_s
+    if run is not None:
+        settings, arch = _ranked(Path(run))
+        backend, precision, threads, batch = settings.backend, settings.precision, settings.threads, settings.batch
+        classes, whole = len(settings.data.classes), True
     wanted = _covered(preset, arch, sample, seed)
     space = load_space(preset or "nano")
     runner = backend_of(device, backend, precision, threads)
@@ -266,6 +274,18 @@ def build_engines(
         batch=batch,
         workers=workers,
     )
+
+
+def _ranked(run: Path) -> "tuple[SearchSettings, list[Architecture | str]]":
+    """Settings of a run, and its detectors on the front, of the final phase, and the baseline."""
+    from smnas.search.ranking.ranking import read_ranking
+    from smnas.search.study.settings import read_settings
+
+    settings, rows = read_settings(run), read_ranking(run).rows
+    if not rows:
+        raise UserError(f"a run to measure for must have ranked detectors, but {run} has none")
+    wanted = [row for row in rows if row.on_front or row.stage == "final" or row.role == "baseline"]
+    return settings, [row.architecture for row in wanted]
 
 
 def _covered(

@@ -28,11 +28,13 @@ EXAMPLES = examples(
     "smnas profile --device cpu --preset small --time-limit 10m --table latency.db",
     f"smnas profile --device cpu --arch {_ARCH} --cold --builds 3 --table latency.db",
     "smnas profile --device local --preset nano --sample 12 --whole --table this-device.db",
+    "smnas profile --device local --for my-run --table this-device.db",
 )
 _EXCLUSIVE = {
     "arch": ("preset", "sample", "audit"),
+    "run": ("arch", "preset", "sample", "audit", "backend", "precision", "threads", "classes", "batch", "estimate"),
     "estimate": ("audit", "time_limit", "cold", "builds", "whole"),
-    "build_engines": ("estimate", "audit", "time_limit", "cold", "builds", "whole", "table"),
+    "build_engines": ("run", "estimate", "audit", "time_limit", "cold", "builds", "whole", "table"),
 }
 """Options that exclude each other."""
 
@@ -44,6 +46,7 @@ class ProfileOptions(MeasuringOptions):
     preset: Annotated[str | None, typer.Option(metavar="NAME")] = None
     arch: Annotated[list[str] | None, typer.Option("--arch", metavar="ARCH")] = None
     sample: Annotated[int | None, typer.Option(min=1)] = None
+    run: Annotated[Path | None, typer.Option("--for", metavar="RUN")] = None
     batch: BatchOption = 1
     classes: ClassesOption = 80
     audit: Annotated[int, typer.Option(min=0)] = 0
@@ -111,13 +114,13 @@ def profile(options: ProfileOptions) -> None:
                 show = _show_estimate
             else:
                 try:
-                    names = ("backend", "threads", "table", "audit", "time_limit", "cold", "builds", "whole")
+                    names = ("run", "backend", "threads", "table", "audit", "time_limit", "cold", "builds", "whole")
                     document = _document(api.profile(**options.for_call(*names), on_progress=steps.step))
                     show = _show
                 except DeviceNotPresentError as absent:
                     # A table from that GPU can be read anywhere; only measuring needs the GPU.
                     file = options.table or Path(f"latency-{options.device}.db")
-                    if given.keys() & {"audit", "cold", "builds", "whole", "time_limit"} or not file.exists():
+                    if given.keys() & {"run", "audit", "cold", "builds", "whole", "time_limit"} or not file.exists():
                         raise
                     document = api.measured(absent.sheet.name, file, arch=options.arch or (), classes=options.classes)
                     show = _show_measured
@@ -125,7 +128,7 @@ def profile(options: ProfileOptions) -> None:
 
 
 def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+    return "--for" if name == "run" else f"--{name.replace('_', '-')}"
 
 
 def _document(found: "Profile") -> dict[str, Any]:

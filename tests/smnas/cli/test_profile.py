@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import search_stub as stub
 
 from profiler.backends import get_backend
 from profiler.errors import UserError
@@ -21,6 +22,9 @@ from smnas.latency import coverage_record, profiling
 from smnas.latency.audit_file import read_audit
 from smnas.latency.detector_latency import DetectorLatency
 from smnas.latency.workloads import detector_workloads
+from smnas.search.ranking.ranking import Ranking, RankingRow, write_ranking
+from smnas.search.ranking.recommendation import Recommendation
+from smnas.search.study.settings import prepare_run_folder
 from smnas.space.architecture import Architecture
 from smnas.space.preset import load_space
 
@@ -61,6 +65,32 @@ def test_a_second_run_measures_nothing(tmp_path: Path, capsys: pytest.CaptureFix
     assert 0 < int(str(other["measured"])) < len(keys)
     assert run(application("profile"), "smnas-profile", list(map(str, words))) == 0
     assert f"0 measured now, {len(keys)} found in the table" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick")
+def test_what_a_search_ended_with_is_measured_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, table = tmp_path / "run", tmp_path / "table.db"
+    settings = stub.settings(backend="eager")
+    classes = len(settings.data.classes)
+    prepare_run_folder(folder, settings)
+    words = ("--device", "cpu", "--for", folder, "--table", table)
+    assert run(application("profile"), "smnas-profile", list(map(str, words))) == 2
+    assert "holds ranking.json" in capsys.readouterr().err
+    row = RankingRow(1, ARCH, "0", "candidate", "final", True, 0.1, None, (0.1,), None, (0,), 1, 1.0, None, None)
+    behind = replace(row, architecture=ARCH.replace("8_1-2-2", "12_1-2-2"), stage="structural", on_front=False)
+    write_ranking(folder, settings, Ranking((row, behind), Recommendation(ARCH, "it is there")))
+    found = _profile(capsys, *words)
+    assert (found["backend"], found["classes"], found["detectors"]) == ("eager", classes, 1)
+    with LatencyTable(table, read_only=True) as rows:
+        (whole,) = [one for one in rows.rows() if one.kind == "whole"]
+        blocks = {one.key for one in rows.rows() if one.kind == "part"}
+    assert found["wholes"] == {ARCH: whole.median_ms}
+    assert blocks == {workload.key for workload in detector_workloads(Architecture.parse(ARCH), classes)}
+    assert run(application("profile"), "smnas-profile", [*map(str, words), "--classes", "9"]) == 2
+    assert "--classes and --for exclude each other" in capsys.readouterr().err
+    assert run(application("profile"), "smnas-profile", list(map(str, words))) == 0
+    assert f"end to end: {ARCH}: {whole.median_ms:.4g} ms" in capsys.readouterr().out
 
 
 def test_estimates_are_labelled_and_kept_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
