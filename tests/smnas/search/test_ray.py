@@ -156,8 +156,8 @@ def test_a_search_that_loses_a_node_finds_what_one_process_finds(
     check_trainings(tmp_path / "run", at_most_again=2)
 
 
-def test_a_restarted_head_loses_no_finished_trial(cluster: Any, tmp_path: Path, alone: list[Candidate]) -> None:
-    folder = tmp_path / "run"
+def test_a_restarted_head_loses_no_finished_trial(tmp_path: Path, alone: list[Candidate]) -> None:
+    folder, cluster = tmp_path / "run", start_cluster()  # of its own: no other test can use it afterwards
     command = [sys.executable, str(STAND_INS / "search_ray_script.py"), str(folder), cluster.address]
     soon = {**os.environ, "RAY_gcs_rpc_server_reconnect_timeout_s": "10"}  # it waits a minute for a lost head otherwise
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=soon)
