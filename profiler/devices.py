@@ -87,7 +87,7 @@ class DeviceNotPresentError(UserError):
         super().__init__(
             f"latencies of {sheet.name} are measured on it, but this machine has {here}: run there, give `smnas "
             f"search` or `smnas profile` a table from there by --table FILE, take a roofline by `smnas profile "
-            f"--estimate`, or use --gpu {'local' if present else 'cpu'}"
+            f"--estimate`, or use --device {'local' if present else 'cpu'}"
         )
 
 

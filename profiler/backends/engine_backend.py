@@ -59,7 +59,7 @@ class EngineBackend:
         self.trt = import_tensorrt(name)
         if device.kind != "cuda":
             raise BackendUnavailableError(
-                f"{name} runs on a CUDA device, but got {device.name}: --gpu NAME picks one; without a GPU "
+                f"{name} runs on a CUDA device, but got {device.name}: --device NAME picks one; without a GPU "
                 "smnas profile --build-engines DIR builds TensorRT-RTX engines, and --backend onnxruntime runs"
             )
         self.name = name

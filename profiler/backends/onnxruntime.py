@@ -57,7 +57,7 @@ class OnnxRuntimeBackend:
     def __init__(self, device: Device, threads: int, name: str = "onnxruntime") -> None:
         self._runtime = _import_runtime()
         if device.kind not in _PROVIDERS[name]:
-            raise BackendUnavailableError(f"{name} needs a CUDA device, but got {device.name}: --gpu NAME picks one")
+            raise BackendUnavailableError(f"{name} needs a CUDA device, but got {device.name}: --device NAME picks one")
         self._providers = _PROVIDERS[name][device.kind]
         self._provider = self._providers[0]
         available = self._runtime.get_available_providers()

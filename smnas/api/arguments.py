@@ -1,6 +1,7 @@
 """Arguments of the Python door as the values that the packages take."""
 
 import logging
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -20,6 +21,7 @@ __all__ = [
     "backend_of",
     "check_images",
     "note_lines",
+    "number_of",
     "one_of",
     "open_data",
     "quiet",
@@ -55,6 +57,19 @@ def one_of(option: str, kinds: Any, name: str) -> Any:
     if name not in known:
         raise UserError(f"{option} must be one of {', '.join(known)}, but got {name!r}")
     return name
+
+
+def number_of(option: str, value: Any, kind: type, below: float = math.inf) -> Any:
+    """What an option that needs a number above 0 got."""
+    try:
+        found = kind(value)
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if found != value or not 0 < found < below:
+        what = "a whole number" if kind is int else "a number"
+        ends = "above 0" if below == math.inf else f"between 0 and {below:g}"
+        raise UserError(f"{option} must be {what} {ends}, but got {value!r}")
+    return found
 
 
 def open_data(root: StrPath, *, drop_bad_boxes: bool, drop_bad_images: bool = False, note: bool = True) -> "CocoFolder":

@@ -4,15 +4,25 @@ import logging
 import math
 import platform
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from profiler.atomic import require_room
 from profiler.errors import UserError
-from smnas.api.arguments import OnProgress, StrPath, backend_of, check_images, note_lines, open_data, quiet, recipe_of
+from smnas.api.arguments import (
+    OnProgress,
+    StrPath,
+    backend_of,
+    check_images,
+    note_lines,
+    number_of,
+    open_data,
+    quiet,
+    recipe_of,
+)
 from smnas.durations import seconds_of
 from smnas.search.study.run_folder import RunFolder
 from smnas.space.architecture import Architecture
@@ -127,7 +137,7 @@ def search(
     generation: int | None = None,
     time_limit: str | float | None = None,
     storage: str | None = None,
-    warm_start: Sequence[StrPath] = (),
+    warm_start: StrPath | Sequence[StrPath] = (),
     drop_bad_boxes: bool = False,
     drop_bad_images: bool = False,
     seed: int = 0,
@@ -194,12 +204,12 @@ def search(
     from smnas.search.drafts import check_size_limit
     from smnas.search.method import choose_method
     from smnas.search.study.settings import (
-        SearchSettings,
         data_facts,
         data_root,
         prepare_run_folder,
         read_settings,
         run_digest,
+        settings_of,
         space_of_run,
         space_settings,
     )
@@ -208,10 +218,13 @@ def search(
     from smnas.training.device import cpu_cores
 
     until = math.inf if time_limit is None else time.monotonic() + seconds_of(time_limit)
-    if latency_ms is not None and not 0 < latency_ms < math.inf:
-        raise UserError(f"--latency-ms must be a number above 0, but got {latency_ms:g}")
-    if not 0 < latency_confidence < 1:
-        raise UserError(f"0 < --latency-confidence < 1 must hold, but got {latency_confidence:g}")
+    latency_ms = None if latency_ms is None else number_of("--latency-ms", latency_ms, float)
+    max_parameters = None if max_parameters is None else number_of("--max-parameters", max_parameters, int)
+    latency_confidence = number_of("--latency-confidence", latency_confidence, float, below=1)
+    numbers = [n for n in trials if isinstance(n, int) and n >= 0]
+    if len(numbers) != len(trials) or len(numbers) != 2 or numbers[0] == 0:
+        raise UserError(f"trials must be two whole numbers as in (20, 20), the first above 0, but got {trials!r}")
+    warm_start = (warm_start,) if isinstance(warm_start, str | Path) else warm_start
     files = RunFolder(out)
     # What can be refused is refused before anything is written.
     before = read_settings(files.path) if files.settings.exists() else None
@@ -251,7 +264,7 @@ def search(
         target, predictor = _elsewhere(cast("StrPath", table), wanted, space, seed, latency_confidence)
     train_images = len(folder.split("train"))
     training = method.recipe(training, train_images)
-    settings = SearchSettings(
+    settings = settings_of(
         smnas=__version__,
         **space_settings(preset, space),
         data=data_facts(folder, files.path),
@@ -416,7 +429,7 @@ def _pool(
 ) -> "AbstractContextManager[ScorerPool]":
     """A cluster, worker processes, or for a single training run at a time this process."""
     from smnas.scoring.by_name import ScorerOnDevices
-    from smnas.scoring.workers.processes import InProcess, Workers
+    from smnas.scoring.workers.processes import Workers
     from smnas.training.device import training_devices
 
     devices, threads = training_devices(), settings.training_threads
@@ -434,10 +447,22 @@ def _pool(
         return RayWorkers(make_on, ray, threads, workers)
     if workers > 1:
         return Workers(make_on(devices), workers, threads)
+    return _in_process(make_on(devices)(0), threads)
+
+
+@contextmanager
+def _in_process(scorer: "Scorer", threads: int) -> "Iterator[ScorerPool]":
+    """Scores in this process, whose number of threads is afterwards as before."""
     import torch
 
+    from smnas.scoring.workers.processes import InProcess
+
+    outside = torch.get_num_threads()
     torch.set_num_threads(threads)
-    return nullcontext(InProcess(make_on(devices)(0)))
+    try:
+        yield InProcess(scorer)
+    finally:
+        torch.set_num_threads(outside)
 
 
 def _calibrated(
@@ -471,11 +496,13 @@ def _calibrated(
 
 def _is_here(device: str, table: StrPath | None) -> bool:
     """Whether this machine has the device; where it has not, a table that exists may hold it."""
-    from profiler.devices import resolve_device
+    from profiler.devices import cpu_device, resolve_device
 
     try:
         resolve_device(device)
     except UserError:
+        if device.lower() in (here := cpu_device().name).lower():
+            raise UserError(f"this machine's processor, {here}, is --device cpu, but got {device!r}") from None
         if table is None or not Path(table).is_file():
             raise
         return False

@@ -36,7 +36,7 @@ class SearchOptions(MeasuringOptions):
 
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR")]
     data: Annotated[Path | None, typer.Option("--data", metavar="DIR")] = None
-    latency_ms: Annotated[float | None, typer.Option("--latency-ms", min=0.0)] = None
+    latency_ms: Annotated[float | None, typer.Option("--latency-ms")] = None
     latency_confidence: Annotated[float, typer.Option(min=0.01, max=0.999)] = 0.9
     accept_version: Annotated[str | None, typer.Option(metavar="VERSION")] = None
     preset: PresetOption = "nano"

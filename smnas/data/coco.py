@@ -165,6 +165,13 @@ class DetectionDataset:
         left = ((sides * scales[:, None]).min(axis=1, initial=np.inf) >= min_side_px) & ~annotations.crowd
         return int(left.sum()), int((~annotations.crowd).sum())
 
+    @property
+    def boxes_within_1(self) -> int:
+        """Number of boxes with all coordinates, in pixels, from 0 to 1, which fractions of an image would be."""
+        boxes = self._annotations.boxes
+        ends = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+        return int(((ends >= 0) & (ends <= 1 + _ROUNDED)).all(axis=1).sum())
+
     def spread(self, count: int, seed: int = 0) -> list[NDArray[np.uint8]]:
         """Decode up to ``count`` images from all over the file, which may be sorted by class or by day.
 
@@ -395,14 +402,16 @@ def box_notes(dataset: DetectionDataset, sizes: Iterable[tuple[int, int]], min_s
     lost = {
         f"{width}x{height}": (total - left, total) for (width, height), (left, total) in counts.items() if left < total
     }
+    fractions = dataset.boxes_within_1
+    why = f", and {fractions} of them lie within 0..1, as fractions of their images do" if fractions else ""
     if counts and not any(left for left, _ in counts.values()):
         raise DataError(
             f"training needs boxes of {min_side_px:g} pixels a side on the input, but at {', '.join(lost)} none of the "
-            f"{next(iter(counts.values()))[1]} boxes of {dataset.folder} is left: a larger input is needed"
+            f"{next(iter(counts.values()))[1]} boxes of {dataset.folder} is left{why or ': a larger input is needed'}"
         )
     return tuple(
         f"at {size} {gone / total:.1%} of the boxes to train on ({gone} of {total}) are left out: "
-        f"under {min_side_px:g} pixels a side"
+        f"under {min_side_px:g} pixels a side{why}"
         for size, (gone, total) in lost.items()
     )
 

@@ -32,7 +32,10 @@ def model_file(path: Path, prefer: Literal["model", "checkpoint"] = "model") -> 
 
     ranking = read_ranking(path)
     if ranking.recommendation is None:
-        raise UserError(f"a model can be the detector that a run folder recommends, but {path} recommends none")
+        raise UserError(
+            f"a model can be the detector that a run folder recommends, but {path} recommends none: "
+            f"give a file of {RunFolder(path).models}"
+        )
     row = next(row for row in ranking.rows if row.architecture == ranking.recommendation.architecture)
     file = row.checkpoint if prefer == "checkpoint" else row.model or row.checkpoint
     if file is None:

@@ -25,6 +25,7 @@ from smnas.report.samples import Sample, sample_detections
 from smnas.report.verdict import verdict
 from smnas.search.ranking.recommendation import band_limits
 from smnas.search.study.run_folder import RunFolder as RunFiles
+from smnas.search.study.settings import data_facts, other_data
 
 __all__ = ["render_page", "render_report", "write_page", "write_report"]
 
@@ -64,6 +65,8 @@ def write_report(
             samples = sample_detections(run, data=images)
         except UserError as error:
             missing.append(f"Sample detections are left out: {error}.")
+        if samples and images is not None and (other := other_data(run.settings.data, data_facts(images, run.path))):
+            missing.append(f"Sample detections are on {images.root}, not on the data set of the search: {other}.")
         try:
             blocks = blocks_of_run(run, run.winner.architecture, table)
         except UserError as error:
@@ -78,7 +81,9 @@ def write_page(path: Path, page: str) -> None:
     try:
         write_whole(path, page)
     except OSError as error:
-        raise UserError(f"the report must be a file that can be written, but got {path} ({error.strerror})") from None
+        raise UserError(
+            f"the report must be a file that can be written (--out names another), but got {path} ({error.strerror})"
+        ) from None
 
 
 def render_report(

@@ -103,7 +103,7 @@ def test_an_absent_gpu_names_the_ways_out(monkeypatch: pytest.MonkeyPatch, prese
     assert isinstance(caught.value, UserError)
     assert caught.value.sheet.name == "v100"
     assert "\n" not in message
-    for way_out in ("run there", "--table FILE", "--estimate", "--gpu local" if present else "--gpu cpu"):
+    for way_out in ("run there", "--table FILE", "--estimate", "--device local" if present else "--device cpu"):
         assert way_out in message
     assert ("H200" if present else "no GPU") in message
 

@@ -213,3 +213,46 @@ def test_a_scorer_of_ones_own(images: Path, tmp_path: Path) -> None:
     assert [event.metric for event in scored] == ["GFLOPs"] * 2
     assert all(event.score is not None and event.score > 0 for event in scored)
     assert run.recommendation is not None, "the final phase trains"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"trials": "1,0"}, r"trials must be two whole numbers as in \(20, 20\), the first above 0, but got '1,0'"),
+        ({"trials": (1,)}, r"two whole numbers .* but got \(1,\)"),
+        ({"trials": (0, 0)}, r"the first above 0, but got \(0, 0\)"),
+        ({"trials": (1, -1)}, r"the first above 0, but got \(1, -1\)"),
+        ({"latency_ms": "5"}, "--latency-ms must be a number above 0, but got '5'"),
+        ({"latency_ms": 0}, "--latency-ms must be a number above 0, but got 0"),
+        ({"latency_ms": float("nan")}, "--latency-ms must be a number above 0, but got nan"),
+        ({"latency_confidence": 1}, "--latency-confidence must be a number between 0 and 1, but got 1"),
+        ({"max_parameters": 1.5}, "--max-parameters must be a whole number above 0, but got 1.5"),
+        ({"top": 0}, "--top: input should be greater than or equal to 1, but got 0"),
+        ({"top": 2.5}, "--top: .* but got 2.5"),
+        ({"final_epochs": -1}, "--final-epochs: .* but got -1"),
+        ({"seed": -1}, "--seed: .* but got -1"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_and_leaves_nothing(
+    wrong: dict[str, Any], says: str, images: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=says) as caught:
+        smnas.search(tmp_path / "run", images, device="cpu", **wrong)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_run_to_start_from_is_a_path(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="absent"):
+        smnas.search(tmp_path / "run", images, device="cpu", warm_start=str(tmp_path / "absent"))
+
+
+def test_a_search_in_this_process_leaves_its_threads_as_they_were() -> None:
+    import torch
+
+    from smnas.api.searches import _in_process
+
+    outside = torch.get_num_threads()
+    with _in_process(None, outside + 1):  # type: ignore[arg-type]
+        assert torch.get_num_threads() == outside + 1
+    assert torch.get_num_threads() == outside

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from profiler.atomic import write_whole
+from profiler.errors import UserError
 from smnas.data.contents import contents, difference
 from smnas.scoring.base import AP
 from smnas.search.study.run_folder import RunFolder, RunFolderError, folder_lock
@@ -266,6 +267,16 @@ def read_settings(path: Path) -> SearchSettings:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise RunFolderError(f"{file}: {where}: {first['msg']}") from error
+
+
+def settings_of(**values: Any) -> SearchSettings:
+    """Settings from their fields; :class:`UserError` in one line for a value that is not possible."""
+    try:
+        return SearchSettings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "-".join(map(str, first["loc"])).replace("_", "-")
+        raise UserError(f"--{name}: {first['msg'][0].lower()}{first['msg'][1:]}, but got {first['input']!r}") from error
 
 
 def prepare_run_folder(path: Path, settings: SearchSettings) -> bool:

@@ -429,6 +429,13 @@ def test_boxes_that_vanish_on_a_canvas_are_counted(tmp_path: Path) -> None:
     assert len(box_notes(train, [(20, 20), (2, 2), (40, 30)])) == 2
     with pytest.raises(DataError, match=r"at 2x2, 1x1 none of the 3 boxes.*is left"):
         box_notes(train, [(2, 2), (1, 1)])
+    # some as fractions of their image, and one that is no fraction
+    content["annotations"] = [
+        {"image_id": 7, "category_id": 4, "bbox": box} for box in ([0.1, 0.2, 0.5, 0.8], [0, 0, 1, 1], [0, 0, 1.5, 1])
+    ]
+    train = CocoFolder(write_folder(tmp_path / "fractions", content)).split("train")
+    with pytest.raises(DataError, match=r"is left, and 2 of them lie within 0\.\.1, as fractions of their images do$"):
+        box_notes(train, [(40, 30)])
 
 
 def test_the_count_of_vanishing_boxes_is_that_of_the_loader(aquarium_mini: Path) -> None:
