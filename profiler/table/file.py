@@ -3,6 +3,7 @@
 With write-ahead logging any number of processes read while one writes; writers wait for each other.
 """
 
+import logging
 import os
 import sqlite3
 import time
@@ -15,7 +16,10 @@ from profiler.table.schema import MIGRATIONS, TableError, check_schema, migrate
 __all__ = ["damage", "file_errors", "open_for_reading", "open_for_writing", "refuse_foreign_file", "transaction"]
 
 _BUSY_TIMEOUT_S = 30.0
+_SILENT_S = 1.0  # of waiting, before a line says for what
 _HEADER = b"SQLite format 3\x00"
+
+_log = logging.getLogger(__name__)
 
 
 def open_for_writing(path: Path) -> sqlite3.Connection:
@@ -28,6 +32,7 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True)
     connection = sqlite3.connect(path.absolute(), timeout=_BUSY_TIMEOUT_S, isolation_level=None)
     try:
+        _note_a_lock(connection, path)
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA foreign_keys = ON")
         check_schema(connection, path)
@@ -54,6 +59,7 @@ def open_for_reading(path: Path) -> tuple[sqlite3.Connection, int]:
     """
     connection = sqlite3.connect(_reading_uri(path), uri=True, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
     try:
+        _note_a_lock(connection, path)
         connection.execute("PRAGMA query_only = ON")
         version = check_schema(connection, path)
         if version < len(MIGRATIONS):
@@ -119,6 +125,19 @@ def refuse_foreign_file(path: Path, *, create: bool) -> None:
     # An empty file is a table whose creation was interrupted before its first commit.
     if header and header != _HEADER:
         raise TableError(f"a latency table must be a SQLite file, but {path} is not one")
+
+
+def _note_a_lock(connection: sqlite3.Connection, path: Path) -> None:
+    """Log what is waited for where another program has locked the file: SQLite itself waits in silence."""
+    connection.execute(f"PRAGMA busy_timeout = {1000 * _SILENT_S:.0f}")
+    try:
+        connection.execute("PRAGMA schema_version")
+    except sqlite3.OperationalError as error:
+        if "locked" not in str(error):
+            raise
+        _log.warning("waiting up to %g s for %s, which another program has locked", _BUSY_TIMEOUT_S, path)
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {1000 * _BUSY_TIMEOUT_S:.0f}")
 
 
 def _switch_to_wal(connection: sqlite3.Connection) -> None:

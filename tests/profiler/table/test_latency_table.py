@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -465,3 +466,26 @@ def test_a_table_has_any_name_that_a_file_can_have(tmp_path: Path, monkeypatch: 
     LatencyTable(Path(name)).close()
     assert Path(name).is_file()
     LatencyTable(Path(name), read_only=True).close()
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_table_that_another_program_has_locked_is_waited_for_with_a_word(
+    read_only: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("profiler.table.file._SILENT_S", 0.1)
+    path = tmp_path / "latency.db"
+    LatencyTable(path).close()
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("PRAGMA locking_mode = EXCLUSIVE")
+    other.execute("BEGIN EXCLUSIVE")
+    freed = threading.Timer(0.6, other.close)
+    freed.start()
+    with LatencyTable(path, read_only=read_only) as table:
+        assert list(table.rows()) == []
+    freed.join()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"waiting up to 30 s for {path}, which another program has locked"
+    ]
+    caplog.clear()
+    LatencyTable(path, read_only=read_only).close()
+    assert caplog.records == []
