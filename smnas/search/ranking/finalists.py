@@ -18,11 +18,12 @@ def finalists(
 ) -> tuple[Candidate, ...]:
     """The baseline, where it was trained, for comparison; then up to ``top`` candidates.
 
-    The front comes first, then the layers behind it, because one short training run orders near equals badly. Of each,
-    what is over the latency limit comes last, and the others in this order: the fastest that is as good as the baseline
-    and faster; the best within the limit; the best of all. Those are what the ranking names, so they must be confirmed.
-    The rest is ordered by hypervolume contribution: it spreads them over latency and, unlike latency bands, needs no
-    number of bands and prefers a knee of the front to its flat parts.
+    Everything within the latency limit comes before anything over it. Of those within, their front comes first, then
+    the layers behind it, because one short training run orders near equals badly; of those over it the same, by the
+    layers of all. A layer is in this order: the fastest that is as good as the baseline and faster; the best within the
+    limit; the best of all. Those are what the ranking names, so they must be confirmed. The rest is ordered by
+    hypervolume contribution: it spreads them over latency and, unlike latency bands, needs no number of bands and
+    prefers a knee of the front to its flat parts.
 
     Finalists that were chosen already keep their places, as long as the search itself has not gone on since.
 
@@ -41,14 +42,16 @@ def finalists(
         (c for c in trained if c.architecture in begun and c.stage != "baseline"),
         key=lambda c: begun.index(c.architecture),
     )
-    layers = front_layers(as_points([c.point for c in trained])).tolist()
-    for layer in range(max(layers, default=-1) + 1):
-        if len(chosen) >= top:
-            break
-        members = [c for c, own in zip(trained, layers, strict=True) if own == layer and c.stage != "baseline"]
-        for over in (False, True):
-            group = [c for c in members if (c.limited_ms > (latency_limit_ms or math.inf)) == over]
-            chosen += [c for c in _in_order(group, baseline, latency_limit_ms) if c.architecture not in begun]
+    most_ms = latency_limit_ms or math.inf
+    for over in (False, True):
+        compared = [c for c in trained if over or not c.limited_ms > most_ms]
+        layers = front_layers(as_points([c.point for c in compared])).tolist()
+        for layer in range(max(layers, default=-1) + 1):
+            if len(chosen) >= top:
+                break
+            front = [c for c, own in zip(compared, layers, strict=True) if own == layer and c.stage != "baseline"]
+            members = [c for c in front if (c.limited_ms > most_ms) == over]
+            chosen += [c for c in _in_order(members, baseline, latency_limit_ms) if c.architecture not in begun]
     return (*baseline[:1], *chosen[:top])
 
 

@@ -59,6 +59,11 @@ def search_notes(
             notes.append(f"The {stage} stage {verb} {trained} candidates: {_looked_at(trials)}.")
     if any(c.latency_calibrated is False for c in candidates):
         notes.append("Predicted latencies were not calibrated on whole detectors: their intervals are assumptions.")
+    retrained = [c for c in candidates if c.stage == "final" and c.state == "complete"]
+    useless = {c.architecture for c in retrained} - {c.architecture for c in retrained if c.point[0] > 0}
+    if useless:
+        of = len({c.architecture for c in retrained})
+        notes.append(f"AP is 0 for {len(useless)} of {of} retrained detectors: such a detector is never recommended.")
     failed = [c for c in candidates if c.stage == "final" and c.state == "failed"]
     if failed:
         notes.append(f"{len(failed)} training runs of the final phase failed, the first one with: {failed[0].reason}")

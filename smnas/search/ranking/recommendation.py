@@ -87,7 +87,12 @@ def recommend(
     if best[1]:
         return None, order
     winner, among = rows[order[0]], [rows[i] for i in groups[best]]
-    why = _why(winner, baseline, latency_limit_ms, 0 if best[2] else len(among), _best_ap(winner, among))
+    bars = ["an AP above 0"] if any(row.ap <= 0 for row in rows) else []
+    if max_parameters is not None and any((row.parameters or 0) > max_parameters for row in rows):
+        bars.append(f"at most {max_parameters:,} parameters")
+    keeping = f" with {' and '.join(bars)}" if bars else ""
+    compared = 0 if best[2] else len(among)
+    why = _why(winner, baseline, latency_limit_ms, compared, keeping, _best_ap(winner, among))
     return Recommendation(winner.architecture, _reason(winner, why, baseline)), order
 
 
@@ -229,17 +234,21 @@ def _figures(row: RankingRow) -> str:
     return f"AP {row.ap:.3f}{spread} ({seeds}, {row.epochs} epochs) at {own.ms:.2f} ms ({own.kind}{part})"
 
 
-def _why(winner: RankingRow, baseline: RankingRow | None, limit_ms: float | None, compared: int, best: str) -> str:
-    among = f"the {compared} detectors" if compared > 1 else "the only detector"
+def _why(
+    winner: RankingRow, baseline: RankingRow | None, limit_ms: float | None, compared: int, keeping: str, best: str
+) -> str:
+    """Why it was chosen of ``compared`` detectors, ``keeping`` what bars others; 0: all of those are slow."""
+    among = f"the {compared} detectors{keeping}" if compared > 1 else f"the only detector{keeping}"
     if limit_ms is not None:
         why = f"{best} among {among}" if compared > 1 else among
         return f"{why} within {limit_ms:g} ms"
     if baseline is None:
         return f"{best} of all; there is no trained baseline to compare with"
     if not compared:
-        return f"no detector is as fast as the baseline, so {best} of all"
+        kind = "retrained detector" if winner.stage == "final" else "detector"
+        return f"no {kind}{keeping} is as fast as the baseline, so {best} of the slower ones"
     if compared == 1 and winner.architecture == baseline.architecture:
-        return "nothing else is as fast"
+        return f"nothing else{keeping} is as fast"
     why = f"{best} among {among}" if compared > 1 else among
     return f"{why} not slower than the baseline"
 

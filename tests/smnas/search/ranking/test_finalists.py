@@ -31,9 +31,22 @@ def trial(number: int, ap: float, latency_ms: float, stage: str = "structural", 
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[Candidate]:
-    """A baseline and up to a dozen candidates on a coarse grid, so that there are ties and equal points."""
-    places = draw(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 12)), min_size=1, max_size=13))
-    return [trial(n, ap / 400, float(ms), "structural" if n else "baseline") for n, (ap, ms) in enumerate(places)]
+    """A baseline and up to a dozen candidates on a coarse grid, so that there are ties and equal points.
+
+    Of a device elsewhere each has an interval, whose width is its own.
+    """
+    places = draw(
+        st.lists(st.tuples(st.integers(0, 40), st.integers(1, 12), st.integers(0, 4)), min_size=1, max_size=13)
+    )
+    part = draw(st.none() | st.just(0.5))
+    return [
+        replace(
+            trial(n, ap / 400, float(ms), "structural" if n else "baseline"),
+            latency_measured=part,
+            latency_high_ms=float(ms + wide),
+        )
+        for n, (ap, ms, wide) in enumerate(places)
+    ]
 
 
 def dominates(a: Candidate, b: Candidate) -> bool:
@@ -52,16 +65,23 @@ def test_the_choice_of_any_history(history: list[Candidate], top: int, limit: in
     assert len(chosen) == 1 + min(top, len(others))
     numbers = {c.number for c in chosen}
     assert len(numbers) == len(chosen)
-    front = [c for c in others if not any(dominates(other, c) for other in history)]
+
+    def fits(c: Candidate) -> bool:
+        bounded = c.latency_ms if c.latency_measured is None else c.latency_high_ms
+        return limit_ms is None or (bounded is not None and bounded <= limit_ms)
+
+    kept = [fits(c) for c in chosen[1:]]
+    assert kept == sorted(kept, reverse=True), "what is within the limit first"
+    assert sum(kept) == min(top, sum(map(fits, others))), "nothing over the limit instead of what is within"
+    within = [c for c in history if fits(c)]
+    front = [c for c in others if fits(c) and not any(dominates(other, c) for other in within)]
     left_out = [c for c in front if c.number not in numbers]
     assert not left_out or all(c in front for c in chosen[1:]), "nothing dominated instead of the front"
     # The rule of the fastest, as a user would state it.
     good = [
         c
         for c in others
-        if round(400 * (c.point[0] - baseline.point[0])) >= -2
-        and c.point[1] < baseline.point[1]
-        and (limit_ms is None or c.point[1] <= limit_ms)
+        if round(400 * (c.point[0] - baseline.point[0])) >= -2 and c.point[1] < baseline.point[1] and fits(c)
     ]
     if good:
         fastest = min(c.point[1] for c in good)
@@ -91,6 +111,27 @@ def test_the_fastest_as_good_comes_first_then_the_best_then_what_spreads() -> No
     worse = [history[0], trial(1, 0.2949, 3.2), trial(2, 0.31, 9.0)]
     assert [c.number for c in finalists(worse, 1, None)] == [0, 2], "more than half a point lower is not as good"
     assert finalists([], 3, None) == ()
+
+
+def test_what_is_within_the_limit_comes_before_any_layer_of_what_is_over_it() -> None:
+    def elsewhere(number: int, ap: float, ms: float, high_ms: float, stage: str = "structural") -> Candidate:
+        return replace(trial(number, ap, ms, stage), latency_high_ms=high_ms, latency_measured=0.5)
+
+    history = [
+        elsewhere(0, 0.30, 10.0, 10.5, "baseline"),
+        elsewhere(1, 0.31, 5.0, 9.0),  # faster and better than 2, but the end of its interval is over the limit
+        elsewhere(2, 0.30, 5.2, 5.5),
+        elsewhere(3, 0.40, 12.0, 13.0),
+        elsewhere(4, 0.20, 5.3, 5.9),  # behind 2
+    ]
+    assert [[c.number for c in finalists(history, top, 6.0)] for top in (1, 2, 4)] == [
+        [0, 2],
+        [0, 2, 4],
+        [0, 2, 4, 1, 3],
+    ]
+    here = [trial(0, 0.3, 10.0, "baseline"), trial(1, 0.4, 12.0), trial(2, 0.31, 5.0), trial(3, 0.2, 5.5)]
+    assert [c.number for c in finalists(here, 3, 6.0)] == [0, 2, 3, 1]
+    assert [c.number for c in finalists(here, 3, None)] == [0, 2, 1, 3], "without a limit a front is not divided"
 
 
 def test_what_is_larger_than_the_limit_is_no_finalist() -> None:

@@ -237,6 +237,66 @@ def test_nothing_over_a_limit_or_without_an_ap_is_recommended(
     assert written.notes == ranking.notes
 
 
+FOUND_NOTHING = [trial(8, 0, 0.0, 10.0, "final"), trial(9, 2, 0.0, 9.0, "final")]
+
+
+@pytest.mark.parametrize(
+    ("candidates", "limit_ms", "most", "winner", "why"),
+    [
+        (
+            [SEARCH[0], SEARCH[2], SEARCH[3], *FOUND_NOTHING],
+            None,
+            None,
+            3,
+            "no detector with an AP above 0 is as fast as the baseline, so the best AP of the slower ones. It is 100% "
+            "slower than the baseline (20.00 against 10.00 ms, predicted); its AP is not comparable: the baseline has "
+            "0.000 after 12 epochs.",
+        ),
+        (
+            [*SEARCH[:3], *FOUND_NOTHING],
+            None,
+            None,
+            1,
+            "the only detector with an AP above 0 not slower than the baseline. It is 60% faster",
+        ),
+        (
+            [*SEARCH[:3], *FOUND_NOTHING],
+            9.0,
+            None,
+            1,
+            "the only detector with an AP above 0 within 9 ms. It is 60% faster",
+        ),
+        (SEARCH, 25.0, 1000, 0, "the only detector with at most 1,000 parameters within 25 ms. It is the baseline"),
+        (SEARCH, None, 1000, 0, "nothing else with at most 1,000 parameters is as fast. It is the baseline"),
+        (
+            [*SEARCH, replace(FINAL[0], state="failed", score=None), FINAL[4]],
+            None,
+            None,
+            3,
+            "no retrained detector is as fast as the baseline, so the best AP of the slower ones. It is 100% slower",
+        ),
+    ],
+)
+def test_the_sentence_says_what_bars_detectors_that_are_in_the_ranking(
+    candidates: list[Candidate], limit_ms: float | None, most: int | None, winner: int, why: str
+) -> None:
+    ranking = rank(candidates, limit_ms, (), most)
+    assert ranking.recommendation is not None
+    assert ranking.recommendation.architecture == name(winner) == ranking.rows[0].architecture
+    assert ranking.recommendation.reason.split(" (predicted): ", 1)[1].startswith(why)
+
+
+def test_a_note_says_how_many_retrained_detectors_have_an_ap_of_0() -> None:
+    def noted(*finals: Candidate) -> list[str]:
+        return [n for n in search_notes([*SEARCH, *finals], settings(), {}, finished=True) if n.startswith("AP is 0")]
+
+    nothing = "AP is 0 for {} of 2 retrained detectors: such a detector is never recommended."
+    assert noted(*FOUND_NOTHING) == [nothing.format(2)]
+    assert noted(FINAL[0], FOUND_NOTHING[1]) == [nothing.format(1)]
+    assert noted(*FOUND_NOTHING, replace(FINAL[0], number=10, seed=1)) == [nothing.format(1)], "another seed has one"
+    assert noted(*FINAL) == noted() == []
+
+
 def test_a_detector_within_the_limits_goes_before_better_ones_beyond() -> None:
     sized = [replace(c, parameters=1000 + c.number) for c in SEARCH]
     smallest = rank(sized, 25.0, (), 1000)
