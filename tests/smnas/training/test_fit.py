@@ -340,7 +340,12 @@ def test_sigkill_in_a_real_process(tmp_path: Path, straight: tuple[StubDetector,
         )
         """
     )
-    killed = subprocess.run([sys.executable, "-c", script], check=False, timeout=120, env=os.environ)
+    killed = subprocess.run(
+        [sys.executable, "-c", script],
+        check=False,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
     assert killed.returncode == -signal.SIGKILL
     assert load_checkpoint(tmp_path / "checkpoint.pt").info.epoch == 2
     detector = stub_detector()
