@@ -52,7 +52,7 @@ def recipe_of(recipe: "str | Path | Recipe") -> "Recipe":
 
 
 def one_of(option: str, kinds: Any, name: str) -> Any:
-    """What an option names among the values of a literal type."""
+    """Return ``name`` if it is a value of the literal type ``kinds``; :class:`UserError` if not."""
     known = get_args(kinds)
     if name not in known:
         raise UserError(f"{option} must be one of {', '.join(known)}, but got {name!r}")
@@ -60,7 +60,7 @@ def one_of(option: str, kinds: Any, name: str) -> Any:
 
 
 def number_of(option: str, value: Any, kind: type, below: float = math.inf) -> Any:
-    """What an option that needs a number above 0 got."""
+    """Return ``value`` as a number above 0 and, where given, ``below`` a bound; :class:`UserError` if it is none."""
     try:
         found = kind(value)
     except (TypeError, ValueError, OverflowError):

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from smnas.data.coco import CocoFolder
     from smnas.inference.detector import Detector
     from smnas.latency.detector_latency import DetectorLatency
+    from smnas.latency.elsewhere import DeviceElsewhere
     from smnas.latency.prediction import LatencyPredictor
     from smnas.scoring.base import Scorer, ScoringProgress
     from smnas.scoring.by_name import AnyScorer
@@ -199,6 +200,7 @@ def search(
     from profiler.table.latency_table import LatencyTable
     from smnas import __version__
     from smnas.data.coco import box_notes
+    from smnas.latency.elsewhere import DeviceElsewhere
     from smnas.report.page import write_report
     from smnas.search.context import SearchContext
     from smnas.search.drafts import check_size_limit
@@ -260,8 +262,16 @@ def search(
     if runner is not None:
         target, predictor = measurement_target(runner, precision=precision), None
     else:
-        wanted = (device, backend, precision, threads, len(folder.classes), accept_version)
-        target, predictor = _elsewhere(cast("StrPath", table), wanted, space, seed, latency_confidence)
+        described = partial(
+            DeviceElsewhere,
+            device=device,
+            backend=backend,
+            precision=precision,
+            threads=threads,
+            classes=len(folder.classes),
+            accept_version=accept_version,
+        )
+        target, predictor = _elsewhere(cast("StrPath", table), described, space, seed, latency_confidence)
     train_images = len(folder.split("train"))
     training = method.recipe(training, train_images)
     settings = settings_of(
@@ -496,13 +506,11 @@ def _calibrated(
 
 def _is_here(device: str, table: StrPath | None) -> bool:
     """Whether this machine has the device; where it has not, a table that exists may hold it."""
-    from profiler.devices import cpu_device, resolve_device
+    from profiler.devices import resolve_device
 
     try:
         resolve_device(device)
     except UserError:
-        if device.lower() in (here := cpu_device().name).lower():
-            raise UserError(f"this machine's processor, {here}, is --device cpu, but got {device!r}") from None
         if table is None or not Path(table).is_file():
             raise
         return False
@@ -510,16 +518,15 @@ def _is_here(device: str, table: StrPath | None) -> bool:
 
 
 def _elsewhere(
-    table: StrPath, wanted: tuple[Any, ...], space: "Space", seed: int, level: float
+    table: StrPath, described: "Callable[[LatencyTable], DeviceElsewhere]", space: "Space", seed: int, level: float
 ) -> "tuple[Target, LatencyPredictor]":
     """The rows of a device that is not here, and a predictor that is calibrated on the whole detectors among them."""
     from profiler.table.latency_table import LatencyTable
-    from smnas.latency.elsewhere import DeviceElsewhere
     from smnas.latency.profiling import calibration_set
 
     probe = calibration_set(space, seed, _PROBED)
     with LatencyTable(Path(table), read_only=True) as rows:
-        found = DeviceElsewhere(rows, *wanted)
+        found = described(rows)
         target = found.target(probe)
         predictor, wholes = found.predictor(target, probe, level)
     text = "%s is not in this machine: latencies are predicted from %s, calibrated on %d whole detectors"

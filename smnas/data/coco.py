@@ -167,10 +167,8 @@ class DetectionDataset:
 
     @property
     def boxes_within_1(self) -> int:
-        """Number of boxes with all coordinates, in pixels, from 0 to 1, which fractions of an image would be."""
-        boxes = self._annotations.boxes
-        ends = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
-        return int(((ends >= 0) & (ends <= 1 + _ROUNDED)).all(axis=1).sum())
+        """Number of boxes, without crowds, that fractions of an image could be."""
+        return int((_within_1(self._annotations) & ~self._annotations.crowd).sum())
 
     def spread(self, count: int, seed: int = 0) -> list[NDArray[np.uint8]]:
         """Decode up to ``count`` images from all over the file, which may be sorted by class or by day.
@@ -416,6 +414,11 @@ def box_notes(dataset: DetectionDataset, sizes: Iterable[tuple[int, int]], min_s
     )
 
 
+def _within_1(annotations: AnnotationFile) -> NDArray[np.bool_]:
+    """``(N,)`` whether all four numbers of a box are at most 1, as fractions of an image are."""
+    return np.asarray((annotations.boxes <= 1 + _ROUNDED).all(axis=1))
+
+
 def _whole_images(dataset: DetectionDataset) -> NDArray[np.bool_]:
     """``(I,)`` whether each image can be read as annotated."""
 
@@ -501,7 +504,7 @@ def _require_a_box(annotations: AnnotationFile) -> None:
             f"a split must have at least one box that is not a crowd, but the {len(annotations.image_ids)} images of "
             f"{annotations.path} have none"
         )
-    if annotations.boxes.max() <= 1 + _ROUNDED:
+    if _within_1(annotations).all():
         raise DataError(
             f"a box must be in pixels, but all {len(annotations.boxes)} boxes of {annotations.path} lie within 0..1, "
             "as fractions of their images"

@@ -67,6 +67,10 @@ class DeviceElsewhere:
             raise UserError(f"--device must name one device of {self._file}, but {self.device!r} is {_listed(found)}")
         if not found:
             raise self._thin(self.device, f"holds {_listed(names)}", LatencyPredictor({}, self.classes), probe)
+        if found[0] == cpu_device().name:
+            raise UserError(
+                f"--device must be cpu for this machine's own processor, {found[0]}, but got {self.device!r}"
+            )
         held = [target for target in held if target.device == found[0]]
         wanted = {"backend": self.backend, "precision": self.precision, "threads": self.threads, "batch": 1}
         for name, value in wanted.items():

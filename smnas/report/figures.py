@@ -12,7 +12,6 @@ from smnas.search.ranking.ranking import RankingRow
 
 __all__ = [
     "LINES",
-    "_STAGE_COLOURS",
     "curves_figure",
     "front_figure",
     "hypervolume_figure",

@@ -2,22 +2,13 @@
 
 import pytest
 import torch
+from operator_inputs import norm_inputs
 from torch import Tensor
 from torch.nn import functional as F
 
 from kernels.group_norm import group_norm_relu, group_norm_relu_reference
 
 GROUP_NORM = torch.ops.smnas.group_norm_relu.default
-
-
-def draw(*, last: bool = False, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Map, residual, weight and bias."""
-    generator = torch.Generator().manual_seed(0)
-    x, residual = (torch.randn(2, 12, 5, 7, generator=generator, dtype=torch.float64) for _ in range(2))
-    weight, bias = torch.randn(2, 12, generator=generator, dtype=torch.float64).unbind(0)
-    layout = torch.channels_last if last else torch.contiguous_format
-    drawn = (x.contiguous(memory_format=layout), residual.contiguous(memory_format=layout), weight + 1, bias)
-    return tuple(one.to(dtype).requires_grad_() for one in drawn)  # type: ignore[return-value]
 
 
 def pytorchs(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
@@ -29,7 +20,7 @@ def pytorchs(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, r
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("relu", [False, True])
 def test_the_reference_is_pytorchs_with_gradients(residual: bool, relu: bool) -> None:
-    x, added, weight, bias = draw(dtype=torch.float64)
+    x, added, weight, bias = norm_inputs(dtype=torch.float64)
     more = added if residual else None
     leaves = [x, weight, bias, *([added] if residual else [])]
     expected = pytorchs(x, more, weight, bias, relu)
@@ -53,6 +44,6 @@ def test_what_is_not_a_number_passes_the_references_relu() -> None:
 
 
 def test_a_residual_of_another_shape_is_refused() -> None:
-    x, _, weight, bias = draw()
+    x, _, weight, bias = norm_inputs()
     with pytest.raises(ValueError, match=r"the residual must be of shape \(2, 12, 5, 7\)"):
         GROUP_NORM(x, x[:1], weight, bias, 3, 1e-5, True)

@@ -2,26 +2,12 @@
 
 import pytest
 import torch
+from operator_inputs import pyramid_inputs, random_boxes
 from torch import Tensor
 from torchvision.ops import batched_nms
 
 from kernels.nms import grouped_nms_mask, grouped_nms_mask_reference, nms_mask
 from kernels.roi_align import multi_level_roi_align
-
-
-def random_boxes(batch: int, count: int, side: float, generator: torch.Generator) -> Tensor:
-    corner = torch.rand(batch, count, 2, generator=generator) * side
-    size = torch.rand(batch, count, 2, generator=generator) ** 2 * side
-    return torch.cat([corner, (corner + size).clamp(max=side)], dim=2)
-
-
-def draw(*, last: bool = False, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], Tensor]:
-    """Two maps, and boxes on them."""
-    generator = torch.Generator().manual_seed(0)
-    layout = torch.channels_last if last else torch.contiguous_format
-    maps = [torch.randn(2, 3, 16 >> level, 12 >> level, generator=generator).to(dtype) for level in range(2)]
-    maps = [one.contiguous(memory_format=layout).requires_grad_() for one in maps]
-    return maps, random_boxes(2, 5, 48.0, generator)
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -53,7 +39,7 @@ def test_exported_graphs_hold_what_backends_know() -> None:
             keep = grouped_nms_mask(boxes, scores, groups, 0.5, 64.0)
             return keep, multi_level_roi_align([fine, coarse], boxes, [4, 8], 7, 30.0)
 
-    maps, boxes = draw()
+    maps, boxes = pyramid_inputs()
     with torch.no_grad():
         program = torch.export.export(Both(), (*[one.detach() for one in maps], boxes, torch.rand(2, 5)))
     ours = {str(node.target) for node in program.graph.nodes if "smnas" in str(node.target)}

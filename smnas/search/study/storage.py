@@ -121,7 +121,7 @@ def _copied(file: Path) -> sqlite3.Connection:
 
 
 def patiently(call: Callable[[], _T], database: object) -> _T:
-    """What a call returns, once no other program has locked the database.
+    """Call, again while another program has locked the database, and return the result.
 
     Args:
         call: Reads or writes; one that failed has changed nothing.

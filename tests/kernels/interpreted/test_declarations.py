@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from operator_inputs import norm_inputs, pyramid_inputs, random_boxes
 from torch import Tensor, nn
 
 from kernels import group_norm, nms, roi_align, weight_standardization
@@ -18,16 +19,6 @@ POOL_BACKWARD = torch.ops.smnas.pyramid_roi_align_backward.default
 SUPPRESS = torch.ops.smnas.grouped_nms_mask.default
 
 
-def draw(*, last: bool = False, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Map, residual, weight and bias."""
-    generator = torch.Generator().manual_seed(0)
-    x, residual = (torch.randn(2, 12, 5, 7, generator=generator, dtype=torch.float64) for _ in range(2))
-    weight, bias = torch.randn(2, 12, generator=generator, dtype=torch.float64).unbind(0)
-    layout = torch.channels_last if last else torch.contiguous_format
-    drawn = (x.contiguous(memory_format=layout), residual.contiguous(memory_format=layout), weight + 1, bias)
-    return tuple(one.to(dtype).requires_grad_() for one in drawn)  # type: ignore[return-value]
-
-
 # opcheck looks at the gradients of what it has computed itself
 _ITS_OWN = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 
@@ -36,7 +27,7 @@ _ITS_OWN = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor th
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("last", [False, True])
 def test_the_operators_of_group_norm_declare_themselves_correctly(residual: bool, last: bool) -> None:
-    x, added, weight, bias = draw(last=last)
+    x, added, weight, bias = norm_inputs(last=last)
     torch.library.opcheck(GROUP_NORM, (x, added if residual else None, weight, bias, 3, 1e-5, True))
     y, mean, rstd = (one.detach() for one in GROUP_NORM(x, added, weight, bias, 3, 1e-5, True))
     detached = [one.detach() for one in (x, x, y, weight, bias)]
@@ -65,7 +56,7 @@ class Operator(nn.Module):
 
 
 def test_the_operator_is_compiled_and_exported_as_one() -> None:
-    inputs = draw()
+    inputs = norm_inputs()
     graphs: list[torch.fx.GraphModule] = []
 
     def keep(graph: torch.fx.GraphModule, _: Any) -> Any:
@@ -81,26 +72,11 @@ def test_the_operator_is_compiled_and_exported_as_one() -> None:
         assert [node.target for node in graph.nodes].count(GROUP_NORM) == 1
 
 
-def random_boxes(batch: int, count: int, side: float, generator: torch.Generator) -> Tensor:
-    corner = torch.rand(batch, count, 2, generator=generator) * side
-    size = torch.rand(batch, count, 2, generator=generator) ** 2 * side
-    return torch.cat([corner, (corner + size).clamp(max=side)], dim=2)
-
-
-def draw_pyramid(*, last: bool = False, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], Tensor]:
-    """Two maps, and boxes on them."""
-    generator = torch.Generator().manual_seed(0)
-    layout = torch.channels_last if last else torch.contiguous_format
-    maps = [torch.randn(2, 3, 16 >> level, 12 >> level, generator=generator).to(dtype) for level in range(2)]
-    maps = [one.contiguous(memory_format=layout).requires_grad_() for one in maps]
-    return maps, random_boxes(2, 5, 48.0, generator)
-
-
 # PyTorch's check looks at gradients of the copies that it makes of a list's tensors
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_pooling_declares_itself_correctly(last: bool) -> None:
-    maps, boxes = draw_pyramid(last=last)
+    maps, boxes = pyramid_inputs(last=last)
     torch.library.opcheck(POOL, (maps, boxes, [4, 8], 3, 30.0))
     sizes = [one.shape[2] for one in maps], [one.shape[3] for one in maps]
     upstream = torch.randn(10, 3, 3, 3)
@@ -123,7 +99,7 @@ def test_compiled_graphs_hold_one_operator_for_all_levels() -> None:
         targets.update(str(node.target) for node in graph.graph.nodes)
         return graph
 
-    maps, boxes = draw_pyramid()
+    maps, boxes = pyramid_inputs()
     scores, groups = torch.rand(2, 5), torch.tensor([0, 0, 1, 1, 1]).expand(2, -1)
 
     def both(maps: list[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from operator_inputs import random_boxes
 from torch import Tensor
 from torchvision.ops import batched_nms, nms
 
@@ -18,12 +19,6 @@ SuppressionSets = Callable[[str, int, int, torch.Generator], tuple[Tensor, Tenso
 SETS = 10
 SMALL = kernel.Launch(16, 1, 1, 1)
 """Several programs for every set, some of them with nothing to compare."""
-
-
-def random_boxes(batch: int, count: int, side: float, generator: torch.Generator) -> Tensor:
-    corner = torch.rand(batch, count, 2, generator=generator) * side
-    size = torch.rand(batch, count, 2, generator=generator) ** 2 * side
-    return torch.cat([corner, (corner + size).clamp(max=side)], dim=2)
 
 
 def by_kernel(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from operator_inputs import random_boxes
 from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
@@ -15,12 +16,6 @@ from kernels.triton import roi_align as kernel
 
 SMALL = kernel.Launch(4, 8, 8, 2, 1)
 """Several programs for every box and map, and several blocks of boxes."""
-
-
-def random_boxes(batch: int, count: int, side: float, generator: torch.Generator) -> Tensor:
-    corner = torch.rand(batch, count, 2, generator=generator) * side
-    size = torch.rand(batch, count, 2, generator=generator) ** 2 * side
-    return torch.cat([corner, (corner + size).clamp(max=side)], dim=2)
 
 
 def pyramid(levels: int, channels: int, generator: torch.Generator, *, last: bool = False) -> list[Tensor]:

@@ -105,6 +105,19 @@ def search(data: Path, table: Path, target: Target, tmp_path: Path) -> Callable[
     return search
 
 
+def test_this_machines_own_processor_is_not_elsewhere(
+    table: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LatencyTable(table, read_only=True) as rows:
+        found = DeviceElsewhere(
+            rows, target.device[:12], target.backend, target.precision, target.threads, 6, target.backend_version
+        )
+        assert found.target([]) == target
+        monkeypatch.setattr("profiler.devices.cpu_name", lambda _: target.device)
+        with pytest.raises(UserError, match=r"--device must be cpu for this machine's own processor"):
+            found.target([])
+
+
 @pytest.mark.slow
 def test_a_search_without_the_device_ends_as_one_with_it(
     search: Callable[..., smnas.SearchRun],

@@ -87,7 +87,7 @@ def test_the_choice_of_any_history(history: list[Candidate], top: int, limit: in
         fastest = min(c.point[1] for c in good)
         best = max(c.point[0] for c in good if c.point[1] == fastest)
         assert (best, fastest) in {c.point for c in chosen}
-    # More places only add: nobody loses one.
+    # More places only add to the choice.
     assert [c.number for c in finalists(history, top + 1, limit_ms)][: len(chosen)] == [c.number for c in chosen]
 
 
