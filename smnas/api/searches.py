@@ -510,9 +510,11 @@ def _is_here(device: str, table: StrPath | None) -> bool:
 
     try:
         resolve_device(device)
-    except UserError:
-        if table is None or not Path(table).is_file():
+    except UserError as error:
+        if table is None:
             raise
+        if not Path(table).is_file():
+            raise UserError(f"{error}; --table {table} is no file") from None
         return False
     return True
 

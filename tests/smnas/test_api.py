@@ -231,13 +231,14 @@ def test_a_scorer_of_ones_own(images: Path, tmp_path: Path) -> None:
         ({"top": 2.5}, "--top: .* but got 2.5"),
         ({"final_epochs": -1}, "--final-epochs: .* but got -1"),
         ({"seed": -1}, "--seed: .* but got -1"),
+        ({"device": "v100", "table": "absent.db"}, "latencies of v100 .*; --table absent.db is no file"),
     ],
 )
 def test_a_wrong_argument_is_one_line_and_leaves_nothing(
     wrong: dict[str, Any], says: str, images: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=says) as caught:
-        smnas.search(tmp_path / "run", images, device="cpu", **wrong)
+        smnas.search(tmp_path / "run", images, **({"device": "cpu"} | wrong))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
 
