@@ -48,6 +48,12 @@ def _onnxruntime(device: Device, threads: int, name: str = "onnxruntime") -> Bac
     return OnnxRuntimeBackend(device, threads, name)
 
 
+def _openvino(device: Device, threads: int) -> Backend:
+    from profiler.backends.openvino import OpenVinoBackend
+
+    return OpenVinoBackend(device, threads)
+
+
 def _engine(device: Device, threads: int, name: str) -> Backend:
     from profiler.backends.engine_backend import EngineBackend
 
@@ -60,6 +66,7 @@ BACKENDS: dict[str, Callable[[Device, int], Backend]] = {
     "onnxruntime": _onnxruntime,
     "onnxruntime-cuda": partial(_onnxruntime, name="onnxruntime-cuda"),
     "onnxruntime-tensorrt": partial(_onnxruntime, name="onnxruntime-tensorrt"),
+    "openvino": _openvino,
     "tensorrt": partial(_engine, name="tensorrt"),
     "tensorrt-rtx": partial(_engine, name="tensorrt_rtx"),
 }

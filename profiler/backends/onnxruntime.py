@@ -2,23 +2,19 @@
 
 import importlib
 import tempfile
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from profiler.backends.base import Session, check_precision
+from profiler.backends.exporting import ExportingBackend
 from profiler.devices import Device
 from profiler.errors import BackendUnavailableError, PrecisionNotMetError
-from profiler.graphs.export import to_onnx, to_onnx_many
-from profiler.graphs.quantized_onnx import quantized_block
+from profiler.graphs.quantized_onnx import quantized_layers
 from profiler.graphs.typed_onnx import dense_nodes
-from profiler.precision import typed_copy
 from profiler.timing.measurement import Timer, WallTimer
 
 __all__ = ["OnnxRuntimeBackend", "OnnxRuntimeSession", "session_options"]
@@ -41,7 +37,7 @@ _PROVIDERS: dict[str, dict[str, tuple[str, ...]]] = {
 """Execution providers by backend name and kind of device; each runs what those before it can not."""
 
 
-class OnnxRuntimeBackend:
+class OnnxRuntimeBackend(ExportingBackend):
     """Exports modules to ONNX and runs them in ONNX Runtime.
 
     Args:
@@ -70,39 +66,13 @@ class OnnxRuntimeBackend:
         self.runtime_version = str(self._runtime.__version__)
         only_cpu = self._providers == (_CPU,)
         self.version = self.runtime_version if only_cpu else f"{self.runtime_version} {','.join(self._providers)}"
-        self.precisions: tuple[str, ...] = ("fp32", "int8") if device.kind == "cpu" else ("fp32", "fp16")
+        self.precisions = ("fp32", "int8") if device.kind == "cpu" else ("fp32", "fp16")
         self.device = device
         self.threads = threads
 
-    def prepare(self, module: nn.Module, inputs: Sequence[Tensor], precision: str = "fp32") -> "OnnxRuntimeSession":
-        """Export a module and load it; see :meth:`profiler.backends.base.Backend.prepare`."""
-        check_precision(self, precision)
-        copied, typed = typed_copy(module, inputs, precision, "cpu")
-        return self._load(to_onnx(copied, typed), copied, typed, precision)
-
-    def prepare_many(
-        self, items: Sequence[tuple[nn.Module, Sequence[Tensor]]], precision: str = "fp32"
-    ) -> list[Callable[[], Session]]:
-        """Export all modules in one go; see :meth:`profiler.backends.base.Backend.prepare_many`."""
-        check_precision(self, precision)
-        singly: list[Callable[[], Session]] = [partial(self.prepare, *item, precision) for item in items]
-        if len(items) < 2:
-            return singly
-        try:
-            typed = [typed_copy(module, inputs, precision, "cpu") for module, inputs in items]
-            models = to_onnx_many(typed)
-        except Exception:  # noqa: BLE001 - only a shortcut: singly exported, the faulty module raises its own error
-            return singly
-        return [partial(self._load, model, *item, precision) for model, item in zip(models, typed, strict=True)]
-
-    def _load(
-        self, model: onnx.ModelProto, module: nn.Module, inputs: Sequence[Tensor], precision: str
-    ) -> "OnnxRuntimeSession":
-        if precision == "int8":
-            model = quantized_block(model, module, inputs, symmetric=False)
-        names = [value.name for value in model.graph.input]
-        feeds = {name: tensor.contiguous().numpy() for name, tensor in zip(names, inputs, strict=True)}
-        return OnnxRuntimeSession(self._runtime, model.SerializeToString(), feeds, self, precision)
+    def load(self, model: bytes, feeds: Mapping[str, NDArray[Any]], precision: str = "fp32") -> "OnnxRuntimeSession":
+        """Create a session; see :meth:`profiler.backends.exporting.ExportingBackend.load`."""
+        return OnnxRuntimeSession(self._runtime, model, feeds, self, precision)
 
     @property
     def provider(self) -> str:
@@ -127,7 +97,7 @@ class OnnxRuntimeSession:
         self,
         runtime: Any,
         model: bytes,
-        feeds: dict[str, NDArray[Any]],
+        feeds: Mapping[str, NDArray[Any]],
         backend: OnnxRuntimeBackend,
         precision: str = "fp32",
     ) -> None:
@@ -199,9 +169,7 @@ def _integer_layers(requested: bytes, optimized: str) -> dict[str, Any]:
     Raises:
         PrecisionNotMetError: fewer than the graph quantises.
     """
-    model = onnx.load_from_string(requested)
-    quantized = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
-    wanted = sum(node.input[1] in quantized for node in dense_nodes(model))
+    wanted = quantized_layers(requested)
     run = onnx.load(optimized)
     integer = sum(node.op_type in _INTEGER for node in run.graph.node)
     if integer < wanted:

@@ -20,7 +20,7 @@ from profiler.errors import BackendUnavailableError, named_line
 from profiler.graphs.export import ExportError, in_modules
 from profiler.graphs.typed_onnx import dense_nodes
 
-__all__ = ["float_layers", "quantized_block", "quantized_onnx"]
+__all__ = ["float_layers", "quantized_block", "quantized_layers", "quantized_onnx"]
 
 _PREPARED = {"key": "onnx.quant.pre_process", "value": "onnxruntime.quant"}
 """Marks a graph with known shapes and folded constants, as all exports here are, for the quantiser."""
@@ -36,6 +36,13 @@ def float_layers(module: nn.Module) -> tuple[str, ...]:
         for name, owner in module.named_modules()
         for child in getattr(owner, "FLOAT_IN_INT8", ())
     )
+
+
+def quantized_layers(model: bytes) -> int:
+    """Count the convolutions and matmuls of a serialised graph whose weights are quantised."""
+    read = onnx.load_from_string(model)
+    quantized = {node.output[0] for node in read.graph.node if node.op_type == "DequantizeLinear"}
+    return sum(node.input[1] in quantized for node in dense_nodes(read))
 
 
 def quantized_block(

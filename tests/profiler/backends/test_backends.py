@@ -1,8 +1,11 @@
 """Backends: each computes what the module computes, on the terms it describes, or says plainly why it can not."""
 
 import importlib
+import importlib.util
+import os
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -19,7 +22,10 @@ from profiler.workload import TensorSpec, random_inputs
 
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu or gpu)")
 
-RUNNABLE = ["eager", "onnxruntime"]
+needs_openvino = pytest.mark.skipif(
+    importlib.util.find_spec("openvino") is None, reason="needs OpenVINO (extra openvino)"
+)
+RUNNABLE = ["eager", "onnxruntime", pytest.param("openvino", marks=needs_openvino)]
 FAKE_GPU = Device("NVIDIA Pretend", "cuda")
 
 
@@ -90,10 +96,11 @@ class Rounded(nn.Module):
 
 
 @pytest.mark.slow
-def test_eight_bits_are_computed_in_integers_where_the_module_lets_them(module: Pair) -> None:
+@pytest.mark.parametrize("name", RUNNABLE[1:])
+def test_eight_bits_are_computed_in_integers_where_the_module_lets_them(name: str, module: Pair) -> None:
     torch.manual_seed(2)
     rounded, image = Rounded(), torch.randn(1, 8, 12, 12)
-    backend = get_backend("onnxruntime")
+    backend = get_backend(name)
     (exact,) = backend.prepare(rounded, [image]).outputs()
     session = backend.prepare(rounded, [image], "int8")
     (got,) = session.outputs()
@@ -111,10 +118,14 @@ def test_eight_bits_are_computed_in_integers_where_the_module_lets_them(module: 
     assert "integer_layers" not in backend.prepare(rounded, [image]).describe()
 
 
-def test_fewer_integers_than_asked_for_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.import_module("profiler.backends.onnxruntime"), "_INTEGER", {"ConvInteger"})
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [("onnxruntime", "_INTEGER"), pytest.param("openvino", "_DENSE", marks=needs_openvino)],
+)
+def test_fewer_integers_than_asked_for_are_an_error(name: str, table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module(f"profiler.backends.{name}"), table, {"ConvInteger"})
     with pytest.raises(PrecisionNotMetError, match=r"int8 was requested for 1 .* computes 0 in integers"):
-        get_backend("onnxruntime").prepare(Rounded(), [torch.randn(1, 8, 12, 12)], "int8")
+        get_backend(name).prepare(Rounded(), [torch.randn(1, 8, 12, 12)], "int8")
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
@@ -136,7 +147,7 @@ def test_modules_prepared_together_compute_the_same(name: str, module: Pair, mon
     image = torch.randn(1, 3, 8, 8)
     items = [(module, INPUTS), (conv, (image,)), (conv, (image * 2,)), (module, INPUTS)]
     backend = get_backend(name)
-    if name == "onnxruntime":
+    if name != "eager":
         # None of them falls back to being exported alone.
         monkeypatch.setattr(backend, "prepare", lambda *_: pytest.fail("exported alone"))
     together = [open_session().outputs() for open_session in backend.prepare_many(items)]
@@ -164,13 +175,14 @@ def test_onnxruntime_says_on_what_terms_it_runs(module: Pair) -> None:
     assert facts["session.set_denormal_as_zero"] == "1"
 
 
-def test_an_unused_input_does_not_matter() -> None:
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_an_unused_input_does_not_matter(name: str) -> None:
     class Second(nn.Module):
         def forward(self, first: Tensor, second: Tensor) -> Tensor:
             return second * 2
 
     inputs = random_inputs((TensorSpec((3,)), TensorSpec((2,))), seed=0)
-    (got,) = get_backend("onnxruntime").prepare(Second(), inputs).outputs()
+    (got,) = get_backend(name).prepare(Second(), inputs).outputs()
     np.testing.assert_allclose(got, inputs[1].numpy() * 2)
 
 
@@ -203,9 +215,9 @@ def test_a_precision_that_does_not_run_here_is_refused(name: str, precision: str
 def test_an_unknown_backend_lists_the_known_ones() -> None:
     with pytest.raises(
         UserError,
-        match=r"eager, compile, onnxruntime, .*, onnxruntime-tensorrt, tensorrt, tensorrt-rtx, but got 'openvino'",
+        match=r"eager, compile, onnxruntime, .*-tensorrt, openvino, tensorrt, tensorrt-rtx, but got 'abacus'",
     ):
-        get_backend("openvino")
+        get_backend("abacus")
     with pytest.raises(UserError, match="threads >= 1"):
         get_backend("eager", threads=0)
 
@@ -223,17 +235,55 @@ def test_tensorrt_says_what_it_needs(typed: str, monkeypatch: pytest.MonkeyPatch
         get_backend(typed)
 
 
-def test_onnxruntime_without_the_package_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    genuine = importlib.import_module
+@pytest.mark.parametrize(("name", "extra"), [("onnxruntime", "cpu"), ("openvino", "openvino")])
+def test_a_runtime_without_its_package_names_the_command(
+    name: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(BackendUnavailableError, match=rf"{name} is not installed .*pip install 'smnas\[{extra}\]'"):
+        get_backend(name)
 
-    def missing(name: str, package: str | None = None) -> Any:
-        if name == "onnxruntime":
-            raise ImportError("No module named 'onnxruntime'")
-        return genuine(name, package)
 
-    monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(BackendUnavailableError, match=r"pip install 'smnas\[cpu\]'"):
-        get_backend("onnxruntime")
+@needs_openvino
+def test_openvino_says_on_what_terms_it_runs(module: Pair) -> None:
+    facts = get_backend("openvino", threads=2).prepare(module, INPUTS).describe()
+    assert facts["inference_num_threads"] == 2
+    assert facts["num_streams"] == 1
+    assert facts["performance_hint"] == "LATENCY"
+    assert facts["inference_precision"] == "f32"
+    assert facts["layers_in_precision"] == 1.0
+    assert not facts["cpu_pinning"]
+
+
+@needs_openvino
+def test_openvino_takes_no_hint_that_the_processor_can_not_follow(
+    module: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = get_backend("openvino")
+    if "fp16" in backend.precisions:
+        pytest.skip("needs a processor without half-precision arithmetic")
+    with pytest.raises(UserError, match=r"openvino on .* runs fp32, .*but got 'fp16'"):
+        backend.prepare(module, INPUTS, "fp16")
+    monkeypatch.setattr(backend, "precisions", ("fp32", "fp16"))  # as a plugin that promises too much
+    with pytest.raises(PrecisionNotMetError, match="fp16 was requested, but OpenVINO computes in f32 on CPU"):
+        backend.prepare(module, INPUTS, "fp16")
+
+
+@needs_openvino
+def test_openvino_runs_on_its_own_devices_only() -> None:
+    with pytest.raises(BackendUnavailableError, match="openvino runs on a CPU, but got NVIDIA Pretend: --device cpu"):
+        get_backend("openvino", FAKE_GPU)
+
+
+@needs_openvino
+@pytest.mark.slow
+def test_openvino_sends_no_usage_statistics(tmp_path: Path) -> None:
+    code = (
+        "import sys; from profiler.backends import get_backend; get_backend('openvino'); "
+        "sys.exit(any(name.startswith('openvino_telemetry.') for name in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "HOME": str(tmp_path)}).returncode == 0
+    assert list(tmp_path.iterdir()) == []  # it would keep the user's number there
 
 
 def test_onnxruntime_without_the_provider_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
