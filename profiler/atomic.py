@@ -18,7 +18,7 @@ from profiler.errors import UserError
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-__all__ = ["replace_whole", "require_room", "write_whole"]
+__all__ = ["replace_atomic", "require_room", "write_atomic"]
 
 _ROOM_BYTES = 1 << 16
 
@@ -41,7 +41,7 @@ def require_room(folder: Path, what: str) -> None:
         raise UserError(f"{what} need a folder that can be written to, but got {folder} ({reason})") from None
 
 
-def write_whole(path: Path, content: bytes | str) -> None:
+def write_atomic(path: Path, content: bytes | str) -> None:
     """Replace the file at ``path`` by bytes, or text in UTF-8; creates its folder. Safe with concurrent writers.
 
     Parts of a file name that are not UTF-8 are written as escapes.
@@ -52,7 +52,7 @@ def write_whole(path: Path, content: bytes | str) -> None:
     _replace(path, f".{secrets.token_hex(8)}.part", lambda file: file.write(data))
 
 
-def replace_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def replace_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let ``write`` fill the new file; for large files with one writer at a time.
 
     The temporary file's name is fixed, so the next writer overwrites what a killed one left.

@@ -21,7 +21,7 @@ from profiler.engines.tensorrt import build_engine, compute_capabilities
 from profiler.graphs.export import to_onnx
 from profiler.timing.measurement import TimingSettings, measure
 from profiler.workload import Workload, random_inputs
-from smnas.latency.workloads import inference_workloads, whole_workload
+from smnas.latency.workloads import end_to_end_workload, inference_workloads
 
 _ROUNDS = 9
 _ROUND = TimingSettings(relative_half_width=0.02, min_samples=8, max_samples=200, time_limit_s=0.4)
@@ -53,7 +53,7 @@ def run_onnxruntime(setting: Setting, answer: Answer) -> str:
                 failed += 1
                 row["failed"] = one_line(error)
             answer.add("steps", row)
-        whole = whole_workload(detector)
+        whole = end_to_end_workload(detector)
         inputs = random_inputs(whole.inputs, 0)
         sessions = {"onnxruntime": onnxruntime.prepare(whole.module, inputs), "eager": eager.prepare(detector, inputs)}
         rounds = take_turns(

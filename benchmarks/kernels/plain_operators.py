@@ -21,7 +21,7 @@ from profiler.backends import get_backend
 from profiler.backends.onnxruntime import OnnxRuntimeSession
 from profiler.graphs.export import to_onnx
 from profiler.workload import random_inputs
-from smnas.latency.workloads import whole_workload
+from smnas.latency.workloads import end_to_end_workload
 
 DETECTORS = (
     "basicblock_16_11-21-21+fpn_2-4_48+rpn+rcnn_128+128x128",
@@ -59,7 +59,7 @@ def cases() -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
         name = f"pooling of {count} boxes, {channels} channels, {side} pixels"
         found[name] = Pool(), (crowded_boxes(count, float(side)), *maps)
     for text in DETECTORS:
-        whole = whole_workload(deployed(text))
+        whole = end_to_end_workload(deployed(text))
         found[text] = whole.module, random_inputs(whole.inputs, 0)
     return found
 

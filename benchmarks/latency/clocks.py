@@ -16,7 +16,7 @@ from profiler.measuring.build_variance import build_variance
 from profiler.timing.cold import flusher
 from profiler.timing.measurement import TimingSettings, measure
 from profiler.workload import Workload, random_inputs
-from smnas.latency.workloads import inference_workloads, whole_workload
+from smnas.latency.workloads import end_to_end_workload, inference_workloads
 
 _TIMING = TimingSettings(relative_half_width=0.005, time_limit_s=0.5, max_samples=600)
 _OTHERS = ("compile", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt_rtx", "tensorrt")
@@ -25,7 +25,7 @@ _OTHERS = ("compile", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt_rtx"
 def run(setting: Setting, answer: Answer) -> str:
     """Ten workloads by three clocks; then, of a few, cold runs, builds anew and the backends beside eager."""
     detector = deployed(NANO_BASELINE)
-    workloads = [whole_workload(detector), *inference_workloads(detector)][: 3 if setting.quick else 10]
+    workloads = [end_to_end_workload(detector), *inference_workloads(detector)][: 3 if setting.quick else 10]
     eager = get_backend("eager", setting.device)
     differences: dict[str, list[float]] = {}
     for workload in workloads:

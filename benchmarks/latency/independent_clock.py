@@ -34,7 +34,7 @@ from profiler.graphs.export import to_onnx
 from profiler.precision import typed_copy
 from profiler.timing.measurement import TimingSettings, measure
 from profiler.workload import random_inputs
-from smnas.latency.workloads import whole_workload
+from smnas.latency.workloads import end_to_end_workload
 from smnas.space.architecture import Architecture
 from smnas.space.preset import load_space
 
@@ -79,7 +79,7 @@ def compare(architecture: Architecture, rounds: int) -> dict[str, Any]:
     backend = get_backend("onnxruntime")
     if not isinstance(backend, OnnxRuntimeBackend):
         raise TypeError(f"the onnxruntime backend is an OnnxRuntimeBackend, but got {type(backend).__name__}")
-    whole = whole_workload(deployed(str(architecture), 80))
+    whole = end_to_end_workload(deployed(str(architecture), 80))
     inputs = random_inputs(whole.inputs, 0)
     ours = backend.prepare(whole.module, inputs)
     copied, typed = typed_copy(whole.module, inputs, "fp32", "cpu")

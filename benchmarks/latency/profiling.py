@@ -14,7 +14,7 @@ from profiler.prediction.predict import LatencyModel, sum_parts
 from profiler.table.latency_table import LatencyTable, Row
 from profiler.timing.measurement import TimingSettings
 from profiler.workload import Workload
-from smnas.latency.workloads import inference_workloads, whole_workload
+from smnas.latency.workloads import end_to_end_workload, inference_workloads
 
 NANO_CANDIDATES = (
     "basicblock_8_1-21-21-21+c4+rpn+rcnn_128+96x96",
@@ -36,7 +36,7 @@ def run(setting: Setting, answer: Answer) -> str:
     backend = get_backend("eager", setting.device)
     detectors = [deployed(name) for name in names]
     parts = [inference_workloads(detector) for detector in detectors]
-    wholes = [whole_workload(detector) for detector in detectors]
+    wholes = [end_to_end_workload(detector) for detector in detectors]
     part_timing = TimingSettings(time_limit_s=0.05 if setting.quick else 0.25, max_samples=400)
     whole_timing = TimingSettings(time_limit_s=0.3 if setting.quick else 1.0, max_samples=400)
     answer.put(

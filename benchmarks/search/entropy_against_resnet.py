@@ -21,7 +21,7 @@ from profiler.table.latency_table import LatencyTable
 from profiler.workload import random_inputs
 from smnas.data.coco import CocoFolder
 from smnas.latency.detector_latency import DetectorLatency
-from smnas.latency.workloads import detector_workloads, whole_workload
+from smnas.latency.workloads import detector_workloads, end_to_end_workload
 from smnas.scoring.base import Score
 from smnas.scoring.entropy import detector_entropy
 from smnas.scoring.workers.processes import Job
@@ -38,7 +38,7 @@ def in_turns(architectures: Sequence[Architecture], classes: int, runner: Backen
     """Median end-to-end processor time, in turns: a busy machine makes neither look slower."""
     sessions = {}
     for architecture in architectures:
-        whole = whole_workload(deployed(str(architecture), classes))
+        whole = end_to_end_workload(deployed(str(architecture), classes))
         sessions[str(architecture)] = runner.prepare(whole.module, random_inputs(whole.inputs, 0))
     return {name: median(times) for name, times in processor_ms(sessions, rounds=9).items()}
 

@@ -37,7 +37,7 @@ from benchmarks.training.torchvision_reference import (
     train_reference,
 )
 from benchmarks.training.training_step import Amp, Trainer
-from profiler.atomic import write_whole
+from profiler.atomic import write_atomic
 from profiler.devices import resolve_device
 from profiler.errors import UserError
 from smnas.data.coco import CocoFolder
@@ -229,18 +229,18 @@ def do(
             if file.exists():
                 print(f"{part}: done before", flush=True)
                 return
-            write_whole(folder / SETTINGS_FILE, json.dumps(settings, indent=1) + "\n")
+            write_atomic(folder / SETTINGS_FILE, json.dumps(settings, indent=1) + "\n")
             if part.name == SPEED:
                 seconds = seconds_a_step(data, architecture, args.backbone, args.recipe, recipe.amp, args.steps)
                 found = {"threads": torch.get_num_threads(), "seconds": seconds}
-                write_whole(file, json.dumps(found) + "\n")
+                write_atomic(file, json.dumps(found) + "\n")
             else:
                 write_metrics(file, train(part, folder, data, architecture, args.backbone, recipe, device))
             print(f"{part}: {file.read_text()}", flush=True)
     except RunFolderError:
         print(f"{part}: another process is doing it", flush=True)
     except (ScoringFailedError, TrainingFailedError) as error:
-        write_whole(folder / FAILURE_FILE, json.dumps({"reason": error.reason}) + "\n")
+        write_atomic(folder / FAILURE_FILE, json.dumps({"reason": error.reason}) + "\n")
         print(f"{part}: failed: {error.reason}", flush=True)
 
 

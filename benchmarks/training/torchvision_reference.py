@@ -20,7 +20,7 @@ from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
-from profiler.atomic import replace_whole
+from profiler.atomic import replace_atomic
 from smnas.data.augment import Augmentation
 from smnas.data.coco import DetectionDataset
 from smnas.data.loader import TrainLoader
@@ -200,7 +200,7 @@ def _store(folder: Path, model: FasterRCNN, optimizer: torch.optim.SGD, history:
         "optimizer": optimizer.state_dict(),
         "history": [log.to_dict() for log in history],
     }
-    replace_whole(folder / CHECKPOINT_FILE, lambda file: torch.save(values, file))
+    replace_atomic(folder / CHECKPOINT_FILE, lambda file: torch.save(values, file))
     append_curve(folder / CURVE_FILE, history[-1])
 
 

@@ -21,10 +21,10 @@ from smnas.models.detector import Detector
 from smnas.models.layers import NormKind, WSConv2d
 from smnas.space.architecture import Architecture
 from smnas.training.curve import EpochLog
+from smnas.training.distributed import ALONE, loss_of
 from smnas.training.epoch import train_epoch
 from smnas.training.optimizer import build_optimizer
 from smnas.training.recipe import load_recipe
-from smnas.training.replicas import ALONE, loss_of
 
 Amp = Literal["off", "bf16", "fp16"]
 _WARMUP_STEPS = 3

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from profiler.atomic import write_whole
+from profiler.atomic import write_atomic
 from profiler.backends.cuda_graph import Replayed, record
 from profiler.engines.store import EngineRefusedError
 from profiler.engines.tensorrt import logger_of
@@ -188,7 +188,7 @@ class Engine:
     def keep_kernels(self) -> None:
         """Write the kernels compiled so far, so that the next process need not compile them."""
         if self._cache is not None and self._kernels is not None:
-            write_whole(self._kernels, bytes(self._cache.serialize()))
+            write_atomic(self._kernels, bytes(self._cache.serialize()))
 
     def _start(self) -> None:
         stream = 0 if self._stream is None else torch.cuda.current_stream(self._device).cuda_stream

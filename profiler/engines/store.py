@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from profiler.atomic import write_whole
+from profiler.atomic import write_atomic
 
 __all__ = ["EngineRefusedError", "EngineRequest", "EngineStore", "Manifest", "default_folder"]
 
@@ -110,7 +110,7 @@ class EngineStore:
         """Store an engine; the manifest, written last, vouches for it."""
         digest = hashlib.sha256(content).hexdigest()
         manifest = Manifest(request, "built", name, key, "", digest, len(content), facts)
-        write_whole(self.engine_path(request), content)
+        write_atomic(self.engine_path(request), content)
         self._write_manifest(manifest)
         return manifest
 
@@ -145,7 +145,7 @@ class EngineStore:
 
     def _write_manifest(self, manifest: Manifest) -> None:
         text = json.dumps({"format": _FORMAT, **asdict(manifest)}, indent=2, sort_keys=True)
-        write_whole(self.manifest_path(manifest.request), f"{text}\n")
+        write_atomic(self.manifest_path(manifest.request), f"{text}\n")
 
 
 def _parse(path: Path) -> Manifest:

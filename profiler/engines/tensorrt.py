@@ -20,7 +20,7 @@ from typing import Any
 
 import onnx
 
-from profiler.atomic import write_whole
+from profiler.atomic import write_atomic
 from profiler.errors import BackendUnavailableError, UserError
 from profiler.graphs.matmuls import matmuls_as_convolutions
 
@@ -163,7 +163,7 @@ def build_engine(
     if serialized is None:
         raise EngineBuildError(f"no engine was built: {logger.one_line()}")
     if timings is not None:
-        write_whole(timings, bytes(config.get_timing_cache().serialize()))
+        write_atomic(timings, bytes(config.get_timing_cache().serialize()))
     types = Counter(re.findall(r"Datatype: (\w+)", logger.layers))
     if dense and types and precision in _LOGGED_TYPES and not types[_LOGGED_TYPES[precision]]:
         raise EngineBuildError(f"{precision} was requested, but the engine's tensors are {dict(types)}")

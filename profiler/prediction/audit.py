@@ -65,7 +65,7 @@ class Coverage:
 
 def coverage_over_splits(
     parts: Sequence[PartsSum],
-    wholes_ms: ArrayLike,
+    measured_ms: ArrayLike,
     calibrated_on: int,
     *,
     level: float,
@@ -79,36 +79,36 @@ def coverage_over_splits(
 
     Args:
         parts: sums over the blocks of each network; more than ``calibrated_on``.
-        wholes_ms: ``(N,)`` measured end-to-end latencies.
+        measured_ms: ``(N,)`` measured end-to-end latencies.
         calibrated_on: networks per fit, at least 2.
         level: of the intervals.
         rng: draws the choices.
         splits: number of choices.
     """
-    wholes = np.asarray(wholes_ms, dtype=np.float64)
+    measured = np.asarray(measured_ms, dtype=np.float64)
     sums, counts, halves = (
         np.array(values, dtype=np.float64)
         for values in zip(*((part.ms, part.count, part.half_ms) for part in parts), strict=True)
     )
     fractions = []
     for _ in range(splits):
-        order = rng.permutation(len(wholes))
+        order = rng.permutation(len(measured))
         fitted_on, others = order[:calibrated_on], order[calibrated_on:]
-        model = LatencyModel.fit([parts[index] for index in fitted_on], wholes[fitted_on].tolist(), level=level)
+        model = LatencyModel.fit([parts[index] for index in fitted_on], measured[fitted_on].tolist(), level=level)
         found = model.predict_many(sums[others], counts[others], halves[others])
-        fractions.append(((found.low_ms <= wholes[others]) & (wholes[others] <= found.high_ms)).mean())
+        fractions.append(((found.low_ms <= measured[others]) & (measured[others] <= found.high_ms)).mean())
     return Coverage(splits, float(np.mean(fractions)), *(float(one) for one in np.quantile(fractions, [0.05, 0.95])))
 
 
-def fitted_line(values: ArrayLike, wholes_ms: ArrayLike, others: ArrayLike) -> Array:
+def fitted_line(values: ArrayLike, measured_ms: ArrayLike, others: ArrayLike) -> Array:
     """Predict ``(M,)`` milliseconds by ``a * value + b``, ``a, b >= 0``, fitted by relative errors.
 
     ``values`` ``(N,)``, such as FLOPs, belong to the fitted networks, ``others`` ``(M,)`` to the predicted ones.
     """
-    known, wholes, wanted = (np.asarray(one, dtype=np.float64) for one in (values, wholes_ms, others))
+    known, measured, wanted = (np.asarray(one, dtype=np.float64) for one in (values, measured_ms, others))
     # Solved in units of the largest value: FLOPs are 10^9 times the constant.
     unit = known.max(initial=0.0) or 1.0
-    scale, constant = fit_relative(known / unit, np.ones_like(known), wholes, True)
+    scale, constant = fit_relative(known / unit, np.ones_like(known), measured, True)
     return scale * wanted / unit + constant
 
 

@@ -148,28 +148,28 @@ class LatencyModel:
     calibrated: bool = False
 
     @classmethod
-    def fit(cls, parts: Sequence[PartsSum], wholes_ms: Sequence[float], *, level: float = 0.9) -> Self:
+    def fit(cls, parts: Sequence[PartsSum], measured_ms: Sequence[float], *, level: float = 0.9) -> Self:
         """Fit sums over blocks to end-to-end latencies by non-negative least squares of the relative error.
 
         With fewer than 8 networks only the scale is fitted. With none the model is the plain sum; with one the interval
         stays the assumed one, as a single network says nothing about the spread. ``level`` is in (0, 1).
         """
-        if len(parts) != len(wholes_ms):
-            raise ValueError(f"one latency per whole is needed, but got {len(parts)} and {len(wholes_ms)}")
+        if len(parts) != len(measured_ms):
+            raise ValueError(f"one latency per network is needed, but got {len(parts)} and {len(measured_ms)}")
         if not 0 < level < 1:
             raise ValueError(f"0 < level < 1 must hold, but got {level}")
         if not parts:
             return cls(level=level)
         sums = np.array([part.ms for part in parts], dtype=np.float64)
         counts = np.array([part.count for part in parts], dtype=np.float64)
-        wholes = np.array(wholes_ms, dtype=np.float64)
-        if not (np.isfinite(wholes).all() and (wholes > 0).all() and (sums > 0).all()):
-            raise ValueError("wholes and the sums of their parts must be positive, but some are not")
-        per_part = len(wholes) >= _MIN_FOR_TWO
-        scale, per_part_ms = fit_relative(sums, counts, wholes, per_part)
-        residuals = _left_out_residuals(sums, counts, wholes, per_part)
-        half = _half_width(residuals, len(wholes) - (2 if per_part else 1), level)
-        return cls(scale, per_part_ms, half, level, tuple(residuals.tolist()), len(wholes) > 1)
+        measured = np.array(measured_ms, dtype=np.float64)
+        if not (np.isfinite(measured).all() and (measured > 0).all() and (sums > 0).all()):
+            raise ValueError("latencies and the sums of their parts must be positive, but some are not")
+        per_part = len(measured) >= _MIN_FOR_TWO
+        scale, per_part_ms = fit_relative(sums, counts, measured, per_part)
+        residuals = _left_out_residuals(sums, counts, measured, per_part)
+        half = _half_width(residuals, len(measured) - (2 if per_part else 1), level)
+        return cls(scale, per_part_ms, half, level, tuple(residuals.tolist()), len(measured) > 1)
 
     def predict(self, parts: PartsSum) -> Latency:
         """Predict one network."""
@@ -186,9 +186,9 @@ class LatencyModel:
         return Latencies(ms, np.maximum(ms - half, 0.0), ms + half, self.calibrated)
 
 
-def fit_relative(sums: Array, counts: Array, wholes: Array, per_part: bool) -> tuple[float, float]:
+def fit_relative(sums: Array, counts: Array, measured: Array, per_part: bool) -> tuple[float, float]:
     """Least squares of the relative error over ``scale >= 0`` and ``per_part_ms >= 0`` (or 0), in closed form."""
-    x, y = sums / wholes, counts / wholes  # the target is then 1 everywhere
+    x, y = sums / measured, counts / measured  # the target is then 1 everywhere
     xx, yy, xy, x1, y1 = float(x @ x), float(y @ y), float(x @ y), float(x.sum()), float(y.sum())
     scale_only = x1 / xx
     if not per_part or yy == 0:
@@ -200,19 +200,19 @@ def fit_relative(sums: Array, counts: Array, wholes: Array, per_part: bool) -> t
             return scale, cost
     # The unconstrained optimum is infeasible: the constrained one is on a border, where one coefficient is 0.
     part_only = y1 / yy
-    error_scale = len(wholes) - scale_only * x1
-    error_part = len(wholes) - part_only * y1
+    error_scale = len(measured) - scale_only * x1
+    error_part = len(measured) - part_only * y1
     return (scale_only, 0.0) if error_scale <= error_part else (0.0, part_only)
 
 
-def _left_out_residuals(sums: Array, counts: Array, wholes: Array, per_part: bool) -> Array:
-    if len(wholes) < 2:
+def _left_out_residuals(sums: Array, counts: Array, measured: Array, per_part: bool) -> Array:
+    if len(measured) < 2:
         return np.zeros(0)
-    residuals = np.empty(len(wholes))
-    for index in range(len(wholes)):
-        kept = np.arange(len(wholes)) != index
-        scale, per_part_ms = fit_relative(sums[kept], counts[kept], wholes[kept], per_part)
-        residuals[index] = wholes[index] / (scale * sums[index] + per_part_ms * counts[index]) - 1
+    residuals = np.empty(len(measured))
+    for index in range(len(measured)):
+        kept = np.arange(len(measured)) != index
+        scale, per_part_ms = fit_relative(sums[kept], counts[kept], measured[kept], per_part)
+        residuals[index] = measured[index] / (scale * sums[index] + per_part_ms * counts[index]) - 1
     return residuals
 
 

@@ -143,9 +143,9 @@ def train(
     from smnas.models.pretrained import read_weights
     from smnas.scoring.trained_ap import TrainedAP
     from smnas.space.convolutions import StemKind
-    from smnas.training.board import Board
     from smnas.training.checkpoint import CHECKPOINT_FILE, load_checkpoint
-    from smnas.training.replicas import replicas_from_environment
+    from smnas.training.distributed import ranks_from_environment
+    from smnas.training.tensorboard import TensorBoard
 
     architecture, out = architecture_of(arch), Path(out)
     settings = recipe_of(recipe).with_(epochs=epochs, batch_size=batch_size, evaluate_every=evaluate_every)
@@ -153,8 +153,8 @@ def train(
     norm_kind = one_of("--norm", NormKind, norm or ("gn-ws" if weights is None else "bn"))
     stem_kind = one_of("--stem", StemKind, stem or ("deep" if weights is None else "imagenet"))
     with ExitStack() as stack:
-        replicas, device = stack.enter_context(replicas_from_environment())
-        folder = open_data(data, drop_bad_boxes=drop_bad_boxes, drop_bad_images=drop_bad_images, note=replicas.first)
+        ranks, device = stack.enter_context(ranks_from_environment())
+        folder = open_data(data, drop_bad_boxes=drop_bad_boxes, drop_bad_images=drop_bad_images, note=ranks.first)
         images = len(folder.split("train"))
         if batch_size is not None and batch_size > images:
             raise UserError(
@@ -164,18 +164,20 @@ def train(
         small = box_notes(folder.split("train"), [size], settings.augmentation.min_side_px)
         before = out / CHECKPOINT_FILE
         finished = list(load_checkpoint(before).history) if before.exists() else []
-        if replicas.first and not finished:
+        if ranks.first and not finished:
             check_images(folder, on_progress)
-        if replicas.first:
+        if ranks.first:
             note_lines(small)
-            together = f" in {replicas.count} processes" if replicas.count > 1 else ""
+            together = f" in {ranks.count} processes" if ranks.count > 1 else ""
             _log.info("training on %s%s: %d images, %d epochs", device, together, images, settings.epochs)
-        board = stack.enter_context(Board(out / "tensorboard", finished)) if tensorboard and replicas.first else None
+        events = (
+            stack.enter_context(TensorBoard(out / "tensorboard", finished)) if tensorboard and ranks.first else None
+        )
 
         def end_epoch(log: "EpochLog") -> None:
-            if board is not None:
-                board.add(log)
-            if on_epoch is not None and replicas.first:
+            if events is not None:
+                events.add(log)
+            if on_epoch is not None and ranks.first:
                 on_epoch(log)
 
         def step(progress: "ScoringProgress") -> None:
@@ -191,7 +193,7 @@ def train(
             norm=norm_kind,
             stem=stem_kind,
             pretrained=weights,
-            replicas=replicas,
+            ranks=ranks,
             on_epoch=end_epoch,
         )
         found = scorer.score(
@@ -199,10 +201,10 @@ def train(
             seed=seed,
             epochs=settings.epochs,
             out_dir=out,
-            on_progress=step if replicas.first else None,
+            on_progress=step if ranks.first else None,
         )
     return TrainingRun(
-        out, architecture, found.checkpoint, found.epochs, found.seconds, found.metrics, first=replicas.first
+        out, architecture, found.checkpoint, found.epochs, found.seconds, found.metrics, first=ranks.first
     )
 
 

@@ -42,7 +42,7 @@ class Profile:
         cold: The same with flushed caches.
         builds: How far several builds of the same block differ.
         audit: Predicted against measured latency of detectors that the prediction was not fitted on.
-        wholes: End-to-end latency of the detectors in ms, or the reason for having none.
+        end_to_end_ms: End-to-end latency of the detectors in ms, or the reason for having none.
     """
 
     table: Path
@@ -58,7 +58,7 @@ class Profile:
     cold: "Measured | None" = None
     builds: "Sequence[BuildVariance] | None" = None
     audit: "Audit | None" = None
-    wholes: "Mapping[str, float | str] | None" = None
+    end_to_end_ms: "Mapping[str, float | str] | None" = None
 
 
 def profile(
@@ -78,7 +78,7 @@ def profile(
     time_limit: str | float | None = None,
     cold: bool = False,
     builds: int | None = None,
-    whole: bool = False,
+    end_to_end: bool = False,
     seed: int = 0,
     timing: "TimingSettings | None" = None,
     on_progress: OnProgress = quiet,
@@ -102,7 +102,7 @@ def profile(
         time_limit: Start nothing after this long: seconds, or as in ``10m``. The most useful blocks come first.
         cold: Measure with flushed caches too, in rows that no prediction reads.
         builds: Build a sample of blocks this many times, to see how far the builds differ.
-        whole: Measure the detectors end to end too; predictions are calibrated on those.
+        end_to_end: Measure the detectors end to end too; predictions are calibrated on those.
         seed: Random seed.
         timing: Accuracy and limits of one measurement.
         on_progress: Called while measuring.
@@ -120,7 +120,7 @@ def profile(
     if run is not None:
         settings, arch = _ranked(Path(run))
         backend, precision, threads, batch = settings.backend, settings.precision, settings.threads, settings.batch
-        classes, whole = len(settings.data.classes), True
+        classes, end_to_end = len(settings.data.classes), True
     wanted = _covered(preset, arch, sample, seed)
     space = load_space(preset or "nano")
     runner = backend_of(device, backend, precision, threads)
@@ -138,10 +138,10 @@ def profile(
             blocks = profiling.measure(wanted, latency, at, budget_s=limit_s)
         else:
             blocks = profiling.measure_preset(space.name, wanted, latency, at, budget_s=limit_s)
-        flushed = built = audited = wholes = None
-        if whole:
+        flushed = built = audited = end_to_end_ms = None
+        if end_to_end:
             at = partial(on_progress, "detectors measured end to end")
-            wholes = profiling.measure_wholes(wanted, latency, at, in_time)
+            end_to_end_ms = profiling.measure_detectors(wanted, latency, at, in_time)
         if cold:
             at = partial(on_progress, "detectors covered with flushed caches")
             flushed = profiling.measure(wanted, latency, at, budget_s=left_s(), caches="cold")
@@ -165,7 +165,7 @@ def profile(
             flushed,
             built,
             audited,
-            wholes,
+            end_to_end_ms,
         )
 
 

@@ -480,7 +480,7 @@ def _calibrated(
     space: "Space",
     backend: "Backend",
     table: "LatencyTable",
-    wholes: int,
+    detectors: int,
     timing: "TimingSettings | None",
 ) -> "DetectorLatency":
     """A predictor that is calibrated on the baseline and random structures, the same for one seed."""
@@ -497,7 +497,7 @@ def _calibrated(
         timing=timing,
         level=settings.latency_confidence,
     )
-    measured = calibration_set(space, settings.seed, wholes)
+    measured = calibration_set(space, settings.seed, detectors)
     _log.info("measuring %d whole detectors and their blocks, to calibrate predictions", len(measured))
     for architecture, reason in latency.measure_calibration(measured).failed:
         _log.info("left out of the calibration: %s: %s", architecture, reason)
@@ -530,9 +530,9 @@ def _elsewhere(
     with LatencyTable(Path(table), read_only=True) as rows:
         found = described(rows)
         target = found.target(probe)
-        predictor, wholes = found.predictor(target, probe, level)
+        predictor, detectors = found.predictor(target, probe, level)
     text = "%s is not in this machine: latencies are predicted from %s, calibrated on %d whole detectors"
-    _log.info(text, target.device, table, wholes)
+    _log.info(text, target.device, table, detectors)
     return target, predictor
 
 

@@ -27,16 +27,18 @@ EXAMPLES = examples(
     "smnas profile --build-engines engines --backend tensorrt-rtx --precision fp16 --compute-capability 8.9 --sample 9",
     "smnas profile --device cpu --preset small --time-limit 10m --table latency.db",
     f"smnas profile --device cpu --arch {_ARCH} --cold --builds 3 --table latency.db",
-    "smnas profile --device local --preset nano --sample 12 --whole --table this-device.db",
+    "smnas profile --device local --preset nano --sample 12 --end-to-end --table this-device.db",
     "smnas profile --device local --for my-run --table this-device.db",
 )
 _EXCLUSIVE = {
     "arch": ("preset", "sample", "audit"),
     "run": ("arch", "preset", "sample", "audit", "backend", "precision", "threads", "classes", "batch", "estimate"),
-    "estimate": ("audit", "time_limit", "cold", "builds", "whole"),
-    "build_engines": ("run", "estimate", "audit", "time_limit", "cold", "builds", "whole", "table"),
+    "estimate": ("audit", "time_limit", "cold", "builds", "end_to_end"),
+    "build_engines": ("run", "estimate", "audit", "time_limit", "cold", "builds", "end_to_end", "table"),
 }
 """Options that exclude each other."""
+_MEASURING = {"run", "audit", "cold", "builds", "end_to_end", "time_limit"}
+"""Options that need the device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,7 @@ class ProfileOptions(MeasuringOptions):
     audit: Annotated[int, typer.Option(min=0)] = 0
     cold: Annotated[bool, typer.Option("--cold")] = False
     builds: Annotated[int | None, typer.Option(min=2, metavar="N")] = None
-    whole: Annotated[bool, typer.Option("--whole")] = False
+    end_to_end: Annotated[bool, typer.Option("--end-to-end")] = False
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Roofline of a GPU that is not here, from its data sheet; labelled so.")
     ] = False
@@ -114,13 +116,13 @@ def profile(options: ProfileOptions) -> None:
                 show = _show_estimate
             else:
                 try:
-                    names = ("run", "backend", "threads", "table", "audit", "time_limit", "cold", "builds", "whole")
-                    document = _document(api.profile(**options.for_call(*names), on_progress=steps.step))
+                    call = options.for_call("backend", "threads", "table", *_MEASURING)
+                    document = _document(api.profile(**call, on_progress=steps.step))
                     show = _show
                 except DeviceNotPresentError as absent:
                     # A table from that GPU can be read anywhere; only measuring needs the GPU.
                     file = options.table or Path(f"latency-{options.device}.db")
-                    if given.keys() & {"run", "audit", "cold", "builds", "whole", "time_limit"} or not file.exists():
+                    if given.keys() & _MEASURING or not file.exists():
                         raise
                     document = api.measured(absent.sheet.name, file, arch=options.arch or (), classes=options.classes)
                     show = _show_measured
@@ -135,8 +137,8 @@ def _document(found: "Profile") -> dict[str, Any]:
     document = {one.name: getattr(found, one.name) for one in fields(found)}
     document |= asdict(document.pop("blocks"))
     cold, builds, audit = (document.pop(name) for name in ("cold", "builds", "audit"))
-    if document["wholes"] is None:
-        del document["wholes"]
+    if document["end_to_end_ms"] is None:
+        del document["end_to_end_ms"]
     if cold is not None:
         document["cold"] = asdict(cold)
     if builds is not None:
@@ -173,7 +175,7 @@ def _show(console: Console, document: dict[str, Any]) -> None:
     if "cold" in document:
         found = document["cold"]
         console.print(f"with flushed caches: {found['measured']} measured now, {found['cached']} found in the table")
-    for name, found in document.get("wholes", {}).items():
+    for name, found in document.get("end_to_end_ms", {}).items():
         console.print(f"end to end: {name}: {_latency(found)}", soft_wrap=True, markup=False)
     if "builds" in document:
         _show_builds(console, document["builds"])
@@ -236,7 +238,17 @@ def _show_engines(console: Console, document: dict[str, Any]) -> None:
 
 def _show_measured(console: Console, document: dict[str, Any]) -> None:
     console.print(f"{document['table']}: measured on {document['gpu']}, read here", soft_wrap=True, markup=False)
-    names = ["device", "backend", "backend_version", "precision", "batch", "blocks", "wholes", "failed", "disturbed"]
+    names = [
+        "device",
+        "backend",
+        "backend_version",
+        "precision",
+        "batch",
+        "blocks",
+        "detectors",
+        "failed",
+        "disturbed",
+    ]
     rows = [[target[name] for name in names] for target in document["targets"]]
     show_table(console, [name.replace("_", " ") for name in names], rows)
     for target in document["targets"]:

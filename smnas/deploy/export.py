@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from kernels.onnx_ops import Operators
-from profiler.atomic import require_room, write_whole
+from profiler.atomic import require_room, write_atomic
 from profiler.engines.tensorrt import build_engine, compute_capabilities, import_tensorrt, needs_convolutions
 from profiler.errors import BackendUnavailableError, UserError
 from profiler.graphs.matmuls import matmuls_as_convolutions
@@ -181,7 +181,7 @@ def export_detector(
         notes.append(f"what {precision} costs in AP was not measured: no --data")
     described = _described(graph, metadata)
     if not kind.backend:
-        write_whole(out, described)
+        write_atomic(out, described)
         return ExportReport(out, out.stat().st_size, metadata, agreement, rounding, accuracy, None, tuple(notes))
     manifest = _write_engine(out, described, metadata, kind, targets)
     notes.append("the engine itself was not run; figures are of the graph that it was built from, in ONNX Runtime")
@@ -270,7 +270,7 @@ def _unverified(out: Path, graph: onnx.ModelProto, metadata: ModelMetadata) -> I
     """Run the graph by ONNX Runtime on a CPU, from a temporary file."""
     path = out.with_name(f".{out.stem}.unverified.onnx")
     try:
-        write_whole(path, _described(graph, metadata))
+        write_atomic(path, _described(graph, metadata))
         yield OnnxDetector(path, providers=("CPUExecutionProvider",))
     finally:
         path.unlink(missing_ok=True)

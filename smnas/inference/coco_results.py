@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from profiler.atomic import require_room, write_whole
+from profiler.atomic import require_room, write_atomic
 from profiler.errors import UserError
 from smnas.data.annotations import ImageList, read_image_list
 from smnas.inference.results import ImageResult
@@ -76,7 +76,7 @@ class ListedImages:
             image = next(iter(self._image_ids.values()))
             results = [{"image_id": image, "category_id": self._category_id, "bbox": [0.0] * 4, "score": 0.0}]
         try:
-            write_whole(path, json.dumps(results) + "\n")
+            write_atomic(path, json.dumps(results) + "\n")
         except OSError as error:
             raise _no_place(path, error.strerror) from None
         stands_in = f"nothing was found; COCO's tools load no empty list, so {path} holds one detection of score 0"

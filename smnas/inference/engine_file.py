@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from profiler.atomic import write_whole
+from profiler.atomic import write_atomic
 from smnas.inference.metadata import ModelFileError, ModelMetadata
 
 __all__ = ["EngineManifest", "manifest_path", "read_engine", "write_engine"]
@@ -53,8 +53,8 @@ def write_engine(path: Path, content: bytes, manifest: EngineManifest) -> None:
         **asdict(manifest),
         "detector": {name: json.loads(value) for name, value in properties.items()},
     }
-    write_whole(path, content)
-    write_whole(manifest_path(path), f"{json.dumps(document, indent=2, sort_keys=True)}\n")
+    write_atomic(path, content)
+    write_atomic(manifest_path(path), f"{json.dumps(document, indent=2, sort_keys=True)}\n")
 
 
 def read_engine(path: Path) -> tuple[bytes, EngineManifest]:

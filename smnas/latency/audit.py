@@ -21,18 +21,18 @@ from profiler.table.latency_table import Row
 from profiler.work import Work
 from profiler.workload import random_inputs
 from smnas.latency.detector_latency import DetectorLatency
-from smnas.latency.prediction import LatencyFailedError, LatencyPredictor, no_whole
-from smnas.latency.workloads import fresh_detector, inference_workloads, whole_workload
+from smnas.latency.prediction import LatencyFailedError, LatencyPredictor, no_end_to_end
+from smnas.latency.workloads import end_to_end_workload, fresh_detector, inference_workloads
 from smnas.space.architecture import Architecture
 
-__all__ = ["PREDICTORS", "Audit", "AuditedWhole", "audit_latency", "explain"]
+__all__ = ["PREDICTORS", "Audit", "AuditedDetector", "audit_latency", "explain"]
 
 PREDICTORS = ("prediction", "naive sum", "FLOPs", "roofline")
 _MIN_TO_SPLIT = 2
 
 
 @dataclass(frozen=True)
-class AuditedWhole:
+class AuditedDetector:
     """One held-out detector.
 
     Attributes:
@@ -72,9 +72,9 @@ class Audit:
     """Result of an audit.
 
     Attributes:
-        calibrated_on: Number of detectors that the predictions are fitted on, none of them among ``wholes``.
+        calibrated_on: Number of detectors that the predictions are fitted on, none of them among ``detectors``.
         level: Nominal coverage of the intervals.
-        wholes: The compared detectors, worst prediction first.
+        detectors: The compared detectors, worst prediction first.
         failed: Reason by detector without a latency.
         roof: Source of the roofline.
         left: Detectors, calibration included, not reached within the time limit.
@@ -84,7 +84,7 @@ class Audit:
 
     calibrated_on: int
     level: float
-    wholes: tuple[AuditedWhole, ...]
+    detectors: tuple[AuditedDetector, ...]
     failed: dict[str, str]
     roof: str
     left: int = 0
@@ -93,16 +93,16 @@ class Audit:
 
     def accuracies(self) -> dict[str, Accuracy]:
         """Accuracy by predictor; empty if nothing was compared."""
-        if not self.wholes:
+        if not self.detectors:
             return {}
-        measured = [whole.measured_ms for whole in self.wholes]
-        names = [name for name in PREDICTORS if name == "prediction" or name in self.wholes[0].others_ms]
-        return {name: accuracy([whole.predicted_ms(name) for whole in self.wholes], measured) for name in names}
+        measured = [one.measured_ms for one in self.detectors]
+        names = [name for name in PREDICTORS if name == "prediction" or name in self.detectors[0].others_ms]
+        return {name: accuracy([one.predicted_ms(name) for one in self.detectors], measured) for name in names}
 
     @property
     def coverage(self) -> float | None:
         """Fraction of intervals that contain the measured latency."""
-        return sum(whole.inside for whole in self.wholes) / len(self.wholes) if self.wholes else None
+        return sum(one.inside for one in self.detectors) / len(self.detectors) if self.detectors else None
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -115,19 +115,19 @@ class Audit:
             "accuracy": {name: vars(found) for name, found in self.accuracies().items()},
             "detectors": [
                 {
-                    "architecture": str(whole.architecture),
-                    "measured_ms": whole.measured_ms,
-                    "measured_low_ms": whole.measured.low_ms,
-                    "measured_high_ms": whole.measured.high_ms,
-                    "predicted_ms": whole.prediction.ms,
-                    "low_ms": whole.prediction.low_ms,
-                    "high_ms": whole.prediction.high_ms,
-                    "error": whole.error,
-                    "inside": whole.inside,
-                    "disturbances": whole.measured.conditions.get("disturbances", []),
-                    **{f"{name}_ms".replace(" ", "_").lower(): ms for name, ms in whole.others_ms.items()},
+                    "architecture": str(one.architecture),
+                    "measured_ms": one.measured_ms,
+                    "measured_low_ms": one.measured.low_ms,
+                    "measured_high_ms": one.measured.high_ms,
+                    "predicted_ms": one.prediction.ms,
+                    "low_ms": one.prediction.low_ms,
+                    "high_ms": one.prediction.high_ms,
+                    "error": one.error,
+                    "inside": one.inside,
+                    "disturbances": one.measured.conditions.get("disturbances", []),
+                    **{f"{name}_ms".replace(" ", "_").lower(): ms for name, ms in one.others_ms.items()},
                 }
-                for whole in self.wholes
+                for one in self.detectors
             ],
             "failed": self.failed,
             "left": self.left,
@@ -163,22 +163,22 @@ def audit_latency(
         on_progress(number, total, f"{'calibrating on ' if index < len(calibration) else ''}{architecture}")
         latency.measure_blocks([architecture])
         with suppress(LatencyFailedError):  # listed below
-            latency.measure_whole(architecture)
+            latency.measure_end_to_end(architecture)
     on_progress(total, total, "")
     failed: dict[str, str] = {}
     plain = LatencyPredictor(latency.table.current(latency.target), latency.num_classes, latency.batch)
     known, found = (
         _records(plain, [one for one in kind if one in reached], failed) for kind in (calibration, held_out)
     )
-    model = LatencyModel.fit([record.sum for record in known], [record.whole_ms for record in known])
+    model = LatencyModel.fit([record.sum for record in known], [record.measured_ms for record in known])
     roof, roof_text = _roof(latency.backend.device, latency.precision, [*known, *found])
-    wholes = _compared(model, found, _simpler_ms(known, found, roof))
+    detectors = _compared(model, found, _simpler_ms(known, found, roof))
     splits = None
     if len(known) >= _MIN_TO_SPLIT and found:
         records = [*known, *found]
-        sums, all_ms = [record.sum for record in records], [record.whole_ms for record in records]
+        sums, all_ms = [record.sum for record in records], [record.measured_ms for record in records]
         splits = coverage_over_splits(sums, all_ms, len(known), level=model.level, rng=rng)
-    return Audit(len(known), model.level, wholes, failed, roof_text, total - len(reached), splits)
+    return Audit(len(known), model.level, detectors, failed, roof_text, total - len(reached), splits)
 
 
 @dataclass(frozen=True)
@@ -186,13 +186,13 @@ class _Record:
     """One measured detector: everything that predictors are fitted on or compared with."""
 
     architecture: Architecture
-    whole: Row
+    row: Row
     sum: PartsSum
     blocks: tuple[tuple[Work, float], ...]
 
     @property
-    def whole_ms(self) -> float:
-        return self.whole.median_ms or 0.0
+    def measured_ms(self) -> float:
+        return self.row.median_ms or 0.0
 
 
 def _records(
@@ -202,9 +202,9 @@ def _records(
     records = []
     for architecture in architectures:
         try:
-            parts, whole = predictor.part_rows(architecture), predictor.whole_row(architecture)
+            parts, whole = predictor.part_rows(architecture), predictor.end_to_end_row(architecture)
             if whole is None or whole.status == "failed":
-                raise no_whole(whole)
+                raise no_end_to_end(whole)
         except LatencyFailedError as error:
             failed[str(architecture)] = str(error)
             continue
@@ -217,18 +217,18 @@ def _records(
 
 def _compared(
     model: LatencyModel, found: Sequence[_Record], others: dict[str, list[float]]
-) -> tuple[AuditedWhole, ...]:
+) -> tuple[AuditedDetector, ...]:
     """Predictions beside what was measured, the worst first."""
-    wholes = [
-        AuditedWhole(
+    detectors = [
+        AuditedDetector(
             record.architecture,
-            record.whole,
+            record.row,
             model.predict(record.sum),
             {name: found_ms[place] for name, found_ms in others.items()},
         )
         for place, record in enumerate(found)
     ]
-    return tuple(sorted(wholes, key=lambda whole: -abs(whole.error)))
+    return tuple(sorted(detectors, key=lambda one: -abs(one.error)))
 
 
 def _simpler_ms(known: Sequence[_Record], found: Sequence[_Record], roof: Roof) -> dict[str, list[float]]:
@@ -241,8 +241,8 @@ def _simpler_ms(known: Sequence[_Record], found: Sequence[_Record], roof: Roof) 
     for name, measure in measures.items():
         wanted = [measure(record) for record in found]
         if known:
-            wholes_ms = [record.whole_ms for record in known]
-            others[name] = fitted_line([measure(record) for record in known], wholes_ms, wanted).tolist()
+            measured_ms = [record.measured_ms for record in known]
+            others[name] = fitted_line([measure(record) for record in known], measured_ms, wanted).tolist()
         elif name == "roofline":  # in milliseconds even without a fit, unlike FLOPs
             others[name] = wanted
     return others
@@ -271,6 +271,6 @@ def explain(
     blocks = [(part.module, random_inputs(part.inputs, 0)) for part in distinct.values()]
     found = operator_times(backend, blocks, precision)
     times = dict(zip(distinct, found, strict=True))
-    whole = whole_workload(detector, batch)
+    whole = end_to_end_workload(detector, batch)
     (of_whole,) = operator_times(backend, [(whole.module, random_inputs(whole.inputs, 0))], precision)
     return residual(of_whole, [times[part.key] for part in parts])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from profiler.atomic import write_whole
+from profiler.atomic import write_atomic
 from profiler.errors import UserError
 from profiler.table.latency_table import Target
 
@@ -29,7 +29,7 @@ def write_audit(table: Path, target: Target, audit: Mapping[str, Any]) -> None:
     path = _audit_file(table)
     kept = _read(path)
     kept[_name(target)] = dict(audit)
-    write_whole(path, json.dumps(kept, indent=1) + "\n")
+    write_atomic(path, json.dumps(kept, indent=1) + "\n")
 
 
 def read_audit(table: Path, target: Target) -> tuple[AuditPoint, ...]:

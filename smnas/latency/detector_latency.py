@@ -30,10 +30,10 @@ from smnas.latency.prediction import (
     LatencyFailedError,
     LatencyPredictor,
     calibrate,
-    no_whole,
-    whole_key,
+    end_to_end_key,
+    no_end_to_end,
 )
-from smnas.latency.workloads import fresh_detector, inference_workloads, whole_workload
+from smnas.latency.workloads import end_to_end_workload, fresh_detector, inference_workloads
 from smnas.space.architecture import Architecture
 
 __all__ = ["DetectorLatency"]
@@ -90,7 +90,7 @@ class DetectorLatency:
         """
         if self._predictor is None:
             plain = self._plain()
-            self._predictor = replace(plain, model=calibrate(plain, plain.wholes()).model)
+            self._predictor = replace(plain, model=calibrate(plain, plain.measured_detectors()).model)
         return self._predictor
 
     def measure_and_predict(self, architecture: Architecture) -> Latency:
@@ -142,19 +142,19 @@ class DetectorLatency:
             on_progress=on_progress,
         )
 
-    def measure_whole(self, architecture: Architecture) -> Row:
+    def measure_end_to_end(self, architecture: Architecture) -> Row:
         """The end-to-end row of a detector with fresh weights, from the table or measured now.
 
         Raises:
             LatencyFailedError: it does not run.
         """
-        key = whole_key(architecture, self.num_classes, self.batch)
+        key = end_to_end_key(architecture, self.num_classes, self.batch)
         row = self.table.lookup(key, self.target)
         if row is None:
-            self._profile([whole_workload(fresh_detector(architecture, self.num_classes), self.batch)], whole=True)
+            self._profile([end_to_end_workload(fresh_detector(architecture, self.num_classes), self.batch)], whole=True)
             row = self.table.lookup(key, self.target)
         if row is None or row.status == "failed":
-            raise no_whole(row)
+            raise no_end_to_end(row)
         return row
 
     def measure_calibration(self, architectures: Sequence[Architecture]) -> Calibration:
@@ -167,7 +167,7 @@ class DetectorLatency:
         for architecture in dict.fromkeys(architectures):
             with suppress(LatencyFailedError):  # listed by the calibration
                 plain.parts_sum(architecture)
-                self.measure_whole(architecture)
+                self.measure_end_to_end(architecture)
         plain = self._plain()
         found = calibrate(plain, architectures)
         self._predictor = replace(plain, model=found.model)

@@ -17,7 +17,7 @@ from smnas.space.architecture import Architecture
 
 __all__ = ["DeviceElsewhere", "TableTooThinError"]
 
-_LEAST_WHOLES = 2  # with fewer, nothing says how far predictions are off
+_LEAST_DETECTORS = 2  # with fewer, nothing says how far predictions are off
 _LISTED_BLOCKS = 5
 _LISTED_DETECTORS = 3
 
@@ -99,15 +99,15 @@ class DeviceElsewhere:
         plain = LatencyPredictor(rows, self.classes, target.batch, model, interpolates=True)
         try:
             plain.interpolation  # noqa: B018 - a search meets blocks that the table lacks sooner or later
-            found = calibrate(plain, plain.wholes())
+            found = calibrate(plain, plain.measured_detectors())
         except FewRowsError:
             blocks = sum(row.kind == "part" and row.status == "ok" for row in rows.values())
             text = f"enough blocks of {target.device} to interpolate from"
             raise self._thin(text, f"holds {blocks}", plain, probe) from None
-        if found.wholes < _LEAST_WHOLES:
-            text = f"{_LEAST_WHOLES} whole detectors of {target.device} with {self.classes} classes to calibrate on"
-            raise self._thin(text, f"holds {found.wholes}", plain, probe)
-        return replace(plain, model=found.model), found.wholes
+        if found.detectors < _LEAST_DETECTORS:
+            text = f"{_LEAST_DETECTORS} whole detectors of {target.device} with {self.classes} classes to calibrate on"
+            raise self._thin(text, f"holds {found.detectors}", plain, probe)
+        return replace(plain, model=found.model), found.detectors
 
     @property
     def _file(self) -> Path:
@@ -132,7 +132,7 @@ class DeviceElsewhere:
     def _thin(
         self, needed: str, but: str, predictor: LatencyPredictor, probe: Sequence[Architecture]
     ) -> TableTooThinError:
-        """What is missing, the most valuable blocks to measure, and the command that measures them with the wholes."""
+        """What is missing, the most valuable blocks, and the command that measures them and whole detectors."""
         values = predictor.value(probe)
         names = {part.key: part.name for one in probe for part in predictor.parts(one)}
         blocks = list(dict.fromkeys(names[key] for key in sorted(values, key=lambda key: -values[key])))
@@ -140,7 +140,7 @@ class DeviceElsewhere:
         best = sorted(worth, key=lambda one: -worth[one])[:_LISTED_DETECTORS]
         words = ["smnas", "profile", "--device", self.device if named_sheet(self.device) else "local"]
         words += ["--backend", self.backend, "--precision", self.precision, "--threads", str(self.threads)]
-        words += ["--classes", str(self.classes), "--whole", "--table", self._file.name]
+        words += ["--classes", str(self.classes), "--end-to-end", "--table", self._file.name]
         words += [word for one in best for word in ("--arch", str(one))]
         first = f", most valuable first {_listed(blocks[:_LISTED_BLOCKS])}" if blocks else ""
         return TableTooThinError(

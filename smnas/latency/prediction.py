@@ -23,7 +23,7 @@ from profiler.prediction.predict import (
 from profiler.table.latency_table import Row
 from profiler.work import Work
 from profiler.workload import Workload
-from smnas.latency.workloads import detector_workloads, whole_workload
+from smnas.latency.workloads import detector_workloads, end_to_end_workload
 from smnas.models.build import build_detector, deployable
 from smnas.space.architecture import Architecture
 
@@ -33,8 +33,8 @@ __all__ = [
     "LatencyPredictor",
     "MeasuredPart",
     "calibrate",
-    "no_whole",
-    "whole_key",
+    "end_to_end_key",
+    "no_end_to_end",
 ]
 
 
@@ -114,17 +114,17 @@ class LatencyPredictor:
         replace(self, interpolates=False).parts_sum(architecture)
         return [(part, self.rows[part.key]) for part in self.parts(architecture)]
 
-    def whole_row(self, architecture: Architecture) -> Row | None:
+    def end_to_end_row(self, architecture: Architecture) -> Row | None:
         """The end-to-end row of a detector, measured or failed."""
-        return self.rows.get(whole_key(architecture, self.num_classes, self.batch))
+        return self.rows.get(end_to_end_key(architecture, self.num_classes, self.batch))
 
-    def wholes(self) -> Iterator[Architecture]:
+    def measured_detectors(self) -> Iterator[Architecture]:
         """Detectors with a measured end-to-end latency, as their rows come."""
         for key, row in self.rows.items():
             if row.kind == "whole" and row.status == "ok":
                 with suppress(UserError):
                     architecture = Architecture.parse(key.partition("|")[0])
-                    if whole_key(architecture, self.num_classes, self.batch) == key:
+                    if end_to_end_key(architecture, self.num_classes, self.batch) == key:
                         yield architecture
 
     def value(self, architectures: Sequence[Architecture]) -> dict[str, float]:
@@ -195,9 +195,9 @@ def _block_keys(architecture: Architecture, num_classes: int, batch: int) -> tup
 
 
 @lru_cache(maxsize=1 << 12)
-def whole_key(architecture: Architecture, num_classes: int, batch: int) -> str:
+def end_to_end_key(architecture: Architecture, num_classes: int, batch: int) -> str:
     """Key of a detector's end-to-end row."""
-    return whole_workload(deployable(build_detector(architecture, num_classes, device="meta")), batch).key
+    return end_to_end_workload(deployable(build_detector(architecture, num_classes, device="meta")), batch).key
 
 
 @dataclass(frozen=True)
@@ -206,33 +206,33 @@ class Calibration:
 
     Attributes:
         model: Maps the sum of blocks to end-to-end latency.
-        wholes: Number of measured detectors that it is fitted on.
+        detectors: Number of measured detectors that it is fitted on.
         failed: Architectures without a measurement, with the reason.
     """
 
     model: LatencyModel
-    wholes: int
+    detectors: int
     failed: tuple[tuple[Architecture, str], ...] = ()
 
 
 def calibrate(predictor: LatencyPredictor, architectures: Iterable[Architecture]) -> Calibration:
     """Fit end-to-end latencies on these detectors alone, whatever else the rows hold; the level is the predictor's."""
     sums: list[PartsSum] = []
-    wholes_ms: list[float] = []
+    measured_ms: list[float] = []
     failed: list[tuple[Architecture, str]] = []
     for architecture in dict.fromkeys(architectures):
         try:
-            parts, whole = predictor.parts_sum(architecture), predictor.whole_row(architecture)
+            parts, whole = predictor.parts_sum(architecture), predictor.end_to_end_row(architecture)
             if whole is None or whole.median_ms is None:
-                raise no_whole(whole)
+                raise no_end_to_end(whole)
         except (LatencyFailedError, MissingPartsError) as error:
             failed.append((architecture, str(error)))
             continue
         sums.append(parts)
-        wholes_ms.append(whole.median_ms)
-    return Calibration(LatencyModel.fit(sums, wholes_ms, level=predictor.model.level), len(sums), tuple(failed))
+        measured_ms.append(whole.median_ms)
+    return Calibration(LatencyModel.fit(sums, measured_ms, level=predictor.model.level), len(sums), tuple(failed))
 
 
-def no_whole(row: Row | None) -> LatencyFailedError:
+def no_end_to_end(row: Row | None) -> LatencyFailedError:
     """Error for an end-to-end row that is missing or failed."""
     return LatencyFailedError("the whole detector has no latency" + (f": {row.reason}" if row else ""))

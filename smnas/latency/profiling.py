@@ -37,8 +37,8 @@ __all__ = [
     "estimate",
     "given",
     "measure",
+    "measure_detectors",
     "measure_preset",
-    "measure_wholes",
     "rebuild",
     "structures_of",
 ]
@@ -141,7 +141,7 @@ def measure(
     )
 
 
-def measure_wholes(
+def measure_detectors(
     architectures: Sequence[Architecture],
     latency: DetectorLatency,
     on_progress: OnProgress,
@@ -157,7 +157,7 @@ def measure_wholes(
             break
         on_progress(number, len(architectures), str(architecture))
         try:
-            found[str(architecture)] = latency.measure_whole(architecture).median_ms or 0.0
+            found[str(architecture)] = latency.measure_end_to_end(architecture).median_ms or 0.0
         except LatencyFailedError as error:
             found[str(architecture)] = str(error)
     on_progress(len(architectures), len(architectures), "")
@@ -241,7 +241,7 @@ def audit(
     calibration, held_out = audited(space, count, seed)
     runner = latency.backend
     worst = explained if isinstance(runner, OnnxRuntimeBackend) else 0
-    wholes = len(calibration) + len(held_out)
+    measured = len(calibration) + len(held_out)
     found = audit_latency(
         latency,
         calibration,
@@ -252,17 +252,17 @@ def audit(
     )
     residuals = []
     try:
-        for number, whole in enumerate(found.wholes[:worst]):
+        for number, one in enumerate(found.detectors[:worst]):
             if not in_budget() or not isinstance(runner, OnnxRuntimeBackend):
                 break
-            on_progress(wholes + number, wholes + worst, f"looking inside {whole.architecture}")
-            inside = explain(runner, whole.architecture, latency.num_classes, latency.batch, latency.precision)
-            residuals.append((whole.architecture, inside))
+            on_progress(measured + number, measured + worst, f"looking inside {one.architecture}")
+            inside = explain(runner, one.architecture, latency.num_classes, latency.batch, latency.precision)
+            residuals.append((one.architecture, inside))
     finally:  # interrupting the explanation keeps the audit
         found = replace(found, residuals=tuple(residuals))
         write_audit(latency.table.path, latency.target, found.as_dict())
     if worst:
-        on_progress(wholes + worst, wholes + worst, "")
+        on_progress(measured + worst, measured + worst, "")
     return found
 
 

@@ -11,7 +11,7 @@ from smnas.models.detector import Detector
 from smnas.models.layers import NormKind
 from smnas.space.architecture import Architecture
 
-__all__ = ["detector_workloads", "fresh_detector", "inference_workloads", "whole_workload"]
+__all__ = ["detector_workloads", "end_to_end_workload", "fresh_detector", "inference_workloads"]
 
 _WEIGHTS_SEED = 0
 
@@ -53,7 +53,7 @@ def fresh_detector(architecture: Architecture, num_classes: int) -> Detector:
         return deployable(build_detector(architecture, num_classes))
 
 
-def whole_workload(detector: Detector, batch: int = 1) -> Workload:
+def end_to_end_workload(detector: Detector, batch: int = 1) -> Workload:
     """The end-to-end inference path, images to detections, as one workload."""
     width, height = detector.input_size
     specs = (TensorSpec((batch, 3, height, width), "uint8"),)

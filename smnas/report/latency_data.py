@@ -55,7 +55,7 @@ class TableFacts:
 
     Attributes:
         blocks: Measured blocks.
-        wholes: Measured whole detectors.
+        detectors: Measured whole detectors.
         cold: Rows with flushed caches.
         failed: Name and reason of every failure.
         disturbed: Rows measured on a disturbed machine.
@@ -63,7 +63,7 @@ class TableFacts:
     """
 
     blocks: int
-    wholes: int
+    detectors: int
     cold: int
     failed: tuple[tuple[str, str], ...]
     disturbed: int
@@ -105,7 +105,7 @@ def read_view(table: LatencyTable, target: Target) -> TableView:
     points = [_point(row, work, roof) for row, work in worked] if roof is not None else []
     facts = TableFacts(
         blocks=len(parts),
-        wholes=sum(row.kind == "whole" and row.status == "ok" for row in hot),
+        detectors=sum(row.kind == "whole" and row.status == "ok" for row in hot),
         cold=len(rows) - len(hot),
         failed=tuple((row.name, row.reason) for row in rows if row.status == "failed"),
         disturbed=sum(bool(row.conditions.get("disturbances")) for row in rows),
@@ -148,8 +148,8 @@ def measured_targets(
     """What a table holds of a GPU, for each backend and precision.
 
     Returns:
-        The target's fields, the number of ``blocks``, ``wholes``, ``failed`` and ``disturbed`` rows, and ``sums_ms``:
-        the sum of each architecture's blocks, None where one is missing or failed.
+        The target's fields, the number of ``blocks``, ``detectors``, ``failed`` and ``disturbed`` rows, and
+        ``sums_ms``: the sum of each architecture's blocks, None where one is missing or failed.
     """
     held = [target for target in table.targets() if target.backend != ESTIMATE_BACKEND]
     names = matching_names(sheet, [target.device for target in held])
@@ -163,6 +163,6 @@ def measured_targets(
                 sums[str(architecture)] = sum_parts(keys, rows).ms
             except (MissingPartsError, FailedPartError):
                 sums[str(architecture)] = None
-        counts = {"blocks": facts.blocks, "wholes": facts.wholes, "failed": len(facts.failed)}
+        counts = {"blocks": facts.blocks, "detectors": facts.detectors, "failed": len(facts.failed)}
         found.append({**asdict(target), **counts, "disturbed": facts.disturbed, "sums_ms": sums})
     return found

@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
-from profiler.atomic import write_whole
+from profiler.atomic import write_atomic
 from profiler.errors import UserError
 from smnas.data.coco import CocoFolder
 from smnas.report import data, figures
@@ -79,7 +79,7 @@ def write_report(
 def write_page(path: Path, page: str) -> None:
     """Write a page atomically; :class:`UserError` where the file can not be written."""
     try:
-        write_whole(path, page)
+        write_atomic(path, page)
     except OSError as error:
         raise UserError(
             f"the report must be a file that can be written (--out names another), but got {path} ({error.strerror})"

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from profiler.atomic import write_whole
+from profiler.atomic import write_atomic
 from profiler.errors import UserError, named_line
 from smnas.data.coco import CocoFolder
 from smnas.evaluation.predict import eager_detect, evaluate
@@ -23,10 +23,10 @@ from smnas.space.architecture import Architecture
 from smnas.space.convolutions import StemKind
 from smnas.training.checkpoint import CHECKPOINT_FILE, load_checkpoint, record_metrics
 from smnas.training.curve import EpochLog, StepLog
+from smnas.training.distributed import ALONE, Ranks
 from smnas.training.errors import TrainingFailedError
 from smnas.training.fit import fit
 from smnas.training.recipe import Recipe
-from smnas.training.replicas import ALONE, Replicas
 
 __all__ = ["METRICS_FILE", "TrainedAP", "read_metrics", "write_metrics"]
 
@@ -46,7 +46,7 @@ class TrainedAP:
         norm, stem: See :class:`~smnas.models.options.DetectorOptions`.
         pretrained: ``state_dict`` of torchvision's network of the backbone's shape, to start from; None trains from
             scratch.
-        replicas: DDP ranks that train together; the first one evaluates and writes.
+        ranks: DDP ranks that train together; the first one evaluates and writes.
         on_epoch: Called after every epoch.
 
     Raises:
@@ -68,7 +68,7 @@ class TrainedAP:
         norm: NormKind = "gn-ws",
         stem: StemKind = "deep",
         pretrained: Mapping[str, Tensor] | None = None,
-        replicas: Replicas = ALONE,
+        ranks: Ranks = ALONE,
         on_epoch: Callable[[EpochLog], None] | None = None,
     ) -> None:
         if pretrained is not None and (norm, stem) != ("bn", "imagenet"):
@@ -78,7 +78,7 @@ class TrainedAP:
         self.norm: NormKind = norm
         self.stem: StemKind = stem
         self.pretrained = pretrained
-        self.replicas = replicas
+        self.ranks = ranks
         self.on_epoch = on_epoch
         self._train = data.split("train")
         self._val = data.split("val")
@@ -160,7 +160,7 @@ class TrainedAP:
                 recipe,
                 seed=seed,
                 device=self.device,
-                replicas=self.replicas,
+                ranks=self.ranks,
                 out_dir=out_dir,
                 pretrained=None if self.pretrained is None else _digest(self.pretrained),
                 validation=self._val,
@@ -172,10 +172,10 @@ class TrainedAP:
             path = out_dir / CHECKPOINT_FILE
             if stop_epoch is None:
                 file = out_dir / METRICS_FILE
-                if self.replicas.first and not load_checkpoint(path).info.metrics:
+                if self.ranks.first and not load_checkpoint(path).info.metrics:
                     last = on_the_way.last if recipe.evaluate_every and result.trained else None
                     record_metrics(path, last or self._evaluate(detector, recipe, on_progress))
-                self.replicas.wait()  # the other ranks read what the first has written
+                self.ranks.wait()  # the other ranks read what the first has written
                 metrics = load_checkpoint(path).info.metrics
             else:
                 file = out_dir / f"metrics-epoch-{stop_epoch}.json"
@@ -189,7 +189,7 @@ class TrainedAP:
             raise ScoringFailedError(named_line(error)) from error
         if math.isnan(metrics["ap"]):
             raise UserError("the validation split must hold at least one box that is not a crowd, but got none")
-        if self.replicas.first:
+        if self.ranks.first:
             write_metrics(file, metrics)
         return Score(
             value=metrics["ap"], metrics=metrics, seconds=result.seconds, epochs=result.epochs, checkpoint=path
@@ -252,7 +252,7 @@ class _Evaluations:
 def write_metrics(path: Path, metrics: Mapping[str, float]) -> None:
     """Write metrics as one JSON object, atomically; NaN becomes ``null``."""
     plain = {name: None if math.isnan(value) else value for name, value in metrics.items()}
-    write_whole(path, json.dumps(plain, indent=2) + "\n")
+    write_atomic(path, json.dumps(plain, indent=2) + "\n")
 
 
 def read_metrics(path: Path) -> dict[str, float]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from profiler.atomic import replace_whole
+from profiler.atomic import replace_atomic
 from profiler.errors import UserError, first_line
 from smnas import __version__
 from smnas.data.contents import difference
@@ -145,7 +145,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "scaler": checkpoint.scaler,
         "history": [log.to_dict() for log in checkpoint.history],
     }
-    replace_whole(path, lambda file: torch.save(values, file))
+    replace_atomic(path, lambda file: torch.save(values, file))
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

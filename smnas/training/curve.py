@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from profiler.atomic import write_whole
+from profiler.atomic import write_atomic
 
 __all__ = ["CURVE_FILE", "EpochLog", "StepLog", "append_curve", "memory_in_use_mb", "write_curve"]
 
@@ -81,7 +81,7 @@ class StepLog:
 
 def write_curve(path: Path, history: Sequence[EpochLog]) -> None:
     """Write exactly these epochs, so that a resumed run never shows an epoch twice."""
-    write_whole(path, "".join(_line(log) for log in history))
+    write_atomic(path, "".join(_line(log) for log in history))
 
 
 def append_curve(path: Path, log: EpochLog) -> None:

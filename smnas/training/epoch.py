@@ -16,10 +16,10 @@ from smnas.models.detector import Detector
 from smnas.models.layers import standardized_together
 from smnas.models.target import Target
 from smnas.training.curve import EpochLog, StepLog, memory_in_use_mb
+from smnas.training.distributed import ALONE, LossFunction, Ranks
 from smnas.training.ema import WeightAverage
 from smnas.training.errors import DivergedError, TrainingFailedError
 from smnas.training.recipe import Recipe
-from smnas.training.replicas import ALONE, LossFunction, Replicas
 from smnas.training.schedule import learning_rate_at
 
 __all__ = ["Batches", "TrainBatch", "train_epoch"]
@@ -59,7 +59,7 @@ def train_epoch(
     epoch: int,
     seed: int,
     device: torch.device,
-    replicas: Replicas = ALONE,
+    ranks: Ranks = ALONE,
     on_step: Callable[[StepLog], None] | None = None,
 ) -> EpochLog:
     """Train epoch ``epoch`` (from 0) in place.
@@ -74,7 +74,7 @@ def train_epoch(
     """
     steps = len(batches)
     total = steps * recipe.epochs
-    torch.manual_seed(int(np.random.SeedSequence([seed, epoch, replicas.rank]).generate_state(1, np.uint64)[0]))
+    torch.manual_seed(int(np.random.SeedSequence([seed, epoch, ranks.rank]).generate_state(1, np.uint64)[0]))
     detector.train()
     sums: defaultdict[str, float] = defaultdict(float)
     images_seen, rate, step = 0, 0.0, 0
@@ -85,11 +85,11 @@ def train_epoch(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             losses = _step(
-                detector, loss_function, batch, recipe, optimizer, scaler, device, replicas, epoch * steps + step
+                detector, loss_function, batch, recipe, optimizer, scaler, device, ranks, epoch * steps + step
             )
             if average is not None:
                 average.update(detector, epoch * steps + step)
-            count = len(batch.targets) * replicas.count
+            count = len(batch.targets) * ranks.count
             images_seen += count
             for name, value in losses.items():
                 sums[name] += value * count
@@ -138,19 +138,19 @@ def _step(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     device: torch.device,
-    replicas: Replicas,
+    ranks: Ranks,
     iteration: int,
 ) -> dict[str, float]:
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     images = batch.images.to(device, non_blocking=True).contiguous(memory_format=layout)
     # DDP sends each gradient as soon as it is ready, which standardizing all weights in one launch would delay
-    together = standardized_together(detector) if replicas.count == 1 else nullcontext()
+    together = standardized_together(detector) if ranks.count == 1 else nullcontext()
     with _precision(recipe, device), together:
         losses = loss_function(images, batch.targets)
         loss = torch.stack(list(losses.values())).sum()
     # the mean over the ranks shows an infinity of one rank to all, so that they stop together and none waits for
     # gradients that never come
-    facts = [replicas.mean(torch.stack([part.detach().float() for part in losses.values()]))]
+    facts = [ranks.mean(torch.stack([part.detach().float() for part in losses.values()]))]
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(scaler.scale(loss))
     if recipe.clip_norm is not None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from profiler.atomic import require_room, write_whole
+from profiler.atomic import require_room, write_atomic
 from profiler.errors import UserError
 from smnas.data.coco import DetectionDataset
 from smnas.data.contents import split_contents
@@ -28,12 +28,12 @@ from smnas.training.checkpoint import (
     save_checkpoint,
 )
 from smnas.training.curve import CURVE_FILE, EpochLog, StepLog, append_curve, write_curve
+from smnas.training.distributed import ALONE, Ranks, loss_of
 from smnas.training.ema import WeightAverage
 from smnas.training.epoch import Batches, train_epoch
 from smnas.training.errors import DivergedError, TrainingFailedError
 from smnas.training.optimizer import build_optimizer
 from smnas.training.recipe import Recipe
-from smnas.training.replicas import ALONE, Replicas, loss_of
 
 __all__ = ["FAILURE_FILE", "Evaluate", "FitResult", "fit", "fit_batches"]
 
@@ -70,7 +70,7 @@ def fit(
     *,
     seed: int = 0,
     device: torch.device | str = "cpu",
-    replicas: Replicas = ALONE,
+    ranks: Ranks = ALONE,
     out_dir: Path | None = None,
     pretrained: str | None = None,
     validation: DetectionDataset | None = None,
@@ -88,7 +88,7 @@ def fit(
         seed: Random seed for the order of images, augmentation and samplers.
         device: Device to train on. The detector ends there, in evaluation mode, with the averaged weights if the recipe
             averages them.
-        replicas: The DDP ranks, each calling this function with the same arguments; every batch is split among them.
+        ranks: The DDP ranks, each calling this function with the same arguments; every batch is split among them.
         out_dir: Folder for checkpoint and curve; ``None`` keeps nothing.
         pretrained: Digest of the initial weights if they are pretrained; part of the run's identity.
         validation: The validation split; part of the run's identity.
@@ -109,9 +109,9 @@ def fit(
         raise UserError(
             f"a detector must have the data set's {len(dataset.classes)} classes, but got {detector.num_classes}"
         )
-    if replicas.count > 1 and (recipe.batch_size % replicas.count or len(dataset) < recipe.batch_size):
+    if ranks.count > 1 and (recipe.batch_size % ranks.count or len(dataset) < recipe.batch_size):
         raise UserError(
-            f"processes that train together share each batch equally, but got {replicas.count} processes for batches "
+            f"processes that train together share each batch equally, but got {ranks.count} processes for batches "
             f"of {recipe.batch_size} out of {len(dataset)} images"
         )
     width, height = detector.input_size
@@ -123,7 +123,7 @@ def fit(
         seed,
         augmentation=recipe.augmentation,
         mosaic_epochs=recipe.mosaic_epochs,
-        share=(replicas.rank, replicas.count),
+        share=(ranks.rank, ranks.count),
     )
     info = CheckpointInfo(
         architecture=str(detector.architecture),
@@ -142,7 +142,7 @@ def fit(
         loader,
         info,
         device=device,
-        replicas=replicas,
+        ranks=ranks,
         out_dir=out_dir,
         stop_epoch=stop_epoch,
         evaluate=evaluate,
@@ -157,7 +157,7 @@ def fit_batches(
     info: CheckpointInfo,
     *,
     device: torch.device | str = "cpu",
-    replicas: Replicas = ALONE,
+    ranks: Ranks = ALONE,
     out_dir: Path | None = None,
     stop_epoch: int | None = None,
     evaluate: Evaluate | None = None,
@@ -172,14 +172,14 @@ def fit_batches(
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     detector.to(device)
     detector.to(memory_format=layout)
-    loss_function = loss_of(detector, replicas, recipe.losses)  # from here on all ranks have equal weights
+    loss_function = loss_of(detector, ranks, recipe.losses)  # from here on all ranks have equal weights
     optimizer = build_optimizer(detector, recipe)
     scaler = torch.amp.GradScaler("cuda", enabled=device.type == "cuda" and recipe.amp == "fp16")
     average = WeightAverage(detector, recipe.ema_decay) if recipe.ema_decay else None
     history: list[EpochLog] = []
     if out_dir is not None:
-        history += _resume(out_dir, info, detector, average, optimizer, scaler, replicas)
-    replicas.wait()  # rank 0 overwrites files that the others must have read
+        history += _resume(out_dir, info, detector, average, optimizer, scaler, ranks)
+    ranks.wait()  # rank 0 overwrites files that the others must have read
     finished = len(history)
     last = recipe.epochs if stop_epoch is None else min(stop_epoch, recipe.epochs)
     cuda = [device] if device.type == "cuda" else []
@@ -197,21 +197,21 @@ def fit_batches(
                     epoch=epoch,
                     seed=info.seed,
                     device=device,
-                    replicas=replicas,
+                    ranks=ranks,
                     on_step=on_step,
                 )
                 if average is not None and log.epoch == recipe.epochs:
                     detector.load_state_dict(average.detector.state_dict())
-                if evaluate is not None and replicas.first and _is_time(log.epoch, recipe):
+                if evaluate is not None and ranks.first and _is_time(log.epoch, recipe):
                     ap, ap50 = evaluate(detector if average is None else average.detector)
                     log = replace(log, ap=ap, ap50=ap50)
                 history.append(log)
-                if out_dir is not None and replicas.first:
+                if out_dir is not None and ranks.first:
                     _store(out_dir, info, detector, average, optimizer, scaler, history)
                 if on_epoch is not None:
                     on_epoch(log)
     except TrainingFailedError as error:
-        if out_dir is not None and replicas.first:
+        if out_dir is not None and ranks.first:
             _record_failure(out_dir, error, epochs=len(history))
         raise
     if average is not None and len(history) < recipe.epochs:
@@ -240,14 +240,14 @@ def _resume(
     average: WeightAverage | None,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
-    replicas: Replicas,
+    ranks: Ranks,
 ) -> tuple[EpochLog, ...]:
     """Load this run's state from its folder; returns the finished epochs."""
     require_room(out_dir, "checkpoints")
     (out_dir / FAILURE_FILE).unlink(missing_ok=True)
     path = out_dir / CHECKPOINT_FILE
     if not path.exists():
-        if replicas.first:
+        if ranks.first:
             write_curve(out_dir / CURVE_FILE, ())
         return ()
     checkpoint = load_checkpoint(path)
@@ -259,7 +259,7 @@ def _resume(
         optimizer.load_state_dict(dict(checkpoint.optimizer))
     if checkpoint.scaler:
         scaler.load_state_dict(dict(checkpoint.scaler))
-    if replicas.first:
+    if ranks.first:
         write_curve(out_dir / CURVE_FILE, checkpoint.history)
     return checkpoint.history
 
@@ -296,4 +296,4 @@ def _record_failure(out_dir: Path, error: TrainingFailedError, epochs: int) -> N
         "step": error.step,
         "finished_epochs": epochs,
     }
-    write_whole(out_dir / FAILURE_FILE, json.dumps(record) + "\n")
+    write_atomic(out_dir / FAILURE_FILE, json.dumps(record) + "\n")

@@ -10,14 +10,14 @@ from pathlib import Path
 import torch
 from replicas_stub import ShareOfBatches, detector, info
 
+from smnas.training.distributed import ranks_from_environment
 from smnas.training.errors import DivergedError
 from smnas.training.fit import fit_batches
-from smnas.training.replicas import replicas_from_environment
 
 
 def main() -> None:
     folder, what = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else ""
-    with replicas_from_environment() as (replicas, device):
+    with ranks_from_environment() as (replicas, device):
         model = detector(seed=replicas.rank)  # only the first one's weights must matter
         batches = ShareOfBatches(replicas.rank, replicas.count)
 

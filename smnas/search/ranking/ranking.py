@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from profiler.atomic import write_whole
+from profiler.atomic import write_atomic
 from smnas.scoring.base import AP
 from smnas.search.pareto import as_points, front_layers
 from smnas.search.ranking.correlation import Correlation, rank_correlations
@@ -192,8 +192,8 @@ def write_ranking(folder: Path, settings: SearchSettings, ranking: Ranking) -> R
         "notes": list(ranking.notes),
     }
     # allow_nan=False: a file that only Python can read is not JSON. The rows hold no NaN by construction.
-    write_whole(RunFolder(folder).ranking, json.dumps(document, indent=2, allow_nan=False) + "\n")
-    write_whole(RunFolder(folder).csv, _csv(ranking.rows))
+    write_atomic(RunFolder(folder).ranking, json.dumps(document, indent=2, allow_nan=False) + "\n")
+    write_atomic(RunFolder(folder).csv, _csv(ranking.rows))
     return ranking
 
 

@@ -49,7 +49,7 @@ class Nsga2Stage:
         self.population = population
         self._study: optuna.Study | None = None
         # Trials of the study, a cache: another history starts another study.
-        self._told: list[tuple[Architecture, tuple[float, float]]] = []
+        self._added: list[tuple[Architecture, tuple[float, float]]] = []
 
     def ask(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
         """See :class:`smnas.search.strategies.base.SearchStage`."""
@@ -80,19 +80,19 @@ class Nsga2Stage:
 
     def _tell(self, known: list[tuple[Architecture, tuple[float, float]]]) -> optuna.Study:
         """The study of exactly ``known``, in this order."""
-        if self._study is None or self._told != known[: len(self._told)]:
+        if self._study is None or self._added != known[: len(self._added)]:
             verbosity = optuna.logging.get_verbosity()
             optuna.logging.set_verbosity(optuna.logging.WARNING)
             self._study = optuna.create_study(directions=["maximize", "minimize"], sampler=_sampler(self.population, 0))
             optuna.logging.set_verbosity(verbosity)
-            self._told = []
+            self._added = []
         distributions = self._distributions
-        for design, point in known[len(self._told) :]:
+        for design, point in known[len(self._added) :]:
             # `ask` and `tell` instead of `add_trial`: the sampler assigns the generation in `ask`.
             genes = dict(zip(distributions, self.choices.encode(design), strict=True))
             self._study.enqueue_trial(genes)
             self._study.tell(self._study.ask(distributions), point)
-            self._told.append((design, point))
+            self._added.append((design, point))
         return self._study
 
     def _child(self, study: optuna.Study) -> Architecture | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from profiler.atomic import write_whole
+from profiler.atomic import write_atomic
 from profiler.errors import UserError
 from smnas.data.contents import contents, difference
 from smnas.scoring.base import AP
@@ -315,7 +315,7 @@ def prepare_run_folder(path: Path, settings: SearchSettings) -> bool:
 
 
 def _write(file: Path, settings: SearchSettings) -> None:
-    write_whole(file, json.dumps(settings.model_dump(mode="json"), indent=2) + "\n")
+    write_atomic(file, json.dumps(settings.model_dump(mode="json"), indent=2) + "\n")
 
 
 def _compare(old: SearchSettings, new: SearchSettings, path: Path) -> None:

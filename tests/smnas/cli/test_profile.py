@@ -85,7 +85,7 @@ def test_what_a_search_ended_with_is_measured_end_to_end(tmp_path: Path, capsys:
     with LatencyTable(table, read_only=True) as rows:
         (whole,) = [one for one in rows.rows() if one.kind == "whole"]
         blocks = {one.key for one in rows.rows() if one.kind == "part"}
-    assert found["wholes"] == {ARCH: whole.median_ms}
+    assert found["end_to_end_ms"] == {ARCH: whole.median_ms}
     assert blocks == {workload.key for workload in detector_workloads(Architecture.parse(ARCH), classes)}
     assert run(application("profile"), "smnas-profile", [*map(str, words), "--classes", "9"]) == 2
     assert "--classes and --for exclude each other" in capsys.readouterr().err

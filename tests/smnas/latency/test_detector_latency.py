@@ -24,7 +24,7 @@ from profiler.workload import Workload, random_inputs
 from smnas.latency.audit import audit_latency, explain
 from smnas.latency.detector_latency import DetectorLatency
 from smnas.latency.prediction import LatencyFailedError, LatencyPredictor
-from smnas.latency.workloads import detector_workloads, inference_workloads, whole_workload
+from smnas.latency.workloads import detector_workloads, end_to_end_workload, inference_workloads
 from smnas.models.build import build_detector, deployable
 from smnas.space.architecture import Architecture
 
@@ -76,7 +76,7 @@ def fill(
             work = {"work": Work.of(part).as_dict()}
             table.add(Row(part.key, "part", target, median_ms=ms, low_ms=ms - 0.01, high_ms=ms + 0.01, conditions=work))
     if wholes_ms is not None:
-        key = whole_workload(deployable(build_detector(architecture, CLASSES, device="meta"))).key
+        key = end_to_end_workload(deployable(build_detector(architecture, CLASSES, device="meta"))).key
         table.add(Row(key, "whole", target, "whole", median_ms=wholes_ms, low_ms=wholes_ms, high_ms=wholes_ms))
     return total
 
@@ -112,7 +112,7 @@ def test_calibrate_fits_on_what_it_is_given_alone(table: LatencyTable, idle: Idl
         fill(table, idle, architecture, factor * sums[architecture])
     latency = DetectorLatency(CLASSES, idle, table)
     calibration = latency.measure_calibration([SMALL, DEEPER, SMALL])
-    assert (calibration.wholes, calibration.failed) == (2, ())
+    assert (calibration.detectors, calibration.failed) == (2, ())
     parts = [PartsSum(sums[a], 0.0, len(keys_of(a))) for a in (SMALL, DEEPER)]
     by_hand = LatencyModel.fit(parts, [0.7 * sums[SMALL], 0.9 * sums[DEEPER]])
     assert calibration.model.scale == pytest.approx(by_hand.scale)
@@ -142,7 +142,7 @@ def test_a_failed_part_is_a_reason(table: LatencyTable, idle: IdleBackend) -> No
         latency.measure_and_predict(SMALL)
     assert "\n" not in str(error.value)
     calibration = latency.measure_calibration([SMALL])
-    assert calibration.wholes == 0
+    assert calibration.detectors == 0
     assert "no latency" in calibration.failed[0][1]
 
 
@@ -173,11 +173,11 @@ def test_complete_measures_no_key_twice(table: LatencyTable, eager: EagerBackend
 
 
 def test_a_whole_is_measured_once_and_kept(table: LatencyTable, eager: EagerBackend, idle: IdleBackend) -> None:
-    row = DetectorLatency(CLASSES, eager, table, timing=QUICK).measure_whole(SMALL)
+    row = DetectorLatency(CLASSES, eager, table, timing=QUICK).measure_end_to_end(SMALL)
     assert row.kind == "whole"
     assert row.low_ms <= row.median_ms <= row.high_ms
     assert row.parameters == sum(p.numel() for p in build_detector(SMALL, CLASSES, device="meta").parameters())
-    assert DetectorLatency(CLASSES, idle, table).measure_whole(SMALL) == row
+    assert DetectorLatency(CLASSES, idle, table).measure_end_to_end(SMALL) == row
 
 
 @pytest.mark.slow
@@ -190,7 +190,7 @@ def test_a_whole_that_does_not_run_is_a_reason(table: LatencyTable, eager: Eager
 
     latency = DetectorLatency(CLASSES, Broken(cpu_device(), 1), table, timing=QUICK)
     with pytest.raises(LatencyFailedError, match="no such operator"):
-        latency.measure_whole(SMALL)
+        latency.measure_end_to_end(SMALL)
     assert latency.measure_calibration([SMALL]).failed == (
         (SMALL, "the whole detector has no latency: RuntimeError: no such operator"),
     )
@@ -223,7 +223,7 @@ def test_the_generator_of_torch_is_left_alone(table: LatencyTable, eager: EagerB
 def test_measured_wholes_calibrate_as_the_rows_say(table: LatencyTable, eager: EagerBackend) -> None:
     """Real measurements, then the whole chain again from the table's rows alone."""
     latency = DetectorLatency(CLASSES, eager, table, timing=QUICK)
-    assert latency.measure_calibration([SMALL, WIDER]).wholes == 2
+    assert latency.measure_calibration([SMALL, WIDER]).detectors == 2
     predicted = latency.measure_and_predict(DEEPER)
     rows = table.current(latency.target)
     wholes = [row.median_ms for row in rows.values() if row.kind == "whole"]
@@ -237,7 +237,7 @@ def test_measured_wholes_calibrate_as_the_rows_say(table: LatencyTable, eager: E
 def test_onnx_runtime_runs_a_whole(table: LatencyTable) -> None:
     """The backend that a CPU deploys with."""
     pytest.importorskip("onnxruntime")
-    row = DetectorLatency(CLASSES, get_backend("onnxruntime"), table, timing=QUICK).measure_whole(SMALL)
+    row = DetectorLatency(CLASSES, get_backend("onnxruntime"), table, timing=QUICK).measure_end_to_end(SMALL)
     assert 0 < row.median_ms < 1000
     assert row.target.backend == "onnxruntime"
 
@@ -261,7 +261,7 @@ def test_blocks_compute_in_integers_what_their_whole_does(neck_and_head: str) ->
         return [int(session().describe()["integer_layers"]) for session in backend.prepare_many(items, "int8")]
 
     blocks = integers(inference_workloads(detector))
-    assert [sum(blocks)] == integers([whole_workload(detector)])
+    assert [sum(blocks)] == integers([end_to_end_workload(detector)])
     assert sum(blocks) > 7
     assert blocks[0] == 0
 
@@ -345,9 +345,9 @@ def test_an_audit_that_fitted_nothing_takes_no_flops_for_milliseconds(table: Lat
     found = audit_latency(
         latency, [], [SMALL, TWO_STAGE], lambda _done, _total, text: told.append(text), rng=np.random.default_rng(0)
     )
-    assert (found.calibrated_on, len(found.wholes), found.splits) == (0, 2, None)
+    assert (found.calibrated_on, len(found.detectors), found.splits) == (0, 2, None)
     assert set(found.accuracies()) == {"prediction", "naive sum", "roofline"}
-    for whole in found.wholes:
+    for whole in found.detectors:
         assert whole.prediction.ms == pytest.approx(sums[whole.architecture])
         assert whole.others_ms["naive sum"] == pytest.approx(sums[whole.architecture])
         assert 0 < whole.others_ms["roofline"] <= sums[whole.architecture]

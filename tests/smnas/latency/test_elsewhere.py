@@ -127,7 +127,7 @@ def test_a_search_without_the_device_ends_as_one_with_it(
     tmp_path: Path,
 ) -> None:
     away = search("away")
-    wholes = list(LatencyPredictor(rows, len(CLASSES)).wholes())
+    wholes = list(LatencyPredictor(rows, len(CLASSES)).measured_detectors())
     monkeypatch.setattr("smnas.api.searches.backend_of", lambda *_: ThatDevice(target))
     monkeypatch.setattr("smnas.latency.profiling.calibration_set", lambda *_: wholes)
     here = search("here", device="cpu", accept_version=None)
@@ -220,7 +220,7 @@ def test_without_a_third_of_the_blocks_predictions_stay_close(rows: dict[str, Ro
 def left_out(rows: dict[str, Row]) -> tuple[float, float]:
     """Mean absolute relative error, and the fraction of 90% intervals that hold the measured latency."""
     predictor = LatencyPredictor(rows, len(CLASSES), interpolates=True)
-    measured = {one: _whole(rows, one) for one in predictor.wholes()}
+    measured = {one: _whole(rows, one) for one in predictor.measured_detectors()}
     sums = {one: predictor.parts_sum(one) for one in measured}
     errors, inside = [], []
     for one, ms in measured.items():
@@ -233,7 +233,7 @@ def left_out(rows: dict[str, Row]) -> tuple[float, float]:
 
 
 def _whole(rows: dict[str, Row], architecture: Architecture) -> float:
-    row = LatencyPredictor(rows, len(CLASSES)).whole_row(architecture)
+    row = LatencyPredictor(rows, len(CLASSES)).end_to_end_row(architecture)
     assert row is not None
     assert row.median_ms is not None
     return row.median_ms
@@ -261,7 +261,9 @@ def test_exact_blocks_are_exact_and_variants_are_interpolated(rows: dict[str, Ro
         replace(predictor, rows={**rows, failed: broken}).parts_sum(unseen)
 
 
-COMMAND = "smnas profile --device local --backend onnxruntime --precision fp32 --threads 1 --classes 3 --whole --table"
+COMMAND = (
+    "smnas profile --device local --backend onnxruntime --precision fp32 --threads 1 --classes 3 --end-to-end --table"
+)
 
 
 @pytest.mark.parametrize(
@@ -316,9 +318,9 @@ def test_a_table_too_thin_says_what_to_measure_and_measuring_that_is_enough(
         with pytest.raises(TableTooThinError, match=r"enough blocks of .* to interpolate from, but holds 5"):
             found.predictor(found.target([]), SPACE.structures[:4], 0.9)
         predictor = LatencyPredictor(rows, len(CLASSES))
-        wholes = list(predictor.wholes())[:2]
+        wholes = list(predictor.measured_detectors())[:2]
         wanted = {key for one in wholes for key in predictor.keys(one)} | {
-            row.key for one in wholes if (row := predictor.whole_row(one))
+            row.key for one in wholes if (row := predictor.end_to_end_row(one))
         }
         empty.add_many(replace(row, id=None) for key, row in rows.items() if key in wanted)
         fitted, count = found.predictor(found.target([]), SPACE.structures[:4], 0.9)

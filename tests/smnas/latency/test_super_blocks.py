@@ -13,7 +13,7 @@ from profiler.errors import UserError
 from profiler.measuring.profile import measurement_target
 from profiler.table.latency_table import LatencyTable, Row
 from smnas.latency.detector_latency import DetectorLatency
-from smnas.latency.prediction import whole_key
+from smnas.latency.prediction import end_to_end_key
 from smnas.latency.super_blocks import fit_super_block_latency, non_negative_least_squares
 from smnas.latency.workloads import detector_workloads
 from smnas.space.architecture import Architecture
@@ -89,7 +89,7 @@ def test_the_fit_goes_through_the_calibration_on_wholes(tmp_path: Path) -> None:
         plain = fit_super_block_latency(known, latency)
         target = measurement_target(backend)
         for architecture in known[:2]:
-            key = whole_key(architecture, CLASSES, 1)
+            key = end_to_end_key(architecture, CLASSES, 1)
             ms = 0.7 * sum(part.ms for part in latency.predictor.measured_parts(architecture))
             table.add(Row(key, "whole", target, "whole", median_ms=ms, low_ms=ms, high_ms=ms))
         calibrated = DetectorLatency(CLASSES, backend, table)

@@ -6,7 +6,7 @@ import torch
 
 from profiler.errors import UserError
 from profiler.workload import Workload
-from smnas.latency.workloads import detector_workloads, whole_workload
+from smnas.latency.workloads import detector_workloads, end_to_end_workload
 from smnas.models.build import build_detector, deployable
 from smnas.models.detector import TwoStageDetector
 from smnas.models.layers import WSConv2d
@@ -149,7 +149,7 @@ def test_workloads_add_up_to_the_whole_detector():
     for architecture in random_architectures(10):
         parts = detector_workloads(architecture, 7)
         detector = deployable(build_detector(architecture, 7, device="meta"))
-        whole = whole_workload(detector)
+        whole = end_to_end_workload(detector)
         own = sum(parameter.numel() for parameter in detector.parameters())
         assert sum(part.parameters for part in parts) == own == whole.parameters, str(architecture)
         assert sum(counted(part) for part in parts) == whole.flops, str(architecture)

@@ -18,7 +18,7 @@ from torchvision.models.detection.rpn import concat_box_prediction_layers
 
 from smnas.data.image import load_rgb
 from smnas.data.letterbox import letterbox
-from smnas.latency.workloads import inference_workloads, whole_workload
+from smnas.latency.workloads import end_to_end_workload, inference_workloads
 from smnas.models.build import build_detector, deployable
 from smnas.models.detector import Detector, OneStageDetector, TwoStageDetector
 from smnas.models.heads.fcos import FCOSPostprocess, decode_distances
@@ -284,4 +284,4 @@ def test_workloads_of_bn_detectors_add_up(name: str) -> None:
     ours = deployable(build_ours(name, CLASSES, "meta"))
     parts = inference_workloads(ours)
     assert sum(part.parameters for part in parts) == count(ours)
-    assert sum(part.flops for part in parts) == whole_workload(ours).flops
+    assert sum(part.flops for part in parts) == end_to_end_workload(ours).flops

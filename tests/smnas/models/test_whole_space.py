@@ -19,7 +19,7 @@ import torch
 from profiler.graphs.export import to_onnx
 from smnas.deploy.agreement import compare_detections
 from smnas.evaluation.predict import DetectionArrays
-from smnas.latency.workloads import inference_workloads, whole_workload
+from smnas.latency.workloads import end_to_end_workload, inference_workloads
 from smnas.models.build import build_detector, deployable
 from smnas.models.detector import Detector
 from smnas.models.target import Detections, Target
@@ -194,7 +194,7 @@ def check_export(detector: Detector) -> None:
 def check_workloads(detector: Detector) -> None:
     parts = inference_workloads(detector)
     assert sum(part.parameters for part in parts) == sum(parameter.numel() for parameter in detector.parameters())
-    assert sum(part.flops for part in parts) == whole_workload(detector).flops
+    assert sum(part.flops for part in parts) == end_to_end_workload(detector).flops
 
 
 def built(case: Case) -> Detector:

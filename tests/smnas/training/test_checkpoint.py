@@ -14,7 +14,7 @@ from full_disk import full_after
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profiler.atomic import replace_whole, write_whole
+from profiler.atomic import replace_atomic, write_atomic
 from profiler.errors import UserError
 from smnas.training.checkpoint import (
     Checkpoint,
@@ -201,17 +201,17 @@ def test_another_format_version_is_named(tmp_path: Path, checkpoint: Checkpoint)
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    write_whole(path, b"old")
+    write_atomic(path, b"old")
 
     def write(file: Any) -> None:
         file.write(b"half of the new")
         raise OSError("no space left")
 
     with pytest.raises(OSError, match="no space left"):
-        replace_whole(path, write)
+        replace_atomic(path, write)
     assert path.read_bytes() == b"old"
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
-    write_whole(path, b"new")
+    write_atomic(path, b"new")
     assert path.read_bytes() == b"new"
 
 

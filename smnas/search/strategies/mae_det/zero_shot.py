@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from profiler.atomic import write_whole
+from profiler.atomic import write_atomic
 from smnas.latency.detector_latency import DetectorLatency
 from smnas.latency.super_blocks import fit_super_block_latency
 from smnas.scoring.entropy import ENTROPY_FORMS, PUBLISHED, EntropyForm
@@ -129,7 +129,7 @@ def mae_det(context: SearchContext) -> Strategy:
             steps=_STEPS,
             on_step=lambda line: context.on_progress(line, None),
         )
-        write_whole(file, json.dumps(asdict(result), indent=1) + "\n")
+        write_atomic(file, json.dumps(asdict(result), indent=1) + "\n")
     found = _read(file)
     candidates = tuple(Architecture.parse(candidate.architecture) for candidate in found.candidates)
     return Strategy(MAE_DET.name, (ZeroShotStage(candidates, settings.trials.modular),))

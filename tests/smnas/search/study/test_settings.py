@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from profiler.atomic import write_whole
+from profiler.atomic import write_atomic
 from smnas.search.study.settings import (
     DataFacts,
     RunFolderError,
@@ -89,9 +89,9 @@ def test_of_two_searches_that_begin_at_once_the_first_keeps_its_settings(
         with pytest.raises(RunFolderError, match="another process holds") as caught:
             prepare_run_folder(folder, settings(seed=1))
         second.append(str(caught.value))
-        write_whole(file, text)
+        write_atomic(file, text)
 
-    monkeypatch.setattr("smnas.search.study.settings.write_whole", write)
+    monkeypatch.setattr("smnas.search.study.settings.write_atomic", write)
     assert prepare_run_folder(folder, settings()) is False
     assert len(second) == 1
     assert read_settings(folder) == settings()

@@ -7,8 +7,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from profiler.errors import UserError
-from smnas.training.board import Board
 from smnas.training.curve import EpochLog
+from smnas.training.tensorboard import TensorBoard
 
 
 def log(epoch: int, ap: float | None = None) -> EpochLog:
@@ -17,11 +17,11 @@ def log(epoch: int, ap: float | None = None) -> EpochLog:
 
 def test_tensorboard_reads_every_epoch_once_also_after_a_resume(tmp_path: Path) -> None:
     folder = tmp_path / "tensorboard"
-    with Board(folder, ()) as board:
+    with TensorBoard(folder, ()) as board:
         board.add(log(1))
         board.add(log(2, ap=0.25))
     (folder / "notes.txt").write_text("of a person")
-    with Board(folder, [log(1), log(2, ap=0.25)]) as board:  # resumed
+    with TensorBoard(folder, [log(1), log(2, ap=0.25)]) as board:  # resumed
         board.add(log(3))
     events = EventAccumulator(str(folder)).Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss/sum")] == [
@@ -38,4 +38,4 @@ def test_tensorboard_reads_every_epoch_once_also_after_a_resume(tmp_path: Path) 
 def test_without_tensorboard_the_command_that_adds_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(UserError, match=r"pip install 'smnas\[tensorboard\]'"):
-        Board(tmp_path, ())
+        TensorBoard(tmp_path, ())

@@ -7,10 +7,10 @@ from pathlib import Path
 from profiler.errors import UserError
 from smnas.training.curve import EpochLog
 
-__all__ = ["Board"]
+__all__ = ["TensorBoard"]
 
 
-class Board(AbstractContextManager["Board"]):
+class TensorBoard(AbstractContextManager["TensorBoard"]):
     """TensorBoard event files of one run, as a context manager.
 
     A resumed run replaces those in ``folder`` from its ``history``, so that no epoch appears twice.

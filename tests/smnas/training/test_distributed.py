@@ -16,8 +16,8 @@ from profiler.errors import UserError
 from smnas.data.coco import CocoFolder
 from smnas.data.loader import TrainLoader
 from smnas.data.shapes import generate_shapes
+from smnas.training.distributed import ranks_from_environment
 from smnas.training.fit import fit_batches
-from smnas.training.replicas import replicas_from_environment
 
 STAND_INS = next(folder for folder in Path(__file__).parents if folder.name == "tests") / "stand_ins"
 
@@ -45,7 +45,7 @@ def test_two_processes_train_what_one_trains(trained: Path) -> None:
     alone = stub.detector()
     result = fit_batches(alone, stub.ShareOfBatches(), stub.info())
     for name, expected in alone.state_dict().items():
-        assert torch.equal(weights[0][name], weights[1][name]), "replicas stay equal, bit by bit"
+        assert torch.equal(weights[0][name], weights[1][name]), "ranks stay equal, bit by bit"
         torch.testing.assert_close(weights[0][name], expected, rtol=1e-4, atol=1e-5)
     assert losses[0] == losses[1] == pytest.approx([log.loss for log in result.history], rel=1e-4)
     assert len(read_curve(trained / "curve.jsonl")) == 4, "one process writes"
@@ -132,5 +132,5 @@ def test_half_an_environment_is_no_torchrun(
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=f"started by torchrun, but got {got}"), replicas_from_environment():
+    with pytest.raises(UserError, match=f"started by torchrun, but got {got}"), ranks_from_environment():
         pass

@@ -17,7 +17,7 @@ from smnas.models.detector import Detector
 from smnas.models.losses import LossOptions
 from smnas.models.target import Target
 
-__all__ = ["ALONE", "LossFunction", "Replicas", "loss_of", "replicas_from_environment"]
+__all__ = ["ALONE", "LossFunction", "Ranks", "loss_of", "ranks_from_environment"]
 
 _LONGEST_WAIT = timedelta(hours=12)
 """Timeout of collectives, long enough for rank 0 to evaluate alone; torchrun ends all ranks when one is lost."""
@@ -26,7 +26,7 @@ LossFunction = Callable[[Tensor, list[Target]], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
-class Replicas:
+class Ranks:
     """The rank of this process among the DDP ranks.
 
     Attributes:
@@ -55,11 +55,11 @@ class Replicas:
             dist.barrier()
 
 
-ALONE = Replicas()
+ALONE = Ranks()
 
 
 @contextmanager
-def replicas_from_environment() -> Iterator[tuple[Replicas, torch.device]]:
+def ranks_from_environment() -> Iterator[tuple[Ranks, torch.device]]:
     """Join the process group that ``torchrun`` started; yields the ranks and this rank's device.
 
     Without ``torchrun`` this is a single process. The backend is NCCL on GPUs and gloo on a CPU.
@@ -81,7 +81,7 @@ def replicas_from_environment() -> Iterator[tuple[Replicas, torch.device]]:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if cuda else "gloo", timeout=_LONGEST_WAIT)
     try:
-        yield Replicas(dist.get_rank(), dist.get_world_size()), device
+        yield Ranks(dist.get_rank(), dist.get_world_size()), device
     finally:
         dist.destroy_process_group()
 
@@ -96,13 +96,13 @@ class _Loss(nn.Module):
         return self.detector.loss(images, targets, self.options)
 
 
-def loss_of(detector: Detector, replicas: Replicas, options: LossOptions) -> LossFunction:
+def loss_of(detector: Detector, ranks: Ranks, options: LossOptions) -> LossFunction:
     """The detector's loss as a function with gradients averaged over the ranks, which start from rank 0's weights.
 
     BatchNorm uses the statistics of its own rank's images.
     """
     alone = _Loss(detector, options)
-    if replicas.count == 1:
+    if ranks.count == 1:
         return alone
     parallel: LossFunction = DistributedDataParallel(alone)
     return parallel
