@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import distributed_stub as stub
 import pytest
-import replicas_stub as stub
 import torch
 from curves import read_curve
 
@@ -34,7 +34,7 @@ def torchrun(*arguments: str, processes: int = 2) -> subprocess.CompletedProcess
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes leave that train to the end, and then once more with NaN in one's batches."""
     folder = tmp_path_factory.mktemp("trained")
-    done = torchrun(str(STAND_INS / "replicas_script.py"), str(folder), "nan")
+    done = torchrun(str(STAND_INS / "distributed_script.py"), str(folder), "nan")
     assert done.returncode == 0, done.stderr[-2000:]
     return folder
 
@@ -53,10 +53,10 @@ def test_two_processes_train_what_one_trains(trained: Path) -> None:
 
 @pytest.mark.slow
 def test_processes_that_died_together_resume_to_the_same_weights(tmp_path: Path, trained: Path) -> None:
-    died = torchrun(str(STAND_INS / "replicas_script.py"), str(tmp_path), "2")
+    died = torchrun(str(STAND_INS / "distributed_script.py"), str(tmp_path), "2")
     assert died.returncode != 0
     assert len(read_curve(tmp_path / "curve.jsonl")) == 2
-    done = torchrun(str(STAND_INS / "replicas_script.py"), str(tmp_path))
+    done = torchrun(str(STAND_INS / "distributed_script.py"), str(tmp_path))
     assert done.returncode == 0, done.stderr[-2000:]
     resumed, _ = torch.load(tmp_path / "rank-0.pt")
     for name, expected in torch.load(trained / "rank-0.pt")[0].items():
