@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -12,6 +13,7 @@ from smnas.space.architecture import Architecture
 if TYPE_CHECKING:
     from profiler.backends.base import Backend
     from smnas.data.coco import CocoFolder
+    from smnas.training.pretrained import Pretrained
     from smnas.training.recipe import Recipe
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "number_of",
     "one_of",
     "open_data",
+    "pretrained_of",
     "quiet",
     "recipe_of",
 ]
@@ -80,6 +83,18 @@ def open_data(root: StrPath, *, drop_bad_boxes: bool, drop_bad_images: bool = Fa
     if note:
         note_lines(folder.notes)
     return folder
+
+
+def pretrained_of(source: StrPath | None) -> "Pretrained | None":
+    """Weights to start from: ``imagenet``, a file, or the checkpoint of a folder."""
+    if source is None:
+        return None
+    from smnas.inference.model_file import model_file
+    from smnas.training.pretrained import IMAGENET, read_pretrained
+
+    if source != IMAGENET and Path(source).is_dir():
+        source = model_file(Path(source), prefer="checkpoint")
+    return read_pretrained(IMAGENET if source == IMAGENET else os.path.abspath(source))  # noqa: PTH100
 
 
 def note_lines(lines: Iterable[str]) -> None:

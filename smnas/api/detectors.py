@@ -16,6 +16,7 @@ from smnas.api.arguments import (
     note_lines,
     one_of,
     open_data,
+    pretrained_of,
     quiet,
     recipe_of,
 )
@@ -123,7 +124,9 @@ def train(
         batch_size: Images per step; by default the recipe's.
         evaluate_every: Epochs between evaluations on the way; 0: only at the end.
         tensorboard: Write TensorBoard logs to ``out/tensorboard``.
-        pretrained: ImageNet weights of the backbone: the ``state_dict`` file of torchvision's network of its shape.
+        pretrained: What the backbone starts from, remapped to its shape: ``imagenet`` (torchvision's weights), a
+            ``state_dict`` file of a ResNet, ResNeXt or MobileNetV2, or a checkpoint or its folder, which also gives
+            neck and heads where shapes agree.
         norm: ``gn-ws`` (the default): GroupNorm and weight standardization everywhere; ``bn`` (the default with
             ``pretrained``): BatchNorm in the backbone.
         stem: ``deep`` (the default): two 3x3 convolutions; ``imagenet`` (the default with ``pretrained``): a 7x7 one
@@ -140,7 +143,6 @@ def train(
     """
     from smnas.data.coco import box_notes
     from smnas.models.layers import NormKind
-    from smnas.models.pretrained import read_weights
     from smnas.scoring.trained_ap import TrainedAP
     from smnas.space.convolutions import StemKind
     from smnas.training.checkpoint import CHECKPOINT_FILE, load_checkpoint
@@ -149,9 +151,10 @@ def train(
 
     architecture, out = architecture_of(arch), Path(out)
     settings = recipe_of(recipe).with_(epochs=epochs, batch_size=batch_size, evaluate_every=evaluate_every)
-    weights = None if pretrained is None else read_weights(Path(pretrained))
-    norm_kind = one_of("--norm", NormKind, norm or ("gn-ws" if weights is None else "bn"))
-    stem_kind = one_of("--stem", StemKind, stem or ("deep" if weights is None else "imagenet"))
+    weights = pretrained_of(pretrained)
+    start = None if weights is None else weights.seed(architecture.backbone)
+    norm_kind = one_of("--norm", NormKind, norm or (start.norm or "bn" if start else "gn-ws"))
+    stem_kind = one_of("--stem", StemKind, stem or (start.stem or "imagenet" if start else "deep"))
     with ExitStack() as stack:
         ranks, device = stack.enter_context(ranks_from_environment())
         folder = open_data(data, drop_bad_boxes=drop_bad_boxes, drop_bad_images=drop_bad_images, note=ranks.first)

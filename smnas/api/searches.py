@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -20,6 +21,7 @@ from smnas.api.arguments import (
     note_lines,
     number_of,
     open_data,
+    pretrained_of,
     quiet,
     recipe_of,
 )
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from smnas.scoring.by_name import AnyScorer
     from smnas.scoring.workers.processes import ScorerPool
     from smnas.search.context import SearchContext
+    from smnas.search.method import Method
     from smnas.search.progress import SearchEvent
     from smnas.search.ranking.ranking import Ranking, RankingRow
     from smnas.search.ranking.recommendation import Pick, Recommendation
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
     from smnas.search.strategies.by_name import AnyStrategy
     from smnas.search.study.settings import SearchSettings
     from smnas.space.preset import Space
+    from smnas.training.pretrained import Pretrained
     from smnas.training.recipe import Recipe
 
 __all__ = ["SearchRun", "report", "search"]
@@ -139,6 +143,7 @@ def search(
     time_limit: str | float | None = None,
     storage: str | None = None,
     warm_start: StrPath | Sequence[StrPath] = (),
+    pretrained: StrPath | None = None,
     drop_bad_boxes: bool = False,
     drop_bad_images: bool = False,
     seed: int = 0,
@@ -182,6 +187,8 @@ def search(
         time_limit: Stop proposing in time for the final phase: seconds, or as in ``8h``.
         storage: Database URL (PostgreSQL) of the study, instead of ``out/study.db``.
         warm_start: Run folders, one or several, whose training runs the search begins with.
+        pretrained: What every candidate and the baseline start from, remapped to their shapes: ``imagenet``, a file or
+            a folder, as of :func:`smnas.train`.
         drop_bad_boxes: Leave out boxes without a size or outside their image.
         drop_bad_images: Leave out images that are missing, damaged or of another size than annotated.
         seed: Random seed.
@@ -240,6 +247,9 @@ def search(
     if precision not in _FILE_PRECISIONS:
         raise UserError(f"--precision of a search must be one of {', '.join(_FILE_PRECISIONS)}, but got {precision!r}")
     training = recipe_of(recipe or space.recipe)
+    start = pretrained_of(pretrained)
+    if start is not None:
+        _require_seeds(start, space, method, scorer)
     if storage is not None:
         storage_url(storage)
     workers = workers or (_CLUSTER_WORKERS if ray is not None else _workers())
@@ -294,6 +304,8 @@ def search(
         warm_start=tuple(str(Path(run).resolve()) for run in warm_start),
         warm_start_digests=tuple(run_digest(Path(run)) for run in warm_start),
         **method.settings(*trials),
+        pretrained=None if start is None else start.source,
+        pretrained_digest=None if start is None else start.digest,
         versions=_versions(target),
         generation=generation or (max(2, workers) if before is None else before.generation),
         training_threads=max(1, cpu_cores() // workers) if before is None else before.training_threads,
@@ -324,7 +336,7 @@ def search(
             on_progress=partial(_prepared, on_progress),
             profiler=profiler,
         )
-        pool = partial(_pool, folder, training, settings, workers, ray)
+        pool = partial(_pool, folder, training, settings, workers, ray, start)
         _loop(context, method.strategy, scorer, pool, on_event, on_training)
     if deploy:
         _deploy(files.path, folder, None if runner is None else runner.device, on_progress)
@@ -370,6 +382,24 @@ def _least_parameters(architecture: Architecture) -> int:
     from smnas.models.build import build_detector
 
     return sum(p.numel() for p in build_detector(architecture, 1, device="meta").parameters())
+
+
+def _require_seeds(start: "Pretrained", space: "Space", method: "Method", scorer: "AnyScorer") -> None:
+    """Check that every detector of the search can start from the weights."""
+    from smnas.space.families.resnet import ResNetSpec
+
+    if not isinstance(scorer, str):
+        raise UserError(f"--pretrained goes with a scorer by name, but got {scorer!r}")
+    if method.strategy.name == "mae-det":
+        raise UserError("--pretrained goes with blocks of published networks, but mae-det proposes super-blocks")
+    bounds = space.modular
+    deepest = [
+        replace(spec, code="1" * bounds.max_blocks)
+        for spec in space.backbones
+        if isinstance(spec, ResNetSpec) and spec.block in bounds.blocks
+    ]
+    for spec in dict.fromkeys((*space.backbones, *deepest)):
+        start.seed(spec)
 
 
 def _announce(settings: "SearchSettings", space: "Space", workers: int, target: "Target") -> None:
@@ -435,6 +465,7 @@ def _pool(
     settings: "SearchSettings",
     workers: int,
     ray: str | None,
+    pretrained: "Pretrained | None",
     scorer: "AnyScorer",
 ) -> "AbstractContextManager[ScorerPool]":
     """A cluster, worker processes, or for a single training run at a time this process."""
@@ -450,6 +481,7 @@ def _pool(
         recipe,
         drop_bad_boxes=folder.drop_bad_boxes,
         drop_bad_images=folder.drop_bad_images,
+        pretrained=pretrained,
     )
     if ray is not None:
         from smnas.scoring.workers.ray import RayWorkers

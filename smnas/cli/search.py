@@ -11,7 +11,14 @@ from rich.console import Console
 from profiler.errors import UserError
 from smnas.cli.terminal.console import Output
 from smnas.cli.terminal.exit_codes import NothingRecommendedError
-from smnas.cli.terminal.options import DropBadBoxesOption, DropBadImagesOption, MeasuringOptions, PresetOption, examples
+from smnas.cli.terminal.options import (
+    DropBadBoxesOption,
+    DropBadImagesOption,
+    MeasuringOptions,
+    PresetOption,
+    PretrainedOption,
+    examples,
+)
 from smnas.cli.terminal.search_display import SearchDisplay, show_ranking
 from smnas.search.study.run_folder import RunFolder
 
@@ -74,6 +81,7 @@ class SearchOptions(MeasuringOptions):
     generation: Annotated[int | None, typer.Option(min=1)] = None
     storage: Annotated[str | None, typer.Option(metavar="URL")] = None
     warm_start: Annotated[list[Path] | None, typer.Option(metavar="RUN")] = None
+    pretrained: PretrainedOption = None
     drop_bad_boxes: DropBadBoxesOption = False
     drop_bad_images: DropBadImagesOption = False
 
@@ -86,6 +94,7 @@ def search(options: SearchOptions) -> None:
     long. The best are trained again, ranked, exported to ONNX and measured again as exported files. With --precision
     int8 (fp16 on a GPU) latencies and files are of that precision; training and its AP stay fp32, and the file's own AP
     is listed beside it. With --scorer entropy candidates are scored without training, and only the best are trained.
+    With --pretrained every candidate and the baseline start from those weights, remapped to their shapes.
     The run folder holds the ranking, the models and a report. Interrupted or even killed, the same command resumes,
     with any number of workers: it changes how soon results come, not which.
 

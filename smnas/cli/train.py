@@ -14,6 +14,7 @@ from smnas.cli.terminal.options import (
     DropBadBoxesOption,
     DropBadImagesOption,
     OutputOptions,
+    PretrainedOption,
     SeedOption,
     examples,
 )
@@ -30,7 +31,7 @@ EXAMPLES = examples(
     f"smnas train --arch {_ARCH} --data my-images --epochs 20 --out my-model",
     f"smnas-train --arch {_ARCH} --data my-images --recipe nano --batch-size 8 --seed 1 --out my-model",
     "smnas train --arch mobilenetv2_100+fpn_2-6_128+rpn+rcnn_512+320x320 --data my-images "
-    "--pretrained mobilenet_v2.pth --out my-model",
+    "--pretrained imagenet --out my-model",
 )
 
 
@@ -48,7 +49,7 @@ class TrainOptions(OutputOptions):
     batch_size: Annotated[int | None, typer.Option(min=1)] = None
     evaluate_every: Annotated[int | None, typer.Option(min=0, metavar="N")] = None
     tensorboard: Annotated[bool, typer.Option("--tensorboard")] = False
-    pretrained: Annotated[Path | None, typer.Option(metavar="FILE")] = None
+    pretrained: PretrainedOption = None
     norm: Annotated[str | None, typer.Option(metavar="NAME")] = None
     stem: Annotated[str | None, typer.Option(metavar="NAME")] = None
     drop_bad_boxes: DropBadBoxesOption = False
@@ -63,9 +64,11 @@ def train(options: TrainOptions) -> None:
     checkpoint.pt, curve.jsonl and metrics.json. An interrupted command resumes at the last finished epoch and gives the
     same result as an uninterrupted one.
 
-    --pretrained starts the backbone from torchvision's weights of a ResNet, ResNeXt or MobileNetV2 of the same shape,
-    and builds the detector as torchvision does: BatchNorm in the backbone only, and ImageNet's stem. --norm bn --stem
-    imagenet trains such a detector from scratch.
+    --pretrained starts the backbone from another network with the same kind of block, remapped to its depth, width and
+    kernels: torchvision's ImageNet weights (imagenet), a state_dict file of a ResNet, ResNeXt or MobileNetV2, or a
+    checkpoint or its folder, which also gives neck and heads where shapes agree. With a published network the detector
+    is as torchvision builds it: BatchNorm in the backbone only, and ImageNet's stem. --norm bn --stem imagenet trains
+    such a detector from scratch.
 
     On several GPUs, torchrun starts one process for each; they share every batch.
     """

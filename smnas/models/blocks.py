@@ -1,7 +1,7 @@
 """Stems and blocks of the backbones.
 
 Names inside a block (``conv1``, ``bn1``, ``downsample.0``; ``conv.0.0`` in an inverted residual) are torchvision's, so
-that ImageNet weights map by name (:mod:`smnas.models.pretrained`).
+that ImageNet weights map by name (:mod:`smnas.models.remapping`).
 """
 
 import torch

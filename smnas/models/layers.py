@@ -1,7 +1,9 @@
-"""Convolutions with normalization: GroupNorm + Weight Standardization by default, or torchvision's BatchNorm.
+"""Convolutions with normalization: GroupNorm + Weight Standardization by default, GroupNorm, or BatchNorm.
 
 - ``gn-ws``: every convolution is standardized and followed by GroupNorm. Without batch statistics, detectors train from
   scratch in small batches (Qiao et al., arXiv 1903.10520; used throughout SM-NAS).
+- ``gn``: as ``gn-ws``, but the backbone's convolutions are plain, so that weights that were trained with BatchNorm keep
+  their means and scales. For inference both are the same modules, and have the same latency.
 - ``bn``: as in torchvision's detectors, BatchNorm follows the backbone's convolutions only. Pyramid and heads are plain
   convolutions with biases; FCOS's towers have GroupNorm.
 """
@@ -34,7 +36,7 @@ __all__ = [
     "standardized_together",
 ]
 
-NormKind = Literal["gn-ws", "bn"]
+NormKind = Literal["gn-ws", "gn", "bn"]
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
@@ -130,14 +132,14 @@ def group_norm(channels: int, groups: int, *, relu: bool = False) -> GroupNorm:
 
 def norm2d(norm: NormKind, channels: int, groups: int, *, relu: bool = False) -> GroupNorm | BatchNorm:
     """The norm that follows :func:`conv2d` in a backbone, optionally with ReLU."""
-    return group_norm(channels, groups, relu=relu) if norm == "gn-ws" else BatchNorm(channels, relu=relu)
+    return BatchNorm(channels, relu=relu) if norm == "bn" else group_norm(channels, groups, relu=relu)
 
 
 class ConvNorm(nn.Sequential):
     """A convolution of the pyramid or a head, with its norm and ReLU.
 
-    ``gn-ws`` adds a GroupNorm of at most 32 groups; ``bn`` adds none unless ``always_norm``, and the
-    convolution has a bias.
+    ``gn-ws`` and ``gn`` standardize the weights and add a GroupNorm of at most 32 groups; ``bn`` adds none unless
+    ``always_norm``, and the convolution has a bias.
     """
 
     def __init__(
@@ -152,8 +154,8 @@ class ConvNorm(nn.Sequential):
         always_norm: bool = False,
     ) -> None:
         layers: list[nn.Module] = []
-        if norm == "gn-ws":
-            layers.append(conv2d(norm, in_channels, out_channels, kernel, stride))
+        if norm != "bn":
+            layers.append(conv2d("gn-ws", in_channels, out_channels, kernel, stride))
         else:
             conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2)
             # Without a norm, the weights must preserve the scale of the activations. torchvision initialises its heads
@@ -161,7 +163,7 @@ class ConvNorm(nn.Sequential):
             nn.init.kaiming_normal_(conv.weight, mode="fan_in", nonlinearity="relu" if relu else "linear")
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
             layers.append(conv)
-        if norm == "gn-ws" or always_norm:
+        if norm != "bn" or always_norm:
             layers.append(group_norm(out_channels, 32, relu=relu))
         elif relu:
             layers.append(nn.ReLU(inplace=True))

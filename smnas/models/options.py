@@ -14,11 +14,12 @@ class DetectorOptions:
     """Settings of a detector beyond its architecture.
 
     Attributes:
-        norm: ``gn-ws`` (GroupNorm + Weight Standardization everywhere) or ``bn`` (torchvision's: BatchNorm in the
-            backbone, plain convolutions with biases after it, GroupNorm in FCOS's towers). With ``bn``, stem
-            ``imagenet`` and an input of 400 pixels or more, ``bottleneck_64_111-2111-211111-211`` with
-            ``fpn_2-6_256+rpn+rcnn_1024`` is torchvision's ``fasterrcnn_resnet50_fpn``, and with
-            ``fpn_3-7_256+norpn+retina_256`` its ``retinanet_resnet50_fpn``, except for the order of classes.
+        norm: ``gn-ws`` (GroupNorm + Weight Standardization everywhere), ``gn`` (the same but for the weights of the
+            backbone, which are not standardized) or ``bn`` (torchvision's: BatchNorm in the backbone, plain
+            convolutions with biases after it, GroupNorm in FCOS's towers). With ``bn``, stem ``imagenet`` and an input
+            of 400 pixels or more, ``bottleneck_64_111-2111-211111-211`` with ``fpn_2-6_256+rpn+rcnn_1024`` is
+            torchvision's ``fasterrcnn_resnet50_fpn``, and with ``fpn_3-7_256+norpn+retina_256`` its
+            ``retinanet_resnet50_fpn``, except for the order of classes.
         stem: ``deep`` (SM-NAS: two 3x3 convolutions) or ``imagenet`` (7x7 and max-pooling).
         anchor_cells: Sides of the RPN's square anchors, in strides of their level.
         rpn_overlap: IoU from which an anchor is positive for the RPN (an object's best anchor always is).

@@ -13,6 +13,7 @@ from smnas.scoring.base import Scorer, ScorerFacts
 from smnas.scoring.entropy_scorer import ENTROPY_SCORERS
 from smnas.scoring.trained_ap import TrainedAP
 from smnas.space.architecture import Architecture
+from smnas.training.pretrained import Pretrained
 from smnas.training.recipe import Recipe
 
 __all__ = ["SCORERS", "AnyScorer", "ScorerClass", "ScorerOnDevices", "UnknownScorerError", "get_scorer", "quick_score"]
@@ -74,6 +75,7 @@ class ScorerOnDevices:
         recipe: How to train.
         devices: Assigned to workers in turn, cyclically.
         drop_bad_boxes, drop_bad_images: See :class:`~smnas.data.coco.CocoFolder`.
+        pretrained: Weights that training starts from.
     """
 
     scorer: AnyScorer
@@ -82,6 +84,7 @@ class ScorerOnDevices:
     devices: tuple[str, ...]
     drop_bad_boxes: bool = False
     drop_bad_images: bool = False
+    pretrained: Pretrained | None = None
 
     @property
     def prepares(self) -> bool:
@@ -94,4 +97,7 @@ class ScorerOnDevices:
         if not isinstance(found, type):
             return cast("Scorer", found)
         folder = CocoFolder(self.data, drop_bad_boxes=self.drop_bad_boxes, drop_bad_images=self.drop_bad_images)
-        return found(folder, self.recipe, self.devices[worker % len(self.devices)])
+        device = self.devices[worker % len(self.devices)]
+        if found is TrainedAP:
+            return TrainedAP(folder, self.recipe, device, pretrained=self.pretrained)
+        return found(folder, self.recipe, device)

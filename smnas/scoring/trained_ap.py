@@ -1,23 +1,23 @@
 """The reference score: AP on the validation split after training from scratch."""
 
-import hashlib
 import json
 import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from profiler.atomic import write_atomic
 from profiler.errors import UserError, named_line
 from smnas.data.coco import CocoFolder
+from smnas.data.letterbox import letterbox
 from smnas.evaluation.predict import eager_detect, evaluate
 from smnas.models.build import build_detector
 from smnas.models.detector import Detector
 from smnas.models.layers import NormKind
-from smnas.models.pretrained import load_pretrained
+from smnas.models.remapping import match_statistics, start_from
 from smnas.scoring.base import AP, Score, ScoringFailedError, ScoringProgress
 from smnas.space.architecture import Architecture
 from smnas.space.convolutions import StemKind
@@ -26,11 +26,13 @@ from smnas.training.curve import EpochLog, StepLog
 from smnas.training.distributed import ALONE, Ranks
 from smnas.training.errors import TrainingFailedError
 from smnas.training.fit import fit
+from smnas.training.pretrained import Pretrained
 from smnas.training.recipe import Recipe
 
 __all__ = ["METRICS_FILE", "TrainedAP", "read_metrics", "write_metrics"]
 
 METRICS_FILE = "metrics.json"
+_MATCHED = 32  # training images that the statistics of weights trained with BatchNorm are matched on
 
 
 class TrainedAP:
@@ -43,14 +45,11 @@ class TrainedAP:
         data: Trained on its training split, evaluated on its validation split.
         recipe: How to train; :meth:`score` sets the epochs.
         device: Where to train.
-        norm, stem: See :class:`~smnas.models.options.DetectorOptions`.
-        pretrained: ``state_dict`` of torchvision's network of the backbone's shape, to start from; None trains from
-            scratch.
+        norm: See :class:`~smnas.models.options.DetectorOptions`; by default that of ``pretrained``, or ``gn-ws``.
+        stem: See the same.
+        pretrained: Weights that the backbone starts from; None trains from scratch.
         ranks: DDP ranks that train together; the first one evaluates and writes.
         on_epoch: Called after every epoch.
-
-    Raises:
-        UserError: the weights are for a detector of another norm or stem.
     """
 
     name = "ap"
@@ -65,17 +64,15 @@ class TrainedAP:
         recipe: Recipe,
         device: torch.device | str = "cpu",
         *,
-        norm: NormKind = "gn-ws",
+        norm: NormKind | None = None,
         stem: StemKind = "deep",
-        pretrained: Mapping[str, Tensor] | None = None,
+        pretrained: Pretrained | None = None,
         ranks: Ranks = ALONE,
         on_epoch: Callable[[EpochLog], None] | None = None,
     ) -> None:
-        if pretrained is not None and (norm, stem) != ("bn", "imagenet"):
-            raise UserError(f"ImageNet weights go with the norm bn and the stem imagenet, but got {norm} and {stem}")
         self.recipe = recipe
         self.device = torch.device(device)
-        self.norm: NormKind = norm
+        self.norm: NormKind = norm or ("gn-ws" if pretrained is None else pretrained.norm)
         self.stem: StemKind = stem
         self.pretrained = pretrained
         self.ranks = ranks
@@ -162,7 +159,7 @@ class TrainedAP:
                 device=self.device,
                 ranks=self.ranks,
                 out_dir=out_dir,
-                pretrained=None if self.pretrained is None else _digest(self.pretrained),
+                pretrained=None if self.pretrained is None else self.pretrained.seed(architecture.backbone).digest,
                 validation=self._val,
                 stop_epoch=stop_epoch,
                 evaluate=on_the_way,
@@ -200,7 +197,11 @@ class TrainedAP:
             torch.manual_seed(seed)
             detector = build_detector(architecture, len(self._train.classes), norm=self.norm, stem=self.stem)
         if self.pretrained is not None:
-            load_pretrained(detector, self.pretrained)
+            start = self.pretrained.seed(architecture.backbone)
+            start_from(detector, start)
+            if self.norm != "bn" and start.norm in (None, "bn"):
+                canvases = [letterbox(image, *detector.input_size)[0] for image in self._train.spread(_MATCHED)]
+                match_statistics(detector.backbone, torch.from_numpy(np.stack(canvases)).permute(0, 3, 1, 2))
         return detector
 
     def _evaluate(
@@ -226,15 +227,6 @@ class TrainedAP:
 
         detect = eager_detect(detector, self.device)
         return evaluate(detect, self._val, width, height, recipe.batch_size, on_progress=report).as_dict()
-
-
-def _digest(weights: Mapping[str, Tensor]) -> str:
-    content = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
-        content.update(name.encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        content.update(flat.view(torch.uint8).numpy().tobytes())  # NumPy has no bfloat16
-    return content.hexdigest()[:10]
 
 
 class _Evaluations:

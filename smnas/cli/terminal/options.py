@@ -30,6 +30,7 @@ __all__ = [
     "ModelOption",
     "OutputOptions",
     "PresetOption",
+    "PretrainedOption",
     "QuietOption",
     "SeedOption",
     "described",
@@ -64,6 +65,14 @@ DropBadImagesOption = Annotated[
     bool,
     typer.Option(
         "--drop-bad-images", help="Leave out images that are missing, damaged or of another size than annotated."
+    ),
+]
+PretrainedOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WEIGHTS",
+        help="Weights to start from: imagenet, a state_dict file or a checkpoint, or the folder of a training run or a "
+        "search.",
     ),
 ]
 BackendOption = Annotated[

@@ -1,8 +1,7 @@
 """The contract of a backbone's modules."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -38,13 +37,10 @@ class FeatureBackbone(nn.Module, ABC):
         top_level: Coarsest level to build; all by default.
 
     Attributes:
-        TORCHVISION_STEM: torchvision's names of the stem's ``conv`` and ``norm``; None without a published network.
         spec: The argument.
         channels: ``{1: C1, 2: C2, ...}``; level l has stride ``2 ** l``.
         stages: Registered as ``stage1``, ``stage2``, ...; stage k ends at level k + 1.
     """
-
-    TORCHVISION_STEM: ClassVar[Mapping[str, str] | None] = None
 
     spec: Backbone
     channels: dict[int, int]
@@ -74,10 +70,6 @@ class FeatureBackbone(nn.Module, ABC):
     @abstractmethod
     def build_stage(self, index: int, norm: NormKind) -> nn.Sequential:
         """The blocks of stage ``index`` (from 0), which reads C_(index + 1), freshly initialised."""
-
-    def torchvision_block(self, stage: int, position: int) -> str:
-        """Name in torchvision of block ``position`` (from 0) of stage ``stage`` (from 1)."""
-        return f"layer{stage}.{position}"
 
     def chain(self) -> tuple[Link, ...]:
         """All modules in execution order: stem, then block by block."""

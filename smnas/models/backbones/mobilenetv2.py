@@ -1,7 +1,5 @@
 """MobileNetV2."""
 
-from types import MappingProxyType
-
 from torch import nn
 
 from smnas.models.backbones.base import FeatureBackbone, Link, stage_links
@@ -20,8 +18,6 @@ class MobileNetV2Backbone(FeatureBackbone):
     would narrow its output at once. C1, C2 and C3 precede a halving of the resolution; C4 has 96 and C5 320 channels at
     100 percent width.
     """
-
-    TORCHVISION_STEM = MappingProxyType({"conv": "features.0.0", "norm": "features.0.1"})
 
     spec: MobileNetV2Spec
 
@@ -43,8 +39,3 @@ class MobileNetV2Backbone(FeatureBackbone):
                 for u in self.spec.units(index + 2)
             )
         )
-
-    def torchvision_block(self, stage: int, position: int) -> str:
-        """Blocks are numbered consecutively from the stem, ``features.0``; ``stage`` starts at 0."""
-        before = sum(len(self.spec.units(level)) for level in range(1, stage + 1))
-        return f"features.{1 + before + position}"

@@ -1,7 +1,5 @@
 """Residual backbones in SM-NAS's notation."""
 
-from types import MappingProxyType
-
 from torch import nn
 
 from smnas.models.backbones.base import FeatureBackbone, Link
@@ -15,8 +13,6 @@ __all__ = ["ResNetBackbone"]
 
 class ResNetBackbone(FeatureBackbone):
     """Stem and stages of a :class:`~smnas.space.families.resnet.ResNetSpec`."""
-
-    TORCHVISION_STEM = MappingProxyType({"conv": "conv1", "norm": "bn1"})
 
     spec: ResNetSpec
 

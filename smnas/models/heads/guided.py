@@ -74,7 +74,7 @@ class GuidedRPNHead(nn.Module):
         self.shape = nn.Conv2d(in_channels, 2, 1)
         self.offset = nn.Conv2d(2, 18, 1)
         self.adapt = DeformConv(in_channels, in_channels)
-        self.norm = group_norm(in_channels, 32, relu=True) if norm == "gn-ws" else nn.ReLU(inplace=True)
+        self.norm = nn.ReLU(inplace=True) if norm == "bn" else group_norm(in_channels, 32, relu=True)
         self.objectness = nn.Conv2d(in_channels, 1, 1)
         self.deltas = nn.Conv2d(in_channels, 4, 1)
         for layer in (self.location, self.shape, self.objectness, self.deltas):

@@ -71,9 +71,9 @@ class BoxHead(nn.Module):
         super().__init__()
         self.average = size == 1
         self.fc1 = nn.Linear(in_channels * size * size, width)
-        self.norm1 = nn.LayerNorm(width) if norm == "gn-ws" else nn.Identity()
+        self.norm1 = nn.Identity() if norm == "bn" else nn.LayerNorm(width)
         self.fc2 = nn.Linear(width, width)
-        self.norm2 = nn.LayerNorm(width) if norm == "gn-ws" else nn.Identity()
+        self.norm2 = nn.Identity() if norm == "bn" else nn.LayerNorm(width)
         self.logits = nn.Linear(width, num_classes + 1)
         self.deltas = nn.Linear(width, 4 if class_agnostic else 4 * num_classes)
         nn.init.normal_(self.logits.weight, std=0.01)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from smnas.scoring.by_name import SCORERS
 from smnas.search.pruning import broken_order
@@ -33,6 +34,12 @@ def search_notes(
             SCORERS.get(settings.scorer), "remark", f"Candidates were scored by {settings.metric}, without training."
         )
         notes.append(f"{remark} Only what the final phase trained has an AP and is ranked.")
+    if settings.pretrained is not None:
+        what = "ImageNet weights" if settings.pretrained == "imagenet" else Path(settings.pretrained).name
+        notes.append(
+            f"Every detector, the baseline too, started from {what} ({settings.pretrained_digest}), remapped to its "
+            "depth, width and kernels."
+        )
     if settings.precision != "fp32":
         notes.append(
             f"Latencies and exported files are of {settings.precision}. AP is that of the training, in fp32; a file's "

@@ -48,9 +48,9 @@ _GONE = frozenset({"final_recipe"})
 """Settings that earlier versions wrote and that decided nothing."""
 
 # A resumed search may run with newer software; what data and runs of a warm start contain is compared, not their paths.
-_MAY_DIFFER = frozenset({"smnas", "versions", "data", "warm_start", "warm_start_digests"})
+_MAY_DIFFER = frozenset({"smnas", "versions", "data", "warm_start", "warm_start_digests", "pretrained"})
 # Runs that differ in one of these are no warm start.
-_NO_WARM_START = frozenset({"recipe", "epochs", "scorer", "metric", "trains"})
+_NO_WARM_START = frozenset({"recipe", "epochs", "scorer", "metric", "trains", "pretrained_digest"})
 
 # Strict JSON has neither NaN nor infinities, and a setting that is one is a mistake.
 _Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -107,6 +107,10 @@ class SearchSettings(_Strict):
     )
     recipe: dict[str, Any] = Field(description="training recipe of the search; `epochs` is its budget")
     epochs: int = Field(ge=1, description="epochs of every training of the search")
+    pretrained: str | None = Field(
+        default=None, description="what training starts from: `imagenet`, or a file where it was last found"
+    )
+    pretrained_digest: str | None = Field(default=None, description="of its content")
     seed: int = Field(default=0, ge=0)
     latency_ms: float | None = Field(default=None, gt=0, description="latency limit of the recommended detector")
     latency_tolerance: float = Field(
@@ -306,7 +310,9 @@ def prepare_run_folder(path: Path, settings: SearchSettings) -> bool:
             before = read_settings(path)
             _compare(before, settings, path)
             # the same data set may have moved, or be known by less
-            places = {name: getattr(settings, name) for name in ("data", "warm_start", "warm_start_digests")}
+            places = {
+                name: getattr(settings, name) for name in ("data", "warm_start", "warm_start_digests", "pretrained")
+            }
             if settings.data.train_digest is not None and (now := before.model_copy(update=places)) != before:
                 _write(file, now)
             return True

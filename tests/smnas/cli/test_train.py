@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ import torchvision
 from smnas.cli.main import COMMANDS, application
 from smnas.cli.terminal.exit_codes import run
 from smnas.data.shapes import generate_shapes
-from smnas.models.pretrained import torchvision_names
+from smnas.models.remapping import seed_state
+from smnas.space.architecture import Architecture
 from smnas.training.checkpoint import load_detector_checkpoint
+from smnas.training.pretrained import read_pretrained
 
 ARCH = "mobilenetv2_25+fpn_3-4_16+rpn+rcnn_16+64x64"
 
@@ -39,13 +42,14 @@ def test_training_starts_from_the_weights_and_the_checkpoint_knows_its_norm_and_
     assert "ap" in json.loads(capsys.readouterr().out)["metrics"]
     detector, info = load_detector_checkpoint(out / "checkpoint.pt")
     assert (info.norm, info.stem) == ("bn", "imagenet")
-    trained, start = detector.backbone.state_dict(), published.state_dict()
-    for name, source in torchvision_names(detector.backbone).items():
-        if start[source].ndim == 4:
+    start = seed_state(published.state_dict())
+    for name, weight in detector.backbone.state_dict().items():
+        if weight.ndim == 4:
             # fresh weights would be at a right angle to them
-            assert torch.cosine_similarity(trained[name].flatten(), start[source].flatten(), dim=0) > 0.7, name
+            assert torch.cosine_similarity(weight.flatten(), start[name].flatten(), dim=0) > 0.7, name
     # weights in half precision are weights, and others
-    torch.save({name: tensor.bfloat16() for name, tensor in start.items()}, tmp_path / "half.pth")
+    halves = {name: tensor.bfloat16() for name, tensor in published.state_dict().items()}
+    torch.save(halves, tmp_path / "half.pth")
     assert command(*words, "--pretrained", str(tmp_path / "half.pth")) == 2
     assert "trained with pretrained=" in capsys.readouterr().err
     # without the weights it is another run: GroupNorm and another stem
@@ -79,15 +83,10 @@ def test_norm_and_stem_can_be_chosen_from_scratch(
 def test_norm_and_stem_are_refused_where_they_do_not_fit(
     some_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    torch.save(torchvision.models.mobilenet_v2(width_mult=0.25).state_dict(), tmp_path / "weights.pth")
     common = ("--arch", ARCH, "--data", str(some_images), "--out", str(tmp_path / "out"), "--quiet")
     for words, rule in (
-        (("--norm", "ln"), "--norm must be one of gn-ws, bn, but got 'ln'"),
+        (("--norm", "ln"), "--norm must be one of gn-ws, gn, bn, but got 'ln'"),
         (("--stem", "7x7"), "--stem must be one of deep, imagenet, but got '7x7'"),
-        (
-            ("--norm", "gn-ws", "--pretrained", str(tmp_path / "weights.pth")),
-            "ImageNet weights go with the norm bn and the stem imagenet, but got gn-ws and imagenet",
-        ),
     ):
         assert command(*common, *words) == 2
         assert capsys.readouterr().err == f"error: {rule}\n"
@@ -101,10 +100,9 @@ def test_norm_and_stem_are_refused_where_they_do_not_fit(
         (b"not a file of tensors", ARCH, "damaged or something else"),
         ([1, 2], ARCH, "holds something else"),
         ({"epoch": 3}, ARCH, "holds something else"),
-        ("resnet18", ARCH, "features.0.0.weight is missing for mobilenetv2_25"),
-        ("mobilenet_v2", ARCH, "features.0.0.weight must have shape (8, 3, 3, 3)"),
-        ("resnet18", ARCH.replace("mobilenetv2_25", "inverted_64_11-21-21-21"), "layer1.0.conv.0.0.weight is missing"),
-        ("resnet34", ARCH.replace("mobilenetv2_25", "basicblock_64_11-21-21-21"), "layer1.2.conv1.weight has no place"),
+        ({"format_version": 2}, ARCH, "holds something else"),
+        ("resnet18", ARCH, "has basicblock and mobilenetv2_25 has inverted"),
+        ("squeezenet1_0", ARCH, "those of a ResNet, ResNeXt or MobileNetV2"),
     ],
 )
 def test_other_files_and_other_networks_are_refused_in_one_line(
@@ -127,6 +125,50 @@ def test_other_files_and_other_networks_are_refused_in_one_line(
     assert len(captured.err.splitlines()) == 1
     assert phrase in captured.err
     assert not out.exists()
+
+
+def no_network(*_: object, **__: object) -> None:
+    raise URLError("no network")
+
+
+def test_imagenet_weights_come_from_the_cache_or_one_line_names_file_and_folder(
+    some_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("torch.hub.urlopen", no_network)
+    common = ("--data", str(some_images), "--out", str(tmp_path / "out"), "--pretrained", "imagenet", "--quiet")
+    assert command("--arch", ARCH, *common) == 2
+    folder = tmp_path / "home" / "hub" / "checkpoints"
+    rule = f"ImageNet weights are downloaded or lie in {folder}, but for mobilenet_v2-b0353104.pth got: "
+    assert capsys.readouterr().err == f"error: {rule}<urlopen error no network>\n"
+    assert command("--arch", ARCH.replace("mobilenetv2_25", "k1kxk1_8_8b8k3r1-16b8k3r1-24b8k3r1"), *common) == 2
+    assert "those of ResNets, ResNeXts and MobileNetV2, but got k1kxk1_8" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    torch.save(torchvision.models.mobilenet_v2().state_dict(), folder / "mobilenet_v2-b0353104.pth")
+    seed = read_pretrained("imagenet").seed(Architecture.parse(ARCH).backbone)
+    assert (seed.name, seed.block) == ("mobilenet_v2-b0353104.pth", "inverted")
+
+
+@pytest.mark.slow
+def test_a_training_folder_gives_backbone_neck_and_heads(some_images: Path, tmp_path: Path) -> None:
+    arch, first, second = (
+        "basicblock_8_1-2-2+fpn_2-4_16+norpn+retina_16_1+64x64",
+        tmp_path / "first",
+        tmp_path / "second",
+    )
+    common = ("--data", str(some_images), "--epochs", "1", "--quiet")
+    assert command("--arch", arch, "--out", str(first), *common) == 0
+    recipe = tmp_path / "still.toml"
+    recipe.write_text("epochs = 1\nbatch_size = 4\nlearning_rate = 1e-12\n")
+    words = ("--arch", arch.replace("8_1-2-2", "8_1-21-2"), "--recipe", str(recipe), "--pretrained", str(first))
+    assert command("--out", str(second), *common, *words) == 0
+    (before, _), (after, info) = (load_detector_checkpoint(out / "checkpoint.pt") for out in (first, second))
+    assert (info.norm, info.stem) == ("gn-ws", "deep")
+    assert info.pretrained is not None
+    for name, weight in after.state_dict().items():
+        source = name.replace("stage2.1.", "stage2.0.")
+        if weight.ndim == 4 and weight.shape == before.state_dict()[source].shape:
+            torch.testing.assert_close(weight, before.state_dict()[source], atol=1e-6, rtol=0)
 
 
 @pytest.mark.slow

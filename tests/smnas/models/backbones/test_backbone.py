@@ -8,7 +8,6 @@ from torch.nn import functional as F
 from torchvision.models.mobilenetv2 import InvertedResidual as PublishedInvertedResidual
 
 from kernels.weight_standardization import weight_standardize
-from profiler.errors import UserError
 from profiler.graphs.export import to_onnx
 from smnas.models.backbones.by_family import build_backbone
 from smnas.models.backbones.mobilenetv2 import MobileNetV2Backbone
@@ -18,7 +17,7 @@ from smnas.models.build import build_detector
 from smnas.models.detector import TwoStageDetector
 from smnas.models.layers import ConvNorm, WSConv2d, fold_weight_standardization, group_norm
 from smnas.models.neck import FPN
-from smnas.models.pretrained import load_pretrained, load_torchvision_weights
+from smnas.models.remapping import Seed, remap, seed_block, seed_state, start_from
 from smnas.space.architecture import Architecture, FPNSpec, parse_backbone
 from smnas.space.families.mobilenetv2 import MobileNetV2Spec
 from smnas.space.families.resnet import ResNetSpec
@@ -36,6 +35,12 @@ PUBLISHED = {
 PARAMETERS = {"resnext50_32x4d": 25028904, "resnext101_32x8d": 88791336, "resnext101_64x4d": 83455272}
 # MobileNetV2's levels in torchvision's `features`: the last block at every resolution
 MOBILENET_LEVELS = {1: 1, 2: 3, 3: 6, 4: 13, 5: 17}
+
+
+def load(backbone, state):
+    found = remap(backbone.state_dict(), seed_state(state))
+    assert found.fraction == 1
+    backbone.load_state_dict(found.state)
 
 
 def count(module: torch.nn.Module) -> int:
@@ -100,7 +105,7 @@ def test_mobilenetv2_gives_torchvisions_features(percent):
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight)
     backbone = MobileNetV2Backbone(MobileNetV2Spec(percent), "bn").eval()
-    load_torchvision_weights(backbone, published.state_dict())
+    load(backbone, published.state_dict())
     images = torch.randint(0, 256, (2, 3, 96, 64), dtype=torch.uint8)
     with torch.no_grad():
         levels, x = backbone(images), normalized(images)
@@ -129,7 +134,7 @@ def test_a_coded_inverted_residual_is_torchvisions_block(stride, out_channels):
 def test_torchvision_weights_load_by_name_and_give_torchvisions_features(name):
     published = with_statistics(torchvision.models.get_model(name))
     backbone = ResNetBackbone(PUBLISHED[name], "bn", "imagenet").eval()
-    load_torchvision_weights(backbone, published.state_dict())
+    load(backbone, published.state_dict())
     images = torch.randint(0, 256, (2, 3, 96, 64), dtype=torch.uint8)
     with torch.no_grad():
         x = published.relu(published.bn1(published.conv1(normalized(images))))
@@ -139,24 +144,6 @@ def test_torchvision_weights_load_by_name_and_give_torchvisions_features(name):
         for level in range(2, 6):
             x = getattr(published, f"layer{level - 1}")(x)
             torch.testing.assert_close(levels[level], x, atol=1e-3, rtol=1e-3)
-
-
-@pytest.mark.slow
-def test_weights_of_another_network_are_refused_by_name():
-    backbone = ResNetBackbone(PUBLISHED["resnet18"], "bn", "imagenet")
-    with pytest.raises(UserError, match=r"layer1\.0\.conv1\.weight must have shape"):
-        load_torchvision_weights(backbone, torchvision.models.resnet50().state_dict())
-    deeper = ResNetBackbone(PUBLISHED["resnet34"], "bn", "imagenet")
-    with pytest.raises(UserError, match=r"layer1\.2\.conv1\.weight is missing"):
-        load_torchvision_weights(deeper, torchvision.models.resnet18().state_dict())
-
-
-def test_weights_with_more_blocks_than_the_backbone_are_refused_by_name():
-    detector = build_detector(
-        Architecture.parse("basicblock_64_11-21-21-21+fpn_2-5_32+rpn+rcnn_64+96x96"), 3, norm="bn", stem="imagenet"
-    )
-    with pytest.raises(UserError, match=r"layer1\.2\.conv1\.weight has no place in basicblock_64_11-21-21-21"):
-        load_pretrained(detector, torchvision.models.resnet34().state_dict())
 
 
 @pytest.mark.parametrize(
@@ -170,7 +157,8 @@ def test_a_detector_takes_every_weight_of_its_backbone(backbone, published, neck
     ).eval()
     # files from before PyTorch 0.4.1, ResNet's among them, have no such counters
     state = {name: value for name, value in classifier.state_dict().items() if "num_batches_tracked" not in name}
-    load_pretrained(detector, state)
+    backbone_state = seed_state(state)
+    assert start_from(detector, Seed(published, seed_block(backbone_state), backbone_state, "0")) == 1
     images = torch.randint(0, 256, (2, 3, 96, 64), dtype=torch.uint8)
     assert isinstance(detector, TwoStageDetector)
     with torch.no_grad():
@@ -184,15 +172,6 @@ def test_a_detector_takes_every_weight_of_its_backbone(backbone, published, neck
         for stage in detector.roi_stages:  # each cascade stage has the blocks behind C4 to itself
             c5 = stage.blocks(levels[4]) if neck == "c4" else levels[5]
             torch.testing.assert_close(c5, behind(levels[4]), atol=1e-3, rtol=1e-3)
-
-
-def test_the_deep_stem_and_unpublished_blocks_have_no_imagenet_weights():
-    state = torchvision.models.resnet18().state_dict()
-    with pytest.raises(UserError, match=r"conv1\.weight must have shape \(64, 3, 3, 3\)"):
-        load_torchvision_weights(ResNetBackbone(PUBLISHED["resnet18"], "bn", "deep"), state)
-    inverted = ResNetBackbone(ResNetSpec("inverted", 64, "11-21-21-21"), "bn", "imagenet")
-    with pytest.raises(UserError, match=r"layer1\.0\.conv\.0\.0\.weight is missing for inverted_64"):
-        load_torchvision_weights(inverted, state)
 
 
 @pytest.mark.parametrize("stem", ["deep", "imagenet"])
