@@ -183,6 +183,75 @@ def test_search_gives_its_run_and_resumes(images: Path, tmp_path: Path, capfd: p
     assert capfd.readouterr() == ("", "")
 
 
+INVERTED = """
+name = "inverted"
+description = "Inverted residuals only."
+recipe = "nano"
+baseline = "mobilenetv2_25+fpn_3-4_16+norpn+retina_16_1+64x64"
+[structural]
+backbones = ["mobilenetv2_25", "inverted_8_1-2-2", "mbconv_8_12k3e3-16k5e3-24k3e4"]
+necks = ["fpn_3-4_16"]
+rpns = ["norpn"]
+heads = ["retina_16_1"]
+inputs = ["64x64"]
+[modular]
+stages = [3]
+"""
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+    import torchvision
+
+    path = tmp_path_factory.mktemp("weights") / "mobilenet.pth"
+    torch.save(torchvision.models.mobilenet_v2(width_mult=0.25).state_dict(), path)
+    return path
+
+
+@pytest.mark.slow
+def test_all_detectors_of_a_search_start_from_the_same_weights(images: Path, weights: Path, tmp_path: Path) -> None:
+    from smnas.training.checkpoint import load_checkpoint
+
+    (tmp_path / "inverted.toml").write_text(INVERTED)
+    options: dict[str, Any] = {"preset": str(tmp_path / "inverted.toml"), "strategy": "random", "trials": (2, 0)}
+    options |= {"workers": 2, "final_epochs": 1}
+    run = _search(tmp_path / "run", images, pretrained=weights, **options)
+    infos = [load_checkpoint(path).info for path in (run.folder / "models").rglob("checkpoint.pt")]
+    assert len({info.architecture for info in infos}) == 3
+    (digest,) = {info.pretrained for info in infos}
+    assert {(info.norm, info.stem) for info in infos} == {("gn", "deep")}
+    assert any(f"started from mobilenet.pth ({digest})" in note for note in run.ranking.notes)
+    events: list[SearchEvent] = []
+    moved = Path(shutil.copy(weights, tmp_path / "elsewhere.pth"))
+    assert _search(run.folder, images, pretrained=moved, **options, on_event=events.append).ranking.rows
+    assert events == []
+    with pytest.raises(UserError, match=rf"pretrained_digest = '{digest}' in .*, but got None"):
+        _search(run.folder, images, **options)
+    with pytest.raises(
+        UserError, match=r"same data, recipe, epochs, scorer, pretrained_digest, but .* pretrained_digest"
+    ):
+        _search(tmp_path / "scratch", images, warm_start=run.folder, **options)
+    again = _search(tmp_path / "again", images, pretrained=run.folder, **{**options, "trials": (1, 0), "workers": 1})
+    assert any(f"{digest}" not in note and "started from" in note for note in again.ranking.notes)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({}, r"same kind of block, but .*mobilenet\.pth has inverted and basicblock_8_1-2-2 has basicblock"),
+        ({"scorer": "entropy"}, "mae-det proposes super-blocks"),
+        ({"pretrained": "absent.pth"}, "there is no file .*absent.pth"),
+    ],
+)
+def test_weights_that_a_search_cannot_start_from_are_refused_at_once(
+    options: dict[str, Any], says: str, images: Path, weights: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=says):
+        smnas.search(tmp_path / "run", images, **({"device": "cpu", "pretrained": weights} | options))
+    assert not (tmp_path / "run").exists()
+
+
 def _example(name: str) -> Any:
     lines = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 30
