@@ -172,7 +172,8 @@ def train(
         if ranks.first:
             note_lines(small)
             together = f" in {ranks.count} processes" if ranks.count > 1 else ""
-            _log.info("training on %s%s: %d images, %d epochs", device, together, images, settings.epochs)
+            origin = "" if start is None else f", from {start.name}"
+            _log.info("training on %s%s: %d images, %d epochs%s", device, together, images, settings.epochs, origin)
         events = (
             stack.enter_context(TensorBoard(out / "tensorboard", finished)) if tensorboard and ranks.first else None
         )

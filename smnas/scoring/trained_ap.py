@@ -149,7 +149,7 @@ class TrainedAP:
                 f"no training box is {smallest:g} pixels wide and high on an input of {size[0]}x{size[1]}"
             )
         try:
-            detector = self._build(architecture, seed)
+            detector, started_from = self._build(architecture, seed)
             on_the_way = _Evaluations(lambda subject: self._evaluate(subject, recipe, on_progress))
             result = fit(
                 detector,
@@ -160,6 +160,7 @@ class TrainedAP:
                 ranks=self.ranks,
                 out_dir=out_dir,
                 pretrained=None if self.pretrained is None else self.pretrained.seed(architecture.backbone).digest,
+                started_from=started_from,
                 validation=self._val,
                 stop_epoch=stop_epoch,
                 evaluate=on_the_way,
@@ -192,17 +193,19 @@ class TrainedAP:
             value=metrics["ap"], metrics=metrics, seconds=result.seconds, epochs=result.epochs, checkpoint=path
         )
 
-    def _build(self, architecture: Architecture, seed: int) -> Detector:
+    def _build(self, architecture: Architecture, seed: int) -> tuple[Detector, str]:
+        """The detector with its initial weights, and what they come from."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             detector = build_detector(architecture, len(self._train.classes), norm=self.norm, stem=self.stem)
-        if self.pretrained is not None:
-            start = self.pretrained.seed(architecture.backbone)
-            start_from(detector, start)
-            if self.norm != "bn" and start.norm in (None, "bn"):
-                canvases = [letterbox(image, *detector.input_size)[0] for image in self._train.spread(_MATCHED)]
-                match_statistics(detector.backbone, torch.from_numpy(np.stack(canvases)).permute(0, 3, 1, 2))
-        return detector
+        if self.pretrained is None:
+            return detector, ""
+        start = self.pretrained.seed(architecture.backbone)
+        fraction = start_from(detector, start)
+        if self.norm != "bn" and start.norm in (None, "bn"):
+            canvases = [letterbox(image, *detector.input_size)[0] for image in self._train.spread(_MATCHED)]
+            match_statistics(detector.backbone, torch.from_numpy(np.stack(canvases)).permute(0, 3, 1, 2))
+        return detector, f"{start.name}, which gives {fraction:.0%} of the backbone's parameters"
 
     def _evaluate(
         self, detector: Detector, recipe: Recipe, on_progress: Callable[[ScoringProgress], None] | None

@@ -62,7 +62,8 @@ class CheckpointInfo:
         classes: Class names in the order of the detector's 0-based labels.
         category_ids: Category id of each class in the data set.
         train_images: Number of images in the training split.
-        pretrained: Digest of the backbone's initial weights; ``None`` from scratch.
+        pretrained: Digest of the weights that training started from; ``None`` from scratch.
+        started_from: Their name, and the fraction of the backbone that they gave, for a reader.
         data: Content of the splits, see :mod:`smnas.data.contents`; empty in files of earlier versions.
         epoch: Number of finished epochs.
         metrics: COCO numbers of the finished detector; empty before it is evaluated.
@@ -78,6 +79,7 @@ class CheckpointInfo:
     seed: int
     train_images: int
     pretrained: str | None = None
+    started_from: str = ""
     data: Mapping[str, Any] = field(default_factory=dict)
     epoch: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -245,7 +247,7 @@ def require_same_run(found: CheckpointInfo, wanted: CheckpointInfo, path: Path) 
 def _identity(info: CheckpointInfo) -> dict[str, Any]:
     values = info.to_dict()
     recipe = values.pop("recipe")
-    for name in ("epoch", "metrics", "versions", "data"):
+    for name in ("epoch", "metrics", "versions", "data", "started_from"):
         del values[name]
     del recipe["name"]
     return {**values, **{f"recipe.{key}": value for key, value in recipe.items()}}

@@ -73,6 +73,7 @@ def fit(
     ranks: Ranks = ALONE,
     out_dir: Path | None = None,
     pretrained: str | None = None,
+    started_from: str = "",
     validation: DetectionDataset | None = None,
     stop_epoch: int | None = None,
     evaluate: Evaluate | None = None,
@@ -90,7 +91,8 @@ def fit(
             averages them.
         ranks: The DDP ranks, each calling this function with the same arguments; every batch is split among them.
         out_dir: Folder for checkpoint and curve; ``None`` keeps nothing.
-        pretrained: Digest of the initial weights if they are pretrained; part of the run's identity.
+        pretrained: Digest of the weights that it started from; part of the run's identity.
+        started_from: What they are, for a reader of the checkpoint.
         validation: The validation split; part of the run's identity.
         stop_epoch: Stop after this many epochs of the recipe's schedule, with the averaged weights as at the end; a
             later call resumes from the checkpoint. ``None`` trains all epochs.
@@ -136,6 +138,7 @@ def fit(
         train_images=len(dataset),
         data=split_contents("train", dataset) | ({} if validation is None else split_contents("val", validation)),
         pretrained=pretrained,
+        started_from=started_from,
     )
     return fit_batches(
         detector,

@@ -165,6 +165,7 @@ def test_a_training_folder_gives_backbone_neck_and_heads(some_images: Path, tmp_
     (before, _), (after, info) = (load_detector_checkpoint(out / "checkpoint.pt") for out in (first, second))
     assert (info.norm, info.stem) == ("gn-ws", "deep")
     assert info.pretrained is not None
+    assert re.fullmatch(r"basicblock_8_1-2-2.*, which gives \d\d% of the backbone's parameters", info.started_from)
     for name, weight in after.state_dict().items():
         source = name.replace("stage2.1.", "stage2.0.")
         if weight.ndim == 4 and weight.shape == before.state_dict()[source].shape:

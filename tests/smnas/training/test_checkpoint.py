@@ -92,9 +92,17 @@ def test_another_data_set_is_another_run(checkpoint: Checkpoint, other: dict[str
 
 def test_how_far_a_run_is_and_what_wrote_it_is_no_other_run(checkpoint: Checkpoint) -> None:
     renamed = checkpoint.info.recipe.with_(name="mine")
-    later = replace(checkpoint.info, epoch=9, metrics={"ap": 0.5}, versions={"torch": "9"}, recipe=renamed)
+    later = replace(
+        checkpoint.info, epoch=9, metrics={"ap": 0.5}, versions={"torch": "9"}, recipe=renamed, started_from="a"
+    )
     require_same_run(checkpoint.info, later, Path("checkpoint.pt"))
-    settings = {field.name for field in fields(CheckpointInfo)} - {"epoch", "metrics", "versions", "data"}
+    settings = {field.name for field in fields(CheckpointInfo)} - {
+        "epoch",
+        "metrics",
+        "versions",
+        "data",
+        "started_from",
+    }
     assert settings == set(OTHERS), "every setting is looked at above"
 
 
