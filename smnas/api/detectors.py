@@ -146,6 +146,7 @@ def train(
     from smnas.scoring.trained_ap import TrainedAP
     from smnas.space.convolutions import StemKind
     from smnas.training.checkpoint import CHECKPOINT_FILE, load_checkpoint
+    from smnas.training.curve import best_epoch
     from smnas.training.distributed import ranks_from_environment
     from smnas.training.tensorboard import TensorBoard
 
@@ -207,6 +208,10 @@ def train(
             out_dir=out,
             on_progress=step if ranks.first else None,
         )
+        best = best_epoch(load_checkpoint(before).history)
+        if ranks.first and best is not None and best.epoch < settings.epochs:
+            text = "the weights are those of epoch %d of %d, whose AP on the validation images is highest"
+            _log.info(text, best.epoch, settings.epochs)
     return TrainingRun(
         out, architecture, found.checkpoint, found.epochs, found.seconds, found.metrics, first=ranks.first
     )

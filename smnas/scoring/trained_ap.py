@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from smnas.scoring.base import AP, Score, ScoringFailedError, ScoringProgress
 from smnas.space.architecture import Architecture
 from smnas.space.convolutions import StemKind
 from smnas.training.checkpoint import CHECKPOINT_FILE, load_checkpoint, record_metrics
-from smnas.training.curve import EpochLog, StepLog
+from smnas.training.curve import EpochLog, StepLog, best_epoch
 from smnas.training.distributed import ALONE, Ranks
 from smnas.training.errors import TrainingFailedError
 from smnas.training.fit import fit
@@ -149,7 +149,8 @@ class TrainedAP:
                 f"no training box is {smallest:g} pixels wide and high on an input of {size[0]}x{size[1]}"
             )
         try:
-            detector, started_from = self._build(architecture, seed)
+            detector = self._build(architecture, seed)
+            started_from = self._start(detector)
             on_the_way = _Evaluations(lambda subject: self._evaluate(subject, recipe, on_progress))
             result = fit(
                 detector,
@@ -171,8 +172,8 @@ class TrainedAP:
             if stop_epoch is None:
                 file = out_dir / METRICS_FILE
                 if self.ranks.first and not load_checkpoint(path).info.metrics:
-                    last = on_the_way.last if recipe.evaluate_every and result.trained else None
-                    record_metrics(path, last or self._evaluate(detector, recipe, on_progress))
+                    found = on_the_way.best(result.history)
+                    record_metrics(path, found or self._evaluate(detector, recipe, on_progress))
                 self.ranks.wait()  # the other ranks read what the first has written
                 metrics = load_checkpoint(path).info.metrics
             else:
@@ -193,19 +194,21 @@ class TrainedAP:
             value=metrics["ap"], metrics=metrics, seconds=result.seconds, epochs=result.epochs, checkpoint=path
         )
 
-    def _build(self, architecture: Architecture, seed: int) -> tuple[Detector, str]:
-        """The detector with its initial weights, and what they come from."""
+    def _build(self, architecture: Architecture, seed: int) -> Detector:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            detector = build_detector(architecture, len(self._train.classes), norm=self.norm, stem=self.stem)
+            return build_detector(architecture, len(self._train.classes), norm=self.norm, stem=self.stem)
+
+    def _start(self, detector: Detector) -> str:
+        """Load pretrained weights, if any; returns what they are."""
         if self.pretrained is None:
-            return detector, ""
-        start = self.pretrained.seed(architecture.backbone)
+            return ""
+        start = self.pretrained.seed(detector.architecture.backbone)
         fraction = start_from(detector, start)
         if self.norm != "bn" and start.norm in (None, "bn"):
             canvases = [letterbox(image, *detector.input_size)[0] for image in self._train.spread(_MATCHED)]
             match_statistics(detector.backbone, torch.from_numpy(np.stack(canvases)).permute(0, 3, 1, 2))
-        return detector, f"{start.name}, which gives {fraction:.0%} of the backbone's parameters"
+        return f"{start.name}, which gives {fraction:.0%} of the backbone's parameters"
 
     def _evaluate(
         self, detector: Detector, recipe: Recipe, on_progress: Callable[[ScoringProgress], None] | None
@@ -233,15 +236,21 @@ class TrainedAP:
 
 
 class _Evaluations:
-    """Evaluations during a training run; the last one is the finished detector's."""
+    """Evaluations during a training run."""
 
     def __init__(self, evaluate: Callable[[Detector], dict[str, float]]) -> None:
         self._evaluate = evaluate
-        self.last: dict[str, float] | None = None
+        self._by_ap: dict[float, dict[str, float]] = {}
 
     def __call__(self, detector: Detector) -> tuple[float, float]:
-        self.last = self._evaluate(detector)
-        return self.last["ap"], self.last["ap50"]
+        metrics = self._evaluate(detector)
+        self._by_ap.setdefault(metrics["ap"], metrics)
+        return metrics["ap"], metrics["ap50"]
+
+    def best(self, history: Sequence[EpochLog]) -> dict[str, float] | None:
+        """Metrics of the best evaluated epoch, unless a killed process evaluated it."""
+        best = best_epoch(history)
+        return None if best is None or best.ap is None else self._by_ap.get(best.ap)
 
 
 def write_metrics(path: Path, metrics: Mapping[str, float]) -> None:

@@ -125,6 +125,8 @@ class Checkpoint:
         optimizer: ``state_dict`` of the optimizer; ``None`` once training is complete.
         scaler: ``state_dict`` of the gradient scaler; ``None`` without float16 and once training is complete.
         history: The finished epochs.
+        best: ``state_dict`` of the evaluated epoch with the highest AP, averaged if weights are; ``None`` without
+            evaluations, and once training is complete if it is the last epoch's.
     """
 
     info: CheckpointInfo
@@ -133,6 +135,12 @@ class Checkpoint:
     optimizer: Mapping[str, Any] | None = None
     scaler: Mapping[str, Any] | None = None
     history: tuple[EpochLog, ...] = ()
+    best: Mapping[str, Tensor] | None = None
+
+    @property
+    def deployed(self) -> Mapping[str, Tensor]:
+        """The weights to use: of a complete run, the best evaluated epoch's, else the last epoch's."""
+        return self.best if self.best is not None and self.info.complete else self.model
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -146,6 +154,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "optimizer": checkpoint.optimizer,
         "scaler": checkpoint.scaler,
         "history": [log.to_dict() for log in checkpoint.history],
+        "best": None if checkpoint.best is None else dict(checkpoint.best),
     }
     replace_atomic(path, lambda file: torch.save(values, file))
 
@@ -189,6 +198,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             optimizer=values["optimizer"],
             scaler=values["scaler"],
             history=tuple(EpochLog.from_dict(log) for log in values["history"]),
+            best=values.get("best"),
         )
     except (TypeError, KeyError) as error:
         raise CheckpointError(f"{rule}, but {path} lacks a part or has one too many ({error})") from None
@@ -207,7 +217,7 @@ def load_detector_checkpoint(path: Path) -> tuple[Detector, CheckpointInfo]:
             Architecture.parse(info.architecture), info.num_classes, norm=info.norm, stem=info.stem
         )
     try:
-        detector.load_state_dict(checkpoint.model)
+        detector.load_state_dict(checkpoint.deployed)
     except RuntimeError as error:
         raise CheckpointError(
             f"the weights of {path} must be those of {info.architecture}, but got others ({first_line(error)})"

@@ -12,7 +12,7 @@ import torch
 
 from profiler.atomic import write_atomic
 
-__all__ = ["CURVE_FILE", "EpochLog", "StepLog", "append_curve", "memory_in_use_mb", "write_curve"]
+__all__ = ["CURVE_FILE", "EpochLog", "StepLog", "append_curve", "best_epoch", "memory_in_use_mb", "write_curve"]
 
 CURVE_FILE = "curve.jsonl"
 
@@ -88,6 +88,11 @@ def append_curve(path: Path, log: EpochLog) -> None:
     """Append one epoch."""
     with path.open("a", encoding="utf-8") as file:
         file.write(_line(log))
+
+
+def best_epoch(history: Sequence[EpochLog]) -> EpochLog | None:
+    """The evaluated epoch with the highest AP, the first of equal ones; None without evaluations."""
+    return max((log for log in history if log.ap is not None), key=lambda log: log.ap or 0.0, default=None)
 
 
 def memory_in_use_mb(device: torch.device) -> float:

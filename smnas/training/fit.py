@@ -6,12 +6,14 @@ for bit, as an uninterrupted one (on a CPU; some CUDA gradients are summed in no
 returned as stored.
 """
 
+import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from profiler.atomic import require_room, write_atomic
 from profiler.errors import UserError
@@ -27,7 +29,7 @@ from smnas.training.checkpoint import (
     require_same_run,
     save_checkpoint,
 )
-from smnas.training.curve import CURVE_FILE, EpochLog, StepLog, append_curve, write_curve
+from smnas.training.curve import CURVE_FILE, EpochLog, StepLog, append_curve, best_epoch, write_curve
 from smnas.training.distributed import ALONE, Ranks, loss_of
 from smnas.training.ema import WeightAverage
 from smnas.training.epoch import Batches, train_epoch
@@ -96,7 +98,8 @@ def fit(
         validation: The validation split; part of the run's identity.
         stop_epoch: Stop after this many epochs of the recipe's schedule, with the averaged weights as at the end; a
             later call resumes from the checkpoint. ``None`` trains all epochs.
-        evaluate: Returns AP and AP50 of a detector, for the curve; called by rank 0 as often as the recipe says.
+        evaluate: Returns AP and AP50 of a detector, for the curve; called by rank 0 as often as the recipe says. At the
+            end its detector has the weights of the best of these epochs.
         on_epoch: Called after every epoch of this call, once it is stored.
         on_step: Called after every step.
 
@@ -180,8 +183,10 @@ def fit_batches(
     scaler = torch.amp.GradScaler("cuda", enabled=device.type == "cuda" and recipe.amp == "fp16")
     average = WeightAverage(detector, recipe.ema_decay) if recipe.ema_decay else None
     history: list[EpochLog] = []
+    best: Mapping[str, Tensor] | None = None
     if out_dir is not None:
-        history += _resume(out_dir, info, detector, average, optimizer, scaler, ranks)
+        finished_epochs, best = _resume(out_dir, info, detector, average, optimizer, scaler, ranks)
+        history += finished_epochs
     ranks.wait()  # rank 0 overwrites files that the others must have read
     finished = len(history)
     last = recipe.epochs if stop_epoch is None else min(stop_epoch, recipe.epochs)
@@ -206,11 +211,15 @@ def fit_batches(
                 if average is not None and log.epoch == recipe.epochs:
                     detector.load_state_dict(average.detector.state_dict())
                 if evaluate is not None and ranks.first and _is_time(log.epoch, recipe):
-                    ap, ap50 = evaluate(detector if average is None else average.detector)
+                    evaluated = detector if average is None else average.detector
+                    ap, ap50 = evaluate(evaluated)
                     log = replace(log, ap=ap, ap50=ap50)
+                    if best_epoch([*history, log]) is log:
+                        at_end = log.epoch == recipe.epochs  # the weights themselves, which need no copy
+                        best = None if at_end else copy.deepcopy(evaluated.state_dict())
                 history.append(log)
                 if out_dir is not None and ranks.first:
-                    _store(out_dir, info, detector, average, optimizer, scaler, history)
+                    _store(out_dir, info, detector, average, optimizer, scaler, history, best)
                 if on_epoch is not None:
                     on_epoch(log)
     except TrainingFailedError as error:
@@ -219,6 +228,8 @@ def fit_batches(
         raise
     if average is not None and len(history) < recipe.epochs:
         detector.load_state_dict(average.detector.state_dict())  # the checkpoint keeps both, to resume from
+    if best is not None and len(history) == recipe.epochs:
+        detector.load_state_dict(best)
     detector.eval()
     seconds = sum(log.seconds for log in history)
     return FitResult(
@@ -244,15 +255,15 @@ def _resume(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     ranks: Ranks,
-) -> tuple[EpochLog, ...]:
-    """Load this run's state from its folder; returns the finished epochs."""
+) -> tuple[tuple[EpochLog, ...], Mapping[str, Tensor] | None]:
+    """Load this run's state from its folder; returns the finished epochs and the best one's weights."""
     require_room(out_dir, "checkpoints")
     (out_dir / FAILURE_FILE).unlink(missing_ok=True)
     path = out_dir / CHECKPOINT_FILE
     if not path.exists():
         if ranks.first:
             write_curve(out_dir / CURVE_FILE, ())
-        return ()
+        return (), None
     checkpoint = load_checkpoint(path)
     require_same_run(checkpoint.info, info, path)
     detector.load_state_dict(checkpoint.model)
@@ -264,7 +275,7 @@ def _resume(
         scaler.load_state_dict(dict(checkpoint.scaler))
     if ranks.first:
         write_curve(out_dir / CURVE_FILE, checkpoint.history)
-    return checkpoint.history
+    return checkpoint.history, checkpoint.best
 
 
 def _store(
@@ -275,6 +286,7 @@ def _store(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     history: list[EpochLog],
+    best: Mapping[str, Tensor] | None,
 ) -> None:
     reached = replace(info, epoch=len(history))
     save_checkpoint(
@@ -286,6 +298,7 @@ def _store(
             optimizer=None if reached.complete else optimizer.state_dict(),
             scaler=None if reached.complete else scaler.state_dict(),
             history=tuple(history),
+            best=best,
         ),
     )
     append_curve(out_dir / CURVE_FILE, history[-1])

@@ -126,7 +126,7 @@ def _seed(name: str, state: Mapping[str, Tensor]) -> Seed:
 def _of_checkpoint(path: Path) -> Seed:
     checkpoint = load_checkpoint(path)
     info = checkpoint.info
-    model = checkpoint.model if checkpoint.average is None else checkpoint.average
+    model = checkpoint.deployed if checkpoint.average is None else checkpoint.average
     inside = "backbone."
     return Seed(
         info.architecture,

@@ -40,6 +40,11 @@ def search_notes(
             f"Every detector, the baseline too, started from {what} ({settings.pretrained_digest}), remapped to its "
             "depth, width and kernels."
         )
+    if settings.recipe.get("evaluate_every"):
+        notes.append(
+            "A detector has the weights of the evaluated epoch with the highest AP, chosen on the validation images "
+            "that the AP of the ranking is measured on."
+        )
     if settings.precision != "fp32":
         notes.append(
             f"Latencies and exported files are of {settings.precision}. AP is that of the training, in fp32; a file's "

@@ -17,7 +17,7 @@ from smnas.models.layers import NormKind
 from smnas.scoring.base import ScoringFailedError, StoppingScorer
 from smnas.scoring.trained_ap import TrainedAP
 from smnas.space.architecture import Architecture
-from smnas.training.checkpoint import load_checkpoint
+from smnas.training.checkpoint import load_checkpoint, load_detector_checkpoint
 from smnas.training.curve import StepLog
 from smnas.training.fit import fit
 from smnas.training.recipe import load_recipe
@@ -109,3 +109,33 @@ def test_samplers_statistics_and_averages_survive_a_kill_in_every_epoch(
         assert len(read_curve(tmp_path / "killed" / "curve.jsonl")) == epoch - 1
     for name, tensor in train(tmp_path / "killed").state_dict().items():
         assert torch.equal(tensor, whole[name]), name
+
+
+@pytest.mark.parametrize("dies_after", [None, 1, 2, 3])
+def test_the_best_evaluated_epoch_gives_the_weights(dies_after: int | None, data: CocoFolder, tmp_path: Path) -> None:
+    """With AP of 0.1, 0.3, 0.3 and 0.2 the second epoch's, wherever the process is killed."""
+    aps, recipe, scorer = [0.1, 0.3, 0.3, 0.2], RECIPE.with_(evaluate_every=1), TrainedAP(data, RECIPE)
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def evaluate(detector: Detector) -> tuple[float, float]:
+        if len(seen) == dies_after:
+            raise KeyboardInterrupt
+        seen.append({name: tensor.clone() for name, tensor in detector.state_dict().items()})
+        return aps[len(seen) - 1], 0.5
+
+    def run() -> Detector:
+        detector = scorer._build(TINY, 1)
+        fit(detector, data.split("train"), recipe.with_(epochs=4), seed=1, out_dir=tmp_path, evaluate=evaluate)
+        return detector
+
+    if dies_after is not None:
+        with pytest.raises(KeyboardInterrupt):
+            run()
+        dies_after = None
+    detector = run()
+    stored = load_checkpoint(tmp_path / "checkpoint.pt")
+    assert len(seen) == 4
+    for weights in (detector.state_dict(), run().state_dict(), stored.deployed):
+        assert all(torch.equal(weights[name], tensor) for name, tensor in seen[1].items())
+    assert all(torch.equal(stored.model[name], tensor) for name, tensor in seen[3].items())
+    assert load_detector_checkpoint(tmp_path / "checkpoint.pt")[0].state_dict().keys() == seen[1].keys()
