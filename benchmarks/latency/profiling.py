@@ -36,7 +36,7 @@ def run(setting: Setting, answer: Answer) -> str:
     backend = get_backend("eager", setting.device)
     detectors = [deployed(name) for name in names]
     parts = [inference_workloads(detector) for detector in detectors]
-    wholes = [end_to_end_workload(detector) for detector in detectors]
+    networks = [end_to_end_workload(detector) for detector in detectors]
     part_timing = TimingSettings(time_limit_s=0.05 if setting.quick else 0.25, max_samples=400)
     whole_timing = TimingSettings(time_limit_s=0.3 if setting.quick else 1.0, max_samples=400)
     answer.put(
@@ -47,7 +47,7 @@ def run(setting: Setting, answer: Answer) -> str:
 
     jobs: tuple[tuple[Literal["part", "whole"], list[Workload], TimingSettings], ...] = (
         ("part", [part for of_one in parts for part in of_one], part_timing),
-        ("whole", wholes, whole_timing),
+        ("whole", networks, whole_timing),
     )
     tables: list[dict[str, Row]] = []
     target = measurement_target(backend)
@@ -58,8 +58,9 @@ def run(setting: Setting, answer: Answer) -> str:
         with LatencyTable(path) as table:
             rng = np.random.default_rng(number)
             for kind, workloads, timing in jobs:
-                settings = ProfileSettings(kind=kind, timing=timing)
-                report = profile_workloads(workloads, table, backend, rng=rng, settings=settings)
+                blocks, whole = ([], workloads) if kind == "whole" else (workloads, [])
+                settings = ProfileSettings(timing=timing)
+                report = profile_workloads(blocks, table, backend, networks=whole, rng=rng, settings=settings)
                 answer.add(
                     "profiles",
                     {
@@ -73,7 +74,7 @@ def run(setting: Setting, answer: Answer) -> str:
             tables.append(table.current(target))
         answer.put(**{f"table_{number}": [_described(row) for row in tables[-1].values()]})
         if number == 1:
-            prediction = _predict(answer, names, parts, wholes, tables[0])
+            prediction = _predict(answer, names, parts, networks, tables[0])
     return f"{prediction}; {_compare(answer, *tables)}"
 
 
@@ -97,13 +98,13 @@ def _predict(
     answer: Answer,
     names: Sequence[str],
     parts: Sequence[Sequence[Workload]],
-    wholes: Sequence[Workload],
+    networks: Sequence[Workload],
     rows: dict[str, Row],
 ) -> str:
     """Each detector from a fit on all the others."""
     usable = [
         (name, sum_parts([part.key for part in of_one], rows), rows[whole.key])
-        for name, of_one, whole in zip(names, parts, wholes, strict=True)
+        for name, of_one, whole in zip(names, parts, networks, strict=True)
         if rows[whole.key].status == "ok" and all(rows[part.key].status == "ok" for part in of_one)
     ]
     for name in set(names) - {name for name, _, _ in usable}:

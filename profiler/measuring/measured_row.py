@@ -13,9 +13,9 @@ from profiler.devices import Device
 from profiler.errors import UserError, named_line
 from profiler.measuring.drift import DriftWatch
 from profiler.table.latency_table import Row, Target, pack_samples
-from profiler.timing.conditions import disturbances, read_state, stolen_s
+from profiler.timing.conditions import disturbances, read_state, read_usage
 from profiler.timing.measurement import Measurement, TimingSettings
-from profiler.timing.rounds import agreeing, combine, round_settings, settled
+from profiler.timing.rounds import agree, agreeing, combine, round_settings, settled
 from profiler.work import Work
 from profiler.workload import Workload
 
@@ -34,23 +34,27 @@ class Terms:
     """
 
     target: Target
-    kind: Literal["part", "whole"]
     timing: TimingSettings
     device: Device
     conditions: Mapping[str, Any]
     flush: Callable[[], None] | None
-    rounds: int = 1
+    rounds: int
 
 
 class Visits:
     """Rounds of one workload, combined into one row.
 
     Anything that keeps the workload from running becomes the reason of a failed row. ``open_session`` returns the
-    session, or raises the reason; it is called at the first round.
+    session, or raises the reason; it is called at the first round. ``measured_at`` is the end of the latest round, by
+    :func:`time.perf_counter`.
     """
 
-    def __init__(self, workload: Workload, open_session: Callable[[], Session], terms: Terms) -> None:
+    def __init__(
+        self, workload: Workload, kind: Literal["part", "whole"], open_session: Callable[[], Session], terms: Terms
+    ) -> None:
         self.workload = workload
+        self.measured_at = 0.0
+        self._kind = kind
         self._open_session = open_session
         self._terms = terms
         self._conditions: dict[str, Any] = dict(terms.conditions)
@@ -71,6 +75,23 @@ class Visits:
         """Whether the workload needs no further round."""
         return bool(self._reason) or settled(self._rounds, self._terms.rounds)
 
+    @property
+    def agree(self) -> bool:
+        """Whether the rounds so far make a row that further ones would hardly change."""
+        return agree(self._rounds, self._terms.rounds)
+
+    @property
+    def done(self) -> float:
+        """Fraction of the rounds that are done; repeated ones do not count."""
+        return min(1.0, len(self._rounds) / self._terms.rounds)
+
+    @property
+    def elements(self) -> int:
+        """Numbers that are in memory until the last round, without feature maps inside."""
+        if self._work is not None:
+            return self._work.float_elements
+        return self.workload.parameters + sum(spec.elements for spec in self.workload.inputs)
+
     def measure(self, drift: DriftWatch | None) -> None:
         """Measure one round; the latest reading of ``drift`` is stored beside the latency.
 
@@ -80,15 +101,11 @@ class Visits:
         terms, conditions = self._terms, self._conditions
         try:
             session = self._session = self._session or self._open_session()
-            before = read_state(terms.device)
-            conditions.setdefault("before", before)
-            used = (time.perf_counter(), time.process_time(), stolen_s())
+            before = conditions.get("after") or conditions.setdefault("before", read_state(terms.device))
+            started = read_usage()
             measured = measure_session(session, round_settings(terms.timing, terms.rounds), terms.flush)
+            ended = read_usage()
             self._rounds.append(measured)
-            wall_s, cpu_s, steal_s = (
-                round(end - start, 6)
-                for end, start in zip((time.perf_counter(), time.process_time(), stolen_s()), used, strict=True)
-            )
             after = conditions["after"] = read_state(terms.device)
             found = disturbances(before, after, terms.target.threads)
             conditions["disturbances"] = list(dict.fromkeys([*conditions.get("disturbances", ()), *found]))
@@ -97,9 +114,7 @@ class Visits:
                 {
                     "n": len(measured.samples_ns),
                     "median_ms": measured.median_ms,
-                    "wall_s": wall_s,
-                    "cpu_s": cpu_s,
-                    "steal_s": steal_s,
+                    **{name: round(ended[name] - started[name], 6) for name in ended},
                 }
             )
             if drift is not None:
@@ -110,6 +125,7 @@ class Visits:
             if terms.device.kind == "cuda":
                 torch.cuda.empty_cache()
             self._reason = named_line(error)
+        self.measured_at = time.perf_counter()
         if self.settled:
             self._session = None
 
@@ -121,6 +137,8 @@ class Visits:
             kept = agreeing(self._rounds)
             figures = zip(self._figures, self._rounds, strict=True)
             conditions["rounds"] = [{**figure, "kept": one in kept} for figure, one in figures]
+            medians = [one.median_ms for one in self._rounds]
+            conditions["round_spread"] = round(max(medians) / min(medians) - 1, 6) if min(medians) > 0 else None
             measurement = combine(self._rounds, self._terms.timing)
             outcome = {
                 "median_ms": measurement.median_ms,
@@ -136,7 +154,7 @@ class Visits:
             key=self.workload.key,
             name=self.workload.name,
             target=self._terms.target,
-            kind=self._terms.kind,
+            kind=self._kind,
             parameters=self.workload.parameters,
             flops=self._work.flops if self._work is not None else None,
             conditions=conditions,

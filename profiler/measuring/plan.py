@@ -3,13 +3,13 @@
 Pure functions: nothing is measured or written here.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
-from profiler.table.latency_table import LatencyTable, Row, Target
+from profiler.table.latency_table import LatencyTable, Row, Target, Trouble
 from profiler.workload import Workload
 
 __all__ = ["Failure", "Plan", "missing", "plan_profile"]
@@ -46,7 +46,7 @@ def plan_profile(
     *,
     rng: np.random.Generator,
     value: Mapping[str, float] | None = None,
-    retry_failed: bool = False,
+    refresh: Container[Trouble] = (),
 ) -> Plan:
     """Decide what to measure and in which order: the most valuable first, random order among equals.
 
@@ -55,12 +55,12 @@ def plan_profile(
         known: current rows of the target, by key.
         rng: draws the order, which keeps slow drift from biasing one kind of block.
         value: of knowing each workload's latency, by key; 0 where absent.
-        retry_failed: measure remembered failures again.
+        refresh: measure rows of this trouble again.
 
     Raises:
         ValueError: a workload to measure is on ``meta``.
     """
-    to_measure = _missing(workloads, known, retry_failed)
+    to_measure = _missing(workloads, known, refresh)
     weightless = next((workload.name for workload in to_measure if workload.is_meta), None)
     if weightless is not None:
         raise ValueError(f"a workload must have real weights to be measured, but {weightless} is on meta")
@@ -80,13 +80,15 @@ def missing(workloads: Iterable[WorkloadT], table: LatencyTable, target: Target)
     Only keys are compared, so the workloads may be on ``meta``: give real weights to the result and pass it to
     :func:`profiler.measuring.profile.profile_workloads`.
     """
-    return _missing(workloads, table.current(target), retry_failed=False)
+    return _missing(workloads, table.current(target), refresh=())
 
 
-def _missing(workloads: Iterable[WorkloadT], known: Mapping[str, Row], retry_failed: bool) -> tuple[WorkloadT, ...]:
+def _missing(
+    workloads: Iterable[WorkloadT], known: Mapping[str, Row], refresh: Container[Trouble]
+) -> tuple[WorkloadT, ...]:
     unknown: dict[str, WorkloadT] = {}
     for workload in workloads:
         row = known.get(workload.key)
-        if row is None or (retry_failed and row.status == "failed"):
+        if row is None or (row.trouble is not None and row.trouble in refresh):
             unknown.setdefault(workload.key, workload)
     return tuple(unknown.values())

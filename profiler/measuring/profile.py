@@ -1,7 +1,7 @@
 """Fill a latency table: measure what it lacks; a failing workload does not stop the others."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, NoReturn
@@ -10,10 +10,12 @@ import numpy as np
 from torch import Tensor, nn
 
 from profiler.backends.base import Backend, Session, check_precision
+from profiler.errors import UserError
 from profiler.measuring.drift import DriftWatch, reference_workload
 from profiler.measuring.measured_row import Terms, Visits
 from profiler.measuring.plan import Failure, Plan, plan_profile
-from profiler.table.latency_table import LatencyTable, Row, Target
+from profiler.table.latency_table import LatencyTable, Row, Target, Trouble
+from profiler.timing import DEFAULT_ROUNDS
 from profiler.timing.cold import as_cold, cold_key, flusher
 from profiler.timing.conditions import read_versions
 from profiler.timing.measurement import TimingSettings
@@ -24,8 +26,14 @@ __all__ = ["Caches", "ProfileReport", "ProfileSettings", "Progress", "measuremen
 _GROUP = 16
 """Blocks prepared together; whole networks are prepared singly, as several may not fit in memory."""
 
-_WINDOW = 50_000_000
-"""Total parameters of the workloads whose rounds are interleaved, all of them in memory at once."""
+_WINDOW = 256_000_000
+"""Numbers in inputs, outputs and weights of the workloads whose sessions are open at once: 1 GB in fp32."""
+_APART_S = 20.0
+"""Time from one round of a workload to the next, filled by others: six rounds then span longer than a burst of 60 s."""
+_LEAST_APART = 0.25
+"""Where there are no others left, a pass over the unsettled ones takes at least this fraction of the time limit of one
+measurement (0.5 s by default): a pause costs nothing but time, and a lone workload's rounds outlast bursts of a second.
+Nothing helps a lone workload against longer ones; the spread of its rounds shows those that begin or end inside."""
 
 Caches = Literal["hot", "cold"]
 
@@ -37,23 +45,26 @@ class ProfileSettings:
     Attributes:
         precision: of weights and floating-point inputs.
         batch: images per run, recorded in the rows; the workloads define the shapes themselves.
-        kind: whether the workloads are blocks (``part``) or whole networks.
         caches: ``cold`` flushes them before every run; those rows have their own keys, see :mod:`profiler.timing.cold`.
-        rounds: per workload, apart in time; up to twice the number where they disagree.
+        rounds: per workload, apart in time and together as long as a single one; up to twice the number where they
+            disagree.
         time_limit_s: start no further measurement after this long.
         reference_every: measurements between two readings of the reference workload; 0 disables it.
-        retry_failed: measure remembered failures again.
+        refresh: measure rows of this trouble again: remembered failures, or those whose rounds disagree.
     """
 
     precision: str = "fp32"
     batch: int = 1
-    kind: Literal["part", "whole"] = "part"
     caches: Caches = "hot"
     timing: TimingSettings = field(default_factory=TimingSettings)
-    rounds: int = 1
+    rounds: int = DEFAULT_ROUNDS
     time_limit_s: float | None = None
     reference_every: int = 10
-    retry_failed: bool = False
+    refresh: tuple[Trouble, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise UserError(f"rounds >= 1 must hold, but got {self.rounds}")
 
 
 @dataclass(frozen=True)
@@ -63,8 +74,9 @@ class Progress:
     Attributes:
         done: workloads finished, those in the table included; of these ``cached`` were in the table, ``failed`` failed.
         total: number of different keys.
-        name: of the last finished workload; empty at the start.
-        seconds_left: estimated from those measured so far; ``None`` before the first.
+        name: of the workload measured last; empty at the start.
+        seconds_left: estimated from the rounds so far; ``None`` before the first.
+        fraction: done of all, rounds of unfinished workloads included.
     """
 
     done: int
@@ -73,6 +85,7 @@ class Progress:
     failed: int
     name: str
     seconds_left: float | None
+    fraction: float
 
 
 @dataclass(frozen=True)
@@ -110,6 +123,7 @@ def profile_workloads(
     table: LatencyTable,
     backend: Backend,
     *,
+    networks: Sequence[Workload] = (),
     rng: np.random.Generator,
     settings: ProfileSettings | None = None,
     value: Mapping[str, float] | None = None,
@@ -118,20 +132,21 @@ def profile_workloads(
 ) -> ProfileReport:
     """Measure the workloads that the table lacks, the most valuable first, in random order among equals.
 
-    Every result is committed before the next workload starts, or with several rounds once these agree, so an
-    interrupted run resumes. A workload that fails (to export, build or run, or for memory) becomes a row with its
+    Every workload is measured in several rounds, between those of others. A result is committed once its rounds agree,
+    so an interrupted run resumes. A workload that fails (to export, build or run, or for memory) becomes a row with its
     reason.
 
     Args:
-        workloads: several may share a key; missing ones need real weights.
+        workloads: blocks; several may share a key; missing ones need real weights.
         table: filled in.
         backend: with its device.
+        networks: whole networks, measured between the blocks.
         rng: draws the order.
         settings: the defaults if ``None``.
         value: of knowing each workload's latency, by key; 0 where absent.
         reference: timed before, between and after the others; :func:`profiler.measuring.drift.reference_workload` if
             ``None``.
-        on_progress: called at the start and after every measurement.
+        on_progress: called at the start and after every round.
 
     Raises:
         UserError: the backend does not run the precision, or caches of unknown size are to be flushed.
@@ -140,18 +155,21 @@ def profile_workloads(
     check_precision(backend, settings.precision)
     start = time.monotonic()
     if settings.caches == "cold":
-        workloads = [as_cold(workload) for workload in workloads]
+        workloads, networks = ([as_cold(workload) for workload in some] for some in (workloads, networks))
         value = {cold_key(key): amount for key, amount in (value or {}).items()}
     target = measurement_target(backend, precision=settings.precision, batch=settings.batch)
-    plan = plan_profile(workloads, table.current(target), rng=rng, value=value, retry_failed=settings.retry_failed)
+    known = table.current(target)
+    plan = plan_profile([*workloads, *networks], known, rng=rng, value=value, refresh=settings.refresh)
     rows: list[Row] = []
+    waiting: list[Visits] = []
 
     def in_time() -> bool:
         return settings.time_limit_s is None or time.monotonic() - start < settings.time_limit_s
 
-    def report_progress() -> None:
+    def report_progress(name: str = "") -> None:
         if on_progress is not None:
-            on_progress(progress_of(plan, rows, time.monotonic() - start))
+            partly = sum(visits.done for visits in waiting)
+            on_progress(progress_of(plan, rows, time.monotonic() - start, partly, name))
 
     report_progress()
     if not plan.schedule:
@@ -159,70 +177,92 @@ def profile_workloads(
     terms = _terms(target, settings, backend)
     drift: DriftWatch | None = None
     if settings.reference_every:
-        drift = DriftWatch(
-            reference or reference_workload(), backend, settings.precision, settings.timing, settings.reference_every
-        )
-    for visits in _settled(plan, backend, settings, terms, drift, rng, in_time):
-        rows.append(table.add(visits.row()))
-        report_progress()
+        every = settings.reference_every * settings.rounds
+        drift = DriftWatch(reference or reference_workload(), backend, settings.precision, settings.timing, every)
+    interrupted = True
+    try:
+        network_keys = {workload.key for workload in networks}
+        for visits in _rounds(plan, network_keys, backend, settings, terms, drift, rng, in_time, waiting):
+            if visits.settled:
+                waiting.remove(visits)
+                rows.append(table.add(visits.row()))
+            report_progress(visits.workload.name)
+        interrupted = False
+    finally:
+        for visits in [one for one in waiting if one.agree or (one.done and not interrupted)]:
+            waiting.remove(visits)
+            rows.append(table.add(visits.row()))
     if drift is not None:
         drift.finish()
     return report_of(plan, rows, drift.largest if drift is not None else None, time.monotonic() - start)
 
 
-def _settled(
+def _rounds(
     plan: Plan,
+    networks: Collection[str],
     backend: Backend,
     settings: ProfileSettings,
     terms: Terms,
     drift: DriftWatch | None,
     rng: np.random.Generator,
     in_time: Callable[[], bool],
+    waiting: list[Visits],
 ) -> Iterator[Visits]:
-    """Visit the scheduled workloads round after round, in a new order each, and yield each once it is settled.
+    """Measure the scheduled workloads round by round, and yield each after every round.
 
-    When the time is up, the unsettled ones follow with the rounds that they have.
+    ``waiting`` holds those that have begun; the caller takes out the settled ones. Rounds of different workloads
+    interleave, in random order, while further ones are prepared: a workload's rounds are spread over the whole run.
     """
-    waiting: list[Visits] = []
+    least_apart_s = _LEAST_APART * settings.timing.time_limit_s
 
-    def visit(visits: Visits) -> Iterator[Visits]:
-        visits.measure(drift)
-        if visits.settled:
-            waiting.remove(visits)
-            yield visits
-        if drift is not None:
-            drift.count()
+    def one_round(of: Sequence[Visits]) -> Iterator[Visits]:
+        for index in rng.permutation(len(of)).tolist():
+            if not in_time():
+                return
+            of[index].measure(drift)
+            yield of[index]
+            if drift is not None:
+                drift.count()
 
-    def revisit() -> Iterator[Visits]:
-        while waiting:
-            pass_of = [waiting[int(index)] for index in rng.permutation(len(waiting))]
-            for visits in pass_of:
-                if not in_time():
-                    return
-                yield from visit(visits)
+    def one_pass() -> Iterator[Visits]:
+        began = time.perf_counter()
+        yield from one_round(tuple(waiting))
+        if waiting and in_time():
+            time.sleep(max(0.0, began + least_apart_s - time.perf_counter()))
 
-    group_size = 1 if settings.kind == "whole" else _GROUP
-    for workload, open_session in _prepared(plan.schedule, backend, settings.precision, group_size, in_time):
+    for workload, open_session in _prepared(plan.schedule, networks, backend, settings.precision, in_time):
         if not in_time():
             break
-        waiting.append(Visits(workload, open_session, terms))
-        yield from visit(waiting[-1])
-        if sum(visits.workload.parameters for visits in waiting) > _WINDOW:
-            yield from revisit()
-    yield from revisit()
-    yield from waiting
+        waiting.append(Visits(workload, "whole" if workload.key in networks else "part", open_session, terms))
+        yield from one_round(waiting[-1:])
+        yield from one_round([one for one in waiting if time.perf_counter() - one.measured_at >= _APART_S])
+        while in_time() and sum(visits.elements for visits in waiting) > _WINDOW:
+            yield from one_pass()
+    while waiting and in_time():
+        yield from one_pass()
 
 
-def progress_of(plan: Plan, rows: Sequence[Row], elapsed_s: float) -> Progress:
-    """Return the progress ``elapsed_s`` seconds after the start, with these rows of a plan measured."""
-    left = len(plan.schedule) - len(rows)
+def progress_of(plan: Plan, rows: Sequence[Row], elapsed_s: float, partly: float = 0.0, name: str = "") -> Progress:
+    """Return the progress ``elapsed_s`` seconds after the start.
+
+    Args:
+        plan: of the run.
+        rows: measured so far.
+        elapsed_s: since the start.
+        partly: sum over the unfinished workloads of the fraction of their rounds that is done.
+        name: of the workload measured last.
+    """
+    done = len(rows) + partly
+    left = len(plan.schedule) - done
+    total = plan.cached + len(plan.schedule)
     return Progress(
         done=plan.cached + len(rows),
-        total=plan.cached + len(plan.schedule),
+        total=total,
         cached=plan.cached,
         failed=len(plan.failed) + sum(row.status == "failed" for row in rows),
-        name=rows[-1].name if rows else "",
-        seconds_left=elapsed_s / len(rows) * left if rows else None if left else 0.0,
+        name=name,
+        seconds_left=elapsed_s / done * left if done else None if left else 0.0,
+        fraction=(plan.cached + done) / total if total else 1.0,
     )
 
 
@@ -246,17 +286,20 @@ def _terms(target: Target, settings: ProfileSettings, backend: Backend) -> Terms
     flush: Callable[[], None] | None = None
     if settings.caches == "cold":
         flush, conditions["flushed_bytes"] = flusher(backend.device)
-    return Terms(target, settings.kind, settings.timing, backend.device, conditions, flush, settings.rounds)
+    return Terms(target, settings.timing, backend.device, conditions, flush, settings.rounds)
 
 
 def _prepared(
-    workloads: Sequence[Workload], backend: Backend, precision: str, group_size: int, in_time: Callable[[], bool]
+    workloads: Sequence[Workload],
+    networks: Collection[str],
+    backend: Backend,
+    precision: str,
+    in_time: Callable[[], bool],
 ) -> Iterator[tuple[Workload, Callable[[], Session]]]:
     """Yield each workload with a function that returns its session or raises the reason for having none."""
-    for start in range(0, len(workloads), group_size):
+    for group in _groups(workloads, networks):
         if not in_time():
             return
-        group = workloads[start : start + group_size]
         items: list[tuple[nn.Module, tuple[Tensor, ...]]] = []
         refused: dict[int, Callable[[], Session]] = {}
         for index, workload in enumerate(group):
@@ -267,6 +310,17 @@ def _prepared(
         prepared = iter(backend.prepare_many(items, precision))
         for index, workload in enumerate(group):
             yield workload, refused.get(index) or next(prepared)
+
+
+def _groups(workloads: Sequence[Workload], networks: Collection[str]) -> Iterator[list[Workload]]:
+    group: list[Workload] = []
+    for workload in workloads:
+        if group and (len(group) == _GROUP or workload.key in networks or group[0].key in networks):
+            yield group
+            group = []
+        group.append(workload)
+    if group:
+        yield group
 
 
 def _raise(error: Exception) -> NoReturn:

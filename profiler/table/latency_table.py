@@ -31,8 +31,12 @@ from profiler.table.file import (
     transaction,
 )
 from profiler.table.schema import TableError
+from profiler.timing.measurement import StopReason
 
-__all__ = ["TARGET_COLUMNS", "LatencyTable", "Row", "TableError", "Target", "pack_samples"]
+__all__ = ["TARGET_COLUMNS", "LatencyTable", "Row", "TableError", "Target", "Trouble", "pack_samples"]
+
+Trouble = Literal["failed", "unsteady"]
+"""Why a row may be worth another measurement."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,10 @@ class Row:
         inner_runs: runs per sample.
         samples: raw samples, packed by :func:`pack_samples`.
         flops: of one run.
-        conditions: driver, clocks, load and versions before and after, and ``reference_ms``, the latest reading of the
-            reference workload, as JSON values.
+        conditions: driver, clocks, load and versions before and after; ``reference_ms``, the latest reading of the
+            reference workload; of each of the ``rounds`` its median, whether it was kept, and its wall time, processor
+            time, preemptions and stolen time; ``round_spread``, the slowest round's median against the fastest one's;
+            as JSON values. Older rows, without ``rounds``, are one round.
         reference_drift: latest against first reading of the interleaved reference workload, relative (0.02 = 2%
             slower); ``None`` without a reference.
         created_at: time of measurement, ISO 8601 with offset from UTC; the table fills it in where empty, and ``id``.
@@ -115,6 +121,13 @@ class Row:
         if self.low_ms is None or self.median_ms is None or self.high_ms is None:
             return None
         return self.low_ms, self.median_ms, self.high_ms
+
+    @property
+    def trouble(self) -> Trouble | None:
+        """``failed``, or ``unsteady`` where no three rounds agree."""
+        if self.status == "failed":
+            return "failed"
+        return "unsteady" if self.stop_reason == StopReason.ROUNDS_DISAGREE else None
 
     @property
     def samples_ms(self) -> NDArray[np.float64]:

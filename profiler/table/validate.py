@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from profiler.table.file import file_errors, open_for_reading, refuse_foreign_file
 from profiler.table.latency_table import TARGET_COLUMNS
 from profiler.table.schema import schema_differences
+from profiler.timing.measurement import StopReason
 
 __all__ = ["Validation", "validate"]
 
@@ -24,7 +25,18 @@ _ROUNDING = 1e-9  # a median stored in milliseconds, of samples taken in nanosec
 _LATENCIES = ("median_ms", "low_ms", "high_ms")
 _COUNTS = ("n", "inner_runs", "parameters", "flops")
 _WORKLOAD = (*TARGET_COLUMNS, "key")
-_OTHERS = ("id", "status", "reason", "samples", "conditions", "reference_drift", "created_at", "superseded_by")
+_OTHERS = (
+    "id",
+    "name",
+    "status",
+    "reason",
+    "stop_reason",
+    "samples",
+    "conditions",
+    "reference_drift",
+    "created_at",
+    "superseded_by",
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,7 @@ class Validation:
         rows: number of measurements and failures, superseded ones too.
         current: number of those not superseded.
         problems: one line each; none for a valid table.
+        unsteady: one line for each current row whose rounds disagree.
     """
 
     path: Path
@@ -43,6 +56,7 @@ class Validation:
     rows: int
     current: int
     problems: tuple[str, ...]
+    unsteady: tuple[str, ...] = ()
 
 
 def validate(path: Path | str) -> Validation:
@@ -84,7 +98,15 @@ def _validated(path: Path, connection: sqlite3.Connection, version: int) -> Vali
     for row in rows:
         problems += (f"row {row['id']}: {line}" for line in _row_problems(dict(row)))
     problems += _chain_problems(rows)
-    return Validation(path, version, len(rows), sum(row["superseded_by"] is None for row in rows), tuple(problems))
+    current = [row for row in rows if row["superseded_by"] is None]
+    unsteady = [_unsteady(row) for row in current if row["stop_reason"] == StopReason.ROUNDS_DISAGREE]
+    return Validation(path, version, len(rows), len(current), tuple(problems), tuple(unsteady))
+
+
+def _unsteady(row: Mapping[str, Any]) -> str:
+    spread = (_conditions(row["conditions"]) or {}).get("round_spread")
+    by = f", by up to {spread:.0%}" if isinstance(spread, float) else ""
+    return f"row {row['id']}: the rounds of {row['name']} disagree{by}"
 
 
 def _integrity(connection: sqlite3.Connection) -> Iterator[str]:

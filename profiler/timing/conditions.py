@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from profiler.devices import Device
 
-__all__ = ["disturbances", "read_state", "read_versions", "stolen_s"]
+__all__ = ["disturbances", "read_state", "read_usage", "read_versions"]
 
 _STAT = Path("/proc/stat")
 _CPUFREQ = Path("/sys/devices/system/cpu/cpu0/cpufreq")
@@ -58,12 +59,22 @@ def read_state(device: Device) -> dict[str, Any]:
     return state
 
 
-def stolen_s() -> float:
-    """Return the seconds stolen from all cores since boot by the hypervisor; 0 where the system does not count them."""
-    if not _STAT.is_file():
-        return 0.0
-    figures = _STAT.read_text(encoding="ascii").partition("\n")[0].split()
-    return int(figures[8]) / os.sysconf("SC_CLK_TCK") if len(figures) > 8 else 0.0
+def read_usage() -> dict[str, float]:
+    """Read counters whose increase tells a round's own work from interference, 0 where the system does not count them.
+
+    Returns:
+        ``wall_s``; ``cpu_s``, processor time of all threads of this process; ``steal_s``, taken from all cores by the
+        hypervisor; ``preemptions``, involuntary context switches of this process.
+    """
+    usage: dict[str, float] = {"wall_s": time.perf_counter(), "cpu_s": time.process_time()}
+    usage |= {"steal_s": 0.0, "preemptions": 0}
+    with suppress(OSError, ValueError, IndexError):
+        ticks = int(_STAT.read_text(encoding="ascii").partition("\n")[0].split()[8])
+        usage["steal_s"] = ticks / os.sysconf("SC_CLK_TCK")
+    with suppress(ImportError):  # not on Windows
+        resource: Any = importlib.import_module("resource")
+        usage["preemptions"] = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+    return usage
 
 
 def disturbances(before: Mapping[str, Any], after: Mapping[str, Any], threads: int = 1) -> list[str]:

@@ -15,7 +15,7 @@ from scipy.special import stdtrit  # Student's quantile
 
 from profiler.timing.measurement import Measurement, StopReason, TimingSettings
 
-__all__ = ["agreeing", "combine", "round_settings", "settled"]
+__all__ = ["agree", "agreeing", "combine", "round_settings", "settled"]
 
 _AGREE = 0.03
 """Minimum relative difference up to which two rounds agree; the noise within rounds widens it."""
@@ -47,11 +47,14 @@ def agreeing(rounds: Sequence[Measurement]) -> list[Measurement]:
     return [one for one in rounds if one.median_ms <= fastest * (1 + max(_AGREE, 4 * noise))]
 
 
+def agree(rounds: Sequence[Measurement], wanted: int) -> bool:
+    """Whether three rounds agree at the low end, or all of fewer wanted ones."""
+    return bool(rounds) and len(agreeing(rounds)) >= min(wanted, _LEAST_AGREEING)
+
+
 def settled(rounds: Sequence[Measurement], wanted: int) -> bool:
-    """Whether no further round is needed: three agree at the low end, or there are twice the wanted number."""
-    if len(rounds) < wanted or not rounds:
-        return False
-    return len(agreeing(rounds)) >= min(wanted, _LEAST_AGREEING) or len(rounds) >= _MOST * wanted
+    """Whether no further round is needed: three agree, or there are twice the wanted number."""
+    return len(rounds) >= wanted and (agree(rounds, wanted) or len(rounds) >= _MOST * wanted)
 
 
 def combine(rounds: Sequence[Measurement], timing: TimingSettings) -> Measurement:

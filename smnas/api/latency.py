@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from profiler.errors import UserError
+from profiler.timing import DEFAULT_ROUNDS
 from smnas.api.arguments import OnProgress, StrPath, architecture_of, backend_of, quiet
 from smnas.durations import seconds_of
 from smnas.space.architecture import Architecture
@@ -79,8 +80,10 @@ def profile(
     cold: bool = False,
     builds: int | None = None,
     end_to_end: bool = False,
+    refresh: str | None = None,
     seed: int = 0,
     timing: "TimingSettings | None" = None,
+    rounds: int = DEFAULT_ROUNDS,
     on_progress: OnProgress = quiet,
 ) -> Profile:
     """Measure the blocks of detectors on a device into a latency table; what it holds is not measured again.
@@ -103,8 +106,12 @@ def profile(
         cold: Measure with flushed caches too, in rows that no prediction reads.
         builds: Build a sample of blocks this many times, to see how far the builds differ.
         end_to_end: Measure the detectors end to end too; predictions are calibrated on those.
+        refresh: ``unsteady`` measures only the rows again whose rounds disagree: blocks of the covered detectors, and
+            detectors end to end.
         seed: Random seed.
         timing: Accuracy and limits of one measurement.
+        rounds: Rounds of each measurement, apart in time, up to twice as many where they disagree; 1 for a single burst
+            of samples.
         on_progress: Called while measuring.
 
     Raises:
@@ -115,6 +122,8 @@ def profile(
     from smnas.latency import profiling
     from smnas.latency.detector_latency import DetectorLatency
 
+    if refresh not in (None, "unsteady"):
+        raise UserError(f"--refresh must be unsteady, but got {refresh!r}")
     limit_s = None if time_limit is None else seconds_of(time_limit)
     until = math.inf if limit_s is None else time.monotonic() + limit_s
     if run is not None:
@@ -128,29 +137,30 @@ def profile(
     def left_s() -> float | None:
         return None if limit_s is None else max(0.0, until - time.monotonic())
 
-    def in_time() -> bool:
-        return left_s() != 0.0
-
     with LatencyTable(Path(table or f"latency-{device}.db")) as rows:
-        latency = DetectorLatency(classes, runner, rows, precision=precision, batch=batch, seed=seed, timing=timing)
+        latency = DetectorLatency(
+            classes, runner, rows, precision=precision, batch=batch, seed=seed, timing=timing, rounds=rounds
+        )
         at = partial(on_progress, "detectors covered")
-        if arch or sample is not None:
+        if refresh is not None:
+            blocks = profiling.refresh(wanted, latency, at, budget_s=limit_s)
+        elif arch or sample is not None:
             blocks = profiling.measure(wanted, latency, at, budget_s=limit_s)
         else:
             blocks = profiling.measure_preset(space.name, wanted, latency, at, budget_s=limit_s)
         flushed = built = audited = end_to_end_ms = None
         if end_to_end:
             at = partial(on_progress, "detectors measured end to end")
-            end_to_end_ms = profiling.measure_detectors(wanted, latency, at, in_time)
+            end_to_end_ms = profiling.measure_detectors(wanted, latency, at, left_s)
         if cold:
             at = partial(on_progress, "detectors covered with flushed caches")
             flushed = profiling.measure(wanted, latency, at, budget_s=left_s(), caches="cold")
         if builds is not None:
             at = partial(on_progress, "blocks built again")
-            built = profiling.rebuild(wanted, latency, builds, seed, at, in_time)
+            built = profiling.rebuild(wanted, latency, builds, seed, at, left_s)
         if audit:
             at = partial(on_progress, "detectors audited")
-            audited = profiling.audit(space, audit, latency, seed, at, in_budget=in_time)
+            audited = profiling.audit(space, audit, latency, seed, at, left_s=left_s)
         return Profile(
             rows.path,
             runner.device.name,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from profiler.atomic import require_room
 from profiler.errors import UserError
+from profiler.timing import DEFAULT_ROUNDS
 from smnas.api.arguments import (
     OnProgress,
     StrPath,
@@ -149,6 +150,7 @@ def search(
     seed: int = 0,
     calibration: int = 3,
     timing: "TimingSettings | None" = None,
+    rounds: int = DEFAULT_ROUNDS,
     deploy: bool = True,
     on_event: "Callable[[SearchEvent], None] | None" = None,
     on_training: "Callable[[int, ScoringProgress], None] | None" = None,
@@ -194,6 +196,7 @@ def search(
         seed: Random seed.
         calibration: Whole detectors, beside the baseline, that latency predictions are calibrated on.
         timing: Accuracy and limits of one measurement.
+        rounds: Rounds of each measurement, as of :func:`profile`.
         deploy: Export the best, and rank again by what the files do.
         on_event: Called after every trial and before every training run.
         on_training: Called with a trial's number, for progress inside its training run.
@@ -325,7 +328,7 @@ def search(
         profiler: DetectorLatency | None = None
         if runner is not None:
             rows = stack.enter_context(LatencyTable(Path(table or files.table)))
-            profiler = _calibrated(settings, space, runner, rows, calibration, timing)
+            profiler = _calibrated(settings, space, runner, rows, calibration, timing, rounds)
         left_s = None if time_limit is None else until - time.monotonic()  # calibrating took its part
         context = SearchContext(
             files.path,
@@ -514,6 +517,7 @@ def _calibrated(
     table: "LatencyTable",
     detectors: int,
     timing: "TimingSettings | None",
+    rounds: int,
 ) -> "DetectorLatency":
     """A predictor that is calibrated on the baseline and random structures, the same for one seed."""
     from smnas.latency.detector_latency import DetectorLatency
@@ -527,6 +531,7 @@ def _calibrated(
         batch=settings.batch,
         seed=settings.seed,
         timing=timing,
+        rounds=rounds,
         level=settings.latency_confidence,
     )
     measured = calibration_set(space, settings.seed, detectors)

@@ -29,16 +29,18 @@ EXAMPLES = examples(
     f"smnas profile --device cpu --arch {_ARCH} --cold --builds 3 --table latency.db",
     "smnas profile --device local --preset nano --sample 12 --end-to-end --table this-device.db",
     "smnas profile --device local --for my-run --table this-device.db",
+    "smnas profile --device cpu --preset nano --refresh unsteady --table latency.db",
 )
+_MEASURING = ("audit", "time_limit", "rounds", "cold", "builds", "end_to_end", "refresh")
+"""Options that need the device."""
 _EXCLUSIVE = {
     "arch": ("preset", "sample", "audit"),
     "run": ("arch", "preset", "sample", "audit", "backend", "precision", "threads", "classes", "batch", "estimate"),
-    "estimate": ("audit", "time_limit", "cold", "builds", "end_to_end"),
-    "build_engines": ("run", "estimate", "audit", "time_limit", "cold", "builds", "end_to_end", "table"),
+    "estimate": _MEASURING,
+    "refresh": ("run", "audit", "cold", "builds", "end_to_end"),
+    "build_engines": ("run", "estimate", *_MEASURING, "table"),
 }
 """Options that exclude each other."""
-_MEASURING = {"run", "audit", "cold", "builds", "end_to_end", "time_limit"}
-"""Options that need the device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,7 @@ class ProfileOptions(MeasuringOptions):
     cold: Annotated[bool, typer.Option("--cold")] = False
     builds: Annotated[int | None, typer.Option(min=2, metavar="N")] = None
     end_to_end: Annotated[bool, typer.Option("--end-to-end")] = False
+    refresh: Annotated[str | None, typer.Option(metavar="unsteady")] = None
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Roofline of a GPU that is not here, from its data sheet; labelled so.")
     ] = False
@@ -116,16 +119,18 @@ def profile(options: ProfileOptions) -> None:
                 show = _show_estimate
             else:
                 try:
-                    call = options.for_call("backend", "threads", "table", *_MEASURING)
+                    call = options.for_call("backend", "threads", "table", "run", *_MEASURING)
                     document = _document(api.profile(**call, on_progress=steps.step))
                     show = _show
                 except DeviceNotPresentError as absent:
                     # A table from that GPU can be read anywhere; only measuring needs the GPU.
                     file = options.table or Path(f"latency-{options.device}.db")
-                    if given.keys() & _MEASURING or not file.exists():
+                    if given.keys() & {"run", *_MEASURING} or not file.exists():
                         raise
                     document = api.measured(absent.sheet.name, file, arch=options.arch or (), classes=options.classes)
                     show = _show_measured
+                if options.refresh and not document["measured"] and not document["left"]["blocks"]:
+                    show = _show_steady
         output.result(document, lambda console: show(console, document))
 
 
@@ -183,6 +188,10 @@ def _show(console: Console, document: dict[str, Any]) -> None:
         console.print(f"failed: {name}: {reason}", soft_wrap=True, markup=False)
     if "audit" in document:
         show_audit(console, document["audit"])
+
+
+def _show_steady(console: Console, document: dict[str, Any]) -> None:
+    console.print(f"no rounds of a row in {document['table']} disagree", soft_wrap=True, markup=False)
 
 
 def _latency(found: float | str) -> str:

@@ -106,25 +106,31 @@ def diff(
 def validate(table: TableArgument, as_json: JsonOption = False, quiet: QuietOption = False) -> None:
     """Check a table and list its problems, one a line.
 
-    Schema, triggers, intervals, sample counts and versions are checked; the exit code is 2 if there is any problem.
+    Schema, triggers, intervals, sample counts and versions are checked, and rows whose rounds disagree are named; the
+    exit code is 2 if there is anything.
     """
     from profiler.table import validate as table_validate
 
     with Output.open(as_json=as_json, quiet=quiet) as output:
         with output.working("checking"):
             found = table_validate.validate(table)
-        names = ("version", "rows", "current", "problems")
+        names = ("version", "rows", "current", "problems", "unsteady")
         document = {"table": table, **{name: getattr(found, name) for name in names}}
         rows = f"{found.rows:,}, of them {found.current:,} current"
 
         def show(console: Console) -> None:
             show_facts(console, [("table", table), ("version", found.version), ("rows", rows)])
-            show_lines(console, *(found.problems or ["nothing is wrong with it"]))
+            show_lines(console, *([*found.problems, *found.unsteady] or ["nothing is wrong with it"]))
 
         output.result(document, show)
         if found.problems:
             count = len(found.problems)
             raise UserError(f"a latency table must be whole, but {table} has {count} problem{'s' if count > 1 else ''}")
+        if count := len(found.unsteady):
+            raise UserError(
+                f"the rounds of a row must agree, but those of {count} in {table} do not: smnas profile --refresh "
+                "unsteady measures them again"
+            )
 
 
 def export(

@@ -5,7 +5,6 @@ prediction that does not beat them does not justify its table.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,19 +13,22 @@ import numpy as np
 from profiler.backends.onnxruntime import OnnxRuntimeBackend
 from profiler.devices import Device
 from profiler.measuring.onnx_profile import Residual, operator_times, residual
+from profiler.measuring.profile import Progress
 from profiler.prediction.audit import Accuracy, Coverage, accuracy, coverage_over_splits, fitted_line
 from profiler.prediction.estimate import Roof, float_bytes
 from profiler.prediction.predict import Latency, LatencyModel, PartsSum
 from profiler.table.latency_table import Row
 from profiler.work import Work
 from profiler.workload import random_inputs
-from smnas.latency.detector_latency import DetectorLatency
+from smnas.latency.detector_latency import DetectorLatency, in_groups
 from smnas.latency.prediction import LatencyFailedError, LatencyPredictor, no_end_to_end
 from smnas.latency.workloads import end_to_end_workload, fresh_detector, inference_workloads
 from smnas.space.architecture import Architecture
 
 __all__ = ["PREDICTORS", "Audit", "AuditedDetector", "audit_latency", "explain"]
 
+LeftS = Callable[[], float | None]
+"""Seconds that are left for measuring, None without a limit."""
 PREDICTORS = ("prediction", "naive sum", "FLOPs", "roofline")
 _MIN_TO_SPLIT = 2
 
@@ -142,31 +144,32 @@ def audit_latency(
     on_progress: Callable[[float, float, str], None],
     *,
     rng: np.random.Generator,
-    in_budget: Callable[[], bool] = lambda: True,
+    left_s: LeftS = lambda: None,
 ) -> Audit:
     """Calibrate predictions on some detectors and compare them on others; missing end-to-end latencies are measured.
 
     All are measured in one random order, so that drift of the machine does not separate the two sets. ``rng`` draws it,
     and the splits for the coverage of intervals. ``on_progress`` is called with detectors done, their number, and the
-    next one. ``in_budget`` is checked before every detector; once false, those measured so far are compared.
+    block measured last. Once the seconds of ``left_s`` are over, those measured so far are compared.
     """
     if both := set(calibration) & set(held_out):
         raise ValueError(f"held-out detectors must not be calibrated on, but got {min(map(str, both))} in both")
     both_kinds = [*calibration, *held_out]
     total = len(both_kinds)
     reached: set[Architecture] = set()
-    for number, index in enumerate(rng.permutation(total).tolist()):
-        if not in_budget():
+    for some in in_groups([both_kinds[index] for index in rng.permutation(total).tolist()]):
+
+        def inside(state: Progress, start: int = len(reached), size: int = len(some)) -> None:
+            on_progress(start + state.fraction * size, total, state.name)
+
+        latency.measure_detectors(some, budget_s=left_s(), on_progress=inside)
+        plain = latency.plain()
+        reached.update(one for one in some if {*plain.keys(one)} <= plain.rows.keys() and plain.ended(one))
+        if left_s() == 0:
             break
-        architecture = both_kinds[index]
-        reached.add(architecture)
-        on_progress(number, total, f"{'calibrating on ' if index < len(calibration) else ''}{architecture}")
-        latency.measure_blocks([architecture])
-        with suppress(LatencyFailedError):  # listed below
-            latency.measure_end_to_end(architecture)
     on_progress(total, total, "")
     failed: dict[str, str] = {}
-    plain = LatencyPredictor(latency.table.current(latency.target), latency.num_classes, latency.batch)
+    plain = latency.plain()
     known, found = (
         _records(plain, [one for one in kind if one in reached], failed) for kind in (calibration, held_out)
     )

@@ -4,8 +4,7 @@ A detector's blocks are its own workloads (:mod:`smnas.latency.workloads`). Ever
 name; predictions are functions of the table's rows (:mod:`smnas.latency.prediction`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -21,13 +20,13 @@ from profiler.measuring.profile import (
     profile_workloads,
 )
 from profiler.prediction.predict import Latency, LatencyModel, MissingPartsError
-from profiler.table.latency_table import LatencyTable, Row, Target
+from profiler.table.latency_table import LatencyTable, Row, Target, Trouble
+from profiler.timing import DEFAULT_ROUNDS
 from profiler.timing.cold import cold_key
 from profiler.timing.measurement import TimingSettings
 from profiler.workload import Workload
 from smnas.latency.prediction import (
     Calibration,
-    LatencyFailedError,
     LatencyPredictor,
     calibrate,
     end_to_end_key,
@@ -36,7 +35,9 @@ from smnas.latency.prediction import (
 from smnas.latency.workloads import end_to_end_workload, fresh_detector, inference_workloads
 from smnas.space.architecture import Architecture
 
-__all__ = ["DetectorLatency"]
+__all__ = ["DetectorLatency", "in_groups"]
+
+_DETECTORS_AT_ONCE = 8
 
 
 class DetectorLatency:
@@ -44,6 +45,7 @@ class DetectorLatency:
 
     Missing rows are added to ``table``; ``precision`` applies to weights and floating-point inputs, ``batch`` is in
     images per run, ``seed`` draws the order of measurements, and ``level`` is the nominal coverage of the intervals.
+    ``rounds`` is the number of a measurement, see :class:`profiler.measuring.profile.ProfileSettings`.
 
     Raises:
         UserError: the backend does not support this precision.
@@ -60,6 +62,7 @@ class DetectorLatency:
         seed: int = 0,
         level: float = 0.9,
         timing: TimingSettings | None = None,
+        rounds: int = DEFAULT_ROUNDS,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
         check_precision(backend, precision)
@@ -71,6 +74,7 @@ class DetectorLatency:
         self.backend = backend
         self.table = table
         self.timing = timing
+        self.rounds = rounds
         self._level = level
         self._on_progress = on_progress
         self._rng = np.random.default_rng(seed)
@@ -89,7 +93,7 @@ class DetectorLatency:
         any, it is the plain sum of blocks.
         """
         if self._predictor is None:
-            plain = self._plain()
+            plain = self.plain()
             self._predictor = replace(plain, model=calibrate(plain, plain.measured_detectors()).model)
         return self._predictor
 
@@ -123,8 +127,55 @@ class DetectorLatency:
             caches: ``cold`` flushes the caches before each run and writes separate rows, which no prediction reads.
             on_progress: Replaces that of this object while measuring.
         """
+        workloads, value = self._missing_blocks(architectures, budget_s is not None, caches)
+        return self._profile(workloads, value=value, budget_s=budget_s, caches=caches, on_progress=on_progress)
+
+    def measure_detectors(
+        self,
+        architectures: Sequence[Architecture],
+        *,
+        budget_s: float | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> ProfileReport:
+        """Measure these detectors end to end, between the rounds of those of their blocks that the table lacks.
+
+        All are in memory together, see :func:`in_groups`. Detectors with a block that has failed before are left out.
+        Arguments are those of :meth:`measure_blocks`.
+        """
+        plain = self.plain()
+        workloads, value = self._missing_blocks(architectures, budget_s is not None)
+        networks = [self._detector(one) for one in dict.fromkeys(architectures) if not plain.ended(one)]
+        return self._profile(workloads, networks, value=value, budget_s=budget_s, on_progress=on_progress)
+
+    def unsteady(self) -> dict[str, Row]:
+        """Current rows by key whose rounds disagree, those with flushed caches left out."""
+        rows = self.table.current(self.target).items()
+        return {key: row for key, row in rows if row.trouble == "unsteady" and row.conditions.get("caches") == "hot"}
+
+    def refresh(
+        self,
+        architectures: Sequence[Architecture],
+        *,
+        budget_s: float | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> ProfileReport:
+        """Measure those blocks of these detectors again whose rounds disagree, and whole detectors of such rows."""
+        unsteady = self.unsteady()
+        blocks: dict[str, Workload] = {}
+        for one in architectures:
+            real = inference_workloads(fresh_detector(one, self.num_classes), self.batch)
+            blocks |= {part.key: part for part in real if part.key in unsteady}
+        networks = [self._detector(one) for one in replace(self.plain(), rows=unsteady).measured_detectors()]
+        return self._profile(
+            [*blocks.values()], networks, refresh=("unsteady",), budget_s=budget_s, on_progress=on_progress
+        )
+
+    def _missing_blocks(
+        self, architectures: Sequence[Architecture], valued: bool, caches: Caches = "hot"
+    ) -> tuple[list[Workload], dict[str, float] | None]:
+        """The blocks of these detectors, missing ones with weights, and where ``valued`` what knowing each is worth."""
         cold = caches == "cold"
-        plain = self._plain()
+        plain = self.plain()
         unmeasured: dict[str, Workload] = {}
         wanted: dict[str, Workload] = {}
         for architecture in architectures:
@@ -134,13 +185,8 @@ class DetectorLatency:
             if lacking := {part.key for part in parts} - seen - unmeasured.keys():
                 real = inference_workloads(fresh_detector(architecture, self.num_classes), self.batch)
                 unmeasured.update((part.key, part) for part in real if part.key in lacking)
-        return self._profile(
-            [unmeasured.get(key, part) for key, part in wanted.items()],
-            value=plain.value(architectures) if unmeasured and budget_s is not None and not cold else None,
-            budget_s=budget_s,
-            caches=caches,
-            on_progress=on_progress,
-        )
+        value = plain.value(architectures) if unmeasured and valued and not cold else None
+        return [unmeasured.get(key, part) for key, part in wanted.items()], value
 
     def measure_end_to_end(self, architecture: Architecture) -> Row:
         """The end-to-end row of a detector with fresh weights, from the table or measured now.
@@ -148,10 +194,10 @@ class DetectorLatency:
         Raises:
             LatencyFailedError: it does not run.
         """
-        key = end_to_end_key(architecture, self.num_classes, self.batch)
+        key = self._end_to_end_key(architecture)
         row = self.table.lookup(key, self.target)
         if row is None:
-            self._profile([end_to_end_workload(fresh_detector(architecture, self.num_classes), self.batch)], whole=True)
+            self._profile([], [self._detector(architecture)])
             row = self.table.lookup(key, self.target)
         if row is None or row.status == "failed":
             raise no_end_to_end(row)
@@ -162,27 +208,30 @@ class DetectorLatency:
 
         So predictions are the same for one table and choice of architectures, whatever else is measured later.
         """
-        self.measure_blocks(architectures)
-        plain = self._plain()
-        for architecture in dict.fromkeys(architectures):
-            with suppress(LatencyFailedError):  # listed by the calibration
-                plain.parts_sum(architecture)
-                self.measure_end_to_end(architecture)
-        plain = self._plain()
+        for some in in_groups(tuple(dict.fromkeys(architectures))):
+            self.measure_detectors(some)
+        plain = self.plain()
         found = calibrate(plain, architectures)
         self._predictor = replace(plain, model=found.model)
         return found
 
-    def _plain(self) -> LatencyPredictor:
+    def plain(self) -> LatencyPredictor:
         """A predictor from the table as it is now, without a calibration."""
         model = LatencyModel(level=self._level)
         return LatencyPredictor(self.table.current(self.target), self.num_classes, self.batch, model)
 
+    def _end_to_end_key(self, architecture: Architecture) -> str:
+        return end_to_end_key(architecture, self.num_classes, self.batch)
+
+    def _detector(self, architecture: Architecture) -> Workload:
+        return end_to_end_workload(fresh_detector(architecture, self.num_classes), self.batch)
+
     def _profile(
         self,
         workloads: Sequence[Workload],
+        networks: Sequence[Workload] = (),
         *,
-        whole: bool = False,
+        refresh: tuple[Trouble, ...] = (),
         value: Mapping[str, float] | None = None,
         budget_s: float | None = None,
         caches: Caches = "hot",
@@ -192,13 +241,15 @@ class DetectorLatency:
             workloads,
             self.table,
             self.backend,
+            networks=networks,
             rng=self._rng,
             settings=ProfileSettings(
                 precision=self.precision,
                 batch=self.batch,
-                kind="whole" if whole else "part",
                 caches=caches,
                 timing=self.timing or TimingSettings(),
+                rounds=self.rounds,
+                refresh=refresh,
                 time_limit_s=budget_s,
             ),
             value=value,
@@ -207,3 +258,9 @@ class DetectorLatency:
         if self._predictor is not None:
             self._predictor = replace(self._predictor, rows=self.table.current(self.target))
         return report
+
+
+def in_groups(architectures: Sequence[Architecture]) -> Iterator[Sequence[Architecture]]:
+    """Groups of whole detectors that are in memory together, their rounds interleaved."""
+    for start in range(0, len(architectures), _DETECTORS_AT_ONCE):
+        yield architectures[start : start + _DETECTORS_AT_ONCE]

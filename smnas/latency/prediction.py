@@ -118,6 +118,11 @@ class LatencyPredictor:
         """The end-to-end row of a detector, measured or failed."""
         return self.rows.get(end_to_end_key(architecture, self.num_classes, self.batch))
 
+    def ended(self, architecture: Architecture) -> bool:
+        """Whether a detector has its end-to-end row or can have none, as a block of it has failed."""
+        known = [self.rows[key] for key in self.keys(architecture) if key in self.rows]
+        return self.end_to_end_row(architecture) is not None or any(row.status == "failed" for row in known)
+
     def measured_detectors(self) -> Iterator[Architecture]:
         """Detectors with a measured end-to-end latency, as their rows come."""
         for key, row in self.rows.items():

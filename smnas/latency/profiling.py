@@ -13,12 +13,12 @@ from profiler.errors import UserError
 from profiler.measuring.build_variance import BuildVariance, build_variance
 from profiler.table.latency_table import LatencyTable
 from profiler.workload import Workload
-from smnas.latency.audit import Audit, audit_latency, explain
+from smnas.latency.audit import Audit, LeftS, audit_latency, explain
 from smnas.latency.audit_file import write_audit
 from smnas.latency.coverage import by_demand, covering
 from smnas.latency.coverage_record import fingerprint, read_record, write_record
-from smnas.latency.detector_latency import DetectorLatency
-from smnas.latency.prediction import LatencyFailedError
+from smnas.latency.detector_latency import DetectorLatency, in_groups
+from smnas.latency.prediction import no_end_to_end
 from smnas.latency.workloads import detector_workloads, fresh_detector, inference_workloads
 from smnas.space import streams
 from smnas.space.architecture import Architecture
@@ -40,13 +40,14 @@ __all__ = [
     "measure_detectors",
     "measure_preset",
     "rebuild",
+    "refresh",
     "structures_of",
 ]
 
 OnProgress = Callable[[float, float, str], None]
 """Called with the number done, the total, and the current one."""
 
-_AT_ONCE = 16  # detectors whose missing blocks are in memory together, measured in one random order
+_AT_ONCE = 64  # detectors whose missing blocks are in memory together, their rounds interleaved
 _CALIBRATION_WHOLES = 8
 _CALIBRATION_AT_MOST = 40
 _EXPLAINED = 3
@@ -122,8 +123,7 @@ def measure(
         group = architectures[start : start + _AT_ONCE]
 
         def inside(state: "Progress", start: int = start, size: int = len(group)) -> None:
-            fraction = state.done / state.total if state.total else 1.0
-            on_progress(start + fraction * size, count, state.name)
+            on_progress(start + state.fraction * size, count, state.name)
 
         on_progress(start, count, "reading shapes")
         reports.append(latency.measure_blocks(group, budget_s=remaining_s, caches=caches, on_progress=inside))
@@ -141,25 +141,69 @@ def measure(
     )
 
 
+def refresh(
+    architectures: Sequence[Architecture],
+    latency: DetectorLatency,
+    on_progress: OnProgress,
+    *,
+    budget_s: float | None = None,
+) -> Measured:
+    """Measure blocks of these detectors again whose rounds disagree in the table, and all such detectors end to end.
+
+    Unsteady blocks of other detectors are ``left``.
+    """
+    unsteady = latency.unsteady()
+    wanted = {key for key, row in unsteady.items() if row.kind == "part"}
+    holding: list[Architecture] = []
+    plain = latency.plain()
+    for number, architecture in enumerate(architectures):
+        if not wanted:
+            break
+        on_progress(number, len(architectures), "looking for blocks whose rounds disagree")
+        if own := wanted.intersection(plain.keys(architecture)):
+            wanted -= own
+            holding.append(architecture)
+
+    def inside(state: "Progress") -> None:
+        on_progress(state.fraction * len(architectures), len(architectures), state.name)
+
+    report = latency.refresh(holding, budget_s=budget_s, on_progress=inside)
+    return Measured(
+        report.measured,
+        len(plain.rows) - len(unsteady),
+        {failure.name: failure.reason for failure in report.failed},
+        report.unsteady,
+        report.disturbed,
+        report.drift,
+        {"blocks": len(report.left) + len(wanted), "detectors": 0},
+    )
+
+
 def measure_detectors(
     architectures: Sequence[Architecture],
     latency: DetectorLatency,
     on_progress: OnProgress,
-    in_budget: Callable[[], bool] = lambda: True,
+    left_s: LeftS = lambda: None,
 ) -> dict[str, float | str]:
     """Measure these detectors end to end: the median in ms of each, or the reason for having none.
 
-    ``in_budget`` is checked before every detector; once false, the rest is skipped.
+    Nothing is started once the seconds of ``left_s`` are over.
     """
     found: dict[str, float | str] = {}
-    for number, architecture in enumerate(architectures):
-        if not in_budget():
+    done = 0
+    for some in in_groups(architectures):
+
+        def inside(state: "Progress", start: int = done, size: int = len(some)) -> None:
+            on_progress(start + state.fraction * size, len(architectures), state.name)
+
+        if left_s() == 0:
             break
-        on_progress(number, len(architectures), str(architecture))
-        try:
-            found[str(architecture)] = latency.measure_end_to_end(architecture).median_ms or 0.0
-        except LatencyFailedError as error:
-            found[str(architecture)] = str(error)
+        latency.measure_detectors(some, budget_s=left_s(), on_progress=inside)
+        done += len(some)
+        predictor = latency.plain()
+        for architecture in some:
+            if (row := predictor.end_to_end_row(architecture)) is not None:
+                found[str(architecture)] = str(no_end_to_end(row)) if row.median_ms is None else row.median_ms
     on_progress(len(architectures), len(architectures), "")
     return found
 
@@ -192,12 +236,12 @@ def rebuild(
     builds: int,
     seed: int,
     on_progress: OnProgress,
-    in_budget: Callable[[], bool],
+    left_s: LeftS,
 ) -> list[BuildVariance]:
     """Build a sample of the blocks of these detectors ``builds`` times each, and compare their medians.
 
-    ``on_progress`` is called with blocks done, their number, and the next one. ``in_budget`` is checked before every
-    block; once false, the remaining sample is skipped.
+    ``on_progress`` is called with blocks done, their number, and the next one. Once the seconds of ``left_s`` are over,
+    the remaining sample is skipped.
     """
     distinct: dict[str, Workload] = {}
     for one in architectures[:_REBUILT_FROM]:
@@ -207,7 +251,7 @@ def rebuild(
     chosen = streams.rebuilding(seed).permutation(len(blocks))[:_REBUILT].tolist()
     found = []
     for number, index in enumerate(chosen):
-        if not in_budget():
+        if left_s() == 0:
             break
         on_progress(number, len(chosen), blocks[index].name)
         found.append(
@@ -226,14 +270,14 @@ def audit(
     seed: int,
     on_progress: OnProgress,
     *,
-    in_budget: Callable[[], bool] = lambda: True,
+    left_s: LeftS = lambda: None,
     explained: int = _EXPLAINED,
 ) -> Audit:
     """Compare predicted with measured end-to-end latency on detectors that the prediction was not fitted on.
 
     With ONNX Runtime, the ``explained`` worst predictions are run again under its profiler, end-to-end and by block, to
-    locate the difference. The audit is stored beside the table. ``in_budget`` is checked before every detector; once
-    false, those measured so far are compared, and ``left`` counts the rest.
+    locate the difference. The audit is stored beside the table. Once the seconds of ``left_s`` are over, those measured
+    so far are compared, and ``left`` counts the rest.
 
     Raises:
         UserError: the space holds too few detectors.
@@ -248,12 +292,12 @@ def audit(
         held_out,
         lambda done, total, text: on_progress(done, total + worst, text),
         rng=streams.measuring_order(seed),
-        in_budget=in_budget,
+        left_s=left_s,
     )
     residuals = []
     try:
         for number, one in enumerate(found.detectors[:worst]):
-            if not in_budget() or not isinstance(runner, OnnxRuntimeBackend):
+            if left_s() == 0 or not isinstance(runner, OnnxRuntimeBackend):
                 break
             on_progress(measured + number, measured + worst, f"looking inside {one.architecture}")
             inside = explain(runner, one.architecture, latency.num_classes, latency.batch, latency.precision)

@@ -59,6 +59,7 @@ class TableFacts:
         cold: Rows with flushed caches.
         failed: Name and reason of every failure.
         disturbed: Rows measured on a disturbed machine.
+        unsteady: Name and medians of the rounds in ms of every row whose rounds disagree.
         without_work: Measured blocks without their work, as older releases wrote them.
     """
 
@@ -67,6 +68,7 @@ class TableFacts:
     cold: int
     failed: tuple[tuple[str, str], ...]
     disturbed: int
+    unsteady: tuple[tuple[str, tuple[float, ...]], ...]
     without_work: int
 
 
@@ -109,6 +111,11 @@ def read_view(table: LatencyTable, target: Target) -> TableView:
         cold=len(rows) - len(hot),
         failed=tuple((row.name, row.reason) for row in rows if row.status == "failed"),
         disturbed=sum(bool(row.conditions.get("disturbances")) for row in rows),
+        unsteady=tuple(
+            (row.name, tuple(one["median_ms"] for one in row.conditions["rounds"]))
+            for row in rows
+            if row.trouble == "unsteady"
+        ),
         without_work=len(parts) - len(worked),
     )
     return TableView(target, facts, tuple(sorted(points, key=lambda point: -point.latency_ms)), roof, text)

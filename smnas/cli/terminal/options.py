@@ -15,6 +15,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 
 from profiler.errors import UserError
+from profiler.timing import DEFAULT_ROUNDS
 from smnas.training.device import cpu_cores
 
 __all__ = [
@@ -122,6 +123,14 @@ class MeasuringOptions(OutputOptions):
         str | None,
         typer.Option("--time-limit", "--budget", metavar="TIME", help="As in 10m or 8h: stop in time, to be resumed."),
     ] = None
+    rounds: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Rounds of each measurement, apart in time: interference that stays for seconds does not reach the "
+            "latency. 1: a single burst of samples.",
+        ),
+    ] = DEFAULT_ROUNDS
     seed: SeedOption = 0
 
 

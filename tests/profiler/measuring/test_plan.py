@@ -37,7 +37,9 @@ def failed(name: str) -> Row:
 def plan(names: str, *known: Row, seed: int = 0, value: dict[str, float] | None = None, retry: bool = False) -> Plan:
     workloads = [workload(name) for name in names]
     rows = {row.key: row for row in known}
-    return plan_profile(workloads, rows, rng=np.random.default_rng(seed), value=value, retry_failed=retry)
+    return plan_profile(
+        workloads, rows, rng=np.random.default_rng(seed), value=value, refresh=("failed",) if retry else ()
+    )
 
 
 def keys(found: Plan) -> str:
@@ -80,9 +82,10 @@ def test_only_what_is_cached_may_be_weightless() -> None:
 
 def test_progress_and_report_are_read_off_the_rows() -> None:
     found = plan("abcdef", ok("a"), failed("b"))
-    assert progress_of(found, [], 9.0) == Progress(2, 6, 2, 1, "", None)
+    assert progress_of(found, [], 9.0) == Progress(2, 6, 2, 1, "", None, 2 / 6)
     measured = [failed("c"), ok("d", "time_limit", disturbances=["load 3.0 on 2 cores"])]
-    assert progress_of(found, measured, 3.0) == Progress(4, 6, 2, 2, "D", 3.0)
+    assert progress_of(found, measured, 3.0, 0.0, "D") == Progress(4, 6, 2, 2, "D", 3.0, 4 / 6)
+    assert progress_of(found, measured, 3.0, 1.0, "E") == Progress(4, 6, 2, 2, "E", 1.0, 5 / 6)
     report = report_of(found, measured, 0.02, 3.0)
     assert [one.key for one in report.failed] == ["b", "c"]
     assert (report.measured, report.cached, report.drift, report.seconds) == (2, 2, 0.02, 3.0)
@@ -91,7 +94,7 @@ def test_progress_and_report_are_read_off_the_rows() -> None:
 
 
 def test_nothing_to_do_has_no_time_left() -> None:
-    assert progress_of(plan("a", ok("a")), [], 1.0) == Progress(1, 1, 1, 0, "", 0.0)
+    assert progress_of(plan("a", ok("a")), [], 1.0) == Progress(1, 1, 1, 0, "", 0.0, 1.0)
 
 
 def test_a_schedule_keeps_its_workloads_as_they_are() -> None:

@@ -33,6 +33,7 @@ from profiler.measuring.profile import (
 )
 from profiler.table.latency_table import LatencyTable, Row, Target, pack_samples
 from profiler.table.validate import validate
+from profiler.timing import DEFAULT_ROUNDS
 from profiler.timing.cold import cache_bytes, cold_key
 from profiler.timing.measurement import TimingSettings, WallTimer
 from profiler.workload import TensorSpec, Workload
@@ -107,6 +108,11 @@ def workload(milliseconds: int, error: BaseException | None = None) -> Workload:
     return Workload(f"block {milliseconds}", f"block|{milliseconds}", module, (TensorSpec((1, 3)),))
 
 
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("profiler.measuring.profile.time.sleep", lambda _: None)
+
+
 @pytest.fixture
 def backend() -> PretendBackend:
     return PretendBackend()
@@ -122,7 +128,7 @@ def profile(
     workloads: Sequence[Workload], table: LatencyTable, backend: PretendBackend, seed: int = 0, **options: Any
 ) -> ProfileReport:
     others = {name: options.pop(name) for name in ("value", "reference", "on_progress") if name in options}
-    settings = ProfileSettings(**options)
+    settings = ProfileSettings(**{"rounds": 1, **options})
     return profile_workloads(workloads, table, backend, rng=np.random.default_rng(seed), settings=settings, **others)
 
 
@@ -209,7 +215,7 @@ def test_a_failure_is_remembered_until_asked_again(table: LatencyTable, backend:
     report = profile([workload(2)], table, backend)
     assert (report.measured, report.cached) == (0, 1)
     assert report.failed == (Failure("block|2", "block 2", "RuntimeError: no memory"),)
-    report = profile([workload(2)], table, backend, retry_failed=True)
+    report = profile([workload(2)], table, backend, refresh=("failed",))
     assert (report.measured, report.cached, report.failed) == (1, 0, ())
     assert latencies(table) == {"block|2": 2.0}
     assert [row.status for row in table.rows(superseded=True)] == ["failed", "ok"]
@@ -357,7 +363,7 @@ from profiler.workload import TensorSpec, Workload
 workloads = [Workload(str(n), str(n), nn.Linear(n, n), (TensorSpec((1, n)),)) for n in range(1, 61)]
 with LatencyTable(sys.argv[1]) as table:
     profile_workloads(workloads, table, get_backend("eager"), rng=np.random.default_rng(0),
-        settings=ProfileSettings(timing=TimingSettings(time_limit_s=0.02, warmup_s=0.005)),
+        settings=ProfileSettings(timing=TimingSettings(time_limit_s=0.02, warmup_s=0.005), rounds=1),
         on_progress=lambda p: print(p.name or "start", flush=True))
 """
 
@@ -384,7 +390,7 @@ def test_a_killed_run_continues_where_it_stopped(tmp_path: Path) -> None:
             table,
             get_backend("eager"),
             rng=np.random.default_rng(0),
-            settings=ProfileSettings(timing=TimingSettings(time_limit_s=0.02, warmup_s=0.005)),
+            settings=ProfileSettings(timing=TimingSettings(time_limit_s=0.02, warmup_s=0.005), rounds=1),
             on_progress=lambda progress: measured.append(progress.name),
         )
     assert (report.cached, report.measured) == (len(kept), 60 - len(kept))
@@ -441,7 +447,7 @@ def test_the_reference_is_read_last_also_where_a_budget_ends_the_run(
             backend.slowdown = 1.5
 
     workloads = [workload(n) for n in range(1, 9)]
-    report = profile(workloads, table, backend, time_limit_s=4.0, on_progress=throttle)
+    report = profile(workloads, table, backend, time_limit_s=8.0, on_progress=throttle)
     assert report.left
     assert report.drift == pytest.approx(0.5)
 
@@ -501,7 +507,7 @@ def test_rounds_of_all_workloads_are_interleaved_in_orders_of_their_own(
     assert (row.median_ms, row.n, row.stop_reason) == (3.0, 12, "converged")
     assert [len(samples) for samples in row.rounds_ms] == [3, 3, 3, 3]
     assert [set(one) for one in row.conditions["rounds"]] == [
-        {"n", "median_ms", "wall_s", "cpu_s", "steal_s", "kept"}
+        {"n", "median_ms", "wall_s", "cpu_s", "steal_s", "preemptions", "kept"}
     ] * 4
 
 
@@ -542,3 +548,93 @@ def test_rows_from_before_there_were_rounds_are_one_round(table: LatencyTable, b
     assert [part.tolist() for part in table.add(old).rounds_ms] == [[1.0, 2.0, 3.0]]
     failed = Row("failed", "failed", measurement_target(backend), status="failed", reason="no memory")
     assert table.add(failed).rounds_ms == ()
+
+
+def test_rows_whose_rounds_disagree_are_measured_again(
+    table: LatencyTable, backend: PretendBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workloads = [workload(3), workload(4)]
+    target = measurement_target(backend)
+    with monkeypatch.context() as patch:
+        slower = iter(np.linspace(1.0, 3.0, 8).repeat(2))  # every round of a pass alike, every pass slower
+        backend_slowdown = on_each_visit(patch, lambda _: setattr(backend, "slowdown", next(slower)))
+        report = profile(workloads, table, backend, rounds=4, reference_every=0)
+        assert len(backend_slowdown) == 16, "twice the rounds, and no more"
+    assert set(report.unsteady) == {"block 3", "block 4"}
+    found = [table.lookup(one.key, target) for one in workloads]
+    assert [row and (row.trouble, row.conditions["round_spread"]) for row in found] == [("unsteady", 2.0)] * 2
+    assert len(validate(table.path).unsteady) == 2
+    backend.slowdown = 1.0
+    assert profile(workloads, table, backend, rounds=4).measured == 0
+    assert profile(workloads, table, backend, rounds=4, refresh=("unsteady",)).measured == 2
+    assert latencies(table) == {"block|3": 3.0, "block|4": 4.0}
+    assert validate(table.path).unsteady == ()
+
+
+def test_an_interrupt_keeps_the_workloads_whose_rounds_agree(table: LatencyTable, backend: PretendBackend) -> None:
+    rounds = 0
+
+    def interrupt(progress: Progress) -> None:
+        nonlocal rounds
+        rounds += bool(progress.name)
+        if rounds == 3 * 4 + 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        profile([workload(n) for n in (1, 2, 3, 4)], table, backend, rounds=6, on_progress=interrupt)
+    assert latencies(table) == {f"block|{n}": float(n) for n in (1, 2, 3, 4)}
+    assert sorted(len(row.rounds_ms) for row in table.rows()) == [3, 3, 3, 4]
+
+
+@pytest.fixture
+def pretended_time(backend: PretendBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host's clock is the backend's; preparing takes half a second."""
+    prepare = PretendBackend.prepare
+
+    def slow(self: PretendBackend, *arguments: Any) -> PretendSession:
+        self.now += 500_000_000
+        return prepare(self, *arguments)
+
+    def sleep(seconds: float) -> None:
+        backend.now += round(seconds * 1e9)
+
+    monkeypatch.setattr(PretendBackend, "prepare", slow)
+    monkeypatch.setattr(time, "perf_counter", lambda: backend.now / 1e9)
+    monkeypatch.setattr(time, "sleep", sleep)
+
+
+@pytest.mark.usefixtures("pretended_time")
+def test_in_a_long_run_rounds_lie_apart_in_a_short_one_there_are_pauses(
+    table: LatencyTable, backend: PretendBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moments: list[float] = []
+    names = on_each_visit(monkeypatch, lambda _: moments.append(backend.now / 1e9))
+
+    def gaps(name: str) -> list[float]:
+        return np.diff([moment for one, moment in zip(names, moments, strict=True) if one == name]).tolist()
+
+    profile([workload(n) for n in range(1, 301)], table, backend, rounds=6, reference_every=0)
+    early = [gaps(name) for name in names[:20]]
+    assert all(len(of_one) == 5 and min(of_one) >= 20 for of_one in early)
+    profile([workload(400)], table, backend, rounds=6, reference_every=0)
+    assert len(gaps("block 400")) == 5
+    assert min(gaps("block 400")) >= 0.5
+
+
+def test_what_is_open_at_once_is_bounded(
+    table: LatencyTable, backend: PretendBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("profiler.measuring.profile._WINDOW", 3 * 9)  # weights, inputs and outputs of three
+    names = on_each_visit(monkeypatch, lambda _: None)
+    profile([workload(n) for n in range(1, 13)], table, backend, rounds=4, reference_every=0)
+    first = {name: names.index(name) for name in names}
+    last = {name: len(names) - 1 - names[::-1].index(name) for name in names}
+    assert max(sum(first[name] <= visit <= last[name] for name in first) for visit in range(len(names))) == 4
+
+
+def test_whole_networks_are_measured_between_blocks(table: LatencyTable, backend: PretendBackend) -> None:
+    blocks, networks = [workload(n) for n in range(1, 6)], [workload(50), workload(60)]
+    settings = ProfileSettings(reference_every=0)
+    profile_workloads(blocks, table, backend, networks=networks, rng=np.random.default_rng(0), settings=settings)
+    assert {row.name for row in table.rows() if row.kind == "whole"} == {"block 50", "block 60"}
+    assert {len(row.rounds_ms) for row in table.rows()} == {DEFAULT_ROUNDS}

@@ -216,3 +216,14 @@ def test_what_is_no_table_is_refused(path: Path, make: Callable[[Path], None]) -
     with pytest.raises(TableError, match="latency\\.db") as caught:
         validate(path)
     assert "\n" not in str(caught.value)
+
+
+def test_current_rows_whose_rounds_disagree_are_named(path: Path) -> None:
+    disagree = replace(measured("b"), stop_reason="rounds_disagree", conditions={"round_spread": 0.41})
+    with LatencyTable(path) as table:
+        table.add(replace(disagree, key="d", name="block d"))
+        table.add(measured("d"))  # measured again, with success
+        row = table.add(disagree)
+    found = validate(path)
+    assert found.problems == ()
+    assert found.unsteady == (f"row {row.id}: the rounds of block b disagree, by up to 41%",)

@@ -224,13 +224,11 @@ def test_an_audit_keeps_to_a_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with LatencyTable(tmp_path / "table.db") as table:
         latency = DetectorLatency(3, get_backend("eager"), table, timing=_QUICK)
 
-        def audit(allowed: int) -> dict[str, Any]:
-            asked = iter(range(100))
-            found = profiling.audit(space, 3, latency, 0, lambda *_: None, in_budget=lambda: next(asked) < allowed)
-            return found.as_dict()
-
-        found = [audit(allowed) for allowed in (0, 1, 50)]
-    assert [one["left"] for one in found] == [5, 4, 0]
+        found = [
+            profiling.audit(space, 3, latency, 0, lambda *_: None, left_s=lambda s=left_s: s).as_dict()
+            for left_s in (0.0, 600.0)
+        ]
+    assert [one["left"] for one in found] == [5, 0]
     for one in found:
         assert one["calibrated_on"] + len(one["detectors"]) == 5 - one["left"]
     assert found[-1]["inside_interval_over_splits"]["splits"] == 200
@@ -282,6 +280,29 @@ def test_measured_within_a_budget_then_drawn(tmp_path: Path, capsys: pytest.Capt
     assert run(application("table"), "smnas-table", list(map(str, words))) == 0
     assert json.loads(capsys.readouterr().out)["blocks"] == found["measured"]
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick")
+def test_rows_whose_rounds_disagree_are_measured_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "table.db"
+    words = ("--device", "cpu", "--backend", "eager", "--arch", ARCH, "--classes", "3", "--table", file)
+    _profile(capsys, *words, "--end-to-end")
+    with LatencyTable(file) as table:
+        block = next(row for row in table.rows() if row.kind == "part")
+        whole = next(row for row in table.rows() if row.kind == "whole")
+        for row in (block, whole):
+            table.add(replace(row, stop_reason="rounds_disagree", created_at="", id=None))
+    assert _profile(capsys, *words, "--refresh", "unsteady")["measured"] == 2
+    with LatencyTable(file) as table:
+        again = [table.lookup(row.key, row.target) for row in (block, whole)]
+        for row in again:
+            assert row is not None
+            table.add(replace(row, stop_reason="converged", created_at="", id=None))
+    assert run(application("profile"), "smnas-profile", [*map(str, words), "--refresh", "unsteady"]) == 0
+    assert capsys.readouterr().out.replace("\n", "") == f"no rounds of a row in {file} disagree"
+    assert run(application("profile"), "smnas-profile", [*map(str, words), "--refresh", "all"]) == 2
+    assert "--refresh must be unsteady, but got 'all'" in capsys.readouterr().err
 
 
 def test_options_that_exclude_each_other_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

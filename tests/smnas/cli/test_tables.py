@@ -125,6 +125,16 @@ def test_validate_lists_every_problem_and_exits_with_2(here: Path, capsys: pytes
     assert len(json.loads(out)["problems"]) == 2
 
 
+def test_validate_names_rows_whose_rounds_disagree(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with LatencyTable(here) as table:
+        row = Row("d", "block d", CPU, median_ms=1.0, low_ms=1.0, high_ms=1.5, stop_reason="rounds_disagree")
+        table.add(row)
+    code, out, err = _run(capsys, "validate", here)
+    assert (code, out.splitlines()[-1]) == (2, "row 4: the rounds of block d disagree")
+    assert "smnas profile --refresh unsteady" in err
+    assert len(err.splitlines()) == 1
+
+
 def test_export(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _table(here, ("a", 1.5))
     to = tmp_path / "rows.csv"

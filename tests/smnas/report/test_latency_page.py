@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ def table(tmp_path: Path) -> Path:
             name = f"<b>{part.name}</b>" if number == 0 else part.name
             rows.add(Row(part.key, name, TARGET, median_ms=ms, low_ms=ms, high_ms=2 * ms, conditions=conditions))
         rows.add(Row("bad", "bad", TARGET, status="failed", reason="</script><img src=x>"))
+        rounds = {"rounds": [{"median_ms": 1.25}, {"median_ms": 1.5}]}
+        unsteady = Row("u", "<i>unsteady</i>", TARGET, "whole", median_ms=1.25, low_ms=1.0, high_ms=1.5)
+        rows.add(replace(unsteady, stop_reason="rounds_disagree", conditions=rounds))
         rows.add(Row("old", "old", TARGET, median_ms=1.0, low_ms=1.0, high_ms=1.0))
         rows.add(Row("else", "else", Target("other", "eager", "1"), median_ms=1.0, low_ms=1.0, high_ms=1.0))
     return path
@@ -61,6 +65,7 @@ def test_the_page_holds_the_table_and_fetches_nothing(table: Path, tmp_path: Pat
     blocks = detector_workloads(Architecture.parse(ARCH), 3)
     assert all(f"<code>{part.name}</code>" in plain for part in blocks)
     assert "mean error 10.0 %" in plain
+    assert "<code>&lt;i&gt;unsteady&lt;/i&gt;</code>: 1.25, 1.5</li>" in plain
 
 
 def test_no_block_is_above_the_roof(table: Path) -> None:
