@@ -99,7 +99,7 @@ def _validated(path: Path, connection: sqlite3.Connection, version: int) -> Vali
         problems += (f"row {row['id']}: {line}" for line in _row_problems(dict(row)))
     problems += _chain_problems(rows)
     current = [row for row in rows if row["superseded_by"] is None]
-    unsteady = [_unsteady(row) for row in current if row["stop_reason"] == StopReason.ROUNDS_DISAGREE]
+    unsteady = [_unsteady(dict(row)) for row in current if row["stop_reason"] == StopReason.ROUNDS_DISAGREE]
     return Validation(path, version, len(rows), len(current), tuple(problems), tuple(unsteady))
 
 

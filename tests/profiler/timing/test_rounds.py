@@ -6,12 +6,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from profiler.timing import DEFAULT_ROUNDS
 from profiler.timing.measurement import Measurement, StopReason, TimingSettings, WallTimer, measure
 from profiler.timing.rounds import agreeing, combine, round_settings, settled
 
-ROUNDS = 6
+ROUNDS = DEFAULT_ROUNDS
 APART_S = 60.0
-"""From one round of a workload to its next, which other workloads fill."""
+"""From one round of a workload to its next at least, which other workloads fill."""
 
 
 class Machine:
@@ -60,12 +61,14 @@ class Machine:
         timer = WallTimer(lambda: round(self.now_s * 1e9))
         return measure(lambda: self.run(seconds), timer=timer, settings=settings)
 
-    def measure_in_rounds(self, seconds: float, timing: TimingSettings | None = None) -> Measurement:
+    def measure_in_rounds(
+        self, seconds: float, timing: TimingSettings | None = None, apart_s: float = APART_S
+    ) -> Measurement:
         timing = timing or TimingSettings()
         rounds: list[Measurement] = []
         while not settled(rounds, ROUNDS):
             rounds.append(self.measure(seconds, round_settings(timing, ROUNDS)))
-            self.pass_time(APART_S)
+            self.pass_time(apart_s)
         return combine(rounds, timing)
 
 

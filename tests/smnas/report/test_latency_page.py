@@ -65,7 +65,7 @@ def test_the_page_holds_the_table_and_fetches_nothing(table: Path, tmp_path: Pat
     blocks = detector_workloads(Architecture.parse(ARCH), 3)
     assert all(f"<code>{part.name}</code>" in plain for part in blocks)
     assert "mean error 10.0 %" in plain
-    assert "<code>&lt;i&gt;unsteady&lt;/i&gt;</code>: 1.25, 1.5</li>" in plain
+    assert "<code>&lt;i&gt;unsteady&lt;/i&gt;</code>: 1.250, 1.500</li>" in plain
 
 
 def test_no_block_is_above_the_roof(table: Path) -> None:
