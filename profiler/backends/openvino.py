@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from profiler.backends.exporting import ExportingBackend
 from profiler.devices import Device
-from profiler.errors import BackendUnavailableError, PrecisionNotMetError
+from profiler.errors import BackendUnavailableError, PrecisionNotMetError, UserError
 from profiler.graphs.quantized_onnx import quantized_layers
 from profiler.timing.measurement import Timer, WallTimer
 
@@ -63,10 +63,11 @@ class OpenVinoSession:
     ) -> None:
         self.timer: Timer = WallTimer()
         self._backend = backend
-        compiled = compile_model(backend.core, model, backend.place, backend.threads, precision)
+        read = backend.core.read_model(io.BytesIO(model))
+        compiled = compile_model(backend.core, read, backend.place, backend.threads, precision)
         self._facts = _facts(compiled)
-        if (threads := self._facts["inference_num_threads"]) != backend.threads:
-            raise RuntimeError(f"openvino was to run on {backend.threads} threads, but runs on {threads}")
+        if (threads := self._facts["inference_num_threads"]) < backend.threads:
+            raise UserError(f"openvino runs at most {threads} threads here, but got {backend.threads}")
         self._layers = _layers(compiled, model, precision)
         self._request = compiled.create_infer_request()
         for port in compiled.inputs:  # every run reads these arrays
@@ -115,20 +116,20 @@ def import_openvino() -> Any:
         raise BackendUnavailableError(f"openvino is not installed ({error}): pip install 'smnas[openvino]'") from error
 
 
-def compile_model(core: Any, model: bytes, place: str, threads: int | None, precision: str = "fp32") -> Any:
-    """Compile a serialised ONNX model for one request at a time.
+def compile_model(core: Any, model: Any, place: str, threads: int | None, precision: str = "fp32") -> Any:
+    """Compile a model for one request at a time.
 
     Threads are not pinned to cores: two processes that pin theirs would share the first core.
 
     Args:
         core: ``openvino.Core``.
-        model: its bytes.
+        model: that ``core`` has read.
         place: device by OpenVINO's name, such as ``CPU``.
         threads: CPU threads of one run; every core if ``None``.
         precision: of the graph (``fp32``, ``int8``) or to run it in (``fp16``, ``bf16``).
 
     Raises:
-        RuntimeError: no ONNX model, or the device can not run it.
+        RuntimeError: the device can not run it.
         PrecisionNotMetError: OpenVINO runs the model in another precision.
     """
     options = {
@@ -138,9 +139,10 @@ def compile_model(core: Any, model: bytes, place: str, threads: int | None, prec
         # Denormals are a hundred times slower, and random weights make more of them than trained ones.
         "CPU_DENORMALS_OPTIMIZATION": "YES",
         "ENABLE_CPU_PINNING": "NO",
-        **({} if threads is None else {"INFERENCE_NUM_THREADS": str(threads)}),
     }
-    compiled = core.compile_model(core.read_model(io.BytesIO(model)), place, options)
+    if threads is not None:
+        options |= {"INFERENCE_NUM_THREADS": str(threads), "ENABLE_HYPER_THREADING": "YES"}  # or it takes fewer
+    compiled = core.compile_model(model, place, options)
     used = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     if used != _HINTS[precision]:
         raise PrecisionNotMetError(f"{precision} was requested, but OpenVINO computes in {used} on {place}")

@@ -242,6 +242,7 @@ def evaluate(
     data: StrPath,
     *,
     batch: int | None = None,
+    runtime: str | None = None,
     drop_bad_boxes: bool = False,
     drop_bad_images: bool = False,
     on_progress: OnProgress = quiet,
@@ -252,6 +253,7 @@ def evaluate(
         model: Checkpoint, ONNX file or engine; or the folder of a search or of a training run.
         data: COCO-format folder.
         batch: Images per call; by default 8, or the nearest number of whole batches of an exported file.
+        runtime: Runs an ONNX file: ``onnxruntime`` (the default) or ``openvino``.
         drop_bad_boxes: Leave out boxes without a size or outside their image.
         drop_bad_images: Leave out images that are missing, damaged or of another size than annotated.
         on_progress: Called while evaluating.
@@ -265,7 +267,7 @@ def evaluate(
     from smnas.training.device import training_device
 
     file = model_file(Path(model))
-    network = load_model(file, device=training_device())
+    network = load_model(file, runtime=runtime, device="cpu" if runtime else training_device())
     split = open_data(data, drop_bad_boxes=drop_bad_boxes, drop_bad_images=drop_bad_images).split("val")
     own = network.metadata.batch
     at_once = batch or own * max(1, _EVALUATED_AT_ONCE // own)
@@ -279,6 +281,7 @@ def export(
     *,
     data: StrPath | None = None,
     format: str = "onnx",  # noqa: A002  the option's name
+    runtime: str = "onnxruntime",
     precision: str = "fp32",
     batch: int = 1,
     compute_capability: Sequence[str] = (),
@@ -293,6 +296,7 @@ def export(
         out: The file to write: .onnx, or .engine for an engine.
         data: COCO-format folder to compare, calibrate and measure AP on; by default generated shapes.
         format: ``onnx``, ``tensorrt-rtx`` or ``tensorrt``.
+        runtime: Checks an ONNX file: ``onnxruntime`` or ``openvino``; the file is the same, and either runs it.
         precision: Number format of the network: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
         batch: Images of one run of the file.
         compute_capability: GPUs that a ``tensorrt-rtx`` engine must run on, each such as ``8.9``.
@@ -315,6 +319,7 @@ def export(
         file,
         Path(out),
         file_format=format.replace("_", "-"),
+        runtime=runtime,
         precision=precision,
         batch=batch,
         verify_images=[] if dataset is None else dataset.spread(max(_IMAGES_COMPARED, batch)),
@@ -334,6 +339,7 @@ def detect(
     batch: int | None = None,
     workers: int = 2,
     quick_decode: bool = False,
+    runtime: str | None = None,
     cuda_graph: bool = False,
     frames: int | None = None,
     out: StrPath | None = None,
@@ -353,6 +359,7 @@ def detect(
         batch: Images of one call of the network; by default the file's own, of a checkpoint 1.
         workers: Threads that decode, resize and draw while the network runs; 0: in turn.
         quick_decode: Decode large JPEG files at a fraction of their size; boxes move a little.
+        runtime: Runs an ONNX file: ``onnxruntime`` (the default) or ``openvino``.
         cuda_graph: Run a checkpoint or an engine as CUDA graphs; not run on a GPU yet.
         frames: End a video or camera after this many frames.
         out: Draw the boxes on copies of images and videos in this folder.
@@ -385,7 +392,8 @@ def detect(
     if coco is not None:
         require_place(Path(coco))
     lowest = score if score is not None else (DEFAULT_SCORE if coco is None else 0.0)
-    network = load_model(model_file(Path(model)), device=training_device(), cuda_graph=cuda_graph)
+    device = "cpu" if runtime else training_device()
+    network = load_model(model_file(Path(model)), runtime=runtime, device=device, cuda_graph=cuda_graph)
     listed = None if annotations is None else ListedImages(Path(annotations), inputs.images, network)
     found = detect_inputs(
         network,

@@ -34,6 +34,10 @@ def evaluate(
             min=1, help="Images per call. Default: 8, or the whole batches of an exported file.", show_default=False
         ),
     ] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Runs an ONNX file: onnxruntime (the default) or openvino."),
+    ] = None,
     drop_bad_boxes: DropBadBoxesOption = False,
     drop_bad_images: DropBadImagesOption = False,
     as_json: JsonOption = False,
@@ -52,6 +56,7 @@ def evaluate(
                 model,
                 data,
                 batch=batch,
+                runtime=runtime,
                 drop_bad_boxes=drop_bad_boxes,
                 drop_bad_images=drop_bad_images,
                 on_progress=steps.step,

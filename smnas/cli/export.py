@@ -31,6 +31,7 @@ class ExportOptions(OutputOptions):
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE")]
     data: Annotated[Path | None, typer.Option("--data", metavar="DIR")] = None
     format: Annotated[str, typer.Option(metavar="NAME")] = "onnx"
+    runtime: Annotated[str, typer.Option(metavar="NAME")] = "onnxruntime"
     precision: Annotated[str, typer.Option(metavar="NAME")] = "fp32"
     batch: Annotated[int, typer.Option(min=1, metavar="N")] = 1
     compute_capability: Annotated[list[str] | None, typer.Option(metavar="X.Y")] = None
@@ -43,8 +44,8 @@ def export(options: ExportOptions) -> None:
     """Export a trained checkpoint to one file.
 
     The file takes an image on the canvas (uint8) to boxes, scores and labels after NMS. Class names, input size and
-    preprocessing are in its metadata, or in the manifest beside an engine. The graph is run in ONNX Runtime and
-    compared with the checkpoint's own outputs; a difference fails the export.
+    preprocessing are in its metadata, or in the manifest beside an engine. The graph is run in --runtime and compared
+    with the checkpoint's own outputs; a difference fails the export.
 
     With --data, AP of the exported graph and of the checkpoint are measured on the validation images; a loss above
     --max-ap-drop fails the export and leaves no file. int8 calibrates its activation ranges on 64 training images

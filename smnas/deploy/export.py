@@ -29,7 +29,7 @@ from smnas.deploy.graph import GRAPH_PRECISIONS, detector_graph, in_precision
 from smnas.evaluation.predict import DetectionArrays
 from smnas.inference.engine_file import EngineManifest, write_engine
 from smnas.inference.metadata import ModelMetadata
-from smnas.inference.runtime import EagerDetector, OnnxDetector
+from smnas.inference.runtime import RUNTIMES, EagerDetector, Model, OnnxDetector, load_model
 from smnas.models.precision import fragile_modules
 from smnas.training.checkpoint import load_detector_checkpoint
 
@@ -71,7 +71,7 @@ class ExportReport:
     """A finished export.
 
     Attributes:
-        agreement: Of its float32 graph in ONNX Runtime with the checkpoint in PyTorch.
+        agreement: Of its float32 graph in the runtime with the checkpoint in PyTorch.
         rounding: The same for the graph in its precision; ``None`` in float32, and where it does not run here.
         accuracy: AP of the graph in its precision and of the checkpoint; ``None`` without annotated images.
         notes: Checks that were impossible here.
@@ -92,6 +92,7 @@ def export_detector(
     out: Path,
     *,
     file_format: str = "onnx",
+    runtime: str = RUNTIMES[0],
     precision: str = "fp32",
     batch: int = 1,
     verify_images: Sequence[NDArray[np.uint8]] = (),
@@ -104,7 +105,7 @@ def export_detector(
     """Export a checkpoint to one file and verify that it detects the same objects.
 
     The graph maps ``images`` ``uint8`` ``(batch, 3, H, W)`` RGB to ``num``, ``boxes``, ``scores`` and ``labels`` in
-    canvas pixels. Two checks come before the file appears under its name. The float32 graph, in ONNX Runtime on a CPU,
+    canvas pixels. Two checks come before the file appears under its name. The float32 graph, in ``runtime`` on a CPU,
     must agree with PyTorch, run on one image at a time: every detection with a score above 0.05 has a partner with an
     IoU above 0.999 and a score within 0.001, up to ties (:attr:`~smnas.deploy.agreement.Agreement.holds`). With a
     ``dataset``, AP of the graph in its precision may be at most ``max_ap_drop`` below the checkpoint's. An engine is
@@ -114,6 +115,7 @@ def export_detector(
         checkpoint: Written by training.
         out: The file to write, with its format's suffix; an older one is replaced.
         file_format: One of ``FORMATS``.
+        runtime: One of :data:`smnas.inference.runtime.RUNTIMES`, in which the graph is checked. The file is the same.
         precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``; boxes, scores and coordinates are always float32.
         batch: Images per run.
         verify_images: Images ``(H, W, 3)`` ``uint8`` RGB of any size to compare on, ideally like the training images;
@@ -136,6 +138,9 @@ def export_detector(
     kind = _require_format(file_format, out)
     targets = _require_target(kind, capabilities)
     _require_precision(precision, kind, calibration_images, dataset)
+    if runtime not in RUNTIMES or (kind.backend and runtime != RUNTIMES[0]):
+        rule = f"the runtime of {file_format} files is {RUNTIMES[0]}" + ("" if kind.backend else f" or {RUNTIMES[1]}")
+        raise UserError(f"{rule}, but got {runtime!r}")
     if batch < 1:
         raise UserError(f"`batch >= 1` must hold, but got batch={batch}")
     detector, info = load_detector_checkpoint(checkpoint)
@@ -152,7 +157,7 @@ def export_detector(
     expected = _one_by_one(reference, images)
 
     graph = detector_graph(detector, kind.operators, batch)
-    with _unverified(out, graph, metadata) as file:
+    with _unverified(out, graph, metadata, runtime) as file:
         agreement = compare_detections(expected, file(images))
     if not agreement.holds:
         raise ExportMismatchError(f"the exported file must find what the checkpoint finds, but got {agreement}")
@@ -169,7 +174,7 @@ def export_detector(
     if precision == "bf16":
         notes.append("bf16 was not run: ONNX Runtime has no bfloat16 convolution on a CPU")
     elif precision != "fp32" or dataset is not None:
-        with _unverified(out, graph, metadata) as file:
+        with _unverified(out, graph, metadata, runtime) as file:
             if precision != "fp32":
                 rounding = compare_detections(expected, file(images), rounded=True)
             if dataset is not None:
@@ -266,12 +271,15 @@ def _described(graph: onnx.ModelProto, metadata: ModelMetadata) -> bytes:
 
 
 @contextmanager
-def _unverified(out: Path, graph: onnx.ModelProto, metadata: ModelMetadata) -> Iterator[OnnxDetector]:
-    """Run the graph by ONNX Runtime on a CPU, from a temporary file."""
+def _unverified(out: Path, graph: onnx.ModelProto, metadata: ModelMetadata, runtime: str) -> Iterator[Model]:
+    """Run the graph on a CPU, from a temporary file."""
     path = out.with_name(f".{out.stem}.unverified.onnx")
     try:
         write_atomic(path, _described(graph, metadata))
-        yield OnnxDetector(path, providers=("CPUExecutionProvider",))
+        if runtime == "openvino":
+            yield load_model(path, runtime=runtime)
+        else:
+            yield OnnxDetector(path, providers=("CPUExecutionProvider",))
     finally:
         path.unlink(missing_ok=True)
 

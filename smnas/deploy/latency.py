@@ -5,7 +5,6 @@ round measures all of them in random order, so drift affects them equally, and t
 the remaining drift shows in it.
 """
 
-import importlib
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from profiler.backends import Session, get_backend
 from profiler.backends.base import measure_session
-from profiler.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeSession
+from profiler.backends.exporting import ExportingBackend
 from profiler.devices import Device
 from profiler.timing.measurement import TimingSettings, median_interval
 from smnas.inference.signature import INPUT_NAME
@@ -41,18 +40,20 @@ class FileLatency:
 def measure_files(
     files: Mapping[str, tuple[Path, NDArray[np.uint8]]],
     *,
+    runtime: str = "onnxruntime",
     device: Device | None = None,
     threads: int = 1,
     rounds: int = DEFAULT_ROUNDS,
     seed: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, FileLatency]:
-    """Measure exported files in ONNX Runtime under the options of the latency tables.
+    """Measure exported files in a runtime under the options of the latency tables.
 
     A run goes from a canvas in the device's memory to detections, without reading and resizing an image.
 
     Args:
         files: By name, the file and its canvas ``(1, 3, H, W)`` ``uint8``.
+        runtime: One of :data:`smnas.inference.runtime.RUNTIMES`.
         device: This machine's CPU by default.
         threads: CPU threads of one run.
         rounds: Measurements per file.
@@ -60,14 +61,13 @@ def measure_files(
         on_progress: Gets the numbers of finished and of all measurements.
 
     Raises:
-        BackendUnavailableError: ONNX Runtime can not run on the device.
+        BackendUnavailableError: The runtime is not installed, or can not run on the device.
     """
-    backend = get_backend("onnxruntime", device, threads=threads)
-    if not isinstance(backend, OnnxRuntimeBackend):
-        raise TypeError(f"the onnxruntime backend is an OnnxRuntimeBackend, but got {type(backend).__name__}")
-    runtime = importlib.import_module("onnxruntime")
+    backend = get_backend(runtime, device, threads=threads)
+    if not isinstance(backend, ExportingBackend):
+        raise TypeError(f"a runtime of files is an ExportingBackend, but got {type(backend).__name__}")
     sessions = {
-        name: OnnxRuntimeSession(runtime, path.read_bytes(), {INPUT_NAME: np.ascontiguousarray(canvas)}, backend)
+        name: backend.load(path.read_bytes(), {INPUT_NAME: np.ascontiguousarray(canvas)})
         for name, (path, canvas) in files.items()
     }
     return interleaved(sessions, rounds=rounds, seed=seed, on_progress=on_progress)

@@ -18,7 +18,7 @@ from smnas.data.coco import DetectionDataset
 from smnas.deploy.export import IMAGES_CALIBRATED, ExportMismatchError, canvases, export_detector
 from smnas.deploy.latency import DEFAULT_ROUNDS, measure_files
 from smnas.evaluation.predict import evaluate
-from smnas.inference.runtime import OnnxDetector
+from smnas.inference.runtime import RUNTIMES, load_model
 from smnas.search.ranking.ranking import Ranking, RankingRow, complete_ranking, read_ranking
 from smnas.search.study.run_folder import RunFolder
 from smnas.search.study.settings import SearchSettings, read_settings
@@ -81,10 +81,11 @@ def deploy_ranking(
 ) -> DeployReport:
     """Export the best of a run folder's ranking, those that it names, and its baseline, and measure the files.
 
-    The files have the precision of the search's latencies. AP is measured per file on the validation images; latencies
-    are interleaved over all files for comparison. Then the ranking is made again, as measured latencies count for more
-    than predicted ones; a newly named detector without a file gets one too. A failed export is noted in the
-    ranking and does not stop the others.
+    The files have the precision of the search's latencies, and are run in its backend where that is ``onnxruntime`` or
+    ``openvino``, else in ONNX Runtime. AP is measured per file on the validation images; latencies are interleaved over
+    all files for comparison. Then the ranking is made again, as measured latencies count for more than predicted ones;
+    a newly named detector without a file gets one too. A failed export is noted in the ranking and does not stop the
+    others.
 
     Args:
         folder: A run folder with a ranking.
@@ -149,9 +150,10 @@ def _deploy_row(
             folder / relative,
             precision=settings.precision,
             verify_images=dataset.spread(_IMAGES_COMPARED),
+            runtime=_runtime(settings),
             calibration_images=calibration.spread(IMAGES_CALIBRATED, settings.seed) if calibration and int8 else (),
         )
-        model = OnnxDetector(folder / relative)
+        model = load_model(folder / relative, runtime=_runtime(settings))
         metrics = evaluate(
             model,
             dataset,
@@ -200,10 +202,11 @@ def _time(
     files: dict[str, tuple[Path, NDArray[np.uint8]]] = {}
     for row in rows:
         path = folder / str(row.model)
-        files[row.architecture] = (path, canvases([image], *OnnxDetector(path).input_size))
+        files[row.architecture] = (path, canvases([image], *load_model(path, runtime=_runtime(settings)).input_size))
     try:
         found = measure_files(
             files,
+            runtime=_runtime(settings),
             device=device,
             threads=settings.threads,
             rounds=rounds,
@@ -227,10 +230,15 @@ def _time(
     )
 
 
+def _runtime(settings: SearchSettings) -> str:
+    """What runs the files: the search's own backend, if it runs ONNX files."""
+    return settings.backend if settings.backend in RUNTIMES else RUNTIMES[0]
+
+
 def _latency_notes(settings: SearchSettings) -> list[str]:
-    if settings.backend == "onnxruntime":
+    if settings.backend in RUNTIMES:
         return []
     return [
-        f"Latencies were predicted for {settings.backend} and measured on the exported files in onnxruntime: "
+        f"Latencies were predicted for {settings.backend} and measured on the exported files in {_runtime(settings)}: "
         "the two do not compare."
     ]

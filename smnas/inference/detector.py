@@ -48,8 +48,9 @@ class Detector:
         batch: Images per call of the network; by default the file's batch size, which is 1 for a checkpoint.
         workers: Threads that decode and resize in parallel to the network; 0 runs everything in turn.
         quick_decode: Decode large JPEG files at reduced size.
+        runtime: Runs an ONNX file: ``onnxruntime`` (the default) or ``openvino``.
         threads: CPU threads of an ONNX file; ``None`` takes every core.
-        device: Of a checkpoint, such as ``cuda``.
+        device: Of a checkpoint, such as ``cuda``; or OpenVINO's, such as ``cpu``.
         cuda_graph: Run a checkpoint or an engine as CUDA graphs; not run on a GPU yet.
 
     Attributes:
@@ -67,12 +68,15 @@ class Detector:
         batch: int | None = None,
         workers: int = 2,
         quick_decode: bool = False,
+        runtime: str | None = None,
         threads: int | None = None,
         device: str = "cpu",
         cuda_graph: bool = False,
     ) -> None:
         self.options = DetectOptions(score, batch, workers, quick_decode)
-        self.model: Model = load_model(model_file(Path(path)), threads=threads, device=device, cuda_graph=cuda_graph)
+        self.model: Model = load_model(
+            model_file(Path(path)), runtime=runtime, threads=threads, device=device, cuda_graph=cuda_graph
+        )
         self.times = StageTimes()
 
     @property

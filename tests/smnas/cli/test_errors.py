@@ -252,6 +252,19 @@ def test_a_run_folder_of_another_version(some_images: Path, tmp_path: Path, caps
     assert "999" in _fails(capsys, "search", "--data", str(some_images), "--gpu", "cpu", "--out", str(tmp_path))
 
 
+def test_a_runtime_that_does_not_run_the_file(refusal: Callable[..., str], tmp_path: Path) -> None:
+    for name in ("model.onnx", "model.pt", "a.png"):
+        (tmp_path / name).touch()
+    known = "a runtime is one of onnxruntime, openvino, but got 'abacus'"
+    assert known in refusal("eval", "--model", "model.onnx", "--data", "DATA", "--runtime", "abacus")
+    assert known in refusal("detect", "--model", "model.onnx", "--runtime", "abacus", "a.png")
+    assert "but got openvino for model.pt" in refusal("detect", "--model", "model.pt", "--runtime", "openvino", "a.png")
+    words = ("export", "--model", "model.pt", "--runtime")
+    assert "is onnxruntime or openvino, but got 'abacus'" in refusal(*words, "abacus", "--out", "m.onnx")
+    engine = ("--format", "tensorrt-rtx", "--compute-capability", "8.9", "--out", "m.engine")
+    assert "tensorrt-rtx files is onnxruntime, but got 'openvino'" in refusal(*words, "openvino", *engine)
+
+
 @pytest.mark.parametrize("name", ["model.pt", "model.onnx", "model.jpg"])
 def test_a_model_file_that_is_something_else(
     name: str, some_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

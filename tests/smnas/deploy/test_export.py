@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from profiler.errors import UserError
 from smnas.data.coco import CocoFolder
+from smnas.deploy import export as export_module
 from smnas.deploy import graph as graph_module
 from smnas.deploy.export import ExportMismatchError, ExportReport, canvases, export_detector
 from smnas.evaluation.predict import evaluate
@@ -44,6 +45,26 @@ def test_every_head_finds_what_eager_finds_on_real_images(
     assert same.mean() > 0.99
     assert found.boxes.dtype == found.scores.dtype == np.float32
     assert found.num.dtype == found.labels.dtype == np.int64
+
+
+def test_a_file_that_openvino_checks_is_the_same_file(
+    exported: Callable[[str], ExportReport],
+    checkpoint: Callable[[str], Path],
+    some_images: list[NDArray[np.uint8]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("openvino")
+    of_onnxruntime = exported("fcos")
+    graph = onnx.load(of_onnxruntime.path)
+    monkeypatch.setattr(export_module, "detector_graph", lambda *_: graph)  # tracing is slow
+    monkeypatch.setattr(export_module, "OnnxDetector", lambda *_, **__: pytest.fail("ran in ONNX Runtime"))
+    report = export_detector(
+        checkpoint("fcos"), tmp_path / "model.onnx", runtime="openvino", verify_images=some_images[:4]
+    )
+    assert report.path.read_bytes() == of_onnxruntime.path.read_bytes()
+    assert report.agreement.holds
+    assert report.agreement.compared > 100
 
 
 def test_the_file_says_what_it_is(exported: Callable[[str], ExportReport]) -> None:

@@ -85,12 +85,15 @@ def test_no_rounds_are_refused() -> None:
         interleaved({}, rounds=0)
 
 
-def test_real_files_are_measured(exported: Callable[[str], ExportReport]) -> None:
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_real_files_are_measured(runtime: str, exported: Callable[[str], ExportReport]) -> None:
+    pytest.importorskip(runtime)
     found = measure_files(
         {
             "rcnn": (exported("rcnn").path, np.zeros((1, 3, 64, 96), np.uint8)),
             "retina": (exported("retina").path, np.zeros((1, 3, 96, 64), np.uint8)),
         },
+        runtime=runtime,
         rounds=3,
     )
     assert set(found) == {"rcnn", "retina"}

@@ -20,7 +20,7 @@ from smnas.deploy.export import ExportMismatchError
 from smnas.deploy.latency import FileLatency
 from smnas.deploy.ranked import DeployEvent, deploy_ranking
 from smnas.evaluation.predict import evaluate
-from smnas.inference.runtime import EagerDetector, OnnxDetector
+from smnas.inference.runtime import EagerDetector, OnnxDetector, load_model
 from smnas.report.page import write_report
 from smnas.report.run_folder import read_run_folder
 from smnas.report.samples import sample_detections
@@ -144,6 +144,19 @@ def test_the_best_and_the_baseline_are_files_with_their_own_numbers(
         assert 0 < one.measured_latency_low_ms <= one.measured_latency_ms <= one.measured_latency_high_ms
     assert rows[OTHER].model is None
     assert rows[OTHER].measured_latency_ms is None
+
+
+def test_openvino_gives_the_files_the_same_numbers(
+    deployed: tuple[Path, list[DeployEvent]], dataset: DetectionDataset
+) -> None:
+    pytest.importorskip("openvino")
+    folder, _ = deployed
+    for one in read_ranking(folder).rows:
+        if one.model is not None:
+            model = load_model(folder / one.model, runtime="openvino", threads=1)
+            metrics = evaluate(model, dataset, *model.input_size, batch_size=1)
+            assert metrics.ap == pytest.approx(one.exported_ap, abs=1e-3)
+            assert metrics.ap50 == pytest.approx(one.exported_ap50, abs=1e-3)
 
 
 def test_the_table_for_people_says_the_same(deployed: tuple[Path, list[DeployEvent]]) -> None:

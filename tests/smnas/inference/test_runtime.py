@@ -4,8 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnx.helper as oh
 import onnxruntime
 import pytest
 import torch
@@ -14,20 +12,6 @@ from profiler.errors import BackendUnavailableError, UserError
 from smnas.deploy.export import ExportReport
 from smnas.inference.metadata import ModelFileError, ModelMetadata
 from smnas.inference.runtime import EagerDetector, OnnxDetector, load_model
-
-
-def other_onnx(path: Path, **properties: str) -> Path:
-    graph = oh.make_graph(
-        [oh.make_node("Relu", ["x"], ["y"])],
-        "other",
-        [oh.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 3])],
-        [oh.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 3])],
-    )
-    model = oh.make_model(graph, opset_imports=[oh.make_opsetid("", 18)], ir_version=9)
-    for key, value in properties.items():
-        model.metadata_props.add(key=key, value=value)
-    onnx.save(model, path)
-    return path
 
 
 def test_both_kinds_have_one_interface(
@@ -75,7 +59,7 @@ def test_a_truncated_file_is_one_line(exported: Callable[[str], ExportReport], t
     assert "\n" not in str(caught.value)
 
 
-def test_other_files_are_one_line(tmp_path: Path) -> None:
+def test_other_files_are_one_line(other_onnx: Callable[..., Path], tmp_path: Path) -> None:
     text = tmp_path / "text.onnx"
     text.write_text("I am no model.\n" * 50)
     for path, says in (
@@ -91,7 +75,7 @@ def test_other_files_are_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_an_onnx_that_only_pretends_is_refused(tmp_path: Path) -> None:
+def test_an_onnx_that_only_pretends_is_refused(other_onnx: Callable[..., Path], tmp_path: Path) -> None:
     metadata = ModelMetadata("a", ("x",), (1,), 96, 64, "fp32")
     path = other_onnx(tmp_path / "liar.onnx", **metadata.to_properties())
     with pytest.raises(ModelFileError, match="takes images uint8"):
