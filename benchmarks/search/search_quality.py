@@ -22,7 +22,7 @@ from benchmarks.search.problems.analytic import NOISE, SPEED_SPREAD, AnalyticPro
 from benchmarks.search.problems.problem import Played, Problem, play, stops
 from benchmarks.search.problems.tabulated import TabulatedProblem
 from smnas.search.strategies.base import Strategy
-from smnas.search.strategies.halving.halving import HalvingStage, halving, surrogate_search
+from smnas.search.strategies.halving.halving import HalvingStage, halving
 from smnas.search.strategies.nsga2 import nsga2
 from smnas.search.strategies.random_search import random_search
 from smnas.search.strategies.regularized_evolution import regularized_evolution
@@ -51,7 +51,7 @@ def make(name: str, problem: Problem, trials: int) -> Strategy:
         case "regularized-evolution":
             return regularized_evolution(choices, trials)
         case "surrogate":
-            return surrogate_search(choices, trials, problem.epochs, latency=problem.latency_ms)
+            return halving(choices, trials, problem.epochs, latency=problem.latency_ms, stops=False)
         case _ if name == MORE_RUNGS:
             rungs = tuple(stops(problem.epochs))
             return Strategy(name, (HalvingStage(choices, trials, rungs, latency=problem.latency_ms),))

@@ -17,7 +17,7 @@ from smnas.data.letterbox import to_original
 from smnas.data.loader import EvalBatch, eval_batches
 from smnas.evaluation.coco_eval import CocoMetrics, CocoResult, evaluate_results
 
-__all__ = ["DetectFunction", "DetectionArrays", "collect_results", "eager_detect", "evaluate", "host_arrays"]
+__all__ = ["DetectFunction", "DetectionArrays", "coco_results", "eager_detect", "evaluate", "host_arrays"]
 
 
 class DetectionArrays(NamedTuple):
@@ -70,43 +70,6 @@ def host_arrays(tensors: Sequence[Tensor]) -> list[NDArray[Any]]:
     return [copy.numpy() for copy in copies]
 
 
-def collect_results(
-    detect: DetectFunction,
-    dataset: DetectionDataset,
-    width: int,
-    height: int,
-    batch_size: int,
-    *,
-    category_ids: Sequence[int] | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> list[CocoResult]:
-    """Run a detector on all images of a split.
-
-    Args:
-        detect: The detector.
-        dataset: The images.
-        width: Canvas width in pixels.
-        height: Canvas height in pixels.
-        batch_size: Images per batch.
-        category_ids: Category id of each label; by default the data set's.
-        on_progress: Called with the number of finished images and the total.
-
-    Returns:
-        All detections in COCO's results format: boxes in pixels of the image, clipped to it, unrounded.
-
-    Raises:
-        DataError: an image cannot be decoded.
-    """
-    results: list[CocoResult] = []
-    done = 0
-    for batch in eval_batches(dataset, width, height, batch_size):
-        results.extend(_results(detect(batch.images), batch, category_ids or dataset.category_ids))
-        done += len(batch.image_ids)
-        if on_progress is not None:
-            on_progress(done, len(dataset))
-    return results
-
-
 def evaluate(
     detect: DetectFunction,
     dataset: DetectionDataset,
@@ -117,14 +80,32 @@ def evaluate(
     category_ids: Sequence[int] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> CocoMetrics:
-    """Compute the 12 COCO numbers of a detector on a split; arguments and errors as in :func:`collect_results`."""
-    results = collect_results(
-        detect, dataset, width, height, batch_size, category_ids=category_ids, on_progress=on_progress
-    )
+    """Compute the 12 COCO numbers of a detector on a split.
+
+    Args:
+        detect: The detector.
+        dataset: The images.
+        width: Canvas width in pixels.
+        height: Canvas height in pixels.
+        batch_size: Images per batch.
+        category_ids: Category id of each label; by default the data set's.
+        on_progress: Called with the number of finished images and the total.
+
+    Raises:
+        DataError: an image cannot be decoded.
+    """
+    results: list[CocoResult] = []
+    done = 0
+    for batch in eval_batches(dataset, width, height, batch_size):
+        results += coco_results(detect(batch.images), batch, category_ids or dataset.category_ids)
+        done += len(batch.image_ids)
+        if on_progress is not None:
+            on_progress(done, len(dataset))
     return evaluate_results(dataset.ground_truth(), results)
 
 
-def _results(found: DetectionArrays, batch: EvalBatch, category_ids: Sequence[int]) -> list[CocoResult]:
+def coco_results(found: DetectionArrays, batch: EvalBatch, category_ids: Sequence[int]) -> list[CocoResult]:
+    """Detections on a batch in COCO's results format: boxes in pixels of the image, clipped to it, unrounded."""
     results: list[CocoResult] = []
     for row, (image_id, scale, (width, height)) in enumerate(
         zip(batch.image_ids, batch.scales, batch.sizes, strict=True)

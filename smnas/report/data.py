@@ -10,16 +10,15 @@ from smnas.report.run_folder import Curve, RunFolder
 from smnas.scoring.base import AP
 from smnas.search.pareto import as_points, hypervolume, non_dominated
 from smnas.search.study.candidate import Candidate
+from smnas.search.study.settings import flattened
 
 __all__ = [
     "BlockLatency",
     "Child",
     "CurveLine",
     "Family",
-    "Front",
     "FrontPoint",
     "Hypervolume",
-    "Outcome",
     "ScoredCandidate",
     "families",
     "fronts",
@@ -56,14 +55,6 @@ class FrontPoint:
     ap_std: float | None
     on_front: bool
     latency_measured: float | None = None
-
-
-@dataclass(frozen=True)
-class Front:
-    """Finished detectors of one stage, fastest first."""
-
-    stage: str
-    points: tuple[FrontPoint, ...]
 
 
 @dataclass(frozen=True)
@@ -127,16 +118,6 @@ class ScoredCandidate:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """A trial that was not ranked, and why."""
-
-    number: int
-    architecture: str
-    stage: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class BlockLatency:
     """One workload of a detector in the latency table."""
 
@@ -157,9 +138,9 @@ def _by_architecture(trials: Sequence[Candidate]) -> dict[str, list[Candidate]]:
     return found
 
 
-def fronts(run: RunFolder) -> tuple[Front, ...]:
-    """Plane of every stage with a finished detector; seeds of one architecture become mean and spread."""
-    found = []
+def fronts(run: RunFolder) -> dict[str, list[FrontPoint]]:
+    """Finished detectors of every stage with any, fastest first; seeds of an architecture become mean and spread."""
+    found = {}
     for stage in _FRONT_STAGES:
         by_architecture = _by_architecture(_finished(run.trials, stage))
         if not by_architecture:
@@ -181,8 +162,8 @@ def fronts(run: RunFolder) -> tuple[Front, ...]:
             )
             for i, (architecture, trials) in enumerate(by_architecture.items())
         ]
-        found.append(Front(stage, tuple(sorted(points, key=lambda p: (p.latency_ms, -p.ap)))))
-    return tuple(found)
+        found[stage] = sorted(points, key=lambda p: (p.latency_ms, -p.ap))
+    return found
 
 
 def hypervolume_by_training(run: RunFolder) -> Hypervolume | None:
@@ -263,23 +244,17 @@ def scored_candidates(run: RunFolder) -> tuple[ScoredCandidate, ...]:
     return tuple(sorted(found, key=lambda c: (-c.score, c.latency_ms)))
 
 
-def outcomes(run: RunFolder, state: str) -> tuple[Outcome, ...]:
-    """Trials of one state (``failed``, ``pruned``, ``running``) with their reasons."""
-    return tuple(
-        Outcome(t.number, str(t.architecture), t.stage, t.reason or "no reason was stored")
-        for t in run.trials
-        if t.state == state
-    )
+def outcomes(run: RunFolder, state: str) -> tuple[Candidate, ...]:
+    """Trials of one state (``failed``, ``pruned``, ``running``)."""
+    return tuple(trial for trial in run.trials if trial.state == state)
 
 
-def settings_rows(settings: Mapping[str, Any], prefix: str = "") -> tuple[tuple[str, str], ...]:
+def settings_rows(settings: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     """Nested settings as ``(dotted name, text)`` rows in their own order."""
-    rows: list[tuple[str, str]] = []
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            rows += settings_rows(value, f"{prefix}{name}.")
-        elif isinstance(value, list | tuple):
-            rows.append((f"{prefix}{name}", ", ".join(map(str, value)) or "none"))
-        else:
-            rows.append((f"{prefix}{name}", "none" if value is None else str(value)))
-    return tuple(rows)
+    return tuple((name, _text(value)) for name, value in flattened(settings).items())
+
+
+def _text(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)

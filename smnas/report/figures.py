@@ -1,12 +1,12 @@
 """Plotly figures from the report's plot data. Text and grid take their colours from the page, for dark mode."""
 
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 
-from smnas.report.data import CurveLine, Front, FrontPoint, Hypervolume
+from smnas.report.data import CurveLine, FrontPoint, Hypervolume
 from smnas.report.run_folder import RunFolder
 from smnas.search.ranking.ranking import RankingRow
 
@@ -83,42 +83,44 @@ def intervals(values: Iterable[tuple[float | None, float, float | None]], **styl
     return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, **style}
 
 
-def front_figure(fronts: Sequence[Front], baseline: RankingRow | None, winner: RankingRow | None) -> go.Figure:
+def front_figure(
+    fronts: Mapping[str, Sequence[FrontPoint]], baseline: RankingRow | None, winner: RankingRow | None
+) -> go.Figure:
     """AP against latency: detectors of every stage, fronts as staircases, baseline and winner marked."""
     figure = go.Figure(layout=layout("predicted latency (ms)", "AP", 440))
     figure.update_yaxes(rangemode="nonnegative")
-    for front in fronts:
-        colour, name = _STAGE_COLOURS[front.stage], _STAGE_NAMES[front.stage]
-        best = [p for p in front.points if p.on_front]
+    for stage, points in fronts.items():
+        colour, name = _STAGE_COLOURS[stage], _STAGE_NAMES[stage]
+        best = [p for p in points if p.on_front]
         figure.add_scatter(
             x=[p.latency_ms for p in best],
             y=[p.ap for p in best],
             mode="lines",
             line={"shape": "hv", "color": colour, "width": 1.5},
-            legendgroup=front.stage,
+            legendgroup=stage,
             showlegend=False,
             hoverinfo="skip",
         )
         figure.add_scatter(
-            x=[p.latency_ms for p in front.points],
-            y=[p.ap for p in front.points],
+            x=[p.latency_ms for p in points],
+            y=[p.ap for p in points],
             error_x=intervals(
-                ((p.latency_low_ms, p.latency_ms, p.latency_high_ms) for p in front.points), color=colour, **_INTERVAL
+                ((p.latency_low_ms, p.latency_ms, p.latency_high_ms) for p in points), color=colour, **_INTERVAL
             ),
             error_y={
                 "type": "data",
-                "array": [p.ap_std or 0.0 for p in front.points],
-                "visible": any(p.ap_std for p in front.points),
+                "array": [p.ap_std or 0.0 for p in points],
+                "visible": any(p.ap_std for p in points),
                 "color": colour,
                 **_INTERVAL,
             },
             mode="markers",
-            marker={"color": colour, "size": [9 if p.on_front else 6 for p in front.points]},
+            marker={"color": colour, "size": [9 if p.on_front else 6 for p in points]},
             opacity=0.9,
-            text=[_hover(p) for p in front.points],
+            text=[_hover(p) for p in points],
             hoverinfo="text",
             name=name,
-            legendgroup=front.stage,
+            legendgroup=stage,
         )
     _mark(figure, baseline, "baseline", "star", _STAGE_COLOURS["baseline"], 14)
     _mark(figure, winner, "recommended", "circle-open", "#d2555a", 19)

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from smnas.search.progress import is_timed, planned_trainings
 from smnas.search.study.candidate import Candidate
@@ -11,6 +12,7 @@ from smnas.search.study.settings import SearchSettings
 __all__ = ["Clock"]
 
 
+@dataclass
 class Clock:
     """A clock that starts when it is made.
 
@@ -21,15 +23,14 @@ class Clock:
         now: Monotonic seconds.
     """
 
-    def __init__(
-        self, limit_s: float, settings: SearchSettings, at_once: int, now: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._limit_s = limit_s
-        self._settings = settings
-        self._at_once = at_once
-        self._now = now
-        self._began = now()
-        self._was_up = False
+    limit_s: float
+    settings: SearchSettings
+    at_once: int
+    now: Callable[[], float] = time.monotonic
+    _was_up: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self._began = self.now()
 
     def is_up(self, share: float, candidates: Sequence[Candidate]) -> bool:
         """Whether a training run proposed now would end after ``share`` of the limit less the final phase.
@@ -37,10 +38,10 @@ class Clock:
         Both times are estimated from the mean epoch time so far, a proposal as a full-length run; they are 0 until one
         is known.
         """
-        if math.isinf(self._limit_s):
+        if math.isinf(self.limit_s):
             return False
         generation_s, final_s = self._expected(candidates)
-        up = self._now() - self._began + generation_s >= share * (self._limit_s - final_s)
+        up = self.now() - self._began + generation_s >= share * (self.limit_s - final_s)
         self._was_up = self._was_up or up
         return up
 
@@ -56,10 +57,10 @@ class Clock:
         if not epochs:
             return 0.0, 0.0
         an_epoch_s = sum(c.seconds or 0.0 for c in timed) / epochs
-        settings = self._settings
+        settings = self.settings
         _, final = planned_trainings(settings)
-        rounds = math.ceil(settings.generation / self._at_once)
+        rounds = math.ceil(settings.generation / self.at_once)
         return (
             rounds * settings.epochs * an_epoch_s,
-            final * settings.final_epochs * an_epoch_s / min(self._at_once, final or 1),
+            final * settings.final_epochs * an_epoch_s / min(self.at_once, final or 1),
         )

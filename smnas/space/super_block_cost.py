@@ -3,7 +3,7 @@
 Array version of :mod:`smnas.space.convolutions`. A shortcut has a projection where resolution or channels change.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,7 @@ Ints = NDArray[np.int64]
 _COLOURS = 3
 
 
-@dataclass(frozen=True)
-class PopulationCost:
+class PopulationCost(NamedTuple):
     """Costs of N backbones, each an ``(N,)`` array.
 
     Attributes:

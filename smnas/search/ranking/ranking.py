@@ -66,18 +66,18 @@ class Ranking:
     Attributes:
         rows: Best first.
         recommendation: None while nothing is trained, and where a note says that nothing is recommended.
-        notes: How the search went.
+        picks: The fastest detector as good as the baseline, the recommended one, and the best of all.
         bands: The recommendation for other latency limits.
         correlations: How well the search's numbers order detectors as the final ones do.
-        picks: The fastest detector as good as the baseline, the recommended one, and the best of all.
+        notes: How the search went.
     """
 
     rows: tuple[RankingRow, ...]
     recommendation: Recommendation | None
-    notes: tuple[str, ...] = ()
+    picks: tuple[Pick, ...] = ()
     bands: tuple[BandRecommendation, ...] = ()
     correlations: tuple[Correlation, ...] = ()
-    picks: tuple[Pick, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def rank(
@@ -160,14 +160,14 @@ def _ordered(
     """Ranks by the rule of the recommendation, so that rank 1 is the recommended row."""
     notes = tuple(note for note in notes if not note.startswith(NOTHING))  # an export may have changed that
     if not rows:
-        return Ranking((), None, notes)
+        return Ranking((), None, notes=notes)
     recommendation, order = recommend(rows, latency_limit_ms, max_parameters)
     if recommendation is None:
         notes = (*notes, f"{NOTHING}{why_nothing(rows, latency_limit_ms, max_parameters)}.")
     ranked = tuple(replace(rows[index], rank=place) for place, index in enumerate(order, start=1))
     bands = band_recommendations([row for row in ranked if not is_barred(row, None, max_parameters)])
     named = picks(ranked, recommendation, latency_limit_ms, max_parameters)
-    return Ranking(ranked, recommendation, notes, bands, rank_correlations(ranked), named)
+    return Ranking(ranked, recommendation, named, bands, rank_correlations(ranked), notes)
 
 
 def write_ranking(folder: Path, settings: SearchSettings, ranking: Ranking) -> Ranking:
@@ -184,12 +184,7 @@ def write_ranking(folder: Path, settings: SearchSettings, ranking: Ranking) -> R
     document = {
         "format_version": FORMAT_VERSION,
         "settings": settings.model_dump(mode="json"),
-        "rows": [asdict(row) for row in ranking.rows],
-        "recommendation": None if ranking.recommendation is None else asdict(ranking.recommendation),
-        "picks": [asdict(pick) for pick in ranking.picks],
-        "bands": [asdict(band) for band in ranking.bands],
-        "correlations": [asdict(correlation) for correlation in ranking.correlations],
-        "notes": list(ranking.notes),
+        **asdict(ranking),
     }
     # allow_nan=False: a file that only Python can read is not JSON. The rows hold no NaN by construction.
     write_atomic(RunFolder(folder).ranking, json.dumps(document, indent=2, allow_nan=False) + "\n")
@@ -235,7 +230,7 @@ def complete_ranking(
         raise RunFolderError(f"an export completes rows of the ranking, but got {unknown[0]!r}, which it does not have")
     rows = [replace(row, **measured.get(row.architecture, {})) for row in ranking.rows]
     merged = tuple(dict.fromkeys((*ranking.notes, *notes)))
-    return write_ranking(folder, settings, Ranking(tuple(rows), None, merged))
+    return write_ranking(folder, settings, Ranking(tuple(rows), None, notes=merged))
 
 
 def read_ranking(folder: Path) -> Ranking:
@@ -259,11 +254,11 @@ def read_ranking(folder: Path) -> Ranking:
         return Ranking(
             rows,
             None if known is None else Recommendation(**known),
-            tuple(document["notes"]),
             # Rankings of earlier versions lack these; all follow from the rows and come with the next writing.
+            tuple(Pick(**pick) for pick in document.get("picks", ())),
             tuple(BandRecommendation(**band) for band in document.get("bands", ())),
             tuple(Correlation(**correlation) for correlation in document.get("correlations", ())),
-            tuple(Pick(**pick) for pick in document.get("picks", ())),
+            tuple(document["notes"]),
         )
     except FileNotFoundError as error:
         raise RunFolderError(f"a run folder with a ranking holds {file.name}, but {folder} has none") from error
@@ -277,9 +272,6 @@ def _csv(rows: Sequence[RankingRow]) -> str:
     names = [field.name for field in fields(RankingRow)]
     writer.writerow(names)
     for row in rows:
-        writer.writerow([_cell(getattr(row, name)) for name in names])
+        cells = (getattr(row, name) for name in names)
+        writer.writerow([";".join(map(str, cell)) if isinstance(cell, tuple) else cell for cell in cells])
     return text.getvalue()
-
-
-def _cell(value: object) -> object:
-    return ";".join(map(str, value)) if isinstance(value, tuple) else value

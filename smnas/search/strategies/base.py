@@ -30,12 +30,10 @@ class SearchStage(Protocol):
     @property
     def name(self) -> StageName:
         """Label of its trials; ``joint`` searches both spaces at once."""
-        ...
 
     @property
     def trials(self) -> int:
         """Trial budget in full-length training runs: partial ones count by epochs, pruned and failed ones do not."""
-        ...
 
     def ask(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
         """The next architecture; None if the stage finds no more.
@@ -44,7 +42,6 @@ class SearchStage(Protocol):
         arguments, so that a search that was killed and resumes proposes the same architectures. A
         :class:`smnas.search.study.history.History` is faster than a list of the same trials.
         """
-        ...
 
 
 @dataclass(frozen=True)

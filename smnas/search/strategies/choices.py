@@ -26,40 +26,31 @@ class Choices(Protocol):
     @property
     def structures(self) -> Sequence[Architecture]:
         """All designs of the structural stage."""
-        ...
 
     @property
     def genes(self) -> tuple[Gene, ...]:
         """Genes of :meth:`encode`."""
-        ...
 
     def random_structure(self, rng: np.random.Generator) -> Architecture:
         """A random structure; raises :class:`SpaceError` if there is none."""
-        ...
 
     def random_variant(self, structure: Architecture, rng: np.random.Generator) -> Architecture:
         """A random design of this structure; raises :class:`SpaceError` if none may be proposed."""
-        ...
 
     def mutated_structure(self, parent: Architecture, rng: np.random.Generator) -> Architecture:
         """A structure near this one; raises :class:`SpaceError` if there is none."""
-        ...
 
     def mutated_variant(self, parent: Architecture, rng: np.random.Generator) -> Architecture:
         """A design near this one with the same structure; raises :class:`SpaceError` if there is none."""
-        ...
 
     def encode(self, design: Architecture) -> tuple[int, ...]:
         """Genes of a design of either stage."""
-        ...
 
     def decode(self, genes: Sequence[int]) -> Architecture | None:
         """Design of these genes, repaired to the space's rules; None if that is impossible."""
-        ...
 
     def vector(self, design: Architecture) -> NDArray[np.float64]:
         """Features for models of AP and latency, each roughly in 0..1."""
-        ...
 
 
 class DetectorChoices:

@@ -7,9 +7,8 @@ the generator.
 Invalid crossovers are repaired by :mod:`smnas.space.encoding`; those beyond repair or already seen are drawn again.
 """
 
-import warnings
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass, field
 
 import numpy as np
 import optuna
@@ -17,13 +16,13 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from optuna.samplers import NSGAIISampler
 from optuna.trial import TrialState
 
-from smnas.search.strategies.base import Strategy, StrategyKind, first_unseen
+from smnas.search.strategies.base import Strategy, StrategyKind
 from smnas.search.strategies.choices import Choices
-from smnas.search.strategies.variation import random_design
+from smnas.search.strategies.variation import random_unseen_design
 from smnas.search.study.candidate import Candidate, Proposal, StageName
 from smnas.search.study.history import History
+from smnas.search.study.storage import quiet_optuna
 from smnas.space.architecture import Architecture
-from smnas.space.preset import SpaceError
 
 __all__ = ["NSGA2", "Nsga2Stage", "nsga2"]
 
@@ -38,18 +37,17 @@ def nsga2(choices: Choices, trials: int) -> Strategy:
     return Strategy("nsga2", (Nsga2Stage(choices, trials, population),))
 
 
+@dataclass(eq=False)
 class Nsga2Stage:
     """Random designs up to the size of the ``population``, then optuna's children."""
 
+    choices: Choices
+    trials: int
+    population: int
     name: StageName = "joint"
-
-    def __init__(self, choices: Choices, trials: int, population: int) -> None:
-        self.choices = choices
-        self.trials = trials
-        self.population = population
-        self._study: optuna.Study | None = None
-        # Trials of the study, a cache: another history starts another study.
-        self._added: list[tuple[Architecture, tuple[float, float]]] = []
+    _study: optuna.Study | None = field(default=None, init=False)
+    # Trials of the study, a cache: another history starts another study.
+    _added: list[tuple[Architecture, tuple[float, float]]] = field(default_factory=list, init=False)
 
     def ask(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
         """See :class:`smnas.search.strategies.base.SearchStage`."""
@@ -63,11 +61,7 @@ class Nsga2Stage:
                 child = self._child(study)
                 if child is not None and child not in seen:
                     return Proposal(child, "crossover")
-        try:
-            child = first_unseen(partial(random_design, self.choices, rng), seen)
-        except SpaceError:
-            return None
-        return None if child is None else Proposal(child, "random")
+        return random_unseen_design(self.choices, seen, rng)
 
     @property
     def _distributions(self) -> dict[str, BaseDistribution]:
@@ -81,10 +75,9 @@ class Nsga2Stage:
     def _tell(self, known: list[tuple[Architecture, tuple[float, float]]]) -> optuna.Study:
         """The study of exactly ``known``, in this order."""
         if self._study is None or self._added != known[: len(self._added)]:
-            verbosity = optuna.logging.get_verbosity()
-            optuna.logging.set_verbosity(optuna.logging.WARNING)
-            self._study = optuna.create_study(directions=["maximize", "minimize"], sampler=_sampler(self.population, 0))
-            optuna.logging.set_verbosity(verbosity)
+            with quiet_optuna():
+                sampler = _sampler(self.population, 0)
+                self._study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
             self._added = []
         distributions = self._distributions
         for design, point in known[len(self._added) :]:
@@ -102,8 +95,7 @@ class Nsga2Stage:
 
 
 def _sampler(population: int, seed: int) -> NSGAIISampler:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    with quiet_optuna():
         return NSGAIISampler(population_size=population, seed=seed)
 
 

@@ -1,28 +1,26 @@
 """Random search over the same two spaces: the control for every other strategy."""
 
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import numpy as np
 
 from smnas.search.strategies.base import Strategy, StrategyKind, first_unseen
 from smnas.search.strategies.choices import Choices
-from smnas.search.strategies.variation import random_design
-from smnas.search.study.candidate import Candidate, Proposal
+from smnas.search.strategies.variation import random_unseen_design
+from smnas.search.study.candidate import Candidate, Proposal, StageName
 from smnas.search.study.history import History
 from smnas.space.architecture import Architecture
-from smnas.space.preset import SpaceError
 
-__all__ = ["RANDOM", "RandomModularStage", "RandomStructuralStage", "random_search", "random_unseen_structure"]
+__all__ = ["RANDOM", "random_search", "random_unseen_structure"]
 
 
 def random_search(choices: Choices, *, structural_trials: int, modular_trials: int) -> Strategy:
     """The strategy ``random``: random structures, then random modular variants of random structures."""
-    return Strategy(
-        "random", (RandomStructuralStage(choices, structural_trials), RandomModularStage(choices, modular_trials))
-    )
+    structural = RandomStage(choices, structural_trials, "structural", random_unseen_structure)
+    modular = RandomStage(choices, modular_trials, "modular", random_unseen_design)
+    return Strategy("random", (structural, modular))
 
 
 def random_unseen_structure(choices: Choices, seen: Set[Architecture], rng: np.random.Generator) -> Proposal | None:
@@ -38,33 +36,17 @@ def random_unseen_structure(choices: Choices, seen: Set[Architecture], rng: np.r
 
 
 @dataclass(frozen=True)
-class RandomStructuralStage:
-    """Random structures without repetition."""
+class RandomStage:
+    """Random designs without repetition, as ``draw`` proposes them."""
 
     choices: Choices
     trials: int
-    name: Literal["structural"] = "structural"
+    name: StageName
+    draw: Callable[[Choices, Set[Architecture], np.random.Generator], Proposal | None]
 
     def ask(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
         """See :class:`smnas.search.strategies.base.SearchStage`."""
-        return random_unseen_structure(self.choices, History.of(history).seen, rng)
-
-
-@dataclass(frozen=True)
-class RandomModularStage:
-    """Random modular variants of random structures."""
-
-    choices: Choices
-    trials: int
-    name: Literal["modular"] = "modular"
-
-    def ask(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
-        """See :class:`smnas.search.strategies.base.SearchStage`."""
-        try:
-            architecture = first_unseen(partial(random_design, self.choices, rng), History.of(history).seen)
-        except SpaceError:  # nothing valid is left
-            return None
-        return None if architecture is None else Proposal(architecture, "random")
+        return self.draw(self.choices, History.of(history).seen, rng)
 
 
 RANDOM = StrategyKind(

@@ -15,10 +15,9 @@ import numpy as np
 from smnas.search.pareto import as_points, non_dominated
 from smnas.search.strategies.base import Strategy, StrategyKind, first_unseen
 from smnas.search.strategies.choices import Choices
-from smnas.search.strategies.variation import mutated, random_design
+from smnas.search.strategies.variation import mutated, random_unseen_design
 from smnas.search.study.candidate import Candidate, Proposal, StageName
 from smnas.search.study.history import History
-from smnas.space.preset import SpaceError
 
 __all__ = ["REGULARIZED_EVOLUTION", "RegularizedEvolutionStage", "regularized_evolution"]
 
@@ -60,11 +59,7 @@ class RegularizedEvolutionStage:
                 child = first_unseen(partial(mutated, self.choices, parent, rng), seen)
                 if child is not None:
                     return Proposal(child, "mutation", str(parent))
-        try:
-            child = first_unseen(partial(random_design, self.choices, rng), seen)
-        except SpaceError:
-            return None
-        return None if child is None else Proposal(child, "random")
+        return random_unseen_design(self.choices, seen, rng)
 
 
 REGULARIZED_EVOLUTION = StrategyKind(

@@ -1,12 +1,17 @@
 """Small and large steps in the whole space, for strategies that search both stages at once."""
 
+from collections.abc import Set
+from functools import partial
+
 import numpy as np
 
+from smnas.search.strategies.base import first_unseen
 from smnas.search.strategies.choices import Choices
+from smnas.search.study.candidate import Proposal
 from smnas.space.architecture import Architecture
 from smnas.space.preset import SpaceError
 
-__all__ = ["crossed", "mutated", "random_design"]
+__all__ = ["crossed", "mutated", "random_design", "random_unseen_design"]
 
 _TRIES = 20
 _REACH = 2  # largest step of an ordered gene
@@ -16,6 +21,17 @@ _MOST_GENES = 2
 def random_design(choices: Choices, rng: np.random.Generator) -> Architecture:
     """A random variant of a random structure; raises :class:`SpaceError` if nothing may be proposed."""
     return choices.random_variant(choices.random_structure(rng), rng)
+
+
+def random_unseen_design(
+    choices: Choices, seen: Set[Architecture], rng: np.random.Generator, stop_epoch: int | None = None
+) -> Proposal | None:
+    """A random design that is not in ``seen``; None if nothing valid is left."""
+    try:
+        design = first_unseen(partial(random_design, choices, rng), seen)
+    except SpaceError:
+        return None
+    return None if design is None else Proposal(design, "random", None, stop_epoch)
 
 
 def mutated(choices: Choices, parent: Architecture, rng: np.random.Generator) -> Architecture | None:

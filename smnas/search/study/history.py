@@ -5,9 +5,8 @@ Strategies and the search loop need them for every proposal; counting anew would
 
 from bisect import insort
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
-from typing import overload
 
 from smnas.search.strategies.halving.rungs import Trainings
 from smnas.search.study.candidate import Candidate, StageName, in_search, will_count
@@ -43,17 +42,26 @@ class Tally:
             self.epochs += times * candidate.own_epochs
 
 
-class History(Sequence[Candidate]):
-    """Trials of a search by number."""
+class History(list[Candidate]):
+    """Trials of a search by number.
+
+    Attributes:
+        seen: Every proposed architecture, trained or not.
+        whole: Trials of full length (:func:`~smnas.search.study.candidate.in_search`).
+        trainings: Trials by training run.
+        generation: Number of the last generation; 0 is the baseline's.
+    """
 
     def __init__(self, candidates: Iterable[Candidate] = ()) -> None:
-        self._candidates: list[Candidate] = []
+        super().__init__()
         self._latest: dict[Architecture, int] = {}
         self._running: dict[int, None] = {}
-        self._whole: list[Candidate] = []
         self._tallies: defaultdict[StageName, Tally] = defaultdict(Tally)
-        self._generation: tuple[int, list[int]] = (0, [])
-        self._trainings = Trainings()
+        self._members: list[int] = []
+        self.seen: Set[Architecture] = self._latest.keys()
+        self.whole: list[Candidate] = []
+        self.trainings = Trainings()
+        self.generation = 0
         for candidate in candidates:
             self.append(candidate)
 
@@ -62,80 +70,47 @@ class History(Sequence[Candidate]):
         """The history itself if it is one."""
         return candidates if isinstance(candidates, History) else cls(candidates)
 
-    @overload
-    def __getitem__(self, index: int) -> Candidate: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Candidate]: ...
-    def __getitem__(self, index: int | slice) -> Candidate | Sequence[Candidate]:
-        return self._candidates[index]
-
-    def __len__(self) -> int:
-        return len(self._candidates)
-
-    def __iter__(self) -> Iterator[Candidate]:
-        return iter(self._candidates)
-
     def append(self, candidate: Candidate) -> None:
         """Add a trial."""
-        number = len(self._candidates)
-        self._candidates.append(candidate)
+        number = len(self)
+        super().append(candidate)
         self._latest[candidate.architecture] = number
-        if candidate.generation is not None and candidate.generation > self._generation[0]:
-            self._generation = (candidate.generation, [])
-        if candidate.generation == self._generation[0]:
-            self._generation[1].append(number)
+        if candidate.generation is not None and candidate.generation > self.generation:
+            self.generation, self._members = candidate.generation, []
+        if candidate.generation == self.generation:
+            self._members.append(number)
         if in_search(candidate):
-            self._whole.append(candidate)
+            self.whole.append(candidate)
         self._enter(number, candidate)
 
     def finish(self, candidate: Candidate) -> None:
         """Replace the running trial of this number by the ended one."""
-        self._tallies[candidate.stage].count(self._candidates[candidate.number], -1)
+        self._tallies[candidate.stage].count(self[candidate.number], -1)
         del self._running[candidate.number]
-        self._candidates[candidate.number] = candidate
+        self[candidate.number] = candidate
         if in_search(candidate):
-            insort(self._whole, candidate, key=lambda c: c.number)  # training runs end in any order
+            insort(self.whole, candidate, key=lambda c: c.number)  # training runs end in any order
         self._enter(candidate.number, candidate)
 
     def _enter(self, number: int, candidate: Candidate) -> None:
         if candidate.state == "running":
             self._running[number] = None
         self._tallies[candidate.stage].count(candidate, 1)
-        self._trainings.enter(candidate)
-
-    @property
-    def seen(self) -> Set[Architecture]:
-        """Every proposed architecture, trained or not."""
-        return self._latest.keys()
+        self.trainings.enter(candidate)
 
     def latest(self, architecture: Architecture) -> Candidate:
         """Last trial of a seen architecture."""
-        return self._candidates[self._latest[architecture]]
+        return self[self._latest[architecture]]
 
     @property
     def running(self) -> tuple[Candidate, ...]:
         """Trials that have not ended."""
-        return tuple(self._candidates[number] for number in self._running)
-
-    @property
-    def whole(self) -> Sequence[Candidate]:
-        """Trials of full length (:func:`~smnas.search.study.candidate.in_search`)."""
-        return self._whole
-
-    @property
-    def generation(self) -> int:
-        """Number of the last generation; 0 is the baseline's."""
-        return self._generation[0]
+        return tuple(self[number] for number in self._running)
 
     @property
     def members(self) -> tuple[Candidate, ...]:
         """Trials of the last generation."""
-        return tuple(self._candidates[number] for number in self._generation[1])
-
-    @property
-    def trainings(self) -> Trainings:
-        """Trials by training run."""
-        return self._trainings
+        return tuple(self[number] for number in self._members)
 
     def tally(self, stage: StageName) -> Tally:
         """Counts of a stage's trials."""

@@ -7,12 +7,10 @@ is finished by it), and its state changes in one. A trial that is found RUNNING 
 :meth:`Study.interrupted` hands it out to be taken up again under its number.
 """
 
-import warnings
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import optuna
 from optuna.storages import RDBStorage
@@ -26,7 +24,7 @@ from smnas.search.study.history import History
 from smnas.search.study.parameters import DISTRIBUTIONS, parameters_of
 from smnas.search.study.run_folder import RunFolder, folder_lock
 from smnas.search.study.settings import STUDY_NAME, RunFolderError, SearchSettings
-from smnas.search.study.storage import open_storage, patiently, study_lock
+from smnas.search.study.storage import open_storage, patiently, quiet_optuna, study_lock
 from smnas.space.architecture import Architecture, ArchitectureError
 
 __all__ = ["Study", "read_candidates"]
@@ -42,7 +40,7 @@ _NAMES = {state: name for name, state in _STATES.items()}
 _OWN = ("number", "state", "score")
 
 
-class Study:
+class Study(AbstractContextManager["Study"]):
     """The study of one run folder, held by one process at a time. Use it as a context manager.
 
     Args:
@@ -51,53 +49,39 @@ class Study:
         name: The study's name in the database.
         metric: What the scores of the search are; those of the final phase are AP.
 
+    Attributes:
+        candidates: All trials by number.
+
     Raises:
         RunFolderError: another process is searching in the folder or, from anywhere, in the database's study;
             ``study.db`` is not an optuna study; or the database can not be reached.
     """
 
     def __init__(self, folder: Path, storage: str | None = None, name: str = STUDY_NAME, metric: str = AP) -> None:
-        self._held = ExitStack()
-        self._held.enter_context(folder_lock(folder))
-        verbosity = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(optuna.logging.WARNING)  # optuna's own log lines are not this program's output
-        try:
+        with ExitStack() as held, quiet_optuna():
+            held.enter_context(folder_lock(folder))
             self._storage = open_storage(folder, storage, to_write=True)
-            self._held.callback(self._storage.engine.dispose)
-            self._held.callback(self._storage.remove_session)
-            self._held.enter_context(study_lock(self._storage, name))
+            held.callback(self._storage.engine.dispose)
+            held.callback(self._storage.remove_session)
+            held.enter_context(study_lock(self._storage, name))
             self._database = storage or RunFolder(folder).study
             self._study_id, trials = patiently(lambda: _opened(self._storage, name, metric), self._database)
-            self._candidates = History(_candidate(trial, metric) for trial in trials)
+            self.candidates = History(_candidate(trial, metric) for trial in trials)
             # The database's ids of this process's running trials: it has no index by number, so a look-up takes longer
             # the more trials there are.
             self._trial_ids: dict[int, int] = {}
-        except BaseException:
-            self._held.close()
-            raise
-        finally:
-            optuna.logging.set_verbosity(verbosity)
+            self._held = held.pop_all()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
         """Let go of the database and of the folder."""
         self._held.close()
 
-    @property
-    def candidates(self) -> History:
-        """All trials by number."""
-        return self._candidates
-
     def interrupted(self) -> tuple[Candidate, ...]:
         """The trials that a killed process left unfinished."""
-        return self._candidates.running
+        return self.candidates.running
 
     def add(self, candidate: Candidate) -> Candidate:
         """Create a trial in one transaction, in the state that the candidate has.
@@ -105,8 +89,8 @@ class Study:
         Raises:
             ValueError: its number is not the next one.
         """
-        if candidate.number != len(self._candidates):
-            raise ValueError(f"the next trial has the number {len(self._candidates)}, but got {candidate.number}")
+        if candidate.number != len(self.candidates):
+            raise ValueError(f"the next trial has the number {len(self.candidates)}, but got {candidate.number}")
         parameters = parameters_of(candidate.architecture)
         trial = create_trial(
             state=_STATES[candidate.state],
@@ -120,7 +104,7 @@ class Study:
         )
         if candidate.state == "running":
             self._trial_ids[candidate.number] = trial_id
-        self._candidates.append(candidate)
+        self.candidates.append(candidate)
         return candidate
 
     def finish(self, candidate: Candidate) -> Candidate:
@@ -128,12 +112,12 @@ class Study:
 
         What was learned is stored first; the state changes last, in one transaction.
         """
-        before = self._candidates[candidate.number]
+        before = self.candidates[candidate.number]
         if before.state != "running":
             raise ValueError(f"only a running trial can be finished, but trial {candidate.number} is {before.state}")
         patiently(lambda: self._store(candidate, _attributes(before)), self._database)
         self._trial_ids.pop(candidate.number, None)
-        self._candidates.finish(candidate)
+        self.candidates.finish(candidate)
         return candidate
 
     def _store(self, candidate: Candidate, known: dict[str, Any]) -> None:
@@ -154,9 +138,7 @@ def _opened(storage: RDBStorage, name: str, metric: str) -> tuple[int, list[Froz
     )
     names = [metric, "latency (ms)"]
     if study.metric_names != names:  # earlier versions called every score AP
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study.set_metric_names(names)
+        study.set_metric_names(names)
     return storage.get_study_id_from_name(name), study.get_trials(deepcopy=False)
 
 
@@ -169,24 +151,21 @@ def read_candidates(folder: Path, settings: SearchSettings) -> tuple[Candidate, 
     # optuna would create an empty database in place of a missing one
     if settings.storage is None and not RunFolder(folder).study.is_file():
         return ()
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = open_storage(folder, settings.storage)
-    try:
-        database = settings.storage or RunFolder(folder).study
-        trials = patiently(
-            lambda: optuna.load_study(study_name=settings.study, storage=storage).get_trials(deepcopy=False), database
-        )
-        return tuple(_candidate(trial, settings.metric) for trial in trials)
-    except KeyError:  # the database exists, but the search has not created its study yet
-        return ()
-    except (SQLAlchemyError, RuntimeError) as error:
-        raise RunFolderError(
-            f"the study of {folder} must be readable, but reading it failed: {first_line(error)}"
-        ) from error
-    finally:
-        optuna.logging.set_verbosity(verbosity)
-        storage.engine.dispose()
+    with quiet_optuna(), ExitStack() as held:
+        storage = open_storage(folder, settings.storage)
+        held.callback(storage.engine.dispose)
+        try:
+            trials = patiently(
+                lambda: optuna.load_study(study_name=settings.study, storage=storage).get_trials(deepcopy=False),
+                settings.storage or RunFolder(folder).study,
+            )
+            return tuple(_candidate(trial, settings.metric) for trial in trials)
+        except KeyError:  # the database exists, but the search has not created its study yet
+            return ()
+        except (SQLAlchemyError, RuntimeError) as error:
+            raise RunFolderError(
+                f"the study of {folder} must be readable, but reading it failed: {first_line(error)}"
+            ) from error
 
 
 def _attributes(candidate: Candidate) -> dict[str, Any]:

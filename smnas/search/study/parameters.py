@@ -2,15 +2,7 @@
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
-from smnas.space.architecture import (
-    Architecture,
-    CascadeSpec,
-    FCOSSpec,
-    FPNSpec,
-    RCNNSpec,
-    RetinaSpec,
-    RPNKind,
-)
+from smnas.space.architecture import Architecture, CascadeSpec, DenseSpec, FPNSpec, RPNKind
 from smnas.space.families.by_name import FAMILIES
 
 __all__ = ["DISTRIBUTIONS", "parameters_of"]
@@ -39,21 +31,17 @@ DISTRIBUTIONS: dict[str, BaseDistribution] = {
 def parameters_of(architecture: Architecture) -> dict[str, str | int]:
     """Values of those :data:`DISTRIBUTIONS` that apply to ``architecture``."""
     parameters = architecture.backbone.parameters()
-    match architecture.neck:
-        case FPNSpec(low, high, width, extra):
-            parameters |= {"neck": "fpn", "fpn_low": low, "fpn_high": high, "fpn_width": width}
-            if extra != "head":
-                parameters["fpn_extra"] = extra
-        case _:
-            parameters["neck"] = "c4"
-    parameters["proposals"] = architecture.rpn.value
-    match architecture.head:
-        case RCNNSpec(width):
-            parameters |= {"head": "rcnn", "head_width": width}
-        case CascadeSpec(stages, width):
-            parameters |= {"head": "cascade", "head_width": width, "cascade_stages": stages}
-        case RetinaSpec(width, depth):
-            parameters |= {"head": "retina", "head_width": width, "retina_depth": depth}
-        case FCOSSpec(width, depth):
-            parameters |= {"head": "fcos", "head_width": width, "fcos_depth": depth}
+    neck = architecture.neck
+    if isinstance(neck, FPNSpec):
+        parameters |= {"neck": "fpn", "fpn_low": neck.low, "fpn_high": neck.high, "fpn_width": neck.width}
+        if neck.extra != "head":
+            parameters["fpn_extra"] = neck.extra
+    else:
+        parameters["neck"] = "c4"
+    head = architecture.head
+    parameters |= {"proposals": architecture.rpn.value, "head": head.KIND, "head_width": head.width}
+    if isinstance(head, DenseSpec):
+        parameters[f"{head.KIND}_depth"] = head.depth
+    elif isinstance(head, CascadeSpec):
+        parameters["cascade_stages"] = head.stages
     return parameters | {"input_width": architecture.input_width, "input_height": architecture.input_height}

@@ -29,6 +29,7 @@ __all__ = [
     "StageTrials",
     "data_facts",
     "data_root",
+    "flattened",
     "open_data",
     "other_data",
     "prepare_run_folder",
@@ -330,7 +331,7 @@ def _compare(old: SearchSettings, new: SearchSettings, path: Path) -> None:
             f"a search is resumed on the data set that it was begun with, but for {path} "
             f"{path / new.data.root} has {other}; give another --out"
         )
-    before, now = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    before, now = flattened(old.model_dump(mode="json")), flattened(new.model_dump(mode="json"))
     names = dict.fromkeys((*before, *now))
     different = [
         name
@@ -359,8 +360,9 @@ def _same_runs(old: SearchSettings, new: SearchSettings) -> bool:
     )
 
 
-def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flattened(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
     flat: dict[str, Any] = {}
     for name, value in document.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        flat |= flattened(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return flat

@@ -13,11 +13,13 @@ import shutil
 import sqlite3
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy import URL, make_url, text
@@ -27,7 +29,7 @@ from profiler.errors import first_line
 from smnas.search.study.run_folder import RunFolder, RunFolderError
 from smnas.search.study.settings import STUDY_NAME
 
-__all__ = ["open_storage", "patiently", "storage_url", "study_lock", "study_name"]
+__all__ = ["open_storage", "patiently", "quiet_optuna", "storage_url", "study_lock", "study_name"]
 
 # A server notices within milliseconds that a killed process is gone, and needs longer only for a lost machine.
 _LOCK_TIMEOUT_S = 5.0
@@ -40,6 +42,19 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _SOME_FILE = "sqlite:///study.db"  # says only that it is SQLite and no database in memory
+
+
+@contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Without optuna's log lines, which are not this program's output, and its warnings of experimental features."""
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(verbosity)
 
 
 @contextmanager

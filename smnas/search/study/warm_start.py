@@ -48,11 +48,6 @@ def _draft(c: Candidate, is_baseline: bool) -> Candidate:
         parent=None,
         generation=None,
         start_epoch=c.epochs,
-        latency_ms=None,
-        latency_low_ms=None,
-        latency_high_ms=None,
-        latency_calibrated=None,
-        latency_measured=None,
     )
 
 

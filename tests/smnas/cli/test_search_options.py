@@ -53,7 +53,7 @@ def test_mistakes_leave_no_folder(
 def test_a_search_without_a_detector_is_a_failure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ranking = Ranking((), None, ("The baseline failed and is not in the ranking: diverged",))
+    ranking = Ranking((), None, notes=("The baseline failed and is not in the ranking: diverged",))
     ended = api.SearchRun(tmp_path / "run")
     vars(ended)["ranking"] = ranking
     monkeypatch.setattr(api, "search", lambda **_: ended)

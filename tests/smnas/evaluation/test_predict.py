@@ -11,7 +11,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from smnas.data.coco import CocoFolder, DetectionDataset
-from smnas.evaluation.predict import DetectionArrays, collect_results, eager_detect, evaluate
+from smnas.data.loader import eval_batches
+from smnas.evaluation.coco_eval import CocoResult
+from smnas.evaluation.predict import DetectFunction, DetectionArrays, coco_results, eager_detect, evaluate
 from smnas.models.target import Detections
 
 COLOURS = {0: (255, 0, 0), 1: (0, 255, 0), 2: (0, 0, 255)}
@@ -80,16 +82,21 @@ def edges(profile: NDArray[np.float64]) -> tuple[float, float]:
     return first - float(profile[:first].sum()), last + 1 + float(profile[last + 1 :].sum())
 
 
+def results_of(detect: DetectFunction, split: DetectionDataset, width: int, height: int, size: int) -> list[CocoResult]:
+    batches = eval_batches(split, width, height, size)
+    return [one for batch in batches for one in coco_results(detect(batch.images), batch, split.category_ids)]
+
+
 def test_a_perfect_detector_is_found_perfect(val: DetectionDataset) -> None:
-    metrics = evaluate(see_colours, val, 128, 96, 3)
+    seen: list[tuple[int, int]] = []
+    metrics = evaluate(see_colours, val, 128, 96, 3, on_progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(3, 7), (6, 7), (7, 7)]
     assert metrics.ap > 0.95
     assert metrics.ap75 == pytest.approx(1.0)
 
 
 def test_results_are_in_the_images_pixels_and_the_files_ids(val: DetectionDataset) -> None:
-    seen: list[tuple[int, int]] = []
-    results = collect_results(see_colours, val, 128, 96, 3, on_progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(3, 7), (6, 7), (7, 7)]
+    results = results_of(see_colours, val, 128, 96, 3)
     assert len(results) == 21
     truth = val.ground_truth()
     for result in results:
@@ -111,7 +118,7 @@ def test_a_silent_detector_scores_zero(val: DetectionDataset) -> None:
     def silent(images: NDArray[np.uint8]) -> DetectionArrays:
         return see_colours(images)._replace(num=np.zeros(len(images), dtype=np.int64))
 
-    assert collect_results(silent, val, 64, 64, 4) == []
+    assert results_of(silent, val, 64, 64, 4) == []
     assert evaluate(silent, val, 64, 64, 4).ap == 0
 
 
@@ -123,7 +130,7 @@ def test_boxes_are_clipped_to_the_image(val: DetectionDataset) -> None:
             np.ones(len(images), dtype=np.int64), boxes, one.astype(np.float32), np.zeros((len(images), 1), np.int64)
         )
 
-    for index, result in enumerate(collect_results(everything, val, 64, 64, 4)):
+    for index, result in enumerate(results_of(everything, val, 64, 64, 4)):
         assert result["bbox"] == [0, 0, *map(float, val.size(index))]
 
 

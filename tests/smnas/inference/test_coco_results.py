@@ -14,9 +14,10 @@ from pycocotools.cocoeval import COCOeval
 from profiler.errors import UserError
 from smnas.data.coco import CocoFolder, DataError, quiet_pycocotools
 from smnas.data.image import load_rgb
+from smnas.data.loader import eval_batches
 from smnas.deploy.export import ExportReport
 from smnas.evaluation.coco_eval import evaluate_results
-from smnas.evaluation.predict import collect_results
+from smnas.evaluation.predict import coco_results
 from smnas.inference.coco_results import ListedImages, require_place
 from smnas.inference.detect import detect_inputs
 from smnas.inference.inputs import Inputs
@@ -52,7 +53,8 @@ def test_the_file_has_the_numbers_of_an_evaluation(
     with quiet_pycocotools():
         loaded = COCO(str(annotations)).loadRes(str(tmp_path / "results.json"))
     assert set(loaded.getImgIds()) == set(split.image_ids)
-    expected = collect_results(model, split, *model.input_size, 1)
+    batches = eval_batches(split, *model.input_size, 1)
+    expected = [one for batch in batches for one in coco_results(model(batch.images), batch, split.category_ids)]
     assert len(loaded.getAnnIds()) == len(expected) > 100
     found = json.loads((tmp_path / "results.json").read_text())
     metrics = evaluate_results(split.ground_truth(), found).as_dict()

@@ -18,7 +18,7 @@ worth. The combination of these parts is this project's own.
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -27,19 +27,19 @@ from numpy.typing import NDArray
 
 from smnas.search.context import SearchContext
 from smnas.search.pareto import Points, front_layers, non_dominated, reference_point
-from smnas.search.strategies.base import Strategy, StrategyKind, first_unseen
+from smnas.search.strategies.base import Strategy, StrategyKind
 from smnas.search.strategies.choices import Choices
 from smnas.search.strategies.halving.expected_gain import expected_gain
 from smnas.search.strategies.halving.latency_sample import KnownLatency, LatencySample
 from smnas.search.strategies.halving.rungs import FACTOR, Line, Trainings, expected_ends, reached_rungs, rung_epochs
 from smnas.search.strategies.halving.surrogate import MOST_OBSERVATIONS, GaussianProcess, Observed
-from smnas.search.strategies.variation import crossed, mutated, random_design
+from smnas.search.strategies.variation import crossed, mutated, random_design, random_unseen_design
 from smnas.search.study.candidate import Candidate, Proposal, StageName, will_count
 from smnas.search.study.history import History
 from smnas.space.architecture import Architecture
 from smnas.space.preset import SpaceError
 
-__all__ = ["HALVING", "SURROGATE", "HalvingStage", "halving", "surrogate_search"]
+__all__ = ["HALVING", "SURROGATE", "HalvingStage", "halving"]
 
 _FIRST_DESIGNS = 10  # random ones before there is a model; in a small search half of its training runs, but not under
 _LEAST_DESIGNS = 3
@@ -64,8 +64,10 @@ def halving(
     epochs: int,
     latency_limit_ms: float | None = None,
     latency: KnownLatency | None = None,
+    *,
+    stops: bool = True,
 ) -> Strategy:
-    """The strategy ``halving``: both spaces at once.
+    """The strategy ``halving``: both spaces at once; or ``surrogate``, without short runs, if it never ``stops`` one.
 
     Args:
         choices: Search space.
@@ -73,19 +75,11 @@ def halving(
         epochs: The longest training run.
         latency_limit_ms: Slower designs gain nothing.
         latency: Predicts latency before any training, if available.
+        stops: Whether it stops runs early; a scorer with a single budget can not.
     """
-    return Strategy("halving", (HalvingStage(choices, trials, rung_epochs(epochs), latency_limit_ms, latency),))
-
-
-def surrogate_search(
-    choices: Choices,
-    trials: int,
-    epochs: int,
-    latency_limit_ms: float | None = None,
-    latency: KnownLatency | None = None,
-) -> Strategy:
-    """The strategy ``surrogate``: :func:`halving` without short runs, for scorers with a single budget."""
-    return Strategy("surrogate", (HalvingStage(choices, trials, (epochs,), latency_limit_ms, latency),))
+    rungs = rung_epochs(epochs) if stops else (epochs,)
+    stage = HalvingStage(choices, trials, rungs, latency_limit_ms, latency)
+    return Strategy("halving" if stops else "surrogate", (stage,))
 
 
 def _sampled_designs(trials: int) -> int:
@@ -226,17 +220,16 @@ class HalvingStage:
     def _first(self, trials: History, rng: np.random.Generator) -> Proposal | None:
         sample = self._sample(trials)
         design = None if sample is None else sample.away_from(trials.trainings.latency_ms.tolist(), trials.seen, rng)
-        return self._random(trials, rng) if design is None else self._begun(design)
+        if design is None:
+            return self._random(trials, rng)
+        return Proposal(design, "random", None, self._first_stop)
 
-    def _begun(self, design: Architecture) -> Proposal:
-        return Proposal(design, "random", None, self.rungs[0] if self.rungs[1:] else None)
+    @property
+    def _first_stop(self) -> int | None:
+        return self.rungs[0] if self.rungs[1:] else None
 
     def _random(self, trials: History, rng: np.random.Generator) -> Proposal | None:
-        try:
-            design = first_unseen(partial(random_design, self.choices, rng), trials.seen)
-        except SpaceError:
-            return None
-        return None if design is None else self._begun(design)
+        return random_unseen_design(self.choices, trials.seen, rng, self._first_stop)
 
     def _budget_left(self, trials: History) -> int:
         return self.trials * self.rungs[-1] - trials.tally(self.name).epochs
@@ -379,7 +372,7 @@ def _most_telling(layers: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.sort(np.concatenate([best, rest[-(MOST_OBSERVATIONS - len(best)) :]]))
 
 
-def _make(context: SearchContext, build: Callable[..., Strategy]) -> Strategy:
+def _make(context: SearchContext, stops: bool) -> Strategy:
     draws = _sampled_designs(context.trials)
     if draws:
         text = f"before the first training the blocks of {draws} random designs are measured as well"
@@ -387,8 +380,9 @@ def _make(context: SearchContext, build: Callable[..., Strategy]) -> Strategy:
     limit_s = context.time_limit_s
     until = math.inf if limit_s is None else time.monotonic() + _SAMPLE_SHARE * limit_s
     known = None if context.latency is None else partial(context.known_ms, until=until)
-    return build(context.choices, context.trials, context.settings.epochs, context.settings.slowest_ms, known)
+    settings = context.settings
+    return halving(context.choices, context.trials, settings.epochs, settings.slowest_ms, known, stops=stops)
 
 
-HALVING = StrategyKind("halving", partial(_make, build=halving), stops=True, takes_prior=False)
-SURROGATE = StrategyKind("surrogate", partial(_make, build=surrogate_search), takes_prior=False)
+HALVING = StrategyKind("halving", partial(_make, stops=True), stops=True, takes_prior=False)
+SURROGATE = StrategyKind("surrogate", partial(_make, stops=False), takes_prior=False)

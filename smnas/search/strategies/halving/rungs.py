@@ -41,7 +41,7 @@ class Trainings:
 
     def __init__(self, candidates: Iterable[Candidate] = ()) -> None:
         self._rows: dict[Architecture, int] = {}
-        self._last: list[Candidate] = []
+        self.last: list[Candidate] = []
         self._latency_ms = array("d")
         self._asked = array("l")
         self._stopped = array("b")
@@ -54,29 +54,24 @@ class Trainings:
         c = candidate
         if c.stage == "final" or c.state == "pruned" or c.latency_ms is None:
             return
-        row = self._rows.setdefault(c.architecture, len(self._last))
-        if row == len(self._last):
-            self._last.append(c)
+        row = self._rows.setdefault(c.architecture, len(self.last))
+        if row == len(self.last):
+            self.last.append(c)
             self._latency_ms.append(c.latency_ms)
             self._asked.append(0)
             self._stopped.append(0)
             for column in self._ap.values():
                 column.append(math.nan)
-        self._last[row] = c
+        self.last[row] = c
         self._asked[row] = c.reached_epoch
         self._stopped[row] = c.state == "complete" and c.stop_epoch is not None
         if c.state == "complete" and c.score is not None:
             if c.reached_epoch not in self._ap:
-                self._ap[c.reached_epoch] = array("d", [math.nan]) * len(self._last)
+                self._ap[c.reached_epoch] = array("d", [math.nan]) * len(self.last)
             self._ap[c.reached_epoch][row] = c.score
 
     def __len__(self) -> int:
-        return len(self._last)
-
-    @property
-    def last(self) -> Sequence[Candidate]:
-        """Last trial of each."""
-        return self._last
+        return len(self.last)
 
     @property
     def latency_ms(self) -> NDArray[np.float64]:

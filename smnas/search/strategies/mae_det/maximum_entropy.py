@@ -9,7 +9,7 @@ it, less the most crowded ones of the last layer.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import moocore
 import numpy as np
@@ -85,7 +85,7 @@ class EntropySearch:
 
 @dataclass(frozen=True)
 class Found:
-    """The last population, highest entropy first; every member keeps the budget.
+    """A population; a search's last one has the highest entropy first, and every member keeps the budget.
 
     Attributes:
         backbones: N distinct ones.
@@ -100,11 +100,50 @@ class Found:
     cost: PopulationCost
     latency_ms: Floats | None
     moved: NDArray[np.bool_]
-    best: tuple[float, ...]
+    excess: Floats
+    best: tuple[float, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        backbones: SuperBlockPopulation,
+        search: EntropySearch,
+        latency: Latency | None,
+        moved: NDArray[np.bool_] | None = None,
+    ) -> "Found":
+        """Score backbones; by default nothing has moved."""
+        cost = population_cost(backbones, search.size, stem_kernel=search.stem_kernel)
+        latency_ms = None if latency is None else latency(backbones)
+        if moved is None:
+            moved = np.zeros((len(backbones), 1 + backbones.out.shape[1]), dtype=np.bool_)
+        entropy = entropy_of(backbones, search.form, stem_kernel=search.stem_kernel, size=search.size)
+        return cls(backbones, entropy, cost, latency_ms, moved, search.budget.excess(cost, latency_ms))
 
     def spec(self, row: int = 0) -> SuperBlockSpec:
         """A backbone as a value, by default the one of the highest entropy."""
         return self.backbones.spec(row)
+
+    def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> "Found":
+        """The members of these rows."""
+        cost = PopulationCost(*(column[rows] for column in self.cost))
+        latency_ms = None if self.latency_ms is None else self.latency_ms[rows]
+        return Found(
+            self.backbones.take(rows), self.entropy[rows], cost, latency_ms, self.moved[rows], self.excess[rows]
+        )
+
+    def joined(self, other: "Found") -> "Found":
+        """Both populations, this one first."""
+        latency_ms = None
+        if self.latency_ms is not None and other.latency_ms is not None:
+            latency_ms = np.concatenate((self.latency_ms, other.latency_ms))
+        return Found(
+            self.backbones.joined(other.backbones),
+            np.concatenate((self.entropy, other.entropy)),
+            PopulationCost(*map(np.concatenate, zip(self.cost, other.cost, strict=True))),
+            latency_ms,
+            np.concatenate((self.moved, other.moved)),
+            np.concatenate((self.excess, other.excess)),
+        )
 
 
 def maximum_entropy_search(
@@ -124,72 +163,21 @@ def maximum_entropy_search(
     """
     if latency is None and (search.pareto or search.budget.latency_ms is not None):
         raise ValueError("a search by latency needs a prediction of it")
-    members = _Members.of(SuperBlockPopulation.copies(seed, 1), search, latency)
+    members = Found.of(SuperBlockPopulation.copies(seed, 1), search, latency)
     best: list[float] = []
     for first in range(0, search.steps, search.generation):
         count = min(search.generation, search.steps - first)
         rows = rng.integers(0, len(members.backbones), count)
         children, moved = mutate_super_blocks(members.backbones.take(rows), search.bounds, rng)
-        born = _Members.of(children, search, latency, members.moved[rows] | moved)
+        born = Found.of(children, search, latency, members.moved[rows] | moved)
         members = _survivors(members.joined(born), search)
         best.append(float(members.entropy.max()) if not members.excess.any() else float("-inf"))
     if members.excess.any():
         raise SpaceError(f"a search must find a backbone within {search.budget}, but {search.steps} steps found none")
-    members = members.take(np.argsort(-members.entropy, kind="stable"))
-    return Found(members.backbones, members.entropy, members.cost, members.latency_ms, members.moved, tuple(best))
+    return replace(members.take(np.argsort(-members.entropy, kind="stable")), best=tuple(best))
 
 
-@dataclass(frozen=True)
-class _Members:
-    backbones: SuperBlockPopulation
-    entropy: Floats
-    cost: PopulationCost
-    latency_ms: Floats | None
-    moved: NDArray[np.bool_]
-    excess: Floats
-
-    @classmethod
-    def of(
-        cls,
-        backbones: SuperBlockPopulation,
-        search: EntropySearch,
-        latency: Latency | None,
-        moved: NDArray[np.bool_] | None = None,
-    ) -> "_Members":
-        cost = population_cost(backbones, search.size, stem_kernel=search.stem_kernel)
-        latency_ms = None if latency is None else latency(backbones)
-        if moved is None:
-            moved = np.zeros((len(backbones), 1 + backbones.out.shape[1]), dtype=np.bool_)
-        entropy = entropy_of(backbones, search.form, stem_kernel=search.stem_kernel, size=search.size)
-        return cls(backbones, entropy, cost, latency_ms, moved, search.budget.excess(cost, latency_ms))
-
-    def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> "_Members":
-        cost = PopulationCost(self.cost.multiply_adds[rows], self.cost.parameters[rows], self.cost.layers[rows])
-        latency_ms = None if self.latency_ms is None else self.latency_ms[rows]
-        return _Members(
-            self.backbones.take(rows), self.entropy[rows], cost, latency_ms, self.moved[rows], self.excess[rows]
-        )
-
-    def joined(self, other: "_Members") -> "_Members":
-        cost = PopulationCost(
-            np.concatenate((self.cost.multiply_adds, other.cost.multiply_adds)),
-            np.concatenate((self.cost.parameters, other.cost.parameters)),
-            np.concatenate((self.cost.layers, other.cost.layers)),
-        )
-        latency_ms = None
-        if self.latency_ms is not None and other.latency_ms is not None:
-            latency_ms = np.concatenate((self.latency_ms, other.latency_ms))
-        return _Members(
-            self.backbones.joined(other.backbones),
-            np.concatenate((self.entropy, other.entropy)),
-            cost,
-            latency_ms,
-            np.concatenate((self.moved, other.moved)),
-            np.concatenate((self.excess, other.excess)),
-        )
-
-
-def _survivors(members: _Members, search: EntropySearch) -> _Members:
+def _survivors(members: Found, search: EntropySearch) -> Found:
     """Surviving members; of equal backbones the older one. Infeasible ones are dropped unless none is feasible."""
     kept = members.excess == 0.0
     if not kept.any():

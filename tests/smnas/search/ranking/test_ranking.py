@@ -121,7 +121,7 @@ def test_final_trainings_rank_first_by_their_mean() -> None:
 
 
 def test_nothing_trained_ranks_nothing() -> None:
-    assert rank([], None, ["a note"]) == Ranking((), None, ("a note",))
+    assert rank([], None, ["a note"]) == Ranking((), None, notes=("a note",))
     assert rank(SEARCH[6:], 5.0).recommendation is None
 
 

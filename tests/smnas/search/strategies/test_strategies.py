@@ -14,7 +14,7 @@ from smnas.search.strategies.by_name import STRATEGIES, UnknownStrategyError, ge
 from smnas.search.strategies.choices import DetectorChoices
 from smnas.search.strategies.halving.halving import HalvingStage
 from smnas.search.strategies.halving.rungs import rung_epochs
-from smnas.search.strategies.random_search import RandomStructuralStage, random_search
+from smnas.search.strategies.random_search import random_search
 from smnas.search.strategies.regularized_evolution import RegularizedEvolutionStage
 from smnas.search.strategies.sm_nas import ModularStage, StructuralStage, latency_windows, modular_parents, sm_nas
 from smnas.search.study.candidate import Candidate, Proposal
@@ -282,7 +282,8 @@ def test_exhausted_spaces_end_the_stages() -> None:
 
 def test_the_last_unseen_structure_is_found() -> None:
     seen = [trained(i, Proposal(a, "random"), "structural", state="pruned") for i, a in enumerate(NANO.structures[1:])]
-    for stage in (StructuralStage(CHOICES, 10, 0.2), RandomStructuralStage(CHOICES, 10)):
+    at_random = random_search(CHOICES, structural_trials=10, modular_trials=0)
+    for stage in (StructuralStage(CHOICES, 10, 0.2), at_random.stages[0]):
         proposal = stage.ask(seen, np.random.default_rng(0))
         assert proposal is not None
         assert proposal.architecture == NANO.structures[0]
