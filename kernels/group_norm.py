@@ -106,9 +106,8 @@ _forward = torch.library.custom_op("smnas::group_norm_relu", _compute, mutates_a
 
 
 @_forward.register_fake
-def _(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, relu: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    _, _, _, groups, _, _ = others
     statistics = x.new_empty((x.shape[0], groups), dtype=torch.float32)
     return torch.empty_like(x, memory_format=_layout(x)), statistics, torch.empty_like(statistics)
 
@@ -139,17 +138,8 @@ _backward = torch.library.custom_op("smnas::group_norm_relu_backward", _differen
 
 
 @_backward.register_fake
-def _(
-    upstream: Tensor,
-    x: Tensor,
-    y: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    relu: bool,
-    residual: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(upstream: Tensor, x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *_, residual = others
     gradient = torch.empty_like(x, memory_format=_layout(x))
     return gradient, torch.empty_like(gradient) if residual else x.new_empty(0), _no_sums(x)
 

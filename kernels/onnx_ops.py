@@ -24,25 +24,22 @@ Operators = Literal["native", "plain"]
 """Forms of operators in a graph."""
 
 
-def _constant(value: object, dtype: type[np.generic]) -> Any:
-    return op.Constant(value=onnx.numpy_helper.from_array(np.asarray(value, dtype=dtype)))
+def _constant(value: object) -> Any:
+    """A constant of 64-bit integers, 32-bit floating-point numbers or booleans."""
+    array = np.asarray(value)
+    array = array.astype(np.float32) if array.dtype == np.float64 else array
+    return op.Constant(value=onnx.numpy_helper.from_array(array))
 
 
 def _nms_mask(boxes: Any, scores: Any, iou_threshold: float) -> Any:
     """Scatter the indices of ``NonMaxSuppression`` into a mask; ``(x, y)`` order does not change an IoU."""
-    count = _constant([np.iinfo(np.int32).max], np.int64)
-    selected = op.NonMaxSuppression(
-        boxes,
-        op.Unsqueeze(scores, _constant([1], np.int64)),
-        count,
-        _constant([iou_threshold], np.float32),
-        _constant([0.0], np.float32),
-    )
-    image_and_box = op.Gather(selected, _constant([0, 2], np.int64), axis=1)
+    count, rows_of_scores = _constant([np.iinfo(np.int32).max]), op.Unsqueeze(scores, _constant([1]))
+    selected = op.NonMaxSuppression(boxes, rows_of_scores, count, _constant([float(iou_threshold)]), _constant([0.0]))
+    image_and_box = op.Gather(selected, _constant([0, 2]), axis=1)
     rows = op.Shape(selected, start=0, end=1)
-    ones = op.Expand(_constant([1.0], np.float32), rows)
-    zeros = op.Mul(scores, _constant(0.0, np.float32))
-    return op.Greater(op.ScatterND(zeros, image_and_box, ones), _constant(0.5, np.float32))
+    ones = op.Expand(_constant([1.0]), rows)
+    zeros = op.Mul(scores, _constant(0.0))
+    return op.Greater(op.ScatterND(zeros, image_and_box, ones), _constant(0.5))
 
 
 def _multi_level_roi_align(
@@ -50,18 +47,12 @@ def _multi_level_roi_align(
 ) -> Any:
     """Pool each level's own boxes, and restore their order by one gather."""
     shape = op.Shape(boxes)
-    flat = op.Reshape(boxes, _constant([-1, 4], np.int64))
-    batch, count = op.Gather(shape, _constant(0, np.int64)), op.Gather(shape, _constant(1, np.int64))
-    index = op.Range(_constant(0, np.int64), batch, _constant(1, np.int64))
-    images = op.Reshape(
-        op.Expand(
-            op.Unsqueeze(index, _constant([1], np.int64)),
-            op.Concat(
-                op.Unsqueeze(batch, _constant([0], np.int64)), op.Unsqueeze(count, _constant([0], np.int64)), axis=0
-            ),
-        ),
-        _constant([-1], np.int64),
-    )
+    flat = op.Reshape(boxes, _constant([-1, 4]))
+    batch, count = op.Gather(shape, _constant(0)), op.Gather(shape, _constant(1))
+    index = op.Range(_constant(0), batch, _constant(1))
+    column = op.Unsqueeze(index, _constant([1]))
+    table = op.Concat(op.Unsqueeze(batch, _constant([0])), op.Unsqueeze(count, _constant([0])), axis=0)
+    images = op.Reshape(op.Expand(column, table), _constant([-1]))
 
     def pool(feature: Any, rois: Any, image: Any, stride: int) -> Any:
         return op.RoiAlign(
@@ -79,21 +70,21 @@ def _multi_level_roi_align(
         return pool(features[0], flat, images, strides[0])
     corners = op.Split(flat, num_outputs=4, axis=1)
     sides = [op.Relu(op.Sub(corners[2], corners[0])), op.Relu(op.Sub(corners[3], corners[1]))]
-    size = op.Squeeze(op.Sqrt(op.Mul(*sides)), _constant([1], np.int64))
-    relative = op.Add(op.Div(size, _constant(canonical_size, np.float32)), _constant(1e-6, np.float32))
-    log2 = op.Div(op.Log(relative), _constant(np.log(2.0), np.float32))
-    level = op.Floor(op.Add(log2, _constant(np.log2(16 / strides[0]), np.float32)))
-    level = op.Clip(level, _constant(0, np.float32), _constant(len(strides) - 1, np.float32))
+    size = op.Squeeze(op.Sqrt(op.Mul(*sides)), _constant([1]))
+    relative = op.Add(op.Div(size, _constant(float(canonical_size))), _constant(1e-6))
+    log2 = op.Div(op.Log(relative), _constant(np.log(2.0)))
+    level = op.Floor(op.Add(log2, _constant(np.log2(16 / strides[0]))))
+    level = op.Clip(level, _constant(0.0), _constant(float(len(strides) - 1)))
     order, pooled = [], []
     for position, (feature, stride) in enumerate(zip(features, strides, strict=True)):
-        mine = op.Equal(level, _constant(position, np.float32))
-        chosen = op.Squeeze(op.NonZero(mine), _constant([0], np.int64))
+        mine = op.Equal(level, _constant(float(position)))
+        chosen = op.Squeeze(op.NonZero(mine), _constant([0]))
         order.append(chosen)
         pooled.append(pool(feature, op.Gather(flat, chosen, axis=0), op.Gather(images, chosen), stride))
     positions = op.Concat(*order, axis=0)
     # inverse permutation: positions[i] is where row i belongs
     rows = op.Shape(positions)
-    arange = op.Range(_constant(0, np.int64), op.Squeeze(rows, _constant([0], np.int64)), _constant(1, np.int64))
+    arange = op.Range(_constant(0), op.Squeeze(rows, _constant([0])), _constant(1))
     inverse = op.ScatterElements(positions, positions, arange)
     return op.Gather(op.Concat(*pooled, axis=0), inverse, axis=0)
 
@@ -101,16 +92,16 @@ def _multi_level_roi_align(
 def _greedy_keep(candidate: Any, suppressed_by: Any) -> Any:
     """Repeat rounds until nothing changes, at most one per box."""
     votes: Any = op.Cast(suppressed_by, to=onnx.TensorProto.FLOAT)
-    allowed: Any = op.Cast(op.Unsqueeze(candidate, _constant([1], np.int64)), to=onnx.TensorProto.FLOAT)
-    half, zero = _constant(0.5, np.float32), _constant(0.0, np.float32)
+    allowed: Any = op.Cast(op.Unsqueeze(candidate, _constant([1])), to=onnx.TensorProto.FLOAT)
+    half, zero = _constant(0.5), _constant(0.0)
     # by name: with positional inputs torch 2.14 takes the fixed ones for loop variables once more
     keep = values.Op(op, "Loop")(
-        M=_constant(candidate.shape[1], np.int64),
-        cond=_constant(True, np.bool_),
+        M=_constant(candidate.shape[1]),
+        cond=_constant(True),
         v_initial=(allowed,),
         body=_round(votes, allowed, half, zero, tuple(candidate.shape)),
     )
-    return op.Squeeze(op.Greater(keep, half), _constant([1], np.int64))
+    return op.Squeeze(op.Greater(keep, half), _constant([1]))
 
 
 def _round(votes: ir.Value, allowed: ir.Value, half: ir.Value, zero: ir.Value, shape: tuple[int, int]) -> ir.Graph:

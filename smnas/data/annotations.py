@@ -27,12 +27,13 @@ BOX_TOLERANCE_PX = 1.0
 _LARGEST_SIDE = 1 << 31
 _NO_BOX = (float("nan"),) * 4
 _DROPPABLE = "--drop-bad-boxes leaves such boxes out"
+_COLUMNS = ("boxes", "labels", "crowd", "areas")  # of annotations
 _HALF_CHARACTERS = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
-class AnnotationFile:
-    """Checked content of one annotation file.
+class ImageList:
+    """Images and categories of an annotation file.
 
     Attributes:
         classes: class names, by ascending category id.
@@ -40,6 +41,21 @@ class AnnotationFile:
         image_ids: ``(I,)`` int64, in file order.
         file_names: of each image, relative to the image folder.
         sizes: ``(I, 2)`` int64, width and height in pixels.
+    """
+
+    path: Path
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    image_ids: NDArray[np.int64]
+    file_names: tuple[str, ...]
+    sizes: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class AnnotationFile(ImageList):
+    """Checked content of one annotation file: its images, and their boxes.
+
+    Attributes:
         boxes: ``(A, 4)`` float64, ``x, y, width, height`` as annotated, sorted by image.
         labels: ``(A,)`` int64, index into ``classes``.
         crowd: ``(A,)`` bool.
@@ -49,12 +65,6 @@ class AnnotationFile:
         root: label of the class that is only the others' supercategory, such as Roboflow's with id 0, or ``None``.
     """
 
-    path: Path
-    classes: tuple[str, ...]
-    category_ids: tuple[int, ...]
-    image_ids: NDArray[np.int64]
-    file_names: tuple[str, ...]
-    sizes: NDArray[np.int64]
     boxes: NDArray[np.float64]
     labels: NDArray[np.int64]
     crowd: NDArray[np.bool_]
@@ -97,30 +107,9 @@ class AnnotationFile:
             image_ids=self.image_ids[kept],
             file_names=tuple(name for name, keep in zip(self.file_names, kept.tolist(), strict=True) if keep),
             sizes=self.sizes[kept],
-            boxes=self.boxes[rows],
-            labels=self.labels[rows],
-            crowd=self.crowd[rows],
-            areas=self.areas[rows],
+            **{name: getattr(self, name)[rows] for name in _COLUMNS},
             offsets=np.concatenate([[0], np.cumsum(counts[kept])]).astype(np.int64),
         )
-
-
-@dataclass(frozen=True)
-class ImageList:
-    """Images and categories of an annotation file.
-
-    Attributes:
-        classes: class names, by ascending category id.
-        file_names: of each image, relative to the image folder.
-        sizes: width and height of each image in pixels.
-    """
-
-    path: Path
-    classes: tuple[str, ...]
-    category_ids: tuple[int, ...]
-    image_ids: tuple[int, ...]
-    file_names: tuple[str, ...]
-    sizes: tuple[tuple[int, int], ...]
 
 
 def read_image_list(path: Path) -> ImageList:
@@ -131,9 +120,7 @@ def read_image_list(path: Path) -> ImageList:
     """
     document = _load(path, ("images", "categories"))
     classes, category_ids = _read_categories(document["categories"], path)
-    image_ids, file_names, sizes = _read_images(document["images"], path)
-    pairs = tuple((width, height) for width, height in sizes.tolist())
-    return ImageList(path, classes, category_ids, tuple(image_ids.tolist()), file_names, pairs)
+    return ImageList(path, classes, category_ids, *_read_images(document["images"], path))
 
 
 def read_annotations(path: Path, *, drop_bad_boxes: bool = False) -> AnnotationFile:
@@ -165,49 +152,29 @@ def _read(path: Path, drop_bad_boxes: bool) -> AnnotationFile:
     document = _load(path, ("images", "annotations", "categories"))
     classes, category_ids = _read_categories(document["categories"], path)
     image_ids, file_names, sizes = _read_images(document["images"], path)
-    rows = _read_boxes(document["annotations"], path, image_ids, category_ids, drop_bad_boxes)
-    problems = _box_problems(rows.boxes, sizes[rows.image_index])
-    bad = np.zeros(len(rows.ids), dtype=bool)
+    ids, owners, columns = _read_boxes(document["annotations"], path, image_ids, category_ids, drop_bad_boxes)
+    problems = _box_problems(columns["boxes"], sizes[owners])
+    bad = np.zeros(len(ids), dtype=bool)
     for rule, broken in problems:
         if broken.any() and not drop_bad_boxes:
             first = int(np.argmax(broken))
-            image = int(rows.image_index[first])
-            box = ", ".join(f"{value:g}" for value in rows.boxes[first])
+            image = int(owners[first])
+            box = ", ".join(f"{value:g}" for value in columns["boxes"][first])
             raise DataError(
-                f"{rule}, but annotation {rows.ids[first]} of image {image_ids[image]}"
+                f"{rule}, but annotation {ids[first]} of image {image_ids[image]}"
                 f" ({sizes[image, 0]}x{sizes[image, 1]}) in {path} has [{box}]; {_DROPPABLE}"
             )
         bad |= broken
     kept = np.flatnonzero(~bad)
-    kept = kept[np.argsort(rows.image_index[kept], kind="stable")]
-    counts = np.bincount(rows.image_index[kept], minlength=len(image_ids))
+    kept = kept[np.argsort(owners[kept], kind="stable")]
+    counts = np.bincount(owners[kept], minlength=len(image_ids))
     return AnnotationFile(
-        path=path,
-        classes=classes,
-        category_ids=category_ids,
-        image_ids=image_ids,
-        file_names=file_names,
-        sizes=sizes,
-        boxes=rows.boxes[kept],
-        labels=rows.labels[kept],
-        crowd=rows.crowd[kept],
-        areas=rows.areas[kept],
+        *(path, classes, category_ids, image_ids, file_names, sizes),
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         dropped=int(bad.sum()),
-        root=_root(document["categories"], rows.labels),
+        root=_root(document["categories"], columns["labels"]),
+        **{name: column[kept] for name, column in columns.items()},
     )
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Annotations in file order, one array per column."""
-
-    ids: list[Any]
-    image_index: NDArray[np.int64]
-    boxes: NDArray[np.float64]
-    labels: NDArray[np.int64]
-    crowd: NDArray[np.bool_]
-    areas: NDArray[np.float64]
 
 
 def _load(path: Path, keys: Sequence[str]) -> Mapping[str, list[Any]]:
@@ -290,7 +257,8 @@ def _read_boxes(
     image_ids: NDArray[np.int64],
     category_ids: tuple[int, ...],
     drop_bad_boxes: bool,
-) -> _Rows:
+) -> tuple[list[Any], NDArray[np.int64], dict[str, Any]]:
+    """Return annotations in file order: their ids for messages, the index of each one's image, and their columns."""
     image_of = {int(image): index for index, image in enumerate(image_ids)}
     label_of = {category: label for label, category in enumerate(category_ids)}
     ids: list[Any] = []
@@ -333,14 +301,13 @@ def _read_boxes(
     stated = np.isfinite(area_array) & (area_array >= 0)
     with np.errstate(over="ignore", invalid="ignore"):
         covered = box_array[:, 2] * box_array[:, 3]
-    return _Rows(
-        ids=ids,
-        image_index=np.array(images, dtype=np.int64),
-        boxes=box_array,
-        labels=np.array(labels, dtype=np.int64),
-        crowd=np.array(crowd, dtype=bool),
-        areas=np.where(stated, area_array, covered),
-    )
+    columns = {
+        "boxes": box_array,
+        "labels": np.array(labels, dtype=np.int64),
+        "crowd": np.array(crowd, dtype=bool),
+        "areas": np.where(stated, area_array, covered),
+    }
+    return ids, np.array(images, dtype=np.int64), columns
 
 
 def _box_problems(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> Iterable[tuple[str, NDArray[np.bool_]]]:

@@ -70,6 +70,11 @@ class DetectionDataset:
     """One split of a folder: annotations in memory, images decoded on demand; ``cache_bytes`` limits :meth:`shrunk`.
 
     Attributes:
+        classes: class names, by ascending category id; labels index this.
+        category_ids: COCO category id of each class.
+        image_ids: id of each image in the annotation file.
+        dropped: number of annotations left out for their boxes (0 unless requested).
+        box_count: number of annotations, crowds included.
         root_class: category id and name of the others' supercategory, which is no class, if the file has one.
         orientation_is_assumed: an EXIF orientation was applied although nothing in the file proves that the boxes were
             drawn on the rotated image.
@@ -79,6 +84,9 @@ class DetectionDataset:
         self.folder = folder
         self.cache_bytes = cache_bytes
         self._annotations = annotations
+        self.classes, self.category_ids = annotations.classes, annotations.category_ids
+        self.image_ids: tuple[int, ...] = tuple(annotations.image_ids.tolist())
+        self.dropped, self.box_count = annotations.dropped, len(annotations.boxes)
         # By canvas, least recently used first, then by image.
         self._cache: dict[tuple[int, int], dict[int, tuple[NDArray[np.uint8], float]]] = {}
         self._cached_bytes = 0
@@ -90,34 +98,9 @@ class DetectionDataset:
         return len(self._annotations.image_ids)
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names, by ascending category id; labels index this."""
-        return self._annotations.classes
-
-    @property
-    def category_ids(self) -> tuple[int, ...]:
-        """COCO category id of each class."""
-        return self._annotations.category_ids
-
-    @property
-    def dropped(self) -> int:
-        """Number of annotations left out for their boxes (0 unless requested)."""
-        return self._annotations.dropped
-
-    @property
-    def box_count(self) -> int:
-        """Number of annotations, crowds included."""
-        return len(self._annotations.boxes)
-
-    @property
     def digest(self) -> str:
         """Digest of the annotated images and boxes, see :attr:`~smnas.data.annotations.AnnotationFile.digest`."""
         return self._annotations.digest
-
-    @cached_property
-    def image_ids(self) -> tuple[int, ...]:
-        """Id of each image in the annotation file."""
-        return tuple(int(image) for image in self._annotations.image_ids)
 
     def path(self, index: int) -> Path:
         """Return the path of an image file."""
@@ -297,6 +280,11 @@ class CocoFolder:
             size.
         cache_bytes: memory limit of each split's decoded pixels.
 
+    Attributes:
+        classes: class names, by ascending category id.
+        category_ids: COCO category id of each class.
+        dropped: number of annotations of both splits left out for their boxes.
+
     Raises:
         DataError: the folder, a file or an entry breaks a rule; the message names it.
     """
@@ -344,23 +332,10 @@ class CocoFolder:
             found = {split: (one.without_class(train.root), folder) for split, (one, folder) in found.items()}
         _require_names(found["train"][0])
         self._splits = {split: DetectionDataset(*pair, cache_bytes) for split, pair in found.items()}
+        self.classes, self.category_ids = self._splits["train"].classes, self._splits["train"].category_ids
+        self.dropped = sum(dataset.dropped for dataset in self._splits.values())
         for dataset in self._splits.values():
             dataset.root_class = self.root_class
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names, by ascending category id."""
-        return self._splits["train"].classes
-
-    @property
-    def dropped(self) -> int:
-        """Number of annotations of both splits left out for their boxes."""
-        return sum(split.dropped for split in self._splits.values())
-
-    @property
-    def category_ids(self) -> tuple[int, ...]:
-        """COCO category id of each class."""
-        return self._splits["train"].category_ids
 
     @property
     def notes(self) -> tuple[str, ...]:

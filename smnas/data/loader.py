@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -51,6 +51,7 @@ class EvalBatch:
     sizes: tuple[tuple[int, int], ...]
 
 
+@dataclass(eq=False)
 class TrainLoader:
     """Augmented batches in a random order that depends only on seed and epoch.
 
@@ -70,37 +71,26 @@ class TrainLoader:
         workers: threads that make batches ahead; 0 makes each batch on demand.
     """
 
-    def __init__(
-        self,
-        dataset: DetectionDataset,
-        width: int,
-        height: int,
-        batch_size: int,
-        seed: int,
-        *,
-        augmentation: Augmentation | None = None,
-        mosaic_epochs: int | None = None,
-        share: tuple[int, int] = (0, 1),
-        workers: int = 1,
-    ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"`batch_size >= 1` must hold, but got batch_size={batch_size}")
-        if seed < 0:
-            raise ValueError(f"`seed >= 0` must hold, but got seed={seed}")
-        if workers < 0:
-            raise ValueError(f"`workers >= 0` must hold, but got workers={workers}")
-        part, parts = share
-        if not 0 <= part < parts or batch_size % parts:
-            raise ValueError(f"`0 <= part < parts` and equal parts of batch_size={batch_size} must hold, got {share}")
-        self.dataset = dataset
-        self.width = width
-        self.height = height
-        self.batch_size = batch_size
-        self.seed = seed
-        self.augmentation = Augmentation() if augmentation is None else augmentation
-        self.mosaic_epochs = mosaic_epochs
-        self.share = share
-        self.workers = workers
+    dataset: DetectionDataset
+    width: int
+    height: int
+    batch_size: int
+    seed: int
+    _: KW_ONLY
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    mosaic_epochs: int | None = None
+    share: tuple[int, int] = (0, 1)
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("seed", 0), ("workers", 0)):
+            if (value := getattr(self, name)) < least:
+                raise ValueError(f"`{name} >= {least}` must hold, but got {name}={value}")
+        part, parts = self.share
+        if not 0 <= part < parts or self.batch_size % parts:
+            raise ValueError(
+                f"`0 <= part < parts` and equal parts of batch_size={self.batch_size} must hold, got {self.share}"
+            )
 
     def __len__(self) -> int:
         return max(1, len(self.dataset) // self.batch_size)

@@ -17,6 +17,7 @@ __all__ = ["generate_shapes"]
 _MANIFEST = "shapes.json"
 _VERSION = 3
 _JPEG_QUALITY = 92
+_Document = dict[str, list[dict[str, object]]]
 
 
 def generate_shapes(
@@ -59,6 +60,7 @@ def generate_shapes(
     }
     if _already_there(root, manifest):
         return root
+    categories: list[dict[str, object]] = [{"id": label, "name": name} for label, name in enumerate(CLASSES, start=1)]
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
@@ -67,10 +69,10 @@ def generate_shapes(
     try:
         done = 0
         for stream, (split, count) in enumerate((("train", train), ("val", val))):
-            document = _empty_document()
+            document: _Document = {"images": [], "annotations": [], "categories": categories}
             (partial / split).mkdir()
             for index in range(count):
-                _add_image(document, partial / split, index, (width, height), [seed, stream, index, 1])
+                _add_image(document, partial / split, (width, height), np.random.default_rng([seed, stream, index, 1]))
                 done += 1
                 if on_progress is not None:
                     on_progress(done, train + val)
@@ -104,35 +106,16 @@ def _already_there(root: Path, manifest: dict[str, object]) -> bool:
     return True
 
 
-def _empty_document() -> dict[str, list[dict[str, object]]]:
-    categories: list[dict[str, object]] = [{"id": label, "name": name} for label, name in enumerate(CLASSES, start=1)]
-    return {"images": [], "annotations": [], "categories": categories}
-
-
-def _add_image(
-    document: dict[str, list[dict[str, object]]],
-    folder: Path,
-    index: int,
-    size: tuple[int, int],
-    seed: list[int],
-) -> None:
-    rng = np.random.default_rng(seed)
+def _add_image(document: _Document, folder: Path, size: tuple[int, int], rng: np.random.Generator) -> None:
+    images, annotations = document["images"], document["annotations"]
     scene = draw_scene(*size, rng)
     pixels, boxes = render(scene, rng)
-    name = f"{index:06d}.jpg"
+    name = f"{len(images):06d}.jpg"
     Image.fromarray(pixels).save(folder / name, quality=_JPEG_QUALITY, subsampling=0)
-    document["images"].append({"id": index + 1, "file_name": name, "width": size[0], "height": size[1]})
+    images.append({"id": len(images) + 1, "file_name": name, "width": size[0], "height": size[1]})
     for shape, box in zip(scene.shapes, boxes, strict=True):
-        document["annotations"].append(
-            {
-                "id": len(document["annotations"]) + 1,
-                "image_id": index + 1,
-                "category_id": shape.label + 1,
-                "bbox": list(box),
-                "area": box[2] * box[3],
-                "iscrowd": 0,
-            }
-        )
+        owner = {"id": len(annotations) + 1, "image_id": len(images), "category_id": shape.label + 1}
+        annotations.append({**owner, "bbox": list(box), "area": box[2] * box[3], "iscrowd": 0})
 
 
 def _write_json(path: Path, document: object) -> None:

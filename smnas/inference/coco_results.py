@@ -42,8 +42,9 @@ class ListedImages:
         self._image_ids: dict[Path, int] = {}
         self.sizes: dict[Path, tuple[int, int]] = {}
         for path, index in _indices(listed, list(paths)).items():
-            self._image_ids[path] = listed.image_ids[index]
-            self.sizes[path] = listed.sizes[index]
+            self._image_ids[path] = int(listed.image_ids[index])
+            width, height = listed.sizes[index].tolist()
+            self.sizes[path] = width, height
 
     def results(self, images: Iterable[ImageResult]) -> list[dict[str, Any]]:
         """Return ``image_id``, ``category_id``, ``bbox`` (``xywh`` in pixels) and ``score`` per detection."""

@@ -154,8 +154,7 @@ class VideoReader(AbstractContextManager["VideoReader"]):
                 self._broke_off, packet = _reason(error), None
             if packet is None:
                 for frame in [] if self._broke_off is None else self._drained():
-                    shown.frame(frame)
-                    yield part, frame
+                    yield part, shown.frame(frame)
                 self._ended = True
                 self._lost += shown.lost
                 return
@@ -164,8 +163,7 @@ class VideoReader(AbstractContextManager["VideoReader"]):
                 last_dts = packet.dts
                 if back > _RESTART_FRAMES / self.rate:
                     for frame in self._drained():
-                        shown.frame(frame)
-                        yield part, frame
+                        yield part, shown.frame(frame)
                     self._lost += shown.lost
                     part, shown = part + 1, _Shown()
                     # where two recordings meet, packet numbers are not consecutive: nothing is damaged
@@ -183,8 +181,7 @@ class VideoReader(AbstractContextManager["VideoReader"]):
                     self._damaged.append(position)
                 continue
             for frame in frames:
-                shown.frame(frame)
-                yield part, frame
+                yield part, shown.frame(frame)
 
     def _drained(self) -> list[Any]:
         """Drain and reset the decoder, as the next part may have frames of another size."""
@@ -223,11 +220,12 @@ class _Shown:
             self._packets += 1
             self._waiting.add(packet.pts)
 
-    def frame(self, frame: Any) -> None:
-        """Count a frame."""
+    def frame(self, frame: Any) -> Any:
+        """Count a frame and return it."""
         self._frames += 1
         self._fields |= frame.interlaced_frame  # each of two packets may hold a half
         self._waiting.discard(frame.pts)
+        return frame
 
     @property
     def lost(self) -> int:

@@ -153,11 +153,11 @@ def render_page(template: str, drawn: Mapping[str, go.Figure], **values: object)
         breakable=_breakable,
         num=_number,
         count=_count,
-        interval=_interval,
-        measured=_measured,
+        interval=lambda low, high: "" if low is None or high is None else f"{low:.2f} to {high:.2f}",
+        measured=lambda fraction: "" if fraction is None else f", {fraction:.0%} of it measured",
         limits=band_limits,
-        percent=_percent,
-        spread=_spread,
+        percent=lambda value: _NOTHING if value is None else f"{100 * value:+.0f} %",
+        spread=lambda value: "" if (text := _number(value, 3)) == _NOTHING else f"\N{PLUS-MINUS SIGN}{text}",
     )
     return environment.get_template(template).render(
         **values,
@@ -197,22 +197,6 @@ def _breakable(name: str) -> Markup:
 
 def _number(value: float | None, digits: int) -> str:
     return _NOTHING if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
-
-
-def _spread(value: float | None) -> str:
-    return "" if value is None or not math.isfinite(value) else f"\N{PLUS-MINUS SIGN}{value:.3f}"
-
-
-def _interval(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f"{low:.2f} to {high:.2f}"
-
-
-def _measured(fraction: float | None) -> str:
-    return "" if fraction is None else f", {fraction:.0%} of it measured"
-
-
-def _percent(value: float | None) -> str:
-    return _NOTHING if value is None else f"{100 * value:+.0f} %"
 
 
 def _count(value: float | None) -> str:

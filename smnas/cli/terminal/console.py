@@ -85,11 +85,18 @@ class Output:
 
         Whatever a library prints meanwhile goes to standard error, so that ``--json`` stays one document.
         """
-        results = sys.stdout
+        results, log, notes = sys.stdout, logging.getLogger("smnas"), logging.Handler()
+        before = log.level
         with contextlib.redirect_stdout(sys.stderr):
             output = cls(results, sys.stderr, as_json=as_json, quiet=quiet)
-            with _noted(output):
+            notes.emit = lambda record: output.note(record.getMessage())  # type: ignore[method-assign]
+            log.setLevel(logging.INFO)
+            log.addHandler(notes)
+            try:
                 yield output
+            finally:
+                log.removeHandler(notes)
+                log.setLevel(before)
 
     def note(self, text: str) -> None:
         """Print a line on standard error, unless quiet."""
@@ -112,28 +119,6 @@ class Output:
         else:
             show(_console(self._results))
         self._results.flush()
-
-
-class _Notes(logging.Handler):
-    def __init__(self, output: Output) -> None:
-        super().__init__()
-        self._output = output
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._output.note(record.getMessage())
-
-
-@contextlib.contextmanager
-def _noted(output: Output) -> Iterator[None]:
-    log, notes = logging.getLogger("smnas"), _Notes(output)
-    before = log.level
-    log.setLevel(logging.INFO)
-    log.addHandler(notes)
-    try:
-        yield
-    finally:
-        log.removeHandler(notes)
-        log.setLevel(before)
 
 
 def show_table(console: Console, headings: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> None:
