@@ -154,7 +154,7 @@ def train(
     settings = recipe_of(recipe).with_(epochs=epochs, batch_size=batch_size, evaluate_every=evaluate_every)
     weights = pretrained_of(pretrained)
     start = None if weights is None else weights.seed(architecture.backbone)
-    norm_kind = one_of("--norm", NormKind, norm or (start.norm or "bn" if start else "gn-ws"))
+    norm_kind = one_of("--norm", NormKind, norm or (weights.norm if weights else "gn-ws"))
     stem_kind = one_of("--stem", StemKind, stem or (start.stem or "imagenet" if start else "deep"))
     with ExitStack() as stack:
         ranks, device = stack.enter_context(ranks_from_environment())

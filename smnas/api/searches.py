@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from smnas.latency.detector_latency import DetectorLatency
     from smnas.latency.elsewhere import DeviceElsewhere
     from smnas.latency.prediction import LatencyPredictor
+    from smnas.models.layers import NormKind
     from smnas.scoring.base import Scorer, ScoringProgress
     from smnas.scoring.by_name import AnyScorer
     from smnas.scoring.workers.processes import ScorerPool
@@ -309,6 +310,7 @@ def search(
         **method.settings(*trials),
         pretrained=None if start is None else start.source,
         pretrained_digest=None if start is None else start.digest,
+        norm=_norm(start, here=runner is not None),
         versions=_versions(target),
         generation=generation or (max(2, workers) if before is None else before.generation),
         training_threads=max(1, cpu_cores() // workers) if before is None else before.training_threads,
@@ -405,6 +407,13 @@ def _require_seeds(start: "Pretrained", space: "Space", method: "Method", scorer
         start.seed(spec)
 
 
+def _norm(start: "Pretrained | None", *, here: bool) -> "NormKind":
+    """That of the weights; but tables of a device elsewhere have blocks with GroupNorm, as those of ``gn`` are."""
+    if start is None:
+        return "gn-ws"
+    return start.norm if here or start.norm != "bn" else "gn"
+
+
 def _announce(settings: "SearchSettings", space: "Space", workers: int, target: "Target") -> None:
     from smnas.training.device import training_devices
 
@@ -485,6 +494,7 @@ def _pool(
         drop_bad_boxes=folder.drop_bad_boxes,
         drop_bad_images=folder.drop_bad_images,
         pretrained=pretrained,
+        norm=settings.norm,
     )
     if ray is not None:
         from smnas.scoring.workers.ray import RayWorkers
@@ -533,6 +543,7 @@ def _calibrated(
         timing=timing,
         rounds=rounds,
         level=settings.latency_confidence,
+        norm="bn" if settings.norm == "bn" else "gn-ws",
     )
     measured = calibration_set(space, settings.seed, detectors)
     _log.info("measuring %d whole detectors and their blocks, to calibrate predictions", len(measured))

@@ -33,6 +33,7 @@ from smnas.latency.prediction import (
     no_end_to_end,
 )
 from smnas.latency.workloads import end_to_end_workload, fresh_detector, inference_workloads
+from smnas.models.layers import NormKind
 from smnas.space.architecture import Architecture
 
 __all__ = ["DetectorLatency", "in_groups"]
@@ -44,8 +45,9 @@ class DetectorLatency:
     """Latencies of detectors on one device, backend and precision.
 
     Missing rows are added to ``table``; ``precision`` applies to weights and floating-point inputs, ``batch`` is in
-    images per run, ``seed`` draws the order of measurements, and ``level`` is the nominal coverage of the intervals.
-    ``rounds`` is the number of a measurement, see :class:`profiler.measuring.profile.ProfileSettings`.
+    images per run, ``seed`` draws the order of measurements, ``level`` is the nominal coverage of the intervals, and
+    ``norm`` is that of the detectors. ``rounds`` is the number of a measurement, see
+    :class:`profiler.measuring.profile.ProfileSettings`.
 
     Raises:
         UserError: the backend does not support this precision.
@@ -63,6 +65,7 @@ class DetectorLatency:
         level: float = 0.9,
         timing: TimingSettings | None = None,
         rounds: int = DEFAULT_ROUNDS,
+        norm: NormKind = "gn-ws",
         on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
         check_precision(backend, precision)
@@ -75,6 +78,7 @@ class DetectorLatency:
         self.table = table
         self.timing = timing
         self.rounds = rounds
+        self.norm: NormKind = norm
         self._level = level
         self._on_progress = on_progress
         self._rng = np.random.default_rng(seed)
@@ -163,7 +167,7 @@ class DetectorLatency:
         unsteady = self.unsteady()
         blocks: dict[str, Workload] = {}
         for one in architectures:
-            real = inference_workloads(fresh_detector(one, self.num_classes), self.batch)
+            real = inference_workloads(fresh_detector(one, self.num_classes, self.norm), self.batch)
             blocks |= {part.key: part for part in real if part.key in unsteady}
         networks = [self._detector(one) for one in replace(self.plain(), rows=unsteady).measured_detectors()]
         return self._profile(
@@ -183,7 +187,7 @@ class DetectorLatency:
             wanted.update((part.key, part) for part in parts)
             seen = {part.key for part in parts if (cold_key(part.key) if cold else part.key) in plain.rows}
             if lacking := {part.key for part in parts} - seen - unmeasured.keys():
-                real = inference_workloads(fresh_detector(architecture, self.num_classes), self.batch)
+                real = inference_workloads(fresh_detector(architecture, self.num_classes, self.norm), self.batch)
                 unmeasured.update((part.key, part) for part in real if part.key in lacking)
         value = plain.value(architectures) if unmeasured and valued and not cold else None
         return [unmeasured.get(key, part) for key, part in wanted.items()], value
@@ -218,13 +222,13 @@ class DetectorLatency:
     def plain(self) -> LatencyPredictor:
         """A predictor from the table as it is now, without a calibration."""
         model = LatencyModel(level=self._level)
-        return LatencyPredictor(self.table.current(self.target), self.num_classes, self.batch, model)
+        return LatencyPredictor(self.table.current(self.target), self.num_classes, self.batch, model, norm=self.norm)
 
     def _end_to_end_key(self, architecture: Architecture) -> str:
-        return end_to_end_key(architecture, self.num_classes, self.batch)
+        return end_to_end_key(architecture, self.num_classes, self.batch, self.norm)
 
     def _detector(self, architecture: Architecture) -> Workload:
-        return end_to_end_workload(fresh_detector(architecture, self.num_classes), self.batch)
+        return end_to_end_workload(fresh_detector(architecture, self.num_classes, self.norm), self.batch)
 
     def _profile(
         self,

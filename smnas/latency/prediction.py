@@ -25,6 +25,7 @@ from profiler.work import Work
 from profiler.workload import Workload
 from smnas.latency.workloads import detector_workloads, end_to_end_workload
 from smnas.models.build import build_detector, deployable
+from smnas.models.layers import NormKind
 from smnas.space.architecture import Architecture
 
 __all__ = [
@@ -59,6 +60,7 @@ class LatencyPredictor:
         batch: Images per run.
         model: Maps the sum of blocks to end-to-end latency; the default is the plain sum.
         interpolates: Blocks without a row are estimated from similar ones; intervals include the uncertainty.
+        norm: Of the detectors.
     """
 
     rows: Mapping[str, Row] = field(repr=False)
@@ -66,6 +68,7 @@ class LatencyPredictor:
     batch: int = 1
     model: LatencyModel = field(default_factory=LatencyModel)
     interpolates: bool = False
+    norm: NormKind = "gn-ws"
 
     def predict(self, architecture: Architecture) -> Latency:
         """End-to-end latency in milliseconds, with its interval; raises as :meth:`parts_sum`."""
@@ -116,7 +119,7 @@ class LatencyPredictor:
 
     def end_to_end_row(self, architecture: Architecture) -> Row | None:
         """The end-to-end row of a detector, measured or failed."""
-        return self.rows.get(end_to_end_key(architecture, self.num_classes, self.batch))
+        return self.rows.get(end_to_end_key(architecture, self.num_classes, self.batch, self.norm))
 
     def ended(self, architecture: Architecture) -> bool:
         """Whether a detector has its end-to-end row or can have none, as a block of it has failed."""
@@ -129,7 +132,7 @@ class LatencyPredictor:
             if row.kind == "whole" and row.status == "ok":
                 with suppress(UserError):
                     architecture = Architecture.parse(key.partition("|")[0])
-                    if end_to_end_key(architecture, self.num_classes, self.batch) == key:
+                    if end_to_end_key(architecture, self.num_classes, self.batch, self.norm) == key:
                         yield architecture
 
     def value(self, architectures: Sequence[Architecture]) -> dict[str, float]:
@@ -155,11 +158,11 @@ class LatencyPredictor:
 
     def keys(self, architecture: Architecture) -> tuple[str, ...]:
         """Keys of a detector's blocks in execution order."""
-        return _block_keys(architecture, self.num_classes, self.batch)
+        return _block_keys(architecture, self.num_classes, self.batch, self.norm)
 
     def parts(self, architecture: Architecture) -> tuple[Workload, ...]:
         """Blocks of a detector in execution order, without weights."""
-        return detector_workloads(architecture, self.num_classes, self.batch)
+        return detector_workloads(architecture, self.num_classes, self.batch, norm=self.norm)
 
     @cached_property
     def interpolation(self) -> Interpolation:
@@ -195,14 +198,15 @@ class LatencyPredictor:
 
 # inferring a detector's shapes takes far longer than adding up its rows; only the keys are kept
 @lru_cache(maxsize=1 << 17)
-def _block_keys(architecture: Architecture, num_classes: int, batch: int) -> tuple[str, ...]:
-    return tuple(part.key for part in detector_workloads(architecture, num_classes, batch))
+def _block_keys(architecture: Architecture, num_classes: int, batch: int, norm: NormKind) -> tuple[str, ...]:
+    return tuple(part.key for part in detector_workloads(architecture, num_classes, batch, norm=norm))
 
 
 @lru_cache(maxsize=1 << 12)
-def end_to_end_key(architecture: Architecture, num_classes: int, batch: int) -> str:
+def end_to_end_key(architecture: Architecture, num_classes: int, batch: int, norm: NormKind = "gn-ws") -> str:
     """Key of a detector's end-to-end row."""
-    return end_to_end_workload(deployable(build_detector(architecture, num_classes, device="meta")), batch).key
+    detector = build_detector(architecture, num_classes, norm=norm, device="meta")
+    return end_to_end_workload(deployable(detector), batch).key
 
 
 @dataclass(frozen=True)

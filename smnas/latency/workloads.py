@@ -46,11 +46,11 @@ def detector_workloads(
     return inference_workloads(deployable(build_detector(architecture, num_classes, norm=norm, device=device)), batch)
 
 
-def fresh_detector(architecture: Architecture, num_classes: int) -> Detector:
+def fresh_detector(architecture: Architecture, num_classes: int, norm: NormKind = "gn-ws") -> Detector:
     """A deployable detector on the CPU with the same random weights at every call; torch's generator is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_WEIGHTS_SEED)
-        return deployable(build_detector(architecture, num_classes))
+        return deployable(build_detector(architecture, num_classes, norm=norm))
 
 
 def end_to_end_workload(detector: Detector, batch: int = 1) -> Workload:

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from profiler.errors import UserError
 from smnas.models.detector import Detector, TwoStageDetector
-from smnas.models.layers import GroupNorm
+from smnas.models.layers import GroupNorm, NormKind
+from smnas.space.convolutions import StemKind
 from smnas.space.families.base import Backbone
 from smnas.space.families.resnet import ResNetSpec
 from smnas.space.families.super_blocks import SuperBlockSpec
@@ -62,8 +63,8 @@ class Seed:
     backbone: Mapping[str, Tensor]
     digest: str
     rest: Mapping[str, Tensor] | None = None
-    norm: str | None = None
-    stem: str | None = None
+    norm: NormKind | None = None
+    stem: StemKind | None = None
 
 
 @dataclass(frozen=True)

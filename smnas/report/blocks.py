@@ -5,6 +5,7 @@ from pathlib import Path
 from profiler.errors import UserError
 from profiler.table.latency_table import LatencyTable, Target
 from smnas.latency.workloads import detector_workloads
+from smnas.models.layers import NormKind
 from smnas.report.data import BlockLatency
 from smnas.report.run_folder import RunFolder
 from smnas.search.study.run_folder import RunFolder as RunFiles
@@ -15,12 +16,12 @@ __all__ = ["block_latencies", "blocks_of_run"]
 
 
 def block_latencies(
-    table: LatencyTable, target: Target, architecture: Architecture, classes: int
+    table: LatencyTable, target: Target, architecture: Architecture, classes: int, norm: NormKind = "gn-ws"
 ) -> tuple[BlockLatency, ...]:
     """Blocks of a detector with their measured latencies, as they run; :class:`UserError` if the table lacks one."""
     known = table.current(target)
     blocks = []
-    for part in detector_workloads(architecture, classes, target.batch):
+    for part in detector_workloads(architecture, classes, target.batch, norm=norm):
         row = known.get(part.key)
         if row is None or row.median_ms is None:
             raise UserError(
@@ -45,7 +46,10 @@ def blocks_of_run(run: RunFolder, architecture: str, table: Path | None = None) 
     settings = run.settings
     with LatencyTable(table or RunFiles(run.path).table, create=False) as rows:
         target = _target(settings, rows)
-        return block_latencies(rows, target, Architecture.parse(architecture), len(settings.data.classes))
+        classes = len(settings.data.classes)
+        return block_latencies(
+            rows, target, Architecture.parse(architecture), classes, "bn" if settings.norm == "bn" else "gn-ws"
+        )
 
 
 def _target(settings: SearchSettings, table: LatencyTable) -> Target:

@@ -9,6 +9,7 @@ import torch
 
 from profiler.errors import UserError
 from smnas.data.coco import CocoFolder
+from smnas.models.layers import NormKind
 from smnas.scoring.base import Scorer, ScorerFacts
 from smnas.scoring.entropy_scorer import ENTROPY_SCORERS
 from smnas.scoring.trained_ap import TrainedAP
@@ -75,7 +76,7 @@ class ScorerOnDevices:
         recipe: How to train.
         devices: Assigned to workers in turn, cyclically.
         drop_bad_boxes, drop_bad_images: See :class:`~smnas.data.coco.CocoFolder`.
-        pretrained: Weights that training starts from.
+        pretrained, norm: See :class:`~smnas.scoring.trained_ap.TrainedAP`.
     """
 
     scorer: AnyScorer
@@ -85,6 +86,7 @@ class ScorerOnDevices:
     drop_bad_boxes: bool = False
     drop_bad_images: bool = False
     pretrained: Pretrained | None = None
+    norm: NormKind = "gn-ws"
 
     @property
     def prepares(self) -> bool:
@@ -99,5 +101,5 @@ class ScorerOnDevices:
         folder = CocoFolder(self.data, drop_bad_boxes=self.drop_bad_boxes, drop_bad_images=self.drop_bad_images)
         device = self.devices[worker % len(self.devices)]
         if found is TrainedAP:
-            return TrainedAP(folder, self.recipe, device, pretrained=self.pretrained)
+            return TrainedAP(folder, self.recipe, device, norm=self.norm, pretrained=self.pretrained)
         return found(folder, self.recipe, device)

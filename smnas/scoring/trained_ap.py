@@ -45,8 +45,7 @@ class TrainedAP:
         data: Trained on its training split, evaluated on its validation split.
         recipe: How to train; :meth:`score` sets the epochs.
         device: Where to train.
-        norm: See :class:`~smnas.models.options.DetectorOptions`; by default that of ``pretrained``, or ``gn-ws``.
-        stem: See the same.
+        norm, stem: See :class:`~smnas.models.options.DetectorOptions`.
         pretrained: Weights that the backbone starts from; None trains from scratch.
         ranks: DDP ranks that train together; the first one evaluates and writes.
         on_epoch: Called after every epoch.
@@ -64,7 +63,7 @@ class TrainedAP:
         recipe: Recipe,
         device: torch.device | str = "cpu",
         *,
-        norm: NormKind | None = None,
+        norm: NormKind = "gn-ws",
         stem: StemKind = "deep",
         pretrained: Pretrained | None = None,
         ranks: Ranks = ALONE,
@@ -72,7 +71,7 @@ class TrainedAP:
     ) -> None:
         self.recipe = recipe
         self.device = torch.device(device)
-        self.norm: NormKind = norm or ("gn-ws" if pretrained is None else pretrained.norm)
+        self.norm: NormKind = norm
         self.stem: StemKind = stem
         self.pretrained = pretrained
         self.ranks = ranks
@@ -205,7 +204,7 @@ class TrainedAP:
             return ""
         start = self.pretrained.seed(detector.architecture.backbone)
         fraction = start_from(detector, start)
-        if self.norm != "bn" and start.norm in (None, "bn"):
+        if self.norm != "bn" and self.pretrained.norm == "bn":
             canvases = [letterbox(image, *detector.input_size)[0] for image in self._train.spread(_MATCHED)]
             match_statistics(detector.backbone, torch.from_numpy(np.stack(canvases)).permute(0, 3, 1, 2))
         return f"{start.name}, which gives {fraction:.0%} of the backbone's parameters"

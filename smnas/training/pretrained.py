@@ -41,12 +41,12 @@ class Pretrained:
     Attributes:
         source: ``imagenet`` or a file.
         digest: Of its content.
-        norm: Norm that a search trains with: a checkpoint's own GroupNorm; without standardized weights for others.
+        norm: That the weights were trained with.
     """
 
     source: str
     digest: str
-    norm: NormKind = "gn"
+    norm: NormKind = "bn"
 
     def seed(self, backbone: Backbone) -> Seed:
         """The network that ``backbone`` starts from.
@@ -76,7 +76,7 @@ def read_pretrained(source: str) -> Pretrained:
     if source == IMAGENET:
         return Pretrained(IMAGENET, _WEIGHTS)
     seed = _read(source)
-    return Pretrained(source, seed.digest, "gn-ws" if seed.norm == "gn-ws" else "gn")
+    return Pretrained(source, seed.digest, seed.norm or "bn")
 
 
 def _network(backbone: Backbone) -> str:

@@ -211,6 +211,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_all_detectors_of_a_search_start_from_the_same_weights(images: Path, weights: Path, tmp_path: Path) -> None:
+    from profiler.table.latency_table import LatencyTable
+    from smnas.latency.prediction import LatencyPredictor
+    from smnas.space.architecture import Architecture
     from smnas.training.checkpoint import load_checkpoint
 
     (tmp_path / "inverted.toml").write_text(INVERTED)
@@ -220,7 +223,11 @@ def test_all_detectors_of_a_search_start_from_the_same_weights(images: Path, wei
     infos = [load_checkpoint(path).info for path in (run.folder / "models").rglob("checkpoint.pt")]
     assert len({info.architecture for info in infos}) == 3
     (digest,) = {info.pretrained for info in infos}
-    assert {(info.norm, info.stem) for info in infos} == {("gn", "deep")}
+    assert {(info.norm, info.stem) for info in infos} == {("bn", "deep")}
+    with LatencyTable(run.folder / "latency.db", read_only=True) as table:
+        (target,) = table.targets()
+        exact = LatencyPredictor(table.current(target), len(infos[0].classes), norm="bn")
+        assert all(exact.parts_sum(Architecture.parse(info.architecture)).ms > 0 for info in infos)
     assert any(f"started from mobilenet.pth ({digest})" in note for note in run.ranking.notes)
     events: list[SearchEvent] = []
     moved = Path(shutil.copy(weights, tmp_path / "elsewhere.pth"))
@@ -229,7 +236,7 @@ def test_all_detectors_of_a_search_start_from_the_same_weights(images: Path, wei
     with pytest.raises(UserError, match=rf"pretrained_digest = '{digest}' in .*, but got None"):
         _search(run.folder, images, **options)
     with pytest.raises(
-        UserError, match=r"same data, recipe, epochs, scorer, pretrained_digest, but .* pretrained_digest"
+        UserError, match=r"same data, recipe, epochs, scorer, pretrained_digest, norm, but .* pretrained_digest"
     ):
         _search(tmp_path / "scratch", images, warm_start=run.folder, **options)
     again = _search(tmp_path / "again", images, pretrained=run.folder, **{**options, "trials": (1, 0), "workers": 1})

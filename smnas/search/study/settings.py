@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -112,6 +112,7 @@ class SearchSettings(_Strict):
         default=None, description="what training starts from: `imagenet`, or a file where it was last found"
     )
     pretrained_digest: str | None = Field(default=None, description="of its content")
+    norm: Literal["gn-ws", "gn", "bn"] = Field(default="gn-ws", description="norm of the detectors")
     seed: int = Field(default=0, ge=0)
     latency_ms: float | None = Field(default=None, gt=0, description="latency limit of the recommended detector")
     latency_tolerance: float = Field(

@@ -14,7 +14,7 @@ from smnas.space.preset import Space
 __all__ = ["copy_training", "warm_candidates"]
 
 # AP compares where these and the data set are equal. The device may differ: latency is predicted again.
-_ALIKE = ("recipe", "epochs", "scorer", "pretrained_digest")
+_ALIKE = ("recipe", "epochs", "scorer", "pretrained_digest", "norm")
 
 
 def warm_candidates(settings: SearchSettings, space: Space) -> tuple[tuple[Candidate, Path], ...]:
