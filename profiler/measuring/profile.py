@@ -21,19 +21,19 @@ from profiler.timing.conditions import read_versions
 from profiler.timing.measurement import TimingSettings
 from profiler.workload import Workload, random_inputs
 
-__all__ = ["Caches", "ProfileReport", "ProfileSettings", "Progress", "measurement_target", "profile_workloads"]
+__all__ = ["Caches", "ProfileReport", "ProfileSettings", "Progress", "keep", "measurement_target", "profile_workloads"]
 
 _GROUP = 16
 """Blocks prepared together; whole networks are prepared singly, as several may not fit in memory."""
 
-_WINDOW = 256_000_000
-"""Numbers in inputs, outputs and weights of the workloads whose sessions are open at once: 1 GB in fp32."""
-_APART_S = 20.0
-"""Time from one round of a workload to the next, filled by others: six rounds then span longer than a burst of 60 s."""
-_LEAST_APART = 0.25
+_WINDOW = 500_000_000
+"""Numbers in inputs, outputs and weights of the workloads whose sessions are open at once: 2 GB in fp32."""
+_APART_S = 60.0
+"""Time from one round of a workload to the next, filled by others: six rounds then span several bursts of a minute."""
+_LEAST_APART = 0.5
 """Where there are no others left, a pass over the unsettled ones takes at least this fraction of the time limit of one
-measurement (0.5 s by default): a pause costs nothing but time, and a lone workload's rounds outlast bursts of a second.
-Nothing helps a lone workload against longer ones; the spread of its rounds shows those that begin or end inside."""
+measurement (1 s by default): a lone workload's rounds escape bursts of a tenth of a second, and most of a second. They
+do not escape longer ones; the spread of rounds shows those that begin or end between them."""
 
 Caches = Literal["hot", "cold"]
 
@@ -124,6 +124,8 @@ def profile_workloads(
     backend: Backend,
     *,
     networks: Sequence[Workload] = (),
+    waiting: list[Visits] | None = None,
+    more: bool = False,
     rng: np.random.Generator,
     settings: ProfileSettings | None = None,
     value: Mapping[str, float] | None = None,
@@ -141,6 +143,9 @@ def profile_workloads(
         table: filled in.
         backend: with its device.
         networks: whole networks, measured between the blocks.
+        waiting: workloads of earlier calls whose rounds continue in this one.
+        more: further calls follow with the same ``waiting``, where workloads with rounds to come then stay, unless the
+            time is up.
         rng: draws the order.
         settings: the defaults if ``None``.
         value: of knowing each workload's latency, by key; 0 where absent.
@@ -158,43 +163,51 @@ def profile_workloads(
         workloads, networks = ([as_cold(workload) for workload in some] for some in (workloads, networks))
         value = {cold_key(key): amount for key, amount in (value or {}).items()}
     target = measurement_target(backend, precision=settings.precision, batch=settings.batch)
-    known = table.current(target)
-    plan = plan_profile([*workloads, *networks], known, rng=rng, value=value, refresh=settings.refresh)
+    waiting = [] if waiting is None else waiting
+    begun = {visits.workload.key for visits in waiting}
+    new = [workload for workload in (*workloads, *networks) if workload.key not in begun]
+    plan = plan_profile(new, table.current(target), rng=rng, value=value, refresh=settings.refresh)
     rows: list[Row] = []
-    waiting: list[Visits] = []
 
     def in_time() -> bool:
         return settings.time_limit_s is None or time.monotonic() - start < settings.time_limit_s
 
     def report_progress(name: str = "") -> None:
         if on_progress is not None:
-            partly = sum(visits.done for visits in waiting)
-            on_progress(progress_of(plan, rows, time.monotonic() - start, partly, name))
+            own = [row for row in rows if row.key not in begun]
+            partly = sum(visits.done for visits in waiting if visits.workload.key not in begun)
+            on_progress(progress_of(plan, own, time.monotonic() - start, partly, name))
 
     report_progress()
-    if not plan.schedule:
+    if not plan.schedule and (more or not waiting):
         return report_of(plan, rows, None, time.monotonic() - start)
     terms = _terms(target, settings, backend)
     drift: DriftWatch | None = None
     if settings.reference_every:
         every = settings.reference_every * settings.rounds
         drift = DriftWatch(reference or reference_workload(), backend, settings.precision, settings.timing, every)
-    interrupted = True
     try:
         network_keys = {workload.key for workload in networks}
-        for visits in _rounds(plan, network_keys, backend, settings, terms, drift, rng, in_time, waiting):
+        for visits in _rounds(plan, network_keys, backend, settings, terms, drift, rng, in_time, waiting, more):
             if visits.settled:
                 waiting.remove(visits)
                 rows.append(table.add(visits.row()))
             report_progress(visits.workload.name)
-        interrupted = False
-    finally:
-        for visits in [one for one in waiting if one.agree or (one.done and not interrupted)]:
-            waiting.remove(visits)
-            rows.append(table.add(visits.row()))
+    except BaseException:
+        keep(table, waiting, agreeing=True)
+        raise
+    if not more or not in_time():
+        rows += keep(table, waiting)
     if drift is not None:
         drift.finish()
-    return report_of(plan, rows, drift.largest if drift is not None else None, time.monotonic() - start)
+    return report_of(plan, rows, drift.largest if drift is not None else None, time.monotonic() - start, waiting)
+
+
+def keep(table: LatencyTable, waiting: list[Visits], *, agreeing: bool = False) -> list[Row]:
+    """Add workloads with the rounds that they have, only those whose rounds agree if ``agreeing``, and forget all."""
+    rows = [table.add(visits.row()) for visits in waiting if (visits.agree if agreeing else visits.done)]
+    waiting.clear()
+    return rows
 
 
 def _rounds(
@@ -207,6 +220,7 @@ def _rounds(
     rng: np.random.Generator,
     in_time: Callable[[], bool],
     waiting: list[Visits],
+    more: bool,
 ) -> Iterator[Visits]:
     """Measure the scheduled workloads round by round, and yield each after every round.
 
@@ -238,7 +252,7 @@ def _rounds(
         yield from one_round([one for one in waiting if time.perf_counter() - one.measured_at >= _APART_S])
         while in_time() and sum(visits.elements for visits in waiting) > _WINDOW:
             yield from one_pass()
-    while waiting and in_time():
+    while waiting and not more and in_time():
         yield from one_pass()
 
 
@@ -266,9 +280,11 @@ def progress_of(plan: Plan, rows: Sequence[Row], elapsed_s: float, partly: float
     )
 
 
-def report_of(plan: Plan, rows: Sequence[Row], drift: float | None, seconds: float) -> ProfileReport:
-    """Return the report of a run that measured some rows of a plan."""
-    measured = {row.key for row in rows}
+def report_of(
+    plan: Plan, rows: Sequence[Row], drift: float | None, seconds: float, waiting: Sequence[Visits] = ()
+) -> ProfileReport:
+    """Return the report of a run that measured some rows of a plan, while others still wait for rounds."""
+    measured = {row.key for row in rows} | {visits.workload.key for visits in waiting}
     return ProfileReport(
         measured=len(rows),
         cached=plan.cached,

@@ -11,11 +11,13 @@ import numpy as np
 
 from profiler.backends.base import Backend, check_precision
 from profiler.errors import UserError
+from profiler.measuring.measured_row import Visits
 from profiler.measuring.profile import (
     Caches,
     ProfileReport,
     ProfileSettings,
     Progress,
+    keep,
     measurement_target,
     profile_workloads,
 )
@@ -83,6 +85,7 @@ class DetectorLatency:
         self._on_progress = on_progress
         self._rng = np.random.default_rng(seed)
         self._predictor: LatencyPredictor | None = None
+        self._waiting: list[Visits] = []
 
     @property
     def target(self) -> Target:
@@ -117,6 +120,7 @@ class DetectorLatency:
         self,
         architectures: Sequence[Architecture],
         *,
+        more: bool = False,
         budget_s: float | None = None,
         caches: Caches = "hot",
         on_progress: Callable[[Progress], None] | None = None,
@@ -127,12 +131,19 @@ class DetectorLatency:
 
         Args:
             architectures: Detectors whose blocks are measured.
+            more: Further calls follow, over which the rounds are spread; then blocks may have to wait for theirs.
             budget_s: Start no measurement after this time; the report lists the rest.
             caches: ``cold`` flushes the caches before each run and writes separate rows, which no prediction reads.
             on_progress: Replaces that of this object while measuring.
         """
         workloads, value = self._missing_blocks(architectures, budget_s is not None, caches)
-        return self._profile(workloads, value=value, budget_s=budget_s, caches=caches, on_progress=on_progress)
+        return self._profile(
+            workloads, more=more, value=value, budget_s=budget_s, caches=caches, on_progress=on_progress
+        )
+
+    def keep_agreeing(self) -> None:
+        """Store the blocks that wait for further rounds, if those that they have agree; the others are forgotten."""
+        keep(self.table, self._waiting, agreeing=True)
 
     def measure_detectors(
         self,
@@ -180,12 +191,13 @@ class DetectorLatency:
         """The blocks of these detectors, missing ones with weights, and where ``valued`` what knowing each is worth."""
         cold = caches == "cold"
         plain = self.plain()
+        known = plain.rows.keys() | {visits.workload.key for visits in self._waiting}
         unmeasured: dict[str, Workload] = {}
         wanted: dict[str, Workload] = {}
         for architecture in architectures:
             parts = plain.parts(architecture)
             wanted.update((part.key, part) for part in parts)
-            seen = {part.key for part in parts if (cold_key(part.key) if cold else part.key) in plain.rows}
+            seen = {part.key for part in parts if (cold_key(part.key) if cold else part.key) in known}
             if lacking := {part.key for part in parts} - seen - unmeasured.keys():
                 real = inference_workloads(fresh_detector(architecture, self.num_classes, self.norm), self.batch)
                 unmeasured.update((part.key, part) for part in real if part.key in lacking)
@@ -235,6 +247,7 @@ class DetectorLatency:
         workloads: Sequence[Workload],
         networks: Sequence[Workload] = (),
         *,
+        more: bool = False,
         refresh: tuple[Trouble, ...] = (),
         value: Mapping[str, float] | None = None,
         budget_s: float | None = None,
@@ -246,6 +259,8 @@ class DetectorLatency:
             self.table,
             self.backend,
             networks=networks,
+            waiting=self._waiting,
+            more=more,
             rng=self._rng,
             settings=ProfileSettings(
                 precision=self.precision,

@@ -47,7 +47,7 @@ __all__ = [
 OnProgress = Callable[[float, float, str], None]
 """Called with the number done, the total, and the current one."""
 
-_AT_ONCE = 64  # detectors whose missing blocks are in memory together, their rounds interleaved
+_AT_ONCE = 16  # detectors whose missing blocks are built together; their rounds are spread over the groups that follow
 _CALIBRATION_WHOLES = 8
 _CALIBRATION_AT_MOST = 40
 _EXPLAINED = 3
@@ -115,18 +115,29 @@ def measure(
     """
     reports: list[ProfileReport] = []
     count, began = len(architectures), time.monotonic()
-    starts = range(0, count, _AT_ONCE)
-    for start in starts:
-        remaining_s = None if budget_s is None else budget_s - (time.monotonic() - began)
-        if remaining_s is not None and remaining_s <= 0:
-            break
-        group = architectures[start : start + _AT_ONCE]
 
-        def inside(state: "Progress", start: int = start, size: int = len(group)) -> None:
-            on_progress(start + state.fraction * size, count, state.name)
+    def remaining_s() -> float | None:
+        return None if budget_s is None else max(0.0, budget_s - (time.monotonic() - began))
+
+    def measure_group(group: Sequence[Architecture], start: int, *, more: bool) -> None:
+
+        def inside(state: "Progress") -> None:
+            on_progress(start + state.fraction * len(group), count, state.name)
 
         on_progress(start, count, "reading shapes")
-        reports.append(latency.measure_blocks(group, budget_s=remaining_s, caches=caches, on_progress=inside))
+        left_s = remaining_s()
+        reports.append(latency.measure_blocks(group, more=more, budget_s=left_s, caches=caches, on_progress=inside))
+
+    reached = 0
+    try:
+        while reached < count and remaining_s() != 0:
+            group = architectures[reached : reached + _AT_ONCE]
+            measure_group(group, reached, more=reached + len(group) < count)
+            reached += len(group)
+        measure_group((), reached, more=False)  # where the time is up
+    except BaseException:
+        latency.keep_agreeing()
+        raise
     return Measured(
         sum(report.measured for report in reports),
         sum(report.cached for report in reports),
@@ -136,7 +147,7 @@ def measure(
         max((report.drift for report in reports if report.drift is not None), key=abs, default=None),
         {
             "blocks": sum(len(report.left) for report in reports),
-            "detectors": max(0, count - _AT_ONCE * len(reports)),
+            "detectors": count - reached,
         },
     )
 

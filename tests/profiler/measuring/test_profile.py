@@ -127,7 +127,8 @@ def table(tmp_path: Path) -> Any:
 def profile(
     workloads: Sequence[Workload], table: LatencyTable, backend: PretendBackend, seed: int = 0, **options: Any
 ) -> ProfileReport:
-    others = {name: options.pop(name) for name in ("value", "reference", "on_progress") if name in options}
+    names = ("value", "reference", "on_progress", "waiting", "more")
+    others = {name: options.pop(name) for name in names if name in options}
     settings = ProfileSettings(**{"rounds": 1, **options})
     return profile_workloads(workloads, table, backend, rng=np.random.default_rng(seed), settings=settings, **others)
 
@@ -588,11 +589,11 @@ def test_an_interrupt_keeps_the_workloads_whose_rounds_agree(table: LatencyTable
 
 @pytest.fixture
 def pretended_time(backend: PretendBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The host's clock is the backend's; preparing takes half a second."""
+    """The host's clock is the backend's; preparing takes five seconds."""
     prepare = PretendBackend.prepare
 
     def slow(self: PretendBackend, *arguments: Any) -> PretendSession:
-        self.now += 500_000_000
+        self.now += 5_000_000_000
         return prepare(self, *arguments)
 
     def sleep(seconds: float) -> None:
@@ -613,12 +614,38 @@ def test_in_a_long_run_rounds_lie_apart_in_a_short_one_there_are_pauses(
     def gaps(name: str) -> list[float]:
         return np.diff([moment for one, moment in zip(names, moments, strict=True) if one == name]).tolist()
 
-    profile([workload(n) for n in range(1, 301)], table, backend, rounds=6, reference_every=0)
+    profile([workload(n) for n in range(1, 101)], table, backend, rounds=6, reference_every=0)
     early = [gaps(name) for name in names[:20]]
-    assert all(len(of_one) == 5 and min(of_one) >= 20 for of_one in early)
+    assert all(len(of_one) == 5 and min(of_one) >= 60 for of_one in early)
     profile([workload(400)], table, backend, rounds=6, reference_every=0)
     assert len(gaps("block 400")) == 5
-    assert min(gaps("block 400")) >= 0.5
+    assert min(gaps("block 400")) >= 1.0
+
+
+@pytest.mark.usefixtures("pretended_time")
+def test_rounds_are_spread_over_calls_that_follow(table: LatencyTable, backend: PretendBackend) -> None:
+    first, second = [workload(n) for n in range(1, 21)], [workload(n) for n in range(11, 61)]
+    waiting: list[Visits] = []
+    events: list[Progress] = []
+    run = partial(profile, table=table, backend=backend, rounds=4, reference_every=0, waiting=waiting)
+    report = run(first, more=True, on_progress=events.append)
+    assert (report.measured, report.left, len(waiting), table.count()) == (0, (), 20, 0)
+    assert events[-1].fraction == 0.25
+    report = run(second, on_progress=events.append)
+    assert (report.measured, report.left, waiting) == (60, (), [])
+    assert events[-1].fraction == 1.0
+    assert {(row.median_ms, len(row.rounds_ms)) for row in table.rows()} == {(float(n), 4) for n in range(1, 61)}
+
+
+@pytest.mark.parametrize("time_limit_s", [0.0, None])
+def test_what_waits_is_kept_when_the_time_is_up(
+    table: LatencyTable, backend: PretendBackend, time_limit_s: float | None
+) -> None:
+    waiting: list[Visits] = []
+    profile([workload(n) for n in (1, 2)], table, backend, rounds=4, waiting=waiting, more=True)
+    report = profile([], table, backend, rounds=4, waiting=waiting, time_limit_s=time_limit_s)
+    assert (report.measured, waiting) == (2, [])
+    assert {len(row.rounds_ms) for row in table.rows()} == {1 if time_limit_s == 0 else 4}
 
 
 def test_what_is_open_at_once_is_bounded(

@@ -96,6 +96,16 @@ def test_rounds_find_the_latency_among_bursts_where_one_burst_of_samples_does_no
     assert one_burst < 0.9 * runs, "the interference would be harmless"
 
 
+def test_rounds_of_a_lone_workload_escape_short_bursts_only() -> None:
+    found = {}
+    for burst_s in (0.1, 60.0):
+        rng = np.random.default_rng(3)
+        measured = [Machine(rng, burst_s, 0.5, lambda: 1.5).measure_in_rounds(0.005, apart_s=1.0) for _ in range(300)]
+        found[burst_s] = sum(close(one, 0.005) for one in measured) / 300
+    assert found[0.1] >= 0.95
+    assert found[60.0] == pytest.approx(0.5, abs=0.1), "inside a burst or outside, as one burst of samples"
+
+
 @pytest.mark.parametrize("noise", [0.002, 0.01, 0.03])
 def test_on_a_quiet_machine_rounds_cost_no_more_and_their_intervals_hold(noise: float) -> None:
     rng = np.random.default_rng(7)
