@@ -86,6 +86,12 @@ class Visits:
         return min(1.0, len(self._rounds) / self._terms.rounds)
 
     @property
+    def left_s(self) -> float:
+        """Seconds that the rounds to come will take, by those so far; repeated ones do not count."""
+        took_s: float = sum(figures["wall_s"] for figures in self._figures) / max(1, len(self._figures))
+        return took_s * max(0, self._terms.rounds - len(self._rounds))
+
+    @property
     def elements(self) -> int:
         """Numbers that are in memory until the last round, without feature maps inside."""
         if self._work is not None:

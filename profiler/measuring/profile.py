@@ -1,5 +1,6 @@
 """Fill a latency table: measure what it lacks; a failing workload does not stop the others."""
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -169,8 +170,8 @@ def profile_workloads(
     plan = plan_profile(new, table.current(target), rng=rng, value=value, refresh=settings.refresh)
     rows: list[Row] = []
 
-    def in_time() -> bool:
-        return settings.time_limit_s is None or time.monotonic() - start < settings.time_limit_s
+    def in_time(reserved_s: float = 0.0) -> bool:
+        return settings.time_limit_s is None or time.monotonic() - start + reserved_s < settings.time_limit_s
 
     def report_progress(name: str = "") -> None:
         if on_progress is not None:
@@ -218,7 +219,7 @@ def _rounds(
     terms: Terms,
     drift: DriftWatch | None,
     rng: np.random.Generator,
-    in_time: Callable[[], bool],
+    in_time: Callable[[float], bool],
     waiting: list[Visits],
     more: bool,
 ) -> Iterator[Visits]:
@@ -226,12 +227,14 @@ def _rounds(
 
     ``waiting`` holds those that have begun; the caller takes out the settled ones. Rounds of different workloads
     interleave, in random order, while further ones are prepared: a workload's rounds are spread over the whole run.
+    Within a time limit, no workload begins in the time that the rounds of those that have begun will take.
     """
     least_apart_s = _LEAST_APART * settings.timing.time_limit_s
+    apart_s = min(_APART_S, (settings.time_limit_s or math.inf) / (2 * settings.rounds))
 
     def one_round(of: Sequence[Visits]) -> Iterator[Visits]:
         for index in rng.permutation(len(of)).tolist():
-            if not in_time():
+            if not in_time(0.0):
                 return
             of[index].measure(drift)
             yield of[index]
@@ -241,18 +244,18 @@ def _rounds(
     def one_pass() -> Iterator[Visits]:
         began = time.perf_counter()
         yield from one_round(tuple(waiting))
-        if waiting and in_time():
+        if waiting and in_time(0.0):
             time.sleep(max(0.0, began + least_apart_s - time.perf_counter()))
 
     for workload, open_session in _prepared(plan.schedule, networks, backend, settings.precision, in_time):
-        if not in_time():
+        if not in_time(sum(visits.left_s for visits in waiting)):
             break
         waiting.append(Visits(workload, "whole" if workload.key in networks else "part", open_session, terms))
         yield from one_round(waiting[-1:])
-        yield from one_round([one for one in waiting if time.perf_counter() - one.measured_at >= _APART_S])
-        while in_time() and sum(visits.elements for visits in waiting) > _WINDOW:
+        yield from one_round([one for one in waiting if time.perf_counter() - one.measured_at >= apart_s])
+        while in_time(0.0) and sum(visits.elements for visits in waiting) > _WINDOW:
             yield from one_pass()
-    while waiting and not more and in_time():
+    while waiting and not more and in_time(0.0):
         yield from one_pass()
 
 
@@ -310,11 +313,11 @@ def _prepared(
     networks: Collection[str],
     backend: Backend,
     precision: str,
-    in_time: Callable[[], bool],
+    in_time: Callable[[float], bool],
 ) -> Iterator[tuple[Workload, Callable[[], Session]]]:
     """Yield each workload with a function that returns its session or raises the reason for having none."""
     for group in _groups(workloads, networks):
-        if not in_time():
+        if not in_time(0.0):
             return
         items: list[tuple[nn.Module, tuple[Tensor, ...]]] = []
         refused: dict[int, Callable[[], Session]] = {}

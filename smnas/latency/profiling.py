@@ -130,11 +130,11 @@ def measure(
 
     reached = 0
     try:
-        while reached < count and remaining_s() != 0:
+        while reached < count and remaining_s() != 0 and not (reports and reports[-1].left):
             group = architectures[reached : reached + _AT_ONCE]
             measure_group(group, reached, more=reached + len(group) < count)
             reached += len(group)
-        measure_group((), reached, more=False)  # where the time is up
+        measure_group((), reached, more=False)  # the last rounds, where the time is up
     except BaseException:
         latency.keep_agreeing()
         raise
