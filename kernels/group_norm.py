@@ -131,7 +131,7 @@ def _differentiate(
     from kernels.triton import group_norm
 
     with on_device_of(x):
-        return group_norm.backward(upstream, x, y, weight, bias, mean, rstd, relu, residual)
+        return group_norm.backward((upstream, x, y, weight, bias, mean, rstd), relu, residual)
 
 
 _backward = torch.library.custom_op("smnas::group_norm_relu_backward", _differentiate, mutates_args=())

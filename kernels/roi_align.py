@@ -261,10 +261,13 @@ def _inference_op(
     return _pool(features, boxes, strides, output_size, canonical_size)
 
 
-@_inference_op.register_fake
-def _(features: list[Tensor], boxes: Tensor, strides: list[int], output_size: int, canonical_size: float) -> Tensor:
-    rows = boxes.shape[0] * boxes.shape[1]
-    return features[0].new_empty((rows, features[0].shape[1], output_size, output_size))
+def _empty_pooled(
+    features: list[Tensor], boxes: Tensor, strides: list[int], output_size: int, canonical_size: float
+) -> Tensor:
+    return features[0].new_empty((boxes.shape[0] * boxes.shape[1], features[0].shape[1], output_size, output_size))
+
+
+_inference_op.register_fake(_empty_pooled)
 
 
 def _channels_last(features: Sequence[Tensor]) -> bool:
@@ -277,20 +280,19 @@ def _channels_last(features: Sequence[Tensor]) -> bool:
 def _pyramid(
     features: list[Tensor], boxes: Tensor, strides: list[int], output_size: int, canonical_size: float
 ) -> Tensor:
-    last = _channels_last(features)
-    shape = (boxes.shape[0] * boxes.shape[1], features[0].shape[1], output_size, output_size)
-    if 0 in shape:
-        return features[0].new_empty(shape)
+    pooled = _empty_pooled(features, boxes, strides, output_size, canonical_size)
+    if pooled.numel() == 0:
+        return pooled
     from kernels.triton import roi_align
 
+    last = _channels_last(features)
     maps = features if last else [feature.contiguous() for feature in features]
     with on_device_of(boxes):
-        return roi_align.forward(maps, boxes, strides, output_size, SAMPLES, canonical_size, channels_last=last)
+        roi_align.forward(pooled, maps, boxes, strides, SAMPLES, canonical_size, channels_last=last)
+    return pooled
 
 
-@_pyramid.register_fake
-def _(features: list[Tensor], boxes: Tensor, strides: list[int], output_size: int, canonical_size: float) -> Tensor:
-    return features[0].new_empty((boxes.shape[0] * boxes.shape[1], features[0].shape[1], output_size, output_size))
+_pyramid.register_fake(_empty_pooled)
 
 
 @torch.library.custom_op("smnas::pyramid_roi_align_backward", mutates_args=())
@@ -310,9 +312,8 @@ def _pyramid_backward(
     from kernels.triton import roi_align
 
     with on_device_of(boxes):
-        return roi_align.backward(
-            *(upstream, boxes, heights, widths, strides, SAMPLES, canonical_size), channels_last=channels_last
-        )
+        roi_align.backward(gradients, upstream, boxes, strides, SAMPLES, canonical_size, channels_last=channels_last)
+    return gradients
 
 
 @_pyramid_backward.register_fake

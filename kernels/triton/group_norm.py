@@ -18,12 +18,16 @@ from torch import Tensor
 
 from kernels.dispatch import interpreted
 
-__all__ = ["Launch", "backward", "forward", "launch"]
+__all__ = ["Backward", "Launch", "backward", "forward", "launch"]
 
 _WHOLE = 8192  # largest padded group, in elements, that one program holds: 32 per thread in eight warps
 _TILE = 4096
 _INTERPRETED = 1 << 20  # the interpreter needs a millisecond per program, however much it computes
 _GATHER = 1024
+
+
+Backward = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor]
+"""Gradient of the output, input, output if needed, weight, bias, and mean and reciprocal deviation of every group."""
 
 
 @dataclass(frozen=True)
@@ -102,17 +106,7 @@ def forward(
     return y, mean, rstd
 
 
-def backward(
-    upstream: Tensor,
-    x: Tensor,
-    y: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    relu: bool,
-    residual: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def backward(inputs: Backward, relu: bool, residual: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of :func:`forward`.
 
     ``upstream`` has the layout of ``x``; ``y`` is the output if there were ReLU and a residual (without one ``x`` shows
@@ -122,6 +116,7 @@ def backward(
         Gradient of ``x``, that of the residual (empty without one), and ``(2, B, C)`` float32, every image's
         contribution to the gradients of bias and weight.
     """
+    upstream, x, y, weight, bias, mean, rstd = inputs
     batch, channels, cells, last = _geometry(x)
     groups = mean.shape[1]
     plan = launch(batch, channels, groups, cells, channels_last=last)
@@ -130,11 +125,11 @@ def backward(
     gradients = gradient, added if residual else gradient
     sums = x.new_empty((2, batch, channels), dtype=torch.float32)
     shape = groups, channels // groups, cells
-    inputs = upstream, x, x if y is None else y, weight, bias, mean, rstd
+    read = upstream, x, x if y is None else y, weight, bias, mean, rstd
     what = {"LAST": last, "RELU": relu, "SAVED": y is not None}
     if plan.whole:
         _backward_whole[(triton.cdiv(batch * groups, plan.rows),)](
-            inputs, gradients, sums, shape, batch * groups, **what, RESIDUAL=residual, **_whole(plan, shape)
+            read, gradients, sums, shape, batch * groups, **what, RESIDUAL=residual, **_whole(plan, shape)
         )
         return gradient, added, sums
     chunks = triton.cdiv(cells, plan.cells)
@@ -142,12 +137,12 @@ def backward(
     partial = x.new_empty((2, batch, chunks, channels), dtype=torch.float32)
     shares = x.new_empty((2, batch, groups), dtype=torch.float32)
     tile = {"CHANNELS": plan.channels, "CELLS": plan.cells, "num_warps": plan.warps}
-    _tile_sums[tiles](inputs, partial, shape, chunks, **what, **tile)
+    _tile_sums[tiles](read, partial, shape, chunks, **what, **tile)
     block = triton.next_power_of_2(shape[1])
     _group_sums[(batch * groups,)](
         (partial, weight), (sums, shares), shape, batch, chunks, CHANNELS=block, CHUNKS=max(1, _GATHER // block)
     )
-    _input_gradient[tiles](inputs, shares, gradients, shape, **what, RESIDUAL=residual, **tile)
+    _input_gradient[tiles](read, shares, gradients, shape, **what, RESIDUAL=residual, **tile)
     return gradient, added, sums
 
 

@@ -61,28 +61,24 @@ def level_thresholds(levels: int, finest_stride: int) -> tuple[float, ...]:
 
 
 def forward(
+    pooled: Tensor,
     features: Sequence[Tensor],
     boxes: Tensor,
     strides: Sequence[int],
-    output_size: int,
     samples: int,
     canonical_size: float,
     *,
     channels_last: bool,
-) -> Tensor:
-    """Equals :func:`kernels.roi_align.multi_level_roi_align_reference`, contiguous, in the feature maps' dtype.
+) -> None:
+    """Fill ``pooled``, contiguous, as :func:`kernels.roi_align.multi_level_roi_align_reference` does.
 
     No feature map is empty, and all are contiguous or all channels-last. Boxes are float32, at least one; ``samples``
     are per bin and axis.
     """
-    batch, count = boxes.shape[:2]
-    channels = features[0].shape[1]
+    count, (rows, channels, output_size) = boxes.shape[1], pooled.shape[:3]
     plan = launch(channels)
-    pooled = features[0].new_empty((batch * count, channels, output_size, output_size))
-    _forward[(batch * count, triton.cdiv(channels, plan.channels))](
-        *(tuple(features), boxes.contiguous(), pooled),
-        _geometry([one.shape[2] for one in features], [one.shape[3] for one in features], strides),
-        *(canonical_size, count, channels),
+    _forward[(rows, triton.cdiv(channels, plan.channels))](
+        *(tuple(features), boxes.contiguous(), pooled, _geometry(features, strides), canonical_size, count, channels),
         LEVELS=len(features),
         SIZE=output_size,
         SAMPLES=samples,
@@ -91,42 +87,32 @@ def forward(
         CHANNELS=plan.channels,
         num_warps=plan.warps,
     )
-    return pooled
 
 
 def backward(
+    gradients: Sequence[Tensor],
     upstream: Tensor,
     boxes: Tensor,
-    heights: Sequence[int],
-    widths: Sequence[int],
     strides: Sequence[int],
     samples: int,
     canonical_size: float,
     *,
     channels_last: bool,
-) -> list[Tensor]:
-    """Return the gradients of the feature maps of :func:`forward`, ``(B, C, H_l, W_l)`` per level, in their layout.
+) -> None:
+    """Fill the gradients of the feature maps of :func:`forward`, ``(B, C, H_l, W_l)`` per level, in their layout.
 
     ``upstream`` is ``(B * R, C, output_size, output_size)``, and its dtype that of the gradients; R may be 0.
     """
     batch, count = boxes.shape[:2]
     channels, output_size = upstream.shape[1:3]
     plan = launch(channels)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    gradients = [
-        torch.empty((batch, channels, *size), dtype=upstream.dtype, device=upstream.device, memory_format=layout)
-        for size in zip(heights, widths, strict=True)
-    ]
-    tiles = [
-        triton.cdiv(height, plan.rows) * triton.cdiv(width, plan.columns)
-        for height, width in zip(heights, widths, strict=True)
-    ]
+    tiles = [triton.cdiv(one.shape[2], plan.rows) * triton.cdiv(one.shape[3], plan.columns) for one in gradients]
     *first_tiles, total = accumulate(tiles, initial=0)
     # A program reads many channels of a bin: channels-last, it gets them in one piece.
     turned = upstream.permute(0, 2, 3, 1).contiguous()
     _backward[(total, triton.cdiv(channels, plan.channels), batch)](
         *(tuple(gradients), boxes.contiguous(), turned),
-        *(_geometry(heights, widths, strides), tuple(first_tiles), canonical_size, count, channels),
+        *(_geometry(gradients, strides), tuple(first_tiles), canonical_size, count, channels),
         LEVELS=len(gradients),
         SIZE=output_size,
         SAMPLES=samples,
@@ -137,14 +123,14 @@ def backward(
         BOXES=plan.boxes,
         num_warps=plan.warps,
     )
-    return gradients
 
 
 def _geometry(
-    heights: Sequence[int], widths: Sequence[int], strides: Sequence[int]
+    maps: Sequence[Tensor], strides: Sequence[int]
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...], tuple[float, ...]]:
     """Return heights, widths, positions per pixel and smallest box sizes of the levels."""
-    return tuple(heights), tuple(widths), tuple(1 / one for one in strides), level_thresholds(len(strides), strides[0])
+    heights, widths = tuple(one.shape[2] for one in maps), tuple(one.shape[3] for one in maps)
+    return heights, widths, tuple(1 / one for one in strides), level_thresholds(len(strides), strides[0])
 
 
 @triton.jit

@@ -1,6 +1,7 @@
 """Worth of a training-free score on the trained detectors of a run that used one."""
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass
 
 from smnas.report.run_folder import RunFolder
@@ -45,17 +46,15 @@ def score_controls(run: RunFolder) -> Controls | None:
 
 def trained_detectors(run: RunFolder) -> dict[int, list[TrainedDetector]]:
     """Architectures by their number of epochs, with the mean AP over seeds."""
-    found: dict[tuple[int, Architecture], list[Candidate]] = {}
+    found: defaultdict[tuple[int, Architecture], list[Candidate]] = defaultdict(list)
     for trial in run.trials:
         whole = trial.stop_epoch is None  # a stopped run has the AP of fewer epochs
         if whole and trial.state == "complete" and trial.metric == AP and trial.flops and trial.parameters:
-            found.setdefault((trial.epochs, trial.architecture), []).append(trial)
+            found[trial.epochs, trial.architecture].append(trial)
     budgets: dict[int, list[TrainedDetector]] = {}
     for (epochs, architecture), trials in found.items():
         first = trials[0]
         ap = sum(trial.point[0] for trial in trials) / len(trials)
-        detector = TrainedDetector(
-            architecture, ap, float(first.flops or 0), float(first.parameters or 0), first.point[1]
-        )
-        budgets.setdefault(epochs, []).append(detector)
+        size = float(first.flops or 0), float(first.parameters or 0)
+        budgets.setdefault(epochs, []).append(TrainedDetector(architecture, ap, *size, first.point[1]))
     return budgets

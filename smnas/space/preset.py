@@ -22,7 +22,6 @@ from smnas.space.architecture import (
     ArchitectureError,
     Backbone,
     C4Spec,
-    FPNSpec,
     Head,
     Neck,
     RPNKind,
@@ -185,21 +184,11 @@ class Space(Bounds):
         """Exact number of architectures of stage 1."""
         return len(self.structures)
 
-    def modular_size(self, parent: Architecture | None = None) -> int:
-        """Exact number of architectures of stage 2, ignoring restrictions by predicate.
-
-        Args:
-            parent: Count the architectures that share its block, number of stages, neck levels, proposals, head and
-                input. By default, count over every evolved block and number of stages and MobileNetV2's widths, with a
-                pyramid and an RCNN head; super-block backbones are excluded.
-        """
+    def modular_size(self) -> int:
+        """Exact number of architectures of stage 2 with a pyramid and an RCNN head, ignoring restrictions."""
         bounds = self.modular
-        if parent is None:
-            backbones = sum(family.count(bounds, self.backbones) for family in FAMILIES)
-            return backbones * max(len(bounds.fpn_widths), 1) * max(len(bounds.head_widths.rcnn), 1)
-        necks = max(len(bounds.fpn_widths), 1) if isinstance(parent.neck, FPNSpec) else 1
-        heads = max(len(bounds.head_widths.for_head(parent.head)), 1)
-        return parent.backbone.variants(bounds) * necks * heads
+        backbones = sum(family.count(bounds, self.backbones) for family in FAMILIES)
+        return backbones * max(len(bounds.fpn_widths), 1) * max(len(bounds.head_widths.rcnn), 1)
 
     def contains_structural(self, architecture: Architecture) -> bool:
         """Whether every part is a structural choice and the architecture is permitted."""

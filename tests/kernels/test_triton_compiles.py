@@ -98,7 +98,7 @@ def launches_of_group_norm(
 
     def run() -> None:
         group_norm.forward(x, x if residual else None, weight, bias, groups, 1e-5, True)
-        group_norm.backward(x, x, x if residual else None, weight, bias, *statistics, True, residual)
+        group_norm.backward((x, x, x if residual else None, weight, bias, *statistics), True, residual)
 
     return record(group_norm, run)
 
@@ -165,9 +165,9 @@ def test_pooling(shapes: list[tuple[int, ...]], size: int, dtype: torch.dtype, l
     strides = [4 << level for level in range(len(maps))]
 
     def run() -> None:
-        roi_align.forward(maps, boxes, strides, size, 2, 224.0, channels_last=last)
-        sizes = [shape[2] for shape in shapes], [shape[3] for shape in shapes]
-        roi_align.backward(upstream, boxes, *sizes, strides, 2, 224.0, channels_last=last)
+        roi_align.forward(torch.empty_like(upstream), maps, boxes, strides, 2, 224.0, channels_last=last)
+        gradients = [torch.empty_like(one) for one in maps]
+        roi_align.backward(gradients, upstream, boxes, strides, 2, 224.0, channels_last=last)
 
     launches = record(roi_align, run)
     assert len(launches) == 2

@@ -121,7 +121,7 @@ class Output:
         self._results.flush()
 
 
-def show_table(console: Console, headings: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> None:
+def show_table(console: Console, headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table; columns of numbers are right-aligned, ``None`` is a dash.
 
     On a narrow terminal, lines break between words. If that is not enough, the last columns become a second line of
@@ -131,9 +131,9 @@ def show_table(console: Console, headings: Sequence[str], rows: Sequence[Sequenc
     numeric = [all(isinstance(row[index], int | float | None) for row in rows) for index in range(len(headings))]
     words = [_longest_word(column) for column in zip(headings, *cells, strict=True)]
     if sum(words) + _COLUMN_GAP * len(words) > console.width:
-        _show_in_two_lines(console, headings, cells, numeric, title)
+        _show_in_two_lines(console, headings, cells, numeric)
         return
-    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading, is_numeric, width in zip(headings, numeric, words, strict=True):
         table.add_column(heading, justify="right" if is_numeric else "left", overflow="fold", min_width=width)
     for row in cells:
@@ -146,7 +146,7 @@ def _longest_word(texts: Sequence[str]) -> int:
 
 
 def _show_in_two_lines(
-    console: Console, headings: Sequence[str], cells: Sequence[Sequence[str]], numeric: Sequence[bool], title: str
+    console: Console, headings: Sequence[str], cells: Sequence[Sequence[str]], numeric: Sequence[bool]
 ) -> None:
     widths = [max(map(cell_len, column)) for column in zip(headings, *cells, strict=True)]
     ends = list(accumulate(width + 2 for width in widths))
@@ -161,8 +161,6 @@ def _show_in_two_lines(
         for line in filter(str.strip, lines):
             console.print(Text(line, style), soft_wrap=True)
 
-    if title:
-        console.print(Text(title), soft_wrap=True)
     show(headings, "bold")
     for row in cells:
         show(row)

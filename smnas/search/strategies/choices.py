@@ -5,7 +5,7 @@ problems.
 """
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Protocol
 
 import numpy as np
@@ -58,6 +58,10 @@ class DetectorChoices:
 
     def __init__(self, space: Space) -> None:
         self._space = space
+        self.random_structure = partial(sample_structural, space)
+        self.random_variant = partial(sample_modular, space)
+        self.mutated_structure = partial(mutate_structural, space)
+        self.mutated_variant = partial(mutate_modular, space)
 
     @cached_property
     def _encoding(self) -> Encoding:
@@ -71,18 +75,6 @@ class DetectorChoices:
     @property
     def genes(self) -> tuple[Gene, ...]:  # noqa: D102
         return self._encoding.genes
-
-    def random_structure(self, rng: np.random.Generator) -> Architecture:  # noqa: D102
-        return sample_structural(self._space, rng)
-
-    def random_variant(self, structure: Architecture, rng: np.random.Generator) -> Architecture:  # noqa: D102
-        return sample_modular(self._space, structure, rng)
-
-    def mutated_structure(self, parent: Architecture, rng: np.random.Generator) -> Architecture:  # noqa: D102
-        return mutate_structural(self._space, parent, rng)
-
-    def mutated_variant(self, parent: Architecture, rng: np.random.Generator) -> Architecture:  # noqa: D102
-        return mutate_modular(self._space, parent, rng)
 
     def encode(self, design: Architecture) -> tuple[int, ...]:  # noqa: D102
         return self._encoding.encode(design)

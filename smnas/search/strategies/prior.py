@@ -25,22 +25,15 @@ class PriorStage:
         prior: Training-free score of an architecture; greater is better.
         fits: Whether an architecture is fast enough to be trained.
         draws: Proposals to choose from.
+        name, trials: Those of ``stage``.
     """
 
     stage: SearchStage
     prior: Callable[[Architecture], float]
     fits: Callable[[Architecture], bool]
     draws: int
-
-    @property
-    def name(self) -> StageName:
-        """See :class:`smnas.search.strategies.base.SearchStage`."""
-        return self.stage.name
-
-    @property
-    def trials(self) -> int:
-        """See :class:`smnas.search.strategies.base.SearchStage`."""
-        return self.stage.trials
+    name: StageName
+    trials: int
 
     def ask(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
         """See :class:`smnas.search.strategies.base.SearchStage`. Ties go to the first proposal."""
@@ -62,5 +55,5 @@ def with_prior(
     strategy: Strategy, prior: Callable[[Architecture], float], fits: Callable[[Architecture], bool], draws: int
 ) -> Strategy:
     """Put a prior in front of every stage."""
-    stages = tuple(PriorStage(stage, prior, fits, draws) for stage in strategy.stages)
+    stages = tuple(PriorStage(stage, prior, fits, draws, stage.name, stage.trials) for stage in strategy.stages)
     return Strategy(strategy.name, stages)

@@ -187,10 +187,6 @@ class Backbone(ABC):
     def evolves(self, bounds: "BackboneBounds", listed: "Sequence[Backbone]") -> bool:
         """Whether stage 2 can derive it from a backbone that stage 1 lists."""
 
-    @abstractmethod
-    def variants(self, bounds: "BackboneBounds") -> int:
-        """Number of backbones that stage 2 derives from its structure; 1 if it is not evolved."""
-
     @classmethod
     def count(cls, bounds: "BackboneBounds", listed: "Sequence[Backbone]") -> int:
         """Number of backbones that stage 2 derives from those ``listed``; 0 if the family is not counted."""

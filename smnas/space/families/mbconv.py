@@ -158,9 +158,6 @@ class MBConvSpec(Backbone):
     def evolves(self, bounds: MBConvBounds, listed: Sequence[Backbone]) -> bool:
         return self.inside(bounds) and (self.stem, len(self.stages)) in _kinds(bounds, listed)
 
-    def variants(self, bounds: MBConvBounds) -> int:
-        return max(_count(bounds, len(self.stages)), 1)
-
     @classmethod
     def count(cls, bounds: MBConvBounds, listed: Sequence[Backbone]) -> int:
         return sum(_count(bounds, stages) for _, stages in _kinds(bounds, listed))

@@ -116,9 +116,6 @@ class MobileNetV2Spec(Backbone):
     def evolves(self, bounds: MobileNetV2Bounds, listed: Sequence[Backbone]) -> bool:
         return any(isinstance(choice, MobileNetV2Spec) for choice in listed) and self.inside(bounds)
 
-    def variants(self, bounds: MobileNetV2Bounds) -> int:
-        return max(len(bounds.mobilenetv2_percents), 1)
-
     @classmethod
     def count(cls, bounds: MobileNetV2Bounds, listed: Sequence[Backbone]) -> int:
         return len(bounds.mobilenetv2_percents)

@@ -239,11 +239,6 @@ class ResNetSpec(Backbone):
     def evolves(self, bounds: ResNetBounds, listed: Sequence[Backbone]) -> bool:
         return (self.block, self.paths) in _kinds(bounds, listed) and self.inside(bounds)
 
-    def variants(self, bounds: ResNetBounds) -> int:
-        if self.block not in bounds.blocks:
-            return 1
-        return max(bounds.code_count(len(self.stages)) * len(bounds.bases), 1)
-
     @classmethod
     def count(cls, bounds: ResNetBounds, listed: Sequence[Backbone]) -> int:
         codes = sum(bounds.code_count(stages) for stages in bounds.stages)

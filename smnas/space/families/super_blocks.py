@@ -12,7 +12,6 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import ClassVar, Self
 
 import numpy as np
@@ -193,10 +192,6 @@ class SuperBlockSpec(Backbone):
         """Evolved from any initial super-blocks, listed or not."""
         return bounds.super_block_layers > 0 and self.inside(bounds)
 
-    def variants(self, bounds: SuperBlockBounds) -> int:
-        evolved = len(self.stages) in bounds.stages
-        return max(bounds.super_block_bounds.count(self.layout), 1) if evolved else 1
-
     def mutated(self, bounds: SuperBlockBounds, rng: np.random.Generator) -> "SuperBlockSpec | None":
         """Apply two of MAE-DET's moves."""
         if not bounds.super_block_layers or len(self.stages) not in bounds.stages:
@@ -359,28 +354,6 @@ class MoveBounds:
                 return False
             read = block.out
         return True
-
-    def count(self, layout: tuple[int, ...]) -> int:
-        """Exact number of backbones of this layout inside the bounds, with channels in multiples of 8.
-
-        Dynamic programming over blocks; the state is (output channels, bottlenecks so far).
-        """
-        depth = (self.layers - 1) // 3
-        outs = range(8, self.max_channels + 1, 8)
-        ways = {(stem, 0): 1 for stem in range(8, min(_WIDEST_STEM, self.max_channels) + 1, 8)}
-        for most in self.max_repeats(sum(layout)).tolist():
-            # per depth: cumulative over output channels, so that a range is a difference
-            below = {used: list(accumulate(ways.get((out, used), 0) for out in (0, *outs))) for used in range(depth)}
-            ways = {}
-            for out in outs:
-                kinds = len(_KERNELS) * ((out - _least_width(out)) // 8 + 1)
-                least = -(-out // 32) * 8  # in >= out / 4
-                for used, sums in below.items():
-                    reading = sums[out // 8] - sums[least // 8 - 1]
-                    for repeats in range(1, min(most, depth - used) + 1):
-                        key = (out, used + repeats)
-                        ways[key] = ways.get(key, 0) + kinds * reading
-        return sum(ways.values())
 
     def max_kernels(self, layout: tuple[int, ...]) -> Ints:
         """``(B,)``: largest kernel for the size of the feature map that a super-block writes, at least 3."""

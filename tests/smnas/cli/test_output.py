@@ -87,9 +87,9 @@ def test_a_narrow_terminal_breaks_no_number_and_no_architecture(width: int, monk
     long = "basicblock_16_11-21-21-21+fpn_2-5_64+rpn+rcnn_256+128x128"
     rows = [[1, 0.51234, 1_783_149, "front baseline", long], [2, None, 60_162, "", "short"]]
     output = Output(results, io.StringIO(), as_json=False, quiet=False)
-    output.result({}, lambda console: show_table(console, ["rank", "AP", "parameters", "", "architecture"], rows, "T"))
+    output.result({}, lambda console: show_table(console, ["rank", "AP", "parameters", "", "architecture"], rows))
     words = [word for word in results.getvalue().split() if set(word) != {"\N{BOX DRAWINGS LIGHT HORIZONTAL}"}]
-    wanted = f"T rank AP parameters architecture 1 0.512 1,783,149 front baseline {long} 2 - 60,162 short"
+    wanted = f"rank AP parameters architecture 1 0.512 1,783,149 front baseline {long} 2 - 60,162 short"
     assert words == wanted.split()
     lines = results.getvalue().splitlines()
     assert max(len(line.rstrip()) for line in lines if long not in line) <= max(width, 40)

@@ -438,6 +438,6 @@ def test_the_best_of_the_draws_is_proposed() -> None:
             return None if following is None else Proposal(following, "random")
 
     values = dict(zip(row, (3.0, 9.0, 5.0, 1.0, 2.0, 2.0), strict=True))
-    stage = PriorStage(Listed(), values.__getitem__, lambda a: a != row[1], draws=4)  # type: ignore[arg-type]
+    stage = PriorStage(Listed(), values.__getitem__, lambda a: a != row[1], 4, "structural", 9)  # type: ignore[arg-type]
     asked = [stage.ask((), np.random.default_rng(0)) for _ in range(3)]
     assert [None if proposal is None else proposal.architecture for proposal in asked] == [row[2], row[4], None]

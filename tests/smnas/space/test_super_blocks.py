@@ -1,7 +1,5 @@
 """Super-block backbones as arrays: MAE-DET's moves keep their bounds, change what they say, and reach every block."""
 
-from itertools import product
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,7 +8,6 @@ from hypothesis import strategies as st
 from smnas.space.architecture import Architecture, parse_backbone
 from smnas.space.families.super_blocks import (
     MoveBounds,
-    SuperBlock,
     SuperBlockPopulation,
     SuperBlockSpec,
     mutate_super_blocks,
@@ -88,15 +85,6 @@ def test_kernels_shrink_to_the_map() -> None:
     assert (children.kernel[:, 4] == 3).all()
 
 
-def test_the_count_is_that_of_a_listing() -> None:
-    bounds = MoveBounds(layers=10, max_channels=32)
-    channels, kernels, repeats = (8, 16, 24, 32), (3, 5), (1, 2, 3)
-    blocks = [SuperBlock(*numbers) for numbers in product(channels, channels, kernels, repeats)]
-    every = [SuperBlockSpec(stem, ((a,), (b,))) for stem, a, b in product(channels, blocks, blocks)]
-    assert bounds.count((1, 1)) == sum(map(bounds.contains, every))
-    assert 0 < bounds.count((1, 1)) < len(every)
-
-
 def test_the_modular_space_evolves_super_blocks() -> None:
     nano = load_space("nano")
     parent = Architecture.parse("k1kxk1_16_64b16k3r1-128b32k3r1-128b32k3r1+fpn_2-4_48+rpn+rcnn_128+128x128")
@@ -111,7 +99,6 @@ def test_the_modular_space_evolves_super_blocks() -> None:
             assert (child.neck.low, child.rpn, child.input_width) == (2, parent.rpn, 128)  # type: ignore[union-attr]
     deep = str(parent).replace("32k3r1+", "32k3r20+")
     assert not nano.contains_modular(Architecture.parse(deep)), "61 layers are more than the preset evolves"
-    assert nano.modular_size(parent) > 10**15
 
 
 def test_a_seed_is_rounded_to_what_the_language_can_write() -> None:

@@ -6,7 +6,7 @@ final AP, with the variance around it, is fitted to the designs that resumed.
 
 import math
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,15 +39,13 @@ class Trainings:
     A run may span several trials, each of which resumes where the one before it stopped.
     """
 
-    def __init__(self, candidates: Iterable[Candidate] = ()) -> None:
+    def __init__(self) -> None:
         self._rows: dict[Architecture, int] = {}
         self.last: list[Candidate] = []
         self._latency_ms = array("d")
         self._asked = array("l")
         self._stopped = array("b")
         self._ap: dict[int, array[float]] = {}
-        for candidate in candidates:
-            self.enter(candidate)
 
     def enter(self, candidate: Candidate) -> None:
         """Record a trial; one entered while running is entered again when it has ended."""

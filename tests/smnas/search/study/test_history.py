@@ -108,5 +108,5 @@ def test_trainings_that_are_followed_are_those_of_the_whole_history() -> None:
         else:
             first = candidate(len(history), rng, 0)
             history.append(replace(first, architecture=next(designs), stage="joint", stop_epoch=3))
-        assert columns(history.trainings) == columns(Trainings(history))
+        assert columns(history.trainings) == columns(History(history).trainings)
     assert sum(c.start_epoch == 3 for c in history) > 10
