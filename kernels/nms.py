@@ -14,6 +14,8 @@ The plain form finds the suppressors of every box for all pairs at once and repe
   detector. No constant below N bounds every input, so the loop stops by itself.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 import torchvision
@@ -77,7 +79,7 @@ def nms_mask(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 
 
 @nms_mask.register_fake
-def _(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+def _mask(boxes: Tensor, scores: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(scores, dtype=torch.bool)
 
 
@@ -109,9 +111,7 @@ def _grouped(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float
         return nms.keep(boxes, scores, groups, _at_most(iou_threshold))
 
 
-@_grouped.register_fake
-def _(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
-    return torch.empty_like(scores, dtype=torch.bool)
+_grouped.register_fake(_mask)
 
 
 def suppressors(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:

@@ -29,22 +29,17 @@ class BlockPoint:
     """One measured block with its work.
 
     Attributes:
-        family: Class of the block.
+        work: Its class, its FLOPs in one run, and channels and positions, the batch included, of its largest input.
         latency_ms: Median, with its interval ``low_ms`` to ``high_ms``.
-        channels, cells: Of its largest input; the positions include the batch.
-        flops: Of one run.
         bytes_moved: Inputs, outputs and weights once.
         bound_ms: Lower bound of a run by the roofline.
     """
 
     name: str
-    family: str
-    latency_ms: float
+    work: Work
     low_ms: float
+    latency_ms: float
     high_ms: float
-    channels: int
-    cells: int
-    flops: int
     bytes_moved: int
     bound_ms: float
 
@@ -134,19 +129,7 @@ def _roof(worked: list[tuple[Row, Work]], target: Target) -> tuple[Roof | None, 
 def _point(row: Row, work: Work, roof: Roof) -> BlockPoint:
     if row.interval is None:
         raise TypeError(f"only a measured row is shown, but got {row}")
-    low, median, high = row.interval
-    return BlockPoint(
-        name=row.name,
-        family=work.family,
-        latency_ms=median,
-        low_ms=low,
-        high_ms=high,
-        channels=work.channels,
-        cells=work.cells,
-        flops=work.flops,
-        bytes_moved=work.bytes_moved(roof.float_bytes),
-        bound_ms=roof.bound_ms(work),
-    )
+    return BlockPoint(row.name, work, *row.interval, work.bytes_moved(roof.float_bytes), roof.bound_ms(work))
 
 
 def measured_targets(

@@ -21,14 +21,14 @@ _INTERVAL = {"thickness": 1, "width": 2}
 def blocks_figure(points: Sequence[BlockPoint]) -> go.Figure:
     """Latency against width, coloured by kind of block and sized by resolution."""
     figure = _logarithmic("channels of the input", "latency (ms)", 460)
-    largest = max((point.cells for point in points), default=1)
+    largest = max((point.work.cells for point in points), default=1)
     for index, family in enumerate(_families(points)):
-        own = [point for point in points if point.family == family]
+        own = [point for point in points if point.work.family == family]
         figure.add_scatter(
-            x=[point.channels for point in own],
+            x=[point.work.channels for point in own],
             y=[point.latency_ms for point in own],
             error_y=intervals(((point.low_ms, point.latency_ms, point.high_ms) for point in own), **_INTERVAL),
-            **_markers(index, family, own, [5 + 13 * (point.cells / largest) ** 0.25 for point in own]),
+            **_markers(index, family, own, [5 + 13 * (point.work.cells / largest) ** 0.25 for point in own]),
         )
     return figure
 
@@ -36,19 +36,19 @@ def blocks_figure(points: Sequence[BlockPoint]) -> go.Figure:
 def roofline_figure(points: Sequence[BlockPoint], roof: Roof) -> go.Figure:
     """Achieved operations per second against operations per byte, below the roofline."""
     figure = _logarithmic("operations per byte", "reached, GFLOP/s", 440)
-    computing = [point for point in points if point.flops]
+    computing = [point for point in points if point.work.flops]
     if not computing:
         return figure
-    intensity = [point.flops / point.bytes_moved for point in computing]
+    intensity = [point.work.flops / point.bytes_moved for point in computing]
     line = np.geomspace(min(intensity) / 2, max(intensity) * 2, 60)
     _dashed(figure, line.tolist(), (np.minimum(line * roof.bytes_per_s, roof.flops_per_s) / 1e9).tolist(), "roof")
     for index, family in enumerate(_families(points)):
-        own = [(x, point) for x, point in zip(intensity, computing, strict=True) if point.family == family]
+        own = [(x, point) for x, point in zip(intensity, computing, strict=True) if point.work.family == family]
         if not own:
             continue
         figure.add_scatter(
             x=[x for x, _ in own],
-            y=[point.flops / point.latency_ms / 1e6 for _, point in own],
+            y=[point.work.flops / point.latency_ms / 1e6 for _, point in own],
             **_markers(index, family, [point for _, point in own], 7),
         )
     return figure
@@ -100,13 +100,13 @@ def _markers(index: int, family: str, points: Sequence[BlockPoint], size: float 
 
 
 def _families(points: Sequence[BlockPoint]) -> list[str]:
-    return sorted({point.family for point in points})
+    return sorted({point.work.family for point in points})
 
 
 def _hover(point: BlockPoint) -> str:
     return (
         f"{html.escape(point.name)}<br>"
-        f"{html.escape(point.family)}, {point.channels} channels, {point.cells:,} cells<br>"
+        f"{html.escape(point.work.family)}, {point.work.channels} channels, {point.work.cells:,} cells<br>"
         f"{point.latency_ms:.4g} ms ({point.low_ms:.4g} to {point.high_ms:.4g})<br>"
         f"{point.latency_ms / point.bound_ms:.1f} times the roofline's {point.bound_ms:.3g} ms"
     )

@@ -18,7 +18,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import ClassVar, Literal
 
-from smnas.space.families.base import ArchitectureError, Backbone, require
+from smnas.space.families.base import ArchitectureError, Backbone, matched, require
 from smnas.space.families.by_name import parse_backbone
 
 __all__ = [
@@ -274,9 +274,7 @@ def parse_rpn(text: str) -> RPNKind:
 
 def parse_size(text: str) -> tuple[int, int]:
     """Read ``WIDTHxHEIGHT`` in pixels; raises :class:`ArchitectureError`."""
-    match = re.fullmatch(r"(\d{1,4})x(\d{1,4})", text)
-    if match is None:
-        raise ArchitectureError(f"an input size is WIDTHxHEIGHT in pixels, but got {text!r}")
+    match = matched(r"(\d{1,4})x(\d{1,4})", text, "an input size is WIDTHxHEIGHT in pixels")
     return int(match[1]), int(match[2])
 
 

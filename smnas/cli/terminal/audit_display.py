@@ -47,32 +47,20 @@ def show_audit(console: Console, audit: dict[str, Any]) -> None:
 
 def _show_worst(console: Console, detectors: list[dict[str, Any]]) -> None:
     columns = ["predicted ms", "low", "high", "measured ms", "error", "inside", "architecture"]
+    numbers = ("predicted_ms", "low_ms", "high_ms", "measured_ms")
     rows = [
-        [
-            row["predicted_ms"],
-            row["low_ms"],
-            row["high_ms"],
-            row["measured_ms"],
-            f"{row['error']:+.1%}",
-            row["inside"],
-            row["architecture"],
-        ]
+        [*(row[name] for name in numbers), f"{row['error']:+.1%}", row["inside"], row["architecture"]]
         for row in detectors
     ]
     show_table(console, columns, rows)
 
 
 def _show_accuracy(console: Console, accuracies: dict[str, dict[str, Any]]) -> None:
-    rows = [
-        [
-            name,
-            f"{found['within_5']:.0%}",
-            f"{found['within_10']:.0%}",
-            f"{found['mape']:.1%}",
-            *(None if found[rank] is None else f"{found[rank]:.3f}" for rank in ("spearman", "kendall")),
-        ]
-        for name, found in accuracies.items()
-    ]
+    rows = []
+    for name, found in accuracies.items():
+        shares = f"{found['within_5']:.0%}", f"{found['within_10']:.0%}", f"{found['mape']:.1%}"
+        ranks = (None if found[rank] is None else f"{found[rank]:.3f}" for rank in ("spearman", "kendall"))
+        rows.append([name, *shares, *ranks])
     show_table(console, ["predicted by", "within 5%", "within 10%", "MAPE", "Spearman", "Kendall"], rows)
 
 

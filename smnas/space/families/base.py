@@ -4,6 +4,7 @@ A family is a frozen value with a canonical string: grammar, bounds and moves of
 convolutions, from which costs, depth and entropy follow.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ __all__ = [
     "SpaceError",
     "StageBounds",
     "ascending",
+    "matched",
     "neighbour",
     "require",
     "require_even",
@@ -49,6 +51,13 @@ def require(holds: bool, rule: str, *got: object) -> None:
     """Raise :class:`ArchitectureError` unless ``holds``; ``got`` is formatted only then, as this is a hot path."""
     if not holds:
         raise ArchitectureError(f"{rule}, but got {'+'.join(map(str, got))}")
+
+
+def matched(pattern: str, text: str, rule: str) -> re.Match[str]:
+    """The match of all of ``text``; raises :class:`ArchitectureError` without one."""
+    if match := re.fullmatch(pattern, text):
+        return match
+    raise ArchitectureError(f"{rule}, but got {text!r}")
 
 
 def require_even(what: str, channels: int, most: int) -> None:

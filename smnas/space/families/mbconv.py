@@ -19,11 +19,11 @@ from pydantic import Field, field_validator
 from smnas.space.convolutions import Convolution, StemKind, inverted_residual
 from smnas.space.families.base import (
     STAGE_RANGES,
-    ArchitectureError,
     Backbone,
     Gene,
     StageBounds,
     ascending,
+    matched,
     neighbour,
     require,
     require_even,
@@ -72,12 +72,8 @@ class MBConvStage:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read the canonical string; raises :class:`ArchitectureError`."""
-        match = re.fullmatch(r"(\d{1,4})(k\de\d(?:\.k\de\d)*)", text)
-        if match is None:
-            raise ArchitectureError(
-                "an mbconv stage is {WIDTH}k{KERNEL}e{EXPANSION}, further layers behind a '.', as in 24k3e6.k5e4, but "
-                f"got {text!r}"
-            )
+        rule = "an mbconv stage is {WIDTH}k{KERNEL}e{EXPANSION}, further layers behind a '.', as in 24k3e6.k5e4"
+        match = matched(r"(\d{1,4})(k\de\d(?:\.k\de\d)*)", text, rule)
         return cls(int(match[1]), tuple((int(layer[1]), int(layer[3])) for layer in match[2].split(".")))
 
 

@@ -9,7 +9,6 @@ Moves are pure array functions of a population and a generator. Imports no torch
 """
 
 import math
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from smnas.space.convolutions import Convolution, StemKind, bottleneck
-from smnas.space.families.base import STAGE_RANGES, ArchitectureError, Backbone, StageBounds, require, require_even
+from smnas.space.families.base import STAGE_RANGES, Backbone, StageBounds, matched, require, require_even
 
 __all__ = [
     "MoveBounds",
@@ -87,11 +86,8 @@ class SuperBlock:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read the canonical string; raises :class:`ArchitectureError`."""
-        match = re.fullmatch(r"(\d{1,4})b(\d{1,4})k(\d{1,2})r(\d{1,2})", text)
-        if match is None:
-            raise ArchitectureError(
-                f"a super-block is {{OUT}}b{{WIDTH}}k{{KERNEL}}r{{REPEATS}}, as in 256b64k3r3, but got {text!r}"
-            )
+        rule = "a super-block is {OUT}b{WIDTH}k{KERNEL}r{REPEATS}, as in 256b64k3r3"
+        match = matched(r"(\d{1,4})b(\d{1,4})k(\d{1,2})r(\d{1,2})", text, rule)
         return cls(*map(int, match.groups()))
 
     def not_larger(self, other: "SuperBlock") -> bool:
@@ -136,12 +132,8 @@ class SuperBlockSpec(Backbone):
         """See :class:`Backbone`, also for the other undocumented methods."""
         if not text.startswith("k1kxk1_"):
             return None
-        match = re.fullmatch(r"k1kxk1_(\d{1,4})_([0-9bkr.-]+)", text)
-        if match is None:
-            raise ArchitectureError(
-                "super-blocks are k1kxk1_STEM_STAGES, stages joined by '-' and super-blocks within one by '.', "
-                f"but got {text!r}"
-            )
+        rule = "super-blocks are k1kxk1_STEM_STAGES, stages joined by '-' and super-blocks within one by '.'"
+        match = matched(r"k1kxk1_(\d{1,4})_([0-9bkr.-]+)", text, rule)
         stages = tuple(tuple(map(SuperBlock.parse, stage.split("."))) for stage in match[2].split("-"))
         return cls(int(match[1]), stages)
 
