@@ -8,6 +8,7 @@ All arithmetic is in float32.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 import triton
@@ -38,17 +39,9 @@ def forward(weights: Sequence[Tensor], eps: float) -> tuple[list[Tensor], Tensor
 
     Weights ``(O, ...)`` are not empty, of one dtype and device, each filter contiguous in memory.
     """
-    plan = launch()
     out = [torch.empty_like(weight) for weight in weights]
-    filters = _filters(tuple((len(one), one[0].numel()) for one in weights), weights[0].device)
-    count = len(filters[0])
-    rstd = weights[0].new_empty(count, dtype=torch.float32)
-    _standardize[(triton.cdiv(count, plan.filters),)](
-        *(_addresses(weights, out), weights[0], rstd, filters, count, len(weights), eps),
-        FILTERS=plan.filters,
-        ELEMENTS=plan.elements,
-        num_warps=plan.warps,
-    )
+    rstd = weights[0].new_empty(sum(map(len, weights)), dtype=torch.float32)
+    _run(_standardize, (weights, out), rstd, eps)
     return out, rstd
 
 
@@ -57,16 +50,21 @@ def backward(upstream: Sequence[Tensor], out: Sequence[Tensor], rstd: Tensor) ->
 
     ``out`` and ``rstd`` are the results of :func:`forward`; ``upstream`` has dtype and layout of ``out``.
     """
-    plan = launch()
     gradient = [torch.empty_like(one) for one in out]
+    _run(_standardize_backward, (upstream, out, gradient), rstd)
+    return gradient
+
+
+def _run(kernel: Any, tensors: tuple[Sequence[Tensor], ...], rstd: Tensor, *more: float) -> None:
+    """Launch a kernel on lists of tensors of the same shapes."""
+    plan, out = launch(), tensors[1]
     filters = _filters(tuple((len(one), one[0].numel()) for one in out), rstd.device)
-    _standardize_backward[(triton.cdiv(len(rstd), plan.filters),)](
-        *(_addresses(upstream, out, gradient), out[0], rstd, filters, len(rstd), len(out)),
+    kernel[(triton.cdiv(len(rstd), plan.filters),)](
+        *(_addresses(*tensors), out[0], rstd, filters, len(rstd), len(out), *more),
         FILTERS=plan.filters,
         ELEMENTS=plan.elements,
         num_warps=plan.warps,
     )
-    return gradient
 
 
 @lru_cache(maxsize=256)

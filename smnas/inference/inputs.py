@@ -38,7 +38,8 @@ class Inputs:
         if not self.skipped:
             return None
         heic = f"; {CONVERT_HEIC}" if HEIC_SUFFIXES & self.skipped.keys() else ""
-        return f"skipped {self.skipped.total()} files that are no images or videos: {_counted(self.skipped)}{heic}"
+        kinds = ", ".join(f"{number} {kind}" for kind, number in self.skipped.most_common())
+        return f"skipped {self.skipped.total()} files that are no images or videos: {kinds}{heic}"
 
 
 @cache
@@ -91,7 +92,3 @@ def _is_media(path: Path) -> bool:
 
 def _kind(path: Path) -> str:
     return "hidden" if path.name.startswith(".") else path.suffix.lower() or "without a suffix"
-
-
-def _counted(kinds: Counter[str]) -> str:
-    return ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())

@@ -4,7 +4,6 @@ Equal points do not dominate each other, so all are kept. A point with a NaN or 
 nothing and adds no hypervolume.
 """
 
-import math
 from collections.abc import Sequence
 
 import moocore
@@ -40,14 +39,9 @@ def non_dominated(points: Points) -> NDArray[np.bool_]:
 
 
 def joined(front: Sequence[tuple[float, float]], point: tuple[float, float]) -> list[tuple[float, float]]:
-    """Add an (AP, latency) point to a front, in time linear in the front's length."""
-    if not all(map(math.isfinite, point)) or any(_dominates(other, point) for other in front):
-        return list(front)
-    return [*(other for other in front if not _dominates(point, other)), point]
-
-
-def _dominates(a: tuple[float, float], b: tuple[float, float]) -> bool:
-    return a[0] >= b[0] and a[1] <= b[1] and a != b
+    """Add an (AP, latency) point to a front."""
+    points = [*front, point]
+    return [points[i] for i in np.flatnonzero(non_dominated(as_points(points)))]
 
 
 def front_layers(points: Points) -> NDArray[np.int64]:

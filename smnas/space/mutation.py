@@ -33,9 +33,9 @@ def mutate_structural(space: Space, architecture: Architecture, rng: np.random.G
     # takes two array operations.
     table = space.structure_table
     sizes = [len(row) for row in space.structural_choices]
-    present = np.array(
-        [_index(row, part) for row, part in zip(space.structural_choices, parts(architecture), strict=True)]
-    )
+    # a part that is not listed has the index -1, which matches no structure
+    listed = zip(space.structural_choices, parts(architecture), strict=True)
+    present = np.array([row.index(part) if part in row else -1 for row, part in listed])
     others = [[choice for choice in range(size) if choice != now] for size, now in zip(sizes, present, strict=True)]
     movable = [slot for slot, row in enumerate(others) if row]
     differences = (table != present).sum(axis=1)
@@ -50,11 +50,6 @@ def mutate_structural(space: Space, architecture: Architecture, rng: np.random.G
     raise NoMoveError(
         f"a structural move must reach another architecture of {space.name}, but none does from {architecture}"
     )
-
-
-def _index(choices: tuple[object, ...], part: object) -> int:
-    """Index of ``part`` in ``choices``; -1, which matches no structure, if absent."""
-    return choices.index(part) if part in choices else -1
 
 
 def mutate_modular(space: Space, architecture: Architecture, rng: np.random.Generator) -> Architecture:

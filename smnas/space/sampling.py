@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from smnas.space.architecture import Architecture, C4Spec
-from smnas.space.preset import ModularBounds, Space, SpaceError
+from smnas.space.preset import Space, SpaceError
 
 __all__ = ["sample_modular", "sample_structural"]
 
@@ -29,17 +29,14 @@ def sample_modular(space: Space, parent: Architecture, rng: np.random.Generator)
     Raises:
         SpaceError: 1000 draws gave no architecture that the space permits.
     """
+    bounds = space.modular
     for _ in range(_TRIES):
-        child = _draw_modular(space.modular, parent, rng)
+        backbone, neck, head = parent.backbone.sampled(bounds, rng), parent.neck, parent.head
+        if not isinstance(neck, C4Spec) and bounds.fpn_widths:
+            neck = replace(neck, width=bounds.fpn_widths[int(rng.integers(len(bounds.fpn_widths)))])
+        if widths := bounds.head_widths.for_head(head):
+            head = replace(head, width=widths[int(rng.integers(len(widths)))])
+        child = replace(parent, backbone=backbone, neck=neck, head=head)
         if space.permits(child):
             return child
     raise SpaceError(f"a random modular variant must be permitted, but {_TRIES} draws from {parent} were not")
-
-
-def _draw_modular(bounds: ModularBounds, parent: Architecture, rng: np.random.Generator) -> Architecture:
-    backbone, neck, head = parent.backbone.sampled(bounds, rng), parent.neck, parent.head
-    if not isinstance(neck, C4Spec) and bounds.fpn_widths:
-        neck = replace(neck, width=bounds.fpn_widths[int(rng.integers(len(bounds.fpn_widths)))])
-    if widths := bounds.head_widths.for_head(head):
-        head = replace(head, width=widths[int(rng.integers(len(widths)))])
-    return replace(parent, backbone=backbone, neck=neck, head=head)

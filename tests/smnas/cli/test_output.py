@@ -14,7 +14,7 @@ from rich.console import Console
 
 from smnas.cli.terminal import progress
 from smnas.cli.terminal.console import Output, plain, show_facts, show_table
-from smnas.cli.terminal.progress import Steps
+from smnas.cli.terminal.progress import PhaseSteps
 from smnas.durations import duration
 
 
@@ -63,8 +63,8 @@ def test_json_is_one_document_and_everything_else_goes_to_standard_error(capsys:
 def test_quiet_leaves_the_result_only() -> None:
     output, results, messages = _output(quiet=True)
     output.note("working")
-    with Steps(output, "training") as steps:
-        steps.at(1, 2)
+    with PhaseSteps(output) as steps:
+        steps.step("training", 1, 2)
     output.result({}, lambda console: console.print("done"))
     assert results.getvalue() == "done\n"
     assert messages.getvalue() == ""
@@ -116,17 +116,17 @@ def test_time_left_counts_only_what_this_run_did(monkeypatch: pytest.MonkeyPatch
     clock = iter([100.0, 110.0, 130.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     output, _, messages = _output()
-    with Steps(output, "training") as steps:
-        steps.at(80, 100)  # an earlier run did 80; nothing is known of the speed yet
-        steps.at(81, 100)  # 10 s after the first line: too soon for another one
-        steps.at(83, 100, "model b")  # 30 s for 3 steps, 17 to go
+    with PhaseSteps(output) as steps:
+        steps.step("training", 80, 100)  # an earlier run did 80; nothing is known of the speed yet
+        steps.step("training", 81, 100)  # 10 s after the first line: too soon for another one
+        steps.step("training", 83, 100, "model b")  # 30 s for 3 steps, 17 to go
     assert messages.getvalue().splitlines() == ["training 80/100", "training 83/100  2m50s left  model b"]
 
 
 def test_a_file_name_in_square_brackets_is_no_style(monkeypatch: pytest.MonkeyPatch) -> None:
     output, _, messages = _output()
     output.messages = Console(file=messages, force_terminal=True, width=200)
-    with Steps(output, "frames of [/b].mp4") as steps:
-        steps.at(1, 2, "[/red].jpg")
+    with PhaseSteps(output) as steps:
+        steps.step("frames of [/b].mp4", 1, 2, "[/red].jpg")
     assert "frames of [/b].mp4" in messages.getvalue()
     assert "[/red].jpg" in messages.getvalue()
