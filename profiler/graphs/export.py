@@ -20,15 +20,7 @@ from profiler.errors import named_line
 if TYPE_CHECKING:
     from kernels.onnx_ops import Operators
 
-__all__ = [
-    "OPSET",
-    "ExportError",
-    "captured_names",
-    "in_modules",
-    "replace_nodes",
-    "to_onnx",
-    "to_onnx_many",
-]
+__all__ = ["ExportError", "captured_names", "in_modules", "replace_nodes", "to_onnx", "to_onnx_many"]
 
 OPSET = 18
 """ONNX operator set of every export: the exporter's native one, supported by all backends here."""

@@ -14,14 +14,7 @@ from profiler.work import Work
 from smnas.latency.workloads import detector_workloads
 from smnas.space.architecture import Architecture
 
-__all__ = [
-    "BlockPoint",
-    "TableFacts",
-    "TableView",
-    "choose_target",
-    "measured_targets",
-    "read_view",
-]
+__all__ = ["BlockPoint", "TableView", "choose_target", "measured_targets", "read_view"]
 
 
 @dataclass(frozen=True)

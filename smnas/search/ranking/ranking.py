@@ -30,16 +30,7 @@ from smnas.search.study.candidate import Candidate, in_search
 from smnas.search.study.run_folder import RunFolder, RunFolderError
 from smnas.search.study.settings import FORMAT_VERSION, SearchSettings
 
-__all__ = [
-    "NOTHING",
-    "Ranking",
-    "RankingRow",
-    "complete_ranking",
-    "rank",
-    "read_ranking",
-    "same_trainings",
-    "write_ranking",
-]
+__all__ = ["Ranking", "RankingRow", "complete_ranking", "rank", "read_ranking", "same_trainings", "write_ranking"]
 
 NOTHING = "Nothing is recommended: "
 """How the note of a ranking begins whose detectors are all over a limit or find nothing."""
