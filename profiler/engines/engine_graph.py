@@ -1,5 +1,6 @@
 """Graphs to build engines from: plain operators, typed, the same bytes for the same module."""
 
+import copy
 from collections.abc import Sequence
 
 import onnx
@@ -64,8 +65,7 @@ def _renamed(model: onnx.ModelProto) -> onnx.ModelProto:
     for name, tensor in used:
         tensor.name = name
     ordered = sorted((tensor for _, tensor in used), key=lambda tensor: int(tensor.name.rpartition("_")[2]))
-    renamed = onnx.ModelProto()
-    renamed.CopyFrom(model)
+    renamed = copy.deepcopy(model)
     renamed.ClearField("producer_name")
     renamed.ClearField("producer_version")
     graph = renamed.graph

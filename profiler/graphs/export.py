@@ -5,7 +5,7 @@ import copy
 import importlib
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -334,28 +334,14 @@ def in_modules(node: onnx.NodeProto, modules: Collection[str]) -> bool:
     return any(path == module or path.startswith(f"{module}.") for module in modules)
 
 
-def _strip(model: onnx.ModelProto) -> None:
+def _strip(message: Any) -> None:
     """Drop the exporter's notes: source paths of the exporting machine, which would also change the file's hash."""
-    del model.metadata_props[:]
-    for function in model.functions:
-        del function.metadata_props[:]
-        _strip_nodes(function.node)
-    _strip_graph(model.graph)
-
-
-def _strip_graph(graph: onnx.GraphProto) -> None:
-    del graph.metadata_props[:]
-    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        del value.metadata_props[:]
-    _strip_nodes(graph.node)
-
-
-def _strip_nodes(nodes: Iterable[onnx.NodeProto]) -> None:
-    for node in nodes:
-        del node.metadata_props[:]
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                _strip_graph(attribute.g)
+    for field, value in message.ListFields():
+        if field.name == "metadata_props":
+            del value[:]
+        elif field.message_type is not None:
+            for inner in [value] if hasattr(value, "ListFields") else value:
+                _strip(inner)
 
 
 def _root_cause(error: BaseException) -> str:

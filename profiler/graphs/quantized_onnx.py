@@ -7,6 +7,7 @@ bits. Its weights have seven bits: on x86 processors without VNNI a sum of two 8
 Runtime's documentation, "Quantize ONNX models"), and a file has to be right on every processor.
 """
 
+import copy
 import tempfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -98,8 +99,7 @@ def quantized_onnx(
         def get_next(self) -> Mapping[str, NDArray[Any]] | None:
             return next(self.feeds, None)
 
-    prepared = onnx.ModelProto()
-    prepared.CopyFrom(model)
+    prepared = copy.deepcopy(model)
     prepared.metadata_props.add(**_PREPARED)
     extra: dict[str, Any] = {"ActivationSymmetric": symmetric, "WeightSymmetric": True, "QuantizeBias": False}
     if symmetric:

@@ -5,6 +5,7 @@ results. Boxes, scores and their selection stay float32: a half has 11 significa
 a pixel from 1024 pixels on.
 """
 
+import copy
 from collections.abc import Collection, Iterable, Iterator
 
 import onnx
@@ -53,9 +54,7 @@ def typed_onnx(
         ExportError: a weight does not fit into the type, or the graph can not be converted.
     """
     if precision == "fp32":
-        copied = onnx.ModelProto()
-        copied.CopyFrom(model)
-        return copied
+        return copy.deepcopy(model)
     if precision not in HALF_TYPES:
         raise UserError(f"a precision is one of fp32, {', '.join(HALF_TYPES)}, but got {precision!r}")
     try:

@@ -70,9 +70,8 @@ def study_lock(storage: RDBStorage, name: str) -> Iterator[None]:
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
     with storage.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         # The server notices a lost machine in two minutes instead of two hours.
-        connection.execute(text("SET tcp_keepalives_idle = 60"))
-        connection.execute(text("SET tcp_keepalives_interval = 10"))
-        connection.execute(text("SET tcp_keepalives_count = 6"))
+        for setting in ("idle = 60", "interval = 10", "count = 6"):
+            connection.execute(text(f"SET tcp_keepalives_{setting}"))
         until = time.monotonic() + _LOCK_TIMEOUT_S
         while not connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": key}).scalar():
             if time.monotonic() >= until:
