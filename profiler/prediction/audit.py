@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.optimize import nnls
 
-from profiler.prediction.predict import Array, LatencyModel, PartsSum, fit_relative
+from profiler.prediction.predict import Array, LatencyModel, PartsSum, Prior
 
 __all__ = ["Accuracy", "Coverage", "accuracy", "coverage_over_splits", "fitted_line", "kendall", "spearman"]
 
@@ -70,6 +71,7 @@ def coverage_over_splits(
     *,
     level: float,
     rng: np.random.Generator,
+    prior: Prior = Prior(),  # noqa: B008 - frozen
     splits: int = 200,
 ) -> Coverage:
     """Fit on a random choice of the networks, check the intervals of the others, and repeat.
@@ -83,6 +85,7 @@ def coverage_over_splits(
         calibrated_on: networks per fit, at least 2.
         level: of the intervals.
         rng: draws the choices.
+        prior: of each fit.
         splits: number of choices.
     """
     measured = np.asarray(measured_ms, dtype=np.float64)
@@ -94,7 +97,8 @@ def coverage_over_splits(
     for _ in range(splits):
         order = rng.permutation(len(measured))
         fitted_on, others = order[:calibrated_on], order[calibrated_on:]
-        model = LatencyModel.fit([parts[index] for index in fitted_on], measured[fitted_on].tolist(), level=level)
+        known = [parts[index] for index in fitted_on]
+        model = LatencyModel.fit(known, measured[fitted_on].tolist(), level=level, prior=prior)
         found = model.predict_many(sums[others], counts[others], halves[others])
         fractions.append(((found.low_ms <= measured[others]) & (measured[others] <= found.high_ms)).mean())
     return Coverage(splits, float(np.mean(fractions)), *(float(one) for one in np.quantile(fractions, [0.05, 0.95])))
@@ -108,8 +112,11 @@ def fitted_line(values: ArrayLike, measured_ms: ArrayLike, others: ArrayLike) ->
     known, measured, wanted = (np.asarray(one, dtype=np.float64) for one in (values, measured_ms, others))
     # Solved in units of the largest value: FLOPs are 10^9 times the constant.
     unit = known.max(initial=0.0) or 1.0
-    scale, constant = fit_relative(known / unit, np.ones_like(known), measured, True)
-    return scale * wanted / unit + constant
+    (scale, constant), _ = nnls(
+        np.stack([known / unit, np.ones_like(known)], axis=1) / measured[:, None], np.ones_like(known)
+    )
+    line: Array = scale * wanted / unit + constant
+    return line
 
 
 def spearman(first: ArrayLike, second: ArrayLike) -> float | None:

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 __all__ = ["SearchRun", "report", "search"]
 
 _FILE_PRECISIONS = ("fp32", "fp16", "int8")  # of the ONNX files that a search ends with
+_CALIBRATION_S = 90.0  # that measuring the detectors to calibrate on may take
 _PROBED = 7  # random structures, beside the baseline, that a table too thin is asked to hold
 _CLUSTER_WORKERS = 8  # training runs at once on a cluster, by default
 _FINISHING = {"export": "exporting", "evaluate": "evaluating files", "time": "timing files"}
@@ -149,7 +150,7 @@ def search(
     drop_bad_boxes: bool = False,
     drop_bad_images: bool = False,
     seed: int = 0,
-    calibration: int = 3,
+    calibration: int = 7,
     timing: "TimingSettings | None" = None,
     rounds: int = DEFAULT_ROUNDS,
     deploy: bool = True,
@@ -195,7 +196,8 @@ def search(
         drop_bad_boxes: Leave out boxes without a size or outside their image.
         drop_bad_images: Leave out images that are missing, damaged or of another size than annotated.
         seed: Random seed.
-        calibration: Whole detectors, beside the baseline, that latency predictions are calibrated on.
+        calibration: Whole detectors, beside the baseline, that latency predictions are calibrated on: all within 90 s,
+            or else the first few. Others in the table count too.
         timing: Accuracy and limits of one measurement.
         rounds: Rounds of each measurement, as of :func:`profile`.
         deploy: Export the best, and rank again by what the files do.
@@ -330,7 +332,7 @@ def search(
         profiler: DetectorLatency | None = None
         if runner is not None:
             rows = stack.enter_context(LatencyTable(Path(table or files.table)))
-            profiler = _calibrated(settings, space, runner, rows, calibration, timing, rounds)
+            profiler = _calibrated(settings, space, runner, rows, calibration, timing, rounds, on_progress)
         left_s = None if time_limit is None else until - time.monotonic()  # calibrating took its part
         context = SearchContext(
             files.path,
@@ -528,8 +530,9 @@ def _calibrated(
     detectors: int,
     timing: "TimingSettings | None",
     rounds: int,
+    on_progress: OnProgress,
 ) -> "DetectorLatency":
-    """A predictor that is calibrated on the baseline and random structures, the same for one seed."""
+    """A predictor that is calibrated on the baseline, on structures that differ most, and on those in the table."""
     from smnas.latency.detector_latency import DetectorLatency
     from smnas.latency.profiling import calibration_set
 
@@ -547,8 +550,13 @@ def _calibrated(
     )
     measured = calibration_set(space, settings.seed, detectors)
     _log.info("measuring %d whole detectors and their blocks, to calibrate predictions", len(measured))
-    for architecture, reason in latency.measure_calibration(measured).failed:
+    at = partial(on_progress, "detectors calibrated on")
+    found = latency.measure_calibration(measured, budget_s=_CALIBRATION_S, on_progress=at)
+    for architecture, reason in found.failed:
         _log.info("left out of the calibration: %s: %s", architecture, reason)
+    if found.model.calibrated:
+        text = "latencies are calibrated on %d whole detectors: predictions are to be within about %.0f%%"
+        _log.info(text, found.detectors, 100 * found.model.relative_half_width)
     return latency
 
 

@@ -3,13 +3,15 @@
 Every result is in ``ranking.json`` at once, so a killed deployment resumes.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import bdtrc  # a binomial tail; scipy.stats takes a second to import
 
 from profiler.devices import Device, cpu_device
 from profiler.errors import BackendUnavailableError, UserError, one_line
@@ -27,6 +29,8 @@ __all__ = ["DeployEvent", "DeployReport", "deploy_ranking"]
 
 _IMAGES_COMPARED = 16
 _AP_TOLERANCE = 1e-3
+_UNLIKELY = 0.01  # chance of that many files outside their intervals below which a note says so
+_FAR_OFF = 2.0
 
 
 @dataclass(frozen=True)
@@ -226,7 +230,7 @@ def _time(
             }
             for architecture, latency in found.items()
         },
-        _latency_notes(settings),
+        _latency_notes(settings, rows, {name: latency.median_ms for name, latency in found.items()}),
     )
 
 
@@ -235,10 +239,25 @@ def _runtime(settings: SearchSettings) -> str:
     return settings.backend if settings.backend in RUNTIMES else RUNTIMES[0]
 
 
-def _latency_notes(settings: SearchSettings) -> list[str]:
-    if settings.backend in RUNTIMES:
+def _latency_notes(settings: SearchSettings, rows: Sequence[RankingRow], measured: Mapping[str, float]) -> list[str]:
+    """What the reader must know of predicted beside measured latencies, in ms by architecture."""
+    if settings.backend not in RUNTIMES:
+        return [
+            f"Latencies were predicted for {settings.backend} and measured on the exported files in "
+            f"{_runtime(settings)}: the two do not compare."
+        ]
+    outside, ratios = 0, [1.0]
+    for row in rows:
+        low, high, ms = row.predicted_latency_low_ms, row.predicted_latency_high_ms, measured[row.architecture]
+        if low is not None and high is not None:
+            outside += not low <= ms <= high
+            ratios.append(ms / row.predicted_latency_ms)
+    by_chance = float(bdtrc(outside - 1, len(rows), 1 - settings.latency_confidence)) if outside else 1.0
+    farthest = max(ratios, key=lambda ratio: abs(math.log(ratio)))
+    if by_chance >= _UNLIKELY and 1 / _FAR_OFF < farthest < _FAR_OFF:
         return []
     return [
-        f"Latencies were predicted for {settings.backend} and measured on the exported files in {_runtime(settings)}: "
-        "the two do not compare."
+        f"Of {len(rows)} exported files {outside} took longer or shorter than the interval of their prediction allows, "
+        f"one {farthest:.2g} times its prediction: probably this machine was busier at one time than at the other. "
+        "`smnas doctor --measure` says how noisy it is and what to do."
     ]

@@ -16,7 +16,7 @@ from profiler.measuring.onnx_profile import Residual, operator_times, residual
 from profiler.measuring.profile import Progress
 from profiler.prediction.audit import Accuracy, Coverage, accuracy, coverage_over_splits, fitted_line
 from profiler.prediction.estimate import Roof, float_bytes
-from profiler.prediction.predict import Latency, LatencyModel, PartsSum
+from profiler.prediction.predict import PRIORS, Latency, LatencyModel, PartsSum, Prior
 from profiler.table.latency_table import Row
 from profiler.work import Work
 from profiler.workload import random_inputs
@@ -173,14 +173,15 @@ def audit_latency(
     known, found = (
         _records(plain, [one for one in kind if one in reached], failed) for kind in (calibration, held_out)
     )
-    model = LatencyModel.fit([record.sum for record in known], [record.measured_ms for record in known])
+    prior = PRIORS.get(latency.backend.name, Prior())
+    model = LatencyModel.fit([record.sum for record in known], [record.measured_ms for record in known], prior=prior)
     roof, roof_text = _roof(latency.backend.device, latency.precision, [*known, *found])
     detectors = _compared(model, found, _simpler_ms(known, found, roof))
     splits = None
     if len(known) >= _MIN_TO_SPLIT and found:
         records = [*known, *found]
         sums, all_ms = [record.sum for record in records], [record.measured_ms for record in records]
-        splits = coverage_over_splits(sums, all_ms, len(known), level=model.level, rng=rng)
+        splits = coverage_over_splits(sums, all_ms, len(known), level=model.level, rng=rng, prior=prior)
     return Audit(len(known), model.level, detectors, failed, roof_text, total - len(reached), splits)
 
 

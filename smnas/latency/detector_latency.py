@@ -4,6 +4,8 @@ A detector's blocks are its own workloads (:mod:`smnas.latency.workloads`). Ever
 name; predictions are functions of the table's rows (:mod:`smnas.latency.prediction`).
 """
 
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -21,7 +23,7 @@ from profiler.measuring.profile import (
     measurement_target,
     profile_workloads,
 )
-from profiler.prediction.predict import Latency, LatencyModel, MissingPartsError
+from profiler.prediction.predict import PRIORS, Latency, LatencyModel, MissingPartsError, Prior
 from profiler.table.latency_table import LatencyTable, Row, Target, Trouble
 from profiler.timing import DEFAULT_ROUNDS
 from profiler.timing.cold import cold_key
@@ -41,6 +43,7 @@ from smnas.space.architecture import Architecture
 __all__ = ["DetectorLatency", "in_groups"]
 
 _DETECTORS_AT_ONCE = 8
+_CALIBRATED_AT_ONCE = 4
 
 
 class DetectorLatency:
@@ -96,7 +99,7 @@ class DetectorLatency:
     def predictor(self) -> LatencyPredictor:
         """Predicts from the rows that are known here.
 
-        Until :meth:`measure_calibration` its model is fitted once, on the end-to-end latencies in the table; without
+        Its model is fitted on all end-to-end latencies in the table, and again once more are measured here; without
         any, it is the plain sum of blocks.
         """
         if self._predictor is None:
@@ -219,21 +222,44 @@ class DetectorLatency:
             raise no_end_to_end(row)
         return row
 
-    def measure_calibration(self, architectures: Sequence[Architecture]) -> Calibration:
-        """Measure the blocks and end-to-end latency of these detectors if missing, and fit the model on them alone.
+    def measure_calibration(
+        self,
+        architectures: Sequence[Architecture],
+        *,
+        budget_s: float = math.inf,
+        on_progress: Callable[[float, float, str], None] = lambda done, total, text: None,
+    ) -> Calibration:
+        """Measure the blocks and end-to-end latency of these detectors if missing, for :attr:`predictor` to fit.
 
-        So predictions are the same for one table and choice of architectures, whatever else is measured later.
+        Args:
+            architectures: The most telling first: four are measured together, further ones where time is left.
+            budget_s: Begin no four that would probably end after this time, the first ones excepted.
+            on_progress: Called with detectors done, their number, and the workload measured last.
+
+        Returns:
+            The fit on all detectors that the table holds; of these here those that failed.
         """
-        for some in in_groups(tuple(dict.fromkeys(architectures))):
-            self.measure_detectors(some)
+        wanted, reached = tuple(dict.fromkeys(architectures)), 0
+        started = time.monotonic()
+        for some in in_groups(wanted, _CALIBRATED_AT_ONCE):
+            if reached and (time.monotonic() - started) * (reached + len(some)) / reached > budget_s:
+                break
+
+            def inside(state: Progress, start: int = reached, size: int = len(some)) -> None:
+                on_progress(start + state.fraction * size, len(wanted), state.name)
+
+            self.measure_detectors(some, on_progress=inside)
+            reached += len(some)
+        on_progress(reached, reached, "")
         plain = self.plain()
-        found = calibrate(plain, architectures)
+        failed = calibrate(plain, wanted[:reached]).failed
+        found = calibrate(plain, plain.measured_detectors())
         self._predictor = replace(plain, model=found.model)
-        return found
+        return replace(found, failed=failed)
 
     def plain(self) -> LatencyPredictor:
         """A predictor from the table as it is now, without a calibration."""
-        model = LatencyModel(level=self._level)
+        model = LatencyModel(level=self._level, prior=PRIORS.get(self.backend.name, Prior()))
         return LatencyPredictor(self.table.current(self.target), self.num_classes, self.batch, model, norm=self.norm)
 
     def _end_to_end_key(self, architecture: Architecture) -> str:
@@ -274,12 +300,16 @@ class DetectorLatency:
             value=value,
             on_progress=on_progress or self._on_progress,
         )
-        if self._predictor is not None:
+        if networks:
+            self._predictor = None
+        elif self._predictor is not None:
             self._predictor = replace(self._predictor, rows=self.table.current(self.target))
         return report
 
 
-def in_groups(architectures: Sequence[Architecture]) -> Iterator[Sequence[Architecture]]:
+def in_groups(
+    architectures: Sequence[Architecture], size: int = _DETECTORS_AT_ONCE
+) -> Iterator[Sequence[Architecture]]:
     """Groups of whole detectors that are in memory together, their rounds interleaved."""
-    for start in range(0, len(architectures), _DETECTORS_AT_ONCE):
-        yield architectures[start : start + _DETECTORS_AT_ONCE]
+    for start in range(0, len(architectures), size):
+        yield architectures[start : start + size]

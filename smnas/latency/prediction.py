@@ -225,7 +225,7 @@ class Calibration:
 
 
 def calibrate(predictor: LatencyPredictor, architectures: Iterable[Architecture]) -> Calibration:
-    """Fit end-to-end latencies on these detectors alone, whatever else the rows hold; the level is the predictor's."""
+    """Fit end-to-end latencies on these detectors alone; level and prior are the predictor's."""
     sums: list[PartsSum] = []
     measured_ms: list[float] = []
     failed: list[tuple[Architecture, str]] = []
@@ -239,7 +239,9 @@ def calibrate(predictor: LatencyPredictor, architectures: Iterable[Architecture]
             continue
         sums.append(parts)
         measured_ms.append(whole.median_ms)
-    return Calibration(LatencyModel.fit(sums, measured_ms, level=predictor.model.level), len(sums), tuple(failed))
+    start = predictor.model
+    model = LatencyModel.fit(sums, measured_ms, level=start.level, prior=start.prior)
+    return Calibration(model, len(sums), tuple(failed))
 
 
 def no_end_to_end(row: Row | None) -> LatencyFailedError:

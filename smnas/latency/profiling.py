@@ -1,5 +1,6 @@
 """The steps of a profile: select detectors, measure them, audit predictions, estimate."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,8 @@ from smnas.latency.detector_latency import DetectorLatency, in_groups
 from smnas.latency.prediction import no_end_to_end
 from smnas.latency.workloads import detector_workloads, fresh_detector, inference_workloads
 from smnas.space import streams
-from smnas.space.architecture import Architecture
+from smnas.space.architecture import Architecture, RPNKind
+from smnas.space.convolutions import layers, multiply_adds
 from smnas.space.preset import Space
 from smnas.space.sampling import sample_modular
 
@@ -50,6 +52,7 @@ OnProgress = Callable[[float, float, str], None]
 _AT_ONCE = 16  # detectors whose missing blocks are built together; their rounds are spread over the groups that follow
 _CALIBRATION_WHOLES = 8
 _CALIBRATION_AT_MOST = 40
+_CALIBRATION_DRAWN = 100
 _EXPLAINED = 3
 _REBUILT_FROM = 8
 _REBUILT = 12
@@ -322,10 +325,30 @@ def audit(
 
 
 def calibration_set(space: Space, seed: int, count: int) -> list[Architecture]:
-    """The baseline and ``count`` random structures on which a search calibrates; the same for one seed."""
+    """The baseline and ``count`` structures on which a search calibrates; the same for one seed.
+
+    Of 100 random structures each next one is the farthest from those before it, by the logarithms of its backbone's
+    operations and layers and by its proposals: with sums and numbers of blocks spread, few detectors tell the cost per
+    block from the scale of the sum. The most telling come first.
+    """
     structures = space.structures
-    chosen = streams.calibration(seed).permutation(len(structures))[:count]
-    return [space.baseline_architecture, *(structures[index] for index in chosen.tolist())]
+    drawn = streams.calibration(seed).permutation(len(structures))[: _CALIBRATION_DRAWN if count else 0]
+    pool = [space.baseline_architecture, *(structures[index] for index in drawn.tolist())]
+    features = np.array([_size(one) for one in pool])
+    features /= np.maximum(features.std(axis=0), 1e-9)
+    chosen, distance = [0], np.full(len(pool), np.inf)
+    while len(chosen) < min(count + 1, len(pool)):
+        distance = np.minimum(distance, np.linalg.norm(features - features[chosen[-1]], axis=1))
+        distance[chosen] = -1.0
+        chosen.append(int(distance.argmax()))
+    return [pool[index] for index in chosen]
+
+
+def _size(architecture: Architecture) -> tuple[float, float, float]:
+    """What its latency and its number of blocks grow with, known without building it."""
+    found = architecture.backbone.convolutions()
+    operations = multiply_adds(found, architecture.input_width, architecture.input_height)
+    return math.log(operations), math.log(layers(found)), float(architecture.rpn is not RPNKind.NONE)
 
 
 def audited(space: Space, count: int, seed: int) -> tuple[list[Architecture], list[Architecture]]:

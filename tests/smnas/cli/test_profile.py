@@ -239,6 +239,7 @@ def test_the_calibration_set_is_the_baseline_and_depends_on_the_seed_alone() -> 
     chosen = profiling.calibration_set(space, 1, 3)
     assert chosen == profiling.calibration_set(space, 1, 3)
     assert chosen != profiling.calibration_set(space, 2, 3)
+    assert profiling.calibration_set(space, 1, 1) == chosen[:2], "the most telling first"
     assert chosen[0] == space.baseline_architecture
     assert all(space.contains_structural(one) for one in chosen[1:])
 

@@ -344,3 +344,37 @@ def test_the_report_shows_the_deployed_winner(deployed: tuple[Path, list[DeployE
         settings = run.settings.model_copy(update={"data": known.model_copy(update=facts)})
         with pytest.raises(UserError, match=says):
             sample_detections(replace(run, settings=settings))
+
+
+@pytest.mark.parametrize(
+    ("measured", "said"),
+    [
+        ((2.1, 5.1, 1.0), None),
+        ((2.3, 5.1, 1.0), None),  # one of three 90% intervals misses in 27 of 100 cases
+        ((2.3, 5.9, 1.0), None),  # two in 3
+        ((2.3, 5.9, 1.3), "Of 3 exported files 3 took longer or shorter than"),
+        ((6.4, 5.1, 1.0), "one 3.2 times its prediction"),
+        ((2.0, 5.0, 0.4), "one 0.4 times its prediction"),
+    ],
+)
+def test_predictions_that_do_not_hold_are_noted_with_what_to_do(
+    measured: tuple[float, float, float], said: str | None
+) -> None:
+    settings = SearchSettings.model_construct(backend="onnxruntime", latency_confidence=0.9)
+    rows = [
+        replace(
+            one,
+            predicted_latency_low_ms=0.9 * one.predicted_latency_ms,
+            predicted_latency_high_ms=1.1 * one.predicted_latency_ms,
+        )
+        for one in (
+            row(BEST, "candidate", 0.3, 2.0, ""),
+            row(BASELINE, "baseline", 0.2, 5.0, ""),
+            row(OTHER, "candidate", 0.1, 1.0, ""),
+        )
+    ]
+    notes = ranked_module._latency_notes(settings, rows, dict(zip((BEST, BASELINE, OTHER), measured, strict=True)))
+    assert len(notes) == (said is not None)
+    if said is not None:
+        assert said in notes[0]
+        assert "`smnas doctor --measure`" in notes[0]

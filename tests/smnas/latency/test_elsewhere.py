@@ -207,10 +207,10 @@ def kept(rows: list[Row], share: float, seed: int, kind: str = "part") -> list[R
 def test_without_a_third_of_the_blocks_predictions_stay_close(rows: dict[str, Row]) -> None:
     """Against what was measured end to end, each detector left out of the calibration in turn.
 
-    The table is of a busy machine: with all rows predictions are off by 16%. Interpolation may add 6 points.
+    The table is of a busy machine: with all rows predictions are off by 15%. Interpolation may add 6 points.
     """
     error, inside = left_out(rows)
-    assert error == pytest.approx(0.156, abs=0.001)
+    assert error == pytest.approx(0.155, abs=0.001)
     assert inside >= 0.85
     found = [left_out({row.key: row for row in kept(list(rows.values()), 0.3, seed)}) for seed in range(2)]
     assert np.mean([one[0] for one in found]) < error + 0.06
