@@ -6,8 +6,7 @@ as the blocks of a MobileNetV2, are kept and ignored.
 
 Decoding repairs what crossover breaks. An incompatible combination of families becomes the compatible one that differs
 in the fewest; ties are broken by the sum of all genes, so that none is favoured. Backbone genes are repaired by their
-family (:class:`smnas.space.families.base.Genes`). If a predicate of :meth:`Space.restricted` still rejects the result,
-it decodes to None.
+family (:class:`smnas.space.families.base.Genes`).
 """
 
 import math
@@ -119,8 +118,7 @@ class Encoding:
         head = self._heads[head_at]
         widths = self._head_widths[head]
         head = replace(head, width=widths[min(head_width, len(widths) - 1)])
-        architecture = compatible(backbone, neck, self._space.rpns[rpn_at], head, self._inputs[size])
-        return None if architecture is None or not self._space.permits(architecture) else architecture
+        return compatible(backbone, neck, self._space.rpns[rpn_at], head, self._inputs[size])
 
     def _vector(self, architecture: Architecture) -> NDArray[np.float64]:
         """Features for surrogate models: one-hot labels, ordered genes in 0..1, and logarithms of rough costs."""

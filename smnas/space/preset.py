@@ -6,7 +6,6 @@ the choices; the modular space (stage 2) every backbone code and width within th
 
 import json
 import tomllib
-from collections.abc import Callable
 from functools import cached_property
 from importlib import resources
 from itertools import product
@@ -15,7 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from smnas.space.architecture import (
     Architecture,
@@ -92,10 +91,6 @@ class ModularBounds(BackboneBounds):
     _check = field_validator("fpn_widths")(ascending)
 
 
-def _everything(_: Architecture) -> bool:
-    return True
-
-
 class Space(Bounds):
     """A named search space, frozen.
 
@@ -108,8 +103,6 @@ class Space(Bounds):
     baseline: str
     structural: StructuralChoices
     modular: ModularBounds
-
-    _allowed: Callable[[Architecture], bool] = PrivateAttr(default_factory=lambda: _everything)
 
     @model_validator(mode="after")
     def _readable(self) -> Self:
@@ -155,15 +148,14 @@ class Space(Bounds):
 
     @cached_property
     def structures(self) -> tuple[Architecture, ...]:
-        """Every compatible and permitted combination of the structural choices, in the preset's order."""
+        """Every compatible combination of the structural choices, in the preset's order."""
         found = []
         for backbone, neck, rpn, head in product(self.backbones, self.necks, self.rpns, self.heads):
             for width, height in self.inputs:
                 architecture = compatible(backbone, neck, rpn, head, (width, height))
                 if architecture is None:
                     break  # compatibility does not depend on the input size
-                if self._allowed(architecture):
-                    found.append(architecture)
+                found.append(architecture)
         return tuple(found)
 
     @property
@@ -185,15 +177,15 @@ class Space(Bounds):
         return len(self.structures)
 
     def modular_size(self) -> int:
-        """Exact number of architectures of stage 2 with a pyramid and an RCNN head, ignoring restrictions."""
+        """Exact number of architectures of stage 2 with a pyramid and an RCNN head."""
         bounds = self.modular
         backbones = sum(family.count(bounds, self.backbones) for family in FAMILIES)
         return backbones * max(len(bounds.fpn_widths), 1) * max(len(bounds.head_widths.rcnn), 1)
 
     def contains_structural(self, architecture: Architecture) -> bool:
-        """Whether every part is a structural choice and the architecture is permitted."""
+        """Whether every part is a structural choice."""
         listed = zip(parts(architecture), self.structural_choices, strict=True)
-        return all(part in choices for part, choices in listed) and self._allowed(architecture)
+        return all(part in choices for part, choices in listed)
 
     def contains_modular(self, architecture: Architecture) -> bool:
         """Whether stage 2 can derive ``architecture`` from a structural choice of this space."""
@@ -208,26 +200,11 @@ class Space(Bounds):
             and (head in self.heads or head.width in widths)
             and architecture.rpn in self.rpns
             and (architecture.input_width, architecture.input_height) in self.inputs
-            and self._allowed(architecture)
         )
 
     def contains(self, architecture: Architecture) -> bool:
         """Whether either stage can propose ``architecture``."""
         return self.contains_structural(architecture) or self.contains_modular(architecture)
-
-    def permits(self, architecture: Architecture) -> bool:
-        """Whether all predicates given to :meth:`restricted` accept ``architecture``."""
-        return self._allowed(architecture)
-
-    def restricted(self, allowed: Callable[[Architecture], bool]) -> "Space":
-        """This space without the architectures that ``allowed`` rejects, in both stages.
-
-        The excluded fraction of stage 1 is ``1 - restricted.structural_size() / space.structural_size()``.
-        """
-        before = self._allowed
-        smaller = Space.model_validate(self.model_dump())
-        smaller._allowed = lambda architecture: before(architecture) and allowed(architecture)
-        return smaller
 
 
 def parts(architecture: Architecture) -> tuple[object, ...]:
@@ -287,7 +264,7 @@ def parse_space(text: str, source: str) -> Space:
 
 
 def space_toml(space: Space) -> str:
-    """The TOML text of a space without its predicates; :func:`parse_space` reads an equal space."""
+    """The TOML text of a space; :func:`parse_space` reads an equal space."""
     tables: list[tuple[str, dict[str, Any]]] = [("", space.model_dump(mode="json"))]
     lines = []
     for name, table in tables:  # grows as nested tables are found

@@ -9,14 +9,12 @@ from smnas.space.preset import Space, SpaceError
 
 __all__ = ["sample_modular", "sample_structural"]
 
-_TRIES = 1000
-
 
 def sample_structural(space: Space, rng: np.random.Generator) -> Architecture:
     """Sample the structural space uniformly.
 
     Raises:
-        SpaceError: no combination of the choices is compatible and permitted.
+        SpaceError: no combination of the choices is compatible.
     """
     if not space.structures:
         raise SpaceError(f"a space must hold at least one architecture, but nothing in {space.name} fits together")
@@ -24,19 +22,11 @@ def sample_structural(space: Space, rng: np.random.Generator) -> Architecture:
 
 
 def sample_modular(space: Space, parent: Architecture, rng: np.random.Generator) -> Architecture:
-    """Sample the backbone and the widths of ``parent``; its structure, and a backbone outside the evolved kinds, stay.
-
-    Raises:
-        SpaceError: 1000 draws gave no architecture that the space permits.
-    """
+    """Sample the backbone and the widths of ``parent``; structure and backbones that are not evolved stay."""
     bounds = space.modular
-    for _ in range(_TRIES):
-        backbone, neck, head = parent.backbone.sampled(bounds, rng), parent.neck, parent.head
-        if not isinstance(neck, C4Spec) and bounds.fpn_widths:
-            neck = replace(neck, width=bounds.fpn_widths[int(rng.integers(len(bounds.fpn_widths)))])
-        if widths := bounds.head_widths.for_head(head):
-            head = replace(head, width=widths[int(rng.integers(len(widths)))])
-        child = replace(parent, backbone=backbone, neck=neck, head=head)
-        if space.permits(child):
-            return child
-    raise SpaceError(f"a random modular variant must be permitted, but {_TRIES} draws from {parent} were not")
+    backbone, neck, head = parent.backbone.sampled(bounds, rng), parent.neck, parent.head
+    if not isinstance(neck, C4Spec) and bounds.fpn_widths:
+        neck = replace(neck, width=bounds.fpn_widths[int(rng.integers(len(bounds.fpn_widths)))])
+    if widths := bounds.head_widths.for_head(head):
+        head = replace(head, width=widths[int(rng.integers(len(widths)))])
+    return replace(parent, backbone=backbone, neck=neck, head=head)

@@ -34,7 +34,7 @@ def warm_candidates(settings: SearchSettings, space: Space) -> tuple[tuple[Candi
         if not candidates:
             raise RunFolderError(f"a search is warm-started from runs with trials, but {folder} has none")
         for c in candidates:
-            known = c.architecture == baseline or (space.contains(c.architecture) and space.permits(c.architecture))
+            known = c.architecture == baseline or space.contains(c.architecture)
             if in_search(c) and known:
                 found.setdefault(c.architecture, (_draft(c, c.architecture == baseline), folder))
     return tuple(found.values())

@@ -183,17 +183,6 @@ def test_contains() -> None:
         assert not space.contains(Architecture.parse(no)), no
 
 
-def test_a_restriction_holds_in_both_stages_and_its_share_is_exact() -> None:
-    space = load_space("paper")
-    smaller = space.restricted(lambda a: isinstance(a.backbone, ResNetSpec)).restricted(
-        lambda a: a.rpn != RPNKind.GUIDED
-    )
-    refused = [a for a in space.structures if not isinstance(a.backbone, ResNetSpec) or a.rpn == RPNKind.GUIDED]
-    assert smaller.structural_size() == space.structural_size() - len(refused) > 0
-    assert not any(smaller.contains(a) or smaller.permits(a) for a in refused[:50])
-    assert space.contains(refused[0]), "the unrestricted space is untouched"
-
-
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
