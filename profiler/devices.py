@@ -3,9 +3,11 @@
 Torch is imported only when a GPU is looked up.
 """
 
+import importlib
 import os
 import platform
 import re
+import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from profiler.errors import UserError
+from profiler.errors import BackendUnavailableError, UserError
 
 __all__ = [
     "Device",
@@ -22,9 +24,11 @@ __all__ = [
     "GpuSheet",
     "cpu_device",
     "gpu_sheets",
+    "import_openvino",
     "local_gpus",
     "matching_names",
     "named_sheet",
+    "openvino_devices",
     "resolve_device",
 ]
 
@@ -68,14 +72,17 @@ class Device:
 
     Attributes:
         name: the driver's or the processor's own name, as in the latency table.
+        kind: ``openvino`` for what OpenVINO alone runs on: Intel's GPUs and NPUs.
         index: of the GPU on its machine.
         sheet: data sheet of a known GPU.
+        place: OpenVINO's name of it, such as ``GPU.1``.
     """
 
     name: str
-    kind: Literal["cpu", "cuda"]
+    kind: Literal["cpu", "cuda", "openvino"]
     index: int = 0
     sheet: GpuSheet | None = None
+    place: str = ""
 
 
 class DeviceNotPresentError(UserError):
@@ -106,7 +113,8 @@ def resolve_device(name: str) -> Device:
     """Find a device of this machine by a user's name.
 
     Args:
-        name: ``cpu``; ``local`` (the first GPU, else the CPU); or a GPU with a data sheet.
+        name: ``cpu``; ``local`` (the first GPU, else the CPU); a GPU with a data sheet; or ``gpu``, ``gpu.1``, ``npu``,
+            as OpenVINO names Intel's.
 
     Raises:
         UserError: unknown name.
@@ -115,12 +123,18 @@ def resolve_device(name: str) -> Device:
     wanted = _as_listed(name)
     if wanted == "cpu":
         return cpu_device()
+    if _OPENVINO_NAME.fullmatch(wanted):
+        import_openvino()  # missing, it finds nothing
+        found = {device.place.lower(): device for device in openvino_devices()}
+        if wanted not in found:
+            raise UserError(f"OpenVINO's devices here are {', '.join(['cpu', *found])}, but got {name!r}")
+        return found[wanted]
     gpus = local_gpus()
     if wanted == "local":
         return gpus[0] if gpus else cpu_device()
     sheet = named_sheet(name)
     if sheet is None:
-        raise UserError(f"a device is one of cpu, local, {', '.join(gpu_sheets())}, but got {name!r}")
+        raise UserError(f"a device is one of cpu, local, gpu, npu, {', '.join(gpu_sheets())}, but got {name!r}")
     for gpu in gpus:
         if sheet.is_called(gpu.name):
             return gpu
@@ -148,6 +162,32 @@ def local_gpus() -> tuple[Device, ...]:
     if not torch.cuda.is_available():
         return ()
     return tuple(_gpu(torch.cuda.get_device_name(index), index) for index in range(torch.cuda.device_count()))
+
+
+def openvino_devices() -> tuple[Device, ...]:
+    """List what only OpenVINO runs on; empty where it is not installed. Not run yet on any."""
+    try:
+        core = import_openvino().Core()
+    except BackendUnavailableError:
+        return ()
+    places = [place for place in core.available_devices if _OPENVINO_NAME.fullmatch(place.lower())]
+    return tuple(Device(str(core.get_property(one, "FULL_DEVICE_NAME")), "openvino", place=one) for one in places)
+
+
+_OPENVINO_NAME = re.compile(r"(gpu|npu)(\.\d+)?")
+
+
+def import_openvino() -> Any:
+    """Import OpenVINO, without the usage statistics that its package sends when it is imported.
+
+    Raises:
+        BackendUnavailableError: it is not installed.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as if that package were missing
+    try:
+        return importlib.import_module("openvino")
+    except ImportError as error:
+        raise BackendUnavailableError(f"openvino is not installed ({error}): pip install 'smnas[openvino]'") from error
 
 
 def cpu_device() -> Device:

@@ -17,7 +17,7 @@ from profiler.timing.conditions import read_state
 
 _PACKAGES = (
     *("smnas", "torchvision", "numpy", "pydantic", "pycocotools", "optuna", "pymoo", "pillow", "onnx", "onnxscript"),
-    *("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx", "nvidia-ml-py"),
+    *("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt_rtx", "nvidia-ml-py"),
 )
 
 

@@ -1,25 +1,23 @@
-"""OpenVINO, on a CPU.
+"""OpenVINO, on a CPU; on Intel's GPUs and NPUs it has not been run yet.
 
 The runtime reads the graphs that ONNX Runtime reads, int8 ones included. A half precision is a hint to the runtime,
 which ignores one that the processor lacks; what it uses is read back.
 """
 
-import importlib
 import io
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from profiler.backends.exporting import ExportingBackend
-from profiler.devices import Device
+from profiler.devices import Device, import_openvino
 from profiler.errors import BackendUnavailableError, PrecisionNotMetError, UserError
 from profiler.graphs.quantized_onnx import quantized_layers
 from profiler.timing.measurement import Timer, WallTimer
 
-__all__ = ["OpenVinoBackend", "OpenVinoSession", "compile_model", "import_openvino"]
+__all__ = ["OpenVinoBackend", "OpenVinoSession", "compile_model", "precisions"]
 
 _HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
 """What layers compute in that the graph does not quantise. Without it OpenVINO rounds fp32 wherever that is faster."""
@@ -39,14 +37,15 @@ class OpenVinoBackend(ExportingBackend):
 
     def __init__(self, device: Device, threads: int) -> None:
         self.runtime = import_openvino()
-        if device.kind != "cpu":
-            raise BackendUnavailableError(f"openvino runs on a CPU, but got {device.name}: --device cpu")
+        if device.kind == "cuda":
+            raise BackendUnavailableError(
+                f"openvino runs on cpu, and on Intel's gpu and npu, but got {device.name}: --device cpu"
+            )
         self.name = "openvino"
         self.version = str(self.runtime.__version__).partition("-")[0]
         self.core = self.runtime.Core()
-        self.place = "CPU"
-        can = self.core.get_property(self.place, "OPTIMIZATION_CAPABILITIES")
-        self.precisions = tuple(name for word, name in _CAPABILITIES.items() if word in can)
+        self.place = device.place or "CPU"
+        self.precisions = precisions(self.core, self.place)
         self.device = device
         self.threads = threads
 
@@ -66,7 +65,7 @@ class OpenVinoSession:
         read = backend.core.read_model(io.BytesIO(model))
         compiled = compile_model(backend.core, read, backend.place, backend.threads, precision)
         self._facts = _facts(compiled)
-        if (threads := self._facts["inference_num_threads"]) < backend.threads:
+        if (threads := self._facts.get("inference_num_threads", backend.threads)) < backend.threads:
             raise UserError(f"openvino runs at most {threads} threads here, but got {backend.threads}")
         self._layers = _layers(compiled, model, precision)
         self._request = compiled.create_infer_request()
@@ -103,17 +102,10 @@ class OpenVinoSession:
         }
 
 
-def import_openvino() -> Any:
-    """Import OpenVINO, without the usage statistics that its package sends when it is imported.
-
-    Raises:
-        BackendUnavailableError: it is not installed.
-    """
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as if that package were missing
-    try:
-        return importlib.import_module("openvino")
-    except ImportError as error:
-        raise BackendUnavailableError(f"openvino is not installed ({error}): pip install 'smnas[openvino]'") from error
+def precisions(core: Any, place: str) -> tuple[str, ...]:
+    """Return the precisions that a device computes in."""
+    can = core.get_property(place, "OPTIMIZATION_CAPABILITIES")
+    return tuple(name for word, name in _CAPABILITIES.items() if word in can)
 
 
 def compile_model(core: Any, model: Any, place: str, threads: int | None, precision: str = "fp32") -> Any:
@@ -132,33 +124,34 @@ def compile_model(core: Any, model: Any, place: str, threads: int | None, precis
         RuntimeError: the device can not run it.
         PrecisionNotMetError: OpenVINO runs the model in another precision.
     """
-    options = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": "1",
-        "INFERENCE_PRECISION_HINT": _HINTS[precision],
+    hint = _HINTS[precision] if precision != "int8" or "fp32" in precisions(core, place) else "f16"
+    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
+    if place == "CPU":
         # Denormals are a hundred times slower, and random weights make more of them than trained ones.
-        "CPU_DENORMALS_OPTIMIZATION": "YES",
-        "ENABLE_CPU_PINNING": "NO",
-    }
-    if threads is not None:
-        options |= {"INFERENCE_NUM_THREADS": str(threads), "ENABLE_HYPER_THREADING": "YES"}  # or it takes fewer
+        options |= {"NUM_STREAMS": "1", "CPU_DENORMALS_OPTIMIZATION": "YES", "ENABLE_CPU_PINNING": "NO"}
+        if threads is not None:
+            options |= {"INFERENCE_NUM_THREADS": str(threads), "ENABLE_HYPER_THREADING": "YES"}  # or it takes fewer
     compiled = core.compile_model(model, place, options)
     used = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-    if used != _HINTS[precision]:
+    if used != hint:
         raise PrecisionNotMetError(f"{precision} was requested, but OpenVINO computes in {used} on {place}")
     return compiled
 
 
 def _facts(compiled: Any) -> dict[str, Any]:
-    """Read back what the runtime uses."""
-    return {
-        "performance_hint": str(compiled.get_property("PERFORMANCE_HINT")).rpartition(".")[2],
-        "num_streams": int(compiled.get_property("NUM_STREAMS")),
-        "inference_num_threads": int(compiled.get_property("INFERENCE_NUM_THREADS")),
-        "inference_precision": compiled.get_property("INFERENCE_PRECISION_HINT").to_string(),
-        "cpu_denormals_optimization": bool(compiled.get_property("CPU_DENORMALS_OPTIMIZATION")),
-        "cpu_pinning": bool(compiled.get_property("ENABLE_CPU_PINNING")),
-    }
+    """Read back what the runtime uses, as far as the device has it."""
+    known = compiled.get_property("SUPPORTED_PROPERTIES")
+    return {name.lower(): read(compiled.get_property(name)) for name, read in _READ_BACK.items() if name in known}
+
+
+_READ_BACK: dict[str, Callable[[Any], Any]] = {
+    "PERFORMANCE_HINT": lambda hint: str(hint).rpartition(".")[2],
+    "NUM_STREAMS": int,
+    "INFERENCE_NUM_THREADS": int,
+    "INFERENCE_PRECISION_HINT": lambda kind: str(kind.to_string()),
+    "CPU_DENORMALS_OPTIMIZATION": bool,
+    "ENABLE_CPU_PINNING": bool,
+}
 
 
 def _layers(compiled: Any, model: bytes, precision: str) -> dict[str, Any]:
@@ -167,7 +160,14 @@ def _layers(compiled: Any, model: bytes, precision: str) -> dict[str, Any]:
     Raises:
         PrecisionNotMetError: fewer integer layers than the graph quantises.
     """
-    infos = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
+    try:
+        infos = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
+    except RuntimeError:  # this device does not show it
+        if precision == "int8":
+            raise PrecisionNotMetError(
+                "int8 was requested, but OpenVINO does not say what it computes in integers"
+            ) from None
+        return {"layers_in_precision": None}
     types = [info["runtimePrecision"].astype(str) for info in infos if info["layerType"].astype(str) in _DENSE]
     matching = sum(kind in _RUN_AS[precision] for kind in types)
     found: dict[str, Any] = {"layers_in_precision": matching / len(types) if types else None}

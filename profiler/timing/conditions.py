@@ -52,7 +52,7 @@ def read_state(device: Device) -> dict[str, Any]:
     state: dict[str, Any] = {"cpus": os.cpu_count()}
     if hasattr(os, "getloadavg"):
         state["loadavg"] = [round(load, 2) for load in os.getloadavg()]
-    if device.kind == "cpu":
+    if device.kind != "cuda":
         state |= _cpu_clock(_CPUFREQ)
     else:
         state |= _gpu_state(device.index)

@@ -94,7 +94,7 @@ def profile(
         sample: Cover a random sample of the space; by default all structural choices.
         run: Cover the front and the finalists of this run folder, end to end too; with its backend, precision, threads
             and classes.
-        device: ``local``, ``cpu``, or a GPU such as ``v100``.
+        device: ``local``, ``cpu``, or a GPU such as ``v100``; ``gpu`` or ``npu`` of OpenVINO.
         backend: What runs the blocks.
         precision: Number format of the network: ``fp32``, ``fp16``, ``bf16`` or ``int8``, as the backend has it.
         batch: Images per run.

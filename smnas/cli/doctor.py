@@ -39,12 +39,12 @@ def examine() -> dict[str, Any]:
     import torch
     import torchvision
 
-    from profiler.devices import cpu_device, local_gpus
+    from profiler.devices import cpu_device, local_gpus, openvino_devices
     from smnas import __version__
     from smnas.training.device import cpu_cores
 
     cpu, gpus = cpu_device(), local_gpus()
-    backends = [row for device in (cpu, *gpus) for row in _backends(device)]
+    backends = [row for device in (cpu, *gpus, *openvino_devices()) for row in _backends(device)]
     video, kernels = _video(), _kernels()
     return {
         "smnas": __version__,
@@ -91,7 +91,8 @@ def _backends(device: "Device") -> list[dict[str, Any]]:
         return {"version": backend.version, "precisions": list(backend.precisions)}
 
     nothing: dict[str, Any] = {"version": None, "precisions": []}
-    return [{"name": name, "device": device.name, **_found(partial(facts, name), nothing)} for name in BACKENDS]
+    names = ["openvino"] if device.kind == "openvino" else BACKENDS
+    return [{"name": name, "device": device.name, **_found(partial(facts, name), nothing)} for name in names]
 
 
 def _video() -> dict[str, Any]:

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from profiler.backends.onnxruntime import session_options
-from profiler.backends.openvino import compile_model, import_openvino
+from profiler.backends.openvino import compile_model, precisions
+from profiler.devices import import_openvino
 from profiler.errors import BackendUnavailableError, UserError, one_line
 from smnas.inference.metadata import ModelFileError, ModelMetadata
 from smnas.inference.runtime_base import FixedBatchModel
@@ -81,7 +82,7 @@ class OpenVinoDetector(FixedBatchModel):
     Args:
         path: The ONNX file.
         threads: CPU threads of one run; ``None`` takes every core.
-        device: By OpenVINO's name, in any case: ``cpu``.
+        device: By OpenVINO's name, in any case: ``cpu``, ``gpu``, ``npu``.
 
     Raises:
         ModelFileError: Missing, truncated, not ONNX, or another kind of ONNX file.
@@ -109,7 +110,8 @@ class OpenVinoDetector(FixedBatchModel):
         ]
         _require_signature(path, self.metadata, inputs, [port.any_name for port in read.outputs])
         try:
-            self._request: Any = compile_model(core, read, place, threads).create_infer_request()
+            precision = precisions(core, place)[0]  # fp32, where the device has it
+            self._request: Any = compile_model(core, read, place, threads, precision).create_infer_request()
         except RuntimeError as error:
             raise BackendUnavailableError(f"OpenVINO's {place} can not run {path.name}: {one_line(error)}") from error
         self._free = Lock()

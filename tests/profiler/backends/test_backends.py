@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from profiler.backends import get_backend
-from profiler.devices import Device
+from profiler.devices import Device, openvino_devices, resolve_device
 from profiler.errors import BackendUnavailableError, PrecisionNotMetError, UserError
 from profiler.timing.measurement import TimingSettings, measure
 from profiler.workload import TensorSpec, random_inputs
@@ -250,9 +250,9 @@ def test_openvino_says_on_what_terms_it_runs(module: Pair) -> None:
     assert facts["inference_num_threads"] == 2
     assert facts["num_streams"] == 1
     assert facts["performance_hint"] == "LATENCY"
-    assert facts["inference_precision"] == "f32"
+    assert facts["inference_precision_hint"] == "f32"
     assert facts["layers_in_precision"] == 1.0
-    assert not facts["cpu_pinning"]
+    assert not facts["enable_cpu_pinning"]
 
 
 @needs_openvino
@@ -271,8 +271,37 @@ def test_openvino_takes_no_hint_that_the_processor_can_not_follow(
 
 @needs_openvino
 def test_openvino_runs_on_its_own_devices_only() -> None:
-    with pytest.raises(BackendUnavailableError, match="openvino runs on a CPU, but got NVIDIA Pretend: --device cpu"):
+    with pytest.raises(BackendUnavailableError, match=r"openvino runs on cpu, .* but got NVIDIA Pretend: --device cpu"):
         get_backend("openvino", FAKE_GPU)
+
+
+def test_a_device_of_openvino_is_found_by_its_name_and_is_no_other_backends(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"CPU": "a processor", "GPU.0": "Intel Pretend Graphics", "NPU": "Intel Pretend NPU"}
+    capabilities = {"NPU": ["FP16", "INT8", "EXPORT_IMPORT"]}
+
+    class Core:
+        available_devices = tuple(names)
+
+        def get_property(self, place: str, name: str) -> Any:
+            return names[place] if name == "FULL_DEVICE_NAME" else capabilities[place]
+
+    stub: Any = ModuleType("openvino")
+    stub.Core, stub.__version__ = Core, "2026.1.0-1-ab"
+    monkeypatch.setitem(sys.modules, "openvino", stub)
+    npu = resolve_device("NPU")
+    assert (npu.name, npu.kind, npu.place) == ("Intel Pretend NPU", "openvino", "NPU")
+    assert resolve_device("gpu.0").place == "GPU.0"
+    assert [device.place for device in openvino_devices()] == ["GPU.0", "NPU"]
+    with pytest.raises(UserError, match=r"OpenVINO's devices here are cpu, gpu\.0, npu, but got 'gpu\.1'"):
+        resolve_device("gpu.1")
+    backend = get_backend("openvino", npu)
+    assert (backend.version, backend.precisions) == ("2026.1.0", ("fp16", "int8"))
+    with pytest.raises(UserError, match="openvino is the backend of Intel Pretend NPU, but got 'onnxruntime'"):
+        get_backend("onnxruntime", npu)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert openvino_devices() == ()
+    with pytest.raises(BackendUnavailableError, match=r"pip install 'smnas\[openvino\]'"):
+        resolve_device("npu")
 
 
 @needs_openvino
