@@ -127,8 +127,9 @@ def train(
         pretrained: What the backbone starts from, remapped to its shape: ``imagenet`` (torchvision's weights), a
             ``state_dict`` file of a ResNet, ResNeXt or MobileNetV2, or a checkpoint or its folder, which also gives
             neck and heads where shapes agree.
-        norm: ``gn-ws`` (the default): GroupNorm and weight standardization everywhere; ``bn`` (the default with
-            ``pretrained``): BatchNorm in the backbone.
+        norm: ``gn-ws`` (the default): GroupNorm and weight standardization everywhere; ``gn``: the same without
+            standardized weights in the backbone; ``bn``: BatchNorm in the backbone. By default with ``pretrained``,
+            that of the weights.
         stem: ``deep`` (the default): two 3x3 convolutions; ``imagenet`` (the default with ``pretrained``): a 7x7 one
             and pooling.
         drop_bad_boxes: Leave out boxes without a size or outside their image.

