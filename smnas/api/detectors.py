@@ -113,7 +113,7 @@ def train(
     on_epoch: "Callable[[EpochLog], None] | None" = None,
     on_progress: OnProgress = quiet,
 ) -> TrainingRun:
-    """Train one architecture from scratch, or resume its training run; evaluate it on the validation images.
+    """Train one architecture, or resume its training run; evaluate it on the validation images.
 
     Args:
         arch: What to train.

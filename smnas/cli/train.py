@@ -1,4 +1,4 @@
-"""``smnas train``: one architecture from scratch."""
+"""``smnas train``: one architecture, from scratch or from other weights."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +58,7 @@ class TrainOptions(OutputOptions):
 
 
 def train(options: TrainOptions) -> None:
-    """Train one architecture from scratch.
+    """Train one architecture.
 
     Trains on the data's training images, on a GPU if there is one, and evaluates on its validation images. --out holds
     checkpoint.pt, curve.jsonl and metrics.json. An interrupted command resumes at the last finished epoch and gives the
