@@ -112,15 +112,17 @@ class Visits:
             measured = measure_session(session, round_settings(terms.timing, terms.rounds), terms.flush)
             ended = read_usage()
             self._rounds.append(measured)
+            used = {name: round(ended[name] - started[name], 6) for name in ended}
             after = conditions["after"] = read_state(terms.device)
-            found = disturbances(before, after, terms.target.threads)
+            computes = terms.device.kind == "cpu"
+            found = disturbances(before, after, terms.target.threads, used if computes else None)
             conditions["disturbances"] = list(dict.fromkeys([*conditions.get("disturbances", ()), *found]))
             conditions["session"] = session.describe()
             self._figures.append(
                 {
                     "n": len(measured.samples_ns),
                     "median_ms": measured.median_ms,
-                    **{name: round(ended[name] - started[name], 6) for name in ended},
+                    **used,
                 }
             )
             if drift is not None:

@@ -77,10 +77,16 @@ def read_usage() -> dict[str, float]:
     return usage
 
 
-def disturbances(before: Mapping[str, Any], after: Mapping[str, Any], threads: int = 1) -> list[str]:
-    """Return one phrase per disturbance, given :func:`read_state` before and after; empty for a quiet measurement.
+def disturbances(
+    before: Mapping[str, Any], after: Mapping[str, Any], threads: int = 1, used: Mapping[str, float] | None = None
+) -> list[str]:
+    """Return one phrase per disturbance; empty for a quiet measurement.
 
-    ``threads`` are the busy threads of the measurement itself.
+    Args:
+        before: as of :func:`read_state`, before the measurement.
+        after: the same afterwards.
+        threads: busy threads of the measurement itself.
+        used: increase of :func:`read_usage`, of a measurement that only computes, on the CPU.
     """
     found = []
     cpus, loads = before.get("cpus") or 1, before.get("loadavg")
@@ -90,6 +96,10 @@ def disturbances(before: Mapping[str, Any], after: Mapping[str, Any], threads: i
         first, last = _number(before.get(name)), _number(after.get(name))
         if first and last and abs(last / first - 1) > _STEADY_CLOCK:
             found.append(f"{title} changed by {last / first - 1:+.0%}")
+    if used is not None and used["cpu_s"] < _COMPUTING * used["wall_s"]:
+        found.append("waited for a core")
+    if used is not None and used["steal_s"] > (1 - _COMPUTING) * used["wall_s"]:
+        found.append("a core was taken by the hypervisor")
     reasons = {int(str(state[_THROTTLE]), 16) for state in (before, after) if _is_hexadecimal(state.get(_THROTTLE))}
     found += [f"throttled: {title}" for bit, title in _THROTTLE_BITS.items() if any(bits & bit for bits in reasons)]
     return found
@@ -98,6 +108,8 @@ def disturbances(before: Mapping[str, Any], after: Mapping[str, Any], threads: i
 _OWN_LOAD = 0.5
 """Tolerated load beyond the measurement's own: the average still counts work that ended a minute ago."""
 _STEADY_CLOCK = 0.05
+_COMPUTING = 0.9
+"""Least fraction of the wall time that a computing thread has a core."""
 _THROTTLE = "clocks_throttle_reasons.active"
 _THROTTLE_BITS = {
     0x4: "power cap",

@@ -18,7 +18,9 @@ from profiler.timing.measurement import Measurement, StopReason, TimingSettings
 __all__ = ["agree", "agreeing", "combine", "round_settings", "settled"]
 
 _AGREE = 0.03
-"""Minimum relative difference up to which two rounds agree; the noise within rounds widens it."""
+"""Minimum relative difference up to which two rounds agree; the noise within rounds widens it up to ``_AGREE_AT_MOST``:
+on a machine that is busy throughout, noise would make any two agree."""
+_AGREE_AT_MOST = 0.15
 _LEAST_AGREEING = 3
 _MOST = 2
 """Limit of rounds, as a multiple of the requested number."""
@@ -44,7 +46,7 @@ def agreeing(rounds: Sequence[Measurement]) -> list[Measurement]:
     """Return the fastest round and those whose medians are within 3% of it, or within the noise of single rounds."""
     fastest = min(one.median_ms for one in rounds)
     noise = statistics.median(one.relative_half_width for one in rounds)
-    return [one for one in rounds if one.median_ms <= fastest * (1 + max(_AGREE, 4 * noise))]
+    return [one for one in rounds if one.median_ms <= fastest * (1 + min(max(_AGREE, 4 * noise), _AGREE_AT_MOST))]
 
 
 def agree(rounds: Sequence[Measurement], wanted: int) -> bool:
@@ -61,7 +63,8 @@ def combine(rounds: Sequence[Measurement], timing: TimingSettings) -> Measuremen
     """Combine rounds, given in measured order, into one measurement; a single one is returned as it is.
 
     Returns:
-        All samples; the median of the kept rounds' samples; Student's interval from the kept rounds' medians.
+        All samples; the median of the kept rounds' samples; Student's interval from the kept rounds' medians. Where too
+        few agree, the interval extends from the fastest round to the slowest.
     """
     if len(rounds) == 1:
         return rounds[0]
@@ -71,9 +74,10 @@ def combine(rounds: Sequence[Measurement], timing: TimingSettings) -> Measuremen
     if len(kept) > 1:
         spread = statistics.stdev(one.median_ms for one in kept) / math.sqrt(len(kept))
         half = float(stdtrit(len(kept) - 1, (1 + timing.confidence) / 2)) * spread
+    low, high = max(median - half, 0.0), median + half
     if len(kept) < min(len(rounds), _LEAST_AGREEING):
         reason = StopReason.ROUNDS_DISAGREE
-        half = max(one.median_ms for one in rounds) - median  # the distance between the rounds
+        low, high = min(median, *(one.low_ms for one in kept)), max(one.median_ms for one in rounds)
     elif half <= timing.relative_half_width * median:
         reason = StopReason.CONVERGED
     else:
@@ -81,4 +85,4 @@ def combine(rounds: Sequence[Measurement], timing: TimingSettings) -> Measuremen
             (one.stop_reason for one in kept if one.stop_reason != StopReason.CONVERGED), StopReason.TIME_LIMIT
         )
     samples = tuple(np.concatenate([one.samples_ns for one in rounds]).tolist())
-    return Measurement(samples, rounds[0].inner_runs, median, max(median - half, 0.0), median + half, reason)
+    return Measurement(samples, rounds[0].inner_runs, median, low, high, reason)

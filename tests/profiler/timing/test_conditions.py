@@ -114,6 +114,10 @@ def test_what_disturbs_a_measurement_is_named() -> None:
     assert disturbances({"cpus": 1, "loadavg": [1.0, 1.0, 1.0]}, {}) == []
     assert disturbances(quiet, {**quiet, "clock_mhz": 2400.0}) == ["clock changed by -20%"]
     assert disturbances({}, {}) == []
+    used = {"wall_s": 0.3, "cpu_s": 0.29, "steal_s": 0.0, "preemptions": 2}
+    assert disturbances({}, {}, used=used) == []
+    assert disturbances({}, {}, used={**used, "cpu_s": 0.1}) == ["waited for a core"]
+    assert disturbances({}, {}, used={**used, "steal_s": 0.1}) == ["a core was taken by the hypervisor"]
 
 
 def test_throttling_is_read_off_the_drivers_bits() -> None:

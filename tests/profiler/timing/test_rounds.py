@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -144,7 +145,12 @@ def test_further_rounds_are_taken_until_three_agree_or_the_limit() -> None:
 def test_rounds_that_disagree_to_the_end_say_so() -> None:
     found = combine(of(*np.linspace(1, 3, 12)), TimingSettings())
     assert found.stop_reason is StopReason.ROUNDS_DISAGREE
-    assert found.high_ms >= 3.0
+    assert (found.low_ms, found.median_ms, found.high_ms) == (0.999, 1.0, 3.0)
+
+
+def test_noise_within_rounds_does_not_make_any_two_agree() -> None:
+    noisy = [replace(one, low_ms=one.median_ms / 2, high_ms=one.median_ms * 2) for one in of(1.0, 1.1, 1.7, 1.2, 2.0)]
+    assert [one.median_ms for one in agreeing(noisy)] == [1.0, 1.1]
 
 
 def test_a_single_round_is_the_measurement() -> None:
