@@ -4,33 +4,45 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
 
 from profiler.errors import BackendUnavailableError
 from smnas.cli.terminal.console import Output, show_facts, show_lines, show_table
 from smnas.cli.terminal.options import JsonOption, QuietOption, examples
+from smnas.cli.terminal.progress import PhaseSteps
 
 if TYPE_CHECKING:
     from profiler.devices import Device
 
 __all__ = ["EXAMPLES", "doctor"]
 
-EXAMPLES = examples("smnas doctor", "smnas doctor --json", "smnas-doctor --quiet")
+EXAMPLES = examples("smnas doctor", "smnas doctor --measure", "smnas-doctor --json")
 
 
-def doctor(as_json: JsonOption = False, quiet: QuietOption = False) -> None:
+def doctor(
+    measure: Annotated[bool, typer.Option("--measure", help="Measure for 40 s how noisy it is for latency.")] = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
     """Show what this machine can do.
 
     Lists Python, PyTorch, the CPU, CUDA devices, the kernels used for training (PyTorch's or ours), the video library,
     and the backends that can run and time a network, each with its version. Missing parts are listed with the command
     that adds them. Nothing is installed or changed.
+
+    With --measure a reference block is timed in rounds for 40 seconds: how far they differ, the error to expect of a
+    latency table made now, what takes the time (other processes, the hypervisor, the clock), and what to do about it.
     """
     with Output.open(as_json=as_json, quiet=quiet) as output:
         with output.working("looking at this machine"):
             document = examine()
+        if measure:  # a terminal shows one live display at a time
+            document["noise"] = _noise(output)
         output.result(document, lambda console: _show(console, document))
 
 
@@ -81,6 +93,13 @@ def examine() -> dict[str, Any]:
         ],
         "warnings": _warnings(),
     }
+
+
+def _noise(output: Output) -> dict[str, Any]:
+    from smnas.latency.noise import noise_here
+
+    with PhaseSteps(output) as steps:
+        return asdict(noise_here(partial(steps.step, "rounds of a reference block")))
 
 
 def _backends(device: "Device") -> list[dict[str, Any]]:
@@ -162,6 +181,29 @@ def _show(console: Console, document: dict[str, Any]) -> None:
     show_table(console, ["backend", "on", "version", "precisions"], rows)
     show_lines(console, *(f"missing: {entry['what']}: {entry['reason']}" for entry in document["missing"]))
     show_lines(console, *(f"warning: {line}" for line in document["warnings"]))
+    if (noise := document.get("noise")) is not None:
+        show_facts(console, _noise_facts(noise))
+        show_lines(console, *(f"to do: {line}" for line in noise["advice"]))
+
+
+def _noise_facts(noise: dict[str, Any]) -> list[tuple[str, str]]:
+    def known(value: float | None) -> str:
+        return "not readable" if value is None else f"{value:.1%}"
+
+    return [
+        (
+            "block",
+            f"{noise['median_ms']:.3f} ms in {len(noise['rounds_ms'])} rounds, {known(noise['round_spread'])} apart",
+        ),
+        (
+            "error",
+            f"95% within {known(noise['table_error'])} in a table, {known(noise['burst_error'])} of single bursts",
+        ),
+        ("stolen", f"{known(noise['stolen'])} of the time, by the hypervisor"),
+        ("waiting", f"{known(noise['waiting'])} of the time, {noise['preemptions_per_s']:.1f} switches a second"),
+        ("clock", f"changes: {known(noise['clock_change'])}, governor: {noise['governor'] or 'not readable'}"),
+        ("sibling", f"busy: {known(noise['sibling_load'])}"),
+    ]
 
 
 def _kernels_line(kernels: dict[str, Any]) -> str:

@@ -13,6 +13,8 @@ from kernels import dispatch
 from smnas.cli import doctor
 from smnas.cli.main import application
 from smnas.cli.terminal.exit_codes import run
+from smnas.latency import noise
+from smnas.latency.noise import Noise
 
 
 def test_facts_are_the_machines(capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,3 +79,19 @@ def test_a_distribution_that_takes_the_name_of_ours_is_named(
     monkeypatch.syspath_prepend(str(tmp_path))
     assert run(application("doctor"), "smnas-doctor", []) == 0
     assert "another distribution, kernels 9.9" in capsys.readouterr().out
+
+
+def test_noise_is_measured_where_it_is_wanted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = Noise(0.5, (0.5, 0.6), 0.2, 0.1, 0.04, 0.02, 0.0, 1.0, None, "powersave", None, 1, ("Do this.",))
+    monkeypatch.setattr(noise, "noise_here", lambda on_progress: found)
+    assert run(application("doctor"), "smnas-doctor", ["--json"]) == 0
+    assert "noise" not in json.loads(capsys.readouterr().out)
+    assert run(application("doctor"), "smnas-doctor", ["--measure", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["noise"]["table_error"] == 0.04
+    assert run(application("doctor"), "smnas-doctor", ["--measure", "--quiet"]) == 0
+    out = capsys.readouterr().out
+    assert "95% within 4.0% in a table, 10.0% of single bursts" in out
+    assert "changes: not readable, governor: powersave" in out
+    assert "to do: Do this." in out
