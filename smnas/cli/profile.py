@@ -10,7 +10,7 @@ from rich.console import Console
 from profiler.errors import UserError
 from smnas.cli.terminal.audit_display import show_audit
 from smnas.cli.terminal.console import Output, show_facts, show_table
-from smnas.cli.terminal.options import BatchOption, ClassesOption, MeasuringOptions, examples
+from smnas.cli.terminal.options import BatchOption, ClassesOption, MeasuringOptions, examples, require_cores
 from smnas.cli.terminal.progress import PhaseSteps
 
 if TYPE_CHECKING:
@@ -51,6 +51,9 @@ class ProfileOptions(MeasuringOptions):
     arch: Annotated[list[str] | None, typer.Option("--arch", metavar="ARCH")] = None
     sample: Annotated[int | None, typer.Option(min=1)] = None
     run: Annotated[Path | None, typer.Option("--for", metavar="RUN")] = None
+    threads: Annotated[
+        str, typer.Option(metavar="N[,N]", help="CPU threads of a measured run; 1,2 measures with one, then with two.")
+    ] = "1"
     batch: BatchOption = 1
     classes: ClassesOption = 80
     audit: Annotated[int, typer.Option(min=0)] = 0
@@ -119,9 +122,12 @@ def profile(options: ProfileOptions) -> None:
                 show = _show_estimate
             else:
                 try:
-                    call = options.for_call("backend", "threads", "table", "run", *_MEASURING)
-                    document = _document(api.profile(**call, on_progress=steps.step))
-                    show = _show
+                    call = options.for_call("backend", "table", "run", *_MEASURING)
+                    counts = _thread_counts(options.threads)
+                    found = [_document(api.profile(**call, threads=one, on_progress=steps.step)) for one in counts]
+                    document, show = found[0], _show
+                    if len(found) > 1:
+                        document, show = {"by_threads": found}, _show_by_threads
                 except DeviceNotPresentError as absent:
                     # A table from that GPU can be read anywhere; only measuring needs the GPU.
                     file = options.table or Path(f"latency-{options.device}.db")
@@ -129,9 +135,16 @@ def profile(options: ProfileOptions) -> None:
                         raise
                     document = api.measured(absent.sheet.name, file, arch=options.arch or (), classes=options.classes)
                     show = _show_measured
-                if options.refresh and not document["measured"] and not document["left"]["blocks"]:
+                if options.refresh and document.get("measured") == 0 and not document["left"]["blocks"]:
                     show = _show_steady
         output.result(document, lambda console: show(console, document))
+
+
+def _thread_counts(text: str) -> list[int]:
+    counts = [int(word) if word.strip().isdecimal() else 0 for word in text.split(",")]
+    if min(counts) < 1 or len(set(counts)) < len(counts):
+        raise UserError(f"--threads is a number of at least 1, or distinct ones as in 1,2, but got {text!r}")
+    return [require_cores(count) for count in counts]
 
 
 def _flag(name: str) -> str:
@@ -188,6 +201,17 @@ def _show(console: Console, document: dict[str, Any]) -> None:
         console.print(f"failed: {name}: {reason}", soft_wrap=True, markup=False)
     if "audit" in document:
         show_audit(console, document["audit"])
+
+
+def _show_by_threads(console: Console, document: dict[str, Any]) -> None:
+    """Print every part, then the detectors' latencies side by side."""
+    parts = document["by_threads"]
+    for part in parts:
+        console.print(f"CPU threads: {part['threads']}")
+        _show(console, part)
+    if wholes := parts[0].get("end_to_end_ms"):
+        rows = [[*(_latency(part["end_to_end_ms"].get(name, "left")) for part in parts), name] for name in wholes]
+        show_table(console, [*(f"{part['threads']} threads" for part in parts), "detector"], rows)
 
 
 def _show_steady(console: Console, document: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from smnas.cli.terminal.options import (
     PresetOption,
     PretrainedOption,
     examples,
+    require_cores,
 )
 from smnas.cli.terminal.search_display import SearchDisplay, show_ranking
 from smnas.search.study.run_folder import RunFolder
@@ -47,6 +48,7 @@ class SearchOptions(MeasuringOptions):
     latency_confidence: Annotated[float, typer.Option(min=0.01, max=0.999)] = 0.9
     accept_version: Annotated[str | None, typer.Option(metavar="VERSION")] = None
     preset: PresetOption = "nano"
+    threads: Annotated[int, typer.Option(min=1, callback=require_cores)] = 1
     max_parameters: Annotated[int | None, typer.Option(min=1)] = None
     strategy: Annotated[
         str | None,

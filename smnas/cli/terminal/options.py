@@ -36,11 +36,12 @@ __all__ = [
     "SeedOption",
     "described",
     "examples",
+    "require_cores",
     "single_options",
 ]
 
 
-def _require_cores(threads: int) -> int:
+def require_cores(threads: int) -> int:
     """Refuse more threads than cores: they wait for each other, and a slow measurement is worth nothing."""
     if threads > (cores := cpu_cores()):
         raise UserError(f"--threads must be at most the cores that this process may use, {cores}, but got {threads}")
@@ -117,7 +118,6 @@ class MeasuringOptions(OutputOptions):
     device: Annotated[str, typer.Option("--device", "--gpu", metavar="NAME")] = "local"
     backend: BackendOption = "onnxruntime"
     precision: Annotated[str, typer.Option(metavar="NAME")] = "fp32"
-    threads: Annotated[int, typer.Option(min=1, callback=_require_cores)] = 1
     table: Annotated[Path | None, typer.Option("--table", metavar="FILE")] = None
     time_limit: Annotated[
         str | None,

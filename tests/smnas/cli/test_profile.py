@@ -28,6 +28,7 @@ from smnas.search.ranking.recommendation import Recommendation
 from smnas.search.study.settings import prepare_run_folder
 from smnas.space.architecture import Architecture
 from smnas.space.preset import load_space
+from smnas.training.device import cpu_cores
 
 ARCH = "basicblock_8_1-2-2+fpn_2-4_24+norpn+retina_32_1+64x64"
 _QUICK = TimingSettings(relative_half_width=0.5, min_samples=3, max_samples=5, time_limit_s=0.2, warmup_s=0.0)
@@ -47,6 +48,28 @@ def _profile(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, ob
     document = json.loads(captured.out)
     assert isinstance(document, dict)
     return document
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick")
+def test_several_numbers_of_threads_fill_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if cpu_cores() < 2:
+        pytest.skip("needs two cores")
+    table = tmp_path / "table.db"
+    words = ("--gpu", "cpu", "--backend", "eager", "--arch", ARCH, "--classes", "3", "--end-to-end", "--table", table)
+    first, second = _profile(capsys, *words, "--threads", "1,2")["by_threads"]  # type: ignore[misc]
+    assert (first["threads"], second["threads"]) == (1, 2)
+    assert first["measured"] == second["measured"] > 0
+    with LatencyTable(table, read_only=True) as rows:
+        assert {target.threads for target in rows.targets()} == {1, 2}
+    assert run(application("profile"), "smnas-profile", [*map(str, words), "--threads", "1,2"]) == 0
+    assert re.search(r"1 threads +2 threads +detector", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("threads", ["0", "1,1", "one", "1,", "-1"])
+def test_threads_are_distinct_numbers(threads: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(application("profile"), "smnas-profile", ["--gpu", "cpu", "--arch", ARCH, f"--threads={threads}"]) == 2
+    assert f"as in 1,2, but got '{threads}'" in capsys.readouterr().err
 
 
 @pytest.mark.slow
