@@ -23,12 +23,12 @@ from smnas.training.fit import fit
 from smnas.training.recipe import load_recipe
 
 TINY = Architecture.parse("basicblock_8_1-2-2+fpn_3-4_16+norpn+retina_16_1+64x64")
-RECIPE = load_recipe("nano").with_(batch_size=8, ema_decay=0.9)
+RECIPE = load_recipe("nano").with_(batch_size=4, ema_decay=0.9)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> CocoFolder:
-    return CocoFolder(generate_shapes(tmp_path_factory.mktemp("shapes"), train=16, val=6))
+    return CocoFolder(generate_shapes(tmp_path_factory.mktemp("shapes"), train=8, val=4))
 
 
 @pytest.mark.slow
