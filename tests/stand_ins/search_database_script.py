@@ -10,8 +10,6 @@ import database_scorer
 import search_stub as stub
 
 from smnas.scoring.workers.processes import Workers
-from smnas.search.context import SearchContext
-from smnas.search.run import run_search
 from smnas.search.study.settings import SearchSettings, StageTrials
 from smnas.space.preset import load_space
 
@@ -28,6 +26,10 @@ def settings(storage: str | None) -> SearchSettings:
 
 
 def main() -> None:
+    # load torch, which no worker process needs: those import this module too
+    from smnas.search.context import SearchContext
+    from smnas.search.run import run_search
+
     with Workers(database_scorer.make, 4) as pool:
         run_search(
             SearchContext(Path(sys.argv[1]), settings(sys.argv[2]), load_space("nano"), stub.StubLatency()),
