@@ -90,7 +90,7 @@ def make_run(
         (folder / relative).parent.mkdir(parents=True)
         make_checkpoint(folder / relative, architecture, data.classes, data.category_ids)
         rows.append(row(architecture, role, ap, latency, str(relative)))  # type: ignore[arg-type]
-    write_ranking(folder, settings, Ranking(tuple(rows), None, ("A note of the search.",)))
+    write_ranking(folder, settings, Ranking(tuple(rows), None, notes=("A note of the search.",)))
     return settings
 
 

@@ -190,7 +190,7 @@ def run_folder(tmp_path: Path) -> Path:
         ),
         ranking_row(PARENTS[0], "candidate", 0.305, ap_std=0.007, seeds=(0, 1), predicted_latency_ms=8.4),
     )
-    write_ranking(folder, settings(), Ranking(rows, None, ("The smallest boxes of the data are 9 pixels wide.",)))
+    write_ranking(folder, settings(), Ranking(rows, None, notes=("The smallest boxes of the data are 9 pixels wide.",)))
     return folder
 
 
