@@ -357,7 +357,7 @@ def test_exported_files_are_timed_on_their_device_alone(
     complete_ranking(folder, read_settings(folder), {row.architecture: values})
     monkeypatch.setattr("smnas.deploy.ranked._deploy_row", lambda *given: given[5].skipped.append(given[2]))
     monkeypatch.setattr("smnas.deploy.ranked.measure_files", lambda files, **_: dict.fromkeys(files, TIMED))
-    monkeypatch.setattr("smnas.deploy.ranked.OnnxDetector", lambda _: SimpleNamespace(input_size=(96, 96)))
+    monkeypatch.setattr("smnas.deploy.ranked.load_model", lambda *_, **__: SimpleNamespace(input_size=(96, 96)))
     dataset = CocoFolder(data).split("val")
     ranking = deploy_ranking(folder, dataset, top=1).ranking
     assert [one.measured_latency_ms for one in ranking.rows] == [None] * len(ranking.rows)
