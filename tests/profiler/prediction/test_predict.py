@@ -259,7 +259,7 @@ def test_many_at_once_equal_one_by_one() -> None:
 @pytest.mark.parametrize(
     ("parts", "wholes", "level", "message"),
     [
-        (sums((1.0, 1)), [1.0, 2.0], 0.9, "one latency per whole"),
+        (sums((1.0, 1)), [1.0, 2.0], 0.9, "one latency per network"),
         (sums((1.0, 1)), [0.0], 0.9, "positive"),
         (sums((1.0, 1)), [math.nan], 0.9, "positive"),
         (sums((1.0, 1)), [1.0], 1.0, "level"),
