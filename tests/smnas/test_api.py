@@ -69,7 +69,8 @@ def test_unknown_names_are_no_attributes() -> None:
         (api.train, TrainOptions, set()),
         (api.export, ExportOptions, set()),
         (api.detect, DetectOptions, set()),
-        (api.profile, ProfileOptions, {"estimate", "build_engines", "compute_capability", "workers"}),
+        # `--threads 1,2` is a call for each
+        (api.profile, ProfileOptions, {"estimate", "build_engines", "compute_capability", "workers", "threads"}),
     ],
 )
 def test_arguments_are_the_options(function: Any, options: Any, apart: set[str]) -> None:
