@@ -124,6 +124,9 @@ def profile(
 
     if refresh not in (None, "unsteady"):
         raise UserError(f"--refresh must be unsteady, but got {refresh!r}")
+    file = Path(table or f"latency-{device}.db")
+    if refresh is not None and not file.is_file():
+        raise UserError(f"rows are measured again in a table that is there, but there is no file {file}")
     limit_s = None if time_limit is None else seconds_of(time_limit)
     until = math.inf if limit_s is None else time.monotonic() + limit_s
     if run is not None:
@@ -137,7 +140,7 @@ def profile(
     def left_s() -> float | None:
         return None if limit_s is None else max(0.0, until - time.monotonic())
 
-    with LatencyTable(Path(table or f"latency-{device}.db")) as rows:
+    with LatencyTable(file) as rows:
         latency = DetectorLatency(
             classes, runner, rows, precision=precision, batch=batch, seed=seed, timing=timing, rounds=rounds
         )

@@ -53,7 +53,7 @@ def detect(options: DetectOptions) -> None:
     image); the number of objects of each class in every video; and the time of each stage. --out draws them on copies.
     --json writes everything as one document, each frame of a video with its index and its time in seconds.
 
-    Videos need PyAV: pip install 'smnas[video]'. Ctrl-C keeps what is finished.
+    Videos need PyAV, the extra `video`. Ctrl-C keeps what is finished.
     """
     with Output.open(as_json=options.as_json, quiet=options.quiet) as output:
         from smnas import api

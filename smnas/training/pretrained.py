@@ -15,7 +15,7 @@ from torch import Tensor
 
 from profiler.errors import UserError, first_line
 from smnas.models.layers import NormKind
-from smnas.models.remapping import Seed, block_of, seed_block, seed_state
+from smnas.models.remapping import Block, Seed, block_of, seed_block, seed_state
 from smnas.space.architecture import Architecture
 from smnas.space.families.base import Backbone
 from smnas.training.checkpoint import load_checkpoint
@@ -32,6 +32,12 @@ _NETWORKS = {
     "inverted": "mobilenet_v2",
 }
 _DEEPER, _DEPTH = "resnet34", 8  # from more basic blocks than ResNet-18 has
+_PUBLISHED = {
+    "basicblock": ("resnet18", "resnet34"),
+    "bottleneck": ("resnet50", "resnet101", "resnet152"),
+    "resnext": ("resnext50_32x4d", "resnext101_32x8d"),
+    "inverted": ("mobilenet_v2",),
+}
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,42 @@ def _read(source: str) -> Seed:
 
 def _seed(name: str, state: Mapping[str, Tensor]) -> Seed:
     backbone = seed_state(state)
-    return Seed(name, seed_block(backbone), backbone, _digest(state))
+    block = seed_block(backbone)
+    _require_whole(name, block, backbone)
+    return Seed(name, block, backbone, _digest(state))
+
+
+def _require_whole(name: str, block: Block, backbone: Mapping[str, Tensor]) -> None:
+    """Raise UserError unless every tensor of the nearest published network is there, in any width, and is finite."""
+    nearest, whole = min(
+        ((network, _tensors(network)) for network in _PUBLISHED[block]), key=lambda one: len(one[1].keys() ^ backbone)
+    )
+    lacking = sorted(whole.keys() - backbone.keys())
+    if lacking:
+        raise UserError(
+            f"weights to start from are those of a whole network, but {name} lacks {len(lacking)} of {len(whole)} "
+            f"tensors of {nearest}'s backbone, such as {lacking[0]}"
+        )
+    for key, expected in whole.items():
+        tensor = backbone[key]
+        if tensor.layout != torch.strided or tensor.ndim != expected.ndim:
+            kind = "dense" if tensor.layout == torch.strided else "sparse"
+            raise UserError(
+                f"weights to start from are dense, {key} of {expected.ndim} dimensions, but in {name} it is {kind} of "
+                f"shape {tuple(tensor.shape)}"
+            )
+        if not tensor.isfinite().all() or (key.endswith("running_var") and (tensor < 0).any()):
+            raise UserError(f"weights must be finite and variances not negative, but those of {key} in {name} are not")
+
+
+@lru_cache
+def _tensors(network: str) -> dict[str, Tensor]:
+    """The state of a published backbone, on the meta device, but for counts of batches."""
+    from torchvision.models import get_model
+
+    with torch.device("meta"):
+        state = seed_state(get_model(network, weights=None).state_dict())
+    return {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
 
 
 def _of_checkpoint(path: Path) -> Seed:

@@ -330,6 +330,10 @@ def test_rows_whose_rounds_disagree_are_measured_again(tmp_path: Path, capsys: p
     assert capsys.readouterr().out.replace("\n", "") == f"no rounds of a row in {file} disagree"
     assert run(application("profile"), "smnas-profile", [*map(str, words), "--refresh", "all"]) == 2
     assert "--refresh must be unsteady, but got 'all'" in capsys.readouterr().err
+    mistyped = [*map(str, words[:-1]), str(tmp_path / "mistyped.db")]
+    assert run(application("profile"), "smnas-profile", [*mistyped, "--refresh", "unsteady"]) == 2
+    assert "but there is no file" in capsys.readouterr().err
+    assert not (tmp_path / "mistyped.db").exists()
 
 
 def test_options_that_exclude_each_other_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
