@@ -5,7 +5,8 @@ The interpreter knows no types, layouts or registers, so that what runs there ma
 
 import importlib.util
 import re
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,15 @@ if importlib.util.find_spec("triton") is None:
 CAPABILITIES = (80, 90)
 _TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 _TYPES |= {torch.int32: "*i32", torch.int64: "*i64", torch.uint8: "*u8"}
+
+
+@pytest.fixture(autouse=True)
+def handlers_of_signals() -> Iterator[None]:
+    """Give Python its signals back: LLVM takes them while it compiles, and a Ctrl-C would then end the process."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGXFSZ)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 class Recorder:
