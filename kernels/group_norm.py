@@ -106,8 +106,9 @@ _forward = torch.library.custom_op("smnas::group_norm_relu", _compute, mutates_a
 
 
 @_forward.register_fake
-def _(x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-    _, _, _, groups, _, _ = others
+def _(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, relu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     statistics = x.new_empty((x.shape[0], groups), dtype=torch.float32)
     return torch.empty_like(x, memory_format=_layout(x)), statistics, torch.empty_like(statistics)
 
@@ -138,8 +139,17 @@ _backward = torch.library.custom_op("smnas::group_norm_relu_backward", _differen
 
 
 @_backward.register_fake
-def _(upstream: Tensor, x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *_, residual = others
+def _(
+    upstream: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    relu: bool,
+    residual: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     gradient = torch.empty_like(x, memory_format=_layout(x))
     return gradient, torch.empty_like(gradient) if residual else x.new_empty(0), _no_sums(x)
 

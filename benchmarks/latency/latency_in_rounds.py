@@ -6,11 +6,11 @@ on some detectors and compared with the others, as measured in the same table an
 latencies (interference only adds). The same beside a busy neighbour, a process that this script starts and ends, pinned
 to the core of the measurement (``same core``) and to the next one (``other core``).
 
-About five seconds a detector, table and state of the machine, more on a shared core. The first command takes 12 to 16
-minutes for 16 detectors and 8 to calibrate on, the second about 10 for 40 and 20:
+16 seconds a detector, table and state of the machine on a slow core, 13 minutes for a state with 16 detectors and 8 to
+calibrate on; more on a shared core. ``--only`` takes one of the three states:
 
     OMP_NUM_THREADS=1 python -m benchmarks.latency.latency_in_rounds
-    OMP_NUM_THREADS=1 python -m benchmarks.latency.latency_in_rounds --detectors 40 --only "as it comes"
+    OMP_NUM_THREADS=1 python -m benchmarks.latency.latency_in_rounds --only "as it comes"
     OMP_NUM_THREADS=1 python -m benchmarks.latency.latency_in_rounds --quick       # tries it out, keeps nothing
 """
 

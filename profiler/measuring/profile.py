@@ -97,7 +97,7 @@ class ProfileReport:
         measured: workloads measured in this run, failures included.
         cached: workloads found in the table, remembered failures included.
         failed: all workloads without a latency, from this run or before.
-        unsteady: names of workloads measured now whose interval is wider than requested.
+        wide: names of workloads measured now whose interval is wider than requested.
         drift: largest relative change of the reference workload from its first reading; ``None`` without a second one.
         disturbed: names of workloads measured now under load, throttling or changing clocks; their rows' conditions
             list the causes.
@@ -107,7 +107,7 @@ class ProfileReport:
     measured: int
     cached: int
     failed: tuple[Failure, ...]
-    unsteady: tuple[str, ...]
+    wide: tuple[str, ...]
     drift: float | None
     seconds: float
     disturbed: tuple[str, ...] = ()
@@ -292,7 +292,7 @@ def report_of(
         measured=len(rows),
         cached=plan.cached,
         failed=(*plan.failed, *(Failure(row.key, row.name, row.reason) for row in rows if row.status == "failed")),
-        unsteady=tuple(row.name for row in rows if row.status == "ok" and row.stop_reason != "converged"),
+        wide=tuple(row.name for row in rows if row.status == "ok" and row.stop_reason != "converged"),
         drift=drift,
         seconds=seconds,
         disturbed=tuple(row.name for row in rows if row.conditions.get("disturbances")),

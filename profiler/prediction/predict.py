@@ -31,6 +31,7 @@ __all__ = [
     "PartsSum",
     "Prior",
     "error_quantile",
+    "prior_of",
     "sum_parts",
 ]
 
@@ -151,7 +152,12 @@ class Prior:
 PRIORS = {"onnxruntime": Prior(scale_sd=0.1, per_part_sd_ms=0.05, noise=0.04)}
 """By backend. ONNX Runtime on CPUs: least squares on 24 to 100 detectors of each kept audit and table (nano in fp32 and
 int8, small, and a noisy virtual machine) gave scales of 0.95 to 1.05, 0.00 to 0.09 ms per block, and errors of 2.4 to
-3.9%, on the noisy machine 17%; hence the single degree of freedom. Nothing is known of other backends: ``Prior()``."""
+3.9%, on the noisy machine 17%; hence the single degree of freedom. On a GPU ONNX Runtime takes it too, unmeasured."""
+
+
+def prior_of(backend: str) -> Prior:
+    """What is assumed of a backend by name; a wide prior for one of which nothing is known."""
+    return PRIORS.get(backend, Prior())
 
 
 @dataclass(frozen=True)
@@ -166,7 +172,7 @@ class LatencyModel:
         term_squares: squared half-widths of ``scale`` and ``per_part_ms``, and between them their covariance in the
             same unit; 0 where leave-one-out errors contain their uncertainty.
         residuals: ``measured / predicted - 1`` of every calibration network, left out where the interval comes from it.
-        calibrated: whether the interval comes from at least two measured networks.
+        calibrated: whether the model is fitted to measured networks.
         prior: what a fit starts from.
     """
 
@@ -207,18 +213,17 @@ class LatencyModel:
             raise ValueError("latencies and the sums of their parts must be positive, but some are not")
         terms, error, covariance = _posterior(sums / measured, counts / measured, prior)
         scale, per_part_ms = terms.tolist()
-        calibrated = len(measured) > 1
         if len(measured) >= _MIN_FOR_QUANTILE:
             residuals = _left_out_residuals(sums, counts, measured, prior)
             half = error_quantile(residuals, len(measured) - 2, level)
-            return cls(scale, per_part_ms, half, level, (0.0, 0.0, 0.0), tuple(residuals.tolist()), calibrated, prior)
+            return cls(scale, per_part_ms, half, level, (0.0, 0.0, 0.0), tuple(residuals.tolist()), True, prior)
         degrees = prior.noise_weight + len(measured)
         variance = (prior.noise_weight * prior.noise**2 + error**2) / degrees
         half = float(stdtrit(degrees, (1 + level) / 2)) * math.sqrt(variance)
         (of_scale, across), (_, of_part) = (half**2 * covariance).tolist()
         residuals = measured / (np.stack([sums, counts], axis=1) @ terms) - 1
         spread = (of_scale, across, of_part)
-        return cls(scale, per_part_ms, half, level, spread, tuple(residuals.tolist()), calibrated, prior)
+        return cls(scale, per_part_ms, half, level, spread, tuple(residuals.tolist()), True, prior)
 
     def predict(self, parts: PartsSum) -> Latency:
         """Predict one network."""

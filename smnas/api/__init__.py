@@ -8,7 +8,8 @@ much (None where that is unknown), and the current item; notes go to the logger 
 from smnas.api.arguments import OnProgress
 from smnas.api.detectors import DEFAULT_SCORE, Evaluation, TrainingRun, build, detect, evaluate, export, train
 from smnas.api.latency import Profile, build_engines, estimate, measured, profile
-from smnas.api.searches import SearchRun, report, search
+from smnas.api.runs import SearchRun, report
+from smnas.api.searches import search
 
 __all__ = [
     "DEFAULT_SCORE",

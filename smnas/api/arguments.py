@@ -89,6 +89,8 @@ def pretrained_of(source: StrPath | None) -> "Pretrained | None":
     """Weights to start from: ``imagenet``, a file, or the checkpoint of a folder."""
     if source is None:
         return None
+    if not isinstance(source, str | os.PathLike) or not os.fspath(source):
+        raise UserError(f"--pretrained must be imagenet, a file or a folder, but got {source!r}")
     from smnas.inference.model_file import model_file
     from smnas.training.pretrained import IMAGENET, read_pretrained
 
@@ -117,6 +119,7 @@ def backend_of(device: str, backend: str, precision: str, threads: int) -> "Back
     from profiler.backends.base import check_precision
     from profiler.devices import resolve_device
 
-    found = get_backend(backend, resolve_device(device), threads=threads)
+    count = number_of("--threads", threads, int)
+    found = get_backend(backend, resolve_device(device), threads=count)
     check_precision(found, precision)
     return found

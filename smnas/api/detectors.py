@@ -209,8 +209,8 @@ def train(
             out_dir=out,
             on_progress=step if ranks.first else None,
         )
-        best = best_epoch(load_checkpoint(before).history)
-        if ranks.first and best is not None and best.epoch < settings.epochs:
+        best = best_epoch(load_checkpoint(before).history) if ranks.first else None
+        if best is not None and best.epoch < settings.epochs:
             text = "the weights are those of epoch %d of %d, whose AP on the validation images is highest"
             _log.info(text, best.epoch, settings.epochs)
     return TrainingRun(

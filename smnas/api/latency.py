@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from profiler.errors import UserError
 from profiler.timing import DEFAULT_ROUNDS
-from smnas.api.arguments import OnProgress, StrPath, architecture_of, backend_of, quiet
+from smnas.api.arguments import OnProgress, StrPath, architecture_of, backend_of, number_of, quiet
 from smnas.durations import seconds_of
 from smnas.space.architecture import Architecture
 from smnas.space.preset import load_space
@@ -127,6 +127,7 @@ def profile(
     file = Path(table or f"latency-{device}.db")
     if refresh is not None and not file.is_file():
         raise UserError(f"rows are measured again in a table that is there, but there is no file {file}")
+    rounds = number_of("--rounds", rounds, int)
     limit_s = None if time_limit is None else seconds_of(time_limit)
     until = math.inf if limit_s is None else time.monotonic() + limit_s
     if run is not None:

@@ -1,4 +1,4 @@
-"""Searches and their run folders."""
+"""Searches: what is checked before, wired together for, and done after the loop of :mod:`smnas.search.run`."""
 
 import logging
 import math
@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from profiler.atomic import require_room
 from profiler.errors import UserError
@@ -26,6 +26,7 @@ from smnas.api.arguments import (
     quiet,
     recipe_of,
 )
+from smnas.api.runs import SearchRun
 from smnas.durations import seconds_of
 from smnas.search.study.run_folder import RunFolder
 from smnas.space.architecture import Architecture
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from profiler.table.latency_table import LatencyTable, Target
     from profiler.timing.measurement import TimingSettings
     from smnas.data.coco import CocoFolder
-    from smnas.inference.detector import Detector
     from smnas.latency.detector_latency import DetectorLatency
     from smnas.latency.elsewhere import DeviceElsewhere
     from smnas.latency.prediction import LatencyPredictor
@@ -47,8 +47,6 @@ if TYPE_CHECKING:
     from smnas.search.context import SearchContext
     from smnas.search.method import Method
     from smnas.search.progress import SearchEvent
-    from smnas.search.ranking.ranking import Ranking, RankingRow
-    from smnas.search.ranking.recommendation import Pick, Recommendation
     from smnas.search.strategies.base import StrategyKind
     from smnas.search.strategies.by_name import AnyStrategy
     from smnas.search.study.settings import SearchSettings
@@ -56,7 +54,7 @@ if TYPE_CHECKING:
     from smnas.training.pretrained import Pretrained
     from smnas.training.recipe import Recipe
 
-__all__ = ["SearchRun", "report", "search"]
+__all__ = ["search"]
 
 _FILE_PRECISIONS = ("fp32", "fp16", "int8")  # of the ONNX files that a search ends with
 _CALIBRATION_S = 90.0  # that measuring the detectors to calibrate on may take
@@ -65,56 +63,6 @@ _CLUSTER_WORKERS = 8  # training runs at once on a cluster, by default
 _FINISHING = {"export": "exporting", "evaluate": "evaluating files", "time": "timing files"}
 
 _log = logging.getLogger(__name__)
-
-
-class SearchRun:
-    """A search's run folder, finished or not.
-
-    Args:
-        folder: As :func:`search` or ``smnas search --out`` wrote it.
-    """
-
-    def __init__(self, folder: StrPath) -> None:
-        self.folder = Path(folder)
-
-    def __repr__(self) -> str:
-        return f"SearchRun({str(self.folder)!r})"
-
-    @cached_property
-    def ranking(self) -> "Ranking":
-        """The detectors, best first, with notes and the recommendation for other latency limits.
-
-        Raises:
-            RunFolderError: the folder holds none yet, or it can not be read.
-        """
-        from smnas.search.ranking.ranking import read_ranking
-
-        return read_ranking(self.folder)
-
-    @property
-    def recommendation(self) -> "Recommendation | None":
-        """The detector to deploy, and why; None while nothing is trained, or all is over a limit."""
-        return self.ranking.recommendation
-
-    @property
-    def picks(self) -> "tuple[Pick, ...]":
-        """The fastest detector as good as the baseline, the recommended one, and the best of all, with reasons."""
-        return self.ranking.picks
-
-    @property
-    def front(self) -> "tuple[RankingRow, ...]":
-        """The rows that no other one beats in both AP and latency, best AP first."""
-        return tuple(row for row in self.ranking.rows if row.on_front)
-
-    def detector(self, **options: Any) -> "Detector":
-        """The recommended detector, ready to use; options as of :class:`~smnas.inference.detector.Detector`."""
-        from smnas.inference.detector import Detector
-
-        return Detector(self.folder, **options)
-
-    def report(self, out: StrPath | None = None, *, data: StrPath | None = None, table: StrPath | None = None) -> Path:
-        """Write the report, see :func:`report`."""
-        return report(self.folder, out, data=data, table=table)
 
 
 def search(
@@ -236,6 +184,7 @@ def search(
     latency_ms = None if latency_ms is None else number_of("--latency-ms", latency_ms, float)
     max_parameters = None if max_parameters is None else number_of("--max-parameters", max_parameters, int)
     latency_confidence = number_of("--latency-confidence", latency_confidence, float, below=1)
+    rounds = number_of("--rounds", rounds, int)
     numbers = [n for n in trials if isinstance(n, int) and n >= 0]
     if len(numbers) != len(trials) or len(numbers) != 2 or numbers[0] == 0:
         raise UserError(f"trials must be two whole numbers as in (20, 20), the first above 0, but got {trials!r}")
@@ -351,39 +300,6 @@ def search(
     return SearchRun(files.path)
 
 
-def report(
-    run: StrPath, out: StrPath | None = None, *, data: StrPath | None = None, table: StrPath | None = None
-) -> Path:
-    """Write a run folder as one HTML page, also while the search is running.
-
-    Args:
-        run: The run folder.
-        out: The page; by default ``RUN/report.html``.
-        data: Data set for sample detections; by default where it was in the search.
-        table: Latency table of the search; by default ``RUN/latency.db``.
-
-    Returns:
-        The page.
-
-    Raises:
-        UserError: the run folder, the data or the table can not be read.
-    """
-    from profiler.table.latency_table import LatencyTable
-    from smnas.report.page import write_report
-    from smnas.search.study.settings import read_settings
-
-    # A page does without what has gone since the search, but not in silence without what was asked for.
-    if table is not None:
-        LatencyTable(Path(table), read_only=True).close()
-    folder = None
-    if data is not None:
-        bad_images = read_settings(Path(run)).data.drop_bad_images
-        folder = open_data(data, drop_bad_boxes=True, drop_bad_images=bad_images, note=False)
-    return write_report(
-        Path(run), None if out is None else Path(out), images=folder, table=None if table is None else Path(table)
-    )
-
-
 def _least_parameters(architecture: Architecture) -> int:
     """Parameters of a detector of one class; of more it has more."""
     from smnas.models.build import build_detector
@@ -413,7 +329,10 @@ def _norm(start: "Pretrained | None", *, here: bool) -> "NormKind":
     """That of the weights; but tables of a device elsewhere have blocks with GroupNorm, as those of ``gn`` are."""
     if start is None:
         return "gn-ws"
-    return start.norm if here or start.norm != "bn" else "gn"
+    if start.norm == "bn" and not here:
+        _log.info("detectors have GroupNorm, as the table's blocks, and not the weights' BatchNorm: they gain less")
+        return "gn"
+    return start.norm
 
 
 def _announce(settings: "SearchSettings", space: "Space", workers: int, target: "Target") -> None:
@@ -555,8 +474,8 @@ def _calibrated(
     for architecture, reason in found.failed:
         _log.info("left out of the calibration: %s: %s", architecture, reason)
     if found.model.calibrated:
-        text = "latencies are calibrated on %d whole detectors: predictions are to be within about %.0f%%"
-        _log.info(text, found.detectors, 100 * found.model.relative_half_width)
+        text = "latencies are calibrated on %d whole detectors: intervals of predictions are about +-%.0f%%"
+        _log.info(text, found.detectors, 100 * found.half_width)
     return latency
 
 

@@ -96,7 +96,7 @@ def examine() -> dict[str, Any]:
 
 
 def _noise(output: Output) -> dict[str, Any]:
-    from smnas.latency.noise import noise_here
+    from profiler.measuring.noise import noise_here
 
     with PhaseSteps(output) as steps:
         return asdict(noise_here(partial(steps.step, "rounds of a reference block")))

@@ -177,8 +177,8 @@ def _show(console: Console, document: dict[str, Any]) -> None:
             ("detectors", f"{document['detectors']} covered"),
             ("blocks", f"{document['measured']} measured now, {document['cached']} found in the table"),
             (
-                "unsteady",
-                f"{len(document['unsteady'])} blocks kept a wide interval" if document["unsteady"] else "none",
+                "wide intervals",
+                f"{len(document['wide'])} blocks" if document["wide"] else "none",
             ),
             (
                 "disturbed",

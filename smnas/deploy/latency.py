@@ -1,11 +1,10 @@
 """Comparable latencies of detector files.
 
 A machine's speed drifts: clocks, heat, neighbours. Files measured one after another differ by that drift. Here every
-round measures all of them in random order, so drift affects them equally, and the interval comes from the rounds, so
-the remaining drift shows in it.
+round measures all of them in random order, so drift affects them equally. The rounds of a file are combined as those of
+a latency table's rows (:mod:`profiler.timing.rounds`), so that measured and predicted latencies compare.
 """
 
-import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,19 +16,20 @@ from profiler.backends import Session, get_backend
 from profiler.backends.base import measure_session
 from profiler.backends.exporting import ExportingBackend
 from profiler.devices import Device
-from profiler.timing.measurement import TimingSettings, median_interval
+from profiler.timing.measurement import Measurement, TimingSettings
+from profiler.timing.rounds import combine
 from smnas.inference.signature import INPUT_NAME
 
 __all__ = ["DEFAULT_ROUNDS", "FileLatency", "interleaved", "measure_files"]
 
 DEFAULT_ROUNDS = 9
-"""Fewest rounds of which one may be an outlier: the second smallest to the second largest is a 95% interval."""
+"""More than a table's rows have: these are the numbers that a detector is deployed by, and there are few of them."""
 _ROUND = TimingSettings(relative_half_width=0.02, min_samples=8, max_samples=400, time_limit_s=0.6)
 
 
 @dataclass(frozen=True)
 class FileLatency:
-    """Latency of one image through one file: median of the rounds' medians, with its 95% interval."""
+    """Latency of one image through one file, with its 95% interval, and the median of each round."""
 
     median_ms: float
     low_ms: float
@@ -86,14 +86,15 @@ def interleaved(
         raise ValueError(f"rounds >= 1 must hold, but got {rounds}")
     rng = np.random.default_rng(seed)
     names = list(sessions)
-    medians: dict[str, list[float]] = {name: [] for name in names}
+    measured: dict[str, list[Measurement]] = {name: [] for name in names}
     for number in range(rounds):
         for position, index in enumerate(rng.permutation(len(names)).tolist()):
             name = names[index]
-            medians[name].append(measure_session(sessions[name], settings).median_ms)
+            measured[name].append(measure_session(sessions[name], settings))
             if on_progress is not None:
                 on_progress(number * len(names) + position + 1, rounds * len(names))
-    return {
-        name: FileLatency(statistics.median(found), *median_interval(found), tuple(found))
-        for name, found in medians.items()
-    }
+    latencies = {}
+    for name, found in measured.items():
+        one = combine(found, settings)
+        latencies[name] = FileLatency(one.median_ms, one.low_ms, one.high_ms, tuple(r.median_ms for r in found))
+    return latencies

@@ -16,7 +16,7 @@ from profiler.measuring.onnx_profile import Residual, operator_times, residual
 from profiler.measuring.profile import Progress
 from profiler.prediction.audit import Accuracy, Coverage, accuracy, coverage_over_splits, fitted_line
 from profiler.prediction.estimate import Roof, float_bytes
-from profiler.prediction.predict import PRIORS, Latency, LatencyModel, PartsSum, Prior
+from profiler.prediction.predict import Latency, LatencyModel, PartsSum, prior_of
 from profiler.table.latency_table import Row
 from profiler.work import Work
 from profiler.workload import random_inputs
@@ -173,7 +173,7 @@ def audit_latency(
     known, found = (
         _records(plain, [one for one in kind if one in reached], failed) for kind in (calibration, held_out)
     )
-    prior = PRIORS.get(latency.backend.name, Prior())
+    prior = prior_of(latency.backend.name)
     model = LatencyModel.fit([record.sum for record in known], [record.measured_ms for record in known], prior=prior)
     roof, roof_text = _roof(latency.backend.device, latency.precision, [*known, *found])
     detectors = _compared(model, found, _simpler_ms(known, found, roof))

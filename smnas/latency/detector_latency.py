@@ -23,7 +23,7 @@ from profiler.measuring.profile import (
     measurement_target,
     profile_workloads,
 )
-from profiler.prediction.predict import PRIORS, Latency, LatencyModel, MissingPartsError, Prior
+from profiler.prediction.predict import Latency, LatencyModel, MissingPartsError, prior_of
 from profiler.table.latency_table import LatencyTable, Row, Target, Trouble
 from profiler.timing import DEFAULT_ROUNDS
 from profiler.timing.cold import cold_key
@@ -259,7 +259,7 @@ class DetectorLatency:
 
     def plain(self) -> LatencyPredictor:
         """A predictor from the table as it is now, without a calibration."""
-        model = LatencyModel(level=self._level, prior=PRIORS.get(self.backend.name, Prior()))
+        model = LatencyModel(level=self._level, prior=prior_of(self.backend.name))
         return LatencyPredictor(self.table.current(self.target), self.num_classes, self.batch, model, norm=self.norm)
 
     def _end_to_end_key(self, architecture: Architecture) -> str:

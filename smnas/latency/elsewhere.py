@@ -10,7 +10,7 @@ from profiler.devices import cpu_device, matching_names, named_sheet
 from profiler.errors import BackendUnavailableError, UserError
 from profiler.prediction.estimate import ESTIMATE_BACKEND
 from profiler.prediction.interpolate import FewRowsError
-from profiler.prediction.predict import PRIORS, LatencyModel, Prior
+from profiler.prediction.predict import LatencyModel, prior_of
 from profiler.table.latency_table import LatencyTable, Target
 from smnas.latency.prediction import LatencyPredictor, calibrate
 from smnas.space.architecture import Architecture
@@ -95,7 +95,7 @@ class DeviceElsewhere:
         Raises:
             TableTooThinError: Too few blocks to interpolate from, or fewer than two whole detectors.
         """
-        rows, model = self.table.current(target), LatencyModel(level=level, prior=PRIORS.get(target.backend, Prior()))
+        rows, model = self.table.current(target), LatencyModel(level=level, prior=prior_of(target.backend))
         plain = LatencyPredictor(rows, self.classes, target.batch, model, interpolates=True)
         try:
             plain.interpolation  # noqa: B018 - a search meets blocks that the table lacks sooner or later

@@ -216,11 +216,13 @@ class Calibration:
     Attributes:
         model: Maps the sum of blocks to end-to-end latency.
         detectors: Number of measured detectors that it is fitted on.
+        half_width: Median over these of the half-width of a prediction's interval, relative to the prediction.
         failed: Architectures without a measurement, with the reason.
     """
 
     model: LatencyModel
     detectors: int
+    half_width: float
     failed: tuple[tuple[Architecture, str], ...] = ()
 
 
@@ -241,7 +243,10 @@ def calibrate(predictor: LatencyPredictor, architectures: Iterable[Architecture]
         measured_ms.append(whole.median_ms)
     start = predictor.model
     model = LatencyModel.fit(sums, measured_ms, level=start.level, prior=start.prior)
-    return Calibration(model, len(sums), tuple(failed))
+    predicted = [model.predict(parts) for parts in sums]
+    half_widths = [(one.high_ms - one.low_ms) / (2 * one.ms) for one in predicted]
+    half_width = float(np.median(half_widths)) if half_widths else model.relative_half_width
+    return Calibration(model, len(sums), half_width, tuple(failed))
 
 
 def no_end_to_end(row: Row | None) -> LatencyFailedError:

@@ -84,7 +84,7 @@ class Measured:
         measured: Blocks measured now.
         cached: Blocks already in the table.
         failed: Reason by block.
-        unsteady: Blocks whose interval stayed wide.
+        wide: Blocks whose interval stayed wide.
         disturbed: Blocks disturbed by load, throttling or clocks; their rows say which.
         drift: Largest relative change of the reference block's latency while measuring.
         left: ``blocks`` and ``detectors`` not reached within the time limit.
@@ -93,7 +93,7 @@ class Measured:
     measured: int = 0
     cached: int = 0
     failed: Mapping[str, str] = field(default_factory=dict)
-    unsteady: Sequence[str] = ()
+    wide: Sequence[str] = ()
     disturbed: Sequence[str] = ()
     drift: float | None = None
     left: Mapping[str, int] = field(default_factory=lambda: {"blocks": 0, "detectors": 0})
@@ -145,7 +145,7 @@ def measure(
         sum(report.measured for report in reports),
         sum(report.cached for report in reports),
         {failure.name: failure.reason for report in reports for failure in report.failed},
-        sorted({name for report in reports for name in report.unsteady}),
+        sorted({name for report in reports for name in report.wide}),
         sorted({name for report in reports for name in report.disturbed}),
         max((report.drift for report in reports if report.drift is not None), key=abs, default=None),
         {
@@ -186,7 +186,7 @@ def refresh(
         report.measured,
         len(plain.rows) - len(unsteady),
         {failure.name: failure.reason for failure in report.failed},
-        report.unsteady,
+        report.wide,
         report.disturbed,
         report.drift,
         {"blocks": len(report.left) + len(wanted), "detectors": 0},

@@ -62,13 +62,13 @@ class Hypervolume:
     """Quality of the front after every finished training run.
 
     Attributes:
-        trainings: 1, 2, ... in the order in which the trials were proposed.
+        training_runs: 1, 2, ... in the order in which the trials were proposed.
         epochs: Epochs spent so far, stopped training runs included.
         share: Dominated fraction of the box AP 0..1 by 0..``reference_latency_ms``.
         reference_latency_ms: The slow border of the box.
     """
 
-    trainings: tuple[int, ...]
+    training_runs: tuple[int, ...]
     epochs: tuple[int, ...]
     share: tuple[float, ...]
     reference_latency_ms: float

@@ -146,14 +146,14 @@ def hypervolume_figure(growth: Hypervolume) -> go.Figure:
     figure = go.Figure(layout=layout("finished training runs", "dominated share of the box", 320))
     figure.update_yaxes(rangemode="tozero")
     figure.add_scatter(
-        x=list(growth.trainings),
+        x=list(growth.training_runs),
         y=list(growth.share),
         mode="lines+markers",
         line={"shape": "hv", "color": _STAGE_COLOURS["structural"]},
         marker={"size": 5},
         text=[
             f"training {n}, {epochs} epochs spent<br>share {share:.4f}"
-            for n, epochs, share in zip(growth.trainings, growth.epochs, growth.share, strict=True)
+            for n, epochs, share in zip(growth.training_runs, growth.epochs, growth.share, strict=True)
         ],
         hoverinfo="text",
         showlegend=False,

@@ -7,7 +7,7 @@ from smnas.search.pareto import joined
 from smnas.search.study.candidate import Candidate, StageName, State, in_search
 from smnas.search.study.settings import SearchSettings
 
-__all__ = ["SearchEvent", "SearchProgress", "is_timed", "planned_trainings"]
+__all__ = ["SearchEvent", "SearchProgress", "is_timed", "planned_runs"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class SearchEvent:
     reason: str | None
 
 
-def planned_trainings(settings: SearchSettings) -> tuple[int, int]:
+def planned_runs(settings: SearchSettings) -> tuple[int, int]:
     """Training runs of the search, baseline included, and of the final phase."""
     search = 1 + settings.trials.structural + settings.trials.modular
     final = (1 + settings.top) * settings.final_seeds if settings.final_epochs else 0
@@ -78,7 +78,7 @@ class SearchProgress:
         """The event of a trial that begins or has ended; to be called once for an ended one."""
         self._add(candidate)
         best = self._best.get(candidate.stage == "final")
-        search, final = planned_trainings(self._settings)
+        search, final = planned_runs(self._settings)
         return SearchEvent(
             number=candidate.number,
             stage=candidate.stage,
@@ -118,7 +118,7 @@ class SearchProgress:
         if not self._timed_epochs:
             return None
         settings = self._settings
-        search, final = planned_trainings(settings)
+        search, final = planned_runs(settings)
         searched = self._spent / settings.epochs
         # In the final phase nothing of the search is left, even if a stage ended early.
         left = max(search - searched, 0) * settings.epochs / min(self._at_once, settings.generation)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from smnas.search.progress import is_timed, planned_trainings
+from smnas.search.progress import is_timed, planned_runs
 from smnas.search.study.candidate import Candidate
 from smnas.search.study.settings import SearchSettings
 
@@ -58,7 +58,7 @@ class Clock:
             return 0.0, 0.0
         an_epoch_s = sum(c.seconds or 0.0 for c in timed) / epochs
         settings = self.settings
-        _, final = planned_trainings(settings)
+        _, final = planned_runs(settings)
         rounds = math.ceil(settings.generation / self.at_once)
         return (
             rounds * settings.epochs * an_epoch_s,

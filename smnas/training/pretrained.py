@@ -24,20 +24,14 @@ __all__ = ["IMAGENET", "Pretrained", "read_pretrained"]
 
 IMAGENET = "imagenet"
 _WEIGHTS = "IMAGENET1K_V1"
-# torchvision's network for each kind of block
-_NETWORKS = {
-    "basicblock": "resnet18",
-    "bottleneck": "resnet50",
-    "resnext": "resnext50_32x4d",
-    "inverted": "mobilenet_v2",
-}
-_DEEPER, _DEPTH = "resnet34", 8  # from more basic blocks than ResNet-18 has
+# torchvision's networks for each kind of block; the first is where ImageNet weights come from
 _PUBLISHED = {
     "basicblock": ("resnet18", "resnet34"),
     "bottleneck": ("resnet50", "resnet101", "resnet152"),
     "resnext": ("resnext50_32x4d", "resnext101_32x8d"),
     "inverted": ("mobilenet_v2",),
 }
+_DEPTH = 8  # basic blocks of ResNet-18; from more on it is ResNet-34
 
 
 @dataclass(frozen=True)
@@ -87,9 +81,10 @@ def read_pretrained(source: str) -> Pretrained:
 
 def _network(backbone: Backbone) -> str:
     block = block_of(backbone)
-    if block not in _NETWORKS:
+    if block not in _PUBLISHED:
         raise UserError(f"ImageNet weights are those of ResNets, ResNeXts and MobileNetV2, but got {backbone}")
-    return _DEEPER if block == "basicblock" and sum(backbone.depths) > _DEPTH else _NETWORKS[block]
+    deeper = block == "basicblock" and sum(backbone.depths) > _DEPTH
+    return _PUBLISHED[block][1 if deeper else 0]
 
 
 @lru_cache

@@ -29,7 +29,7 @@ class SearchDisplay(AbstractContextManager["SearchDisplay"]):
         self._phases = PhaseSteps(output)
         self._bars: Progress | None = None
         self._search: TaskID | None = None
-        self._trainings: dict[int, TaskID] = {}
+        self._training_runs: dict[int, TaskID] = {}
         self._last_line = time.monotonic()
         self._front: tuple[tuple[float, float], ...] = ()
         if output.messages.is_terminal and not output.quiet:
@@ -62,9 +62,9 @@ class SearchDisplay(AbstractContextManager["SearchDisplay"]):
             self._search = self._bars.add_task("search", total=event.total, text="")
         self._bars.update(self._search, completed=event.trained, total=event.total, text=_summary(event))
         if event.state == "running":
-            self._trainings[event.number] = self._bars.add_task(event.stage, total=None, text=event.architecture)
-        elif event.number in self._trainings:
-            self._bars.remove_task(self._trainings.pop(event.number))
+            self._training_runs[event.number] = self._bars.add_task(event.stage, total=None, text=event.architecture)
+        elif event.number in self._training_runs:
+            self._bars.remove_task(self._training_runs.pop(event.number))
 
     def on_training(self, number: int, progress: "ScoringProgress") -> None:
         """Show the progress of a running trial's training."""
@@ -76,10 +76,10 @@ class SearchDisplay(AbstractContextManager["SearchDisplay"]):
                 epoch = f"epoch {progress.epoch}/{progress.epochs}"
                 self._output.note(f"training {number}: {epoch}, {doing}, {progress.images_per_s:.0f} images/s")
             return
-        if number not in self._trainings:
+        if number not in self._training_runs:
             return
         self._bars.update(
-            self._trainings[number],
+            self._training_runs[number],
             completed=int(progress.done * progress.epochs),
             total=progress.epochs,
             text=f"{doing}  {progress.images_per_s:.0f} images/s",

@@ -30,7 +30,7 @@ from smnas.search.study.candidate import Candidate, in_search
 from smnas.search.study.run_folder import RunFolder, RunFolderError
 from smnas.search.study.settings import FORMAT_VERSION, SearchSettings
 
-__all__ = ["Ranking", "RankingRow", "complete_ranking", "rank", "read_ranking", "same_trainings", "write_ranking"]
+__all__ = ["Ranking", "RankingRow", "complete_ranking", "rank", "read_ranking", "same_training_runs", "write_ranking"]
 
 NOTHING = "Nothing is recommended: "
 """How the note of a ranking begins whose detectors are all over a limit or find nothing."""
@@ -115,13 +115,13 @@ def _by_name(candidate: Candidate) -> str:
     return str(candidate.architecture)
 
 
-def _row(trainings: Sequence[Candidate]) -> RankingRow:
+def _row(training_runs: Sequence[Candidate]) -> RankingRow:
     """The row of one architecture, from all its training runs with one budget."""
-    trainings = sorted(trainings, key=lambda c: c.number)
-    first = trainings[0]
-    aps = [c.point[0] for c in trainings]
-    ap50 = [c.metrics.get("ap50", math.nan) for c in trainings]
-    best = max(trainings, key=lambda c: (c.point[0], -c.number))
+    training_runs = sorted(training_runs, key=lambda c: c.number)
+    first = training_runs[0]
+    aps = [c.point[0] for c in training_runs]
+    ap50 = [c.metrics.get("ap50", math.nan) for c in training_runs]
+    best = max(training_runs, key=lambda c: (c.point[0], -c.number))
     return RankingRow(
         rank=0,
         architecture=str(first.architecture),
@@ -133,7 +133,7 @@ def _row(trainings: Sequence[Candidate]) -> RankingRow:
         ap_std=stdev(aps) if len(aps) > 1 else None,
         ap_per_seed=tuple(aps),
         ap50=fmean(ap50) if all(map(math.isfinite, ap50)) else None,
-        seeds=tuple(c.seed for c in trainings),
+        seeds=tuple(c.seed for c in training_runs),
         epochs=first.epochs,
         predicted_latency_ms=first.point[1],
         predicted_latency_low_ms=first.latency_low_ms,
@@ -183,7 +183,7 @@ def write_ranking(folder: Path, settings: SearchSettings, ranking: Ranking) -> R
     return ranking
 
 
-def same_trainings(a: Ranking, b: Ranking) -> bool:
+def same_training_runs(a: Ranking, b: Ranking) -> bool:
     """Whether two rankings rank the same training runs, whatever an export has filled in or ordered anew since."""
 
     def trained(ranking: Ranking) -> set[tuple[object, ...]]:

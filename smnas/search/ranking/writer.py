@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from smnas.search.ranking.notes import PRELIMINARY, search_notes
-from smnas.search.ranking.ranking import Ranking, rank, read_ranking, same_trainings, write_ranking
+from smnas.search.ranking.ranking import Ranking, rank, read_ranking, same_training_runs, write_ranking
 from smnas.search.study.candidate import Candidate, StageName
 from smnas.search.study.run_folder import RunFolder
 from smnas.search.study.settings import SearchSettings
@@ -44,7 +44,7 @@ class RankingWriter:
         """Ranking of a finished search; an earlier one that still holds is kept, as an export may have completed it."""
         if RunFolder(self.folder).ranking.exists():
             before = read_ranking(self.folder)
-            if PRELIMINARY not in before.notes and same_trainings(before, self._ranked(candidates)):
+            if PRELIMINARY not in before.notes and same_training_runs(before, self._ranked(candidates)):
                 return before
         return self._write(candidates, notes, finished=True)
 

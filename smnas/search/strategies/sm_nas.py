@@ -155,7 +155,7 @@ class ModularStage:
         """See :class:`smnas.search.strategies.base.SearchStage`."""
         trials = History.of(history)
         own = trials.tally("modular")
-        origin: Origin = "random" if own.random < _quota(own.trainings + 1, self.random_share) else "mutation"
+        origin: Origin = "random" if own.random < _quota(own.training_runs + 1, self.random_share) else "mutation"
         # Fewest trained children first, then fewest proposals, so that a window whose candidates are all over the
         # latency limit does not keep the turn.
         for family in sorted(self._families(trials), key=lambda f: (f.trained, f.asked)):

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
-from smnas.search.strategies.halving.rungs import Trainings
+from smnas.search.strategies.halving.rungs import TrainingRuns
 from smnas.search.study.candidate import Candidate, StageName, in_search, will_count
 from smnas.space.architecture import Architecture
 
@@ -21,14 +21,14 @@ class Tally:
 
     Attributes:
         trials: All of them.
-        trainings: Those trained or to be trained (:func:`smnas.search.study.candidate.will_count`).
-        random: Of ``trainings``, those drawn at random.
-        epochs: Epochs that ``trainings`` train themselves.
+        training_runs: Those trained or to be trained (:func:`smnas.search.study.candidate.will_count`).
+        random: Of ``training_runs``, those drawn at random.
+        epochs: Epochs that ``training_runs`` train themselves.
     """
 
     trials: int = 0
     failed: int = 0
-    trainings: int = 0
+    training_runs: int = 0
     random: int = 0
     epochs: int = 0
 
@@ -37,7 +37,7 @@ class Tally:
         self.trials += times
         self.failed += times * (candidate.state == "failed")
         if will_count(candidate):
-            self.trainings += times
+            self.training_runs += times
             self.random += times * (candidate.origin == "random")
             self.epochs += times * candidate.own_epochs
 
@@ -48,7 +48,7 @@ class History(list[Candidate]):
     Attributes:
         seen: Every proposed architecture, trained or not.
         whole: Trials of full length (:func:`~smnas.search.study.candidate.in_search`).
-        trainings: Trials by training run.
+        training_runs: Trials by training run.
         generation: Number of the last generation; 0 is the baseline's.
     """
 
@@ -60,7 +60,7 @@ class History(list[Candidate]):
         self._members: list[int] = []
         self.seen: Set[Architecture] = self._latest.keys()
         self.whole: list[Candidate] = []
-        self.trainings = Trainings()
+        self.training_runs = TrainingRuns()
         self.generation = 0
         for candidate in candidates:
             self.append(candidate)
@@ -96,7 +96,7 @@ class History(list[Candidate]):
         if candidate.state == "running":
             self._running[number] = None
         self._tallies[candidate.stage].count(candidate, 1)
-        self.trainings.enter(candidate)
+        self.training_runs.enter(candidate)
 
     def latest(self, architecture: Architecture) -> Candidate:
         """Last trial of a seen architecture."""

@@ -89,7 +89,7 @@ def test_progress_and_report_are_read_off_the_rows() -> None:
     report = report_of(found, measured, 0.02, 3.0)
     assert [one.key for one in report.failed] == ["b", "c"]
     assert (report.measured, report.cached, report.drift, report.seconds) == (2, 2, 0.02, 3.0)
-    assert (report.unsteady, report.disturbed) == (("D",), ("D",))
+    assert (report.wide, report.disturbed) == (("D",), ("D",))
     assert report.left == tuple(one.name for one in found.schedule if one.key in "ef")
 
 

@@ -139,7 +139,7 @@ def latencies(table: LatencyTable) -> dict[str, float | None]:
 
 def test_every_workload_gets_its_own_latency(table: LatencyTable, backend: PretendBackend) -> None:
     report = profile([workload(value) for value in (3, 1, 7)], table, backend)
-    assert (report.measured, report.cached, report.failed, report.unsteady) == (3, 0, (), ())
+    assert (report.measured, report.cached, report.failed, report.wide) == (3, 0, (), ())
     assert latencies(table) == {"block|3": 3.0, "block|1": 1.0, "block|7": 7.0}
     row = table.lookup("block|3", measurement_target(backend))
     assert row is not None
@@ -296,7 +296,7 @@ def test_drift_of_the_reference_is_reported_and_stored(table: LatencyTable, back
 
 def test_an_unsteady_measurement_is_named(table: LatencyTable, backend: PretendBackend) -> None:
     report = profile([workload(500)], table, backend, timing=TimingSettings(time_limit_s=1.2))
-    assert report.unsteady == ("block 500",)
+    assert report.wide == ("block 500",)
     row = table.lookup("block|500", measurement_target(backend))
     assert row is not None
     assert row.stop_reason == "time_limit"
@@ -501,7 +501,7 @@ def test_rounds_of_all_workloads_are_interleaved_in_orders_of_their_own(
     assert len(passes) == 4
     assert all(sorted(one) == sorted(passes[0]) for one in passes)
     assert len({tuple(one) for one in passes}) == 4
-    assert (report.measured, report.unsteady, report.left) == (8, (), ())
+    assert (report.measured, report.wide, report.left) == (8, (), ())
     assert len(backend.prepared) == 8, "a session is kept from round to round"
     row = table.lookup("block|3", measurement_target(backend))
     assert row is not None
@@ -521,7 +521,7 @@ def test_a_neighbour_in_some_rounds_does_not_reach_the_latency(
     on_each_visit(monkeypatch, disturb)
     report = profile([workload(n) for n in (3, 4, 5)], table, backend, rounds=3, reference_every=0)
     assert latencies(table) == {"block|3": 3.0, "block|4": 4.0, "block|5": 5.0}
-    assert report.unsteady == ()
+    assert report.wide == ()
     for row in table.rows():
         slow, quiet = row.rounds_ms[:2], row.rounds_ms[2:]
         assert [ms / (row.median_ms or 0) for samples in slow for ms in samples] == pytest.approx([1.5] * 8)
@@ -561,7 +561,7 @@ def test_rows_whose_rounds_disagree_are_measured_again(
         backend_slowdown = on_each_visit(patch, lambda _: setattr(backend, "slowdown", next(slower)))
         report = profile(workloads, table, backend, rounds=4, reference_every=0)
         assert len(backend_slowdown) == 16, "twice the rounds, and no more"
-    assert set(report.unsteady) == {"block 3", "block 4"}
+    assert set(report.wide) == {"block 3", "block 4"}
     found = [table.lookup(one.key, target) for one in workloads]
     assert [row and (row.trouble, row.conditions["round_spread"]) for row in found] == [("unsteady", 2.0)] * 2
     assert len(validate(table.path).unsteady) == 2

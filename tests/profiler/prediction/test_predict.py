@@ -228,7 +228,7 @@ def test_one_whole_moves_both_terms_and_its_interval_is_the_priors() -> None:
     found = model.predict(PartsSum(10.0, 0.0, 4))
     assert found.ms == pytest.approx(8.0, rel=0.02)
     assert 0.1 < found.high_ms / found.ms - 1 < UNCALIBRATED_RELATIVE
-    assert not model.calibrated
+    assert model.calibrated
 
 
 def test_the_parts_own_uncertainty_widens_the_interval() -> None:

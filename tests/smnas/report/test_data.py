@@ -75,7 +75,7 @@ def test_hypervolume_grows_to_the_area_counted_by_cells() -> None:
     assert growth.reference_latency_ms == pytest.approx(11.0)
     # By hand: 1 ms x 0.2, then 6 ms x 0.1 below it; the third point is dominated.
     assert growth.share == pytest.approx([0.2 / 11, (0.2 + 0.6) / 11, (0.2 + 0.6) / 11])
-    assert growth.trainings == (1, 2, 3)
+    assert growth.training_runs == (1, 2, 3)
     assert growth.epochs == (4, 8, 16)
 
 
@@ -83,7 +83,7 @@ def test_hypervolume_ignores_the_final_phase_and_unfinished_trials() -> None:
     run = run_of(trial(0, 0.2, 5.0), trial(1, 0.9, 1.0, "final"), trial(2, None, None, state="running"))
     growth = data.hypervolume_by_training(run)
     assert growth is not None
-    assert len(growth.trainings) == 1
+    assert len(growth.training_runs) == 1
     assert data.hypervolume_by_training(run_of()) is None
 
 
@@ -114,7 +114,7 @@ def test_trainings_of_other_runs_are_on_the_front_and_have_children_and_cost_not
     assert family.children[0].ap_gain == pytest.approx(0.1)
     growth = data.hypervolume_by_training(run)
     assert growth is not None
-    assert (growth.trainings, growth.epochs) == ((1, 2, 3), (0, 4, 8))
+    assert (growth.training_runs, growth.epochs) == ((1, 2, 3), (0, 4, 8))
     page = render_report(run)
     assert "1 from other runs" in page
     assert '"name":"other runs"' in page

@@ -108,7 +108,7 @@ def test_only_whole_trainings_are_ranked_and_all_epochs_are_counted(halved: Path
     assert {row.architecture for row in run.ranking.rows} <= whole
     growth = hypervolume_by_training(run)
     assert growth is not None
-    assert len(growth.trainings) == len(whole)
+    assert len(growth.training_runs) == len(whole)
     assert growth.epochs[-1] <= sum(c.own_epochs for c in history if c.state == "complete")
     assert growth.epochs[-1] > 9 * len(whole), "stopped training runs cost epochs, too"
     joint = [c for c in history if c.stage == "joint" and c.state == "complete"]

@@ -31,7 +31,7 @@ from smnas.search.strategies.base import Strategy, StrategyKind
 from smnas.search.strategies.choices import Choices
 from smnas.search.strategies.halving.expected_gain import expected_gain
 from smnas.search.strategies.halving.latency_sample import KnownLatency, LatencySample
-from smnas.search.strategies.halving.rungs import FACTOR, Line, Trainings, expected_ends, reached_rungs, rung_epochs
+from smnas.search.strategies.halving.rungs import FACTOR, Line, TrainingRuns, expected_ends, reached_rungs, rung_epochs
 from smnas.search.strategies.halving.surrogate import MOST_OBSERVATIONS, GaussianProcess, Observed
 from smnas.search.strategies.variation import crossed, mutated, random_design, random_unseen_design
 from smnas.search.study.candidate import Candidate, Proposal, StageName, will_count
@@ -108,14 +108,14 @@ class _Known:
     stopped: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, trainings: Trainings, rungs: Sequence[int]) -> "_Known":
-        ap = trainings.ap(rungs)
+    def of(cls, training_runs: TrainingRuns, rungs: Sequence[int]) -> "_Known":
+        ap = training_runs.ap(rungs)
         rows = np.flatnonzero(reached_rungs(ap) >= 0)
-        every = trainings.last
+        every = training_runs.last
         last = [every[row] for row in rows.tolist()]
         designs = [c.architecture for c in last]
-        asked, stopped = trainings.asked_epoch[rows], trainings.stopped[rows]
-        return cls(last, designs, trainings.latency_ms[rows], ap[rows], asked, stopped)
+        asked, stopped = training_runs.asked_epoch[rows], training_runs.stopped[rows]
+        return cls(last, designs, training_runs.latency_ms[rows], ap[rows], asked, stopped)
 
     def same_aps(self, other: "_Known") -> bool:
         """Whether a model of ``other`` is also one of this."""
@@ -192,7 +192,7 @@ class HalvingStage:
     def ask(self, history: Sequence[Candidate], rng: np.random.Generator) -> Proposal | None:
         """See :class:`smnas.search.strategies.base.SearchStage`."""
         trials = History.of(history)
-        known = _Known.of(trials.trainings, self.rungs)
+        known = _Known.of(trials.training_runs, self.rungs)
         # The end of the budget finishes training runs that were begun: an unfinished one is not ranked.
         ending = self._budget_left(trials) <= self._kept_for_the_end()
         to_end = np.flatnonzero(known.stopped) if ending else np.zeros(0, dtype=np.int64)
@@ -219,7 +219,9 @@ class HalvingStage:
 
     def _first(self, trials: History, rng: np.random.Generator) -> Proposal | None:
         sample = self._sample(trials)
-        design = None if sample is None else sample.away_from(trials.trainings.latency_ms.tolist(), trials.seen, rng)
+        design = (
+            None if sample is None else sample.away_from(trials.training_runs.latency_ms.tolist(), trials.seen, rng)
+        )
         if design is None:
             return self._random(trials, rng)
         return Proposal(design, "random", None, self._first_stop)

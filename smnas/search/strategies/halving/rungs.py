@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from smnas.search.study.candidate import Candidate
 from smnas.space.architecture import Architecture
 
-__all__ = ["FACTOR", "Line", "Trainings", "expected_ends", "reached_rungs", "rung_epochs"]
+__all__ = ["FACTOR", "Line", "TrainingRuns", "expected_ends", "reached_rungs", "rung_epochs"]
 
 FACTOR = 3
 _LEAST_EPOCHS = 3
@@ -33,7 +33,7 @@ def rung_epochs(epochs: int) -> tuple[int, ...]:
     return (stop, epochs) if stop >= _LEAST_EPOCHS else (epochs,)
 
 
-class Trainings:
+class TrainingRuns:
     """Training runs of a search, one row each in starting order, without the final phase's.
 
     A run may span several trials, each of which resumes where the one before it stopped.

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from smnas.search.strategies.halving.rungs import Trainings
+from smnas.search.strategies.halving.rungs import TrainingRuns
 from smnas.search.study.candidate import Candidate, in_search, will_count
 from smnas.search.study.history import History
 from smnas.space.preset import load_space
@@ -51,7 +51,7 @@ def check(history: History, every: list[Candidate]) -> None:
         tally = history.tally(stage)  # type: ignore[arg-type]
         assert tally.trials == len(own)
         assert tally.failed == sum(c.state == "failed" for c in own)
-        assert tally.trainings == len(counted)
+        assert tally.training_runs == len(counted)
         assert tally.random == sum(c.origin == "random" for c in counted)
         assert tally.epochs == sum(c.own_epochs for c in counted)
 
@@ -82,13 +82,13 @@ def test_a_history_of_a_history_is_itself() -> None:
     assert list(History.of(list(history))) == list(history)
 
 
-def columns(trainings: Trainings) -> list[list[object]]:
+def columns(training_runs: TrainingRuns) -> list[list[object]]:
     return [
-        [c.number for c in trainings.last],
-        trainings.latency_ms.tolist(),
-        trainings.asked_epoch.tolist(),
-        trainings.stopped.tolist(),
-        np.nan_to_num(trainings.ap((3, EPOCHS)), nan=-1.0).tolist(),
+        [c.number for c in training_runs.last],
+        training_runs.latency_ms.tolist(),
+        training_runs.asked_epoch.tolist(),
+        training_runs.stopped.tolist(),
+        np.nan_to_num(training_runs.ap((3, EPOCHS)), nan=-1.0).tolist(),
     ]
 
 
@@ -97,7 +97,7 @@ def test_trainings_that_are_followed_are_those_of_the_whole_history() -> None:
     history = History()
     designs = iter(NANO.structures)
     for _ in range(80):
-        stopped = [c for c in history.trainings.last if c.state == "complete" and c.stop_epoch is not None]
+        stopped = [c for c in history.training_runs.last if c.state == "complete" and c.stop_epoch is not None]
         if history.running and rng.random() < 0.5:
             began = history.running[int(rng.integers(len(history.running)))]
             history.finish(replace(began, state="complete", score=float(rng.random())))
@@ -108,5 +108,5 @@ def test_trainings_that_are_followed_are_those_of_the_whole_history() -> None:
         else:
             first = candidate(len(history), rng, 0)
             history.append(replace(first, architecture=next(designs), stage="joint", stop_epoch=3))
-        assert columns(history.trainings) == columns(History(history).trainings)
+        assert columns(history.training_runs) == columns(History(history).training_runs)
     assert sum(c.start_epoch == 3 for c in history) > 10

@@ -140,7 +140,7 @@ def test_a_history_is_read_as_trainings() -> None:
         replace(trial(7, 4, 0.0, 0, 1, state="pruned"), reason="over"),
         replace(trial(8, 5, 0.9, 0, None), stage="final"),
     ]
-    found = History(history).trainings
+    found = History(history).training_runs
     assert [NANO.structures.index(c.architecture) for c in found.last] == [0, 1, 2, 3]
     np.testing.assert_array_equal(
         found.ap((1, 3, 9)), [[0.1, math.nan, math.nan], [0.2, 0.3, 0.4], [0.2, math.nan, math.nan], [math.nan] * 3]
@@ -160,14 +160,14 @@ def test_lines_are_learned_from_the_trainings_that_went_on() -> None:
         history.append(trial(len(history), i, 0.5 * end + rng.normal(0, 0.01), 0, 1))
         if i % 2:
             history.append(trial(len(history), i, end, 1, None))
-    ap = History(history).trainings.ap((1, 9))
+    ap = History(history).training_runs.ap((1, 9))
     ends, (rung, end) = expected_ends(ap)
     assert (end.offset, end.slope, end.variance) == (0.0, 1.0, 0.0)
     assert ends[1::2].tolist() == ap[1::2, 1].tolist(), "who is at the end has the AP that it has"
     assert np.abs(ends[::2] - (0.2 + 0.01 * np.arange(0, 40, 2))).mean() < 0.03
     assert rung.offset + rung.slope * 0.2 == pytest.approx(0.4, abs=0.03)
     assert rung.variance < 0.03**2
-    ap = History([c for c in history if c.stop_epoch]).trainings.ap((1, 9))
+    ap = History([c for c in history if c.stop_epoch]).training_runs.ap((1, 9))
     ends, (unknown, _) = expected_ends(ap)
     assert ends.tolist() == ap[:, 0].tolist(), "nobody went on: the AP stands for itself"
     assert unknown.variance > rung.variance

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from profiler.measuring import noise as module
+from profiler.measuring.noise import Noise, Readers, measure_noise
 from profiler.timing.measurement import Measurement, StopReason
-from smnas.latency import noise as module
-from smnas.latency.noise import Noise, Readers, measure_noise
 
 QUIET = ("Nothing: this machine is quiet enough for latencies.",)
 

@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +161,7 @@ def measure_noise(
         max(beside, default=None),
         min(others, key=lambda one: others[one], default=None),
     )
-    return Noise(**{**vars(noise), "advice": tuple(_advice(noise))})
+    return replace(noise, advice=tuple(_advice(noise)))
 
 
 def _within(values_ms: Sequence[float], best_ms: float) -> float:
