@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from kernels import dispatch
+from profiler.measuring import noise
 from profiler.measuring.noise import Noise
 from smnas.cli import doctor
 from smnas.cli.main import application
 from smnas.cli.terminal.exit_codes import run
-from smnas.latency import noise
 
 
 def test_facts_are_the_machines(capsys: pytest.CaptureFixture[str]) -> None:
