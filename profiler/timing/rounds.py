@@ -2,7 +2,8 @@
 
 The samples of one burst agree even when a neighbour on the machine slows all of them; rounds apart in time, between
 measurements of other workloads, do not. Interference only adds, so where rounds disagree, the lowest ones that agree
-are kept. The interval comes from the spread between the kept rounds, not within a burst.
+are kept. The interval comes from the spread between the kept rounds, not within a burst; where too few agree, it reaches
+to the third fastest round, as slower ones tell of the neighbour, and as far below, as the fastest may be slowed too.
 """
 
 import math
@@ -64,25 +65,21 @@ def combine(rounds: Sequence[Measurement], timing: TimingSettings) -> Measuremen
 
     Returns:
         All samples; the median of the kept rounds' samples; Student's interval from the kept rounds' medians. Where too
-        few agree, the interval extends from the fastest round to the slowest.
+        few agree, it reaches to the third fastest round and as far below.
     """
     if len(rounds) == 1:
         return rounds[0]
     kept = agreeing(rounds)
     median = statistics.median(sample for one in kept for sample in one.samples_ns) / 1e6
-    half = math.inf
-    if len(kept) > 1:
-        spread = statistics.stdev(one.median_ms for one in kept) / math.sqrt(len(kept))
-        half = float(stdtrit(len(kept) - 1, (1 + timing.confidence) / 2)) * spread
-    low, high = max(median - half, 0.0), median + half
     if len(kept) < min(len(rounds), _LEAST_AGREEING):
         reason = StopReason.ROUNDS_DISAGREE
-        low, high = min(median, *(one.low_ms for one in kept)), max(one.median_ms for one in rounds)
-    elif half <= timing.relative_half_width * median:
-        reason = StopReason.CONVERGED
+        half = sorted(one.median_ms for one in rounds)[:_LEAST_AGREEING][-1] - median
     else:
-        reason = next(
-            (one.stop_reason for one in kept if one.stop_reason != StopReason.CONVERGED), StopReason.TIME_LIMIT
-        )
+        spread = statistics.stdev(one.median_ms for one in kept) / math.sqrt(len(kept))
+        half = float(stdtrit(len(kept) - 1, (1 + timing.confidence) / 2)) * spread
+        reason = StopReason.CONVERGED
+        if half > timing.relative_half_width * median:
+            reasons = (one.stop_reason for one in kept if one.stop_reason != StopReason.CONVERGED)
+            reason = next(reasons, StopReason.TIME_LIMIT)
     samples = tuple(np.concatenate([one.samples_ns for one in rounds]).tolist())
-    return Measurement(samples, rounds[0].inner_runs, median, low, high, reason)
+    return Measurement(samples, rounds[0].inner_runs, median, max(median - half, 0.0), median + half, reason)
