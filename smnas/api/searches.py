@@ -369,10 +369,12 @@ def _loop(
     from smnas.search.study.candidate import Complexity
 
     classes = len(context.settings.data.classes)
+    flops: dict[str, int] = {}  # of blocks, which candidates share
 
     def complexity(architecture: Architecture) -> Complexity:
         workloads = detector_workloads(architecture, classes)
-        return Complexity(sum(w.parameters for w in workloads), sum(w.flops for w in workloads))
+        flops.update({w.key: w.flops for w in workloads if w.key not in flops})
+        return Complexity(sum(w.parameters for w in workloads), sum(flops[w.key] for w in workloads))
 
     alone = context.settings.metric == AP
     with ExitStack() as stack:

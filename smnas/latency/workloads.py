@@ -1,6 +1,7 @@
 """Workloads of a detector for the profiler, derived from its steps."""
 
 import hashlib
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,14 @@ def detector_workloads(
     device: torch.device | str = "meta",
 ) -> tuple[Workload, ...]:
     """Workloads of an architecture with fresh weights; on ``meta`` they have shapes, keys and FLOPs but do not run."""
+    if str(device) == "meta":
+        return _meta_workloads(architecture, num_classes, batch, norm)
     return inference_workloads(deployable(build_detector(architecture, num_classes, norm=norm, device=device)), batch)
+
+
+@lru_cache(maxsize=64)  # a candidate's keys, size and missing blocks are asked for one after the other
+def _meta_workloads(architecture: Architecture, num_classes: int, batch: int, norm: NormKind) -> tuple[Workload, ...]:
+    return inference_workloads(deployable(build_detector(architecture, num_classes, norm=norm, device="meta")), batch)
 
 
 def fresh_detector(architecture: Architecture, num_classes: int, norm: NormKind = "gn-ws") -> Detector:

@@ -194,7 +194,8 @@ def _folded(conv: WSConv2d) -> nn.Conv2d:
         device=conv.weight.device,
         dtype=conv.weight.dtype,
     )
-    plain.weight.data = weight_standardize(conv.weight.detach())
+    if not conv.weight.is_meta:
+        plain.weight.data = weight_standardize(conv.weight.detach())
     if conv.bias is not None and plain.bias is not None:
         plain.bias.data = conv.bias.detach().clone()
     return plain
