@@ -68,6 +68,8 @@ class TrainLoader:
         augmentation: of each image.
         mosaic_epochs: epochs with mosaics; later ones show whole images, as at inference. ``None``: all of them.
         share: rank and number of the DDP ranks; each makes its equal part of the same batch.
+        turn: of several loaders that make the batches of an epoch in turn, which one this is, and their number; another
+            one begins every epoch.
         workers: threads that make batches ahead; 0 makes each batch on demand.
     """
 
@@ -80,6 +82,7 @@ class TrainLoader:
     augmentation: Augmentation = field(default_factory=Augmentation)
     mosaic_epochs: int | None = None
     share: tuple[int, int] = (0, 1)
+    turn: tuple[int, int] = (0, 1)
     workers: int = 1
 
     def __post_init__(self) -> None:
@@ -103,7 +106,8 @@ class TrainLoader:
         """
         order = np.random.default_rng([self.seed, number]).permutation(len(self.dataset))
         part, parts = self.share
-        groups = [order[start * self.batch_size :][: self.batch_size][part::parts] for start in range(len(self))]
+        steps = range((self.turn[0] - number) % self.turn[1], len(self), self.turn[1])
+        groups = [order[step * self.batch_size :][: self.batch_size][part::parts] for step in steps]
         if self.workers == 0:
             for group in groups:
                 yield self._batch(number, group)

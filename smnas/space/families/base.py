@@ -201,6 +201,11 @@ class Backbone(ABC):
         """Number of backbones that stage 2 derives from those ``listed``; 0 if the family is not counted."""
         return 0
 
+    @classmethod
+    def covering(cls, bounds: "BackboneBounds", listed: "Sequence[Backbone]") -> "Sequence[Backbone]":
+        """Backbones of which each layer of every evolved one is a slice: no deeper, wider or of a larger kernel."""
+        return ()
+
     @abstractmethod
     def mutated(self, bounds: "BackboneBounds", rng: np.random.Generator) -> "Backbone | None":
         """One draw of a mutation: itself if it is not evolved, None if the draw breaks the bounds."""

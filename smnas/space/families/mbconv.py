@@ -158,6 +158,14 @@ class MBConvSpec(Backbone):
     def count(cls, bounds: MBConvBounds, listed: Sequence[Backbone]) -> int:
         return sum(_count(bounds, stages) for _, stages in _kinds(bounds, listed))
 
+    @classmethod
+    def covering(cls, bounds: MBConvBounds, listed: Sequence[Backbone]) -> Sequence["MBConvSpec"]:
+        if not bounds.mbconv_widths:
+            return ()
+        layer = bounds.mbconv_kernels[-1], bounds.mbconv_expansions[-1]
+        stage = MBConvStage(bounds.mbconv_widths[-1], (layer,) * bounds.mbconv_layers)
+        return [cls(stem, (stage,) * stages) for stem, stages in sorted(_kinds(bounds, listed))]
+
     def mutated(self, bounds: MBConvBounds, rng: np.random.Generator) -> "MBConvSpec | None":
         """Apply one to three of: next stage width, next kernel or expansion of a layer, one layer more or fewer."""
         if not bounds.mbconv_widths or len(self.stages) not in bounds.stages:

@@ -120,6 +120,10 @@ class MobileNetV2Spec(Backbone):
     def count(cls, bounds: MobileNetV2Bounds, listed: Sequence[Backbone]) -> int:
         return len(bounds.mobilenetv2_percents)
 
+    @classmethod
+    def covering(cls, bounds: MobileNetV2Bounds, listed: Sequence[Backbone]) -> Sequence["MobileNetV2Spec"]:
+        return [cls(percent) for percent in bounds.mobilenetv2_percents[-1:]]
+
     def mutated(self, bounds: MobileNetV2Bounds, rng: np.random.Generator) -> "MobileNetV2Spec":
         if rng.random() >= _MOVE_PROBABILITY:
             return self

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import accumulate, pairwise
 from math import comb
 from typing import ClassVar, Literal, Self, get_args
 
@@ -244,6 +245,15 @@ class ResNetSpec(Backbone):
         codes = sum(bounds.code_count(stages) for stages in bounds.stages)
         return len(_kinds(bounds, listed)) * codes * len(bounds.bases)
 
+    @classmethod
+    def covering(cls, bounds: ResNetBounds, listed: Sequence[Backbone]) -> Sequence["ResNetSpec"]:
+        return [
+            cls(block, bounds.bases[-1], code, paths)
+            for block, paths in sorted(_kinds(bounds, listed))
+            for stages in bounds.stages
+            for code in dict.fromkeys(_widest_codes(bounds, stages))
+        ]
+
     def mutated(self, bounds: ResNetBounds, rng: np.random.Generator) -> "ResNetSpec | None":
         if self.block not in bounds.blocks or len(self.stages) not in bounds.stages:
             return self
@@ -307,6 +317,21 @@ def sample_code(bounds: ResNetBounds, stages: int, rng: np.random.Generator) -> 
     # distinct borders leave no stage empty
     borders = set(rng.choice(blocks - 1, size=stages - 1, replace=False).tolist()) if stages > 1 else set()
     return "".join(("2" if i in doubled else "1") + ("-" if i in borders else "") for i in range(blocks))
+
+
+def _widest_codes(bounds: ResNetBounds, stages: int) -> Iterator[str]:
+    """For each block's place, a code as wide as possible before it, with a doubling there and one without."""
+    for stage in range(stages):
+        for place in range(bounds.max_blocks - stages + 1):
+            lengths = [1] * stages
+            lengths[stage] += place
+            lengths[0] += bounds.max_blocks - sum(lengths) if stage else 0
+            before = sum(lengths[:stage]) + place
+            for doubled in ("1", "2")[: 1 + (bounds.max_doublings > 0)]:
+                early = min(bounds.max_doublings - (doubled == "2"), before)
+                digits = f"{'2' * early}{'1' * (before - early)}{doubled}".ljust(sum(lengths), "1")
+                ends = list(accumulate(lengths, initial=0))
+                yield "-".join(digits[begin:end] for begin, end in pairwise(ends))
 
 
 def mutate_code(code: str, rng: np.random.Generator) -> str:

@@ -1,0 +1,1 @@
+"""Detectors of a space with shared weights."""
