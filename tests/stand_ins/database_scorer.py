@@ -8,7 +8,7 @@ import search_stub as stub
 
 from smnas.scoring.base import Score
 
-KILLED = 1 / 20
+KILLED = 1 / 10
 """Fraction of scores that kill their worker on the first try."""
 
 

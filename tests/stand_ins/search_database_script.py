@@ -16,7 +16,7 @@ from smnas.space.preset import load_space
 
 def settings(storage: str | None) -> SearchSettings:
     return stub.settings(  # type: ignore[no-any-return]
-        trials=StageTrials(structural=40, modular=40),
+        trials=StageTrials(structural=20, modular=20),
         generation=8,
         partial_order=False,
         final_epochs=0,

@@ -35,7 +35,7 @@ def run(folder: Path, began: int | None = None) -> None:
             os.write(began, b".")
 
     scorer = stub.StubScorer(diverge_share=0.1, seconds=0.01)
-    settings = stub.settings(latency_ms=30.0, generation=3, trials=StageTrials(structural=12, modular=12))
+    settings = stub.settings(latency_ms=30.0, generation=3, trials=StageTrials(structural=8, modular=8))
     run_search(
         SearchContext(folder, settings, NANO, stub.StubLatency()),
         scorers=InProcess(scorer),

@@ -15,7 +15,7 @@ from smnas.models.options import DetectorOptions
 from smnas.models.target import Target
 from smnas.space.architecture import Architecture
 
-STEPS = 12
+STEPS = 8
 
 
 def some_images(side: int) -> tuple[Tensor, list[Target]]:
