@@ -28,6 +28,7 @@ __all__ = [
     "local_gpus",
     "matching_names",
     "named_sheet",
+    "openvino_core",
     "openvino_devices",
     "resolve_device",
 ]
@@ -167,7 +168,7 @@ def local_gpus() -> tuple[Device, ...]:
 def openvino_devices() -> tuple[Device, ...]:
     """List what only OpenVINO runs on; empty where it is not installed. Not run yet on any."""
     try:
-        core = import_openvino().Core()
+        core = openvino_core()
     except BackendUnavailableError:
         return ()
     places = [place for place in core.available_devices if _OPENVINO_NAME.fullmatch(place.lower())]
@@ -188,6 +189,23 @@ def import_openvino() -> Any:
         return importlib.import_module("openvino")
     except ImportError as error:
         raise BackendUnavailableError(f"openvino is not installed ({error}): pip install 'smnas[openvino]'") from error
+
+
+def openvino_core() -> Any:
+    """This process's ``openvino.Core``, which lives as long as the process.
+
+    Its CPU plugin gives the thread that loads it a stack for signals and frees it with the last core, in whichever
+    thread the garbage collector runs: the first thread's next Ctrl-C would be a segmentation fault.
+
+    Raises:
+        BackendUnavailableError: OpenVINO is not installed.
+    """
+    return _core_of(import_openvino())
+
+
+@cache
+def _core_of(runtime: Any) -> Any:
+    return runtime.Core()
 
 
 def cpu_device() -> Device:

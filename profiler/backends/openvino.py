@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiler.backends.exporting import ExportingBackend
-from profiler.devices import Device, import_openvino
+from profiler.devices import Device, import_openvino, openvino_core
 from profiler.errors import BackendUnavailableError, PrecisionNotMetError, UserError
 from profiler.graphs.quantized_onnx import quantized_layers
 from profiler.timing.measurement import Timer, WallTimer
@@ -43,7 +43,7 @@ class OpenVinoBackend(ExportingBackend):
             )
         self.name = "openvino"
         self.version = str(self.runtime.__version__).partition("-")[0]
-        self.core = self.runtime.Core()
+        self.core = openvino_core()
         self.place = device.place or "CPU"
         self.precisions = precisions(self.core, self.place)
         self.device = device

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from profiler.backends.onnxruntime import session_options
 from profiler.backends.openvino import compile_model, precisions
-from profiler.devices import import_openvino
+from profiler.devices import openvino_core
 from profiler.errors import BackendUnavailableError, UserError, one_line
 from smnas.inference.metadata import ModelFileError, ModelMetadata
 from smnas.inference.runtime_base import FixedBatchModel
@@ -94,7 +94,7 @@ class OpenVinoDetector(FixedBatchModel):
 
     def __init__(self, path: Path, *, threads: int | None = None, device: str = "cpu") -> None:
         content = _content(path)
-        core = import_openvino().Core()
+        core = openvino_core()
         if (place := device.upper()) not in (known := core.available_devices):
             raise UserError(f"OpenVINO runs on {', '.join(known).lower()} here, but got {device!r}")
         try:

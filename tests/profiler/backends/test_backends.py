@@ -315,6 +315,30 @@ def test_openvino_sends_no_usage_statistics(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []  # it would keep the user's number there
 
 
+@needs_openvino
+@pytest.mark.slow
+def test_a_keyboard_interrupt_is_one_whoever_forgets_openvino() -> None:
+    """Its processor plugin would take the stack for signals of the thread that loaded it with it."""
+    code = """
+import gc, os, signal, sys, threading
+import torch
+from profiler.backends import get_backend
+
+session = get_backend("openvino").prepare(torch.nn.Linear(2, 2).eval(), [torch.zeros(1, 2)])
+with session:
+    session.outputs()
+del session
+thread = threading.Thread(target=gc.collect)
+thread.start()
+thread.join()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    sys.exit(7)
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 7
+
+
 def test_onnxruntime_without_the_provider_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     import onnxruntime
 
