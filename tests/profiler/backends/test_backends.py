@@ -320,15 +320,14 @@ def test_openvino_sends_no_usage_statistics(tmp_path: Path) -> None:
 def test_a_keyboard_interrupt_is_one_whoever_forgets_openvino() -> None:
     """Its processor plugin would take the stack for signals of the thread that loaded it with it."""
     code = """
-import gc, os, signal, sys, threading
+import os, signal, sys, threading
 import torch
 from profiler.backends import get_backend
 
-session = get_backend("openvino").prepare(torch.nn.Linear(2, 2).eval(), [torch.zeros(1, 2)])
-with session:
-    session.outputs()
-del session
-thread = threading.Thread(target=gc.collect)
+held = [get_backend("openvino").prepare(torch.nn.Linear(2, 2).eval(), [torch.zeros(1, 2)])]
+with held[0]:
+    held[0].outputs()
+thread = threading.Thread(target=held.clear)
 thread.start()
 thread.join()
 try:
