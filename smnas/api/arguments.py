@@ -22,6 +22,7 @@ __all__ = [
     "architecture_of",
     "backend_of",
     "check_images",
+    "held_out_of",
     "note_lines",
     "number_of",
     "one_of",
@@ -75,14 +76,28 @@ def number_of(option: str, value: Any, kind: type, below: float = math.inf) -> A
     return found
 
 
-def open_data(root: StrPath, *, drop_bad_boxes: bool, drop_bad_images: bool = False, note: bool = True) -> "CocoFolder":
-    """Open a data set; ``note`` logs what was left out of it."""
+def open_data(
+    root: StrPath,
+    *,
+    drop_bad_boxes: bool,
+    drop_bad_images: bool = False,
+    note: bool = True,
+    test_data: StrPath | None = None,
+) -> "CocoFolder":
+    """Open a data set, with held-out images of ``test_data``; ``note`` logs what was left out of it."""
     from smnas.data.coco import CocoFolder
 
-    folder = CocoFolder(root, drop_bad_boxes=drop_bad_boxes, drop_bad_images=drop_bad_images)
+    folder = CocoFolder(root, drop_bad_boxes=drop_bad_boxes, drop_bad_images=drop_bad_images, test=test_data)
     if note:
         note_lines(folder.notes)
     return folder
+
+
+def held_out_of(root: StrPath, test_data: StrPath | None) -> StrPath | None:
+    """The folder of held-out images: the given one, or the data set itself if it has a ``test`` split."""
+    from smnas.data.coco import has_test_split
+
+    return root if test_data is None and has_test_split(Path(root)) else test_data
 
 
 def pretrained_of(source: StrPath | None) -> "Pretrained | None":
@@ -106,10 +121,11 @@ def note_lines(lines: Iterable[str]) -> None:
 
 
 def check_images(folder: "CocoFolder", on_progress: OnProgress) -> None:
-    """Decode the validation images once: training reads its own in its first minutes, and these at its end."""
-    phase = "checking validation images"
+    """Decode the images of evaluation once: training reads its own in its first minutes, and these at its end."""
     before = folder.notes
-    folder.split("val").require_decodable(lambda done, total: on_progress(phase, done, total, ""))
+    for name in folder.splits[1:]:
+        phase = f"checking {'validation' if name == 'val' else name} images"
+        folder.split(name).require_decodable(lambda done, total, phase=phase: on_progress(phase, done, total, ""))
     note_lines(line for line in folder.notes if line not in before)
 
 

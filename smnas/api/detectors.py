@@ -13,6 +13,7 @@ from smnas.api.arguments import (
     StrPath,
     architecture_of,
     check_images,
+    held_out_of,
     note_lines,
     one_of,
     open_data,
@@ -70,7 +71,8 @@ class TrainingRun:
         checkpoint: The trained weights.
         epochs: Epochs trained.
         seconds: Training time, over all processes that took part.
-        metrics: The 12 COCO numbers of the validation images, 0 to 1; NaN where undefined.
+        metrics: The 12 COCO numbers of the validation images, 0 to 1; NaN where undefined. With held-out images they
+            are of those, and ``validation_ap`` is beside them.
         first: Whether this process is the one that reports, of those that ``torchrun`` started.
     """
 
@@ -87,6 +89,11 @@ class TrainingRun:
         """AP over IoU thresholds .50 to .95, 0 to 1."""
         return self.metrics["ap"]
 
+    @property
+    def ap_split(self) -> str:
+        """The images that the metrics are of: ``test`` or ``validation``."""
+        return "test" if "validation_ap" in self.metrics else "validation"
+
     def detector(self, **options: Any) -> "Detector":
         """The trained detector, ready to use; options as of :class:`~smnas.inference.detector.Detector`."""
         from smnas.inference.detector import Detector
@@ -99,6 +106,7 @@ def train(
     data: StrPath,
     out: StrPath,
     *,
+    test_data: StrPath | None = None,
     epochs: int | None = None,
     recipe: "str | Path | Recipe" = "nano",
     batch_size: int | None = None,
@@ -119,6 +127,8 @@ def train(
         arch: What to train.
         data: COCO-format folder.
         out: Where checkpoint, curve and metrics go.
+        test_data: Held-out images, which the choice of an epoch does not see: the metrics are of them. A folder with a
+            test or val split; by default the ``test`` split of ``data``, if it has one.
         epochs: Passes over the data; by default the recipe's.
         recipe: Name, .toml file or value.
         batch_size: Images per step; by default the recipe's.
@@ -159,7 +169,13 @@ def train(
     stem_kind = one_of("--stem", StemKind, stem or (start.stem or "imagenet" if start else "deep"))
     with ExitStack() as stack:
         ranks, device = stack.enter_context(ranks_from_environment())
-        folder = open_data(data, drop_bad_boxes=drop_bad_boxes, drop_bad_images=drop_bad_images, note=ranks.first)
+        folder = open_data(
+            data,
+            drop_bad_boxes=drop_bad_boxes,
+            drop_bad_images=drop_bad_images,
+            note=ranks.first,
+            test_data=held_out_of(data, test_data),
+        )
         images = len(folder.split("train"))
         if batch_size is not None and batch_size > images:
             raise UserError(
@@ -202,7 +218,7 @@ def train(
             ranks=ranks,
             on_epoch=end_epoch,
         )
-        found = scorer.score(
+        found = scorer.score_final(
             architecture,
             seed=seed,
             epochs=settings.epochs,

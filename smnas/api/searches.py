@@ -19,6 +19,7 @@ from smnas.api.arguments import (
     StrPath,
     backend_of,
     check_images,
+    held_out_of,
     note_lines,
     number_of,
     open_data,
@@ -69,6 +70,7 @@ def search(
     out: StrPath,
     data: StrPath | None = None,
     *,
+    test_data: StrPath | None = None,
     device: str = "local",
     latency_ms: float | None = None,
     latency_confidence: float = 0.9,
@@ -111,6 +113,8 @@ def search(
     Args:
         out: Run folder; an interrupted run resumes.
         data: COCO-format folder; by default coloured shapes, generated in ``out/data``.
+        test_data: Held-out images, which neither the search nor the choice of an epoch sees: the AP of the final phase
+            is of them. A folder with a test or val split; by default the ``test`` split of ``data``, if it has one.
         device: ``local``, ``cpu``, or a GPU such as ``v100``. With a ``table`` that was filled there, one that is not
             in this machine: a GPU, or part of a name that the table holds. Nothing is timed then: what the table holds
             of a detector is exact, other blocks are interpolated, and the whole detectors in it calibrate the sum.
@@ -169,6 +173,7 @@ def search(
     from smnas.search.study.settings import (
         data_facts,
         data_root,
+        held_out_root,
         prepare_run_folder,
         read_settings,
         run_digest,
@@ -220,7 +225,12 @@ def search(
     if before is None and max_parameters is not None:
         check_size_limit(space, max_parameters, _least_parameters)
     root = data or _generated(files.data, on_progress)
-    folder = open_data(root, drop_bad_boxes=drop_bad_boxes, drop_bad_images=drop_bad_images)
+    if test_data is None and before is not None:
+        held_out = held_out_root(files.path, before.data)
+        test_data = root if held_out is not None and before.data.test == before.data.root else held_out
+    else:
+        test_data = held_out_of(root, test_data)
+    folder = open_data(root, drop_bad_boxes=drop_bad_boxes, drop_bad_images=drop_bad_images, test_data=test_data)
     if before is None:
         check_images(folder, on_progress)
         note_lines(box_notes(folder.split("train"), space.inputs, training.augmentation.min_side_px))
@@ -416,6 +426,7 @@ def _pool(
         recipe,
         drop_bad_boxes=folder.drop_bad_boxes,
         drop_bad_images=folder.drop_bad_images,
+        test=None if folder.test is None else folder.test.resolve(),
         pretrained=pretrained,
         norm=settings.norm,
     )
@@ -520,7 +531,7 @@ def _deploy(run: Path, folder: "CocoFolder", device: "Device | None", on_progres
     def on_event(event: DeployEvent) -> None:
         on_progress(_FINISHING[event.step], event.done, event.total, event.architecture)
 
-    done = deploy_ranking(run, folder.split("val"), calibration=folder.split("train"), device=device, on_event=on_event)
+    done = deploy_ranking(run, folder.reported, calibration=folder.split("train"), device=device, on_event=on_event)
     for architecture, reason in done.failed:
         _log.info("could not be exported: %s: %s", architecture, reason)
 

@@ -21,9 +21,10 @@ _TITLES = {
     "ar_small": "AR, small objects",
     "ar_medium": "AR, medium objects",
     "ar_large": "AR, large objects",
+    "validation_ap": "AP on the validation images (the others: on held-out ones)",
 }
 
 
 def show_metrics(console: Console, metrics: Mapping[str, float]) -> None:
     """Print one metric a line, 0 to 1; a dash if the data has no object of that size."""
-    show_facts(console, [(title, metrics[name]) for name, title in _TITLES.items()])
+    show_facts(console, [(title, metrics[name]) for name, title in _TITLES.items() if name in metrics])

@@ -17,6 +17,7 @@ from smnas.cli.terminal.options import (
     MeasuringOptions,
     PresetOption,
     PretrainedOption,
+    TestDataOption,
     examples,
     require_cores,
 )
@@ -44,6 +45,7 @@ class SearchOptions(MeasuringOptions):
 
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR")]
     data: Annotated[Path | None, typer.Option("--data", metavar="DIR")] = None
+    test_data: TestDataOption = None
     latency_ms: Annotated[float | None, typer.Option("--latency-ms")] = None
     latency_confidence: Annotated[float, typer.Option(min=0.01, max=0.999)] = 0.9
     accept_version: Annotated[str | None, typer.Option(metavar="VERSION")] = None
@@ -116,6 +118,7 @@ def search(options: SearchOptions) -> None:
             {
                 "run": run.folder,
                 "report": page,
+                "ap_split": ranking.ap_split,
                 "ranking": ranking.rows,
                 "recommendation": ranking.recommendation,
                 "picks": ranking.picks,

@@ -16,6 +16,7 @@ from smnas.cli.terminal.options import (
     OutputOptions,
     PretrainedOption,
     SeedOption,
+    TestDataOption,
     examples,
 )
 from smnas.cli.terminal.progress import PhaseSteps
@@ -41,6 +42,7 @@ class TrainOptions(OutputOptions):
 
     arch: ArchOption
     data: DataOption
+    test_data: TestDataOption = None
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR")]
     epochs: Annotated[int | None, typer.Option(min=1)] = None
     recipe: Annotated[
@@ -60,7 +62,8 @@ class TrainOptions(OutputOptions):
 def train(options: TrainOptions) -> None:
     """Train one architecture.
 
-    Trains on the data's training images, on a GPU if there is one, and evaluates on its validation images. --out holds
+    Trains on the data's training images, on a GPU if there is one, and evaluates on its validation images, or on
+    held-out ones (--test-data, or a test split of the data), which then chose nothing. --out holds
     checkpoint.pt, curve.jsonl and metrics.json. An interrupted command resumes at the last finished epoch and gives the
     same result as an uninterrupted one.
 
@@ -86,6 +89,7 @@ def train(options: TrainOptions) -> None:
             "checkpoint": run.checkpoint,
             "epochs": run.epochs,
             "seconds": run.seconds,
+            "ap_split": run.ap_split,
             "metrics": run.metrics,
         }
         output.result(document, lambda console: show_metrics(console, run.metrics))

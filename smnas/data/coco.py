@@ -30,15 +30,16 @@ __all__ = [
     "Sample",
     "Split",
     "box_notes",
+    "has_test_split",
     "quiet_pycocotools",
 ]
 
-Split = Literal["train", "val"]
-_SPLITS: tuple[Split, ...] = ("train", "val")
+Split = Literal["train", "val", "test"]
+_ALWAYS: tuple[Split, ...] = ("train", "val")
 _SUFFIXES = ("", "2017")
 # Roboflow's export: a split's annotation file lies among its images
 _FILE_BESIDE = "_annotations.coco.json"
-_FOLDERS_BESIDE: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("valid", "val")}
+_FOLDERS_BESIDE: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("valid", "val"), "test": ("test",)}
 
 _ROUNDED = 1e-3  # by which a fraction of an image may exceed 1
 _DECODERS = 4  # threads that decode a whole split
@@ -279,11 +280,14 @@ class CocoFolder:
         drop_bad_images: decode every image now, and leave out those that are missing, damaged or not of the annotated
             size.
         cache_bytes: memory limit of each split's decoded pixels.
+        test: folder of a held-out split, which may be ``root``: its ``test`` split; or a folder of images with
+            ``_annotations.coco.json`` inside; or else its validation split. ``None``: no held-out split.
 
     Attributes:
+        splits: names of the splits.
         classes: class names, by ascending category id.
         category_ids: COCO category id of each class.
-        dropped: number of annotations of both splits left out for their boxes.
+        dropped: number of annotations of all splits left out for their boxes.
 
     Raises:
         DataError: the folder, a file or an entry breaks a rule; the message names it.
@@ -296,8 +300,10 @@ class CocoFolder:
         drop_bad_boxes: bool = False,
         drop_bad_images: bool = False,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
+        test: Path | str | None = None,
     ) -> None:
         self.root = Path(root)
+        self.test = None if test is None else Path(test)
         self.drop_bad_boxes = drop_bad_boxes
         self.drop_bad_images = drop_bad_images
         if not self.root.is_dir():
@@ -305,8 +311,10 @@ class CocoFolder:
         self.dropped_images = 0
         self.root_class: tuple[int, str] | None = None
         found: dict[Split, tuple[AnnotationFile, Path]] = {}
-        for split in _SPLITS:
-            file, folder = _find_split(self.root, split)
+        places: dict[Split, tuple[Path, Path]] = {split: _find_split(self.root, split) for split in _ALWAYS}
+        if self.test is not None:
+            places["test"] = _find_test(self.test)
+        for split, (file, folder) in places.items():
             annotations = read_annotations(file, drop_bad_boxes=drop_bad_boxes)
             if drop_bad_images:
                 whole = _whole_images(DetectionDataset(annotations, folder))
@@ -321,13 +329,19 @@ class CocoFolder:
                 _require_files(annotations, folder)
             _require_a_box(annotations)
             found[split] = annotations, folder
-        train, val = (found[split][0] for split in _SPLITS)
-        if (train.category_ids, train.classes) != (val.category_ids, val.classes):
-            raise DataError(
-                f"train and val must have the same categories, but in {self.root} train has {_described(train)}"
-                f" and val has {_described(val)}"
-            )
-        if train.root is not None and train.root == val.root:
+        train = found["train"][0]
+        for split, (other, _) in found.items():
+            if (train.category_ids, train.classes) != (other.category_ids, other.classes):
+                raise DataError(
+                    f"train and {split} must have the same categories, but in {self.root} train has "
+                    f"{_described(train)} and {split} has {_described(other)}"
+                )
+            if split == "test" and other.digest in (found["train"][0].digest, found["val"][0].digest):
+                raise DataError(
+                    f"held-out images must be others than those of training and validation, but {other.path} holds the "
+                    "same"
+                )
+        if train.root is not None and all(train.root == one.root for one, _ in found.values()):
             self.root_class = train.category_ids[train.root], train.classes[train.root]
             found = {split: (one.without_class(train.root), folder) for split, (one, folder) in found.items()}
         _require_names(found["train"][0])
@@ -358,9 +372,28 @@ class CocoFolder:
                 )
         return tuple(notes)
 
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """Names of the splits: ``test`` only if one is held out."""
+        return tuple(self._splits)
+
     def split(self, name: Split) -> DetectionDataset:
-        """Return the training or the validation split."""
+        """Return the training, the validation or the held-out split."""
         return self._splits[name]
+
+    @property
+    def reported(self) -> DetectionDataset:
+        """The split that final AP is measured on: the held-out one, else the validation split."""
+        return self._splits.get("test", self._splits["val"])
+
+
+def has_test_split(root: Path) -> bool:
+    """Whether a data set's folder has a ``test`` split with images and boxes."""
+    try:
+        found = _split_at(root, "test")
+        return found is not None and len(read_annotations(found[0], drop_bad_boxes=True).boxes) > 0
+    except DataError:  # annotations without images, or without a class
+        return False
 
 
 def box_notes(dataset: DetectionDataset, sizes: Iterable[tuple[int, int]], min_side_px: float = 2.0) -> tuple[str, ...]:
@@ -415,8 +448,8 @@ def quiet_pycocotools() -> Iterator[None]:
         yield
 
 
-def _find_split(root: Path, split: Split) -> tuple[Path, Path]:
-    """Return a split's annotation file and image folder."""
+def _split_at(root: Path, split: Split) -> tuple[Path, Path] | None:
+    """Return a split's annotation file and image folder, if there is one."""
     for suffix in _SUFFIXES:
         file = root / "annotations" / f"instances_{split}{suffix}.json"
         if file.is_file():
@@ -425,10 +458,30 @@ def _find_split(root: Path, split: Split) -> tuple[Path, Path]:
         file = root / name / _FILE_BESIDE
         if file.is_file():
             return file, file.parent
+    return None
+
+
+def _find_split(root: Path, split: Split) -> tuple[Path, Path]:
+    found = _split_at(root, split)
+    if found is not None:
+        return found
     raise DataError(
         f"a data set must have annotations/instances_{split}.json (or instances_{split}2017.json), or "
         f"{_FOLDERS_BESIDE[split][0]}/{_FILE_BESIDE}, but {root} has none of them"
     )
+
+
+def _find_test(root: Path) -> tuple[Path, Path]:
+    """Return annotation file and image folder of held-out images."""
+    beside = root / _FILE_BESIDE
+    found = _split_at(root, "test") or ((beside, root) if beside.is_file() else None) or _split_at(root, "val")
+    if found is None:
+        missing = "none of them" if root.is_dir() else "is no folder"
+        raise DataError(
+            f"held-out images must be a test or val split, as annotations/instances_test.json and test/, or a folder "
+            f"with {_FILE_BESIDE}, but {root} {'has ' if root.is_dir() else ''}{missing}"
+        )
+    return found
 
 
 def _image_folder(root: Path, split: Split) -> Path:

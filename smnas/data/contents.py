@@ -16,8 +16,11 @@ CONTENTS = {
     "val_images": "validation images",
     "train_boxes": "training boxes",
     "val_boxes": "validation boxes",
+    "test_images": "test images",
+    "test_boxes": "test boxes",
     "train_digest": "training images",
     "val_digest": "validation images",
+    "test_digest": "test images",
 }
 """Facts about a data set, each with its name in a message."""
 
@@ -28,10 +31,11 @@ def split_contents(name: "Split", dataset: "DetectionDataset") -> dict[str, Any]
 
 
 def contents(folder: "CocoFolder") -> dict[str, Any]:
-    """Return all that :data:`CONTENTS` names."""
-    train, val = folder.split("train"), folder.split("val")
-    names = {"classes": folder.classes, "category_ids": folder.category_ids}
-    return {**names, **split_contents("train", train), **split_contents("val", val)}
+    """Return all that :data:`CONTENTS` names, of a held-out split where the folder has one."""
+    found: dict[str, Any] = {"classes": folder.classes, "category_ids": folder.category_ids}
+    for name in folder.splits:
+        found |= split_contents(name, folder.split(name))
+    return found
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AP",
+    "VALIDATION_AP",
     "PreparingScorer",
     "Score",
     "Scorer",
@@ -33,6 +34,9 @@ __all__ = [
 
 AP = "AP"
 """Metric of training runs; only they are ranked."""
+
+VALIDATION_AP = "validation_ap"
+"""AP on the validation images, among metrics of held-out ones."""
 
 
 class ScoringFailedError(RuntimeError):
@@ -91,7 +95,8 @@ class ScorerFacts(Protocol):
     """Facts that a scorer states, also as a class before it is made.
 
     Optional: ``strategy``, the name of the default strategy for this scorer, and ``remark``, a sentence about its
-    scores for the reader of a ranking.
+    scores for the reader of a ranking. ``score_final``, with the arguments of ``score``, gives the score of the final
+    phase, as on images that neither the search nor the choice of an epoch has seen.
     """
 
     @property

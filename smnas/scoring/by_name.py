@@ -75,7 +75,7 @@ class ScorerOnDevices:
         data: Root of the data set.
         recipe: How to train.
         devices: Assigned to workers in turn, cyclically.
-        drop_bad_boxes, drop_bad_images: See :class:`~smnas.data.coco.CocoFolder`.
+        drop_bad_boxes, drop_bad_images, test: See :class:`~smnas.data.coco.CocoFolder`.
         pretrained, norm: See :class:`~smnas.scoring.trained_ap.TrainedAP`.
     """
 
@@ -85,6 +85,7 @@ class ScorerOnDevices:
     devices: tuple[str, ...]
     drop_bad_boxes: bool = False
     drop_bad_images: bool = False
+    test: Path | None = None
     pretrained: Pretrained | None = None
     norm: NormKind = "gn-ws"
 
@@ -98,7 +99,9 @@ class ScorerOnDevices:
         found = get_scorer(self.scorer)
         if not isinstance(found, type):
             return cast("Scorer", found)
-        folder = CocoFolder(self.data, drop_bad_boxes=self.drop_bad_boxes, drop_bad_images=self.drop_bad_images)
+        folder = CocoFolder(
+            self.data, drop_bad_boxes=self.drop_bad_boxes, drop_bad_images=self.drop_bad_images, test=self.test
+        )
         device = self.devices[worker % len(self.devices)]
         if found is TrainedAP:
             return TrainedAP(folder, self.recipe, device, norm=self.norm, pretrained=self.pretrained)

@@ -11,14 +11,15 @@ import torch
 
 from profiler.atomic import write_atomic
 from profiler.errors import UserError, named_line
-from smnas.data.coco import CocoFolder
+from smnas.data.coco import CocoFolder, DetectionDataset
+from smnas.data.contents import split_contents
 from smnas.data.letterbox import letterbox
 from smnas.evaluation.predict import eager_detect, evaluate
 from smnas.models.build import build_detector
 from smnas.models.detector import Detector
 from smnas.models.layers import NormKind
 from smnas.models.remapping import match_statistics, start_from
-from smnas.scoring.base import AP, Score, ScoringFailedError, ScoringProgress
+from smnas.scoring.base import AP, VALIDATION_AP, Score, ScoringFailedError, ScoringProgress
 from smnas.space.architecture import Architecture
 from smnas.space.convolutions import StemKind
 from smnas.training.checkpoint import CHECKPOINT_FILE, load_checkpoint, record_metrics
@@ -42,7 +43,7 @@ class TrainedAP:
     ``metrics.json``; a complete one is read back, never trained again.
 
     Args:
-        data: Trained on its training split, evaluated on its validation split.
+        data: Trained on its training split, evaluated on its validation split; :meth:`score_final` on its held-out one.
         recipe: How to train; :meth:`score` sets the epochs.
         device: Where to train.
         norm, stem: See :class:`~smnas.models.options.DetectorOptions`.
@@ -78,6 +79,7 @@ class TrainedAP:
         self.on_epoch = on_epoch
         self._train = data.split("train")
         self._val = data.split("val")
+        self._test = data.split("test") if "test" in data.splits else None
 
     def score(
         self,
@@ -95,6 +97,24 @@ class TrainedAP:
             UserError: ``out_dir`` holds another run, or the data cannot be read or has no validation box.
         """
         return self._score(architecture, seed, epochs, None, out_dir, on_progress)
+
+    def score_final(
+        self,
+        architecture: Architecture,
+        *,
+        seed: int,
+        epochs: int,
+        out_dir: Path,
+        on_progress: Callable[[ScoringProgress], None] | None = None,
+    ) -> Score:
+        """Train as :meth:`score` does; the score is of the held-out images, where there are any.
+
+        Then the metrics hold ``validation_ap`` as well.
+
+        Raises:
+            ScoringFailedError, UserError: as :meth:`score`.
+        """
+        return self._score(architecture, seed, epochs, None, out_dir, on_progress, test=self._test)
 
     def score_until(
         self,
@@ -125,6 +145,7 @@ class TrainedAP:
         stop_epoch: int | None,
         out_dir: Path,
         on_progress: Callable[[ScoringProgress], None] | None,
+        test: DetectionDataset | None = None,
     ) -> Score:
         recipe = self.recipe.with_(epochs=epochs)
 
@@ -162,6 +183,7 @@ class TrainedAP:
                 pretrained=None if self.pretrained is None else self.pretrained.seed(architecture.backbone).digest,
                 started_from=started_from,
                 validation=self._val,
+                test=test,
                 stop_epoch=stop_epoch,
                 evaluate=on_the_way,
                 on_epoch=self.on_epoch,
@@ -170,9 +192,13 @@ class TrainedAP:
             path = out_dir / CHECKPOINT_FILE
             if stop_epoch is None:
                 file = out_dir / METRICS_FILE
-                if self.ranks.first and not load_checkpoint(path).info.metrics:
-                    found = on_the_way.best(result.history)
-                    record_metrics(path, found or self._evaluate(detector, recipe, on_progress))
+                known = load_checkpoint(path).info.metrics
+                if self.ranks.first and (not known or (VALIDATION_AP in known) != (test is not None)):
+                    found = on_the_way.best(result.history) or self._evaluate(detector, recipe, on_progress)
+                    if test is not None:
+                        on_test = self._evaluate(detector, recipe, on_progress, test)
+                        found = {**on_test, VALIDATION_AP: found["ap"]}
+                    record_metrics(path, found, {} if test is None else split_contents("test", test))
                 self.ranks.wait()  # the other ranks read what the first has written
                 metrics = load_checkpoint(path).info.metrics
             else:
@@ -186,7 +212,7 @@ class TrainedAP:
             # torch's errors of a candidate's shapes, kernels and memory
             raise ScoringFailedError(named_line(error)) from error
         if math.isnan(metrics["ap"]):
-            raise UserError("the validation split must hold at least one box that is not a crowd, but got none")
+            raise UserError("the evaluated split must hold at least one box that is not a crowd, but got none")
         if self.ranks.first:
             write_metrics(file, metrics)
         return Score(
@@ -210,7 +236,11 @@ class TrainedAP:
         return f"{start.name}, which gives {fraction:.0%} of the backbone's parameters"
 
     def _evaluate(
-        self, detector: Detector, recipe: Recipe, on_progress: Callable[[ScoringProgress], None] | None
+        self,
+        detector: Detector,
+        recipe: Recipe,
+        on_progress: Callable[[ScoringProgress], None] | None,
+        split: DetectionDataset | None = None,
     ) -> dict[str, float]:
         width, height = detector.input_size
         started = time.perf_counter()
@@ -231,7 +261,7 @@ class TrainedAP:
                 )
 
         detect = eager_detect(detector, self.device)
-        return evaluate(detect, self._val, width, height, recipe.batch_size, on_progress=report).as_dict()
+        return evaluate(detect, split or self._val, width, height, recipe.batch_size, on_progress=report).as_dict()
 
 
 class _Evaluations:

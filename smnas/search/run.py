@@ -210,6 +210,7 @@ class _Search:
                 c.epochs,
                 folder.training(c.architecture, c.seed, c.epochs),
                 c.stop_epoch,
+                final=c.stage == "final",
             )
             for c in waiting
         ]

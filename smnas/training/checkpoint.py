@@ -66,7 +66,8 @@ class CheckpointInfo:
         started_from: Their name, and the fraction of the backbone that they gave, for a reader.
         data: Content of the splits, see :mod:`smnas.data.contents`; empty in files of earlier versions.
         epoch: Number of finished epochs.
-        metrics: COCO numbers of the finished detector; empty before it is evaluated.
+        metrics: COCO numbers of the finished detector; empty before it is evaluated. Of held-out images where there
+            are any, with ``validation_ap`` beside them.
         versions: Versions of the software that wrote the file.
     """
 
@@ -225,14 +226,15 @@ def load_detector_checkpoint(path: Path) -> tuple[Detector, CheckpointInfo]:
     return detector.eval(), info
 
 
-def record_metrics(path: Path, metrics: Mapping[str, float]) -> None:
-    """Store the metrics of a finished detector in its checkpoint.
+def record_metrics(path: Path, metrics: Mapping[str, float], data: Mapping[str, Any]) -> None:
+    """Store the metrics of a finished detector in its checkpoint, and the contents of the split that they are of.
 
     Raises:
         CheckpointError: as :func:`load_checkpoint`.
     """
     checkpoint = load_checkpoint(path)
-    save_checkpoint(path, replace(checkpoint, info=replace(checkpoint.info, metrics=dict(metrics))))
+    info = replace(checkpoint.info, metrics=dict(metrics), data={**checkpoint.info.data, **data})
+    save_checkpoint(path, replace(checkpoint, info=info))
 
 
 def require_same_run(found: CheckpointInfo, wanted: CheckpointInfo, path: Path) -> None:

@@ -77,6 +77,7 @@ def fit(
     pretrained: str | None = None,
     started_from: str = "",
     validation: DetectionDataset | None = None,
+    test: DetectionDataset | None = None,
     stop_epoch: int | None = None,
     evaluate: Evaluate | None = None,
     on_epoch: Callable[[EpochLog], None] | None = None,
@@ -96,6 +97,7 @@ def fit(
         pretrained: Digest of the weights that it started from; part of the run's identity.
         started_from: What they are, for a reader of the checkpoint.
         validation: The validation split; part of the run's identity.
+        test: The held-out images, if any; part of it too.
         stop_epoch: Stop after this many epochs of the recipe's schedule, with the averaged weights as at the end; a
             later call resumes from the checkpoint. ``None`` trains all epochs.
         evaluate: Returns AP and AP50 of a detector, for the curve; called by rank 0 as often as the recipe says. At the
@@ -139,7 +141,9 @@ def fit(
         recipe=recipe,
         seed=seed,
         train_images=len(dataset),
-        data=split_contents("train", dataset) | ({} if validation is None else split_contents("val", validation)),
+        data=split_contents("train", dataset)
+        | ({} if validation is None else split_contents("val", validation))
+        | ({} if test is None else split_contents("test", test)),
         pretrained=pretrained,
         started_from=started_from,
     )

@@ -34,6 +34,7 @@ __all__ = [
     "PretrainedOption",
     "QuietOption",
     "SeedOption",
+    "TestDataOption",
     "described",
     "examples",
     "require_cores",
@@ -69,6 +70,7 @@ DropBadImagesOption = Annotated[
         "--drop-bad-images", help="Leave out images that are missing, damaged or of another size than annotated."
     ),
 ]
+TestDataOption = Annotated[Path | None, typer.Option("--test-data", metavar="DIR")]
 PretrainedOption = Annotated[
     str | None,
     typer.Option(

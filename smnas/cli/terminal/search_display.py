@@ -113,12 +113,14 @@ def show_ranking(console: Console, ranking: "Ranking") -> None:
     """Print the ranking as a table, and the recommendation."""
     from smnas.search.ranking.recommendation import band_limits
 
+    held_out = ranking.ap_split == "test"
     elsewhere = any(row.predicted_latency_measured is not None for row in ranking.rows)
     rows = [
         [
             row.rank,
             row.ap,
             row.ap_std,
+            *([row.validation_ap] if held_out else []),
             row.exported_ap,
             row.predicted_latency_ms,
             *([] if not elsewhere else [row.predicted_latency_high_ms, _percent(row.predicted_latency_measured)]),
@@ -130,7 +132,20 @@ def show_ranking(console: Console, ranking: "Ranking") -> None:
         for row in ranking.rows
     ]
     predicted = ["predicted ms", *(["up to ms", "of it measured"] if elsewhere else [])]
-    headings = ["rank", "AP", "+-", "AP of file", *predicted, "measured ms", "parameters", "", "architecture"]
+    headings = [
+        "rank",
+        "AP",
+        "+-",
+        *(["validation AP"] if held_out else []),
+        "AP of file",
+        *predicted,
+        "measured ms",
+        "parameters",
+        "",
+        "architecture",
+    ]
+    if rows:
+        show_lines(console, ranking.ap_line)
     show_table(console, headings, rows)
     if ranking.recommendation is not None:
         show_lines(console, f"recommended: {ranking.recommendation.architecture}", ranking.recommendation.reason)

@@ -60,6 +60,7 @@ class Job:
         epochs: Full training budget.
         out_dir: Folder of this score alone.
         stop_epoch: Where to stop, under the schedule of the full budget; None does not stop.
+        final: Whether it is of the final phase.
     """
 
     number: int
@@ -68,6 +69,7 @@ class Job:
     epochs: int
     out_dir: Path
     stop_epoch: int | None = None
+    final: bool = False
 
 
 class ScorerPool(Protocol):
@@ -114,9 +116,11 @@ def outcome_of(scorer: Scorer, job: Job, on_progress: Callable[[ScoringProgress]
     """Make one score, or return why there is none."""
     try:
         if job.stop_epoch is None:
-            return scorer.score(
+            score = getattr(scorer, "score_final", scorer.score) if job.final else scorer.score
+            outcome: Score = score(
                 job.architecture, seed=job.seed, epochs=job.epochs, out_dir=job.out_dir, on_progress=on_progress
             )
+            return outcome
         if not isinstance(scorer, StoppingScorer):
             return UserError(f"training runs that stop and go on need a scorer that trains, but got {scorer.name!r}")
         return scorer.score_until(

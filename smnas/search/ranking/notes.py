@@ -41,10 +41,7 @@ def search_notes(
             "depth, width and kernels."
         )
     if settings.recipe.get("evaluate_every"):
-        notes.append(
-            "A detector has the weights of the evaluated epoch with the highest AP, chosen on the validation images "
-            "that the AP of the ranking is measured on."
-        )
+        notes.append("A detector has the weights of the evaluated epoch with the highest AP on the validation images.")
     if settings.precision != "fp32":
         notes.append(
             f"Latencies and exported files are of {settings.precision}. AP is that of the training, in fp32; a file's "

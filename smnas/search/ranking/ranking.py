@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, Literal
 
 from profiler.atomic import write_atomic
-from smnas.scoring.base import AP
+from smnas.scoring.base import AP, VALIDATION_AP
 from smnas.search.pareto import as_points, front_layers
 from smnas.search.ranking.correlation import Correlation, rank_correlations
 from smnas.search.ranking.recommendation import (
@@ -70,6 +70,23 @@ class Ranking:
     correlations: tuple[Correlation, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def ap_split(self) -> Literal["test", "validation"]:
+        """The images that the AP of the final phase is of."""
+        return "test" if any(row.validation_ap is not None for row in self.rows) else "validation"
+
+    @property
+    def ap_line(self) -> str:
+        """What AP is of, for a reader."""
+        return _AP_LINES[self.ap_split]
+
+
+_AP_LINES = {
+    "test": "AP of the final phase is of held-out test images, which neither the search nor the choice of an epoch has "
+    "seen.",
+    "validation": "AP is of the validation images, which the search and the choice of an epoch were made on.",
+}
+
 
 def rank(
     candidates: Sequence[Candidate],
@@ -121,6 +138,7 @@ def _row(training_runs: Sequence[Candidate]) -> RankingRow:
     first = training_runs[0]
     aps = [c.point[0] for c in training_runs]
     ap50 = [c.metrics.get("ap50", math.nan) for c in training_runs]
+    validation = [c.metrics[VALIDATION_AP] for c in training_runs if VALIDATION_AP in c.metrics]
     best = max(training_runs, key=lambda c: (c.point[0], -c.number))
     return RankingRow(
         rank=0,
@@ -142,6 +160,7 @@ def _row(training_runs: Sequence[Candidate]) -> RankingRow:
         parameters=first.parameters,
         flops=first.flops,
         checkpoint=best.checkpoint,
+        validation_ap=fmean(validation) if validation else None,
     )
 
 
@@ -175,6 +194,7 @@ def write_ranking(folder: Path, settings: SearchSettings, ranking: Ranking) -> R
     document = {
         "format_version": FORMAT_VERSION,
         "settings": settings.model_dump(mode="json"),
+        "ap_split": ranking.ap_split,
         **asdict(ranking),
     }
     # allow_nan=False: a file that only Python can read is not JSON. The rows hold no NaN by construction.

@@ -16,7 +16,7 @@ class RankingRow:
         rank: 1 is recommended, if any is.
         stage: Stage that trained the AP: ``final`` if trained again.
         on_front: Not dominated in (AP, predicted latency) by an architecture of the same training budget.
-        ap: Mean over the seeds, in 0..1.
+        ap: Mean over the seeds, in 0..1: of the held-out images where ``validation_ap`` stands beside it.
         ap_std: Sample standard deviation over the seeds; None with one seed.
         seeds: In the order of ``ap_per_seed``.
         predicted_latency_ms: From the latency table, with its interval.
@@ -27,6 +27,7 @@ class RankingRow:
         search_ap: AP in the search, if the final phase trained it again.
         predicted_latency_measured: Fraction of the predicted latency whose blocks were measured, by time; the rest is
             interpolated. None where the device was in the machine.
+        validation_ap: Mean AP on the validation images, if ``ap`` is of held-out ones; else None.
     """
 
     rank: int
@@ -55,3 +56,4 @@ class RankingRow:
     exported_ap50: float | None = None
     search_ap: float | None = None
     predicted_latency_measured: float | None = None
+    validation_ap: float | None = None

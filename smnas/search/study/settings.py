@@ -30,6 +30,7 @@ __all__ = [
     "data_facts",
     "data_root",
     "flattened",
+    "held_out_root",
     "open_data",
     "other_data",
     "prepare_run_folder",
@@ -76,6 +77,10 @@ class DataFacts(_Strict):
     val_boxes: int | None = None
     train_digest: str | None = None
     val_digest: str | None = None
+    test: str | None = Field(default=None, description="folder of the held-out images, as `root`; None: there are none")
+    test_images: int | None = None
+    test_boxes: int | None = None
+    test_digest: str | None = None
     drop_bad_boxes: bool = Field(default=False, description="boxes without a size or outside their image left out")
     drop_bad_images: bool = Field(default=False, description="images that can not be read as annotated left out")
 
@@ -167,17 +172,29 @@ class SearchSettings(_Strict):
 
 def data_facts(folder: "CocoFolder", run: Path) -> DataFacts:
     """The data set of a search with the run folder ``run``."""
-    root = Path(os.path.abspath(folder.root))  # noqa: PTH100  a link may lead elsewhere one day
-    for inside, place in ((root, Path(os.path.abspath(run))), (root.resolve(), run.resolve())):  # noqa: PTH100
-        if inside.is_relative_to(place):
-            root = inside.relative_to(place)
-            break
     return DataFacts(
-        root=str(root),
+        root=_place(folder.root, run),
+        test=None if folder.test is None else _place(folder.test, run),
         drop_bad_boxes=folder.drop_bad_boxes,
         drop_bad_images=folder.drop_bad_images,
         **contents(folder),
     )
+
+
+def _place(data: Path, run: Path) -> str:
+    """Absolute, or relative to the run folder where it is inside."""
+    root = Path(os.path.abspath(data))  # noqa: PTH100  a link may lead elsewhere one day
+    for inside, place in ((root, Path(os.path.abspath(run))), (root.resolve(), run.resolve())):  # noqa: PTH100
+        if inside.is_relative_to(place):
+            return str(inside.relative_to(place))
+    return str(root)
+
+
+def held_out_root(run: Path, facts: DataFacts) -> Path | None:
+    """Where a run's held-out images were last found; None if it has none."""
+    if facts.test is None:
+        return None
+    return data_root(run, facts) if facts.test == facts.root else run / facts.test
 
 
 def data_root(run: Path, facts: DataFacts) -> Path:
@@ -196,7 +213,12 @@ def open_data(run: Path, facts: DataFacts) -> "CocoFolder":
     from smnas.data.coco import CocoFolder
 
     root = data_root(run, facts)
-    folder = CocoFolder(root, drop_bad_boxes=facts.drop_bad_boxes, drop_bad_images=facts.drop_bad_images)
+    folder = CocoFolder(
+        root,
+        drop_bad_boxes=facts.drop_bad_boxes,
+        drop_bad_images=facts.drop_bad_images,
+        test=held_out_root(run, facts),
+    )
     if (other := other_data(facts, data_facts(folder, run))) is not None:
         raise RunFolderError(f"{root} must hold the data set of the search, but it holds {other}")
     return folder
@@ -331,6 +353,12 @@ def _compare(old: SearchSettings, new: SearchSettings, path: Path) -> None:
         raise RunFolderError(
             f"a search is resumed on the data set that it was begun with, but for {path} "
             f"{path / new.data.root} has {other}; give another --out"
+        )
+    if (old.data.test is None) != (new.data.test is None):
+        was, now = ("none" if one.data.test is None else str(one.data.test_images) for one in (old, new))
+        raise RunFolderError(
+            f"a search is resumed with the held-out images that it was begun with ({was} in {path}), but got {now}; "
+            "give another --out"
         )
     before, now = flattened(old.model_dump(mode="json")), flattened(new.model_dump(mode="json"))
     names = dict.fromkeys((*before, *now))

@@ -184,3 +184,19 @@ def test_a_training_that_diverges_is_one_line_and_no_bug(
     assert captured.out == ""
     assert re.fullmatch(r"error: the training failed: the loss is not finite in step \d: .*\n", captured.err)
     assert json.loads((out / "failure.json").read_text())["kind"] == "diverged"
+
+
+@pytest.mark.slow
+def test_metrics_are_of_held_out_images(some_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    others = generate_shapes(tmp_path / "others", train=1, val=2, seed=3)
+    words = ("--arch", ARCH, "--data", str(some_images), "--epochs", "1", "--out", str(tmp_path / "out"), "--json")
+    assert command(*words, "--test-data", str(others)) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["ap_split"] == "test"
+    assert {"ap", "validation_ap"} <= set(document["metrics"])
+    assert command(*words, "--test-data", str(tmp_path / "nowhere")) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.endswith(f"{tmp_path / 'nowhere'} is no folder")
+    other = generate_shapes(tmp_path / "more", train=1, val=3, seed=4)
+    assert command(*words, "--test-data", str(other)) == 2
+    assert "3 test images instead of 2" in capsys.readouterr().err

@@ -140,7 +140,7 @@ def test_another_content_is_named(
 
 def test_other_category_ids_and_other_validation_images_are_named(tmp_path: Path, shapes: Path) -> None:
     before = contents(CocoFolder(shapes))
-    assert set(before) == set(CONTENTS)
+    assert set(before) == {name for name in CONTENTS if not name.startswith("test_")}
     assert difference(before, before | {"category_ids": (0, 1)}) == ("category ids 0, 1 instead of 1, 2, 3, 4, 5, 6")
     other = contents(CocoFolder(changed(tmp_path / "other", shapes, _move, "val")))
     assert difference(before, other) == "other boxes, or classes of boxes, on validation images"

@@ -166,3 +166,29 @@ def test_an_unknown_scorer_lists_the_known() -> None:
         UserError, match=r"a scorer is one of ap, entropy, entropy-16, entropy-deepmad, but got 'magic'"
     ):
         get_scorer("magic")
+
+
+@pytest.mark.slow
+def test_the_final_score_is_of_held_out_images_which_chose_nothing(
+    scored: tuple[Score, Path, list[ScoringProgress]], data: CocoFolder, tmp_path: Path
+) -> None:
+    others = generate_shapes(tmp_path / "others", train=1, val=6, seed=9)
+    recipe = RECIPE.with_(evaluate_every=1)
+    scorer = TrainedAP(CocoFolder(data.root, test=others), recipe)
+    final = scorer.score_final(TINY, seed=1, epochs=2, out_dir=tmp_path / "run")
+    without = TrainedAP(data, recipe).score_final(TINY, seed=1, epochs=2, out_dir=tmp_path / "without")
+    assert final.checkpoint is not None
+    detector, info = load_detector_checkpoint(final.checkpoint)
+    on = {
+        name: evaluate(eager_detect(detector, "cpu"), CocoFolder(data.root, test=others).split(name), 64, 64, 5).ap
+        for name in ("val", "test")
+    }
+    assert final.value == final.metrics["ap"] == pytest.approx(on["test"], abs=1e-6)
+    assert final.metrics["validation_ap"] == without.value == pytest.approx(on["val"], abs=1e-6)
+    assert "validation_ap" not in without.metrics
+    assert info.data["test_images"] == 6
+    searched = scorer.score(TINY, seed=1, epochs=2, out_dir=tmp_path / "searched")
+    assert searched.value == without.value, "the search does not see them"
+    assert "validation_ap" not in searched.metrics
+    later = scorer.score_final(TINY, seed=1, epochs=2, out_dir=tmp_path / "without")
+    assert later.metrics == pytest.approx(final.metrics, nan_ok=True), "a finished run may be evaluated on them later"

@@ -131,7 +131,7 @@ def test_the_versions_that_wrote_a_file_are_in_it(checkpoint: Checkpoint) -> Non
 def test_metrics_are_added_and_nothing_else_changes(tmp_path: Path, checkpoint: Checkpoint) -> None:
     path = tmp_path / "checkpoint.pt"
     save_checkpoint(path, checkpoint)
-    record_metrics(path, {"ap": 0.31, "ap_large": float("nan")})
+    record_metrics(path, {"ap": 0.31, "ap_large": float("nan")}, {})
     read = load_checkpoint(path)
     assert read.info.metrics["ap"] == 0.31
     assert read.info.metrics["ap_large"] != read.info.metrics["ap_large"]

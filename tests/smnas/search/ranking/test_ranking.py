@@ -537,3 +537,20 @@ def test_a_reader_is_told_which_latencies_are_assumptions() -> None:
     assert not any("calibrated" in note for note in search_notes(calibrated, settings(), {}, finished=True))
     one = [*calibrated[:-1], replace(calibrated[-1], latency_calibrated=False)]
     assert any("not calibrated on whole detectors" in note for note in search_notes(one, settings(), {}, finished=True))
+
+
+def test_ap_of_held_out_images_says_so_and_shows_validation_ap_beside_it(tmp_path: Path) -> None:
+    held_out = [replace(c, metrics={**c.metrics, "validation_ap": c.point[0] + 0.1}) for c in FINAL]
+    ranking = rank([*SEARCH, *held_out], None)
+    plain = rank([*SEARCH, *FINAL], None)
+    assert [row.ap for row in ranking.rows] == [row.ap for row in plain.rows]
+    assert [row.validation_ap for row in ranking.rows if row.stage == "final"] == pytest.approx(
+        [row.ap + 0.1 for row in plain.rows if row.stage == "final"]
+    )
+    assert {row.validation_ap for row in ranking.rows if row.stage != "final"} == {None}
+    assert (ranking.ap_split, plain.ap_split) == ("test", "validation")
+    assert "held-out" in ranking.ap_line
+    assert "validation images, which the search" in plain.ap_line
+    write_ranking(tmp_path, settings(), ranking)
+    assert json.loads((tmp_path / "ranking.json").read_text())["ap_split"] == "test"
+    assert read_ranking(tmp_path).ap_split == "test"

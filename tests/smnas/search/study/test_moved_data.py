@@ -18,6 +18,7 @@ from smnas.search.ranking.ranking import Ranking
 from smnas.search.run import run_search
 from smnas.search.study.optuna_study import read_candidates
 from smnas.search.study.settings import (
+    DataFacts,
     RunFolderError,
     SearchSettings,
     StageTrials,
@@ -260,3 +261,28 @@ def test_more_trials_are_a_warm_start(tmp_path: Path, data: Path) -> None:
     prepare_run_folder(run, settings(run, data))
     with pytest.raises(RunFolderError, match=f"give another --out, with --warm-start {run} to begin with its training"):
         prepare_run_folder(run, settings(run, data, trials=StageTrials(structural=3, modular=0)))
+
+
+def test_held_out_images_move_with_the_data_and_are_those_that_the_search_began_with(
+    tmp_path: Path, data: Path
+) -> None:
+    run = tmp_path / "run"
+
+    def of(facts: DataFacts) -> SearchSettings:
+        return settings(run, data if data.exists() else data.with_name("renamed")).model_copy(update={"data": facts})
+
+    others = generate_shapes(tmp_path / "others", train=1, val=2, width=32, height=32, seed=1)
+    shutil.copytree(others / "val", data / "test")
+    shutil.copyfile(others / "annotations" / "instances_val.json", data / "annotations" / "instances_test.json")
+    begun = of(data_facts(CocoFolder(data, test=data), run))
+    prepare_run_folder(run, begun)
+    assert len(open_data(run, read_settings(run).data).reported) == 2
+    assert prepare_run_folder(run, of(data_facts(CocoFolder(data, test=others), run))), "the same images elsewhere"
+    with pytest.raises(RunFolderError, match=r"held-out images .* \(2 in .*\), but got none; give another --out$"):
+        prepare_run_folder(run, of(data_facts(CocoFolder(data), run)))
+    fewer = generate_shapes(tmp_path / "fewer", train=1, val=1, width=32, height=32, seed=2)
+    with pytest.raises(RunFolderError, match="1 test images instead of 2"):
+        prepare_run_folder(run, of(data_facts(CocoFolder(data, test=fewer), run)))
+    place = renamed(data)
+    prepare_run_folder(run, of(data_facts(CocoFolder(place, test=place), run)))
+    assert len(open_data(run, read_settings(run).data).reported) == 2
