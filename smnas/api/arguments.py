@@ -4,6 +4,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -120,12 +121,16 @@ def note_lines(lines: Iterable[str]) -> None:
         _log.info("%s", line)
 
 
+def _counted(on_progress: OnProgress, phase: str, done: int, total: int) -> None:
+    on_progress(phase, done, total, "")
+
+
 def check_images(folder: "CocoFolder", on_progress: OnProgress) -> None:
     """Decode the images of evaluation once: training reads its own in its first minutes, and these at its end."""
     before = folder.notes
     for name in folder.splits[1:]:
         phase = f"checking {'validation' if name == 'val' else name} images"
-        folder.split(name).require_decodable(lambda done, total, phase=phase: on_progress(phase, done, total, ""))
+        folder.split(name).require_decodable(partial(_counted, on_progress, phase))
     note_lines(line for line in folder.notes if line not in before)
 
 

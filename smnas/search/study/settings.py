@@ -355,9 +355,9 @@ def _compare(old: SearchSettings, new: SearchSettings, path: Path) -> None:
             f"{path / new.data.root} has {other}; give another --out"
         )
     if (old.data.test is None) != (new.data.test is None):
-        was, now = ("none" if one.data.test is None else str(one.data.test_images) for one in (old, new))
+        was, got = ("none" if one.data.test is None else str(one.data.test_images) for one in (old, new))
         raise RunFolderError(
-            f"a search is resumed with the held-out images that it was begun with ({was} in {path}), but got {now}; "
+            f"a search is resumed with the held-out images that it was begun with ({was} in {path}), but got {got}; "
             "give another --out"
         )
     before, now = flattened(old.model_dump(mode="json")), flattened(new.model_dump(mode="json"))
