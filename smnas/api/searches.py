@@ -84,6 +84,8 @@ def search(
     epochs: int | None = None,
     final_epochs: int | None = None,
     final_seeds: int = 1,
+    final: str | None = None,
+    supernet_epochs: int | None = None,
     top: int = 3,
     table: StrPath | None = None,
     accept_version: str | None = None,
@@ -131,6 +133,9 @@ def search(
         epochs: Epochs of each candidate; by default the recipe's.
         final_epochs: Epochs of the final phase, 0 for none; by default twice ``epochs``.
         final_seeds: Seeds of the final phase, for AP with a spread.
+        final: What the final phase trains from: ``scratch``, or ``fine-tune`` from the candidate's shared weights (the
+            default with ``scorer`` shared-ap).
+        supernet_epochs: Epochs of the shared weights, with ``scorer`` shared-ap; by default ten times ``epochs``.
         top: Candidates, spread over the front, that the final phase trains again and that are exported.
         table: Latency table; by default ``out/latency.db``.
         accept_version: Version of the backend whose rows are taken for a device elsewhere, instead of the one here.
@@ -198,7 +203,7 @@ def search(
     # What can be refused is refused before anything is written.
     before = read_settings(files.path) if files.settings.exists() else None
     space = space_of_run(preset, before)
-    method = choose_method(strategy, scorer, prior, final_epochs)
+    method = choose_method(strategy, scorer, prior, final_epochs, final)
     runner = backend_of(device, backend, precision, threads) if _is_here(device, table) else None
     if runner is None and method.strategy.measures:
         raise UserError(f"--strategy {method.strategy.name} measures on the device itself, but got --device {device}")
@@ -278,6 +283,7 @@ def search(
         top=top,
         final_epochs=2 * (epochs or training.epochs) if final_epochs is None else final_epochs,
         final_seeds=final_seeds,
+        supernet_epochs=supernet_epochs,
     )
     if before is None:
         warm_candidates(settings, space)
@@ -323,6 +329,8 @@ def _require_seeds(start: "Pretrained", space: "Space", method: "Method", scorer
 
     if not isinstance(scorer, str):
         raise UserError(f"--pretrained goes with a scorer by name, but got {scorer!r}")
+    if hasattr(method.scorer, "finals"):
+        raise UserError(f"--pretrained goes with candidates that train alone, but got --scorer {method.scorer.name}")
     if method.strategy.name == "mae-det":
         raise UserError("--pretrained goes with blocks of published networks, but mae-det proposes super-blocks")
     bounds = space.modular
@@ -375,6 +383,7 @@ def _loop(
     from smnas.scoring.base import AP
     from smnas.scoring.by_name import get_scorer, quick_score
     from smnas.scoring.workers.processes import InProcess
+    from smnas.search.method import FINALS
     from smnas.search.run import run_search
     from smnas.search.study.candidate import Complexity
 
@@ -387,8 +396,9 @@ def _loop(
         return Complexity(sum(w.parameters for w in workloads), sum(flops[w.key] for w in workloads))
 
     alone = context.settings.metric == AP
+    final = getattr(get_scorer(scorer), "finals", FINALS)[context.settings.final]
     with ExitStack() as stack:
-        trainers = stack.enter_context(pool(scorer if alone else "ap"))
+        trainers = stack.enter_context(pool(scorer if alone else final))
         if quick_score(scorer) is not None:
             scorers: ScorerPool = InProcess(cast("Scorer", get_scorer(scorer)))
         else:

@@ -57,15 +57,15 @@ class SearchOptions(MeasuringOptions):
         typer.Option(
             metavar="NAME",
             help="How candidates are proposed: halving, sm-nas, surrogate, nsga2, regularized-evolution, random or "
-            "mae-det. Default: halving; sm-nas with --prior; mae-det with --scorer entropy.",
+            "mae-det. Default: halving; sm-nas with --prior; mae-det with --scorer entropy; nsga2 with shared-ap.",
         ),
     ] = None
     scorer: Annotated[
         str,
         typer.Option(
             metavar="NAME",
-            help="How candidates are scored: ap (by training), or without training by entropy, entropy-16 or "
-            "entropy-deepmad; then only the final phase trains.",
+            help="How candidates are scored: ap (by training), shared-ap (with weights that all share, trained once), "
+            "fine-tuned-ap (trained from them), or without training by entropy, entropy-16 or entropy-deepmad.",
         ),
     ] = "ap"
     prior: Annotated[str | None, typer.Option(metavar="NAME")] = None
@@ -79,6 +79,8 @@ class SearchOptions(MeasuringOptions):
     epochs: Annotated[int | None, typer.Option(min=1)] = None
     final_epochs: Annotated[int | None, typer.Option(min=0)] = None
     final_seeds: Annotated[int, typer.Option(min=1)] = 1
+    final: Annotated[str | None, typer.Option(metavar="NAME")] = None
+    supernet_epochs: Annotated[int | None, typer.Option(min=1)] = None
     top: Annotated[int, typer.Option(min=1)] = 3
     workers: Annotated[int | None, typer.Option(min=1)] = None
     ray: Annotated[str | None, typer.Option(metavar="ADDRESS")] = None

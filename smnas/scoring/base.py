@@ -94,9 +94,10 @@ class Score:
 class ScorerFacts(Protocol):
     """Facts that a scorer states, also as a class before it is made.
 
-    Optional: ``strategy``, the name of the default strategy for this scorer, and ``remark``, a sentence about its
-    scores for the reader of a ranking. ``score_final``, with the arguments of ``score``, gives the score of the final
-    phase, as on images that neither the search nor the choice of an epoch has seen.
+    Optional: ``strategy``, the name of the default strategy for this scorer; ``remark``, a sentence about its scores
+    for the reader of a ranking; ``finals``, the scorer of the final phase by the value of ``--final``, the first one by
+    default; and ``score_final``, with the arguments of ``score``, which gives the score of the final phase, as on
+    images that neither the search nor the choice of an epoch has seen.
     """
 
     @property

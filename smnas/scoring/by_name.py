@@ -12,6 +12,7 @@ from smnas.data.coco import CocoFolder
 from smnas.models.layers import NormKind
 from smnas.scoring.base import Scorer, ScorerFacts
 from smnas.scoring.entropy_scorer import ENTROPY_SCORERS
+from smnas.scoring.shared_ap import FineTunedAP, SharedAP
 from smnas.scoring.trained_ap import TrainedAP
 from smnas.space.architecture import Architecture
 from smnas.training.pretrained import Pretrained
@@ -32,6 +33,8 @@ AnyScorer = str | Scorer | ScorerClass
 
 SCORERS: dict[str, Scorer | ScorerClass] = {
     "ap": TrainedAP,
+    "shared-ap": SharedAP,
+    "fine-tuned-ap": FineTunedAP,
     **ENTROPY_SCORERS,
 }
 _LATER = ("bn-indicator",)
@@ -103,6 +106,6 @@ class ScorerOnDevices:
             self.data, drop_bad_boxes=self.drop_bad_boxes, drop_bad_images=self.drop_bad_images, test=self.test
         )
         device = self.devices[worker % len(self.devices)]
-        if found is TrainedAP:
-            return TrainedAP(folder, self.recipe, device, norm=self.norm, pretrained=self.pretrained)
+        if issubclass(found, TrainedAP):
+            return found(folder, self.recipe, device, norm=self.norm, pretrained=self.pretrained)
         return found(folder, self.recipe, device)

@@ -77,6 +77,7 @@ class TrainedAP:
         self.pretrained = pretrained
         self.ranks = ranks
         self.on_epoch = on_epoch
+        self._data = data
         self._train = data.split("train")
         self._val = data.split("val")
         self._test = data.split("test") if "test" in data.splits else None
@@ -170,7 +171,7 @@ class TrainedAP:
             )
         try:
             detector = self._build(architecture, seed)
-            started_from = self._start(detector)
+            digest, started_from = self._start(detector)
             on_the_way = _Evaluations(lambda subject: self._evaluate(subject, recipe, on_progress))
             result = fit(
                 detector,
@@ -180,7 +181,7 @@ class TrainedAP:
                 device=self.device,
                 ranks=self.ranks,
                 out_dir=out_dir,
-                pretrained=None if self.pretrained is None else self.pretrained.seed(architecture.backbone).digest,
+                pretrained=digest,
                 started_from=started_from,
                 validation=self._val,
                 test=test,
@@ -224,16 +225,16 @@ class TrainedAP:
             torch.manual_seed(seed)
             return build_detector(architecture, len(self._train.classes), norm=self.norm, stem=self.stem)
 
-    def _start(self, detector: Detector) -> str:
-        """Load pretrained weights, if any; returns what they are."""
+    def _start(self, detector: Detector) -> tuple[str | None, str]:
+        """Load weights to start from, if any; returns their digest and what they are."""
         if self.pretrained is None:
-            return ""
+            return None, ""
         start = self.pretrained.seed(detector.architecture.backbone)
         fraction = start_from(detector, start)
         if self.norm != "bn" and self.pretrained.norm == "bn":
             canvases = [letterbox(image, *detector.input_size)[0] for image in self._train.spread(_MATCHED)]
             match_statistics(detector.backbone, torch.from_numpy(np.stack(canvases)).permute(0, 3, 1, 2))
-        return f"{start.name}, which gives {fraction:.0%} of the backbone's parameters"
+        return start.digest, f"{start.name}, which gives {fraction:.0%} of the backbone's parameters"
 
     def _evaluate(
         self,

@@ -13,18 +13,22 @@ from smnas.search.strategies.base import StrategyKind
 from smnas.search.strategies.by_name import STRATEGIES, AnyStrategy, get_strategy
 from smnas.training.recipe import Recipe
 
-__all__ = ["Method", "choose_method"]
+__all__ = ["FINALS", "Method", "choose_method"]
+
+FINALS = {"scratch": "ap"}
+"""The scorer of the final phase by the value of ``--final``, where a scorer has none of its own."""
 
 _STATED = ("name", "metric", "trains", "stops")
 
 
 @dataclass(frozen=True)
 class Method:
-    """A strategy, a scorer, and the name of the training-free score that orders proposals, or None."""
+    """A strategy, a scorer, the name of the training-free score that orders proposals or None, and ``--final``."""
 
     strategy: StrategyKind
     scorer: ScorerFacts
     prior: str | None
+    final: str = "scratch"
 
     def settings(self, structural: int, modular: int) -> dict[str, Any]:
         """Fields of :class:`~smnas.search.study.settings.SearchSettings` that follow, for the trials of both stages."""
@@ -34,6 +38,7 @@ class Method:
             "metric": self.scorer.metric,
             "trains": self.scorer.trains,
             "prior": self.prior,
+            "final": self.final,
             # the partial order is one of trained accuracy
             "partial_order": self.scorer.trains,
             "trials": self.strategy.split(structural, modular),
@@ -55,6 +60,7 @@ def choose_method(
     scorer: AnyScorer = "ap",
     prior: str | None = None,
     final_epochs: int | None = None,
+    final: str | None = None,
 ) -> Method:
     """Check that the choices go together, and fill in the default strategy.
 
@@ -64,6 +70,7 @@ def choose_method(
         scorer: Name or object.
         prior: Name of a scorer that needs only the architecture.
         final_epochs: Epochs of the final phase; None: undecided.
+        final: What the final phase trains from; None: the scorer's own default.
 
     Raises:
         UserError: an unknown name, or choices that do not go together; one line that names the option.
@@ -84,4 +91,7 @@ def choose_method(
         raise UserError(f"--strategy {kind.name} stops training runs, so --scorer must train, but got {found.name!r}")
     if not found.trains and final_epochs == 0:
         raise UserError(f"--final-epochs must be above 0 with --scorer {found.name}, which trains nothing, but got 0")
-    return Method(kind, found, prior)
+    finals = list(getattr(found, "finals", FINALS))
+    if final is not None and final not in finals:
+        raise UserError(f"--final must be {' or '.join(finals)} with --scorer {found.name}, but got {final!r}")
+    return Method(kind, found, prior, final or finals[0])

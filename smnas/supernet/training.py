@@ -25,7 +25,10 @@ from smnas.training.curve import EpochLog, StepLog
 from smnas.training.fit import fit_batches
 from smnas.training.recipe import Recipe
 
-__all__ = ["load_supernet", "train_supernet"]
+__all__ = ["SUPERNET", "load_supernet", "train_supernet"]
+
+SUPERNET = "supernet"
+"""Folder of the shared weights inside a run folder."""
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ def search_notes(
             SCORERS.get(settings.scorer), "remark", f"Candidates were scored by {settings.metric}, without training."
         )
         notes.append(f"{remark} Only what the final phase trained has an AP and is ranked.")
+    if settings.final == "fine-tune":
+        notes.append("The final phase fine-tuned every detector, the baseline too, from its shared weights.")
     if settings.pretrained is not None:
         what = "ImageNet weights" if settings.pretrained == "imagenet" else Path(settings.pretrained).name
         notes.append(

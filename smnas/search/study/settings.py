@@ -136,6 +136,10 @@ class SearchSettings(_Strict):
     scorer: str
     metric: str = Field(default=AP, description="what the scorer's values are")
     trains: bool = Field(default=True, description="whether the scorer trains; if not, only the final phase does")
+    supernet_epochs: int | None = Field(
+        default=None, ge=1, description="epochs of weights that candidates share; None: ten times those of a candidate"
+    )
+    final: str = Field(default="scratch", description="what the final phase trains from, if the scorer does not train")
     prior: str | None = Field(default=None, description="score without training that orders candidates before it")
     prior_draws: int = Field(default=4, ge=1, description="proposals of which the prior's best one is looked at")
     versions: dict[str, str] = Field(default_factory=dict, description="of Python, torch and the backend")

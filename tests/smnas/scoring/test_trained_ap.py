@@ -163,7 +163,8 @@ def test_a_scorer_of_later_says_so() -> None:
 
 def test_an_unknown_scorer_lists_the_known() -> None:
     with pytest.raises(
-        UserError, match=r"a scorer is one of ap, entropy, entropy-16, entropy-deepmad, but got 'magic'"
+        UserError,
+        match="a scorer is one of ap, entropy, entropy-16, entropy-deepmad, fine-tuned-ap, shared-ap, but got 'magic'",
     ):
         get_scorer("magic")
 

@@ -48,7 +48,10 @@ def test_the_default_strategy_follows_from_what_the_scorer_states(scorer, prior,
     ("choices", "message"),
     [
         ({"strategy": "magic"}, f"--strategy must be one of {', '.join(STRATEGIES)}, but got 'magic'"),
-        ({"scorer": "magic"}, "a scorer is one of ap, entropy, entropy-16, entropy-deepmad, but got 'magic'"),
+        (
+            {"scorer": "magic"},
+            "a scorer is one of ap, entropy, entropy-16, entropy-deepmad, fine-tuned-ap, shared-ap, but got 'magic'",
+        ),
         ({"scorer": 3}, "a scorer states name, metric, trains, stops, but 3 has no name"),
         ({"prior": "ap"}, "--prior must be one of entropy, entropy-16, entropy-deepmad, but got 'ap'"),
         (
