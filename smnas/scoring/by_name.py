@@ -107,5 +107,6 @@ class ScorerOnDevices:
         )
         device = self.devices[worker % len(self.devices)]
         if issubclass(found, TrainedAP):
-            return found(folder, self.recipe, device, norm=self.norm, pretrained=self.pretrained)
+            trains = cast("type[TrainedAP]", found)
+            return trains(folder, self.recipe, device, norm=self.norm, pretrained=self.pretrained)
         return found(folder, self.recipe, device)

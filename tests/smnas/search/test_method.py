@@ -77,6 +77,7 @@ def test_the_settings_follow() -> None:
         "metric": "AP",
         "trains": True,
         "prior": None,
+        "final": "scratch",
         "partial_order": True,
         "trials": StageTrials(structural=3, modular=4),
     }
