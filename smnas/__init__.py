@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         report,
         search,
         train,
+        train_supernet,
     )
     from smnas.inference.detector import Detector
     from smnas.space.architecture import Architecture
@@ -50,6 +51,7 @@ __all__ = [
     "report",
     "search",
     "train",
+    "train_supernet",
 ]
 
 _ELSEWHERE = {

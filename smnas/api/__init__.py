@@ -10,6 +10,7 @@ from smnas.api.detectors import DEFAULT_SCORE, Evaluation, TrainingRun, build, d
 from smnas.api.latency import Profile, build_engines, estimate, measured, profile
 from smnas.api.runs import SearchRun, report
 from smnas.api.searches import search
+from smnas.api.supernets import train_supernet
 
 __all__ = [
     "DEFAULT_SCORE",
@@ -29,4 +30,5 @@ __all__ = [
     "report",
     "search",
     "train",
+    "train_supernet",
 ]

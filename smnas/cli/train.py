@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from profiler.errors import UserError
 from smnas.cli.metrics import show_metrics
 from smnas.cli.terminal.console import Output
 from smnas.cli.terminal.options import (
-    ArchOption,
     DataOption,
     DropBadBoxesOption,
     DropBadImagesOption,
@@ -33,6 +33,7 @@ EXAMPLES = examples(
     f"smnas-train --arch {_ARCH} --data my-images --recipe nano --batch-size 8 --seed 1 --out my-model",
     "smnas train --arch mobilenetv2_100+fpn_2-6_128+rpn+rcnn_512+320x320 --data my-images "
     "--pretrained imagenet --out my-model",
+    "smnas train --supernet nano --data my-images --epochs 80 --out my-supernet",
 )
 
 
@@ -40,7 +41,13 @@ EXAMPLES = examples(
 class TrainOptions(OutputOptions):
     """Options of ``smnas train``."""
 
-    arch: ArchOption
+    arch: Annotated[
+        str | None, typer.Option(metavar="ARCH", help="Architecture string, see `smnas space --sample 3`.")
+    ] = None
+    supernet: Annotated[
+        str | None,
+        typer.Option(metavar="PRESET", help="Instead of --arch: weights that all detectors of a search space share."),
+    ] = None
     data: DataOption
     test_data: TestDataOption = None
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR")]
@@ -60,7 +67,7 @@ class TrainOptions(OutputOptions):
 
 
 def train(options: TrainOptions) -> None:
-    """Train one architecture.
+    """Train one architecture, or the shared weights of a space.
 
     Trains on the data's training images, on a GPU if there is one, and evaluates on its validation images, or on
     held-out ones (--test-data, or a test split of the data), which then chose nothing. --out holds
@@ -78,10 +85,18 @@ def train(options: TrainOptions) -> None:
     with Output.open(as_json=options.as_json, quiet=options.quiet) as output:
         from smnas import api
 
+        values = options.values()
         with PhaseSteps(output) as steps:
-            run = api.train(
-                **options.values(), on_epoch=lambda log: output.note(_epoch_line(log)), on_progress=steps.step
-            )
+            events: dict[str, Any] = {
+                "on_epoch": lambda log: output.note(_epoch_line(log)),
+                "on_progress": steps.step,
+            }
+            if options.supernet is not None:
+                _train_supernet(output, options, events)
+                return
+            if options.arch is None:
+                raise UserError("what to train must be given: --arch ARCH or --supernet PRESET, but got neither")
+            run = api.train(**values, **events)
         if not run.first:
             return
         document = {
@@ -93,6 +108,22 @@ def train(options: TrainOptions) -> None:
             "metrics": run.metrics,
         }
         output.result(document, lambda console: show_metrics(console, run.metrics))
+
+
+def _train_supernet(output: Output, options: TrainOptions, events: dict[str, Any]) -> None:
+    from smnas import api
+
+    values = options.values()
+    preset, tensorboard = values.pop("supernet"), values.pop("tensorboard")
+    alone = {"arch", "test_data", "evaluate_every", "pretrained", "stem"} & values.keys()
+    if tensorboard or alone:
+        name = min(alone, default="tensorboard").replace("_", "-")
+        raise UserError(f"--supernet goes without --{name}, which is for one architecture, but got both")
+    supernet = api.train_supernet(preset, **values, **events)
+    output.result(
+        {"supernet": supernet.label, "checkpoint": options.out / "checkpoint.pt"},
+        lambda console: console.print(f"{supernet.label}: {options.out}", soft_wrap=True, markup=False),
+    )
 
 
 def _epoch_line(log: "EpochLog") -> str:

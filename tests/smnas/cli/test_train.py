@@ -8,12 +8,15 @@ from urllib.error import URLError
 import pytest
 import torch
 import torchvision
+from narrow_space import narrowed
 
 from smnas.cli.main import COMMANDS, application
 from smnas.cli.terminal.exit_codes import run
 from smnas.data.shapes import generate_shapes
 from smnas.models.remapping import seed_state
 from smnas.space.architecture import Architecture
+from smnas.space.preset import load_space, space_toml
+from smnas.supernet.training import load_supernet
 from smnas.training.checkpoint import load_detector_checkpoint
 from smnas.training.pretrained import read_pretrained
 
@@ -200,3 +203,34 @@ def test_metrics_are_of_held_out_images(some_images: Path, tmp_path: Path, capsy
     other = generate_shapes(tmp_path / "more", train=1, val=3, seed=4)
     assert command(*words, "--test-data", str(other)) == 2
     assert "3 test images instead of 2" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_shared_weights_of_a_space_are_trained_and_read(
+    some_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    preset = tmp_path / "own.toml"
+    space = narrowed(
+        load_space("nano"),
+        "mbconv_8_8k3e3+fpn_2-2_16+norpn+retina_16_1+64x64",
+        {"stages": (1,), "mbconv_widths": (8,), "mbconv_layers": 1},
+        backbones=("mbconv_8_8k3e3",),
+        necks=("fpn_2-2_16",),
+        rpns=("norpn",),
+        heads=("retina_16_1",),
+        inputs=("64x64",),
+    )
+    preset.write_text(space_toml(space), encoding="utf-8")
+    words = ("--supernet", str(preset), "--data", str(some_images), "--out", str(tmp_path / "shared"), "--epochs", "1")
+    assert command(*words, "--json") == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["supernet"] == load_supernet(tmp_path / "shared", space).label
+    assert "epoch 1/1: loss" in captured.err
+    for given, message in (
+        ((*words, "--pretrained", "imagenet"), "--supernet goes without --pretrained"),
+        ((*words, "--arch", ARCH), "--supernet goes without --arch"),
+        ((*words, "--norm", "bn"), "gn-ws or gn, but got bn"),
+        (words[2:], "--arch ARCH or --supernet PRESET, but got neither"),
+    ):
+        assert command(*given) == 2
+        assert message in capsys.readouterr().err
