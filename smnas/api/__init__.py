@@ -8,7 +8,7 @@ much (None where that is unknown), and the current item; notes go to the logger 
 from smnas.api.arguments import OnProgress
 from smnas.api.detectors import DEFAULT_SCORE, Evaluation, TrainingRun, build, detect, evaluate, export, train
 from smnas.api.latency import Profile, build_engines, estimate, measured, profile
-from smnas.api.runs import SearchRun, report
+from smnas.api.runs import SearchRun, rank, report
 from smnas.api.searches import search
 from smnas.api.supernets import train_supernet
 
@@ -27,6 +27,7 @@ __all__ = [
     "export",
     "measured",
     "profile",
+    "rank",
     "report",
     "search",
     "train",

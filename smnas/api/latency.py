@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from profiler.errors import UserError
 from profiler.timing import DEFAULT_ROUNDS
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from profiler.timing.measurement import TimingSettings
     from smnas.latency.audit import Audit
     from smnas.latency.profiling import Measured
-    from smnas.search.study.settings import SearchSettings
 
 __all__ = ["Profile", "build_engines", "estimate", "measured", "profile"]
 
@@ -43,7 +42,7 @@ class Profile:
         cold: The same with flushed caches.
         builds: How far several builds of the same block differ.
         audit: Predicted against measured latency of detectors that the prediction was not fitted on.
-        end_to_end_ms: End-to-end latency of the detectors in ms, or the reason for having none.
+        end_to_end_ms: End-to-end latency of the detectors in ms, or the reason for having none, and of exported files.
     """
 
     table: Path
@@ -68,6 +67,7 @@ def profile(
     arch: "Sequence[Architecture | str]" = (),
     sample: int | None = None,
     run: StrPath | None = None,
+    accept_version: str | None = None,
     device: str = "local",
     backend: str = "onnxruntime",
     precision: str = "fp32",
@@ -92,8 +92,9 @@ def profile(
         preset: Cover this space: ``nano`` (the default), ``small``, ``paper`` or a .toml file.
         arch: Cover these architectures instead, one or several.
         sample: Cover a random sample of the space; by default all structural choices.
-        run: Cover the front and the finalists of this run folder, end to end too; with its backend, precision, threads
-            and classes.
+        run: Cover the front and the finalists of this run folder, or of its ``request.json`` alone, end to end too,
+            and the exported files beside it; with its backend, precision, threads and classes.
+        accept_version: Version of the backend here to measure with for ``run``, whose table has another one.
         device: ``local``, ``cpu``, or a GPU such as ``v100``; ``gpu`` or ``npu`` of OpenVINO.
         backend: What runs the blocks.
         precision: Number format of the network: ``fp32``, ``fp16``, ``bf16`` or ``int8``, as the backend has it.
@@ -118,6 +119,7 @@ def profile(
         UserError: an argument breaks a rule.
         DeviceNotPresentError: this machine lacks the GPU; :func:`measured` reads a table from elsewhere.
     """
+    from profiler.measuring.profile import measurement_target
     from profiler.table.latency_table import LatencyTable
     from smnas.latency import profiling
     from smnas.latency.detector_latency import DetectorLatency
@@ -130,20 +132,35 @@ def profile(
     rounds = number_of("--rounds", rounds, int)
     limit_s = None if time_limit is None else seconds_of(time_limit)
     until = math.inf if limit_s is None else time.monotonic() + limit_s
+    request = None
     if run is not None:
-        settings, arch = _ranked(Path(run))
-        backend, precision, threads, batch = settings.backend, settings.precision, settings.threads, settings.batch
-        classes, end_to_end = len(settings.data.classes), True
+        from smnas.deploy.request import Request
+
+        request = Request.read(Path(run))
+        backend, precision, threads, batch = request.backend, request.precision, request.threads, request.batch
+        arch, classes, end_to_end = [one.architecture for one in request.detectors], request.classes, True
     wanted = _covered(preset, arch, sample, seed)
     space = load_space(preset or "nano")
     runner = backend_of(device, backend, precision, threads)
+    files = {}
+    if request is not None:
+        request.require_target(measurement_target(runner, precision=precision, batch=batch), accept_version)
+        files = request.files(Path(cast("StrPath", run)))
 
     def left_s() -> float | None:
         return None if limit_s is None else max(0.0, until - time.monotonic())
 
     with LatencyTable(file) as rows:
         latency = DetectorLatency(
-            classes, runner, rows, precision=precision, batch=batch, seed=seed, timing=timing, rounds=rounds
+            classes,
+            runner,
+            rows,
+            precision=precision,
+            batch=batch,
+            seed=seed,
+            timing=timing,
+            rounds=rounds,
+            norm="gn-ws" if request is None else request.norm,
         )
         at = partial(on_progress, "detectors covered")
         if refresh is not None:
@@ -156,6 +173,10 @@ def profile(
         if end_to_end:
             at = partial(on_progress, "detectors measured end to end")
             end_to_end_ms = profiling.measure_detectors(wanted, latency, at, left_s)
+        if request is not None and left_s() != 0:
+            step = partial(on_progress, "exported files measured")
+            timed = request.measure_files(files, runner, rows, latency.target, seed=seed, on_progress=step)
+            end_to_end_ms = {**(end_to_end_ms or {}), **{f"{name} as exported": ms for name, ms in timed.items()}}
         if cold:
             at = partial(on_progress, "detectors covered with flushed caches")
             flushed = profiling.measure(wanted, latency, at, budget_s=left_s(), caches="cold")
@@ -288,18 +309,6 @@ def build_engines(
         batch=batch,
         workers=workers,
     )
-
-
-def _ranked(run: Path) -> "tuple[SearchSettings, list[Architecture | str]]":
-    """Settings of a run, and its detectors on the front, of the final phase, and the baseline."""
-    from smnas.search.ranking.ranking import read_ranking
-    from smnas.search.study.settings import read_settings
-
-    settings, rows = read_settings(run), read_ranking(run).rows
-    if not rows:
-        raise UserError(f"a run to measure for must have ranked detectors, but {run} has none")
-    wanted = [row for row in rows if row.on_front or row.stage == "final" or row.role == "baseline"]
-    return settings, [row.architecture for row in wanted]
 
 
 def _covered(

@@ -4,6 +4,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from profiler.errors import UserError
 from smnas.api.arguments import StrPath, open_data
 
 if TYPE_CHECKING:
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from smnas.search.ranking.ranking import Ranking, RankingRow
     from smnas.search.ranking.recommendation import Pick, Recommendation
 
-__all__ = ["SearchRun", "report"]
+__all__ = ["SearchRun", "rank", "report"]
 
 
 class SearchRun:
@@ -95,3 +96,49 @@ def report(
     return write_report(
         Path(run), None if out is None else Path(out), images=folder, table=None if table is None else Path(table)
     )
+
+
+def rank(run: StrPath, table: StrPath, *, accept_version: str | None = None) -> SearchRun:
+    """Rank a run for a device elsewhere again, with what its latency table holds by now; nothing is trained.
+
+    Latencies are predicted anew, measured end-to-end latencies are taken in, and the report is written.
+    ``ranking.changes`` says what changed. A search that is run again does the same.
+
+    Args:
+        run: The run folder.
+        table: The table that has grown on the device.
+        accept_version: Version of the backend whose rows are taken; by default the search's.
+
+    Raises:
+        UserError: the run is for a device in its own machine, or the table holds too little of its device.
+        RunFolderError: no run folder, or a search works in it.
+    """
+    from profiler.table.latency_table import LatencyTable
+    from smnas.deploy.request import Request
+    from smnas.deploy.rerank import rerank
+    from smnas.latency.elsewhere import DeviceElsewhere
+    from smnas.search.ranking.writer import finished_ranking
+    from smnas.search.study.run_folder import folder_lock
+    from smnas.search.study.settings import read_settings
+    from smnas.space.architecture import Architecture
+
+    folder = Path(run)
+    settings = read_settings(folder)
+    if settings.backend_version is None:
+        raise UserError(f"a run to rank again must be for a device elsewhere, but {run} was for {settings.device} here")
+    probe = [Architecture.parse(one.architecture) for one in Request.of_run(folder).detectors]
+    with folder_lock(folder), LatencyTable(Path(table), read_only=True) as rows:
+        described = DeviceElsewhere(
+            rows,
+            settings.device,
+            settings.backend,
+            settings.precision,
+            settings.threads,
+            len(settings.data.classes),
+            accept_version or settings.backend_version,
+        )
+        predictor, _ = described.predictor(described.target(probe), probe, settings.latency_confidence)
+        rerank(folder, settings, predictor, finished_ranking(folder))
+        Request.of_run(folder).write(folder)
+    report(folder, table=table)
+    return SearchRun(folder)

@@ -170,11 +170,15 @@ def search(
     from profiler.table.latency_table import LatencyTable
     from smnas import __version__
     from smnas.data.coco import box_notes
+    from smnas.deploy.request import Request
+    from smnas.deploy.rerank import rerank
     from smnas.latency.elsewhere import DeviceElsewhere
     from smnas.report.page import write_report
     from smnas.search.context import SearchContext
     from smnas.search.drafts import check_size_limit
     from smnas.search.method import choose_method
+    from smnas.search.ranking.ranking import read_ranking
+    from smnas.search.ranking.writer import finished_ranking
     from smnas.search.study.settings import (
         data_facts,
         data_root,
@@ -292,6 +296,7 @@ def search(
     require_room(files.path, "a search's models")
     if prepare_run_folder(files.path, settings):
         _log.info("resuming %s", files.path)
+    ended = finished_ranking(files.path)
     with ExitStack() as stack:
         _announce(settings, space, workers, target)
         profiler: DetectorLatency | None = None
@@ -310,8 +315,12 @@ def search(
         )
         pool = partial(_pool, folder, training, settings, workers, ray, start)
         _loop(context, method.strategy, scorer, pool, on_event, on_training)
+    if predictor is not None:
+        rerank(files.path, settings, predictor, ended)
     if deploy:
         _deploy(files.path, folder, None if runner is None else runner.device, on_progress)
+    if predictor is not None and read_ranking(files.path).rows:
+        Request.of_run(files.path).write(files.path)
     write_report(files.path, images=folder, table=None if table is None else Path(table))
     return SearchRun(files.path)
 

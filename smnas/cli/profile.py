@@ -28,7 +28,7 @@ EXAMPLES = examples(
     "smnas profile --device cpu --preset small --time-limit 10m --table latency.db",
     f"smnas profile --device cpu --arch {_ARCH} --cold --builds 3 --table latency.db",
     "smnas profile --device local --preset nano --sample 12 --end-to-end --table this-device.db",
-    "smnas profile --device local --for my-run --table this-device.db",
+    "smnas profile --device local --for my-run/request.json --table this-device.db",
     "smnas profile --device cpu --preset nano --refresh unsteady --table latency.db",
 )
 _MEASURING = ("audit", "time_limit", "rounds", "cold", "builds", "end_to_end", "refresh")
@@ -51,6 +51,7 @@ class ProfileOptions(MeasuringOptions):
     arch: Annotated[list[str] | None, typer.Option("--arch", metavar="ARCH")] = None
     sample: Annotated[int | None, typer.Option(min=1)] = None
     run: Annotated[Path | None, typer.Option("--for", metavar="RUN")] = None
+    accept_version: Annotated[str | None, typer.Option(metavar="VERSION")] = None
     threads: Annotated[
         str, typer.Option(metavar="N[,N]", help="CPU threads of a measured run; 1,2 measures with one, then with two.")
     ] = "1"
@@ -106,6 +107,8 @@ def profile(options: ProfileOptions) -> None:
         for one, others in _EXCLUSIVE.items():
             if one in given and (other := next((name for name in others if name in given), None)):
                 raise UserError(f"{_flag(other)} and {_flag(one)} exclude each other, but got both")
+        if options.run is None and options.accept_version is not None:
+            raise UserError("--accept-version is for --for, but got it without")
         if options.build_engines is None and (alone := given.keys() & {"compute_capability", "workers"}):
             raise UserError(f"{_flag(min(alone))} is for --build-engines, but got it without")
 
@@ -122,7 +125,7 @@ def profile(options: ProfileOptions) -> None:
                 show = _show_estimate
             else:
                 try:
-                    call = options.for_call("backend", "table", "run", *_MEASURING)
+                    call = options.for_call("backend", "table", "run", "accept_version", *_MEASURING)
                     counts = _thread_counts(options.threads)
                     found = [_document(api.profile(**call, threads=one, on_progress=steps.step)) for one in counts]
                     document, show = found[0], _show

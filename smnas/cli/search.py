@@ -126,6 +126,7 @@ def search(options: SearchOptions) -> None:
                 "picks": ranking.picks,
                 "bands": ranking.bands,
                 "correlations": ranking.correlations,
+                "changes": ranking.changes,
                 "notes": ranking.notes,
             },
             lambda console: _show(console, run),

@@ -197,11 +197,12 @@ def _time(
 ) -> Ranking:
     ranking = read_ranking(folder)
     rows = [row for row in ranking.rows if row.model is not None and (folder / row.model).is_file()]
-    if not rows or all(row.measured_latency_ms is not None for row in rows):
+    away = (
+        settings.elsewhere and settings.device != (device or cpu_device()).name
+    )  # its times would not be the device's
+    known = not settings.elsewhere and all(row.measured_latency_ms is not None for row in rows)
+    if not rows or away or known:
         return ranking
-    if settings.elsewhere and settings.device != (device or cpu_device()).name:
-        absent = f"The exported files were not timed: they are for {settings.device}, which is not in this machine."
-        return ranking if absent in ranking.notes else complete_ranking(folder, settings, {}, [absent])
     image = dataset.image(0)
     files: dict[str, tuple[Path, NDArray[np.uint8]]] = {}
     for row in rows:

@@ -159,6 +159,12 @@ def show_ranking(console: Console, ranking: "Ranking") -> None:
     for found in ranking.correlations:
         tau = f"{found.tau:.2f} (Kendall's tau, {found.detectors} detectors)"
         show_lines(console, f"rank correlation of {found.what}: {tau}")
+    if ranking.changes:
+        rows = [
+            [one.rank_before, one.rank, one.before_ms, one.kind_before, one.ms, one.kind, one.architecture]
+            for one in ranking.changes
+        ]
+        show_table(console, ["rank was", "is", "ms was", "", "ms is", "", "changed with the table"], rows)
     show_lines(console, *(f"note: {note}" for note in ranking.notes))
 
 

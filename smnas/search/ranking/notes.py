@@ -51,9 +51,9 @@ def search_notes(
         )
     if settings.elsewhere:
         notes.append(
-            f"{settings.device} was not in this machine: nothing was timed. Latencies are predicted from its table, "
-            f"with intervals that are to hold {settings.latency_confidence:.0%} of them; a latency limit bounds the "
-            "upper end."
+            f"{settings.device} was not in this machine: nothing was timed here. Latencies are predicted from its "
+            f"table, with intervals that are to hold {settings.latency_confidence:.0%} of them; a latency limit bounds "
+            "the upper end."
         )
     notes += _baseline(candidates)
     for stage, count in planned.items():

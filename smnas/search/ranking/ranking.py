@@ -14,6 +14,7 @@ from typing import Any, Literal
 from profiler.atomic import write_atomic
 from smnas.scoring.base import AP, VALIDATION_AP
 from smnas.search.pareto import as_points, front_layers
+from smnas.search.ranking.changes import CHANGED, LatencyChange, change_note, latency_changes
 from smnas.search.ranking.correlation import Correlation, rank_correlations
 from smnas.search.ranking.recommendation import (
     BandRecommendation,
@@ -61,6 +62,7 @@ class Ranking:
         bands: The recommendation for other latency limits.
         correlations: How well the search's numbers order detectors as the final ones do.
         notes: How the search went.
+        changes: What the rows that a device elsewhere has measured since changed, best detector first.
     """
 
     rows: tuple[RankingRow, ...]
@@ -69,6 +71,7 @@ class Ranking:
     bands: tuple[BandRecommendation, ...] = ()
     correlations: tuple[Correlation, ...] = ()
     notes: tuple[str, ...] = ()
+    changes: tuple[LatencyChange, ...] = ()
 
     @property
     def ap_split(self) -> Literal["test", "validation"]:
@@ -180,17 +183,29 @@ def _ordered(
     return Ranking(ranked, recommendation, named, bands, rank_correlations(ranked), notes)
 
 
-def write_ranking(folder: Path, settings: SearchSettings, ranking: Ranking) -> Ranking:
+def write_ranking(folder: Path, settings: SearchSettings, ranking: Ranking, since: Ranking | None = None) -> Ranking:
     """Write ``ranking.json`` and ``ranking.csv`` atomically; what an export filled in earlier is carried over.
+
+    Args:
+        folder: The run folder.
+        settings: Its settings.
+        ranking: Rows and notes; the rest follows.
+        since: Earlier ranking whose changes are listed and noted; by default, or where nothing changed, the changes
+            listed before stay.
 
     Returns:
         The ranking as written.
     """
-    exported = (
-        {row.architecture: row for row in read_ranking(folder).rows} if RunFolder(folder).ranking.exists() else {}
-    )
+    before = read_ranking(folder) if RunFolder(folder).ranking.exists() else Ranking((), None)
+    exported = {row.architecture: row for row in before.rows}
     rows = [_carry(row, exported.get(row.architecture)) for row in ranking.rows]
     ranking = _ordered(rows, settings.latency_ms, settings.max_parameters, ranking.notes)
+    if since is not None and (changes := latency_changes(since.rows, ranking.rows)):
+        note = change_note(changes, since.recommendation, ranking.recommendation)
+        notes = [*(other for other in ranking.notes if not other.startswith(CHANGED)), note]
+        ranking = replace(ranking, changes=changes, notes=tuple(notes))
+    else:
+        ranking = replace(ranking, changes=before.changes)
     document = {
         "format_version": FORMAT_VERSION,
         "settings": settings.model_dump(mode="json"),
@@ -270,6 +285,7 @@ def read_ranking(folder: Path) -> Ranking:
             tuple(BandRecommendation(**band) for band in document.get("bands", ())),
             tuple(Correlation(**correlation) for correlation in document.get("correlations", ())),
             tuple(document["notes"]),
+            tuple(LatencyChange(**change) for change in document.get("changes", ())),
         )
     except FileNotFoundError as error:
         raise RunFolderError(f"a run folder with a ranking holds {file.name}, but {folder} has none") from error

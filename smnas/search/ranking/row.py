@@ -20,7 +20,8 @@ class RankingRow:
         ap_std: Sample standard deviation over the seeds; None with one seed.
         seeds: In the order of ``ap_per_seed``.
         predicted_latency_ms: From the latency table, with its interval.
-        measured_latency_ms: Of the exported file, with its interval; None until exported.
+        measured_latency_ms: Of the exported file, with its interval; None until exported. For a device elsewhere, end
+            to end there, of the exported file or of the same detector with fresh weights; None until measured.
         flops: Floating-point operations per image.
         checkpoint: Weights of the seed with the best AP, relative to the run folder.
         model: Exported file, relative to the run folder; None until exported.

@@ -12,7 +12,7 @@ from smnas.search.study.candidate import Candidate, StageName
 from smnas.search.study.run_folder import RunFolder
 from smnas.search.study.settings import SearchSettings
 
-__all__ = ["RankingWriter"]
+__all__ = ["RankingWriter", "finished_ranking"]
 
 _EVERY_S = 5.0
 _SHARE = 0.05  # of the time at most: ranking costs more the more there is to rank
@@ -42,10 +42,9 @@ class RankingWriter:
 
     def final(self, candidates: Sequence[Candidate], notes: Sequence[str]) -> Ranking:
         """Ranking of a finished search; an earlier one that still holds is kept, as an export may have completed it."""
-        if RunFolder(self.folder).ranking.exists():
-            before = read_ranking(self.folder)
-            if PRELIMINARY not in before.notes and same_training_runs(before, self._ranked(candidates)):
-                return before
+        before = finished_ranking(self.folder)
+        if before is not None and same_training_runs(before, self._ranked(candidates)):
+            return before
         return self._write(candidates, notes, finished=True)
 
     def _ranked(self, candidates: Sequence[Candidate], notes: Sequence[str] = ()) -> Ranking:
@@ -54,3 +53,9 @@ class RankingWriter:
     def _write(self, candidates: Sequence[Candidate], notes: Sequence[str], *, finished: bool) -> Ranking:
         said = (*notes, *search_notes(candidates, self.settings, self.planned, finished))
         return write_ranking(self.folder, self.settings, self._ranked(candidates, said))
+
+
+def finished_ranking(folder: Path) -> Ranking | None:
+    """The ranking of a run folder whose search has finished; None where it has not."""
+    before = read_ranking(folder) if RunFolder(folder).ranking.exists() else None
+    return None if before is None or PRELIMINARY in before.notes else before

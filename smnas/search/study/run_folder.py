@@ -25,6 +25,7 @@ class RunFolder:
         ranking: The ranked detectors and the recommendation.
         csv: The same rows for a spreadsheet.
         report: The page.
+        request: What a device elsewhere is to measure.
         models: A folder for every trained architecture.
         zero_shot: What a search without training has found.
         data: Generated images, where no data was given.
@@ -38,6 +39,7 @@ class RunFolder:
         self.ranking = path / "ranking.json"
         self.csv = path / "ranking.csv"
         self.report = path / "report.html"
+        self.request = path / "request.json"
         self.models = path / "models"
         self.zero_shot = path / "zero-shot.json"
         self.data = path / "data"

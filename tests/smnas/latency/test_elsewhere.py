@@ -4,6 +4,8 @@
 core of the CPU that it names. That machine was busy, so what was measured is processor time.
 """
 
+import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +21,7 @@ import smnas
 from profiler.backends.eager import EagerBackend
 from profiler.devices import cpu_device
 from profiler.errors import UserError
+from profiler.measuring.profile import ProfileReport
 from profiler.prediction.predict import LatencyModel
 from profiler.table.latency_table import LatencyTable, Row, Target
 from smnas.cli.main import application
@@ -26,6 +29,7 @@ from smnas.cli.terminal.exit_codes import run
 from smnas.data.coco import CocoFolder
 from smnas.data.scene import CLASSES
 from smnas.data.shapes import generate_shapes
+from smnas.deploy.latency import FileLatency
 from smnas.deploy.ranked import deploy_ranking
 from smnas.latency.elsewhere import DeviceElsewhere, TableTooThinError
 from smnas.latency.prediction import LatencyFailedError, LatencyPredictor
@@ -132,8 +136,14 @@ def test_a_search_without_the_device_ends_as_one_with_it(
     monkeypatch.setattr("smnas.latency.profiling.calibration_set", lambda *_: wholes)
     here = search("here", device="cpu", accept_version=None)
     assert [row.architecture for row in away.front] == [row.architecture for row in here.front]
-    for one, other in zip(away.ranking.rows, here.ranking.rows, strict=True):
-        assert one.architecture == other.architecture
+    there = {row.architecture: row for row in here.ranking.rows}
+    assert len(there) == len(away.ranking.rows)
+    for one in away.ranking.rows:
+        other = there[one.architecture]
+        assert (one.measured_latency_ms, other.measured_latency_ms) == (
+            _whole(rows, Architecture.parse(one.architecture)),
+            None,
+        )
         assert one.predicted_latency_ms == pytest.approx(other.predicted_latency_ms)
         assert one.predicted_latency_high_ms == pytest.approx(other.predicted_latency_high_ms)
         assert (one.predicted_latency_measured, other.predicted_latency_measured) == (1.0, None)
@@ -145,15 +155,20 @@ def test_a_search_without_the_device_ends_as_one_with_it(
 
 @pytest.mark.slow
 def test_what_was_interpolated_is_marked_and_a_search_resumes(
-    search: Callable[..., smnas.SearchRun], table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    search: Callable[..., smnas.SearchRun], table: Path, tmp_path: Path
 ) -> None:
     remove(table, 0.3, seed=0)
+    remove(table, 0.5, seed=0, kind="whole")
+    with LatencyTable(table, read_only=True) as left:
+        wholes = {row.median_ms for row in left.rows() if row.kind == "whole"}
     found = search()
     parts = [row.predicted_latency_measured for row in found.ranking.rows]
     assert all(part is not None and 0 < part <= 1 for part in parts)
     assert min(part or 0 for part in parts) < 1
-    assert all(row.measured_latency_ms is None for row in found.ranking.rows)
-    assert "of it measured, up to" in (found.recommendation.reason if found.recommendation else "")
+    times = {row.measured_latency_ms for row in found.ranking.rows}
+    assert times <= wholes | {None}  # of that device, or none
+    assert len(times) > 1
+    assert "of it measured" in str([pick.reason for pick in found.picks])
     assert any("nothing was timed" in note for note in found.ranking.notes)
     assert "predicted_latency_measured" in (tmp_path / "run" / "ranking.csv").read_text().splitlines()[0]
     assert "of it measured" in (tmp_path / "run" / "report.html").read_text()
@@ -359,11 +374,170 @@ def test_exported_files_are_timed_on_their_device_alone(
     monkeypatch.setattr("smnas.deploy.ranked.measure_files", lambda files, **_: dict.fromkeys(files, TIMED))
     monkeypatch.setattr("smnas.deploy.ranked.load_model", lambda *_, **__: SimpleNamespace(input_size=(96, 96)))
     dataset = CocoFolder(data).split("val")
-    ranking = deploy_ranking(folder, dataset, top=1).ranking
-    assert [one.measured_latency_ms for one in ranking.rows] == [None] * len(ranking.rows)
-    assert ranking.notes[-1] == f"The exported files were not timed: they are for {target.device}, which is not in " + (
-        "this machine."
-    )
+    before = read_ranking(folder)
+    assert deploy_ranking(folder, dataset, top=1).ranking == before
+    assert f"{target.device} was not in this machine: nothing was timed here." in before.notes[0]
     there = replace(cpu_device(), name=target.device)
     (timed,) = [r for r in deploy_ranking(folder, dataset, top=1, device=there).ranking.rows if r.model is not None]
     assert timed.measured_latency_ms == TIMED.median_ms
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch, target: Target, rows: dict[str, Row]) -> list[str]:
+    """That device, where measuring takes the row from the whole table; the keys that were measured there."""
+    asked: list[str] = []
+
+    def measure(workloads: Any, table: LatencyTable, _: Any, *, networks: Any = (), **__: Any) -> ProfileReport:
+        keys = [one.key for one in (*workloads, *networks)]
+        lacking = [key for key in dict.fromkeys(keys) if key not in table.current(target)]
+        asked.extend(lacking)
+        table.add_many(replace(rows[key], id=None, superseded_by=None, created_at="") for key in lacking)
+        return ProfileReport(len(lacking), len(keys) - len(lacking), (), (), None, 0.0)
+
+    monkeypatch.setattr("smnas.api.latency.backend_of", lambda *_: ThatDevice(target))
+    monkeypatch.setattr("smnas.latency.detector_latency.profile_workloads", measure)
+    return asked
+
+
+@pytest.mark.slow
+def test_the_loop_closes_on_the_device(
+    search: Callable[..., smnas.SearchRun],
+    table: Path,
+    tmp_path: Path,
+    device: list[str],
+    rows: dict[str, Row],
+) -> None:
+    """Rows removed, predicted, what is asked for measured, ranked again: as the search that had all rows."""
+    full, folder = search("full").ranking, tmp_path / "run"
+    remove(table, 0.3, seed=0)
+    remove(table, 0.3, seed=1, kind="whole")
+    first = search().ranking
+    request = Path(shutil.copy(folder / "request.json", tmp_path))  # neither the run nor the images are there
+    there = Path(shutil.copy(table, tmp_path / "there.db"))
+    found = smnas.profile(run=request, table=there)
+    assert found.blocks.measured + 2 == len(device)  # and two whole detectors
+    wanted = {row.architecture for row in first.rows if row.on_front or row.role == "baseline"}
+    assert (found.end_to_end_ms or {}).keys() == wanted
+    assert smnas.profile(run=request, table=there).blocks.measured == 0
+
+    trained, scorer = read_candidates(folder, read_settings(folder)), stub.StubScorer()
+    again = search(table=there, scorer=scorer)
+    assert scorer.calls == []
+    assert read_candidates(folder, read_settings(folder)) == trained
+    ranked = {row.architecture: row for row in again.ranking.rows}
+    for name in wanted:
+        assert ranked[name].predicted_latency_measured == 1.0
+        assert ranked[name].measured_latency_ms == _whole(rows, Architecture.parse(name))
+    old = {row.architecture: row for row in first.rows}
+    changes = {one.architecture: one for one in again.ranking.changes}
+    assert changes.keys() <= old.keys()
+    for name in wanted & {row.architecture for row in first.rows if row.measured_latency_ms is None}:
+        assert (changes[name].kind_before, changes[name].kind) == ("predicted", "measured")
+        assert (changes[name].before_ms, changes[name].ms) == (
+            old[name].predicted_latency_ms,
+            ranked[name].measured_latency_ms,
+        )
+    assert again.recommendation is not None
+    assert f"and {again.recommendation.architecture} is still recommended." in again.ranking.notes[-1]
+    assert "What the device has measured since" in (folder / "report.html").read_text()
+
+    # What is on the front now may not have been before: the next request has it.
+    for _ in range(3):
+        smnas.profile(run=folder, table=there)
+        smnas.rank(folder, there)
+    done = smnas.rank(folder, there)
+    assert read_ranking(folder) == done.ranking
+    assert {row.architecture for row in done.front} == {row.architecture for row in full.rows if row.on_front}
+    assert done.recommendation is not None
+    assert full.recommendation is not None
+    assert done.recommendation.architecture == full.recommendation.architecture
+    measured = {row.architecture: row.measured_latency_ms for row in full.rows}
+    assert all(row.measured_latency_ms == measured[row.architecture] for row in done.front)
+
+
+@pytest.mark.slow
+def test_mistakes_of_the_loop_are_one_line(
+    search: Callable[..., smnas.SearchRun],
+    table: Path,
+    tmp_path: Path,
+    device: list[str],
+    target: Target,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    search()
+    search("other", seed=1)
+    run_folder, grown, empty = tmp_path / "run", tmp_path / "grown.db", tmp_path / "empty.db"
+    LatencyTable(empty).close()
+    request = json.loads((run_folder / "request.json").read_text())
+
+    def refused(path: Path, message: str, *more: str) -> None:
+        words = ["--device", "cpu", "--for", str(path), "--table", str(grown), *more]
+        assert run(application("profile"), "smnas-profile", words) == 2
+        (error,) = capsys.readouterr().err.strip().splitlines()
+        assert re.search(message, error), error
+        assert not grown.exists()
+
+    def changed(**values: Any) -> Path:
+        (tmp_path / "request.json").write_text(json.dumps(request | values))
+        return tmp_path / "request.json"
+
+    shutil.copy(run_folder / "request.json", tmp_path / "other")
+    refused(tmp_path / "other" / "request.json", "must be a request of the run that it lies in, .*, but is of")
+    refused(tmp_path / "nothing.json", "--for is a run folder or its request, but got .*: No such file")
+    refused(changed(classes=0), "is damaged: classes: Input should be greater than or equal to 1")
+    refused(changed(detectors=[]), "is damaged: detectors: ")
+    cut = changed()
+    cut.write_text(cut.read_text()[:99])
+    refused(cut, "must be a request as in a run folder, but it is damaged: the file: Invalid JSON")
+    refused(
+        changed(device="Orin"), f"must be a run for the device here, {re.escape(target.device)}, but it is for Orin"
+    )
+    refused(changed(backend_version="0.1"), "its table has 0.1: --accept-version [0-9.]+ measures with the one here")
+    (tmp_path / "model.onnx").write_bytes(b"another run's")
+    wanted = {**request["detectors"][0], "file": "model.onnx", "sha256": "0"}
+    refused(changed(detectors=[wanted]), "must have the SHA-256 0 of the request, but has")
+    words = ["--device", "cpu", "--arch", request["detectors"][0]["architecture"], "--accept-version", "1"]
+    assert run(application("profile"), "smnas-profile", words) == 2
+    assert "--accept-version is for --for" in capsys.readouterr().err
+    with pytest.raises(UserError, match="must hold measurements, but holds none: measure there"):
+        smnas.rank(run_folder, empty)
+    with pytest.raises(UserError, match=r"--accept-version must be one that .* holds, .* but got 0\.1"):
+        smnas.rank(run_folder, table, accept_version="0.1")
+    monkeypatch.setattr("smnas.api.searches.backend_of", lambda *_: ThatDevice(target))
+    search("here", device="cpu", accept_version=None)
+    with pytest.raises(UserError, match=r"must be for a device elsewhere, but .* was for .* here"):
+        smnas.rank(tmp_path / "here", table)
+
+
+@pytest.mark.slow
+def test_an_exported_file_counts_for_more_than_fresh_weights(
+    search: Callable[..., smnas.SearchRun],
+    table: Path,
+    tmp_path: Path,
+    device: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    search()
+    folder = tmp_path / "run"
+    row = read_ranking(folder).rows[-1]
+    (folder / "model.onnx").write_bytes(b"weights")
+    complete_ranking(folder, read_settings(folder), {row.architecture: {"model": "model.onnx", "exported_ap": 0.1}})
+    timed = FileLatency(7.0, 6.9, 7.1, (6.9, 7.0, 7.1))
+    files: list[str] = []
+
+    def measure(given: Any, **_: Any) -> dict[str, FileLatency]:
+        files.extend(given)
+        assert all(canvas.shape[:2] == (1, 3) for _, canvas in given.values())
+        return dict.fromkeys(given, timed)
+
+    monkeypatch.setattr("smnas.deploy.request.measure_files", measure)
+    found = smnas.profile(run=folder, table=table)
+    assert (found.end_to_end_ms or {})[f"{row.architecture} as exported"] == 7.0
+    assert smnas.profile(run=folder, table=table).end_to_end_ms == found.end_to_end_ms
+    assert files == [row.architecture]
+    again = {one.architecture: one for one in smnas.rank(folder, table).ranking.rows}[row.architecture]
+    assert (again.measured_latency_ms, again.measured_latency_low_ms, again.measured_latency_high_ms) == (7, 6.9, 7.1)
+    (folder / "model.onnx").write_bytes(b"other weights")  # those have not been measured
+    again = {one.architecture: one for one in smnas.rank(folder, table).ranking.rows}[row.architecture]
+    assert again.measured_latency_ms == row.measured_latency_ms
