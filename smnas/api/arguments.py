@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import re
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ __all__ = [
     "architecture_of",
     "backend_of",
     "check_images",
+    "epochs_of",
     "held_out_of",
     "note_lines",
     "number_of",
@@ -36,6 +38,9 @@ __all__ = [
 StrPath = str | Path
 OnProgress = Callable[[str, float, float | None, str], None]
 """Called with a phase, how much of it is done, of how much (None: unknown), and the current item."""
+
+MOST_EPOCHS = 300
+"""The most epochs of a schedule that ends by itself, where none are given."""
 
 _log = logging.getLogger(__name__)
 
@@ -75,6 +80,16 @@ def number_of(option: str, value: Any, kind: type, below: float = math.inf) -> A
         ends = "above 0" if below == math.inf else f"between 0 and {below:g}"
         raise UserError(f"{option} must be {what} {ends}, but got {value!r}")
     return found
+
+
+def epochs_of(option: str, epochs: int | str | None) -> tuple[int | None, bool]:
+    """A number of epochs, and whether the schedule ends by itself, at the latest then: ``auto`` or ``auto:MOST``."""
+    if epochs is None or isinstance(epochs, int):
+        return epochs, False
+    found = re.fullmatch(r"(auto)(?::(\d{1,6}))?|(\d{1,6})", epochs)
+    if found is None:
+        raise UserError(f"{option} must be a whole number, auto or auto:MOST, but got {epochs!r}")
+    return int(found[2] or found[3] or MOST_EPOCHS), found[1] is not None
 
 
 def open_data(

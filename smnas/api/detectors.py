@@ -13,6 +13,7 @@ from smnas.api.arguments import (
     StrPath,
     architecture_of,
     check_images,
+    epochs_of,
     held_out_of,
     note_lines,
     one_of,
@@ -21,6 +22,7 @@ from smnas.api.arguments import (
     quiet,
     recipe_of,
 )
+from smnas.durations import seconds_of
 from smnas.space.architecture import Architecture
 
 if TYPE_CHECKING:
@@ -74,6 +76,7 @@ class TrainingRun:
         metrics: The 12 COCO numbers of the validation images, 0 to 1; NaN where undefined. With held-out images they
             are of those, and ``validation_ap`` is beside them.
         first: Whether this process is the one that reports, of those that ``torchrun`` started.
+        stop_reason: Why it ended, with epochs ``auto``.
     """
 
     folder: Path
@@ -83,6 +86,7 @@ class TrainingRun:
     seconds: float
     metrics: Mapping[str, float]
     first: bool = True
+    stop_reason: str | None = None
 
     @property
     def ap(self) -> float:
@@ -107,7 +111,8 @@ def train(
     out: StrPath,
     *,
     test_data: StrPath | None = None,
-    epochs: int | None = None,
+    epochs: int | str | None = None,
+    time_limit: str | float | None = None,
     recipe: "str | Path | Recipe" = "nano",
     batch_size: int | None = None,
     evaluate_every: int | None = None,
@@ -129,7 +134,9 @@ def train(
         out: Where checkpoint, curve and metrics go.
         test_data: Held-out images, which the choice of an epoch does not see: the metrics are of them. A folder with a
             test or val split; by default the ``test`` split of ``data``, if it has one.
-        epochs: Passes over the data; by default the recipe's.
+        epochs: Passes over the data; by default the recipe's. ``auto`` trains until AP on the validation images no
+            longer rises, and then lets the learning rate decay: at most 300 epochs, or N with ``auto:N``.
+        time_limit: With epochs ``auto``: begin to decay so that training ends in time, as in ``30m``, or seconds.
         recipe: Name, .toml file or value.
         batch_size: Images per step; by default the recipe's.
         evaluate_every: Epochs between evaluations on the way; 0: only at the end.
@@ -162,7 +169,12 @@ def train(
     from smnas.training.tensorboard import TensorBoard
 
     architecture, out = architecture_of(arch), Path(out)
-    settings = recipe_of(recipe).with_(epochs=epochs, batch_size=batch_size, evaluate_every=evaluate_every)
+    most, automatic = epochs_of("--epochs", epochs)
+    settings = recipe_of(recipe).with_(epochs=most, batch_size=batch_size, evaluate_every=evaluate_every)
+    automatic = automatic or settings.schedule == "auto"
+    if time_limit is not None and not automatic:
+        raise UserError(f"--time-limit goes with --epochs auto, but got --epochs {settings.epochs}")
+    limit_s = None if time_limit is None else seconds_of(time_limit)
     weights = pretrained_of(pretrained)
     start = None if weights is None else weights.seed(architecture.backbone)
     norm_kind = one_of("--norm", NormKind, norm or (weights.norm if weights else "gn-ws"))
@@ -191,7 +203,8 @@ def train(
             note_lines(small)
             together = f" in {ranks.count} processes" if ranks.count > 1 else ""
             origin = "" if start is None else f", from {start.name}"
-            _log.info("training on %s%s: %d images, %d epochs%s", device, together, images, settings.epochs, origin)
+            upto = f"{'at most ' if automatic else ''}{settings.epochs} epochs"
+            _log.info("training on %s%s: %d images, %s%s", device, together, images, upto, origin)
         events = (
             stack.enter_context(TensorBoard(out / "tensorboard", finished)) if tensorboard and ranks.first else None
         )
@@ -212,6 +225,7 @@ def train(
             folder,
             settings,
             device,
+            automatic=automatic,
             norm=norm_kind,
             stem=stem_kind,
             pretrained=weights,
@@ -223,14 +237,24 @@ def train(
             seed=seed,
             epochs=settings.epochs,
             out_dir=out,
+            time_limit_s=limit_s,
             on_progress=step if ranks.first else None,
         )
         best = best_epoch(load_checkpoint(before).history) if ranks.first else None
-        if best is not None and best.epoch < settings.epochs:
+        if ranks.first and found.stop_reason:
+            note_lines([found.stop_reason])
+        if best is not None and best.epoch < found.epochs:
             text = "the weights are those of epoch %d of %d, whose AP on the validation images is highest"
-            _log.info(text, best.epoch, settings.epochs)
+            _log.info(text, best.epoch, found.epochs)
     return TrainingRun(
-        out, architecture, found.checkpoint, found.epochs, found.seconds, found.metrics, first=ranks.first
+        out,
+        architecture,
+        found.checkpoint,
+        found.epochs,
+        found.seconds,
+        found.metrics,
+        first=ranks.first,
+        stop_reason=found.stop_reason,
     )
 
 

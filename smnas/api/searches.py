@@ -19,6 +19,7 @@ from smnas.api.arguments import (
     StrPath,
     backend_of,
     check_images,
+    epochs_of,
     held_out_of,
     note_lines,
     number_of,
@@ -82,7 +83,7 @@ def search(
     trials: tuple[int, int] = (10, 10),
     recipe: "str | Path | Recipe | None" = None,
     epochs: int | None = None,
-    final_epochs: int | None = None,
+    final_epochs: int | str | None = None,
     final_seeds: int = 1,
     final: str | None = None,
     supernet_epochs: int | None = None,
@@ -131,7 +132,8 @@ def search(
         trials: Candidates of stage 1 (structural) and stage 2 (modular).
         recipe: Training recipe: name, .toml file or value; by default the space's.
         epochs: Epochs of each candidate; by default the recipe's.
-        final_epochs: Epochs of the final phase, 0 for none; by default twice ``epochs``.
+        final_epochs: Epochs of the final phase, 0 for none; by default twice ``epochs``. ``auto`` or ``auto:N`` as of
+            :func:`smnas.train`: each finalist trains until its AP no longer rises, and ``time_limit`` ends it in time.
         final_seeds: Seeds of the final phase, for AP with a spread.
         final: What the final phase trains from: ``scratch``, or ``fine-tune`` from the candidate's shared weights (the
             default with ``scorer`` shared-ap).
@@ -207,7 +209,10 @@ def search(
     # What can be refused is refused before anything is written.
     before = read_settings(files.path) if files.settings.exists() else None
     space = space_of_run(preset, before)
-    method = choose_method(strategy, scorer, prior, final_epochs, final)
+    most, automatic = epochs_of("--final-epochs", final_epochs)
+    if automatic and not isinstance(scorer, str):
+        raise UserError(f"--final-epochs auto goes with a scorer by name, but got {scorer!r}")
+    method = choose_method(strategy, scorer, prior, most, final)
     runner = backend_of(device, backend, precision, threads) if _is_here(device, table) else None
     if runner is None and method.strategy.measures:
         raise UserError(f"--strategy {method.strategy.name} measures on the device itself, but got --device {device}")
@@ -216,6 +221,11 @@ def search(
     if precision not in _FILE_PRECISIONS:
         raise UserError(f"--precision of a search must be one of {', '.join(_FILE_PRECISIONS)}, but got {precision!r}")
     training = recipe_of(recipe or space.recipe)
+    if training.schedule == "auto":
+        raise UserError(
+            "candidates are trained for equal epochs, with --final-epochs auto for the best, but got a recipe "
+            f"with schedule auto, {training.name}"
+        )
     start = pretrained_of(pretrained)
     if start is not None:
         _require_seeds(start, space, method, scorer)
@@ -285,7 +295,8 @@ def search(
         generation=generation or (max(2, workers) if before is None else before.generation),
         training_threads=max(1, cpu_cores() // workers) if before is None else before.training_threads,
         top=top,
-        final_epochs=2 * (epochs or training.epochs) if final_epochs is None else final_epochs,
+        final_epochs=2 * (epochs or training.epochs) if most is None else most,
+        final_schedule="auto" if automatic else "recipe",
         final_seeds=final_seeds,
         supernet_epochs=supernet_epochs,
     )
@@ -446,6 +457,7 @@ def _pool(
         drop_bad_boxes=folder.drop_bad_boxes,
         drop_bad_images=folder.drop_bad_images,
         test=None if folder.test is None else folder.test.resolve(),
+        automatic=settings.final_schedule == "auto",
         pretrained=pretrained,
         norm=settings.norm,
     )

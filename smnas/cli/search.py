@@ -77,7 +77,7 @@ class SearchOptions(MeasuringOptions):
         ),
     ] = None
     epochs: Annotated[int | None, typer.Option(min=1)] = None
-    final_epochs: Annotated[int | None, typer.Option(min=0)] = None
+    final_epochs: Annotated[str | None, typer.Option(metavar="N|auto")] = None
     final_seeds: Annotated[int, typer.Option(min=1)] = 1
     final: Annotated[str | None, typer.Option(metavar="NAME")] = None
     supernet_epochs: Annotated[int | None, typer.Option(min=1)] = None

@@ -51,7 +51,8 @@ class TrainOptions(OutputOptions):
     data: DataOption
     test_data: TestDataOption = None
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR")]
-    epochs: Annotated[int | None, typer.Option(min=1)] = None
+    epochs: Annotated[str | None, typer.Option(metavar="N|auto")] = None
+    time_limit: Annotated[str | None, typer.Option("--time-limit", metavar="TIME")] = None
     recipe: Annotated[
         str, typer.Option(metavar="NAME", help="Training recipe: nano, small, sm-nas or a .toml file.")
     ] = "nano"
@@ -103,6 +104,7 @@ def train(options: TrainOptions) -> None:
             "architecture": options.arch,
             "checkpoint": run.checkpoint,
             "epochs": run.epochs,
+            "stop_reason": run.stop_reason,
             "seconds": run.seconds,
             "ap_split": run.ap_split,
             "metrics": run.metrics,
@@ -112,10 +114,13 @@ def train(options: TrainOptions) -> None:
 
 def _train_supernet(output: Output, options: TrainOptions, events: dict[str, Any]) -> None:
     from smnas import api
+    from smnas.api.arguments import epochs_of
 
     values = options.values()
+    values["epochs"], automatic = epochs_of("--epochs", values.get("epochs"))
     preset, tensorboard = values.pop("supernet"), values.pop("tensorboard")
-    alone = {"arch", "test_data", "evaluate_every", "pretrained", "stem"} & values.keys()
+    alone = {"arch", "test_data", "time_limit", "evaluate_every", "pretrained", "stem"} & values.keys()
+    alone |= {"epochs auto"} if automatic else set()
     if tensorboard or alone:
         name = min(alone, default="tensorboard").replace("_", "-")
         raise UserError(f"--supernet goes without --{name}, which is for one architecture, but got both")

@@ -98,6 +98,10 @@ class TrainLoader:
     def __len__(self) -> int:
         return max(1, len(self.dataset) // self.batch_size)
 
+    def without_mosaics(self, epoch: int | None) -> None:
+        """Show whole images from this epoch on (from 0); None: mosaics in all epochs."""
+        self.mosaic_epochs = epoch
+
     def epoch(self, number: int) -> Iterator[Batch]:
         """Iterate over the batches of one epoch.
 

@@ -164,7 +164,7 @@ def export_detector(
 
     rounding, accuracy, notes = None, None, []
     if not info.complete:
-        notes.append(f"the training is not finished: epoch {info.epoch} of {info.recipe.epochs}")
+        notes.append(f"the training is not finished: epoch {info.epoch} of {info.end_epoch}")
     if precision != "fp32":
         if any(needs_convolutions(precision, target) for target in targets):
             graph = matmuls_as_convolutions(graph)  # before quantisation turns weights into computed tensors

@@ -82,6 +82,7 @@ class Score:
         seconds: Training time over all processes that took part; 0 without training.
         epochs: Epochs trained; 0 without training.
         checkpoint: Trained weights, if any.
+        stop_reason: Why training ended, where its schedule decides that.
     """
 
     value: float
@@ -89,6 +90,7 @@ class Score:
     seconds: float = 0.0
     epochs: int = 0
     checkpoint: Path | None = None
+    stop_reason: str | None = None
 
 
 class ScorerFacts(Protocol):

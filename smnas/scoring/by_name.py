@@ -79,7 +79,7 @@ class ScorerOnDevices:
         recipe: How to train.
         devices: Assigned to workers in turn, cyclically.
         drop_bad_boxes, drop_bad_images, test: See :class:`~smnas.data.coco.CocoFolder`.
-        pretrained, norm: See :class:`~smnas.scoring.trained_ap.TrainedAP`.
+        automatic, pretrained, norm: See :class:`~smnas.scoring.trained_ap.TrainedAP`.
     """
 
     scorer: AnyScorer
@@ -89,6 +89,7 @@ class ScorerOnDevices:
     drop_bad_boxes: bool = False
     drop_bad_images: bool = False
     test: Path | None = None
+    automatic: bool = False
     pretrained: Pretrained | None = None
     norm: NormKind = "gn-ws"
 
@@ -108,5 +109,12 @@ class ScorerOnDevices:
         device = self.devices[worker % len(self.devices)]
         if issubclass(found, TrainedAP):
             trains = cast("type[TrainedAP]", found)
-            return trains(folder, self.recipe, device, norm=self.norm, pretrained=self.pretrained)
+            return trains(
+                folder,
+                self.recipe,
+                device,
+                automatic=self.automatic,
+                norm=self.norm,
+                pretrained=self.pretrained,
+            )
         return found(folder, self.recipe, device)

@@ -46,6 +46,7 @@ class TrainedAP:
         data: Trained on its training split, evaluated on its validation split; :meth:`score_final` on its held-out one.
         recipe: How to train; :meth:`score` sets the epochs.
         device: Where to train.
+        automatic: Final runs have an automatic schedule, within their epochs.
         norm, stem: See :class:`~smnas.models.options.DetectorOptions`.
         pretrained: Weights that the backbone starts from; None trains from scratch.
         ranks: DDP ranks that train together; the first one evaluates and writes.
@@ -64,6 +65,7 @@ class TrainedAP:
         recipe: Recipe,
         device: torch.device | str = "cpu",
         *,
+        automatic: bool = False,
         norm: NormKind = "gn-ws",
         stem: StemKind = "deep",
         pretrained: Pretrained | None = None,
@@ -72,6 +74,7 @@ class TrainedAP:
     ) -> None:
         self.recipe = recipe
         self.device = torch.device(device)
+        self.automatic = automatic
         self.norm: NormKind = norm
         self.stem: StemKind = stem
         self.pretrained = pretrained
@@ -106,16 +109,21 @@ class TrainedAP:
         seed: int,
         epochs: int,
         out_dir: Path,
+        time_limit_s: float | None = None,
         on_progress: Callable[[ScoringProgress], None] | None = None,
     ) -> Score:
         """Train as :meth:`score` does; the score is of the held-out images, where there are any.
 
-        Then the metrics hold ``validation_ap`` as well.
+        Then the metrics hold ``validation_ap`` as well. An automatic schedule ends by itself, at the latest after
+        ``epochs`` or, as far as it can be planned, at the time limit.
 
         Raises:
             ScoringFailedError, UserError: as :meth:`score`.
         """
-        return self._score(architecture, seed, epochs, None, out_dir, on_progress, test=self._test)
+        recipe = self.recipe.with_(schedule="auto" if self.automatic else None)
+        return self._score(
+            architecture, seed, epochs, None, out_dir, on_progress, recipe, test=self._test, time_limit_s=time_limit_s
+        )
 
     def score_until(
         self,
@@ -146,9 +154,12 @@ class TrainedAP:
         stop_epoch: int | None,
         out_dir: Path,
         on_progress: Callable[[ScoringProgress], None] | None,
+        recipe: Recipe | None = None,
+        *,
         test: DetectionDataset | None = None,
+        time_limit_s: float | None = None,
     ) -> Score:
-        recipe = self.recipe.with_(epochs=epochs)
+        recipe = (recipe or self.recipe).with_(epochs=epochs)
 
         def on_step(log: StepLog) -> None:
             if on_progress is not None:
@@ -186,6 +197,7 @@ class TrainedAP:
                 validation=self._val,
                 test=test,
                 stop_epoch=stop_epoch,
+                time_limit_s=time_limit_s,
                 evaluate=on_the_way,
                 on_epoch=self.on_epoch,
                 on_step=on_step,
@@ -217,7 +229,12 @@ class TrainedAP:
         if self.ranks.first:
             write_metrics(file, metrics)
         return Score(
-            value=metrics["ap"], metrics=metrics, seconds=result.seconds, epochs=result.epochs, checkpoint=path
+            value=metrics["ap"],
+            metrics=metrics,
+            seconds=result.seconds,
+            epochs=result.epochs,
+            checkpoint=path,
+            stop_reason=result.stop_reason or None,
         )
 
     def _build(self, architecture: Architecture, seed: int) -> Detector:

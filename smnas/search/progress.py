@@ -123,5 +123,5 @@ class SearchProgress:
         # In the final phase nothing of the search is left, even if a stage ended early.
         left = max(search - searched, 0) * settings.epochs / min(self._at_once, settings.generation)
         left = 0.0 if self._finals else left
-        left += max(final - self._finals, 0) * settings.final_epochs / min(self._at_once, final or 1)
+        left += max(final - self._finals, 0) * settings.expected_final_epochs / min(self._at_once, final or 1)
         return left * self._timed_s / self._timed_epochs

@@ -202,6 +202,8 @@ class _Search:
             began[job.number] = time.monotonic()
             self._report(candidates[job.number])
 
+        waiting = tuple(waiting)
+        automatic = self.context.settings.final_schedule == "auto"
         jobs = [
             Job(
                 c.number,
@@ -211,6 +213,7 @@ class _Search:
                 folder.training(c.architecture, c.seed, c.epochs),
                 c.stop_epoch,
                 final=c.stage == "final",
+                time_limit_s=self.clock.each_s(len(waiting)) if automatic and c.stage == "final" else None,
             )
             for c in waiting
         ]
@@ -232,6 +235,8 @@ class _Search:
             score=float(outcome.value),
             metrics={name: float(value) for name, value in outcome.metrics.items()},
             seconds=float(outcome.seconds),
+            stop_epoch=outcome.epochs if outcome.stop_reason else candidate.stop_epoch,
+            reason=outcome.stop_reason,
             checkpoint=checkpoint.relative_to(folder).as_posix() if inside and checkpoint else None,
         )
 

@@ -45,6 +45,13 @@ class Clock:
         self._was_up = self._was_up or up
         return up
 
+    def each_s(self, runs: int) -> float | None:
+        """Time that each of the last training runs may take; None without a limit."""
+        if math.isinf(self.limit_s):
+            return None
+        left_s = max(self.limit_s - (self.now() - self._began), 0.0)
+        return left_s / math.ceil(runs / self.at_once) if runs else left_s
+
     @property
     def notes(self) -> tuple[str, ...]:
         """Notes for the reader of the ranking."""
@@ -62,5 +69,5 @@ class Clock:
         rounds = math.ceil(settings.generation / self.at_once)
         return (
             rounds * settings.epochs * an_epoch_s,
-            final * settings.final_epochs * an_epoch_s / min(self.at_once, final or 1),
+            final * settings.expected_final_epochs * an_epoch_s / min(self.at_once, final or 1),
         )

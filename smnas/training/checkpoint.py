@@ -27,6 +27,7 @@ from smnas.space.architecture import Architecture
 from smnas.space.convolutions import StemKind
 from smnas.training.curve import EpochLog
 from smnas.training.recipe import Recipe
+from smnas.training.schedule import decay_end
 
 __all__ = [
     "CHECKPOINT_FILE",
@@ -66,6 +67,8 @@ class CheckpointInfo:
         started_from: Their name, and the fraction of the backbone that they gave, for a reader.
         data: Content of the splits, see :mod:`smnas.data.contents`; empty in files of earlier versions.
         epoch: Number of finished epochs.
+        decay_from: Epochs before the decay of an automatic schedule, once it is decided; it fixes the end.
+        stop_reason: Why it was decided.
         metrics: COCO numbers of the finished detector; empty before it is evaluated. Of held-out images where there
             are any, with ``validation_ap`` beside them.
         versions: Versions of the software that wrote the file.
@@ -83,6 +86,8 @@ class CheckpointInfo:
     started_from: str = ""
     data: Mapping[str, Any] = field(default_factory=dict)
     epoch: int = 0
+    decay_from: int | None = None
+    stop_reason: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=_versions)
 
@@ -92,9 +97,14 @@ class CheckpointInfo:
         return len(self.classes)
 
     @property
+    def end_epoch(self) -> int:
+        """The last epoch; of an automatic schedule whose end is not decided, the last that it may have."""
+        return self.recipe.epochs if self.decay_from is None else min(decay_end(self.decay_from), self.recipe.epochs)
+
+    @property
     def complete(self) -> bool:
         """Whether all epochs are finished."""
-        return self.epoch >= self.recipe.epochs
+        return self.epoch >= self.end_epoch
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -259,7 +269,7 @@ def require_same_run(found: CheckpointInfo, wanted: CheckpointInfo, path: Path) 
 def _identity(info: CheckpointInfo) -> dict[str, Any]:
     values = info.to_dict()
     recipe = values.pop("recipe")
-    for name in ("epoch", "metrics", "versions", "data", "started_from"):
+    for name in ("epoch", "decay_from", "stop_reason", "metrics", "versions", "data", "started_from"):
         del values[name]
     del recipe["name"]
     return {**values, **{f"recipe.{key}": value for key, value in recipe.items()}}

@@ -33,6 +33,7 @@ class EpochLog:
         memory_mb: Peak so far, in 2**20 bytes: allocated on a CUDA device, resident in the process on a CPU.
         ap: COCO AP on the validation split after this epoch, if it was evaluated.
         ap50: AP at IoU 0.5.
+        evaluation_s: Time of that evaluation, under an automatic schedule.
     """
 
     epoch: int
@@ -46,6 +47,7 @@ class EpochLog:
     memory_mb: float
     ap: float | None = None
     ap50: float | None = None
+    evaluation_s: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON and checkpoints."""

@@ -60,20 +60,25 @@ def train_epoch(
     seed: int,
     device: torch.device,
     ranks: Ranks = ALONE,
+    end_epoch: int | None = None,
+    decay_from: int | None = None,
     on_step: Callable[[StepLog], None] | None = None,
 ) -> EpochLog:
     """Train epoch ``epoch`` (from 0) in place.
 
     All random numbers of the model are seeded by ``(seed, epoch, rank)``, so the epoch is the same after a resume. The
     caller protects torch's global generator (:func:`torch.random.fork_rng`). With several DDP ranks, ``batches`` holds
-    this rank's part of each batch.
+    this rank's part of each batch. An automatic schedule ends with epoch ``end_epoch``, and decays after
+    ``decay_from`` epochs, as far as that is known; others end with the recipe's epochs.
 
     Raises:
         DivergedError: a loss, the gradients' norm or a weight is not finite.
         TrainingFailedError: out of memory.
     """
     steps = len(batches)
-    total = steps * recipe.epochs
+    epochs = end_epoch or recipe.epochs
+    total = steps * epochs
+    decay_step = None if decay_from is None else decay_from * steps
     torch.manual_seed(int(np.random.SeedSequence([seed, epoch, ranks.rank]).generate_state(1, np.uint64)[0]))
     detector.train()
     sums: defaultdict[str, float] = defaultdict(float)
@@ -81,7 +86,7 @@ def train_epoch(
     started = time.perf_counter()
     try:
         for step, batch in enumerate(batches.epoch(epoch)):
-            rate = learning_rate_at(epoch * steps + step, total, recipe)
+            rate = learning_rate_at(epoch * steps + step, total, recipe, decay_step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             losses = _step(
@@ -98,7 +103,7 @@ def train_epoch(
                 on_step(
                     StepLog(
                         epoch=epoch + 1,
-                        epochs=recipe.epochs,
+                        epochs=epochs,
                         step=step + 1,
                         steps=steps,
                         loss=sum(losses.values()),
@@ -119,13 +124,13 @@ def train_epoch(
     means = {name: value / images_seen for name, value in sums.items()}
     return EpochLog(
         epoch=epoch + 1,
-        epochs=recipe.epochs,
+        epochs=epochs,
         loss=sum(means.values()),
         losses=means,
         learning_rate=rate,
         images_per_s=images_seen / seconds,
         seconds=seconds,
-        eta_s=seconds * (recipe.epochs - epoch - 1),
+        eta_s=seconds * (epochs - epoch - 1),
         memory_mb=memory_in_use_mb(device),
     )
 

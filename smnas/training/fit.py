@@ -8,6 +8,7 @@ returned as stored.
 
 import copy
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +37,7 @@ from smnas.training.epoch import Batches, train_epoch
 from smnas.training.errors import DivergedError, TrainingFailedError
 from smnas.training.optimizer import build_optimizer
 from smnas.training.recipe import Recipe
+from smnas.training.schedule import automatic_average, automatic_interval, decay_reason
 
 __all__ = ["FAILURE_FILE", "Evaluate", "FitResult", "fit", "fit_batches"]
 
@@ -55,6 +57,7 @@ class FitResult:
         history: One entry per epoch.
         checkpoint: The stored weights, or ``None`` without a folder.
         trained: Epochs trained by this call: fewer than ``epochs`` after a resume, 0 for a complete run.
+        stop_reason: Why an automatic schedule ended; empty for others.
     """
 
     epochs: int
@@ -63,6 +66,7 @@ class FitResult:
     history: tuple[EpochLog, ...]
     checkpoint: Path | None
     trained: int
+    stop_reason: str = ""
 
 
 def fit(
@@ -79,6 +83,7 @@ def fit(
     validation: DetectionDataset | None = None,
     test: DetectionDataset | None = None,
     stop_epoch: int | None = None,
+    time_limit_s: float | None = None,
     evaluate: Evaluate | None = None,
     on_epoch: Callable[[EpochLog], None] | None = None,
     on_step: Callable[[StepLog], None] | None = None,
@@ -100,6 +105,7 @@ def fit(
         test: The held-out images, if any; part of it too.
         stop_epoch: Stop after this many epochs of the recipe's schedule, with the averaged weights as at the end; a
             later call resumes from the checkpoint. ``None`` trains all epochs.
+        time_limit_s: Time that an automatic schedule plans for, earlier calls included; it must have an ``evaluate``.
         evaluate: Returns AP and AP50 of a detector, for the curve; called by rank 0 as often as the recipe says. At the
             end its detector has the weights of the best of these epochs.
         on_epoch: Called after every epoch of this call, once it is stored.
@@ -155,7 +161,9 @@ def fit(
         ranks=ranks,
         out_dir=out_dir,
         stop_epoch=stop_epoch,
+        time_limit_s=time_limit_s,
         evaluate=evaluate,
+        on_decay=lambda epoch: loader.without_mosaics(epoch if recipe.mosaic_until < 1 else None),
         on_epoch=on_epoch,
         on_step=on_step,
     )
@@ -170,34 +178,45 @@ def fit_batches(
     ranks: Ranks = ALONE,
     out_dir: Path | None = None,
     stop_epoch: int | None = None,
+    time_limit_s: float | None = None,
     evaluate: Evaluate | None = None,
+    on_decay: Callable[[int], object] | None = None,
     on_epoch: Callable[[EpochLog], None] | None = None,
     on_step: Callable[[StepLog], None] | None = None,
 ) -> FitResult:
-    """Train as :func:`fit` does, from any source of batches; ``info`` describes the run."""
+    """Train as :func:`fit` does, from any source of batches; ``info`` describes the run.
+
+    ``on_decay`` is called before the decay of an automatic schedule, with the number of epochs before it.
+    """
     device = torch.device(device)
     recipe = info.recipe
     if len(batches) == 0:
         raise UserError("training needs at least one image, but the training split is empty")
+    automatic, every, ema_decay = recipe.schedule == "auto", recipe.evaluate_every, recipe.ema_decay
+    if automatic:
+        if evaluate is None:
+            raise UserError("an automatic schedule is for one detector, which is evaluated on the way, but got several")
+        every, ema_decay = automatic_interval(recipe, len(batches)), automatic_average(recipe, len(batches))
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     detector.to(device)
     detector.to(memory_format=layout)
     loss_function = loss_of(detector, ranks, recipe.losses)  # from here on all ranks have equal weights
     optimizer = build_optimizer(detector, recipe)
     scaler = torch.amp.GradScaler("cuda", enabled=device.type == "cuda" and recipe.amp == "fp16")
-    average = WeightAverage(detector, recipe.ema_decay) if recipe.ema_decay else None
+    average = WeightAverage(detector, ema_decay) if ema_decay else None
     history: list[EpochLog] = []
     best: Mapping[str, Tensor] | None = None
     if out_dir is not None:
-        finished_epochs, best = _resume(out_dir, info, detector, average, optimizer, scaler, ranks)
+        info, finished_epochs, best = _resume(out_dir, info, detector, average, optimizer, scaler, ranks)
         history += finished_epochs
+    if info.decay_from is not None and on_decay is not None:
+        on_decay(info.decay_from)
     ranks.wait()  # rank 0 overwrites files that the others must have read
     finished = len(history)
-    last = recipe.epochs if stop_epoch is None else min(stop_epoch, recipe.epochs)
     cuda = [device] if device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=cuda):
-            for epoch in range(finished, last):
+            while len(history) < (info.end_epoch if stop_epoch is None else min(stop_epoch, info.end_epoch)):
                 log = train_epoch(
                     detector,
                     loss_function,
@@ -206,22 +225,33 @@ def fit_batches(
                     optimizer,
                     scaler,
                     average,
-                    epoch=epoch,
+                    epoch=len(history),
                     seed=info.seed,
                     device=device,
                     ranks=ranks,
+                    end_epoch=info.end_epoch,
+                    decay_from=info.decay_from,
                     on_step=on_step,
                 )
-                if average is not None and log.epoch == recipe.epochs:
+                at_end = log.epoch == info.end_epoch
+                if average is not None and at_end:
                     detector.load_state_dict(average.detector.state_dict())
-                if evaluate is not None and ranks.first and _is_time(log.epoch, recipe):
-                    evaluated = detector if average is None else average.detector
+                if evaluate is not None and ranks.first and every and (log.epoch % every == 0 or at_end):
+                    evaluated, began = detector if average is None else average.detector, time.perf_counter()
                     ap, ap50 = evaluate(evaluated)
                     log = replace(log, ap=ap, ap50=ap50)
+                    if automatic:
+                        log = replace(log, evaluation_s=time.perf_counter() - began)
                     if best_epoch([*history, log]) is log:
-                        at_end = log.epoch == recipe.epochs  # the weights themselves, which need no copy
+                        # at the end the weights themselves, which need no copy
                         best = None if at_end else copy.deepcopy(evaluated.state_dict())
                 history.append(log)
+                if automatic and info.decay_from is None and not at_end:
+                    reason = decay_reason(history, recipe, every, time_limit_s) if ranks.first else None
+                    if ranks.mean(torch.tensor([float(reason is not None)], device=device)).item():
+                        info = replace(info, decay_from=log.epoch, stop_reason=reason or "")
+                        if on_decay is not None:
+                            on_decay(log.epoch)
                 if out_dir is not None and ranks.first:
                     _store(out_dir, info, detector, average, optimizer, scaler, history, best)
                 if on_epoch is not None:
@@ -230,9 +260,9 @@ def fit_batches(
         if out_dir is not None and ranks.first:
             _record_failure(out_dir, error, epochs=len(history))
         raise
-    if average is not None and len(history) < recipe.epochs:
+    if average is not None and len(history) < info.end_epoch:
         detector.load_state_dict(average.detector.state_dict())  # the checkpoint keeps both, to resume from
-    if best is not None and len(history) == recipe.epochs:
+    if best is not None and len(history) == info.end_epoch:
         detector.load_state_dict(best)
     detector.eval()
     seconds = sum(log.seconds for log in history)
@@ -242,13 +272,9 @@ def fit_batches(
         images_per_s=sum(log.images_per_s * log.seconds for log in history) / seconds,
         history=tuple(history),
         checkpoint=None if out_dir is None else out_dir / CHECKPOINT_FILE,
-        trained=max(last - finished, 0),
+        trained=len(history) - finished,
+        stop_reason=info.stop_reason,
     )
-
-
-def _is_time(epoch: int, recipe: Recipe) -> bool:
-    every = recipe.evaluate_every
-    return every > 0 and (epoch % every == 0 or epoch == recipe.epochs)
 
 
 def _resume(
@@ -259,15 +285,15 @@ def _resume(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     ranks: Ranks,
-) -> tuple[tuple[EpochLog, ...], Mapping[str, Tensor] | None]:
-    """Load this run's state from its folder; returns the finished epochs and the best one's weights."""
+) -> tuple[CheckpointInfo, tuple[EpochLog, ...], Mapping[str, Tensor] | None]:
+    """Load this run's state from its folder; returns its facts, the finished epochs and the best one's weights."""
     require_room(out_dir, "checkpoints")
     (out_dir / FAILURE_FILE).unlink(missing_ok=True)
     path = out_dir / CHECKPOINT_FILE
     if not path.exists():
         if ranks.first:
             write_curve(out_dir / CURVE_FILE, ())
-        return (), None
+        return info, (), None
     checkpoint = load_checkpoint(path)
     require_same_run(checkpoint.info, info, path)
     detector.load_state_dict(checkpoint.model)
@@ -279,7 +305,8 @@ def _resume(
         scaler.load_state_dict(dict(checkpoint.scaler))
     if ranks.first:
         write_curve(out_dir / CURVE_FILE, checkpoint.history)
-    return checkpoint.history, checkpoint.best
+    known = replace(info, decay_from=checkpoint.info.decay_from, stop_reason=checkpoint.info.stop_reason)
+    return known, checkpoint.history, checkpoint.best
 
 
 def _store(

@@ -54,10 +54,12 @@ class Recipe(BaseModel):
         default=False, description="Whether weight_decay also applies to norm parameters and biases (one-dimensional)."
     )
 
-    schedule: Literal["cosine", "step"] = Field(
-        default="cosine", description="cosine: half a cosine to final_factor; step: times step_factor at each step_at."
+    schedule: Literal["cosine", "step", "auto"] = Field(
+        default="cosine",
+        description="cosine: half a cosine to final_factor; step: times step_factor at each step_at; auto: constant, "
+        "then a decay to final_factor once AP no longer rises, within `epochs`.",
     )
-    final_factor: float = Field(default=0.0, ge=0, le=1, description="cosine: last learning rate / peak.")
+    final_factor: float = Field(default=0.0, ge=0, le=1, description="cosine, auto: last learning rate / peak.")
     step_at: tuple[float, ...] = Field(
         default=(2 / 3, 11 / 12),
         description="step: when to drop, as fractions of the whole run, rising, inside (0, 1).",

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -61,6 +62,7 @@ class Job:
         out_dir: Folder of this score alone.
         stop_epoch: Where to stop, under the schedule of the full budget; None does not stop.
         final: Whether it is of the final phase.
+        time_limit_s: Of a final training run that ends by itself.
     """
 
     number: int
@@ -70,6 +72,7 @@ class Job:
     out_dir: Path
     stop_epoch: int | None = None
     final: bool = False
+    time_limit_s: float | None = None
 
 
 class ScorerPool(Protocol):
@@ -117,6 +120,8 @@ def outcome_of(scorer: Scorer, job: Job, on_progress: Callable[[ScoringProgress]
     try:
         if job.stop_epoch is None:
             score = getattr(scorer, "score_final", scorer.score) if job.final else scorer.score
+            if job.time_limit_s is not None:
+                score = partial(score, time_limit_s=job.time_limit_s)
             outcome: Score = score(
                 job.architecture, seed=job.seed, epochs=job.epochs, out_dir=job.out_dir, on_progress=on_progress
             )

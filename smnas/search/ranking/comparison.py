@@ -15,6 +15,7 @@ __all__ = [
     "as_good",
     "latency",
     "overlap",
+    "same_budget",
     "speed",
     "within_spread",
 ]
@@ -84,9 +85,14 @@ def as_good(ap: float, baseline_ap: float) -> bool:
     return ap >= baseline_ap - AS_GOOD_AP - 1e-9  # the difference of two decimals is not exact
 
 
+def same_budget(row: RankingRow, other: RankingRow) -> bool:
+    """Whether two rows were trained alike: for as many epochs, or each until its AP no longer rose."""
+    return row.epochs == other.epochs or None not in (row.stop_reason, other.stop_reason)
+
+
 def within_spread(row: RankingRow, other: RankingRow) -> bool:
     """Whether two APs of equal epochs agree within their spread over seeds; an unknown spread counts as 0."""
-    if row.epochs != other.epochs:
+    if not same_budget(row, other):
         return False
     spread = 0.0 if row.ap_std is None or other.ap_std is None else row.ap_std + other.ap_std
     return abs(row.ap - other.ap) <= spread
@@ -97,7 +103,7 @@ def accuracy(row: RankingRow, other: RankingRow) -> Accuracy:
 
     ``equal`` within the spread over seeds or three printed decimals, ``unknown`` for different numbers of epochs.
     """
-    if row.epochs != other.epochs:
+    if not same_budget(row, other):
         return "unknown"
     if within_spread(row, other) or abs(row.ap - other.ap) < _LEAST_AP_DIFFERENCE:
         return "equal"

@@ -155,7 +155,7 @@ def _row(training_runs: Sequence[Candidate]) -> RankingRow:
         ap_per_seed=tuple(aps),
         ap50=fmean(ap50) if all(map(math.isfinite, ap50)) else None,
         seeds=tuple(c.seed for c in training_runs),
-        epochs=first.epochs,
+        epochs=max(c.reached_epoch for c in training_runs),
         predicted_latency_ms=first.point[1],
         predicted_latency_low_ms=first.latency_low_ms,
         predicted_latency_high_ms=first.latency_high_ms,
@@ -164,6 +164,7 @@ def _row(training_runs: Sequence[Candidate]) -> RankingRow:
         flops=first.flops,
         checkpoint=best.checkpoint,
         validation_ap=fmean(validation) if validation else None,
+        stop_reason=best.reason,
     )
 
 

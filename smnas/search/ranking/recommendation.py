@@ -4,7 +4,16 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from smnas.search.ranking.comparison import AS_GOOD_AP, accuracy, alike, as_good, latency, overlap, within_spread
+from smnas.search.ranking.comparison import (
+    AS_GOOD_AP,
+    accuracy,
+    alike,
+    as_good,
+    latency,
+    overlap,
+    same_budget,
+    within_spread,
+)
 from smnas.search.ranking.row import RankingRow
 
 __all__ = [
@@ -135,7 +144,7 @@ def picks(
     small = _longest([row for row in ranked if not is_barred(row, None, max_parameters)])
     baseline = next((row for row in ranked if row.role == "baseline"), None)
     if baseline is not None:
-        good = [row for row in small if row.epochs == baseline.epochs and as_good(row.ap, baseline.ap)]
+        good = [row for row in small if same_budget(row, baseline) and as_good(row.ap, baseline.ap)]
         fast = [row for row in good if not is_barred(row, latency_limit_ms, None) and not _is_slower(row, baseline)]
         for row in sorted(fast, key=lambda row: latency(row).ms)[:1]:
             why = f"the fastest of {len(good)} with an AP of at least the baseline's less {AS_GOOD_AP}"

@@ -28,6 +28,7 @@ class RankingRow:
         search_ap: AP in the search, if the final phase trained it again.
         predicted_latency_measured: Fraction of the predicted latency whose blocks were measured, by time; the rest is
             interpolated. None where the device was in the machine.
+        stop_reason: Why its training runs ended, where each ended by itself, after ``epochs`` at most.
         validation_ap: Mean AP on the validation images, if ``ap`` is of held-out ones; else None.
     """
 
@@ -58,3 +59,4 @@ class RankingRow:
     search_ap: float | None = None
     predicted_latency_measured: float | None = None
     validation_ap: float | None = None
+    stop_reason: str | None = None

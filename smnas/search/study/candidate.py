@@ -48,7 +48,7 @@ class Candidate:
         number: Trial number, from 0 and without gaps.
         epochs: Full training budget, which the schedule is made for.
         start_epoch: Epochs trained by earlier trials of the architecture.
-        stop_epoch: Where this trial stops; None is the end of the budget.
+        stop_epoch: Where this trial stops; None is the end of the budget. Where one of the final phase ended by itself.
         generation: Group of candidates proposed and trained together, 0 for the baseline; None if the search does not
             train it.
         latency_ms: Predicted median end-to-end latency at batch size 1, with the bounds of its interval.
@@ -60,7 +60,7 @@ class Candidate:
         metric: ``AP`` (COCO's, in 0..1) of a training run, else as the scorer states.
         metrics: All numbers of the scorer; NaN where undefined.
         seconds: Training time with earlier trials; of a failed trial the time until it failed.
-        reason: Why it failed or was pruned, else None.
+        reason: Why it failed or was pruned, or ended by itself; else None.
         checkpoint: Trained weights, relative to the run folder, if any.
     """
 

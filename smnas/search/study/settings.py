@@ -156,7 +156,15 @@ class SearchSettings(_Strict):
     )
     top: int = Field(default=3, ge=1, description="candidates that the final phase trains again")
     final_epochs: int = Field(default=0, ge=0, description="epochs of the final phase; 0 leaves it out")
+    final_schedule: Literal["recipe", "auto"] = Field(
+        default="recipe", description="auto: a final training run ends by itself, after `final_epochs` at most"
+    )
     final_seeds: int = Field(default=1, ge=1, description="seeds of the final phase")
+
+    @property
+    def expected_final_epochs(self) -> int:
+        """Epochs of a final training run; a guess if it ends by itself: four times those of the search."""
+        return min(self.final_epochs, 4 * self.epochs) if self.final_schedule == "auto" else self.final_epochs
 
     @property
     def elsewhere(self) -> bool:

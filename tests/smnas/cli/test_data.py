@@ -51,7 +51,7 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         began.append(str(architecture))
         raise UserError("stopped here")
 
-    monkeypatch.setattr(TrainedAP, "score", score)
+    monkeypatch.setattr(TrainedAP, "score_final", score)
     return began
 
 

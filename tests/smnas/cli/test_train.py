@@ -234,3 +234,19 @@ def test_shared_weights_of_a_space_are_trained_and_read(
     ):
         assert command(*given) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_epochs_may_be_found_while_training(
+    some_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--arch", ARCH, "--data", str(some_images), "--out", str(tmp_path / "out"), "--json", "--epochs")
+    assert command(*words, "auto:3", "--evaluate-every", "1") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["epochs"] == 3
+    assert document["stop_reason"] == "the limit of 3 epochs ended a training run whose AP still rose"
+    assert load_detector_checkpoint(tmp_path / "out" / "checkpoint.pt")[1].stop_reason == document["stop_reason"]
+    assert command(*words, "auto:x") == 2
+    assert "--epochs must be a whole number, auto or auto:MOST, but got 'auto:x'" in capsys.readouterr().err
+    assert command(*words, "3", "--time-limit", "1h") == 2
+    assert "--time-limit goes with --epochs auto" in capsys.readouterr().err

@@ -441,3 +441,34 @@ def test_the_best_of_the_draws_is_proposed() -> None:
     stage = PriorStage(Listed(), values.__getitem__, lambda a: a != row[1], 4, "structural", 9)  # type: ignore[arg-type]
     asked = [stage.ask((), np.random.default_rng(0)) for _ in range(3)]
     assert [None if proposal is None else proposal.architecture for proposal in asked] == [row[2], row[4], None]
+
+
+class EndsByItself(stub.StubScorer):
+    """Final runs end after 7 or 8 epochs, have half the AP on held-out images, and hear of a time limit."""
+
+    limits: list[float | None]
+
+    def score_final(self, architecture, *, seed, epochs, out_dir, time_limit_s=None, on_progress=None):  # type: ignore[no-untyped-def]
+        self.limits = [*getattr(self, "limits", []), time_limit_s]
+        reached = 7 + len(self.limits) % 2
+        found = self._score(architecture, seed, epochs, reached, out_dir)
+        metrics = {**found.metrics, "ap": found.value / 2, "validation_ap": found.value}
+        return replace(found, value=found.value / 2, metrics=metrics, stop_reason=f"AP rose until epoch {reached - 2}")
+
+
+def test_final_runs_end_by_themselves_and_compare_although_their_epochs_differ(tmp_path: Path) -> None:
+    scorer = EndsByItself()
+    few = StageTrials(structural=3, modular=0)
+    settings = stub.settings(trials=few, final_epochs=100, final_schedule="auto", top=2, final_seeds=1)
+    ranking = search(tmp_path / "run", settings, scorer=scorer, time_limit_s=3600.0)
+    finals = [row for row in ranking.rows if row.stage == "final"]
+    assert {row.epochs for row in finals} == {7, 8}
+    assert all(row.stop_reason == f"AP rose until epoch {row.epochs - 2}" for row in finals)
+    assert all(row.validation_ap == pytest.approx(2 * row.ap) for row in finals)
+    assert {row.stop_reason for row in ranking.rows if row.stage != "final"} <= {None}
+    assert ranking.recommendation is not None
+    assert "not comparable" not in ranking.recommendation.reason
+    assert len(scorer.limits) == 3
+    assert all(limit is not None and 0 < limit <= 1200 for limit in scorer.limits)
+    assert [c.own_epochs for c in trials(tmp_path / "run") if c.stage == "final"] == [8, 7, 8]
+    assert search(tmp_path / "run", settings, scorer=stub.StubScorer(raises={1: AssertionError()})) == ranking

@@ -93,7 +93,14 @@ def test_another_data_set_is_another_run(checkpoint: Checkpoint, other: dict[str
 def test_how_far_a_run_is_and_what_wrote_it_is_no_other_run(checkpoint: Checkpoint) -> None:
     renamed = checkpoint.info.recipe.with_(name="mine")
     later = replace(
-        checkpoint.info, epoch=9, metrics={"ap": 0.5}, versions={"torch": "9"}, recipe=renamed, started_from="a"
+        checkpoint.info,
+        epoch=9,
+        decay_from=8,
+        stop_reason="it is good",
+        metrics={"ap": 0.5},
+        versions={"torch": "9"},
+        recipe=renamed,
+        started_from="a",
     )
     require_same_run(checkpoint.info, later, Path("checkpoint.pt"))
     settings = {field.name for field in fields(CheckpointInfo)} - {
@@ -102,6 +109,8 @@ def test_how_far_a_run_is_and_what_wrote_it_is_no_other_run(checkpoint: Checkpoi
         "versions",
         "data",
         "started_from",
+        "decay_from",
+        "stop_reason",
     }
     assert settings == set(OTHERS), "every setting is looked at above"
 
