@@ -119,13 +119,12 @@ def outcome_of(scorer: Scorer, job: Job, on_progress: Callable[[ScoringProgress]
     """Make one score, or return why there is none."""
     try:
         if job.stop_epoch is None:
-            score = getattr(scorer, "score_final", scorer.score) if job.final else scorer.score
+            score: Callable[..., Score] = getattr(scorer, "score_final", scorer.score) if job.final else scorer.score
             if job.time_limit_s is not None:
                 score = partial(score, time_limit_s=job.time_limit_s)
-            outcome: Score = score(
+            return score(
                 job.architecture, seed=job.seed, epochs=job.epochs, out_dir=job.out_dir, on_progress=on_progress
             )
-            return outcome
         if not isinstance(scorer, StoppingScorer):
             return UserError(f"training runs that stop and go on need a scorer that trains, but got {scorer.name!r}")
         return scorer.score_until(
