@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from kernels.dispatch import on_device_of, runs_triton
 
 __all__ = [
+    "bin_cells",
     "multi_level_roi_align",
     "multi_level_roi_align_plain",
     "multi_level_roi_align_reference",
@@ -153,7 +154,7 @@ class _Bags(torch.autograd.Function):
     def forward(
         ctx: Any, boxes: Tensor, strides: list[int], output_size: int, canonical_size: float, *features: Tensor
     ) -> Tensor:
-        cells, weights = _bin_cells(features, boxes, strides, output_size, canonical_size)
+        cells, weights = bin_cells(features, boxes, strides, output_size, canonical_size)
         ctx.save_for_backward(cells, weights)
         ctx.shapes, ctx.last = [feature.shape for feature in features], _channels_last(features)
         channels = features[0].shape[1]
@@ -186,22 +187,27 @@ class _Bags(torch.autograd.Function):
         return None, None, None, None, *gradients
 
 
-def _bin_cells(
+def bin_cells(
     features: Sequence[Tensor], boxes: Tensor, strides: list[int], output_size: int, canonical_size: float
 ) -> tuple[Tensor, Tensor]:
     """Return the positions that every bin reads, int32 rows over all levels, and their weights: ``(bins, 16)`` each."""
     level = roi_levels(boxes, strides, canonical_size).flatten()
-    heights, widths = torch.tensor([feature.shape[2:] for feature in features])[level].unbind(1)
-    sizes = torch.tensor([0, *(feature.shape[0] * feature[0, 0].numel() for feature in features)])
+    heights, widths = (_numbers([feature.shape[axis] for feature in features])[level] for axis in (2, 3))
+    sizes = [feature.shape[0] * feature.shape[2] * feature.shape[3] for feature in features]
     image = torch.arange(boxes.shape[0]).repeat_interleave(boxes.shape[1])
-    first = sizes.cumsum(0)[level] + image * heights * widths
-    left, top, right, bottom = (boxes.flatten(0, 1) / torch.tensor(strides)[level, None]).unbind(1)
+    first = _numbers([sum(sizes[:index]) for index in range(len(sizes))])[level] + image * heights * widths
+    left, top, right, bottom = (boxes.flatten(0, 1) / _numbers(strides)[level, None]).unbind(1)
     y, y_weight = _axis_cells(top, bottom, heights, output_size)
     x, x_weight = _axis_cells(left, right, widths, output_size)
     rows = first[:, None, None] + y * widths[:, None, None]
     cells = (rows[:, :, None, :, None] + x[:, None, :, None, :]).to(torch.int32)
     weights = y_weight[:, :, None, :, None] * x_weight[:, None, :, None, :]
     return cells.view(-1, (2 * SAMPLES) ** 2), weights.reshape(-1, (2 * SAMPLES) ** 2)
+
+
+def _numbers(values: Sequence[int]) -> Tensor:
+    """``torch.tensor(values)``, which a decomposition can not trace."""
+    return torch.stack([torch.full((), value) for value in values])
 
 
 def _axis_cells(start: Tensor, end: Tensor, cells: Tensor, output_size: int) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ from smnas.evaluation.predict import evaluate
 from smnas.inference.runtime import RUNTIMES, EagerDetector, load_model
 from smnas.inference.signature import INPUT_NAME
 
-_FIRST, _SECOND = RUNTIMES
+_FIRST, _SECOND, *_ = RUNTIMES
 
 
 def compare_runtimes(checkpoint: Path, splits: list[DetectionDataset], precision: str, rounds: int) -> dict[str, Any]:

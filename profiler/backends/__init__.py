@@ -56,6 +56,12 @@ def _openvino(device: Device, threads: int) -> Backend:
     return OpenVinoBackend(device, threads)
 
 
+def _litert(device: Device, threads: int) -> Backend:
+    from profiler.backends.litert import LiteRtBackend
+
+    return LiteRtBackend(device, threads)
+
+
 def _engine(device: Device, threads: int, name: str) -> Backend:
     from profiler.backends.engine_backend import EngineBackend
 
@@ -69,6 +75,7 @@ BACKENDS: dict[str, Callable[[Device, int], Backend]] = {
     "onnxruntime-cuda": partial(_onnxruntime, name="onnxruntime-cuda"),
     "onnxruntime-tensorrt": partial(_onnxruntime, name="onnxruntime-tensorrt"),
     "openvino": _openvino,
+    "litert": _litert,
     "tensorrt": partial(_engine, name="tensorrt"),
     "tensorrt-rtx": partial(_engine, name="tensorrt_rtx"),
 }

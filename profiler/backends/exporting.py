@@ -1,4 +1,4 @@
-"""Backends that export every module to ONNX and load the graph in a runtime."""
+"""Backends that export every module, usually to ONNX, and load the graph in a runtime."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ __all__ = ["ExportingBackend"]
 
 
 class ExportingBackend(ABC):
-    """A runtime of ONNX graphs; attributes are those of :class:`profiler.backends.base.Backend`.
+    """A runtime of exported graphs; attributes are those of :class:`profiler.backends.base.Backend`.
 
     Attributes:
         typed_graphs: a half precision is that of the graph; otherwise the graph is float32, and the runtime converts.
@@ -34,7 +34,7 @@ class ExportingBackend(ABC):
 
     @abstractmethod
     def load(self, model: bytes, feeds: Mapping[str, NDArray[Any]], precision: str = "fp32") -> Session:
-        """Load a serialised ONNX model, with an array for each input; ``precision`` is already that of the graph."""
+        """Load a serialised model, with an array for each input; ``precision`` is already that of the graph."""
 
     def prepare(self, module: nn.Module, inputs: Sequence[Tensor], precision: str = "fp32") -> Session:
         """Export a module and load it; see :meth:`profiler.backends.base.Backend.prepare`."""

@@ -294,7 +294,7 @@ def evaluate(
         model: Checkpoint, ONNX file or engine; or the folder of a search or of a training run.
         data: COCO-format folder.
         batch: Images per call; by default 8, or the nearest number of whole batches of an exported file.
-        runtime: Runs an ONNX file: ``onnxruntime`` (the default) or ``openvino``.
+        runtime: Runs an ONNX file: ``onnxruntime`` (the default) or ``openvino``; a .tflite file runs in LiteRT.
         drop_bad_boxes: Leave out boxes without a size or outside their image.
         drop_bad_images: Leave out images that are missing, damaged or of another size than annotated.
         on_progress: Called while evaluating.
@@ -322,7 +322,7 @@ def export(
     *,
     data: StrPath | None = None,
     format: str = "onnx",  # noqa: A002  the option's name
-    runtime: str = "onnxruntime",
+    runtime: str | None = None,
     precision: str = "fp32",
     batch: int = 1,
     compute_capability: Sequence[str] = (),
@@ -334,10 +334,11 @@ def export(
 
     Args:
         model: Checkpoint, or the folder of a search or of a training run.
-        out: The file to write: .onnx, or .engine for an engine.
+        out: The file to write: .onnx, .tflite for LiteRT, or .engine for an engine.
         data: COCO-format folder to compare, calibrate and measure AP on; by default generated shapes.
-        format: ``onnx``, ``tensorrt-rtx`` or ``tensorrt``.
-        runtime: Checks an ONNX file: ``onnxruntime`` or ``openvino``; the file is the same, and either runs it.
+        format: ``onnx``, ``litert``, ``tensorrt-rtx`` or ``tensorrt``.
+        runtime: Checks an ONNX file: ``onnxruntime`` (the default) or ``openvino``; the file is the same, and either
+            runs it.
         precision: Number format of the network: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
         batch: Images of one run of the file.
         compute_capability: GPUs that a ``tensorrt-rtx`` engine must run on, each such as ``8.9``.

@@ -31,7 +31,7 @@ class ExportOptions(OutputOptions):
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE")]
     data: Annotated[Path | None, typer.Option("--data", metavar="DIR")] = None
     format: Annotated[str, typer.Option(metavar="NAME")] = "onnx"
-    runtime: Annotated[str, typer.Option(metavar="NAME")] = "onnxruntime"
+    runtime: Annotated[str | None, typer.Option(metavar="NAME")] = None
     precision: Annotated[str, typer.Option(metavar="NAME")] = "fp32"
     batch: Annotated[int, typer.Option(min=1, metavar="N")] = 1
     compute_capability: Annotated[list[str] | None, typer.Option(metavar="X.Y")] = None

@@ -1,4 +1,4 @@
-"""A trained checkpoint to one verified file: an ONNX graph or a GPU's engine."""
+"""A trained checkpoint to one verified file: an ONNX graph, a LiteRT model or a GPU's engine."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -17,6 +17,7 @@ from kernels.onnx_ops import Operators
 from profiler.atomic import require_room, write_atomic
 from profiler.engines.tensorrt import build_engine, compute_capabilities, import_tensorrt, needs_convolutions
 from profiler.errors import BackendUnavailableError, UserError
+from profiler.graphs.litert import import_litert
 from profiler.graphs.matmuls import matmuls_as_convolutions
 from profiler.graphs.quantized_onnx import float_layers
 from smnas import __version__
@@ -25,11 +26,12 @@ from smnas.data.letterbox import letterbox
 from smnas.data.scene import draw_scene, render
 from smnas.deploy.accuracy import DEFAULT_MAX_AP_DROP, Accuracy, AccuracyLossError, measure_accuracy, require_categories
 from smnas.deploy.agreement import Agreement, compare_detections
-from smnas.deploy.graph import GRAPH_PRECISIONS, detector_graph, in_precision
+from smnas.deploy.graph import GRAPH_PRECISIONS, detector_graph, in_precision, litert_graph
 from smnas.evaluation.predict import DetectionArrays
 from smnas.inference.engine_file import EngineManifest, write_engine
 from smnas.inference.metadata import ModelMetadata
 from smnas.inference.runtime import RUNTIMES, EagerDetector, Model, OnnxDetector, load_model
+from smnas.inference.runtime_litert import with_metadata
 from smnas.models.precision import fragile_modules
 from smnas.training.checkpoint import load_detector_checkpoint
 
@@ -56,6 +58,7 @@ class FileFormat(NamedTuple):
 
 FORMATS: dict[str, FileFormat] = {
     "onnx": FileFormat(".onnx", "native", ""),
+    "litert": FileFormat(".tflite", "native", ""),
     "tensorrt-rtx": FileFormat(".engine", "plain", "tensorrt_rtx"),
     "tensorrt": FileFormat(".engine", "plain", "tensorrt"),
 }
@@ -92,7 +95,7 @@ def export_detector(
     out: Path,
     *,
     file_format: str = "onnx",
-    runtime: str = RUNTIMES[0],
+    runtime: str | None = None,
     precision: str = "fp32",
     batch: int = 1,
     verify_images: Sequence[NDArray[np.uint8]] = (),
@@ -115,7 +118,8 @@ def export_detector(
         checkpoint: Written by training.
         out: The file to write, with its format's suffix; an older one is replaced.
         file_format: One of ``FORMATS``.
-        runtime: One of :data:`smnas.inference.runtime.RUNTIMES`, in which the graph is checked. The file is the same.
+        runtime: One of :data:`smnas.inference.runtime.RUNTIMES`, in which the graph is checked; by default the first
+            that runs such a file. The file is the same.
         precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``; boxes, scores and coordinates are always float32.
         batch: Images per run.
         verify_images: Images ``(H, W, 3)`` ``uint8`` RGB of any size to compare on, ideally like the training images;
@@ -138,15 +142,16 @@ def export_detector(
     kind = _require_format(file_format, out)
     targets = _require_target(kind, capabilities)
     _require_precision(precision, kind, calibration_images, dataset)
-    if runtime not in RUNTIMES or (kind.backend and runtime != RUNTIMES[0]):
-        rule = f"the runtime of {file_format} files is {RUNTIMES[0]}" + ("" if kind.backend else f" or {RUNTIMES[1]}")
-        raise UserError(f"{rule}, but got {runtime!r}")
+    runtime = _require_runtime(runtime, file_format, kind)
     if batch < 1:
         raise UserError(f"`batch >= 1` must hold, but got batch={batch}")
+    litert = kind.suffix == RUNTIMES["litert"]
+    if litert:
+        import_litert()  # before the minutes of conversion
     detector, info = load_detector_checkpoint(checkpoint)
     require_room(out.parent, "exported files")
     width, height = detector.input_size
-    versions = {"smnas": __version__} | {name: version(name) for name in _VERSIONED}
+    versions = {"smnas": __version__} | {name: version(name) for name in _VERSIONED + ("litert-torch",) * litert}
     metadata = ModelMetadata.of_checkpoint(
         info, detector.input_size, precision=precision, batch=batch, versions=versions, metrics=metrics
     )
@@ -156,7 +161,7 @@ def export_detector(
     images = canvases(verify_images or _generated_images(max(_GENERATED_IMAGES, batch), width, height), width, height)
     expected = _one_by_one(reference, images)
 
-    graph = detector_graph(detector, kind.operators, batch)
+    graph: Any = litert_graph(detector, batch) if litert else detector_graph(detector, kind.operators, batch)
     with _unverified(out, graph, metadata, runtime) as file:
         agreement = compare_detections(expected, file(images))
     if not agreement.holds:
@@ -239,11 +244,22 @@ def _require_target(kind: FileFormat, capabilities: Sequence[str]) -> tuple[str,
     return wanted
 
 
+def _require_runtime(runtime: str | None, file_format: str, kind: FileFormat) -> str:
+    first, *others = RUNTIMES if kind.backend else (name for name, runs in RUNTIMES.items() if runs == kind.suffix)
+    if kind.backend and runtime not in (None, first):
+        raise UserError(f"the graph of a {file_format} engine is checked in {first} alone, but got {runtime!r}")
+    if runtime not in (None, first, *others):
+        raise UserError(f"the runtime of {file_format} files is {' or '.join([first, *others])}, but got {runtime!r}")
+    return runtime or first
+
+
 def _require_precision(
     precision: str, kind: FileFormat, calibration: Sequence[NDArray[np.uint8]], dataset: DetectionDataset | None
 ) -> None:
     if precision not in GRAPH_PRECISIONS:
         raise UserError(f"a precision is one of {', '.join(GRAPH_PRECISIONS)}, but got {precision!r}")
+    if precision != "fp32" and kind.suffix == RUNTIMES["litert"]:
+        raise UserError(f"a litert file is fp32, but got {precision!r}")
     if precision == "int8" and not calibration:
         raise UserError("int8 needs images to calibrate on (--data), but got none")
     if precision == "bf16" and (not kind.backend or dataset is not None):
@@ -259,8 +275,10 @@ def _one_by_one(model: EagerDetector, images: NDArray[np.uint8]) -> DetectionArr
     return DetectionArrays(*(np.concatenate(arrays) for arrays in zip(*runs, strict=True)))
 
 
-def _described(graph: onnx.ModelProto, metadata: ModelMetadata) -> bytes:
+def _described(graph: onnx.ModelProto | bytes, metadata: ModelMetadata) -> bytes:
     """Return a graph's bytes with its metadata; the same graph gives the same bytes."""
+    if isinstance(graph, bytes):
+        return with_metadata(graph, metadata)
     described = onnx.ModelProto()
     described.CopyFrom(graph)
     del described.metadata_props[:]
@@ -271,15 +289,15 @@ def _described(graph: onnx.ModelProto, metadata: ModelMetadata) -> bytes:
 
 
 @contextmanager
-def _unverified(out: Path, graph: onnx.ModelProto, metadata: ModelMetadata, runtime: str) -> Iterator[Model]:
+def _unverified(out: Path, graph: onnx.ModelProto | bytes, metadata: ModelMetadata, runtime: str) -> Iterator[Model]:
     """Run the graph on a CPU, from a temporary file."""
-    path = out.with_name(f".{out.stem}.unverified.onnx")
+    path = out.with_name(f".{out.stem}.unverified{RUNTIMES[runtime]}")
     try:
         write_atomic(path, _described(graph, metadata))
-        if runtime == "openvino":
-            yield load_model(path, runtime=runtime)
-        else:
+        if runtime == "onnxruntime":
             yield OnnxDetector(path, providers=("CPUExecutionProvider",))
+        else:
+            yield load_model(path, runtime=runtime)
     finally:
         path.unlink(missing_ok=True)
 

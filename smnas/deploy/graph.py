@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from kernels.onnx_ops import Operators
 from profiler.graphs.export import in_modules, to_onnx
+from profiler.graphs.litert import to_litert
 from profiler.graphs.quantized_onnx import quantized_onnx
 from profiler.graphs.typed_onnx import dense_nodes, typed_onnx
 from profiler.precision import PRECISIONS
@@ -20,6 +21,7 @@ __all__ = [
     "GRAPH_PRECISIONS",
     "detector_graph",
     "in_precision",
+    "litert_graph",
 ]
 
 GRAPH_PRECISIONS = tuple(PRECISIONS)
@@ -39,6 +41,17 @@ def detector_graph(detector: Detector, operators: Operators, batch: int = 1) -> 
     return to_onnx(
         deployable(detector), (images,), input_names=(INPUT_NAME,), output_names=OUTPUT_NAMES, operators=operators
     )
+
+
+def litert_graph(detector: Detector, batch: int = 1) -> bytes:
+    """Convert the same to a LiteRT model.
+
+    Raises:
+        BackendUnavailableError: The converter is not installed.
+        ExportError: The detector has no such form.
+    """
+    width, height = detector.input_size
+    return to_litert(deployable(detector), (torch.zeros(batch, 3, height, width, dtype=torch.uint8),))
 
 
 def in_precision(

@@ -85,8 +85,8 @@ def deploy_ranking(
 ) -> DeployReport:
     """Export the best of a run folder's ranking, those that it names, and its baseline, and measure the files.
 
-    The files have the precision of the search's latencies, and are run in its backend where that is ``onnxruntime`` or
-    ``openvino``, else in ONNX Runtime. AP is measured per file on the validation images; latencies are interleaved over
+    The files have the precision of the search's latencies, and are run in its backend where that is one of
+    ``RUNTIMES``, else in ONNX Runtime. AP is measured per file on the validation images; latencies are interleaved over
     all files for comparison. Then the ranking is made again, as measured latencies count for more than predicted ones;
     a newly named detector without a file gets one too. A failed export is noted in the ranking and does not stop the
     others.
@@ -147,17 +147,19 @@ def _deploy_row(
     try:
         if row.checkpoint is None:
             raise UserError("the ranking names no checkpoint")
-        relative = RunFolder("").model(architecture)
+        runtime = _runtime(settings)
+        relative = RunFolder("").model(architecture).with_suffix(RUNTIMES[runtime])
         int8 = settings.precision == "int8"
         export_detector(
             folder / row.checkpoint,
             folder / relative,
             precision=settings.precision,
             verify_images=dataset.spread(_IMAGES_COMPARED),
-            runtime=_runtime(settings),
+            file_format="litert" if runtime == "litert" else "onnx",
+            runtime=runtime,
             calibration_images=calibration.spread(IMAGES_CALIBRATED, settings.seed) if calibration and int8 else (),
         )
-        model = load_model(folder / relative, runtime=_runtime(settings))
+        model = load_model(folder / relative, runtime=runtime)
         metrics = evaluate(
             model,
             dataset,
@@ -236,8 +238,8 @@ def _time(
 
 
 def _runtime(settings: SearchSettings) -> str:
-    """What runs the files: the search's own backend, if it runs ONNX files."""
-    return settings.backend if settings.backend in RUNTIMES else RUNTIMES[0]
+    """What runs the files: the search's own backend, if it runs files."""
+    return settings.backend if settings.backend in RUNTIMES else "onnxruntime"
 
 
 def _latency_notes(settings: SearchSettings, rows: Sequence[RankingRow], measured: Mapping[str, float]) -> list[str]:

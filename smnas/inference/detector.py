@@ -42,14 +42,14 @@ class Detector:
             print(detection.name, detection.score, detection.box)
 
     Args:
-        path: An exported ``.onnx`` file, an ``.engine`` or a checkpoint ``.pt``; or the folder of a search (its
-            recommended detector) or of a training run.
+        path: An exported ``.onnx`` or ``.tflite`` file, an ``.engine`` or a checkpoint ``.pt``; or the folder of a
+            search (its recommended detector) or of a training run.
         score: Score threshold; the file itself keeps detections from 0.01 on.
         batch: Images per call of the network; by default the file's batch size, which is 1 for a checkpoint.
         workers: Threads that decode and resize in parallel to the network; 0 runs everything in turn.
         quick_decode: Decode large JPEG files at reduced size.
         runtime: Runs an ONNX file: ``onnxruntime`` (the default) or ``openvino``.
-        threads: CPU threads of an ONNX file; ``None`` takes every core.
+        threads: CPU threads of an ONNX or LiteRT file; ``None`` takes every core.
         device: Of a checkpoint, such as ``cuda``; or OpenVINO's, such as ``cpu``.
         cuda_graph: Run a checkpoint or an engine as CUDA graphs; not run on a GPU yet.
 

@@ -1,4 +1,4 @@
-"""Detector files as functions of images: ONNX Runtime, OpenVINO, TensorRT or PyTorch behind one interface.
+"""Detector files as functions of images: ONNX Runtime, OpenVINO, LiteRT, TensorRT or PyTorch behind one interface.
 
 On a GPU a checkpoint, and an engine that allows it, can run as CUDA graphs. An ONNX file can not: ONNX Runtime records
 neither data-dependent sizes, as after NMS, nor loops. Not run yet: any of them on a GPU.
@@ -20,13 +20,23 @@ from smnas.evaluation.predict import DetectionArrays, eager_detect, host_arrays
 from smnas.inference.cuda_graphs import GraphedDetector
 from smnas.inference.engine_file import read_engine
 from smnas.inference.metadata import ModelFileError, ModelMetadata
-from smnas.inference.runtime_base import FixedBatchModel, Model
-from smnas.inference.runtime_onnx import RUNTIMES, OnnxDetector, OpenVinoDetector
+from smnas.inference.runtime_base import RUNTIMES, FixedBatchModel, Model
+from smnas.inference.runtime_litert import LiteRtDetector
+from smnas.inference.runtime_onnx import OnnxDetector, OpenVinoDetector
 from smnas.inference.signature import INPUT_NAME, OUTPUT_NAMES
 from smnas.models.build import deployable
 from smnas.training.checkpoint import load_detector_checkpoint
 
-__all__ = ["RUNTIMES", "EagerDetector", "EngineDetector", "Model", "OnnxDetector", "OpenVinoDetector", "load_model"]
+__all__ = [
+    "RUNTIMES",
+    "EagerDetector",
+    "EngineDetector",
+    "LiteRtDetector",
+    "Model",
+    "OnnxDetector",
+    "OpenVinoDetector",
+    "load_model",
+]
 
 
 class EngineDetector(FixedBatchModel):
@@ -101,23 +111,25 @@ def load_model(
     device: torch.device | str = "cpu",
     cuda_graph: bool = False,
 ) -> Model:
-    """Load a detector file by its suffix: ``.onnx``, ``.engine`` or a checkpoint ``.pt``.
+    """Load a detector file by its suffix: ``.onnx``, ``.tflite``, ``.engine`` or a checkpoint ``.pt``.
 
     Args:
         path: The file.
-        runtime: One of ``RUNTIMES``, for an ONNX file; ONNX Runtime by default.
-        threads: CPU threads of an ONNX file; ``None`` takes every core.
+        runtime: One of ``RUNTIMES`` that runs such a file; by default the first.
+        threads: CPU threads of an ONNX or LiteRT file; ``None`` takes every core.
         device: Of a checkpoint, or OpenVINO's.
         cuda_graph: Run a checkpoint or an engine as CUDA graphs.
 
     Raises:
         UserError: Missing, damaged, something else, not for this machine, or an unknown suffix or runtime.
     """
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise UserError(f"threads must be an integer of at least 1, but got {threads!r}")
     if runtime is not None:
         if runtime not in RUNTIMES:
             raise UserError(f"a runtime is one of {', '.join(RUNTIMES)}, but got {runtime!r}")
-        if path.suffix.lower() != ".onnx":
-            raise UserError(f"a runtime is chosen for an ONNX file, but got {runtime} for {path.name}")
+        if path.suffix.lower() != RUNTIMES[runtime]:
+            raise UserError(f"{runtime} runs {RUNTIMES[runtime]} files of `smnas export`, but got {path.name}")
     match path.suffix.lower():
         case ".onnx":
             if cuda_graph:
@@ -128,11 +140,13 @@ def load_model(
             if runtime == "openvino":
                 return OpenVinoDetector(path, threads=threads, device=str(device))
             return OnnxDetector(path, threads=threads)
+        case ".tflite":
+            return LiteRtDetector(path, threads=threads)
         case ".engine":
             return EngineDetector(path, cuda_graph=cuda_graph)
         case ".pt":
             return EagerDetector(path, device=device, cuda_graph=cuda_graph)
         case suffix:
             raise ModelFileError(
-                f"a model file is .onnx, .engine or .pt, but got {path.name} ({suffix or 'no suffix'})"
+                f"a model file is .onnx, .tflite, .engine or .pt, but got {path.name} ({suffix or 'no suffix'})"
             )

@@ -12,7 +12,10 @@ from smnas.data.letterbox import PAD_VALUE
 from smnas.evaluation.predict import DetectionArrays
 from smnas.inference.metadata import ModelMetadata
 
-__all__ = ["FixedBatchModel", "Model"]
+__all__ = ["RUNTIMES", "FixedBatchModel", "Model"]
+
+RUNTIMES = {"onnxruntime": ".onnx", "openvino": ".onnx", "litert": ".tflite"}
+"""Runtimes of exported files, with the suffix of what each runs; the first of a suffix is its default."""
 
 
 class Model(ABC):

@@ -18,10 +18,8 @@ from smnas.inference.metadata import ModelFileError, ModelMetadata
 from smnas.inference.runtime_base import FixedBatchModel
 from smnas.inference.signature import INPUT_NAME, OUTPUT_NAMES
 
-__all__ = ["RUNTIMES", "OnnxDetector", "OpenVinoDetector"]
+__all__ = ["OnnxDetector", "OpenVinoDetector"]
 
-RUNTIMES = ("onnxruntime", "openvino")
-"""What runs an ONNX file."""
 _RULE = "a detector file is one that `smnas export` wrote"
 
 

@@ -83,7 +83,7 @@ BackendOption = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="What runs the network: onnxruntime (or -cuda, -tensorrt), openvino, eager, compile, tensorrt(-rtx).",
+        help="Runs the network: onnxruntime (or -cuda, -tensorrt), openvino, litert, eager, compile, tensorrt(-rtx).",
     ),
 ]
 BatchOption = Annotated[int, typer.Option(min=1, help="Images per run when latency is measured.")]

@@ -25,7 +25,15 @@ pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (extra cpu or gpu)
 needs_openvino = pytest.mark.skipif(
     importlib.util.find_spec("openvino") is None, reason="needs OpenVINO (extra openvino)"
 )
-RUNNABLE = ["eager", "onnxruntime", pytest.param("openvino", marks=needs_openvino)]
+needs_litert = pytest.mark.skipif(
+    importlib.util.find_spec("litert_torch") is None, reason="needs LiteRT and its converter (extra litert)"
+)
+RUNNABLE = [
+    "eager",
+    "onnxruntime",
+    pytest.param("openvino", marks=needs_openvino),
+    pytest.param("litert", marks=[needs_litert, pytest.mark.slow]),
+]
 FAKE_GPU = Device("NVIDIA Pretend", "cuda")
 
 
@@ -215,7 +223,7 @@ def test_a_precision_that_does_not_run_here_is_refused(name: str, precision: str
 def test_an_unknown_backend_lists_the_known_ones() -> None:
     with pytest.raises(
         UserError,
-        match=r"eager, compile, onnxruntime, .*-tensorrt, openvino, tensorrt, tensorrt-rtx, but got 'abacus'",
+        match=r"eager, compile, onnxruntime, .*-tensorrt, openvino, litert, tensorrt, tensorrt-rtx, but got 'abacus'",
     ):
         get_backend("abacus")
     with pytest.raises(UserError, match="threads >= 1"):
@@ -235,7 +243,7 @@ def test_tensorrt_says_what_it_needs(typed: str, monkeypatch: pytest.MonkeyPatch
         get_backend(typed)
 
 
-@pytest.mark.parametrize(("name", "extra"), [("onnxruntime", "cpu"), ("openvino", "openvino")])
+@pytest.mark.parametrize(("name", "extra"), [("onnxruntime", "cpu"), ("openvino", "openvino"), ("litert", "litert")])
 def test_a_runtime_without_its_package_names_the_command(
     name: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

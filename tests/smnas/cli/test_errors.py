@@ -255,14 +255,18 @@ def test_a_run_folder_of_another_version(some_images: Path, tmp_path: Path, caps
 def test_a_runtime_that_does_not_run_the_file(refusal: Callable[..., str], tmp_path: Path) -> None:
     for name in ("model.onnx", "model.pt", "a.png"):
         (tmp_path / name).touch()
-    known = "a runtime is one of onnxruntime, openvino, but got 'abacus'"
+    known = "a runtime is one of onnxruntime, openvino, litert, but got 'abacus'"
     assert known in refusal("eval", "--model", "model.onnx", "--data", "DATA", "--runtime", "abacus")
     assert known in refusal("detect", "--model", "model.onnx", "--runtime", "abacus", "a.png")
-    assert "but got openvino for model.pt" in refusal("detect", "--model", "model.pt", "--runtime", "openvino", "a.png")
+    assert "openvino runs .onnx files of `smnas export`, but got model.pt" in refusal(
+        "detect", "--model", "model.pt", "--runtime", "openvino", "a.png"
+    )
     words = ("export", "--model", "model.pt", "--runtime")
     assert "is onnxruntime or openvino, but got 'abacus'" in refusal(*words, "abacus", "--out", "m.onnx")
     engine = ("--format", "tensorrt-rtx", "--compute-capability", "8.9", "--out", "m.engine")
-    assert "tensorrt-rtx files is onnxruntime, but got 'openvino'" in refusal(*words, "openvino", *engine)
+    assert "tensorrt-rtx engine is checked in onnxruntime alone, but got 'openvino'" in refusal(
+        *words, "openvino", *engine
+    )
 
 
 @pytest.mark.parametrize("name", ["model.pt", "model.onnx", "model.jpg"])

@@ -98,8 +98,8 @@ def test_other_files_devices_and_runtimes_are_one_line(
         (other, {}, "something else"),
         (liar, {}, "takes images uint8"),
         (other, {"device": "abacus"}, "OpenVINO runs on cpu.* here, but got 'abacus'"),
-        (other, {"runtime": "abacus"}, "a runtime is one of onnxruntime, openvino, but got 'abacus'"),
-        (checkpoint, {}, r"chosen for an ONNX file, but got openvino for checkpoint\.pt"),
+        (other, {"runtime": "abacus"}, "a runtime is one of onnxruntime, openvino, litert, but got 'abacus'"),
+        (checkpoint, {}, r"openvino runs \.onnx files .*, but got checkpoint\.pt"),
     ):
         with pytest.raises(UserError, match=says) as caught:
             load_model(path, **{"runtime": "openvino", **options})
