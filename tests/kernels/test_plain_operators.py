@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import MultiScaleRoIAlign, batched_nms, nms, roi_align
 
+from kernels import litert_ops
 from kernels.nms import greedy_keep, nms_mask, nms_mask_plain, nms_mask_reference, suppressors
 from kernels.roi_align import multi_level_roi_align, multi_level_roi_align_plain
 from profiler.graphs.export import to_onnx, to_onnx_many
@@ -17,6 +18,8 @@ from profiler.graphs.export import to_onnx, to_onnx_many
 SuppressionSets = Callable[[str, int, int, torch.Generator], tuple[Tensor, Tensor]]
 SETS = 500
 """Of each of the 20 kinds below: 10,000 in all."""
+_LITERT_POOL = litert_ops.decompositions()[torch.ops.smnas.multi_level_roi_align.default]
+both_forms = pytest.mark.parametrize("pool", [multi_level_roi_align_plain, _LITERT_POOL], ids=["plain", "litert"])
 
 
 def _boxes(batch: int, count: int, side: float, generator: torch.Generator) -> Tensor:
@@ -79,26 +82,28 @@ def test_the_longest_chain_takes_a_round_for_every_box(count: int) -> None:
     assert torch.equal(greedy_keep(scores > 0, against), expected)
 
 
+@both_forms
 @pytest.mark.parametrize("levels", [1, 2, 4])
-def test_pooling_equals_torchvisions(levels: int) -> None:
+def test_pooling_equals_torchvisions(levels: int, pool: Callable[..., Tensor]) -> None:
     generator = torch.Generator().manual_seed(levels)
     features = [torch.randn(2, 5, 64 >> level, 48 >> level, generator=generator) for level in range(levels)]
     boxes = _boxes(2, 40, 190.0, generator)
     strides = [4 << level for level in range(levels)]
-    found = multi_level_roi_align_plain(features, boxes, strides, 7, 224.0)
+    found = pool(features, boxes, strides, 7, 224.0)
     names = [str(level) for level in range(levels)]
     theirs = MultiScaleRoIAlign(names, 7, 2)(dict(zip(names, features, strict=True)), list(boxes), [(256, 192)] * 2)
     torch.testing.assert_close(found, theirs, atol=1e-4, rtol=1e-4)
 
 
-def test_pooling_over_the_border_and_without_area_equals_torchvisions() -> None:
+@both_forms
+def test_pooling_over_the_border_and_without_area_equals_torchvisions(pool: Callable[..., Tensor]) -> None:
     generator = torch.Generator().manual_seed(0)
     feature = torch.randn(1, 3, 9, 13, generator=generator)
     boxes = _boxes(1, 60, 60.0, generator) + torch.randn(1, 60, 1, generator=generator) * 8
     boxes[0, :10, 2:] = boxes[0, :10, :2]
     boxes[0, 10] = 0.0
     boxes[0, 11] = torch.tensor([52.0, 36.0, 52.0, 36.0])
-    found = multi_level_roi_align_plain([feature], boxes, [4], 7, 112.0)
+    found = pool([feature], boxes, [4], 7, 112.0)
     torch.testing.assert_close(found, roi_align(feature, [boxes[0]], 7, 0.25, 2), atol=1e-5, rtol=1e-4)
 
 
