@@ -22,7 +22,7 @@ def _nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> tuple[Tensor, T
 
 
 @_nms.register_fake
-def _(boxes: Tensor, scores: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
+def _nms_shapes(boxes: Tensor, scores: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
     return scores.new_empty(scores.shape, dtype=torch.int32), scores.new_empty((), dtype=torch.int32)
 
 
@@ -42,8 +42,8 @@ def _multi_level_roi_align(
     """Equals :func:`kernels.roi_align.multi_level_roi_align_reference`."""
     cells, weights = roi_align.bin_cells(features, boxes, strides, output_size, canonical_size)
     table = torch.cat([feature.permute(0, 2, 3, 1).flatten(0, 2) for feature in features])
-    columns = zip(cells.unbind(1), weights.split(1, dim=1), strict=True)
-    bins = sum((table.index_select(0, cell) * weight for cell, weight in columns), start=torch.zeros(()))
+    columns = zip(cells.unbind(1), weights.unbind(1), strict=True)
+    bins = sum((table.index_select(0, cell) * weight[:, None] for cell, weight in columns), start=torch.zeros(()))
     pooled: Tensor = bins.unflatten(0, (-1, output_size, output_size)).permute(0, 3, 1, 2)
     return pooled
 
