@@ -44,8 +44,7 @@ def _multi_level_roi_align(
     table = torch.cat([feature.permute(0, 2, 3, 1).flatten(0, 2) for feature in features])
     columns = zip(cells.unbind(1), weights.unbind(1), strict=True)
     bins = sum((table.index_select(0, cell) * weight[:, None] for cell, weight in columns), start=torch.zeros(()))
-    pooled: Tensor = bins.unflatten(0, (-1, output_size, output_size)).permute(0, 3, 1, 2)
-    return pooled
+    return bins.reshape(-1, output_size, output_size, features[0].shape[1]).permute(0, 3, 1, 2)
 
 
 def decompositions() -> dict[Callable[..., Any], Callable[..., Any]]:
