@@ -13,13 +13,15 @@ from profiler.errors import UserError
 from smnas.data.coco import CocoFolder
 from smnas.data.loader import TrainLoader
 from smnas.data.shapes import generate_shapes
+from smnas.deploy.export import export_detector
+from smnas.inference.runtime import OnnxDetector
 from smnas.models.build import build_detector
 from smnas.space.architecture import Architecture
 from smnas.space.families.resnet import ResNetSpec
 from smnas.space.preset import load_space
 from smnas.supernet.supernet import Supernet
 from smnas.supernet.training import load_supernet, train_supernet
-from smnas.training.checkpoint import CheckpointError
+from smnas.training.checkpoint import Checkpoint, CheckpointError, CheckpointInfo, save_checkpoint
 from smnas.training.recipe import load_recipe
 
 CODED = narrowed(
@@ -74,7 +76,10 @@ def test_an_extracted_detector_is_an_ordinary_one_with_the_outputs_of_the_activa
         size = supernet.space.inputs[number % len(supernet.space.inputs)]
         architecture = supernet.draw(size, rng)
         images = torch.randint(0, 256, (1, 3, size[1], size[0]), dtype=torch.uint8)
-        extracted, ordinary = supernet.extract(architecture), build_detector(architecture, 3)
+        before = torch.get_rng_state()
+        extracted = supernet.extract(architecture)
+        assert torch.equal(torch.get_rng_state(), before)
+        ordinary = build_detector(architecture, 3)
         assert repr(extracted) == repr(ordinary)
         assert [(n, p.shape) for n, p in extracted.named_parameters()] == [
             (n, p.shape) for n, p in ordinary.named_parameters()
@@ -164,6 +169,24 @@ def test_loaders_that_take_turns_make_each_batch_once(tmp_path: Path) -> None:
             mine = turns[(step + epoch) % 3].pop(0)
             assert torch.equal(mine.images, batch.images)
         assert not any(turns)
+
+
+@pytest.mark.slow
+def test_the_file_of_an_extracted_detector_finds_the_same_boxes(supernets: dict[str, Supernet], tmp_path: Path) -> None:
+    architecture = Architecture.parse("bottleneck_8_1-21-1+fpn_2-4_16+norpn+fcos_16_1+96x64")
+    extracted = supernets["coded"].extract(architecture)
+    info = CheckpointInfo(
+        str(architecture), ("a", "b", "c"), (1, 2, 3), "gn-ws", "deep", load_recipe("nano"), 0, 1, epoch=8
+    )
+    save_checkpoint(tmp_path / "checkpoint.pt", Checkpoint(info, extracted.state_dict()))
+    report = export_detector(tmp_path / "checkpoint.pt", tmp_path / "model.onnx")
+    images = np.random.default_rng(0).integers(0, 256, (1, 3, 64, 96), dtype=np.uint8)
+    found = OnnxDetector(report.path, threads=1)(images)
+    with torch.no_grad():
+        expected = supernets["coded"](torch.from_numpy(images), architecture)
+    assert int(found.num[0]) == int(expected.num[0]) > 0
+    np.testing.assert_allclose(found.boxes[0], expected.boxes[0].numpy(), atol=0.05)
+    np.testing.assert_allclose(found.scores[0], expected.scores[0].numpy(), atol=1e-3)
 
 
 @pytest.mark.slow
