@@ -3,12 +3,13 @@
 A detector's parameters are slices of shared tensors: the first channels, the centre of the largest kernel, the first
 layers of a stage or a tower, the first stages of a cascade (Cai et al., "Once-for-All", arXiv 1908.09791). What does
 not nest has tensors of its own: each kind of block and its laterals, each kind of head. The forward pass is that of
-the detector itself, so a step costs what the detector's step costs, and the gradients reach the shared tensors.
+the detector itself, and its gradients reach the shared tensors.
 
 GroupNorm normalizes a slice as it does a whole tensor, and needs no statistics.
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -35,6 +36,7 @@ from smnas.space.sampling import sample_modular, sample_structural
 
 __all__ = ["Supernet"]
 
+_TRAINING_BYTES = 16  # of a weight, its gradient and AdamW's two averages
 _SMALL = 400  # shorter side in pixels from which detectors have other anchors, see DetectorOptions.for_architecture
 
 
@@ -50,7 +52,8 @@ class Supernet(nn.Module):
         state: The ``state_dict`` of an equal supernet; by default it is freshly initialised, in seconds to a minute.
 
     Raises:
-        UserError: the norm is ``bn``, whose statistics are those of one detector.
+        UserError: the norm is ``bn``, whose statistics are those of one detector; or training such weights would not
+            fit in the machine's memory.
     """
 
     def __init__(
@@ -224,6 +227,12 @@ def _initial(space: Space, num_classes: int, norm: NormKind) -> dict[str, Tensor
         parameters = dict(build_backbone(spec, norm).named_parameters())
         names = {name: f"{_kind(spec)}.{aligned}".replace(".", "/") for name, aligned in _aligned(parameters).items()}
         _merge(shared, {names[name]: parameter for name, parameter in parameters.items()})
+        count = sum(tensor.numel() for tensor in shared.values())
+        if _TRAINING_BYTES * count > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+            raise UserError(
+                f"shared weights, their gradients and averages must fit in memory, but {space.name} has over "
+                f"{count / 1e6:.0f} million; narrow its bounds (`smnas space --toml`)"
+            )
     return shared
 
 

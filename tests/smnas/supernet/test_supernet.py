@@ -9,6 +9,7 @@ import pytest
 import torch
 from narrow_space import narrowed
 
+import smnas.supernet.supernet as module
 from profiler.errors import UserError
 from smnas.data.coco import CocoFolder
 from smnas.data.loader import TrainLoader
@@ -158,6 +159,12 @@ def test_what_is_not_of_the_space_is_refused(supernets: dict[str, Supernet]) -> 
         supernets["mbconv"].extract(wider)
     with pytest.raises(UserError, match="gn-ws or gn, but got bn"):
         Supernet(MBCONV, 3, norm="bn")
+
+
+def test_a_space_that_is_too_large_for_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.os, "sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 10)
+    with pytest.raises(UserError, match=r"must fit in memory, but nano has over 0 million; narrow its bounds"):
+        Supernet(MBCONV, 3)
 
 
 def test_loaders_that_take_turns_make_each_batch_once(tmp_path: Path) -> None:
