@@ -28,7 +28,7 @@ def get_backend(name: str, device: Device | None = None, *, threads: int = 1) ->
     if make is None:
         raise UserError(f"a backend is one of {', '.join(BACKENDS)}, but got {name!r}")
     if device is not None and device.kind == "openvino" and name != "openvino":
-        raise UserError(f"openvino is the backend of {device.name}, but got {name!r}")
+        raise UserError(f"{device.name} ({device.place.lower()}) runs --backend openvino alone, but got {name!r}")
     return make(device or cpu_device(), threads)
 
 

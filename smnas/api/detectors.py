@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from smnas.evaluation.coco_eval import CocoMetrics
     from smnas.inference.detector import Detector
     from smnas.inference.results import DetectReport, FrameResult, ImageResult
+    from smnas.inference.runtime_base import Model
     from smnas.models.detector import Detector as Network
     from smnas.scoring.base import ScoringProgress
     from smnas.training.curve import EpochLog
@@ -284,6 +285,7 @@ def evaluate(
     *,
     batch: int | None = None,
     runtime: str | None = None,
+    device: str | None = None,
     drop_bad_boxes: bool = False,
     drop_bad_images: bool = False,
     on_progress: OnProgress = quiet,
@@ -294,7 +296,9 @@ def evaluate(
         model: Checkpoint, ONNX file or engine; or the folder of a search or of a training run.
         data: COCO-format folder.
         batch: Images per call; by default 8, or the nearest number of whole batches of an exported file.
-        runtime: Runs an ONNX file: ``onnxruntime`` (the default) or ``openvino``; a .tflite file runs in LiteRT.
+        runtime: Runs an ONNX file: ``onnxruntime`` or ``openvino``; by default that of the search, or the first. A
+            .tflite file runs in LiteRT.
+        device: Of OpenVINO: ``cpu`` (the default), ``gpu`` or ``npu``.
         drop_bad_boxes: Leave out boxes without a size or outside their image.
         drop_bad_images: Leave out images that are missing, damaged or of another size than annotated.
         on_progress: Called while evaluating.
@@ -303,17 +307,13 @@ def evaluate(
         UserError: the model or the data can not be read.
     """
     from smnas.deploy.accuracy import evaluate_model
-    from smnas.inference.model_file import model_file
-    from smnas.inference.runtime import load_model
-    from smnas.training.device import training_device
 
-    file = model_file(Path(model))
-    network = load_model(file, runtime=runtime, device="cpu" if runtime else training_device())
+    network = _opened(model, runtime, device)
     split = open_data(data, drop_bad_boxes=drop_bad_boxes, drop_bad_images=drop_bad_images).split("val")
     own = network.metadata.batch
     at_once = batch or own * max(1, _EVALUATED_AT_ONCE // own)
     metrics = evaluate_model(network, split, at_once, lambda done, total: on_progress("evaluating", done, total, ""))
-    return Evaluation(file, len(split), metrics)
+    return Evaluation(network.path, len(split), metrics)
 
 
 def export(
@@ -382,6 +382,7 @@ def detect(
     workers: int = 2,
     quick_decode: bool = False,
     runtime: str | None = None,
+    device: str | None = None,
     cuda_graph: bool = False,
     frames: int | None = None,
     out: StrPath | None = None,
@@ -401,7 +402,8 @@ def detect(
         batch: Images of one call of the network; by default the file's own, of a checkpoint 1.
         workers: Threads that decode, resize and draw while the network runs; 0: in turn.
         quick_decode: Decode large JPEG files at a fraction of their size; boxes move a little.
-        runtime: Runs an ONNX file: ``onnxruntime`` (the default) or ``openvino``.
+        runtime: Runs an ONNX file: ``onnxruntime`` or ``openvino``; by default that of the search, or the first.
+        device: Of OpenVINO: ``cpu`` (the default), ``gpu`` or ``npu``.
         cuda_graph: Run a checkpoint or an engine as CUDA graphs; not run on a GPU yet.
         frames: End a video or camera after this many frames.
         out: Draw the boxes on copies of images and videos in this folder.
@@ -421,10 +423,7 @@ def detect(
     from smnas.inference.coco_results import ListedImages, require_place
     from smnas.inference.detect import detect_inputs
     from smnas.inference.inputs import find_inputs
-    from smnas.inference.model_file import model_file
     from smnas.inference.pipeline import DetectOptions
-    from smnas.inference.runtime import load_model
-    from smnas.training.device import training_device
 
     inputs = find_inputs(images, camera=camera)
     if inputs.remark is not None:
@@ -434,8 +433,7 @@ def detect(
     if coco is not None:
         require_place(Path(coco))
     lowest = score if score is not None else (DEFAULT_SCORE if coco is None else 0.0)
-    device = "cpu" if runtime else training_device()
-    network = load_model(model_file(Path(model)), runtime=runtime, device=device, cuda_graph=cuda_graph)
+    network = _opened(model, runtime, device, cuda_graph=cuda_graph)
     listed = None if annotations is None else ListedImages(Path(annotations), inputs.images, network)
     found = detect_inputs(
         network,
@@ -451,3 +449,15 @@ def detect(
     if listed is not None and coco is not None:
         note_lines(filter(None, [listed.write(found.images, Path(coco))]))
     return found
+
+
+def _opened(model: StrPath, runtime: str | None, device: str | None, *, cuda_graph: bool = False) -> "Model":
+    from smnas.inference.model_file import model_file, usual_runtime
+    from smnas.inference.runtime import load_model
+    from smnas.training.device import training_device
+
+    runtime = runtime or usual_runtime(Path(model))
+    if device is not None and runtime != "openvino":
+        raise UserError(f"a device is chosen for --runtime openvino, but got {device!r}")
+    place = device or ("cpu" if runtime else training_device())
+    return load_model(model_file(Path(model)), runtime=runtime, device=place, cuda_graph=cuda_graph)

@@ -39,6 +39,7 @@ class DetectOptions(OutputOptions):
     workers: Annotated[int, typer.Option(min=0)] = 2
     quick_decode: Annotated[bool, typer.Option("--quick-decode")] = False
     runtime: Annotated[str | None, typer.Option(metavar="NAME")] = None
+    device: Annotated[str | None, typer.Option(metavar="NAME", help="Of OpenVINO: cpu, gpu or npu.")] = None
     cuda_graph: Annotated[bool, typer.Option("--cuda-graph")] = False
     frames: Annotated[int | None, typer.Option(min=1)] = None
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR")] = None

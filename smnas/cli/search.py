@@ -39,6 +39,16 @@ EXAMPLES = examples(
 )
 
 
+def _one_count(text: object) -> int:
+    """Parse ``--threads``; several are for several searches."""
+    given = str(text)
+    if "," in given:
+        raise UserError(f"a search has one number of threads, so each needs a search of its own, but got {given!r}")
+    if not given.isdecimal() or int(given) < 1:
+        raise UserError(f"--threads must be an integer of at least 1, but got {given!r}")
+    return int(given)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions(MeasuringOptions):
     """Options of ``smnas search``."""
@@ -50,7 +60,7 @@ class SearchOptions(MeasuringOptions):
     latency_confidence: Annotated[float, typer.Option(min=0.01, max=0.999)] = 0.9
     accept_version: Annotated[str | None, typer.Option(metavar="VERSION")] = None
     preset: PresetOption = "nano"
-    threads: Annotated[int, typer.Option(min=1, callback=require_cores)] = 1
+    threads: Annotated[int, typer.Option(metavar="N", parser=_one_count, callback=require_cores)] = 1
     max_parameters: Annotated[int | None, typer.Option(min=1)] = None
     strategy: Annotated[
         str | None,

@@ -11,7 +11,7 @@ from PIL import Image
 
 from smnas.data.image import Decoded, decode, upright_rgb
 from smnas.inference.detections import Detection
-from smnas.inference.model_file import model_file
+from smnas.inference.model_file import model_file, usual_runtime
 from smnas.inference.pipeline import DetectOptions, StageTimes, find_objects, read_ahead
 from smnas.inference.runtime import Model, load_model
 from smnas.inference.video import VideoError, VideoFrame, open_camera, open_video
@@ -48,7 +48,7 @@ class Detector:
         batch: Images per call of the network; by default the file's batch size, which is 1 for a checkpoint.
         workers: Threads that decode and resize in parallel to the network; 0 runs everything in turn.
         quick_decode: Decode large JPEG files at reduced size.
-        runtime: Runs an ONNX file: ``onnxruntime`` (the default) or ``openvino``.
+        runtime: Runs an ONNX file: ``onnxruntime`` or ``openvino``; by default that of the search, or the first.
         threads: CPU threads of an ONNX or LiteRT file; ``None`` takes every core.
         device: Of a checkpoint, such as ``cuda``; or OpenVINO's, such as ``cpu``.
         cuda_graph: Run a checkpoint or an engine as CUDA graphs; not run on a GPU yet.
@@ -74,6 +74,7 @@ class Detector:
         cuda_graph: bool = False,
     ) -> None:
         self.options = DetectOptions(score, batch, workers, quick_decode)
+        runtime = runtime or usual_runtime(Path(path))
         self.model: Model = load_model(
             model_file(Path(path)), runtime=runtime, threads=threads, device=device, cuda_graph=cuda_graph
         )

@@ -1,12 +1,14 @@
 """Resolve ``--model``: a checkpoint, an ONNX file, an engine, or a folder that a command wrote."""
 
+import importlib.util
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 from profiler.errors import UserError
 from smnas.search.study.run_folder import RunFolder
 
-__all__ = ["model_file"]
+__all__ = ["model_file", "usual_runtime"]
 
 _CHECKPOINT = "checkpoint.pt"  # as in smnas.training.checkpoint, which imports torch
 
@@ -41,3 +43,15 @@ def model_file(path: Path, prefer: Literal["model", "checkpoint"] = "model") -> 
     if file is None:
         raise UserError(f"a ranked detector has a file, but {path} names none for {row.architecture}")
     return path / file
+
+
+def usual_runtime(path: Path) -> str | None:
+    """Return OpenVINO for the exported file of a search in OpenVINO, where installed; else the default, ``None``."""
+    if not (RunFolder(path).ranking.is_file() and importlib.util.find_spec("openvino")):
+        return None
+    from smnas.search.study.settings import read_settings
+
+    with suppress(UserError):  # a ranking alone is enough to open its file
+        if read_settings(path).backend == "openvino" and model_file(path).suffix == ".onnx":
+            return "openvino"
+    return None

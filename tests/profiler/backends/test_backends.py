@@ -304,7 +304,9 @@ def test_a_device_of_openvino_is_found_by_its_name_and_is_no_other_backends(monk
         resolve_device("gpu.1")
     backend = get_backend("openvino", npu)
     assert (backend.version, backend.precisions) == ("2026.1.0", ("fp16", "int8"))
-    with pytest.raises(UserError, match="openvino is the backend of Intel Pretend NPU, but got 'onnxruntime'"):
+    with pytest.raises(
+        UserError, match=r"Intel Pretend NPU \(npu\) runs --backend openvino alone, but got 'onnxruntime'"
+    ):
         get_backend("onnxruntime", npu)
     monkeypatch.setitem(sys.modules, "openvino", None)
     assert openvino_devices() == ()

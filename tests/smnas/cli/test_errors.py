@@ -261,6 +261,9 @@ def test_a_runtime_that_does_not_run_the_file(refusal: Callable[..., str], tmp_p
     assert "openvino runs .onnx files of `smnas export`, but got model.pt" in refusal(
         "detect", "--model", "model.pt", "--runtime", "openvino", "a.png"
     )
+    assert "a device is chosen for --runtime openvino, but got 'npu'" in refusal(
+        "eval", "--model", "model.onnx", "--data", "DATA", "--device", "npu"
+    )
     words = ("export", "--model", "model.pt", "--runtime")
     assert "is onnxruntime or openvino, but got 'abacus'" in refusal(*words, "abacus", "--out", "m.onnx")
     engine = ("--format", "tensorrt-rtx", "--compute-capability", "8.9", "--out", "m.engine")

@@ -29,6 +29,8 @@ _QUICK = TimingSettings(relative_half_width=0.5, min_samples=3, max_samples=5, t
         (("--storage", "postgresql://me:secret@host/db"), "must not hold a password"),
         (("--storage", "nothing"), "a storage is a database URL"),
         (("--precision", "fp16"), "onnxruntime on"),
+        (("--threads", "1,2"), "a search has one number of threads, so each needs a search of its own, but got '1,2'"),
+        (("--threads", "0"), "--threads must be an integer of at least 1, but got '0'"),
         pytest.param(
             ("--max-parameters", "10"),
             "--max-parameters must allow a detector of nano, of which the smallest found has",

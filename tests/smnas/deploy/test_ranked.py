@@ -20,7 +20,8 @@ from smnas.deploy.export import ExportMismatchError
 from smnas.deploy.latency import FileLatency
 from smnas.deploy.ranked import DeployEvent, deploy_ranking
 from smnas.evaluation.predict import evaluate
-from smnas.inference.runtime import EagerDetector, OnnxDetector, load_model
+from smnas.inference.detector import Detector
+from smnas.inference.runtime import EagerDetector, OnnxDetector, OpenVinoDetector, load_model
 from smnas.report.page import write_report
 from smnas.report.run_folder import read_run_folder
 from smnas.report.samples import sample_detections
@@ -157,6 +158,18 @@ def test_openvino_gives_the_files_the_same_numbers(
             metrics = evaluate(model, dataset, *model.input_size, batch_size=1)
             assert metrics.ap == pytest.approx(one.exported_ap, abs=1e-3)
             assert metrics.ap50 == pytest.approx(one.exported_ap50, abs=1e-3)
+
+
+def test_the_files_of_a_search_in_openvino_run_there_by_default(
+    deployed: tuple[Path, list[DeployEvent]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    folder, _ = deployed
+    assert isinstance(Detector(folder).model, OnnxDetector)
+    in_openvino = read_settings(folder).model_copy(update={"backend": "openvino"})
+    monkeypatch.setattr("smnas.search.study.settings.read_settings", lambda _: in_openvino)
+    assert isinstance(Detector(folder).model, OpenVinoDetector)
+    assert isinstance(Detector(folder, runtime="onnxruntime").model, OnnxDetector)
 
 
 def test_the_table_for_people_says_the_same(deployed: tuple[Path, list[DeployEvent]]) -> None:
