@@ -192,8 +192,12 @@ class LatencyPredictor:
             if any(key not in self.rows and key not in works for key in self.keys(architecture)):
                 for part in self.parts(architecture):
                     if part.key not in self.rows and part.key not in works:
-                        works[part.key] = Work.of(part)
+                        works[part.key] = _WORKS[part.key] = _WORKS.get(part.key) or Work.of(part)
         return works
+
+
+_WORKS: dict[str, Work] = {}
+"""Of blocks by key: counting operations takes far longer than interpolating from them."""
 
 
 # inferring a detector's shapes takes far longer than adding up its rows; only the keys are kept
