@@ -1,4 +1,4 @@
-"""ZDT and DTLZ functions (through pymoo) as searches: the first objective is latency, the second one AP's loss.
+"""ZDT, DTLZ and WFG functions (through pymoo) as searches: the first objective is latency, the second one AP's loss.
 
 Ten variables on a grid of 24 levels. A structure sets every variable to one of three coarse levels, two variables a
 module; a variant moves inside. Runs have learning curves: AP after some epochs is the end's, times a saturating
@@ -79,7 +79,7 @@ class AnalyticProblem:
 
     def __init__(self, name: str, epochs: int = 9) -> None:
         self.name, self.epochs = name, epochs
-        options = {"n_obj": 2} if name.startswith("dtlz") else {}
+        options = {} if name.startswith("zdt") else {"n_obj": 2}
         self._problem = get_problem(name, n_var=VARIABLES, **options)
         self.choices = GridChoices()
         self.baseline = (COARSE[1],) * VARIABLES
@@ -95,7 +95,8 @@ class AnalyticProblem:
         self.best_hypervolume = hypervolume(best, self.reference)
 
     def _objectives(self, designs: Sequence[Design]) -> np.ndarray:
-        return np.asarray(self._problem.evaluate(np.array(designs) / (LEVELS - 1)))
+        lowest, highest = self._problem.bounds()
+        return np.asarray(self._problem.evaluate(lowest + (highest - lowest) * np.array(designs) / (LEVELS - 1)))
 
     def latency_ms(self, design: Design) -> float:
         return 1.0 + 9.0 * float(self._objectives([design])[0, 0])

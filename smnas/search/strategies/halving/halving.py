@@ -46,8 +46,9 @@ _LEAST_DESIGNS = 3
 _DRAWS = 64  # random designs measured up front
 _DRAWN_FROM = 40  # training runs: in a smaller search, measuring their blocks would take too large a share of the time
 _SAMPLE_SHARE = 0.1  # of a time limit, for measuring the sample
-_ROUNDS = 3
-_POOL = 40  # children per round
+_ROUNDS = 12
+_LEAST_ROUNDS = 3  # from then on a round that brings nothing better is the last
+_POOL = 60  # children per round
 _MOST_COMPARED = 160  # stopped training runs
 _BEST_CHILDREN = 8
 _RANDOM_SHARE = 0.2
@@ -325,8 +326,8 @@ class HalvingStage:
         # Each parent comes with its trained ancestor, which children of untrained children name as theirs.
         parents: list[tuple[Architecture, str | None]] = [(design, str(design)) for design in designs]
         pool: dict[Architecture, Proposal] = {}
-        gains = np.zeros(0)
-        for _ in range(_ROUNDS):
+        gains, best = np.zeros(0), 0.0
+        for done in range(_ROUNDS):
             fresh: dict[Architecture, Proposal] = {}
             for _ in range(_POOL):
                 child = self._child(parents, rng)
@@ -337,6 +338,9 @@ class HalvingStage:
                 pool |= fresh
             children = [list(pool.values())[i] for i in np.argsort(-gains, kind="stable")[:_BEST_CHILDREN]]
             parents = [(child.architecture, child.parent) for child in children] or parents
+            before, best = best, float(gains.max(initial=0.0))
+            if done + 1 >= _LEAST_ROUNDS and best <= before:
+                break
         if not pool:
             return self._random(trials, rng)
         chosen = list(pool.values())[int(np.argmax(gains))]

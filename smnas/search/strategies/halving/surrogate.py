@@ -1,9 +1,9 @@
 """Gaussian-process surrogate over encoded designs.
 
-The kernel adds up what each feature does alone (linear, and a bend around it) and what they do together (Matern 5/2 of
-one length); length, noise and the weight of the first part are chosen from a grid by the evidence. The caller picks at
-most 160 observations, so that a fit takes the same few milliseconds in a long search. Similarity does not depend on the
-modelled value, so models of several values over the same designs share it.
+The kernel adds up what each feature does alone (a line, and a bend around it) and what features do together (Matern 5/2
+with a length per feature). Lengths, weights and noise have the largest posterior density (Rasmussen & Williams, 2006,
+section 5.4), found by L-BFGS; the prior holds the lengths together where few observations tell them apart. The caller
+picks at most 160 observations, so that a fit takes the same fraction of a second in a long search.
 """
 
 import math
@@ -12,29 +12,36 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import cho_solve, solve_triangular
+from scipy.optimize import minimize
 
-__all__ = ["MOST_OBSERVATIONS", "Compared", "GaussianProcess", "Observed"]
+__all__ = ["MOST_OBSERVATIONS", "Compared", "GaussianProcess", "Observed", "negative_log_posterior", "prior"]
 
 MOST_OBSERVATIONS = 160
-_LENGTHS = (0.25, 0.5, 1.0, 2.0)  # times the square root of the number of features
-_ALONE = (0.5, 5.0)  # weight of what features do alone; what they do together has variance 1
 _BEND = 3.0  # weight of the bends, the lines' is 1
-_NOISES = (1e-3, 3e-2)  # variance of the noise, relative to the observations'
+_SPREAD_OF_SCALES = 2.0  # standard deviation of the logarithm of a squared length
+_ALONE = (0.0, 1.5)  # mean and standard deviation of the logarithm of the weight of what features do alone
+_TOGETHER = (0.0, 1.0)  # of what they do together
+_NOISE = (math.log(3e-3), 1.5)  # of the noise's variance; all relative to the observations' variance
+_BOUNDS = ((-12.0, 6.0), (-6.0, 4.0), (-4.0, 4.0), (math.log(1e-4), math.log(0.5)))
+_SHORTER = 2.0  # the better one of two starts: the prior's centre, and lengths shorter by a factor of e
+_STEPS = 40
+_DIGITS = 3
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Similarity of ``m`` designs to the ``n`` observed ones.
+    """``m`` designs as a model over the ``n`` observed ones sees them.
 
     Attributes:
-        distances: ``(m, n)``, over all features together.
+        features: ``(m, d)``, standardized like the observed ones.
         alone: ``(m, n)``, the mean over features of each one's own kernel.
         own: ``(m,)``, the same of each design with itself.
     """
 
-    distances: Array
+    features: Array
     alone: Array
     own: Array
 
@@ -49,7 +56,7 @@ class Observed:
     def __init__(self, features: Array) -> None:
         scale = features.std(axis=0)
         self._centre, self._scale = features.mean(axis=0), np.where(scale > 1e-12, scale, 1.0)
-        self._features = (features - self._centre) / self._scale
+        self.features = (features - self._centre) / self._scale
         self.size, self.dimensions = features.shape
         self.among = self.compared(features)
         """Observed designs compared with each other."""
@@ -57,7 +64,7 @@ class Observed:
     def compared(self, features: Array) -> Compared:
         """Compare other designs, ``(m, d)``, with the observed ones."""
         x = (features - self._centre) / self._scale
-        return Compared(_distances(x, self._features), _alone(x, self._features), (x * x).mean(axis=1) + _BEND)
+        return Compared(x, _alone(x, self.features), (x * x).mean(axis=1) + _BEND)
 
 
 @dataclass(frozen=True)
@@ -65,53 +72,53 @@ class GaussianProcess:
     """A fitted model; values are standardized inside.
 
     Attributes:
+        observed: Designs that it is fitted on.
         mean, spread: Of the values.
-        length, weight: Of the kernel.
+        scales: ``(d,)`` reciprocals of the squared lengths.
+        alone, together: Weights of the two parts of the kernel.
+        noise: Variance of the noise, relative to the values'.
         whitening: Inverse of the lower Cholesky factor of the observations' covariance.
         weights: Covariance solved for the values.
     """
 
+    observed: Observed
     mean: float
     spread: float
-    length: float
-    weight: float
+    scales: Array
+    alone: float
+    together: float
+    noise: float
     whitening: Array
     weights: Array
 
     @classmethod
     def fit(cls, observed: Observed, values: Array, noise: Array | None = None) -> Self:
-        """Fit by the largest evidence on a small grid.
+        """Fit by the largest posterior density.
 
         Args:
             observed: n designs.
             values: ``(n,)`` finite.
             noise: ``(n,)`` known variances of the values, in their unit squared; none by default.
         """
-        n = observed.size
         mean, spread = float(values.mean()), float(values.std()) or 1.0
         y = (values - mean) / spread
-        known = np.zeros(n) if noise is None else noise / spread**2
-        # With the values as the covariance's last row, its factor's last row is the whitened values. The corner only
-        # has to be large enough for a factor to exist.
-        bordered = np.zeros((n + 1, n + 1))
-        bordered[n, :n], bordered[n, n] = y, 1.0 + 2.0 * float(y @ y) / min(_NOISES)
-        best: tuple[float, float, float, Array] | None = None
-        for length in (share * math.sqrt(observed.dimensions) for share in _LENGTHS):
-            bent = _matern(observed.among.distances / length)
-            for weight in _ALONE:
-                covariance = bent + weight * observed.among.alone
-                for extra in _NOISES:
-                    bordered[:n, :n] = covariance
-                    bordered[np.arange(n), np.arange(n)] += known + extra
-                    factor = np.asarray(np.linalg.cholesky(bordered), dtype=np.float64)
-                    half = factor[n, :n]
-                    evidence = -0.5 * float(half @ half) - float(np.log(np.diag(factor)[:n]).sum())
-                    if best is None or evidence > best[0]:
-                        best = (evidence, length, weight, factor)
-        assert best is not None  # noqa: S101  the grid is not empty
-        _, length, weight, factor = best
-        whitening = np.asarray(np.linalg.inv(factor[:n, :n]), dtype=np.float64)
-        return cls(mean, spread, length, weight, whitening, whitening.T @ factor[n, :n])
+        known = np.zeros(observed.size) if noise is None else noise / spread**2
+        centre, _ = prior(observed.dimensions)
+        bounds = [_BOUNDS[0]] * observed.dimensions + list(_BOUNDS[1:])
+        shorter = centre + np.where(np.arange(len(centre)) < observed.dimensions, _SHORTER, 0.0)
+        data = observed, y, known
+        start = min((centre, shorter), key=lambda one: negative_log_posterior(one, *data)[0])
+        found = minimize(
+            negative_log_posterior, start, data, "L-BFGS-B", jac=True, bounds=bounds, options={"maxiter": _STEPS}
+        )
+        # Rounded, so that the last bits of a processor's arithmetic do not decide what a search proposes.
+        point = np.round(found.x, _DIGITS)
+        covariance, _ = _covariance(point, observed, known)
+        factor = np.linalg.cholesky(covariance)
+        whitening = solve_triangular(factor, np.eye(observed.size), lower=True)
+        scales, (alone, together, extra) = np.exp(point[:-3]), np.exp(point[-3:]).tolist()
+        weights = np.asarray(whitening.T @ (whitening @ y), dtype=np.float64)
+        return cls(observed, mean, spread, scales, alone, together, extra, whitening, weights)
 
     def expect(self, compared: Compared) -> Array:
         """Mean of the value at m designs, ``(m,)``."""
@@ -121,14 +128,65 @@ class GaussianProcess:
         """Mean and standard deviation of the noise-free value at m designs, ``(m,)`` each."""
         across = self._across(compared)
         explained = self.whitening @ across.T
-        variance = np.maximum(1.0 + self.weight * compared.own - (explained * explained).sum(axis=0), 1e-9)
-        return self.mean + self.spread * (across @ self.weights), self.spread * np.sqrt(variance)
+        variance = self.together + self.alone * compared.own - (explained * explained).sum(axis=0)
+        return self.mean + self.spread * (across @ self.weights), self.spread * np.sqrt(np.maximum(variance, 1e-9))
 
     def _across(self, compared: Compared) -> Array:
-        return np.asarray(_matern(compared.distances / self.length) + self.weight * compared.alone, dtype=np.float64)
+        near, _ = _matern(_distances(compared.features, self.observed.features, self.scales))
+        return np.asarray(self.together * near + self.alone * compared.alone, dtype=np.float64)
 
 
-def _distances(a: Array, b: Array) -> Array:
+def prior(dimensions: int) -> tuple[Array, Array]:
+    """Mean and standard deviation of the normal prior, ``(d + 3,)`` each.
+
+    Of the logarithms of the features' scales, of the weights alone and together, and of the noise's variance. Lengths
+    grow with the square root of the number of features, as distances do (Hvarfner et al., arXiv 2402.02229).
+    """
+    others = np.array([_ALONE, _TOGETHER, _NOISE])
+    means = np.concatenate([np.full(dimensions, -math.log(dimensions)), others[:, 0]])
+    return means, np.concatenate([np.full(dimensions, _SPREAD_OF_SCALES), others[:, 1]])
+
+
+def negative_log_posterior(point: Array, observed: Observed, y: Array, known: Array) -> tuple[float, Array]:
+    """Return minus the logarithm of the posterior density, up to a constant, and its gradient ``(d + 3,)``.
+
+    Args:
+        point: ``(d + 3,)``, see :func:`prior`.
+        observed: n designs.
+        y: ``(n,)`` standardized values.
+        known: ``(n,)`` variances of their known noise.
+    """
+    covariance, (near, slope) = _covariance(point, observed, known)
+    try:
+        factor = np.linalg.cholesky(covariance)
+    except np.linalg.LinAlgError:  # as good as singular
+        return 1e10, np.zeros_like(point)
+    inverse = cho_solve((factor, True), np.eye(observed.size))
+    weights = inverse @ y
+    apart = (point - prior(observed.dimensions)[0]) / prior(observed.dimensions)[1]
+    density = 0.5 * float(y @ weights) + float(np.log(np.diag(factor)).sum()) + 0.5 * float(apart @ apart)
+    # Of the covariance's elements; half of the trace with a derivative of the covariance is that of the density.
+    outer = 0.5 * (inverse - np.outer(weights, weights))
+    scales, (alone, together, noise) = np.exp(point[:-3]), np.exp(point[-3:])
+    x, pull = observed.features, together * outer * slope
+    # The sum over pairs of pull times their squared difference in each feature.
+    squares = 2.0 * ((x * x).T @ pull.sum(axis=1) - ((pull @ x) * x).sum(axis=0))
+    rest = [alone * (outer * observed.among.alone).sum(), together * (outer * near).sum(), noise * np.trace(outer)]
+    gradient = np.concatenate([scales * squares, rest]) + apart / prior(observed.dimensions)[1]
+    return density, np.asarray(gradient, dtype=np.float64)
+
+
+def _covariance(point: Array, observed: Observed, known: Array) -> tuple[Array, tuple[Array, Array]]:
+    """Covariance of the observations; and the part together without its weight, with its slope by squared distance."""
+    alone, together, noise = np.exp(point[-3:])
+    near, slope = _matern(_distances(observed.features, observed.features, np.exp(point[:-3])))
+    covariance = together * near + alone * observed.among.alone
+    covariance[np.arange(observed.size), np.arange(observed.size)] += known + noise
+    return covariance, (near, slope)
+
+
+def _distances(a: Array, b: Array, scales: Array) -> Array:
+    a, b = a * np.sqrt(scales), b * np.sqrt(scales)
     squares = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1)[None, :] - 2.0 * (a @ b.T)
     return np.asarray(np.sqrt(np.maximum(squares, 0.0)), dtype=np.float64)
 
@@ -144,6 +202,8 @@ def _alone(a: Array, b: Array) -> Array:
     return np.asarray((a @ b.T + _BEND * bends) / a.shape[1], dtype=np.float64)
 
 
-def _matern(scaled: Array) -> Array:
-    bent = math.sqrt(5.0) * scaled
-    return np.asarray((1.0 + bent + bent * bent / 3.0) * np.exp(-bent), dtype=np.float64)
+def _matern(distances: Array) -> tuple[Array, Array]:
+    """Matern 5/2, and its derivative by the squared distance."""
+    bent = math.sqrt(5.0) * distances
+    fall = np.exp(-bent)
+    return (1.0 + bent + bent * bent / 3.0) * fall, -5.0 / 6.0 * (1.0 + bent) * fall

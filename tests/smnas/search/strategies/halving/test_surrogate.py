@@ -9,7 +9,7 @@ import pytest
 from smnas.search.pareto import as_points, hypervolume
 from smnas.search.strategies.halving.expected_gain import expected_gain
 from smnas.search.strategies.halving.rungs import expected_ends, reached_rungs, rung_epochs
-from smnas.search.strategies.halving.surrogate import GaussianProcess, Observed
+from smnas.search.strategies.halving.surrogate import GaussianProcess, Observed, negative_log_posterior, prior
 from smnas.search.study.candidate import Candidate
 from smnas.search.study.history import History
 from smnas.space.preset import load_space
@@ -35,35 +35,67 @@ def test_the_model_predicts_what_it_has_not_seen_and_knows_how_well() -> None:
     assert far[0] > 3 * deviation.max(), "far from everything it knows little"
 
 
-def test_mean_deviation_and_evidence_are_those_of_the_textbook() -> None:
-    # Rasmussen & Williams (2006), equations 2.25, 2.26 and 2.30, with an inverse and a determinant.
+def noisy_data() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Standardized features and values, and variances of their noise."""
     rng = np.random.default_rng(4)
-    x, other = rng.normal(size=(30, 3)), rng.normal(size=(7, 3))
-    x = (x - x.mean(axis=0)) / x.std(axis=0)
+    x = rng.normal(size=(30, 3))
     y = np.sin(x[:, 0]) + 0.3 * rng.normal(size=30)
-    y = (y - y.mean()) / y.std()
-    noise = rng.uniform(0, 0.1, 30)
+    return (x - x.mean(axis=0)) / x.std(axis=0), (y - y.mean()) / y.std(), rng.uniform(0, 0.1, 30)
 
-    def kernel(a: np.ndarray, b: np.ndarray, length: float, weight: float) -> np.ndarray:
-        apart = a[:, None, :] - b[None, :, :]
-        bent = math.sqrt(5) * np.sqrt((apart**2).sum(axis=2)) / length
-        alone = (a[:, None, :] * b[None, :, :] + 3 / (1 + apart**2)).mean(axis=2)
-        return (1 + bent + bent**2 / 3) * np.exp(-bent) + weight * alone
 
-    found: list[tuple[float, np.ndarray, np.ndarray]] = []
-    for length in (0.25, 0.5, 1.0, 2.0):
-        for weight in (0.5, 5.0):
-            for extra in (1e-3, 3e-2):
-                parts = length * math.sqrt(3), weight
-                covariance = kernel(x, x, *parts) + np.diag(noise + extra)
-                inverse, across = np.linalg.inv(covariance), kernel(other, x, *parts)
-                evidence = -0.5 * y @ inverse @ y - 0.5 * np.linalg.slogdet(covariance)[1]
-                variance = np.diag(kernel(other, other, *parts) - across @ inverse @ across.T)
-                found.append((evidence, across @ inverse @ y, np.sqrt(variance)))
-    _, mean, deviation = max(found, key=lambda one: one[0])
+def kernel(a: np.ndarray, b: np.ndarray, scales: np.ndarray, alone: float, together: float) -> np.ndarray:
+    apart = a[:, None, :] - b[None, :, :]
+    bent = math.sqrt(5) * np.sqrt((apart**2 * scales).sum(axis=2))
+    of_one = (a[:, None, :] * b[None, :, :] + 3 / (1 + apart**2)).mean(axis=2)
+    found: np.ndarray = together * (1 + bent + bent**2 / 3) * np.exp(-bent) + alone * of_one
+    return found
+
+
+def test_mean_and_deviation_are_those_of_the_textbook() -> None:
+    # Rasmussen & Williams (2006), equations 2.25 and 2.26, with an inverse.
+    x, y, noise = noisy_data()
+    other = np.random.default_rng(5).normal(size=(7, 3))
     observed = Observed(x)
     model = GaussianProcess.fit(observed, y, noise)
-    np.testing.assert_allclose(model.predict(observed.compared(other)), (mean, deviation), rtol=1e-6, atol=1e-9)
+    parts = model.scales, model.alone, model.together
+    inverse = np.linalg.inv(kernel(x, x, *parts) + np.diag(noise + model.noise))
+    across = kernel(other, x, *parts)
+    variance = np.diag(kernel(other, other, *parts) - across @ inverse @ across.T)
+    expected = across @ inverse @ y, np.sqrt(variance)
+    np.testing.assert_allclose(model.predict(observed.compared(other)), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_the_posterior_density_is_the_textbooks_and_the_fit_its_largest() -> None:
+    # Equation 2.30, and the normal prior's.
+    x, y, noise = noisy_data()
+    observed, (centre, deviation) = Observed(x), prior(3)
+
+    def expected(point: np.ndarray) -> float:
+        scales, (alone, together, extra) = np.exp(point[:3]), np.exp(point[3:])
+        covariance = kernel(x, x, scales, alone, together) + np.diag(noise + extra)
+        evidence = -0.5 * y @ np.linalg.inv(covariance) @ y - 0.5 * np.linalg.slogdet(covariance)[1]
+        return float(0.5 * (((point - centre) / deviation) ** 2).sum() - evidence)
+
+    rng = np.random.default_rng(6)
+    for _ in range(5):
+        point = centre + rng.normal(size=6)
+        value, gradient = negative_log_posterior(point, observed, y, noise)
+        assert value == pytest.approx(expected(point), rel=1e-9)
+        steps = 1e-5 * np.eye(6)
+        slopes = [(expected(point + step) - expected(point - step)) / 2e-5 for step in steps]
+        np.testing.assert_allclose(gradient, slopes, rtol=1e-4, atol=1e-5)
+    model = GaussianProcess.fit(observed, y, noise)
+    found = np.log([*model.scales, model.alone, model.together, model.noise])
+    around = [found + 0.1 * rng.normal(size=6) for _ in range(50)]
+    assert expected(found) < min(map(expected, around))
+
+
+def test_a_feature_that_matters_has_a_short_length() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.random((60, 8))
+    model = GaussianProcess.fit(Observed(x), np.sin(9 * x[:, 2]) * np.cos(7 * x[:, 5]))
+    assert set(np.argsort(-model.scales)[:2].tolist()) == {2, 5}
+    assert model.scales[[2, 5]].min() > 5 * np.delete(model.scales, [2, 5]).max()
 
 
 def test_noisy_observations_count_for_less() -> None:
