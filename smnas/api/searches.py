@@ -133,7 +133,7 @@ def search(
         recipe: Training recipe: name, .toml file or value; by default the space's.
         epochs: Epochs of each candidate; by default the recipe's.
         final_epochs: Epochs of the final phase, 0 for none; by default twice ``epochs``. ``auto`` or ``auto:N`` as of
-            :func:`smnas.train`: each finalist trains until its AP no longer rises, and ``time_limit`` ends it in time.
+            ``train``: each finalist trains until its AP no longer rises, and ``time_limit`` ends it in time.
         final_seeds: Seeds of the final phase, for AP with a spread.
         final: What the final phase trains from: ``scratch``, or ``fine-tune`` from the candidate's shared weights (the
             default with ``scorer`` shared-ap).
@@ -151,7 +151,7 @@ def search(
         storage: Database URL (PostgreSQL) of the study, instead of ``out/study.db``.
         warm_start: Run folders, one or several, whose training runs the search begins with.
         pretrained: What every candidate and the baseline start from, remapped to their shapes: ``imagenet``, a file or
-            a folder, as of :func:`smnas.train`.
+            a folder, as of ``train``.
         drop_bad_boxes: Leave out boxes without a size or outside their image.
         drop_bad_images: Leave out images that are missing, damaged or of another size than annotated.
         seed: Random seed.
@@ -213,6 +213,10 @@ def search(
     if automatic and not isinstance(scorer, str):
         raise UserError(f"--final-epochs auto goes with a scorer by name, but got {scorer!r}")
     method = choose_method(strategy, scorer, prior, most, final)
+    if supernet_epochs is not None and "fine-tune" not in getattr(method.scorer, "finals", ()):
+        raise UserError(
+            f"--supernet-epochs goes with a scorer with shared weights, as shared-ap, but got {method.scorer.name!r}"
+        )
     runner = backend_of(device, backend, precision, threads) if _is_here(device, table) else None
     if runner is None and method.strategy.measures:
         raise UserError(f"--strategy {method.strategy.name} measures on the device itself, but got --device {device}")

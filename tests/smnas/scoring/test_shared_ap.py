@@ -124,6 +124,10 @@ def test_fine_tuning_starts_from_the_slices(data: Path) -> None:
     [
         ({"final": "both"}, "--final must be fine-tune or scratch with --scorer shared-ap, but got 'both'"),
         ({"scorer": "ap", "final": "fine-tune"}, "--final must be scratch with --scorer ap, but got 'fine-tune'"),
+        (
+            {"scorer": "ap", "supernet_epochs": 2},
+            "--supernet-epochs goes with a scorer with shared weights, .* but got 'ap'",
+        ),
         ({"supernet_epochs": 0}, "--supernet-epochs: .* 1"),
     ],
 )
