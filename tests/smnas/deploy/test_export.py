@@ -150,7 +150,7 @@ def test_a_file_that_finds_other_objects_is_not_left_behind(
         ({"precision": "bf16"}, "m.onnx", "ONNX Runtime has no bfloat16 convolution on a CPU"),
         ({"precision": "int8"}, "m.onnx", r"int8 needs images to calibrate on \(--data\)"),
         ({"precision": "fp8"}, "m.onnx", "one of fp32, fp16, bf16, int8, but got 'fp8'"),
-        ({"file_format": "tflite"}, "m.onnx", "one of onnx, tensorrt-rtx, tensorrt, but got 'tflite'"),
+        ({"file_format": "tflite"}, "m.onnx", "one of onnx, litert, tensorrt-rtx, tensorrt, but got 'tflite'"),
         ({"capabilities": ["8.9"]}, "m.onnx", "for --format tensorrt-rtx"),
         ({}, "m.engine", r"ends in \.onnx"),
         ({"file_format": "tensorrt-rtx"}, "m.onnx", r"ends in \.engine"),

@@ -66,8 +66,8 @@ def test_other_files_are_one_line(other_onnx: Callable[..., Path], tmp_path: Pat
         (text, "no ONNX file"),
         (other_onnx(tmp_path / "other.onnx"), "something else"),
         (tmp_path / "absent.onnx", "no file"),
-        (tmp_path, r"\.onnx, \.engine or \.pt"),
-        (tmp_path / "model.trt", r"\.onnx, \.engine or \.pt"),
+        (tmp_path, r"\.onnx, \.tflite, \.engine or \.pt"),
+        (tmp_path / "model.trt", r"\.onnx, \.tflite, \.engine or \.pt"),
         (tmp_path / "absent.engine", "there is no file"),
     ):
         with pytest.raises(UserError, match=says) as caught:
