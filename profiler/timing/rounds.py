@@ -66,7 +66,7 @@ def combine(rounds: Sequence[Measurement], timing: TimingSettings) -> Measuremen
 
     Returns:
         All samples; the median of the kept rounds' samples; Student's interval from the kept rounds' medians. Where too
-        few agree, it reaches to the third fastest round and as far below.
+        few agree, it reaches to the third fastest round and by the same factor below.
     """
     if len(rounds) == 1:
         return rounds[0]
@@ -74,13 +74,15 @@ def combine(rounds: Sequence[Measurement], timing: TimingSettings) -> Measuremen
     median = statistics.median(sample for one in kept for sample in one.samples_ns) / 1e6
     if len(kept) < min(len(rounds), _LEAST_AGREEING):
         reason = StopReason.ROUNDS_DISAGREE
-        half = sorted(one.median_ms for one in rounds)[:_LEAST_AGREEING][-1] - median
+        high = sorted(one.median_ms for one in rounds)[:_LEAST_AGREEING][-1]
+        low = median**2 / high
     else:
         spread = statistics.stdev(one.median_ms for one in kept) / math.sqrt(len(kept))
         half = float(stdtrit(len(kept) - 1, (1 + timing.confidence) / 2)) * spread
+        low, high = max(median - half, 0.0), median + half
         reason = StopReason.CONVERGED
         if half > timing.relative_half_width * median:
             reasons = (one.stop_reason for one in kept if one.stop_reason != StopReason.CONVERGED)
             reason = next(reasons, StopReason.TIME_LIMIT)
     samples = tuple(np.concatenate([one.samples_ns for one in rounds]).tolist())
-    return Measurement(samples, rounds[0].inner_runs, median, max(median - half, 0.0), median + half, reason)
+    return Measurement(samples, rounds[0].inner_runs, median, low, high, reason)

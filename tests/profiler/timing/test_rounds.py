@@ -145,7 +145,7 @@ def test_further_rounds_are_taken_until_three_agree_or_the_limit() -> None:
 def test_rounds_that_disagree_to_the_end_say_so() -> None:
     found = combine(of(*np.linspace(1, 3, 12)), TimingSettings())
     assert found.stop_reason is StopReason.ROUNDS_DISAGREE
-    assert (found.low_ms, found.median_ms, found.high_ms) == pytest.approx((1 - 4 / 11, 1.0, 1 + 4 / 11))
+    assert (found.low_ms, found.median_ms, found.high_ms) == pytest.approx((1 / (1 + 4 / 11), 1.0, 1 + 4 / 11))
 
 
 @pytest.mark.parametrize("burst_s", [1.0, 60.0])
