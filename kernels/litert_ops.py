@@ -18,7 +18,7 @@ __all__ = ["decompositions", "register_lowerings"]
 @torch.library.custom_op("smnas::litert_nms", mutates_args=())
 def _nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
     """Indices ``(N,)`` int32 of the kept boxes first, and their number; a name in a graph, never run by PyTorch."""
-    raise NotImplementedError
+    raise NotImplementedError("smnas::litert_nms runs in LiteRT alone")
 
 
 @_nms.register_fake

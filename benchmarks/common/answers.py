@@ -36,7 +36,8 @@ def command() -> str:
     script = Path(sys.argv[0]).resolve()
     named = script.relative_to(ROOT.parent) if script.is_relative_to(ROOT) else Path(script.name)
     words = ["-m", ".".join(named.with_suffix("").parts)] if len(named.parts) > 2 else [str(named)]
-    return shlex.join(["python", *words, *sys.argv[1:]])
+    given = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    return shlex.join(["python", *words, *given])
 
 
 def file_name(question: str, backend: str, precision: str, torch: str, device: str) -> str:

@@ -3,8 +3,8 @@
 The samples of one burst agree even when a neighbour on the machine slows all of them; rounds apart in time, between
 measurements of other workloads, do not. Interference only adds, so where rounds disagree, the lowest ones that agree
 are kept. The interval comes from the spread between the kept rounds, not within a burst; where too few agree, it
-reaches to the third fastest round, as slower ones tell of the neighbour, and as far below, as the fastest may be
-slowed too.
+reaches to the third fastest round, as slower ones tell of the neighbour, and by the same factor below, as the
+fastest may be slowed too.
 """
 
 import math

@@ -212,11 +212,7 @@ def search(
     most, automatic = epochs_of("--final-epochs", final_epochs)
     if automatic and not isinstance(scorer, str):
         raise UserError(f"--final-epochs auto goes with a scorer by name, but got {scorer!r}")
-    method = choose_method(strategy, scorer, prior, most, final)
-    if supernet_epochs is not None and "fine-tune" not in getattr(method.scorer, "finals", ()):
-        raise UserError(
-            f"--supernet-epochs goes with a scorer with shared weights, as shared-ap, but got {method.scorer.name!r}"
-        )
+    method = choose_method(strategy, scorer, prior, most, final, supernet_epochs)
     runner = backend_of(device, backend, precision, threads) if _is_here(device, table) else None
     if runner is None and method.strategy.measures:
         raise UserError(f"--strategy {method.strategy.name} measures on the device itself, but got --device {device}")
@@ -403,7 +399,7 @@ def _loop(
     on_training: "Callable[[int, ScoringProgress], None] | None",
 ) -> None:
     """Run the search with the pools that its scorer needs: the final phase trains, whatever the search does."""
-    from smnas.latency.workloads import detector_workloads
+    from smnas.latency.workloads import detector_workloads, work_of
     from smnas.scoring.base import AP
     from smnas.scoring.by_name import get_scorer, quick_score
     from smnas.scoring.workers.processes import InProcess
@@ -412,12 +408,10 @@ def _loop(
     from smnas.search.study.candidate import Complexity
 
     classes = len(context.settings.data.classes)
-    flops: dict[str, int] = {}  # of blocks, which candidates share
 
     def complexity(architecture: Architecture) -> Complexity:
-        workloads = detector_workloads(architecture, classes)
-        flops.update({w.key: w.flops for w in workloads if w.key not in flops})
-        return Complexity(sum(w.parameters for w in workloads), sum(flops[w.key] for w in workloads))
+        works = [work_of(block) for block in detector_workloads(architecture, classes)]
+        return Complexity(sum(work.parameters for work in works), sum(work.flops for work in works))
 
     alone = context.settings.metric == AP
     final = getattr(get_scorer(scorer), "finals", FINALS)[context.settings.final]

@@ -52,14 +52,7 @@ def _predicted(candidate: Candidate, predictor: LatencyPredictor, failed: dict[s
     except LatencyFailedError as error:
         failed[str(candidate.architecture)] = str(error)
         return replace(candidate, state="failed", reason=str(error))
-    return replace(
-        candidate,
-        latency_ms=found.ms,
-        latency_low_ms=found.low_ms,
-        latency_high_ms=found.high_ms,
-        latency_calibrated=found.calibrated,
-        latency_measured=found.measured,
-    )
+    return candidate.with_latency(found, elsewhere=True)
 
 
 def _measured(row: RankingRow, predictor: LatencyPredictor, model: Path | None) -> RankingRow:

@@ -23,7 +23,7 @@ from profiler.prediction.predict import (
 from profiler.table.latency_table import Row
 from profiler.work import Work
 from profiler.workload import Workload
-from smnas.latency.workloads import detector_workloads, end_to_end_workload
+from smnas.latency.workloads import detector_workloads, end_to_end_workload, work_of
 from smnas.models.build import build_detector, deployable
 from smnas.models.layers import NormKind
 from smnas.space.architecture import Architecture
@@ -192,12 +192,8 @@ class LatencyPredictor:
             if any(key not in self.rows and key not in works for key in self.keys(architecture)):
                 for part in self.parts(architecture):
                     if part.key not in self.rows and part.key not in works:
-                        works[part.key] = _WORKS[part.key] = _WORKS.get(part.key) or Work.of(part)
+                        works[part.key] = work_of(part)
         return works
-
-
-_WORKS: dict[str, Work] = {}
-"""Of blocks by key: counting operations takes far longer than interpolating from them."""
 
 
 # inferring a detector's shapes takes far longer than adding up its rows; only the keys are kept

@@ -6,15 +6,17 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
+from profiler.work import Work
 from profiler.workload import TensorSpec, Workload
 from smnas.models.build import build_detector, deployable
 from smnas.models.detector import Detector
 from smnas.models.layers import NormKind
 from smnas.space.architecture import Architecture
 
-__all__ = ["detector_workloads", "end_to_end_workload", "fresh_detector", "inference_workloads"]
+__all__ = ["detector_workloads", "end_to_end_workload", "fresh_detector", "inference_workloads", "work_of"]
 
 _WEIGHTS_SEED = 0
+_WORKS: dict[str, Work] = {}
 
 
 def inference_workloads(detector: Detector, batch: int = 1) -> tuple[Workload, ...]:
@@ -52,6 +54,13 @@ def detector_workloads(
 @lru_cache(maxsize=64)  # a candidate's keys, size and missing blocks are asked for one after the other
 def _meta_workloads(architecture: Architecture, num_classes: int, batch: int, norm: NormKind) -> tuple[Workload, ...]:
     return inference_workloads(deployable(build_detector(architecture, num_classes, norm=norm, device="meta")), batch)
+
+
+def work_of(block: Workload) -> Work:
+    """Count a block's work, once a process: detectors share blocks, and counting takes most of a proposal's time."""
+    if block.key not in _WORKS:
+        _WORKS[block.key] = Work.of(block)
+    return _WORKS[block.key]
 
 
 def fresh_detector(architecture: Architecture, num_classes: int, norm: NormKind = "gn-ws") -> Detector:

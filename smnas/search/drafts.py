@@ -52,14 +52,7 @@ class Judge:
             latency = self.latency(draft.architecture)
         except LatencyFailedError as error:
             return replace(draft, state="failed", reason=one_line(error))
-        return replace(
-            draft,
-            latency_ms=latency.ms,
-            latency_low_ms=latency.low_ms,
-            latency_high_ms=latency.high_ms,
-            latency_calibrated=latency.calibrated,
-            latency_measured=latency.measured if self.settings.elsewhere else None,
-        )
+        return draft.with_latency(latency, elsewhere=self.settings.elsewhere)
 
     def judged(self, draft: Candidate, trained: Sequence[Candidate]) -> Candidate:
         """The measured draft, pruned where it need not be trained; the baseline and what resumes always are."""

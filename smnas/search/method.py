@@ -61,6 +61,7 @@ def choose_method(
     prior: str | None = None,
     final_epochs: int | None = None,
     final: str | None = None,
+    supernet_epochs: int | None = None,
 ) -> Method:
     """Check that the choices go together, and fill in the default strategy.
 
@@ -71,6 +72,7 @@ def choose_method(
         prior: Name of a scorer that needs only the architecture.
         final_epochs: Epochs of the final phase; None: undecided.
         final: What the final phase trains from; None: the scorer's own default.
+        supernet_epochs: Epochs of the shared weights; None: the default, or there are none.
 
     Raises:
         UserError: an unknown name, or choices that do not go together; one line that names the option.
@@ -94,4 +96,8 @@ def choose_method(
     finals = list(getattr(found, "finals", FINALS))
     if final is not None and final not in finals:
         raise UserError(f"--final must be {' or '.join(finals)} with --scorer {found.name}, but got {final!r}")
+    if supernet_epochs is not None and "fine-tune" not in finals:
+        raise UserError(
+            f"--supernet-epochs goes with a scorer with shared weights, as shared-ap, but got {found.name!r}"
+        )
     return Method(kind, found, prior, final or finals[0])

@@ -89,8 +89,8 @@ def test_finished_trials_of_a_folder_without_a_study(tmp_path: Path) -> None:
 
 def test_an_answer_lies_in_its_topic_and_names_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = RESULTS.parent / "kernels" / "operator_time.py"
-    monkeypatch.setattr(sys, "argv", [str(script), "--rounds", "3"])
-    assert command() == "python -m benchmarks.kernels.operator_time --rounds 3"
+    monkeypatch.setattr(sys, "argv", [str(script), "--rounds", "3", "--out", str(tmp_path / "runs")])
+    assert command() == "python -m benchmarks.kernels.operator_time --rounds 3 --out runs"
     written: list[Path] = []
     monkeypatch.setattr("benchmarks.common.answers.write_answer", lambda path, _: written.append(path))
     keep_answer("operator-time", "Why?\n\nBecause.", {})

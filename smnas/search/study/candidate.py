@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from smnas.scoring.base import AP
 from smnas.space.architecture import Architecture
+
+if TYPE_CHECKING:
+    from profiler.prediction.predict import Latency
 
 __all__ = ["Candidate", "Complexity", "Origin", "Proposal", "StageName", "State", "in_search", "will_count"]
 
@@ -95,6 +98,17 @@ class Candidate:
         return (
             math.nan if self.score is None else self.score,
             math.nan if self.latency_ms is None else self.latency_ms,
+        )
+
+    def with_latency(self, latency: "Latency", *, elsewhere: bool) -> "Candidate":
+        """The same with a predicted latency, and how much of it was measured where the device is elsewhere."""
+        return replace(
+            self,
+            latency_ms=latency.ms,
+            latency_low_ms=latency.low_ms,
+            latency_high_ms=latency.high_ms,
+            latency_calibrated=latency.calibrated,
+            latency_measured=latency.measured if elsewhere else None,
         )
 
     @property

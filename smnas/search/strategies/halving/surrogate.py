@@ -163,7 +163,8 @@ def negative_log_posterior(point: Array, observed: Observed, y: Array, known: Ar
         return 1e10, np.zeros_like(point)
     inverse = cho_solve((factor, True), np.eye(observed.size))
     weights = inverse @ y
-    apart = (point - prior(observed.dimensions)[0]) / prior(observed.dimensions)[1]
+    centre, deviation = prior(observed.dimensions)
+    apart = (point - centre) / deviation
     density = 0.5 * float(y @ weights) + float(np.log(np.diag(factor)).sum()) + 0.5 * float(apart @ apart)
     # Of the covariance's elements; half of the trace with a derivative of the covariance is that of the density.
     outer = 0.5 * (inverse - np.outer(weights, weights))
@@ -172,7 +173,7 @@ def negative_log_posterior(point: Array, observed: Observed, y: Array, known: Ar
     # The sum over pairs of pull times their squared difference in each feature.
     squares = 2.0 * ((x * x).T @ pull.sum(axis=1) - ((pull @ x) * x).sum(axis=0))
     rest = [alone * (outer * observed.among.alone).sum(), together * (outer * near).sum(), noise * np.trace(outer)]
-    gradient = np.concatenate([scales * squares, rest]) + apart / prior(observed.dimensions)[1]
+    gradient = np.concatenate([scales * squares, rest]) + apart / deviation
     return density, np.asarray(gradient, dtype=np.float64)
 
 
